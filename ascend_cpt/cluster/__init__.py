@@ -1,0 +1,1 @@
+"""Launch arguments, environment and process supervision for msrun."""

@@ -1,0 +1,1 @@
+"""The configuration: schema (frozen dataclasses) and the strict loader."""

@@ -1,0 +1,1 @@
+"""What a run tells: step records, sinks (console, metrics.jsonl) and the loss picture."""

@@ -1,0 +1,1 @@
+"""Checks of a parallel layout before a cluster is booked."""

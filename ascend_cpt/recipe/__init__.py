@@ -1,0 +1,1 @@
+"""Token budgets and learning-rate schedules in plain Python and NumPy."""
