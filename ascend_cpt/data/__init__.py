@@ -1,1 +1,1 @@
-"""Raw text to packed datasets: readers, handlers, sub-splitting, tokenizers, packing, MindRecord, manifest, pipeline."""
+"""Raw text to packed datasets: readers, handlers, tokenizers, packing, MindRecord, manifest, pipeline."""
