@@ -1,0 +1,258 @@
+"""A small corpus and tokenizer that every machine has: made from the running Python, without a network.
+
+General domain: the English prose of `pydoc_data.topics` (the language reference) and of the standard library's
+docstrings. Code domain: the standard library's source. The same Python gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import logging
+import os
+import platform
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ascend_cpt.data.files import checksum_file, write_text_atomic
+from ascend_cpt.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+EOD_TOKEN = "<|endoftext|>"
+PAD_TOKEN = "<|pad|>"
+RECORD_FILE = "sample.json"
+
+_SAMPLE_VERSION = 1
+_VOCAB_SIZE = 4096
+_TOKENIZER_TRAINING_BYTES = 4 << 20
+_CODE_BYTES = 5 << 20
+_MAX_SOURCE_FILE_BYTES = 120_000
+_MIN_DOCSTRING_CHARS = 100
+_MIN_DOCUMENT_CHARS = 200
+_SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "__pycache__", "encodings", "pydoc_data"}
+)
+_VALID_ONE_IN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text and where it came from."""
+
+    text: str
+    source: str
+    module: str
+    """The module (or topic) that it is about; decides the side of the split."""
+
+
+def make_sample(folder: Path, *, overwrite: bool = False) -> bool:
+    """Write the sample corpus and its tokenizer to `folder`; return False when they were there and whole already.
+
+    Files: `{general,code}/{train,valid}.{parquet,jsonl}` (columns text, source), `tokenizer/` (a Hugging Face folder)
+    and `sample.json` (written last: what was made, with checksums).
+
+    Raises:
+        DataError: the folder cannot be written, or this Python comes without its standard library's source.
+    """
+    if not overwrite and is_whole(folder):
+        return False
+    try:
+        splits = {name: split_documents(documents) for name, documents in collect_domains().items()}
+        files = [path for name, split in splits.items() for path in _write_domain(folder / name, split)]
+        files += _write_tokenizer(folder / "tokenizer", [split["train"] for split in splits.values()])
+        record = {
+            "sample_version": _SAMPLE_VERSION,
+            "python": platform.python_version(),
+            "tokenizers": importlib.metadata.version("tokenizers"),
+            "domains": {name: _count(split) for name, split in splits.items()},
+            "files": {str(path.relative_to(folder)): checksum_file(path) for path in files},
+        }
+        write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise DataError(f"{folder}: the sample corpus cannot be written: {error}") from error
+    return True
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` holds a finished sample corpus of this version whose files are as they were written."""
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        if record["sample_version"] != _SAMPLE_VERSION:
+            return False
+        return all(checksum_file(folder / name) == checksum for name, checksum in record["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def collect_domains() -> dict[str, list[Document]]:
+    """The documents of each domain: sorted, without exact duplicates (also across domains), none of them short."""
+    sources = list(_find_source_files())
+    if not sources:
+        raise DataError(f"{sysconfig.get_path('stdlib')}: holds no Python source to make the sample corpus from")
+    seen: set[str] = set()
+    general = _deduplicate((*_read_topics(), *_read_docstrings(sources)), seen)
+    code = _limit(_deduplicate(_read_code(sources), seen), _CODE_BYTES)
+    return {"general": general, "code": code}
+
+
+def split_documents(documents: Iterable[Document]) -> dict[str, list[Document]]:
+    """Split into `train` and `valid` (about one in ten) by the module's hash.
+
+    A module's docstrings and its source, which holds them, are on the same side: what a model trains on in one domain
+    is not in the other's validation set.
+    """
+    split: dict[str, list[Document]] = {"train": [], "valid": []}
+    for document in documents:
+        split["valid" if int(_hash(document.module), 16) % _VALID_ONE_IN == 0 else "train"].append(document)
+    return split
+
+
+def _find_source_files() -> Iterator[tuple[str, str]]:
+    """Yield (module path, source) of the standard library's readable UTF-8 files, in sorted order."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.suffix != ".py" or name.startswith("_sysconfigdata") or not path.is_file():
+                continue
+            try:
+                source = path.read_bytes().decode("utf-8")
+            except UnicodeDecodeError:
+                continue
+            yield path.relative_to(root).as_posix(), source.replace("\r\n", "\n")
+
+
+def _read_topics() -> Iterator[Document]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        logger.warning("this Python comes without pydoc_data.topics: the general sample is made of docstrings only")
+        return
+    for name in sorted(topics):
+        yield Document(text=inspect.cleandoc(topics[name]), source=f"topic {name}", module=f"topic {name}")
+
+
+def _read_docstrings(sources: Iterable[tuple[str, str]]) -> Iterator[Document]:
+    """One document per module: its docstring, then those of its classes and functions under their names."""
+    for path, source in sources:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(source)
+        except (SyntaxError, ValueError):
+            continue
+        parts = [text for text in _walk_docstrings(tree, "") if len(text) >= _MIN_DOCSTRING_CHARS]
+        yield Document(text="\n\n".join(dict.fromkeys(parts)), source=f"docstrings {path}", module=path)
+
+
+def _walk_docstrings(node: ast.AST, prefix: str) -> Iterator[str]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        docstring = ast.get_docstring(node)
+        if docstring:
+            yield f"{prefix}\n\n{docstring}" if prefix else docstring
+        for child in node.body:
+            name = getattr(child, "name", "")
+            yield from _walk_docstrings(child, f"{prefix}.{name}" if prefix else name)
+
+
+def _read_code(sources: Iterable[tuple[str, str]]) -> Iterator[Document]:
+    for path, source in sources:
+        if len(source) <= _MAX_SOURCE_FILE_BYTES:
+            yield Document(text=source, source=path, module=path)
+
+
+def _deduplicate(documents: Iterable[Document], seen: set[str]) -> list[Document]:
+    """Keep the first of equal texts; texts hashed in `seen` (which grows) and short ones go."""
+    kept = []
+    for document in documents:
+        key = _hash(document.text)
+        if key not in seen and len(document.text) >= _MIN_DOCUMENT_CHARS:
+            seen.add(key)
+            kept.append(document)
+    return kept
+
+
+def _limit(documents: list[Document], max_bytes: int) -> list[Document]:
+    """Keep documents up to `max_bytes`, chosen by hash so that every part of the library is met; order stays."""
+    kept: set[str] = set()
+    num_bytes = 0
+    for document in sorted(documents, key=lambda document: _hash(document.text)):
+        num_bytes += len(document.text.encode())
+        if num_bytes > max_bytes:
+            break
+        kept.add(document.source)
+    return [document for document in documents if document.source in kept]
+
+
+def _write_domain(folder: Path, split: dict[str, list[Document]]) -> list[Path]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, documents in split.items():
+        rows = [{"text": document.text, "source": document.source} for document in documents]
+        jsonl = folder / f"{name}.jsonl"
+        write_text_atomic(jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        parquet, temporary = folder / f"{name}.parquet", folder / f".{name}.parquet.{os.getpid()}.tmp"
+        pq.write_table(pa.Table.from_pylist(rows), temporary, row_group_size=64, compression="zstd")
+        os.replace(temporary, parquet)
+        paths += [jsonl, parquet]
+    return paths
+
+
+def _write_tokenizer(folder: Path, domains: list[list[Document]]) -> list[Path]:
+    """Train a byte-level BPE on an equal, bounded part of each domain and write it as a Hugging Face folder."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCAB_SIZE - 2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+    )
+    part_bytes = _TOKENIZER_TRAINING_BYTES // len(domains)
+    texts = [document.text for documents in domains for document in _limit(documents, part_bytes)]
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in (EOD_TOKEN, PAD_TOKEN)]
+    )
+    assert tokenizer.get_vocab_size() == _VOCAB_SIZE, "the corpus is too small for the vocabulary"
+    specials = {"eos_token": EOD_TOKEN, "pad_token": PAD_TOKEN}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+        **specials,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "tokenizer.json": tokenizer.to_str(pretty=False),
+        "tokenizer_config.json": json.dumps(config, indent=1),
+        "special_tokens_map.json": json.dumps(specials, indent=1),
+    }
+    for name, content in contents.items():
+        write_text_atomic(folder / name, content + "\n")
+    return [folder / name for name in contents]
+
+
+def _count(split: dict[str, list[Document]]) -> dict[str, dict[str, int]]:
+    return {
+        name: {
+            "num_documents": len(documents),
+            "text_bytes": sum(len(document.text.encode()) for document in documents),
+        }
+        for name, documents in split.items()
+    }
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

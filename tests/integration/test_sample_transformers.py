@@ -1,0 +1,18 @@
+"""The sample tokenizer is a Hugging Face folder that transformers itself loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ascend_cpt.data.sample import EOD_TOKEN, PAD_TOKEN, make_sample
+
+
+def test_auto_tokenizer_loads_the_sample_tokenizer(tmp_path: Path) -> None:
+    make_sample(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (EOD_TOKEN, PAD_TOKEN)
+    assert len(tokenizer) == 4096
+    text = "Hello, w\u00f6rld!\n    indented"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
