@@ -1,0 +1,131 @@
+"""From a settled run to one plain MindFormers YAML, which is kept in the run folder and loaded by path.
+
+Loading by path matters: MindFormers fills in its defaults only then.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.config.layout import uses_cpu
+from ascend_cpt.resume.locate import Checkpoint
+
+LOADER_NAME = "CptPackedDataLoader"
+SCHEDULE_NAME = "CptTableLR"
+INPUT_COLUMNS = ["input_ids", "labels"]
+
+DATA_PARALLEL_MODE, SEMI_AUTO_PARALLEL_MODE = 0, 1  # parallel.parallel_mode
+
+
+def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Path | None) -> dict[str, Any]:
+    """Return the MindFormers configuration of a run.
+
+    Args:
+        plan: The settled run.
+        resume_from: A checkpoint to continue exactly, or None.
+        init_from: A checkpoint folder whose weights alone are loaded, or None.
+    """
+    assert resume_from is None or init_from is None
+    cpu = uses_cpu(plan.config)
+    sections = copy.deepcopy(plan.config.mindformers)
+    for key in ("train_dataset", "train_dataset_task", "callbacks", "load_checkpoint", "resume_training"):
+        sections.pop(key, None)
+    sections.update(
+        seed=plan.seed,
+        output_dir=str(plan.run_dir),
+        run_mode="train",
+        use_parallel=plan.layout.world_size > 1,
+        use_legacy=False,
+        use_legacy_format=False,
+        load_ckpt_format="safetensors",
+        resume_training=resume_from is not None,
+        load_checkpoint=str((resume_from.folder if resume_from else init_from) or ""),
+        callbacks=[{"type": "MFLossMonitor"}],
+    )
+    sections.setdefault("trainer", {"type": "CausalLanguageModelingTrainer", "model_name": plan.model["model_type"]})
+    runner = sections.setdefault("runner_config", {})
+    runner.update(
+        epochs=1,  # the loader holds the whole run: an epoch of MindFormers is our run, however often the data repeats
+        batch_size=plan.budget.micro_batch_size,
+        gradient_accumulation_steps=1 if plan.layout.pipeline_parallel > 1 else plan.budget.num_accumulation_steps,
+        sink_mode=False if cpu else runner.get("sink_mode", True),
+    )
+    sections["parallel_config"] = _compile_parallel_config(plan, sections.get("parallel_config") or {})
+    sections["parallel"] = _compile_parallel(plan, sections.get("parallel") or {}, cpu)
+    dataset = {
+        "data_loader": {"type": LOADER_NAME, **compile_loader(plan)},
+        "input_columns": list(INPUT_COLUMNS),
+        "construct_args_key": list(INPUT_COLUMNS),
+        "num_parallel_workers": 1,
+        "drop_remainder": True,
+        "python_multiprocessing": False,
+        "numa_enable": False,
+        "prefetch_size": 1,
+    }
+    sections["train_dataset"] = dataset
+    sections["train_dataset_task"] = {"type": "CausalLanguageModelDataset", "dataset_config": copy.deepcopy(dataset)}
+    if plan.schedule is not None:
+        sections["lr_schedule"] = {"type": SCHEDULE_NAME, **vars(plan.schedule)}
+    model = sections["model"]["model_config"]
+    # Padding must not be the end-of-document token: MindFormers drops the loss of what it takes for padding.
+    model.update(seq_length=plan.budget.seq_length, pad_token_id=plan.sources[0].manifest.tokenizer.pad_id)
+    return sections
+
+
+def compile_loader(plan: RunPlan) -> dict[str, Any]:
+    """Return the arguments of the training data loader."""
+    return {
+        "manifests": [str(source.manifest.path) for source in plan.sources],
+        "digests": [source.manifest.digest for source in plan.sources],
+        "total_rows": plan.budget.total_steps * plan.budget.global_batch_size,
+        "shuffle_seed": plan.seed,
+    }
+
+
+def _compile_parallel_config(plan: RunPlan, section: dict[str, Any]) -> dict[str, Any]:
+    layout = plan.layout
+    compiled = {
+        **section,
+        "data_parallel": layout.data_parallel,
+        "model_parallel": layout.tensor_parallel,
+        "pipeline_stage": layout.pipeline_parallel,
+        "context_parallel": layout.context_parallel,
+    }
+    if layout.pipeline_parallel > 1:
+        compiled["micro_batch_num"] = plan.budget.num_accumulation_steps
+    return compiled
+
+
+def _compile_parallel(plan: RunPlan, section: dict[str, Any], cpu: bool) -> dict[str, Any]:
+    if cpu:
+        return {"parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False}
+    data = plan.layout.data_parallel
+    defaults = {
+        "parallel_mode": SEMI_AUTO_PARALLEL_MODE,
+        "enable_alltoall": True,
+        "search_mode": "sharding_propagation",
+    }
+    return {
+        **defaults,
+        **section,
+        "full_batch": False,
+        "dataset_strategy": [[data, 1] for _ in INPUT_COLUMNS],
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no anchors: the file is read by people."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def render_yaml(sections: dict[str, Any], heading: str) -> str:
+    """Return the configuration as YAML text under a comment line."""
+    body = yaml.dump(sections, Dumper=_Dumper, sort_keys=True, allow_unicode=True, width=120)
+    return f"# {heading}\n{body}"

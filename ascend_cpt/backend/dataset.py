@@ -1,0 +1,152 @@
+"""The training data loader, registered with MindFormers: the rows of the run in order, each rank reading its own.
+
+Position p of the run is row `order(p)` of the packed datasets. Rank r of n data-parallel ranks holds the positions
+of its part of every global batch, so that the global batch of a step holds the same rows for every n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mindspore.dataset as ds
+import numpy as np
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+from ascend_cpt.backend.compile import LOADER_NAME
+from ascend_cpt.data.manifest import Manifest, load_manifest
+from ascend_cpt.errors import DataError
+from ascend_cpt.recipe.order import RowOrder
+
+IGNORE_LABEL = -100  # MindFormers' ignore_token_id
+ROWS_PER_WINDOW = 2048
+
+
+class PackedRows:
+    """Random access to the rows of packed datasets, one after the other, read from MindRecord in windows.
+
+    MindRecord files have no cheap access to a single row, but MindDataset yields exactly the rows that a sampler names.
+    """
+
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        # MindDataset refuses files without rows, which a sub that got no documents leaves.
+        self._files = [
+            str(manifest.folder / shard.file) for manifest in manifests for shard in manifest.shards if shard.num_rows
+        ]
+        self.num_rows = sum(manifest.num_rows for manifest in manifests)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
+
+        Raises:
+            DataError: when the files hold fewer rows than their manifest says.
+        """
+        # MindDataset refuses more rows than there are, so a row that comes twice (in two epochs) is read once.
+        unique, inverse = np.unique(rows, return_inverse=True)
+        dataset = ds.MindDataset(
+            self._files, columns_list=["input_ids"], sampler=ds.SubsetSampler(unique.tolist()), num_parallel_workers=1
+        )
+        found = [item["input_ids"] for item in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
+        if len(found) != len(unique):
+            raise DataError(
+                f"{self._files[0]}: {len(found)} of {len(unique)} rows could be read; the files do not match their manifest"
+            )
+        return np.stack(found)[inverse]
+
+
+def split_row(row: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the input ids and the labels of a packed row, both int32 of shape (seq_length,).
+
+    Labels are the ids one place further; where they are padding (a run of `pad_id` at the end) they carry no loss.
+    """
+    labels = row[1:].copy()
+    is_real = labels != pad_id
+    num_real = len(labels) - int(np.argmax(is_real[::-1])) if is_real.any() else 0
+    labels[num_real:] = IGNORE_LABEL
+    return row[:-1], labels
+
+
+class RunRows:
+    """What one rank trains on, as a random-access source: item i is its i-th row of the run."""
+
+    def __init__(
+        self,
+        rows: PackedRows,
+        order: RowOrder,
+        *,
+        total_rows: int,
+        rank: int,
+        num_ranks: int,
+        batch_size: int,
+        pad_id: int,
+    ) -> None:
+        assert total_rows % (num_ranks * batch_size) == 0, "the run is a whole number of global batches"
+        self._rows, self._order, self._pad_id = rows, order, pad_id
+        self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
+        self._num_items = total_rows // num_ranks
+        self._window_start, self._window = 0, np.empty((0, 0), dtype=np.int32)
+
+    def __len__(self) -> int:
+        return self._num_items
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        index = int(index)
+        if index >= self._num_items:
+            raise IndexError(index)  # ends a plain for loop; a negative index is never asked for
+        offset = index - self._window_start
+        if not 0 <= offset < len(self._window):
+            items = np.arange(index, min(index + ROWS_PER_WINDOW, self._num_items))
+            self._window_start, self._window = index, self._rows.read(self._order.rows_at(self.to_positions(items)))
+            offset = 0
+        return split_row(self._window[offset], self._pad_id)
+
+    def to_positions(self, items: np.ndarray) -> np.ndarray:
+        """Return the positions in the run (int64) of this rank's items: its slice of every global batch."""
+        step, within = np.divmod(items, self._batch_size)
+        return (step * self._num_ranks + self._rank) * self._batch_size + within
+
+
+def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifest]:
+    """Load the manifests at `paths` and make sure that they are the ones the run was settled with.
+
+    Raises:
+        DataError: when a dataset was changed since.
+    """
+    manifests = [load_manifest(path) for path in paths]
+    for path, manifest, digest in zip(paths, manifests, digests, strict=True):
+        if manifest.digest != digest:
+            raise DataError(f"{path}: was changed after this run was configured; start the run again")
+    return manifests
+
+
+@MindFormerRegister.register(MindFormerModuleType.DATASET_LOADER)
+class CptPackedDataLoader:
+    """MindFormers' data loader of a run; `train_dataset.data_loader` in the resolved YAML holds its arguments."""
+
+    def __new__(
+        cls,
+        manifests: list[str],
+        digests: list[str],
+        total_rows: int,
+        shuffle_seed: int,
+        column_names: list[str],
+        batch_size: int,
+        shard_id: int | None = None,
+        num_shards: int | None = None,
+        **_unused: object,
+    ) -> ds.GeneratorDataset:
+        """Return the dataset of this rank (MindFormers passes its rank, the number of ranks and the batch)."""
+        opened = open_manifests(manifests, digests)
+        rows = PackedRows(opened)
+        source = RunRows(
+            rows,
+            RowOrder(num_rows=rows.num_rows, seed=shuffle_seed),
+            total_rows=total_rows,
+            rank=shard_id or 0,
+            num_ranks=num_shards or 1,
+            batch_size=batch_size,
+            pad_id=opened[0].tokenizer.pad_id,
+        )
+        return ds.GeneratorDataset(source, column_names=column_names, shuffle=False, num_parallel_workers=1)
+
+
+assert CptPackedDataLoader.__name__ == LOADER_NAME

@@ -1,0 +1,98 @@
+"""The loss on held-out sets, computed in the training process with the network that is being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
+from ascend_cpt.backend.dataset import IGNORE_LABEL, PackedRows, split_row
+from ascend_cpt.backend.resolve import Dataset
+from ascend_cpt.monitor.record import ValidationRecord
+
+
+class LossCell(nn.Cell):
+    """The training network's forward pass alone; returns the mean loss over the labels that count."""
+
+    def __init__(self, network: nn.Cell) -> None:
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Return the language-model loss, float32; both inputs int32 of shape (batch, seq_length)."""
+        outputs = self.network(input_ids, labels)
+        return outputs[0]  # the other outputs are auxiliary losses of mixtures of experts
+
+
+class Evaluator:
+    """Computes the loss of each validation set; all ranks share the work."""
+
+    def __init__(
+        self,
+        network: nn.Cell,
+        datasets: Sequence[Dataset],
+        *,
+        batch_size: int,
+        rank: int,
+        num_ranks: int,
+        max_rows: int | None,
+    ) -> None:
+        self._replicated = is_pure_data_parallel()
+        cell: nn.Cell = LossCell(find_data_network(network))
+        if not self._replicated:
+            from mindspore.nn.wrap.cell_wrapper import _VirtualDatasetCell
+
+            cell = _VirtualDatasetCell(cell)
+        # Training mode: an mcore network computes a loss only then. Dropout would disturb it and is refused beforehand.
+        self._cell = cell.set_train(True)
+        self._datasets, self._max_rows = datasets, max_rows
+        self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
+
+    def evaluate(self, step: int) -> list[ValidationRecord]:
+        """Return the loss of each set, weighted by the number of labels."""
+        return [self._evaluate_set(dataset, step) for dataset in self._datasets]
+
+    def _evaluate_set(self, dataset: Dataset, step: int) -> ValidationRecord:
+        rows = PackedRows([dataset.manifest])
+        num_rows = min(rows.num_rows, self._max_rows or rows.num_rows)
+        per_batch = self._batch_size * self._num_ranks
+        totals = np.zeros(2)  # summed loss, number of labels
+        for start in range(0, num_rows, per_batch):
+            inputs, labels = self._read_batch(rows, start, min(start + per_batch, num_rows), dataset)
+            own = slice(self._rank * self._batch_size, (self._rank + 1) * self._batch_size)
+            loss = float(self._cell(Tensor(inputs[own]), Tensor(labels[own])).asnumpy().reshape(-1)[0])
+            # With the whole model on every rank the loss is of the own rows, otherwise of the whole batch.
+            counted = labels[own] if self._replicated else labels
+            num_labels = int((counted != IGNORE_LABEL).sum())
+            if num_labels:
+                totals += loss * num_labels, num_labels
+        if self._replicated:
+            totals = sum_over_ranks(totals, self._num_ranks)
+        return ValidationRecord(
+            step=step, name=dataset.name, loss=float(totals[0] / totals[1]), num_labels=int(totals[1])
+        )
+
+    def _read_batch(self, rows: PackedRows, start: int, stop: int, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and labels of a global batch; a short one is filled up with rows without labels."""
+        pad_id = dataset.manifest.tokenizer.pad_id
+        pairs = [split_row(row, pad_id) for row in rows.read(np.arange(start, stop))]
+        inputs, labels = (np.stack(part).astype(np.int32) for part in zip(*pairs, strict=True))
+        missing = self._batch_size * self._num_ranks - len(inputs)
+        if missing:
+            inputs = np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)])
+            labels = np.concatenate([labels, np.full((missing, labels.shape[1]), IGNORE_LABEL, dtype=np.int32)])
+        return inputs, labels
+
+
+def find_data_network(network: nn.Cell) -> nn.Cell:
+    """Return the cell that takes (input_ids, labels) inside MindFormers' wrappers for training."""
+    from mindformers.wrapper.wrapper import DataOrderWrapperCell
+
+    cell: object = network
+    while not isinstance(cell, DataOrderWrapperCell):
+        inner = getattr(cell, "network", None) or getattr(cell, "_backbone", None)
+        assert inner is not None, f"no DataOrderWrapperCell in {type(network).__name__}"
+        cell = inner
+    return cell

@@ -1,0 +1,37 @@
+"""The learning rate as the network sees it: a look-up into the table that `ascend_cpt.recipe.schedule` computes."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindspore import Tensor, ops
+from mindspore.nn.learning_rate_schedule import LearningRateSchedule
+
+from ascend_cpt.backend.compile import SCHEDULE_NAME
+from ascend_cpt.recipe.schedule import Schedule, tabulate
+
+
+@MindFormerRegister.register(MindFormerModuleType.LR)
+class CptTableLR(LearningRateSchedule):
+    """Learning rate of the optimizer's global step; past the end of the table the last rate holds."""
+
+    def __init__(self, kind: str, peak_lr: float, final_lr: float, warmup_steps: int, total_steps: int) -> None:
+        super().__init__()
+        table = tabulate(
+            Schedule(
+                kind=kind, peak_lr=peak_lr, final_lr=final_lr, warmup_steps=warmup_steps, total_steps=int(total_steps)
+            )
+        )
+        self.table = Tensor(table, ms.float32)
+        self.last_step = Tensor(len(table) - 1, ms.int32)
+        self.gather = ops.Gather()
+        self.minimum = ops.Minimum()
+        self.cast = ops.Cast()
+
+    def construct(self, global_step: Tensor) -> Tensor:
+        """Return the rate (float32 scalar) of `global_step` (int32, from 0)."""
+        step = self.minimum(self.cast(global_step, ms.int32), self.last_step)
+        return self.gather(self.table, step.reshape(()), 0)
+
+
+assert CptTableLR.__name__ == SCHEDULE_NAME

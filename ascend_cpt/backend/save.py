@@ -1,0 +1,101 @@
+"""Writing checkpoints in MindFormers' new format, and the state that makes one complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindformers.checkpoint.checkpoint import CommonInfo, save_checkpoint
+from mindformers.checkpoint.sharded_tensor import get_all_sharded_tensor
+from mindformers.checkpoint.utils import (
+    FileType,
+    get_checkpoint_iter_dir,
+    get_checkpoint_name,
+    get_checkpoint_tracker_filename,
+)
+
+from ascend_cpt.backend.collective import is_pure_data_parallel, wait_for_ranks
+from ascend_cpt.resume.locate import remove_old_checkpoints
+from ascend_cpt.resume.state import STATE_NAME, RunState, write_state, write_text
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "cpt"
+KEEP_ALL = 10**9  # old ones are removed by us: MindFormers forgets those of earlier launches
+
+
+class CheckpointWriter:
+    """Saves weights, optimizer and state of a step; rank 0 writes the state last, which makes the step complete."""
+
+    def __init__(
+        self, root: Path, *, initial_state: RunState, global_batch_size: int, keep_last: int, rank: int, num_ranks: int
+    ) -> None:
+        self._root, self._state = root, initial_state
+        self._global_batch_size, self._keep_last = global_batch_size, keep_last
+        self._rank, self._num_ranks = rank, num_ranks
+
+    def save(self, step: int, cb_params: Any) -> Path:
+        """Save the training network of `cb_params` as step `step` and return the folder."""
+        folder = Path(get_checkpoint_iter_dir(str(self._root), step))
+        network, optimizer = cb_params.train_network.network, cb_params.train_network.optimizer
+        common = CommonInfo(
+            step_num=step,
+            epoch_num=cb_params.cur_epoch_num,
+            global_step=int(optimizer.global_step.asnumpy().reshape(-1)[0]),
+            loss_scale=float(cb_params.net_outputs[2].asnumpy().reshape(-1)[0]),
+            global_batch_size=self._global_batch_size,
+        )
+        if is_pure_data_parallel():
+            if self._rank == 0:
+                self._save_whole(folder, network, optimizer, common)
+        else:
+            save_checkpoint(
+                iteration=step,
+                network=network,
+                optimizer=optimizer,
+                common_info=common,
+                keep_max_num=KEEP_ALL,
+                user_prefix=PREFIX,
+                save_checkpoint_path=str(self._root),
+                sharded_tensor_metas=get_all_sharded_tensor(network=cb_params.train_network),
+            )
+        wait_for_ranks(self._num_ranks)
+        if self._rank == 0:
+            self._complete(folder, step)
+        wait_for_ranks(self._num_ranks)
+        return folder
+
+    def _save_whole(self, folder: Path, network: ms.nn.Cell, optimizer: ms.nn.Cell, common: CommonInfo) -> None:
+        """Save the whole model from one rank, under a temporary name until it is whole.
+
+        Every rank holds the same parameters, for which MindFormers has no layout to save shards by.
+        """
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        model_names = set(network.parameters_dict())
+        model_file = get_checkpoint_name(str(temporary), PREFIX, 0, 1, FileType.MODEL)
+        optimizer_file = get_checkpoint_name(str(temporary), PREFIX, 0, 1, FileType.OPTIMIZER)
+        ms.save_checkpoint(network, model_file, format="safetensors")
+        ms.save_checkpoint(
+            optimizer, optimizer_file, format="safetensors", choice_func=lambda name: name not in model_names
+        )
+        common.save_common(str(temporary / "common.json"))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+
+    def _complete(self, folder: Path, step: int) -> None:
+        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != STATE_NAME}
+        rows = step * self._global_batch_size
+        state = dataclasses.replace(
+            self._state, step=step, position=rows, tokens=rows * self._state.fingerprint["seq_length"], files=files
+        )
+        write_state(folder, state)
+        write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
+        for removed in remove_old_checkpoints(self._root, self._keep_last):
+            logger.info("removed the old checkpoint %s", removed)

@@ -1,0 +1,115 @@
+"""Trains a settled run with MindFormers' Trainer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.config.layout import Layout, uses_cpu
+from ascend_cpt.config.values import Interval
+from ascend_cpt.resume.state import RunState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How this process takes part in the run."""
+
+    resolved_yaml: Path
+    initial_step: int
+    stop_at_step: int | None
+    console: TextIO
+
+
+def train(plan: RunPlan, launch: Launch) -> None:
+    """Train `plan` from its resolved YAML to the last step (or `stop_at_step`); every rank calls this.
+
+    Raises:
+        DataError: when a dataset does not match its manifest.
+    """
+    os.environ.setdefault("LOG_MF_PATH", str(plan.run_dir / "logs" / "mindformers"))
+    cpu = uses_cpu(plan.config)
+    if cpu:
+        from ascend_cpt.backend.cpu import install_cpu_kernels
+
+        install_cpu_kernels()
+    # Imported for their effect: they register themselves with MindFormers.
+    from mindformers import build_context
+    from mindformers.tools.register import MindFormerConfig
+    from mindformers.trainer import Trainer
+
+    import ascend_cpt.backend.dataset
+    import ascend_cpt.backend.lr
+    import ascend_cpt.backend.models  # noqa: F401
+
+    mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
+    build_context(mindformers_config)
+    callbacks = _build_callbacks(plan, launch)
+    Trainer(mindformers_config, callbacks=callbacks).train()
+
+
+def _build_callbacks(plan: RunPlan, launch: Launch) -> list[object]:
+    from mindspore import nn
+
+    from ascend_cpt.backend.callbacks import RunKeeper, StepMonitor
+    from ascend_cpt.backend.collective import get_rank_and_size
+    from ascend_cpt.backend.evaluate import Evaluator
+    from ascend_cpt.backend.save import CheckpointWriter
+    from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink
+
+    cpt, budget = plan.config.cpt, plan.budget
+    rank, num_ranks = get_rank_and_size(plan.layout.world_size > 1)
+    sinks: list[ConsoleSink | JsonlSink] = []
+    if rank == 0:
+        sinks = [
+            ConsoleSink(launch.console, cpt.monitor.print_every_steps),
+            JsonlSink(plan.run_dir / "metrics.jsonl", launch.initial_step),
+        ]
+    monitor = StepMonitor(budget=budget, initial_step=launch.initial_step, num_ranks=num_ranks, sinks=sinks)
+    writer = CheckpointWriter(
+        plan.checkpoint_root,
+        initial_state=RunState(
+            step=0, total_steps=budget.total_steps, tokens=0, position=0, fingerprint=plan.fingerprint()
+        ),
+        global_batch_size=budget.global_batch_size,
+        keep_last=cpt.checkpoint.keep_last,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+    validation = cpt.validation
+
+    def build_evaluator(network: nn.Cell) -> Evaluator:
+        assert validation is not None
+        return Evaluator(
+            network,
+            plan.validation,
+            batch_size=budget.micro_batch_size,
+            rank=get_data_rank(plan.layout, rank),
+            num_ranks=plan.layout.data_parallel,
+            max_rows=validation.max_rows,
+        )
+
+    keeper = RunKeeper(
+        total_steps=budget.total_steps,
+        initial_step=launch.initial_step,
+        writer=writer,
+        save_every_steps=_to_steps(cpt.checkpoint.every, budget.tokens_per_step),
+        build_evaluator=build_evaluator if validation is not None else None,
+        validate_every_steps=_to_steps(validation.every if validation else None, budget.tokens_per_step),
+        stop_at_step=launch.stop_at_step,
+        sinks=sinks,
+        monitor=monitor,
+    )
+    return [monitor, keeper]
+
+
+def _to_steps(interval: Interval | None, tokens_per_step: int) -> int | None:
+    return None if interval is None else interval.to_steps(tokens_per_step)
+
+
+def get_data_rank(layout: Layout, rank: int) -> int:
+    """Return which data-parallel part a rank works on: within a pipeline stage the ranks of a part are neighbours."""
+    ranks_per_stage = layout.world_size // layout.pipeline_parallel
+    return rank % ranks_per_stage // (ranks_per_stage // layout.data_parallel)

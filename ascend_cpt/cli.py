@@ -1,0 +1,299 @@
+"""The training command: parse → load → settle → compile → train, in this order from top to bottom."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from ascend_cpt.backend.compile import compile_run, render_yaml
+from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, resolve
+from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
+from ascend_cpt.config.schema import SourceConfig
+from ascend_cpt.config.values import format_count
+from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.monitor.console import captured_output
+from ascend_cpt.resume.fingerprint import describe_differences
+from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
+from ascend_cpt.resume.state import write_text
+
+RESOLVED_NAME = "resolved.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """This process among those of the launch, as msrun tells it by environment variables."""
+
+    rank: int
+    world_size: int
+    launched: bool
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, or with --dry-run print what would be trained. Returns the exit code."""
+    args = parse_arguments(argv)
+    process = read_process(args.world_size if args.dry_run else None)
+    config = load_config(
+        args.config, collect_overrides(args), replace=("cpt.sources",) if args.train_dataset_dir else ()
+    )
+    check_launch(config, args, process)
+    plan = resolve(
+        config,
+        world_size=process.world_size,
+        sources=open_datasets(config.cpt.sources),
+        validation=open_datasets(config.cpt.validation.sets if config.cpt.validation else {}),
+    )
+    if args.dry_run:
+        print(describe(plan))
+        return 0
+    resume_from = choose_resume(plan, args, process)
+    if resume_from is not None and resume_from.state.step >= plan.budget.total_steps:
+        if process.rank == 0:
+            print(f"{plan.run_dir}: already complete at step {resume_from.state.step}; nothing to do")
+        return 0
+    init_from = None if resume_from else choose_init(config)
+    sections = compile_run(plan, resume_from=resume_from, init_from=init_from)
+    write_resolved(plan, render_yaml(sections, f"Compiled by ascend_cpt from {config.path}: the YAML that is trained"))
+    log_path = plan.run_dir / "logs" / f"rank_{process.rank}.log"
+    with captured_output(log_path) as console:
+        if process.rank == 0:
+            print(f"{describe(plan)}\n{describe_start(resume_from, init_from)}", file=console, flush=True)
+        run_training(plan, resume_from, args.stop_at_step, console)
+        if process.rank == 0:
+            finish(plan)
+            print(f"done     checkpoints, metrics.jsonl and loss.png are in {plan.run_dir}", file=console, flush=True)
+    return 0
+
+
+def run_training(plan: RunPlan, resume_from: Checkpoint | None, stop_at_step: int | None, console: TextIO) -> None:
+    """Train. MindFormers is imported here and not above: it takes seconds, and a wrong configuration need not wait."""
+    from ascend_cpt.backend.trainer import Launch, train
+
+    train(
+        plan,
+        Launch(
+            resolved_yaml=plan.run_dir / RESOLVED_NAME,
+            initial_step=resume_from.state.step if resume_from else 0,
+            stop_at_step=stop_at_step,
+            console=console,
+        ),
+    )
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        prog="run_cpt.py",
+        description="Continue the pretraining of a model on Ascend NPUs or, for small models, on CPUs.",
+        epilog='Example: bash scripts/msrun_launcher.sh "run_cpt.py --config configs/qwen3/cpt_qwen3_tiny.yaml" 2',
+    )
+    parser.add_argument("--config", required=True, metavar="YAML", help="configuration file")
+    parser.add_argument(
+        "--train_dataset_dir",
+        "--train_dataset",
+        metavar="PATH",
+        help="packed dataset to train on (replaces cpt.sources)",
+    )
+    parser.add_argument("--load_checkpoint", metavar="PATH", help="start from these weights (like cpt.init_from)")
+    parser.add_argument("--output_dir", metavar="PATH", help="folder of the run folders (default: the configuration's)")
+    parser.add_argument(
+        "--use_parallel", type=parse_bool, metavar="BOOL", help="several workers (default: as launched)"
+    )
+    parser.add_argument(
+        "--run_mode", choices=["train", "finetune", "predict"], default="train", help="train and finetune are the same"
+    )
+    parser.add_argument(
+        "--resume_training",
+        metavar="auto|PATH|never",
+        help="continue from the run's newest complete checkpoint (auto, the default; also True), from PATH, or never (also False)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
+    )
+    parser.add_argument(
+        "--stop-at-step", type=int, metavar="N", help="save and stop after step N; run again to continue"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
+    parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
+    return parser.parse_args(argv)
+
+
+def parse_bool(text: str) -> bool:
+    """Return True or False from the words people type.
+
+    Raises:
+        argparse.ArgumentTypeError: for any other word.
+    """
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return words[text.lower()]
+
+
+def read_process(world_size: int | None = None) -> Process:
+    """Return what msrun's environment variables say, or one process on its own."""
+    size = os.environ.get("RANK_SIZE") or os.environ.get("MS_WORKER_NUM")
+    launched = bool(size) and bool(os.environ.get("MS_SCHED_HOST"))
+    rank = int(os.environ.get("RANK_ID", "0")) if launched else 0
+    return Process(rank=rank, world_size=world_size or (int(size or 1) if launched else 1), launched=launched)
+
+
+def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Return dotted key → value for everything that the command line sets."""
+    overrides = parse_assignments(args.set)
+    if args.train_dataset_dir:
+        overrides["cpt.sources"] = {"train": {"path": args.train_dataset_dir}}
+    if args.output_dir:
+        overrides["output_dir"] = args.output_dir
+    if args.load_checkpoint:
+        overrides["load_checkpoint"] = args.load_checkpoint
+    return overrides
+
+
+def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) -> None:
+    """Refuse what the command line and the launch cannot mean together.
+
+    Raises:
+        ConfigError: naming the contradiction.
+    """
+    if args.run_mode == "predict":
+        raise ConfigError(
+            "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf"
+        )
+    use_parallel = args.use_parallel if args.use_parallel is not None else config.mindformers.get("use_parallel")
+    if args.use_parallel and not process.launched:
+        raise ConfigError("--use_parallel True needs several workers: start with bash scripts/msrun_launcher.sh")
+    if use_parallel is False and process.world_size > 1:
+        raise ConfigError(
+            f"use_parallel is False, but the launch has {process.world_size} workers; drop one of the two"
+        )
+    if not config.cpt.sources:
+        raise ConfigError(f"{config.path}: cpt.sources names no dataset; add one or give --train_dataset_dir")
+    if config.cpt.init_from and config.mindformers.get("load_checkpoint"):
+        raise ConfigError(
+            f"cpt.init_from ({config.locate('cpt', 'init_from')}) and load_checkpoint "
+            f"({config.locate('load_checkpoint')}) are both set; keep one"
+        )
+    if args.stop_at_step is not None and args.stop_at_step < 1:
+        raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
+
+
+def open_datasets(entries: dict[str, SourceConfig]) -> dict[str, Manifest]:
+    """Return the manifest of each entry after checking that its files are there in full size.
+
+    Raises:
+        DataError: missing or damaged dataset.
+    """
+    opened = {name: load_manifest(entry.path) for name, entry in entries.items()}
+    for manifest in opened.values():
+        check_shards(manifest)
+    return opened
+
+
+def choose_resume(plan: RunPlan, args: argparse.Namespace, process: Process) -> Checkpoint | None:
+    """Return the checkpoint to continue from, or None for a new run.
+
+    Raises:
+        CheckpointError: when it is damaged or of another run, or when a new run would overwrite an old one.
+    """
+    wish = args.resume_training
+    if wish is None:
+        wish = str(plan.config.mindformers.get("resume_training", "auto"))
+    newest, passed_over = find_newest_complete(plan.checkpoint_root)
+    if wish.lower() in ("never", "false"):
+        if newest is not None:
+            raise CheckpointError(
+                f"{plan.run_dir}: holds checkpoints up to step {newest.state.step}; --resume_training auto continues them, "
+                "--set cpt.run_name=NAME starts another run"
+            )
+        return None
+    if wish.lower() in ("auto", "true", "none"):
+        for line in passed_over if process.rank == 0 else []:
+            print(f"warning: passed over: {line}", file=sys.stderr)
+        chosen = newest
+    else:
+        chosen = locate_checkpoint(Path(wish))
+    if chosen is not None:
+        differences = describe_differences(chosen.state.fingerprint, plan.fingerprint())
+        if differences:
+            raise CheckpointError(
+                f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
+                f"({'; '.join(differences)}); restore them, or start another run with --set cpt.run_name=NAME"
+            )
+    return chosen
+
+
+def choose_init(config: RunConfig) -> Path | None:
+    """Return the checkpoint folder whose weights the run starts from, or None for random weights.
+
+    Raises:
+        ConfigError: when the configuration does not say which.
+        CheckpointError: when there is no complete checkpoint.
+    """
+    wish = config.cpt.init_from or config.mindformers.get("load_checkpoint")
+    if not wish:
+        raise ConfigError(
+            f"{config.path}: where do the weights come from? set cpt.init_from to a checkpoint or run folder, "
+            f"or to `{RANDOM_INIT}` to train from scratch"
+        )
+    return None if wish == RANDOM_INIT else locate_checkpoint(Path(wish)).folder
+
+
+def write_resolved(plan: RunPlan, text: str) -> None:
+    """Write the resolved YAML into the run folder. Every rank writes the same text, whole, so none waits for another.
+
+    Raises:
+        ConfigError: when the run folder cannot be written.
+    """
+    path = plan.run_dir / RESOLVED_NAME
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --output_dir") from None
+
+
+def describe(plan: RunPlan) -> str:
+    """Return the plan of a run in a few lines."""
+    budget, layout = plan.budget, plan.layout
+    rows = sum(source.manifest.num_rows for source in plan.sources)
+    epochs = budget.total_steps * budget.global_batch_size / rows
+    sizes = f"{plan.model['num_hidden_layers']} layers, hidden {plan.model['hidden_size']}, vocabulary {plan.model['vocab_size']}"
+    accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
+    lines = [
+        f"run      {plan.run_dir}",
+        f"model    {plan.model['model_type']}: {sizes}",
+        f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
+        f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
+        f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = {format_count(budget.tokens_per_step)} "
+        f"tokens a step ({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
+        f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens, {epochs:.2f} epochs of "
+        f"{rows} rows in {', '.join(source.name for source in plan.sources)}",
+    ]
+    if plan.schedule is not None:
+        schedule = plan.schedule
+        lines.append(
+            f"rate     {schedule.kind}: {schedule.warmup_steps} warmup steps to {schedule.peak_lr:g}, "
+            f"then to {schedule.peak_lr if schedule.kind == 'constant' else schedule.final_lr:g}"
+        )
+    if plan.validation:
+        lines.append(f"validate {', '.join(dataset.name for dataset in plan.validation)}")
+    return "\n".join(lines)
+
+
+def describe_start(resume_from: Checkpoint | None, init_from: Path | None) -> str:
+    """Return what the run starts from, in a line."""
+    if resume_from is not None:
+        return f"start    continuing at step {resume_from.state.step} from {resume_from.folder}"
+    return f"start    {'random weights' if init_from is None else f'weights of {init_from}'}; compiling the graph first"
+
+
+def finish(plan: RunPlan) -> None:
+    """Draw the loss picture of the run."""
+    from ascend_cpt.monitor.picture import draw_losses
+
+    draw_losses(plan.run_dir / "metrics.jsonl", plan.run_dir / "loss.png", title=plan.run_dir.name)

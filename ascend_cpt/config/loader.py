@@ -1,0 +1,177 @@
+"""From YAML file and command line to a checked configuration; all problems are reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.config.schema import CptConfig, Tokens
+from ascend_cpt.config.sections import check_sections
+from ascend_cpt.config.values import Interval, parse_count, parse_float, parse_interval
+from ascend_cpt.config.yaml_file import KeyPath, YamlTree, load_yaml_tree, merge_trees, parse_yaml_value
+from ascend_cpt.errors import ConfigError
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A checked configuration: the recipe and the MindFormers sections beside it."""
+
+    path: Path
+    cpt: CptConfig
+    mindformers: dict[str, Any]
+    tree: YamlTree
+
+    def locate(self, *keys: str) -> str:
+        """Return where a key was written, `file:line` or `command line`."""
+        return self.tree.locate(keys)
+
+
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, replace: tuple[str, ...] = ()
+) -> RunConfig:
+    """Load a configuration file, apply `overrides` (dotted key → value) and check every key and type.
+
+    Mappings among the overrides are merged with the file's, those named in `replace` take their place.
+
+    Raises:
+        ConfigError: naming every problem with its file, line and dotted key.
+    """
+    path = Path(path)
+    tree = load_yaml_tree(path)
+    for dotted in replace:
+        _remove_key(tree.data, dotted.split("."))
+    if overrides:
+        tree = merge_trees(tree, _overrides_to_tree(overrides))
+    if "cpt" not in tree.data:
+        raise ConfigError(
+            f"{path}: has no `cpt:` section; add one with seq_length, global_batch_size and sources (see docs/configuration.md)"
+        )
+    problems: list[str] = []
+    sections = {key: value for key, value in tree.data.items() if key != "cpt"}
+    check_sections(sections, tree, problems)
+    cpt = _build(CptConfig, tree.data["cpt"], ("cpt",), tree, problems)
+    raise_problems(path, problems)
+    assert isinstance(cpt, CptConfig)
+    return RunConfig(path=path, cpt=cpt, mindformers=sections, tree=tree)
+
+
+def raise_problems(path: Path, problems: list[str]) -> None:
+    """Raise one ConfigError that names all problems, if there are any."""
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError(f"{path}: {len(problems)} problems:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return dotted key → value for the texts of `--set a.b=value`.
+
+    Raises:
+        ConfigError: when one has no `=` or its value is not valid YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set {assignment}: expected key=value, for example --set cpt.train_tokens=1B")
+        try:
+            overrides[key.strip()] = parse_yaml_value(text)
+        except ValueError as error:
+            raise ConfigError(f"--set {assignment}: {error}") from None
+    return overrides
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean ...?)` for the most similar known name, or an empty text."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _remove_key(data: dict[str, Any], keys: list[str]) -> None:
+    for key in keys[:-1]:
+        data = data.get(key) or {}
+    data.pop(keys[-1], None)
+
+
+def _overrides_to_tree(overrides: Mapping[str, Any]) -> YamlTree:
+    data: dict[str, Any] = {}
+    origins: dict[KeyPath, str] = {}
+    for dotted, value in overrides.items():
+        keys = tuple(dotted.split("."))
+        node = data
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{COMMAND_LINE}: {dotted} and one of its parents are both set; keep one")
+        node[keys[-1]] = value
+        for length in range(1, len(keys) + 1):
+            origins.setdefault(keys[:length], COMMAND_LINE)
+    return YamlTree(data=data, origins=origins)
+
+
+def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
+    """Return an instance of the dataclass `cls` from a mapping, or None after noting problems."""
+    where = f"{tree.locate(path)}: {'.'.join(path)}"
+    if not isinstance(data, Mapping):
+        problems.append(f"{where}: expected keys and values, got {data!r}")
+        return None
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    num_problems = len(problems)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key in fields:
+            values[key] = _convert(hints[key], value, (*path, key), tree, problems)
+        else:
+            location = tree.locate((*path, str(key)))
+            problems.append(f"{location}: {'.'.join((*path, str(key)))}: unknown key{nearest(str(key), fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            problems.append(f"{where}.{name}: is missing; add it")
+    return cls(**values) if len(problems) == num_problems else None
+
+
+def _convert(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
+    """Return `value` as the annotated type, or None after noting a problem."""
+    if hint is Tokens:
+        return _try(parse_count, value, path, tree, problems)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        return _convert(inner[0], value, path, tree, problems)
+    if hint is Interval:
+        return _try(parse_interval, value, path, tree, problems)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, path, tree, problems)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected names and values, got {value!r}")
+            return None
+        item_hint = typing.get_args(hint)[1]
+        return {str(key): _convert(item_hint, item, (*path, str(key)), tree, problems) for key, item in value.items()}
+    if hint is float:
+        return _try(parse_float, value, path, tree, problems)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        words = {int: "a whole number", str: "text", bool: "True or False"}
+        problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected {words[hint]}, got {value!r}")
+        return None
+    return value
+
+
+def _try(parse: Any, value: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
+    try:
+        return parse(value)
+    except ValueError as error:
+        problems.append(f"{tree.locate(path)}: {'.'.join(path)}: {error}")
+        return None

@@ -1,0 +1,89 @@
+"""The `cpt:` section of a configuration, as frozen dataclasses. The text under a field is its documentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from ascend_cpt.config.values import Interval
+
+Tokens = Annotated[int, "tokens"]
+"""A number of tokens: `300B`, `1.6M` or a plain number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """A packed dataset, as made by tools/preprocess_data.py."""
+
+    path: str
+    """Prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder that holds one manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run: a linear warmup to the peak, then a decay to the final rate at the last step."""
+
+    kind: str = "cosine"
+    """`cosine`, `linear` or `constant`."""
+    peak_lr: float
+    """Learning rate after the warmup."""
+    final_lr: float = 0.0
+    """Learning rate at the last step (of `cosine` and `linear`)."""
+    warmup_tokens: Tokens = 0
+    """Tokens over which the rate rises from 0 to the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Held-out datasets whose loss is computed before the first step, every `every` and after the last step."""
+
+    sets: dict[str, SourceConfig]
+    """Named packed datasets."""
+    every: Interval | None = None
+    """How often, in tokens (`1B`) or steps (`100 steps`); without it only before and after the run."""
+    max_rows: int | None = None
+    """At most this many rows of each set (the first ones), all of them without it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many are kept. The last step always writes one."""
+
+    every: Interval | None = None
+    """How often, in tokens (`5B`) or steps (`1000 steps`); without it only at the end."""
+    keep_last: int = 3
+    """Number of newest complete checkpoints to keep; 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """What the terminal shows."""
+
+    print_every_steps: int = 1
+    """A progress line every so many steps; metrics.jsonl has every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CptConfig:
+    """The recipe of a continued-pretraining run."""
+
+    run_name: str | None = None
+    """Name of the run folder under `output_dir`; the configuration file's name without it."""
+    init_from: str | None = None
+    """`random`, or a checkpoint or run folder of an earlier run whose weights this one starts from."""
+    seq_length: int
+    """Tokens in a training row; must be the sequence length that the datasets were packed with."""
+    global_batch_size: int
+    """Rows in one optimizer step over the whole cluster."""
+    train_tokens: Tokens | None = None
+    """Token budget; without it `runner_config.epochs` passes over the data."""
+    schedule: ScheduleConfig | None = None
+    """The learning rate; without it MindFormers' own `lr_schedule` section."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Named datasets to train on."""
+    validation: ValidationConfig | None = None
+    """Named held-out datasets."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoint intervals."""
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """Progress output."""

@@ -1,0 +1,134 @@
+"""Checks of the MindFormers sections: unknown keys and wrong types, which MindFormers itself lets pass."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.config.values import parse_float
+from ascend_cpt.config.yaml_file import KeyPath, YamlTree
+
+KEY_TABLE_PATH = Path(__file__).with_name("mindformers_keys.json")
+
+INT_KEYS = {
+    "runner_config": ["batch_size", "epochs", "sink_size", "gradient_accumulation_steps"],
+    "parallel_config": [
+        "data_parallel",
+        "model_parallel",
+        "pipeline_stage",
+        "context_parallel",
+        "expert_parallel",
+        "micro_batch_num",
+        "gradient_aggregation_group",
+    ],
+    "model.model_config": [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "seq_length",
+        "pad_token_id",
+    ],
+    "": ["seed", "micro_batch_interleave_num"],
+}
+FLOAT_KEYS = {
+    "optimizer": ["learning_rate", "eps", "weight_decay"],
+    "lr_schedule": ["learning_rate", "lr_end", "warmup_ratio", "warmup_lr_init"],
+    "model.model_config": ["rms_norm_eps", "rope_theta", "initializer_range", "hidden_dropout", "attention_dropout"],
+    "runner_wrapper": ["max_grad_norm"],
+}
+BOOL_KEYS = {
+    "runner_config": ["sink_mode"],
+    "parallel_config": ["use_seq_parallel", "vocab_emb_dp"],
+    "model.model_config": ["tie_word_embeddings", "qk_layernorm", "attention_bias", "use_flash_attention"],
+    "runner_wrapper": ["use_clip_grad"],
+    "recompute_config": ["recompute"],
+    "": ["use_parallel"],
+}
+
+
+@lru_cache(maxsize=1)
+def load_key_table() -> Mapping[str, Any]:
+    """Return the checked-in table of the keys that MindFormers understands."""
+    table: Mapping[str, Any] = json.loads(KEY_TABLE_PATH.read_text(encoding="utf-8"))
+    return table
+
+
+def check_sections(sections: dict[str, Any], tree: YamlTree, problems: list[str]) -> None:
+    """Note every unknown key and wrong type in the MindFormers sections; numbers written as text become numbers."""
+    table = load_key_table()
+    _check_keys(sections, (), tree, table["sections"], set(table["open"]), problems)
+    for names, words, convert in ((INT_KEYS, "a whole number", _to_int), (BOOL_KEYS, "True or False", _to_bool)):
+        _check_types(sections, tree, names, words, convert, problems)
+    _check_types(sections, tree, FLOAT_KEYS, "a number", parse_float, problems)
+
+
+def find_section(sections: Mapping[str, Any], dotted: str) -> Any:
+    """Return the mapping at a dotted path, or None where there is none."""
+    node: Any = sections
+    for key in dotted.split(".") if dotted else []:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def _check_keys(
+    node: Mapping[str, Any],
+    path: KeyPath,
+    tree: YamlTree,
+    sections: Mapping[str, list[str]],
+    open_sections: set[str],
+    problems: list[str],
+) -> None:
+    dotted = ".".join(path)
+    known = sections.get(dotted)
+    for key, value in node.items():
+        here = (*path, str(key))
+        if known is not None and key not in known:
+            names = [*known, "cpt"] if not path else known
+            matches = difflib.get_close_matches(str(key), names, n=1, cutoff=0.6)
+            hint = f"; did you mean {matches[0]!r}?" if matches else ""
+            problems.append(f"{tree.locate(here)}: {'.'.join(here)}: unknown key{hint}")
+        elif isinstance(value, Mapping) and ".".join(here) not in open_sections:
+            _check_keys(value, here, tree, sections, open_sections, problems)
+        elif ".".join(here) in sections and value is not None and not isinstance(value, Mapping):
+            problems.append(f"{tree.locate(here)}: {'.'.join(here)}: expected keys and values, got {value!r}")
+
+
+def _check_types(
+    sections: dict[str, Any],
+    tree: YamlTree,
+    names: Mapping[str, list[str]],
+    words: str,
+    convert: Any,
+    problems: list[str],
+) -> None:
+    for dotted, keys in names.items():
+        section = find_section(sections, dotted)
+        for key in keys if isinstance(section, dict) else []:
+            if section.get(key) is None:
+                continue
+            try:
+                section[key] = convert(section[key])
+            except ValueError:
+                path = (*dotted.split("."), key) if dotted else (key,)
+                problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected {words}, got {section[key]!r}")
+
+
+def _to_int(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        raise ValueError
+    return int(value)
+
+
+def _to_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value

@@ -1,0 +1,141 @@
+"""YAML files with `base_config`, with the file and line of every key, so that an error can name them.
+
+`1e-5` is a number here, as in YAML 1.2: PyYAML by itself reads it as text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ascend_cpt.errors import ConfigError
+
+BASE_KEY = "base_config"
+MAX_BASE_DEPTH = 8
+
+KeyPath = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader in which every YAML 1.2 float is a float."""
+
+
+# A class of its own list: the resolver must not leak into yaml.SafeLoader.
+_Loader.yaml_implicit_resolvers = {key: list(items) for key, items in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class YamlTree:
+    """A merged configuration and where each of its keys was written."""
+
+    data: dict[str, Any]
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+
+    def locate(self, path: KeyPath) -> str:
+        """Return `file:line` of the key, or of its nearest parent that was written."""
+        while path:
+            if path in self.origins:
+                return self.origins[path]
+            path = path[:-1]
+        return self.origins.get((), "configuration")
+
+
+def load_yaml_tree(path: Path) -> YamlTree:
+    """Load a YAML file and the files that its `base_config` names (later ones and the file itself win).
+
+    Raises:
+        ConfigError: missing file, broken YAML, a key written twice, or `base_config` files that include each other.
+    """
+    return _load(path, ())
+
+
+def _load(path: Path, parents: tuple[Path, ...]) -> YamlTree:
+    resolved = path.resolve()
+    if resolved in parents or len(parents) > MAX_BASE_DEPTH:
+        chain = " -> ".join(str(item) for item in (*parents, resolved))
+        raise ConfigError(f"{path}: {BASE_KEY} includes itself ({chain}); remove one of them")
+    own = _load_one(path)
+    bases = own.data.pop(BASE_KEY, None)
+    if bases is None:
+        return own
+    names = [bases] if isinstance(bases, str) else bases
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{own.locate((BASE_KEY,))}: {BASE_KEY} must be a file name or a list of them")
+    merged = YamlTree(data={}, origins={(): str(path)})
+    for name in names:
+        base_path = path.parent / name
+        if not base_path.is_file():
+            raise ConfigError(f"{own.locate((BASE_KEY,))}: {BASE_KEY} names {name}, but {base_path} does not exist")
+        merged = merge_trees(merged, _load(base_path, (*parents, resolved)))
+    return merge_trees(merged, own)
+
+
+def _load_one(path: Path) -> YamlTree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file; give --config an existing YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level, got {type(data).__name__}")
+    origins: dict[KeyPath, str] = {(): str(path)}
+    _collect_origins(node, (), path, origins)
+    return YamlTree(data=data, origins=origins)
+
+
+def _collect_origins(node: yaml.Node | None, prefix: KeyPath, path: Path, origins: dict[KeyPath, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            location = f"{path}:{key_node.start_mark.line + 1}"
+            if key in seen:
+                raise ConfigError(f"{location}: {'.'.join((*prefix, key))} is written twice; remove one of them")
+            seen.add(key)
+            origins[(*prefix, key)] = location
+            _collect_origins(value_node, (*prefix, key), path, origins)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            origins[(*prefix, str(index))] = f"{path}:{item.start_mark.line + 1}"
+            _collect_origins(item, (*prefix, str(index)), path, origins)
+
+
+def merge_trees(base: YamlTree, override: YamlTree) -> YamlTree:
+    """Return `base` with `override` merged over it: mappings key by key, everything else replaced whole."""
+    return YamlTree(data=_merge(base.data, override.data), origins={**base.origins, **override.origins})
+
+
+def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_yaml_value(text: str) -> Any:
+    """Return the value that `text` would have in a YAML file (for `--set a.b=text`).
+
+    Raises:
+        ValueError: when it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not a valid value: {' '.join(str(error).split())}") from None

@@ -1,0 +1,44 @@
+"""The terminal for our own few lines; everything that libraries print goes to a log file."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+@contextmanager
+def captured_output(log_path: Path) -> Iterator[TextIO]:
+    """Send file descriptors 1 and 2 to `log_path` (appending) and yield a stream to the original standard output.
+
+    MindFormers logs several lines a step and MindSpore writes from C++; the descriptors catch both. On leaving, also by
+    an error, both descriptors are as before, so that the error's own line is seen.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    _flush()
+    originals = [os.dup(1), os.dup(2)]
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    console = os.fdopen(os.dup(originals[0]), "w", buffering=1, encoding="utf-8", errors="replace")
+    # A crash in native code still shows its stack where the launcher looks for it.
+    faulthandler.enable(console)
+    try:
+        yield console
+    finally:
+        _flush()
+        for descriptor, original in enumerate(originals, start=1):
+            os.dup2(original, descriptor)
+            os.close(original)
+        faulthandler.enable(sys.__stderr__ or sys.stderr)
+        console.close()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()

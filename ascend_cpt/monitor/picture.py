@@ -1,0 +1,41 @@
+"""The loss picture of a run, as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ascend_cpt.monitor.sinks import read_metrics
+
+
+def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
+    """Draw training loss, validation losses and the learning rate of a `metrics.jsonl`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = list(read_metrics(metrics_path))
+    steps = [record for record in records if record["kind"] == "step"]
+    figure, (loss_axes, rate_axes) = plt.subplots(
+        2, 1, figsize=(9, 6), sharex=True, height_ratios=[3, 1], constrained_layout=True
+    )
+    loss_axes.plot(
+        [r["step"] for r in steps], [float(r["loss"]) for r in steps], lw=1, label="training", color="tab:gray"
+    )
+    for name in dict.fromkeys(r["name"] for r in records if r["kind"] == "validation"):
+        points = [r for r in records if r["kind"] == "validation" and r["name"] == name]
+        loss_axes.plot(
+            [r["step"] for r in points], [float(r["loss"]) for r in points], "o-", label=f"validation: {name}"
+        )
+    loss_axes.set_ylabel("loss (nats per token)")
+    loss_axes.set_title(title)
+    loss_axes.grid(alpha=0.3)
+    loss_axes.legend()
+    rate_axes.plot([r["step"] for r in steps], [r["learning_rate"] for r in steps], color="tab:green")
+    rate_axes.set_ylabel("learning rate")
+    rate_axes.set_xlabel("step")
+    rate_axes.grid(alpha=0.3)
+    temporary = picture_path.with_name(f".{picture_path.stem}.tmp.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    temporary.replace(picture_path)

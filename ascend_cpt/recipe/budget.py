@@ -1,0 +1,79 @@
+"""From tokens to steps: what a run of so many tokens is in optimizer steps on a given layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The size of a run. `tokens_per_step` = global batch (rows) × sequence length (tokens)."""
+
+    seq_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    num_accumulation_steps: int
+    total_steps: int
+    warmup_steps: int = 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens trained in one optimizer step."""
+        return self.global_batch_size * self.seq_length
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens trained in the whole run."""
+        return self.total_steps * self.tokens_per_step
+
+
+def count_steps(tokens: int, tokens_per_step: int, *, minimum: int = 1) -> int:
+    """Return `tokens` in steps, rounded down but never silently to zero.
+
+    Raises:
+        ValueError: when the tokens do not fill `minimum` steps; the text says how many would.
+    """
+    steps = tokens // tokens_per_step
+    if steps < minimum:
+        raise ValueError(
+            f"{tokens} tokens are less than {minimum} step of {tokens_per_step} tokens; "
+            f"give at least {minimum * tokens_per_step}"
+        )
+    return steps
+
+
+def split_global_batch(
+    global_batch_size: int, data_parallel: int, micro_batch_size: int | None, num_accumulation_steps: int | None
+) -> tuple[int, int]:
+    """Return (rows per micro batch, accumulation steps) so that their product × data_parallel is the global batch.
+
+    What is None follows from the rest; with both None there is no accumulation.
+
+    Raises:
+        ValueError: when the numbers do not divide.
+    """
+    if global_batch_size % data_parallel:
+        raise ValueError(f"global_batch_size {global_batch_size} is not divisible by data_parallel {data_parallel}")
+    per_rank = global_batch_size // data_parallel
+    if micro_batch_size is None and num_accumulation_steps is None:
+        return per_rank, 1
+    if micro_batch_size is None:
+        assert num_accumulation_steps is not None
+        if per_rank % num_accumulation_steps:
+            raise ValueError(
+                f"global_batch_size {global_batch_size} / data_parallel {data_parallel} = {per_rank} rows are not "
+                f"divisible by {num_accumulation_steps} accumulation steps"
+            )
+        return per_rank // num_accumulation_steps, num_accumulation_steps
+    if per_rank % micro_batch_size:
+        raise ValueError(
+            f"global_batch_size {global_batch_size} / data_parallel {data_parallel} = {per_rank} rows are not "
+            f"divisible by the micro batch of {micro_batch_size} (runner_config.batch_size)"
+        )
+    steps = per_rank // micro_batch_size
+    if num_accumulation_steps is not None and num_accumulation_steps != steps:
+        raise ValueError(
+            f"global_batch_size {global_batch_size} is not batch_size {micro_batch_size} × data_parallel {data_parallel} "
+            f"× {num_accumulation_steps} accumulation steps = {micro_batch_size * data_parallel * num_accumulation_steps}"
+        )
+    return micro_batch_size, steps

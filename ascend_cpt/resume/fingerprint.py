@@ -1,0 +1,27 @@
+"""What two runs differ in, told in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return `key: saved → current` for every leaf in which two fingerprints differ."""
+    saved_leaves, current_leaves = _flatten(saved), _flatten(current)
+    return [
+        f"{key}: {saved_leaves.get(key)!r} → {current_leaves.get(key)!r}"
+        for key in sorted({*saved_leaves, *current_leaves})
+        if saved_leaves.get(key) != current_leaves.get(key)
+    ]
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            leaves.update(_flatten(value, name))
+        else:
+            leaves[name] = list(value) if isinstance(value, tuple) else value
+    return leaves

@@ -1,0 +1,74 @@
+"""What a run is at a step, written beside each checkpoint last: a checkpoint without it is not complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.errors import CheckpointError
+
+STATE_NAME = "cpt_state.json"
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """A run at a step: enough to continue it exactly, and to refuse to continue something else.
+
+    `files` holds the size in bytes of every file of the checkpoint; `position` counts the rows consumed by the whole
+    cluster, from the start of the run.
+    """
+
+    step: int
+    total_steps: int
+    tokens: int
+    position: int
+    fingerprint: dict[str, Any]
+    files: dict[str, int] = field(default_factory=dict)
+    version: int = STATE_VERSION
+
+
+def write_state(folder: Path, state: RunState) -> None:
+    """Write the state of a checkpoint folder whole (temporary name, then rename)."""
+    write_text(folder / STATE_NAME, json.dumps(dataclasses.asdict(state), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole: a reader sees the old content or the new, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_state(folder: Path) -> RunState:
+    """Return the state of a checkpoint folder.
+
+    Raises:
+        CheckpointError: when it has none, or one that cannot be read.
+    """
+    path = folder / STATE_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        state = RunState(**data)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder}: has no {STATE_NAME}, so it was not saved to the end; choose an earlier step"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); choose an earlier step") from None
+    if state.version != STATE_VERSION:
+        raise CheckpointError(f"{path}: is of version {state.version}, this program reads {STATE_VERSION}")
+    return state

@@ -1,0 +1,14 @@
+"""Train: `python run_cpt.py --config configs/qwen3/cpt_qwen3_tiny.yaml`, or under scripts/msrun_launcher.sh."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from ascend_cpt.cli import main
+from ascend_cpt.errors import run_command
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
