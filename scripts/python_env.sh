@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Chooses the Python of every script here. To be sourced, from any folder:
 #
-#     source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
+#     source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh" || exit
 #
 # Sets REPO_ROOT (this repository) and PYTHON, neither exported: $ASCEND_CPT_PYTHON, else .venv of the repository, else
 # python3 or python of the PATH. Returns 2 with one line when there is none.
@@ -22,6 +22,68 @@ choose_python() {
         echo "error: no python on the PATH; install Python 3.10 or 3.11, or set ASCEND_CPT_PYTHON to one" >&2
         return 2
     fi
+}
+
+# Prints a Python 3.10 or 3.11 that can make virtual environments. A pyenv shim that is not selected fails the try.
+find_base_python() {
+    local candidate
+    for candidate in python3.11 python3.10 python3 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[01].*/bin/python; do
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in [(3, 10), (3, 11)])' \
+            >/dev/null 2>&1; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python 3.10 or 3.11 with venv found (mindspore 2.9.0 has no wheels for others); install one (Debian:" \
+        "apt install python3.11 python3.11-venv; or pyenv install 3.11), or set ASCEND_CPT_PYTHON" >&2
+    return 2
+}
+
+# Prints one line for each pinned package that is missing or of another version; 2 when one is missing.
+check_packages() {
+    PYTHONPATH="$REPO_ROOT" "$PYTHON" -m ascend_cpt.cluster.packages "$@"
+}
+
+# install_packages VENV_PYTHON NAME...: the requirements/NAME.txt, at the versions of the constraints. The network gets three tries.
+install_packages() {
+    local python="$1" version arguments=() name try
+    shift
+    version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+    for name in "$@"; do arguments+=(-r "$REPO_ROOT/requirements/$name.txt"); done
+    for try in 1 2 3; do
+        "$python" -m pip install --quiet --disable-pip-version-check --retries 10 \
+            -c "$REPO_ROOT/requirements/constraints-$version.txt" "${arguments[@]}" && return
+        [[ $try == 3 ]] || { echo "pip failed; trying again in 10 s" >&2; sleep 10; }
+    done
+    echo "error: pip could not install the requirements (see above); check the network or your pip index and run again" >&2
+    return 1
+}
+
+# ensure_env [dev|ray|torch ...]: without ASCEND_CPT_PYTHON, makes or completes .venv; with it, only checks.
+ensure_env() {
+    local names=(base "$@") venv="$REPO_ROOT/.venv" base_python stamp wanted name
+    if [[ -n "${ASCEND_CPT_PYTHON:-}" ]]; then
+        choose_python && check_packages "${names[@]}"
+        return
+    fi
+    if ! "$venv/bin/python" -c 'import sys, pip; sys.exit(sys.version_info[:2] not in [(3, 10), (3, 11)])' 2>/dev/null; then
+        base_python="$(find_base_python)" || return
+        echo "environment: making $venv with $base_python"
+        "$base_python" -m venv --clear "$venv" || return
+    fi
+    # The stamp is written last and holds what was asked for: an interrupted installation has none.
+    stamp="$venv/installed-$(IFS=-; echo "${names[*]}").sha256"
+    wanted="$(for name in "${names[@]}"; do cat "$REPO_ROOT/requirements/$name.txt" || exit; done \
+        | cat - "$REPO_ROOT"/requirements/constraints-*.txt | sha256sum)" || return
+    if [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
+        echo "environment: $venv is as pinned"
+    else
+        echo "environment: installing ${names[*]} into $venv (several minutes the first time)"
+        install_packages "$venv/bin/python" "${names[@]}" || return
+        PYTHON="$venv/bin/python" check_packages "${names[@]}" || return
+        echo "$wanted" >"$stamp.tmp" && mv "$stamp.tmp" "$stamp"
+    fi
+    choose_python
 }
 
 choose_python || return
