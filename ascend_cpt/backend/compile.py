@@ -72,6 +72,8 @@ def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Pat
     if plan.schedule is not None:
         sections["lr_schedule"] = {"type": SCHEDULE_NAME, **vars(plan.schedule)}
     model = sections["model"]["model_config"]
+    # MindFormers' own default is 0.1.
+    model.update(hidden_dropout=0.0, attention_dropout=0.0)
     # Padding must not be the end-of-document token: MindFormers drops the loss of what it takes for padding.
     model.update(seq_length=plan.budget.seq_length, pad_token_id=plan.sources[0].manifest.tokenizer.pad_id)
     return sections

@@ -16,6 +16,7 @@ from ascend_cpt.recipe.budget import Budget, count_steps, split_global_batch
 from ascend_cpt.recipe.schedule import Schedule
 
 RANDOM_INIT = "random"
+DROPOUT = "pretraining uses none, it would make a resumed run differ and disturb the validation loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,7 @@ def resolve(
     validation_sets = tuple(Dataset(name=name, manifest=manifest) for name, manifest in (validation or {}).items())
     _check_datasets(config, source_sets, "sources", problems)
     _check_datasets(config, validation_sets, "validation.sets", problems)
+    _check_tokenizers(config, source_sets + validation_sets, problems)
     if validation_sets and layout.pipeline_parallel > 1:
         problems.append(
             f"{config.locate('cpt', 'validation')}: cpt.validation: is not possible with pipeline_stage above 1; remove it"
@@ -143,6 +145,9 @@ def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
             f"{config.locate('model', 'model_config', 'seq_length')}: model.model_config.seq_length {given} and "
             f"cpt.seq_length {config.cpt.seq_length} differ; keep cpt.seq_length only"
         )
+    for key in ("hidden_dropout", "attention_dropout"):
+        if model.get(key):
+            problems.append(f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}")
     for problem in find_layout_problems(model, layout, config.cpt.seq_length):
         problems.append(f"{config.locate('parallel_config')}: {problem}")
 
@@ -168,11 +173,16 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
                 f"{where}: pads with the end-of-document token {tokenizer.eod_id}, whose loss would be lost; "
                 "pack it again with another --pad-token-id"
             )
-    fingerprints = {dataset.manifest.tokenizer.fingerprint: dataset.name for dataset in datasets}
+
+
+def _check_tokenizers(config: RunConfig, datasets: tuple[Dataset, ...], problems: list[str]) -> None:
+    fingerprints: dict[str, str] = {}
+    for dataset in datasets:
+        fingerprints.setdefault(dataset.manifest.tokenizer.fingerprint, dataset.name)
     if len(fingerprints) > 1:
         names = ", ".join(fingerprints.values())
         problems.append(
-            f"{config.locate('cpt', *kind.split('.'))}: cpt.{kind}: {names} were packed with different tokenizers; "
+            f"{config.locate('cpt', 'sources')}: the datasets {names} were packed with different tokenizers; "
             "pack them again with one"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def parse_count(value: object) -> int:
             raise ValueError(f"expected a number such as 1.6M or 300B, got {value!r}")
         # Scaled before rounding: 1.6M must be exactly 1,600,000.
         number = round(float(match[1].replace("_", "").replace(",", "")) * _SCALES[match[2].lower()], 6)
-    if number < 0 or number != int(number):
+    if not math.isfinite(number) or number < 0 or number != int(number):
         raise ValueError(f"expected a whole number that is not negative, got {value!r}")
     return int(number)
 

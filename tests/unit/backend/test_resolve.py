@@ -1,0 +1,123 @@
+"""What does not fit is refused with one clear line before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.config.loader import load_config, parse_assignments
+from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+TINY = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
+BIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+
+
+def settle(path: Path, manifest: Manifest, *assignments: str, world_size: int = 2, **manifests: Any) -> RunPlan:
+    config = load_config(path, parse_assignments(assignments))
+    return resolve(config, world_size=world_size, sources={"code": manifest}, **manifests)
+
+
+def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
+    return make_manifest(num_rows=10**7, seq_length=8192, vocab_size=128256)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "world_size", "message"),
+    [
+        ("parallel_config.model_parallel=2", 2, "a CPU run is data parallel only"),
+        ("cpt.global_batch_size=15", 2, "global_batch_size 15 is not divisible by data_parallel 2"),
+        ("cpt.train_tokens=100", 2, "100 tokens are less than 1 step of 4096 tokens"),
+        ("runner_config.batch_size=2", 2, "a CPU run cannot accumulate gradients"),
+        ("model.model_config.num_key_value_heads=3", 1, "num_key_value_heads 3 does not divide num_attention_heads 8"),
+        ("model.model_config.hidden_dropout=0.1", 1, "hidden_dropout must be 0"),
+        ("model.model_config.seq_length=128", 1, "seq_length 128 and cpt.seq_length 256 differ"),
+        ("runner_config.epochs=2", 1, "train_tokens and runner_config.epochs are both set"),
+        ("cpt.schedule.kind=cosin", 1, "kind 'cosin' is unknown"),
+        ("cpt.schedule.final_lr=1", 1, "final_lr must lie between 0 and peak_lr"),
+        ("cpt.schedule.warmup_tokens=800K", 1, "does not fit"),
+        ("lr_schedule.type=CosineWithWarmUpLR", 1, "are both set; keep one"),
+    ],
+)
+def test_tiny_config_refused(
+    make_manifest: Callable[..., Manifest], assignment: str, world_size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        settle(TINY, make_manifest(), assignment, world_size=world_size)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "world_size", "message"),
+    [
+        ("seed=1", 32, "= 64, but the launch has 32 devices"),
+        ("parallel_config.model_parallel=16", 128, "model_parallel 16 does not divide num_key_value_heads 8"),
+        ("parallel_config.pipeline_stage=3", 48, "pipeline_stage 3 does not divide num_hidden_layers 80"),
+        ("model.model_config.offset=[1, 0, 0, 0]", 64, "is not num_hidden_layers 80"),
+        ("cpt.global_batch_size=4", 64, "needs at least as many micro batches, got 2"),
+    ],
+)
+def test_cluster_config_refused(
+    make_manifest: Callable[..., Manifest], assignment: str, world_size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settle(BIG, big_manifest(make_manifest), assignment, world_size=world_size)
+
+
+def test_data_parallel_follows_from_the_launch(make_manifest: Callable[..., Manifest]) -> None:
+    plan = settle(
+        BIG,
+        big_manifest(make_manifest),
+        "parallel_config.data_parallel=null",
+        "cpt.global_batch_size=512",
+        world_size=256,
+    )
+    assert plan.layout.data_parallel == 8
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seq_length": 512}, "packed with sequence length 512, but cpt.seq_length is 256"),
+        ({"vocab_size": 5000}, "tokenizer of 5000 entries, but the model's vocab_size is 4096"),
+        ({"eod_id": 1, "pad_id": 1}, "pads with the end-of-document token 1"),
+    ],
+)
+def test_dataset_of_another_kind_refused(
+    make_manifest: Callable[..., Manifest], other: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settle(TINY, make_manifest(**other))
+
+
+def test_validation_set_of_another_tokenizer_refused(make_manifest: Callable[..., Manifest]) -> None:
+    with pytest.raises(ConfigError, match="different tokenizers"):
+        settle(TINY, make_manifest(), validation={"code": make_manifest(fingerprint="other")})
+
+
+def test_steps_follow_from_epochs(make_manifest: Callable[..., Manifest]) -> None:
+    plan = settle(
+        TINY,
+        make_manifest(num_rows=100),
+        "cpt.train_tokens=null",
+        "runner_config.epochs=3",
+        "cpt.schedule.warmup_tokens=0",
+    )
+    assert plan.budget.total_steps == 100 * 3 // 16
+
+
+def test_fingerprint_names_what_a_resume_depends_on(make_manifest: Callable[..., Manifest]) -> None:
+    plan = settle(TINY, make_manifest())
+    assert plan.fingerprint() == settle(TINY, make_manifest()).fingerprint()
+    for assignment in (
+        "seed=7",
+        "cpt.train_tokens=900K",
+        "optimizer.weight_decay=0.5",
+        "model.model_config.hidden_size=64",
+    ):
+        assert plan.fingerprint() != settle(TINY, make_manifest(), assignment).fingerprint()
+    assert plan.fingerprint() != settle(TINY, make_manifest(num_rows=999)).fingerprint()

@@ -1,0 +1,78 @@
+"""Every shipped YAML loads, settles and compiles to a MindFormers YAML for the cluster that it is written for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ascend_cpt.backend.compile import compile_run, render_yaml
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.config.layout import uses_cpu
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.data.manifest import Manifest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name != "base")
+WORLD_SIZES = {"cpt_llama3_70b": 64, "cpt_qwen3_8b": 8, "cpt_llama2_7b": 8}
+
+
+def settle(path: Path, make_manifest: Callable[..., Manifest]) -> RunPlan:
+    config = load_config(path)
+    model = config.mindformers["model"]["model_config"]
+    manifest = make_manifest(
+        num_rows=10**7, seq_length=config.cpt.seq_length, vocab_size=model["vocab_size"], eod_id=2, pad_id=3
+    )
+    sets = config.cpt.validation.sets if config.cpt.validation else {}
+    return resolve(
+        config,
+        world_size=2 if uses_cpu(config) else WORLD_SIZES[path.stem],
+        sources=dict.fromkeys(config.cpt.sources, manifest),
+        validation=dict.fromkeys(sets, manifest),
+    )
+
+
+def test_the_promised_configs_are_there() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert {*WORLD_SIZES, "cpt_qwen3_tiny", "cpt_qwen3_tiny_base", "cpt_llama2_tiny", "cpt_llama3_tiny"} <= names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_compiles(path: Path, make_manifest: Callable[..., Manifest]) -> None:
+    plan = settle(path, make_manifest)
+    sections = compile_run(plan, resume_from=None, init_from=None)
+    read_back = yaml.safe_load(render_yaml(sections, "test"))
+    assert read_back == sections
+    assert "cpt" not in sections and "base_config" not in sections
+    model = sections["model"]["model_config"]
+    assert model["seq_length"] == plan.config.cpt.seq_length
+    assert model["pad_token_id"] == 3 and model["hidden_dropout"] == 0.0
+    assert sections["runner_config"]["epochs"] == 1
+    layout = plan.layout
+    product = layout.data_parallel * layout.tensor_parallel * layout.pipeline_parallel * layout.context_parallel
+    assert product == layout.world_size
+    rows = plan.budget.micro_batch_size * plan.budget.num_accumulation_steps * layout.data_parallel
+    assert rows == plan.config.cpt.global_batch_size
+    assert sections["train_dataset"]["data_loader"]["total_rows"] == plan.budget.total_steps * rows
+
+
+def test_llama3_70b_uses_every_device_of_eight_nodes(make_manifest: Callable[..., Manifest]) -> None:
+    plan = settle(REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml", make_manifest)
+    sections = compile_run(plan, resume_from=None, init_from=None)
+    assert (plan.layout.data_parallel, plan.layout.tensor_parallel, plan.layout.pipeline_parallel) == (2, 8, 4)
+    assert sections["parallel_config"]["micro_batch_num"] == 128  # 256 rows / data 2 / micro batch 1
+    assert sections["runner_config"]["gradient_accumulation_steps"] == 1
+    assert sections["parallel"]["dataset_strategy"] == [[2, 1], [2, 1]]
+    assert sections["parallel"]["full_batch"] is False
+    assert plan.budget.total_steps == 50 * 10**9 // (256 * 8192)
+
+
+def test_cpu_run_is_data_parallel_without_sink(make_manifest: Callable[..., Manifest]) -> None:
+    sections = compile_run(
+        settle(REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml", make_manifest), resume_from=None, init_from=None
+    )
+    assert sections["parallel"]["parallel_mode"] == 0
+    assert sections["runner_config"]["sink_mode"] is False
+    assert sections["runner_config"]["batch_size"] == 8

@@ -1,0 +1,111 @@
+"""A configuration is read strictly: every mistake is named with file, line, dotted key and the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.config.loader import load_config, parse_assignments
+from ascend_cpt.errors import ConfigError
+
+GOOD = """\
+seed: 1
+optimizer: {type: AdamW, weight_decay: 1e-2}
+model:
+  model_config: {model_type: qwen3, rms_norm_eps: 1e-6}
+cpt:
+  seq_length: 128
+  global_batch_size: 8
+  train_tokens: 1.6M
+  schedule: {peak_lr: 1e-5}
+  sources:
+    train: {path: data/x}
+"""
+
+
+def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_good_configuration(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD))
+    assert config.cpt.train_tokens == 1_600_000
+    assert config.cpt.schedule is not None and config.cpt.schedule.peak_lr == 1e-5
+    assert config.cpt.sources["train"].path == "data/x"
+    assert config.mindformers["optimizer"]["weight_decay"] == 0.01
+    assert config.mindformers["model"]["model_config"]["rms_norm_eps"] == 1e-6
+    assert "cpt" not in config.mindformers
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("schedule:", "schedul:", "run.yaml:9: cpt.schedul: unknown key; did you mean 'schedule'?"),
+        ("seed: 1", "lr_schedul: {}", "run.yaml:1: lr_schedul: unknown key; did you mean 'lr_schedule'?"),
+        (
+            "weight_decay",
+            "weight_decai",
+            "run.yaml:2: optimizer.weight_decai: unknown key; did you mean 'weight_decay'?",
+        ),
+        ("rms_norm_eps", "rms_norm_ep", "run.yaml:4: model.model_config.rms_norm_ep: unknown key"),
+        ("128", "long", "run.yaml:6: cpt.seq_length: expected a whole number, got 'long'"),
+        ("1.6M", "lots", "run.yaml:8: cpt.train_tokens: expected a number such as 1.6M or 300B, got 'lots'"),
+        ("1e-5", "high", "run.yaml:9: cpt.schedule.peak_lr: expected a number, got 'high'"),
+        ("seed: 1", "seed: one", "run.yaml:1: seed: expected a whole number, got 'one'"),
+        ("  seq_length: 128\n", "", "cpt.seq_length: is missing; add it"),
+        ("{path: data/x}", "data/x", "run.yaml:11: cpt.sources.train: expected keys and values, got 'data/x'"),
+        ("seed: 1", "seed: 1\nseed: 2", "run.yaml:2: seed is written twice"),
+        ("seed: 1", "seed: [1", "run.yaml: not valid YAML"),
+        ("seed: 1", "base_config: nowhere.yaml", "run.yaml:1: base_config names nowhere.yaml"),
+        ("seed: 1", "base_config: run.yaml", "base_config includes itself"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, GOOD.replace(old, new)))
+    assert message in str(caught.value)
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("schedule:", "schedul:").replace("seed: 1", "seed: one").replace("128", "long")
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, text))
+    assert "3 problems" in str(caught.value) and len(str(caught.value).splitlines()) == 4
+
+
+def test_missing_file_and_missing_section(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match="has no `cpt:` section"):
+        load_config(write(tmp_path, "seed: 1\n"))
+
+
+def test_base_config_is_merged_and_located(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, "base.yaml")
+    path = write(tmp_path, "base_config: base.yaml\ncpt:\n  schedule: {final_lr: 1e-7}\n")
+    config = load_config(path)
+    assert config.cpt.schedule is not None
+    assert (config.cpt.schedule.peak_lr, config.cpt.schedule.final_lr) == (1e-5, 1e-7)
+    assert config.locate("cpt", "seq_length").endswith("base.yaml:6")
+    assert config.locate("cpt", "schedule", "final_lr").endswith("run.yaml:3")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    config = load_config(path, parse_assignments(["cpt.train_tokens=2B", "seed=7", "cpt.schedule.peak_lr=2e-4"]))
+    assert config.cpt.train_tokens == 2 * 10**9
+    assert config.mindformers["seed"] == 7
+    assert config.cpt.schedule is not None and config.cpt.schedule.peak_lr == 2e-4
+    with pytest.raises(ConfigError, match=r"command line: cpt.seq_lenght: unknown key; did you mean 'seq_length'"):
+        load_config(path, parse_assignments(["cpt.seq_lenght=1"]))
+    with pytest.raises(ConfigError, match="expected key=value"):
+        parse_assignments(["cpt.seq_length"])
+
+
+def test_replaced_mapping(tmp_path: Path) -> None:
+    overrides = {"cpt.sources": {"other": {"path": "y"}}}
+    assert list(load_config(write(tmp_path, GOOD), overrides).cpt.sources) == ["train", "other"]
+    assert list(load_config(write(tmp_path, GOOD), overrides, replace=("cpt.sources",)).cpt.sources) == ["other"]

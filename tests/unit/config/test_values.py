@@ -1,0 +1,54 @@
+"""Numbers as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ascend_cpt.config.values import Interval, format_count, parse_count, parse_float, parse_interval
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("300B", 300 * 10**9),
+        ("1.6M", 1_600_000),
+        ("1_638_400", 1_638_400),
+        (5, 5),
+        (1e9, 10**9),
+        ("2t", 2 * 10**12),
+        ("0", 0),
+    ],
+)
+def test_counts(text: object, value: int) -> None:
+    assert parse_count(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "B", "-1", "1.5", "many", True, None, [1], "1.0000001M", float("nan"), float("inf")]
+)
+def test_no_counts(text: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parse_count(text)
+
+
+def test_intervals() -> None:
+    assert parse_interval("1B") == Interval(count=10**9, unit="tokens")
+    assert parse_interval("100 steps") == Interval(count=100, unit="steps")
+    assert parse_interval("1 step").to_steps(4096) == 1
+    assert parse_interval("10K tokens").to_steps(4096) == 2
+    assert parse_interval(1).to_steps(4096) == 1
+    for text in ("0", "0 steps", "5 epochs", "steps"):
+        with pytest.raises(ValueError, match="expected"):
+            parse_interval(text)
+
+
+def test_floats() -> None:
+    assert parse_float("1e-5") == 1e-5
+    assert parse_float(3) == 3.0
+    for value in ("fast", True, None):
+        with pytest.raises(ValueError, match="expected a number"):
+            parse_float(value)
+
+
+def test_counts_for_people() -> None:
+    assert [format_count(n) for n in (950, 40_900, 1_640_000, 3 * 10**11)] == ["950", "40.9K", "1.64M", "300B"]

@@ -1,0 +1,85 @@
+"""Records on the console and in metrics.jsonl."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+from ascend_cpt.monitor.picture import draw_losses
+from ascend_cpt.monitor.record import StepRecord, ValidationRecord
+from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, format_duration, format_step, read_metrics
+
+
+def make_step(step: int, loss: float = 2.0) -> StepRecord:
+    return StepRecord(
+        step=step,
+        total_steps=20,
+        loss=loss,
+        learning_rate=1e-3,
+        grad_norm=0.5,
+        tokens=step * 4096,
+        step_time_s=2.0,
+        tokens_per_s=2048.0,
+    )
+
+
+def test_progress_line_has_everything_a_person_wants() -> None:
+    line = format_step(make_step(5))
+    for part in (
+        "step  5/20",
+        "loss 2.0000",
+        "lr 1.000e-03",
+        "grad-norm 0.5",
+        "2.05K tokens/s",
+        "20.5K tokens",
+        "ETA 0:00:30",
+    ):
+        assert part in line
+
+
+def test_durations() -> None:
+    assert [format_duration(s) for s in (59, 3661, 90000)] == ["0:00:59", "1:01:01", "1d 1:00:00"]
+
+
+def test_console_prints_first_last_and_every_nth() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(stream, 10)
+    for step in range(1, 21):
+        sink.write(make_step(step))
+    sink.write(ValidationRecord(step=20, name="code", loss=math.log(4), num_labels=10))
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["1/20", "10/20", "20/20"]
+    assert lines[-1] == "validation at step 20: code  loss 1.3863  perplexity 4.00"
+
+
+def test_metrics_file_drops_what_a_resume_repeats(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path, 0)
+    for step in (1, 2, 3):
+        sink.write(make_step(step))
+    with path.open("a") as file:
+        file.write('{"kind": "step", "st')  # killed while writing
+    sink = JsonlSink(path, 2)
+    sink.write(make_step(3, loss=float("nan")))
+    records = list(read_metrics(path))
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert records[-1]["loss"] == "nan"
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_new_run_starts_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    JsonlSink(path, 0).write(make_step(1))
+    JsonlSink(path, 0)
+    assert list(read_metrics(path)) == []
+
+
+def test_picture(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
+    for step in range(1, 6):
+        sink.write(make_step(step))
+    sink.write(ValidationRecord(step=5, name="code", loss=1.0, num_labels=10))
+    draw_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png", title="run")
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
