@@ -1,0 +1,87 @@
+"""Puts the CPU kernels in the places where MindFormers' mcore models look for the Ascend operators."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import mindspore as ms
+
+from ascend_cpt.backend.cpu import kernels, overflow
+
+_TRAINING_GRAPH = "mindformers.parallel_core.training_graph"
+
+logger = logging.getLogger(__name__)
+_is_installed = False
+
+
+def is_installed() -> bool:
+    """Return whether `install_cpu_kernels` has run in this process."""
+    return _is_installed
+
+
+def install_cpu_kernels(*, keep_float16_cast: bool = False) -> None:
+    """Make this process train on the CPU: select the CPU as device and replace what has no CPU kernel.
+
+    Call it before MindFormers' context and network are built; calling it again only changes `keep_float16_cast`.
+    Nothing on an Ascend is touched: a process that has chosen another device is refused.
+
+    Args:
+        keep_float16_cast: keep upstream's cast of query, key and value to float16 before attention. The default leaves
+            them in compute_dtype, which is what a float32 reference computes.
+
+    Raises:
+        RuntimeError: when the process already runs on another device.
+    """
+    global _is_installed
+    if ms.get_context("device_target") != "CPU":
+        ms.set_device("CPU")
+    from ascend_cpt.backend.cpu import attention
+
+    attention.install(keep_float16_cast=keep_float16_cast)
+    if _is_installed:
+        return
+    norm = importlib.import_module(f"{_TRAINING_GRAPH}.transformer.norm")
+    norm.FusedRMSNorm = norm.RMSNorm
+    rope = importlib.import_module(f"{_TRAINING_GRAPH}.base_models.common.embeddings.rotary_pos_embedding")
+    rope.Outer = kernels.Outer
+    flash_attention = importlib.import_module(f"{_TRAINING_GRAPH}.transformer.flash_attention")
+    flash_attention.FlashAttentionScore = kernels.FlashAttentionScore
+    layers = importlib.import_module(f"{_TRAINING_GRAPH}.tensor_parallel.layers")
+    layers.VocabParallelEmbedding.embedding_func = kernels.look_up_embedding
+    wrapper = importlib.import_module("mindformers.wrapper.wrapper")
+    wrapper.MFTrainOneStepCell.start_overflow_check = overflow.start_overflow_check
+    wrapper.MFTrainOneStepCell.get_overflow_status = overflow.get_overflow_status
+    _skip_parallel_groups()
+    _skip_core_binding()
+    _is_installed = True
+    logger.info("CPU kernels installed (float16 cast in attention: %s)", keep_float16_cast)
+
+
+def _skip_parallel_groups() -> None:
+    """Skip the model-parallel groups in data-parallel mode, the only mode of several workers that a CPU has.
+
+    There MindFormers resets data_parallel to 1 and then finds that the world size is not dp × tp × pp.
+    """
+    gpt_model = importlib.import_module(f"{_TRAINING_GRAPH}.base_models.gpt.gpt_model")
+    upstream = gpt_model.initialize_model_parallel
+
+    def initialize_model_parallel(**sizes: Any) -> None:
+        if ms.get_auto_parallel_context("parallel_mode") != ms.ParallelMode.DATA_PARALLEL:
+            upstream(**sizes)
+
+    gpt_model.initialize_model_parallel = initialize_model_parallel
+
+
+def _skip_core_binding() -> None:
+    """Bind cores only where the user's configuration says how: by default all workers would share the same cores."""
+    # `mindformers.core.context.build_context` as an attribute is the function of that name.
+    build_context = importlib.import_module("mindformers.core.context.build_context")
+    upstream = build_context.set_ms_affinity
+
+    def set_ms_affinity(affinity_config: Any, affinity_cpu_list: Any) -> None:
+        if affinity_config or affinity_cpu_list:
+            upstream(affinity_config, affinity_cpu_list)
+
+    build_context.set_ms_affinity = set_ms_affinity
