@@ -1,0 +1,45 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+
+# What a job of the surrounding machine has set must not steer the jobs that the tests start.
+LAUNCH_VARIABLES = (
+    "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NNODES", "NPUS_PER_NODE", "GPUS_PER_NODE", "WORLD_SIZE", "DRY_RUN",
+    "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID",
+    "ASCEND_CPT_ALLOW_LOCAL_MASTER",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def clean_launch_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the launch variables of the caller's environment."""
+    for name in LAUNCH_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def repo_root() -> Path:
+    return REPO_ROOT
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on, different for the workers of pytest that run at the same time."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def clean_environ() -> dict[str, str]:
+    """A copy of the environment for subprocesses, without launch variables and with few threads."""
+    environ = {name: value for name, value in os.environ.items() if name not in LAUNCH_VARIABLES}
+    return environ | {"OMP_NUM_THREADS": "1"}
