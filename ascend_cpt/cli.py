@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         if process.rank == 0:
             print(f"{plan.run_dir}: already complete at step {resume_from.state.step}; nothing to do")
         return 0
-    init_from = None if resume_from else choose_init(config)
+    init_from = None if resume_from else choose_init(plan)
     sections = compile_run(plan, resume_from=resume_from, init_from=init_from)
     write_resolved(plan, render_yaml(sections, f"Compiled by ascend_cpt from {config.path}: the YAML that is trained"))
     log_path = plan.run_dir / "logs" / f"rank_{process.rank}.log"
@@ -227,20 +227,30 @@ def choose_resume(plan: RunPlan, args: argparse.Namespace, process: Process) -> 
     return chosen
 
 
-def choose_init(config: RunConfig) -> Path | None:
+def choose_init(plan: RunPlan) -> Path | None:
     """Return the checkpoint folder whose weights the run starts from, or None for random weights.
 
     Raises:
         ConfigError: when the configuration does not say which.
-        CheckpointError: when there is no complete checkpoint.
+        CheckpointError: when there is no complete checkpoint, or its model has other sizes.
     """
+    config = plan.config
     wish = config.cpt.init_from or config.mindformers.get("load_checkpoint")
     if not wish:
         raise ConfigError(
             f"{config.path}: where do the weights come from? set cpt.init_from to a checkpoint or run folder, "
             f"or to `{RANDOM_INIT}` to train from scratch"
         )
-    return None if wish == RANDOM_INIT else locate_checkpoint(Path(wish)).folder
+    if wish == RANDOM_INIT:
+        return None
+    checkpoint = locate_checkpoint(Path(wish))
+    differences = describe_differences(checkpoint.state.fingerprint["model"], plan.fingerprint()["model"])
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds a model of other sizes than model.model_config ({'; '.join(differences)}); "
+            "make them equal or choose another checkpoint"
+        )
+    return checkpoint.folder
 
 
 def write_resolved(plan: RunPlan, text: str) -> None:

@@ -147,7 +147,9 @@ def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
         )
     for key in ("hidden_dropout", "attention_dropout"):
         if model.get(key):
-            problems.append(f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}")
+            problems.append(
+                f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}"
+            )
     for problem in find_layout_problems(model, layout, config.cpt.seq_length):
         problems.append(f"{config.locate('parallel_config')}: {problem}")
 

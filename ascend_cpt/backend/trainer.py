@@ -35,6 +35,9 @@ def train(plan: RunPlan, launch: Launch) -> None:
         from ascend_cpt.backend.cpu import install_cpu_kernels
 
         install_cpu_kernels()
+        from ascend_cpt.backend.save import load_whole_checkpoints
+
+        load_whole_checkpoints()
     # Imported for their effect: they register themselves with MindFormers.
     from mindformers import build_context
     from mindformers.tools.register import MindFormerConfig

@@ -7,9 +7,13 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
+from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.picture import draw_losses
 from ascend_cpt.monitor.record import StepRecord, ValidationRecord
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, format_duration, format_step, read_metrics
+from ascend_cpt.monitor.summary import summarize_run
 
 
 def make_step(step: int, loss: float = 2.0) -> StepRecord:
@@ -83,3 +87,17 @@ def test_picture(tmp_path: Path) -> None:
     sink.write(ValidationRecord(step=5, name="code", loss=1.0, num_labels=10))
     draw_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png", title="run")
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_summary_tells_losses_before_and_after(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
+    sink.write(ValidationRecord(step=0, name="code", loss=3.0, num_labels=10))
+    for step in range(1, 21):
+        sink.write(make_step(step, loss=3.0 - step / 20))
+    sink.write(ValidationRecord(step=20, name="code", loss=2.25, num_labels=10))
+    text = "\n".join(summarize_run(tmp_path))
+    assert "20 of 20 steps, 81.9K tokens" in text
+    assert "2.9500 at step 1 → 2.0000 at step 20" in text
+    assert "held-out code     3.0000 before → 2.2500 after (-0.7500)" in text
+    with pytest.raises(DataError, match="holds no run"):
+        summarize_run(tmp_path / "nowhere")

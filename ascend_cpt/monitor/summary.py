@@ -1,0 +1,47 @@
+"""A run told in a few lines, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.config.values import format_count
+from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.sinks import read_metrics
+
+
+def summarize_run(run_dir: Path) -> list[str]:
+    """Return the lines that tell what a run did and where its files are.
+
+    Raises:
+        DataError: when the folder holds no run.
+    """
+    records = list(read_metrics(run_dir / "metrics.jsonl"))
+    steps = [record for record in records if record["kind"] == "step"]
+    if not steps:
+        raise DataError(f"{run_dir}: holds no run (metrics.jsonl has no steps); give the folder of a run")
+    first, last = steps[0], steps[-1]
+    lines = [
+        f"{run_dir.name}: {last['step']} of {last['total_steps']} steps, {format_count(last['tokens'])} tokens",
+        f"  training loss    {float(first['loss']):.4f} at step {first['step']} → {float(last['loss']):.4f} at step {last['step']}",
+    ]
+    lines.extend(_describe_set(name, points) for name, points in collect_validation(records).items())
+    lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
+    if (run_dir / "loss.png").is_file():
+        lines.append(f"  loss picture     {run_dir / 'loss.png'}")
+    return lines
+
+
+def collect_validation(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of each validation set, in the order of the steps."""
+    sets: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["kind"] == "validation":
+            sets.setdefault(record["name"], []).append(record)
+    return sets
+
+
+def _describe_set(name: str, points: list[dict[str, Any]]) -> str:
+    first, last = points[0], points[-1]
+    change = float(last["loss"]) - float(first["loss"])
+    return f"  held-out {name:<9}{float(first['loss']):.4f} before → {float(last['loss']):.4f} after ({change:+.4f})"
