@@ -109,7 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume_training",
         metavar="auto|PATH|never",
-        help="continue from the run's newest complete checkpoint (auto, the default; also True), from PATH, or never (also False)",
+        help="continue from the run's newest complete checkpoint (auto or True, the default), from PATH, or never (False)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
@@ -207,8 +207,8 @@ def choose_resume(plan: RunPlan, args: argparse.Namespace, process: Process) -> 
     if wish.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
-                f"{plan.run_dir}: holds checkpoints up to step {newest.state.step}; --resume_training auto continues them, "
-                "--set cpt.run_name=NAME starts another run"
+                f"{plan.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
+                "--resume_training auto, or start another run with --set cpt.run_name=NAME starts another run"
             )
         return None
     if wish.lower() in ("auto", "true", "none"):
@@ -272,15 +272,16 @@ def describe(plan: RunPlan) -> str:
     budget, layout = plan.budget, plan.layout
     rows = sum(source.manifest.num_rows for source in plan.sources)
     epochs = budget.total_steps * budget.global_batch_size / rows
-    sizes = f"{plan.model['num_hidden_layers']} layers, hidden {plan.model['hidden_size']}, vocabulary {plan.model['vocab_size']}"
+    model = plan.model
+    sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
     accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
     lines = [
         f"run      {plan.run_dir}",
-        f"model    {plan.model['model_type']}: {sizes}",
+        f"model    {model['model_type']}: {sizes}",
         f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
         f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
-        f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = {format_count(budget.tokens_per_step)} "
-        f"tokens a step ({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
+        f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = "
+        f"{format_count(budget.tokens_per_step)} tokens a step ({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens, {epochs:.2f} epochs of "
         f"{rows} rows in {', '.join(source.name for source in plan.sources)}",
     ]

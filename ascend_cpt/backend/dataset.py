@@ -48,7 +48,7 @@ class PackedRows:
         found = [item["input_ids"] for item in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
         if len(found) != len(unique):
             raise DataError(
-                f"{self._files[0]}: {len(found)} of {len(unique)} rows could be read; the files do not match their manifest"
+                f"{self._files[0]}: {len(found)} of {len(unique)} rows found; the files do not match their manifest"
             )
         return np.stack(found)[inverse]
 

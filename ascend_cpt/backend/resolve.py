@@ -109,7 +109,7 @@ def resolve(
     _check_tokenizers(config, source_sets + validation_sets, problems)
     if validation_sets and layout.pipeline_parallel > 1:
         problems.append(
-            f"{config.locate('cpt', 'validation')}: cpt.validation: is not possible with pipeline_stage above 1; remove it"
+            f"{config.locate('cpt', 'validation')}: cpt.validation: needs pipeline_stage 1; remove one of them"
         )
     budget = _settle_budget(config, layout, source_sets, problems)
     raise_problems(config.path, problems)
@@ -167,8 +167,8 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
             )
         if tokenizer.vocab_size > model["vocab_size"]:
             problems.append(
-                f"{where}: was packed with a tokenizer of {tokenizer.vocab_size} entries, but the model's vocab_size is "
-                f"{model['vocab_size']}; use the model's own tokenizer"
+                f"{where}: was packed with a tokenizer of {tokenizer.vocab_size} entries, but the model has "
+                f"vocab_size {model['vocab_size']}; use the model's own tokenizer"
             )
         if tokenizer.pad_id == tokenizer.eod_id:
             problems.append(

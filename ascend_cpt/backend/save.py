@@ -105,7 +105,7 @@ class CheckpointWriter:
 def load_whole_checkpoints() -> None:
     """Let every rank load a whole checkpoint, as pure data parallel saves them (CPU only).
 
-    MindFormers asks for the layout of each rank's shards whenever there are several ranks, and fails where there is none.
+    MindFormers asks for the layout of each rank's shards whenever there are several ranks; here there is none.
     """
-    checkpoint_module = importlib.import_module("mindformers.checkpoint.checkpoint")
+    checkpoint_module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
     checkpoint_module.get_real_group_size = lambda: 1

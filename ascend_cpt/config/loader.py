@@ -52,7 +52,8 @@ def load_config(
         tree = merge_trees(tree, _overrides_to_tree(overrides))
     if "cpt" not in tree.data:
         raise ConfigError(
-            f"{path}: has no `cpt:` section; add one with seq_length, global_batch_size and sources (see docs/configuration.md)"
+            f"{path}: has no `cpt:` section; add one with seq_length, global_batch_size and sources "
+            "(see docs/configuration.md)"
         )
     problems: list[str] = []
     sections = {key: value for key, value in tree.data.items() if key != "cpt"}

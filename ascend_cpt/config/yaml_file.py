@@ -101,19 +101,20 @@ def _load_one(path: Path) -> YamlTree:
 
 def _collect_origins(node: yaml.Node | None, prefix: KeyPath, path: Path, origins: dict[KeyPath, str]) -> None:
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        seen: set[KeyPath] = set()
         for key_node, value_node in node.value:
-            key = str(key_node.value)
+            here = (*prefix, str(key_node.value))
             location = f"{path}:{key_node.start_mark.line + 1}"
-            if key in seen:
-                raise ConfigError(f"{location}: {'.'.join((*prefix, key))} is written twice; remove one of them")
-            seen.add(key)
-            origins[(*prefix, key)] = location
-            _collect_origins(value_node, (*prefix, key), path, origins)
+            if here in seen:
+                raise ConfigError(f"{location}: {'.'.join(here)} is written twice; remove one of them")
+            seen.add(here)
+            origins[here] = location
+            _collect_origins(value_node, here, path, origins)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            origins[(*prefix, str(index))] = f"{path}:{item.start_mark.line + 1}"
-            _collect_origins(item, (*prefix, str(index)), path, origins)
+            here = (*prefix, str(index))
+            origins[here] = f"{path}:{item.start_mark.line + 1}"
+            _collect_origins(item, here, path, origins)
 
 
 def merge_trees(base: YamlTree, override: YamlTree) -> YamlTree:

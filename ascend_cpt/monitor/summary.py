@@ -23,7 +23,8 @@ def summarize_run(run_dir: Path) -> list[str]:
     first, last = steps[0], steps[-1]
     lines = [
         f"{run_dir.name}: {last['step']} of {last['total_steps']} steps, {format_count(last['tokens'])} tokens",
-        f"  training loss    {float(first['loss']):.4f} at step {first['step']} → {float(last['loss']):.4f} at step {last['step']}",
+        f"  training loss    {float(first['loss']):.4f} at step {first['step']} → "
+        f"{float(last['loss']):.4f} at step {last['step']}",
     ]
     lines.extend(_describe_set(name, points) for name, points in collect_validation(records).items())
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")

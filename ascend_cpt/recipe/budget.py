@@ -73,7 +73,8 @@ def split_global_batch(
     steps = per_rank // micro_batch_size
     if num_accumulation_steps is not None and num_accumulation_steps != steps:
         raise ValueError(
-            f"global_batch_size {global_batch_size} is not batch_size {micro_batch_size} × data_parallel {data_parallel} "
-            f"× {num_accumulation_steps} accumulation steps = {micro_batch_size * data_parallel * num_accumulation_steps}"
+            f"global_batch_size {global_batch_size} is not batch_size {micro_batch_size} × data_parallel "
+            f"{data_parallel} × {num_accumulation_steps} accumulation steps = "
+            f"{micro_batch_size * data_parallel * num_accumulation_steps}"
         )
     return micro_batch_size, steps

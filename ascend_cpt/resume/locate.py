@@ -47,7 +47,7 @@ def check_checkpoint(folder: Path) -> Checkpoint:
         actual_bytes = path.stat().st_size
         if actual_bytes != size_bytes:
             raise CheckpointError(
-                f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}, so it is damaged; choose another step"
+                f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}; choose another step"
             )
     return Checkpoint(folder=folder, state=state)
 

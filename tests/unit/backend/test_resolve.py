@@ -83,7 +83,7 @@ def test_data_parallel_follows_from_the_launch(make_manifest: Callable[..., Mani
     ("other", "message"),
     [
         ({"seq_length": 512}, "packed with sequence length 512, but cpt.seq_length is 256"),
-        ({"vocab_size": 5000}, "tokenizer of 5000 entries, but the model's vocab_size is 4096"),
+        ({"vocab_size": 5000}, "tokenizer of 5000 entries, but the model has vocab_size 4096"),
         ({"eod_id": 1, "pad_id": 1}, "pads with the end-of-document token 1"),
     ],
 )
