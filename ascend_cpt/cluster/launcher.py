@@ -1,0 +1,41 @@
+"""The command behind scripts/msrun_launcher.sh: `python -m ascend_cpt.cluster.launcher CMD [WORKER_NUM ...]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ascend_cpt.cluster.arguments import USAGE, UsageError, parse_launch
+from ascend_cpt.cluster.command import build_command, build_environment, format_command
+from ascend_cpt.cluster.preflight import check_master, claim_place
+from ascend_cpt.cluster.supervisor import Supervisor
+from ascend_cpt.cluster.worker_log import set_aside
+from ascend_cpt.errors import EXIT_OK, run_command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Launch this node's part of a job and wait for its end; raises ClusterError for a launch that cannot work."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in {"-h", "--help"}:
+        print(USAGE)
+        return EXIT_OK
+    try:
+        plan = parse_launch(arguments, os.environ, Path.cwd())
+    except UsageError:
+        print(USAGE, file=sys.stderr)
+        raise
+    command = build_command(plan)
+    if os.environ.get("DRY_RUN") == "1":
+        print(format_command(command))
+        return EXIT_OK
+    with claim_place(plan):
+        check_master(plan, os.environ)
+        plan.log_dir.mkdir(parents=True, exist_ok=True)
+        if earlier := set_aside(plan.log_dir):
+            print(f"logs of the earlier launch are in {earlier}", file=sys.stderr)
+        return Supervisor(plan, command, build_environment(plan, os.environ)).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

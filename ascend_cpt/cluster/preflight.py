@@ -1,0 +1,92 @@
+"""Checks of one node before anything starts: the address, the port, and that no other launch has this place."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import ipaddress
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ascend_cpt.cluster.arguments import LaunchPlan
+from ascend_cpt.errors import ClusterError
+
+ALLOW_LOCAL_MASTER = "ASCEND_CPT_ALLOW_LOCAL_MASTER"
+
+
+def check_master(plan: LaunchPlan, environ: Mapping[str, str]) -> None:
+    """Raise ClusterError when the nodes cannot meet at MASTER_ADDR:MASTER_PORT as far as this node can see."""
+    address = resolve_address(plan.master_addr)
+    if plan.num_nodes > 1 and address.is_loopback and environ.get(ALLOW_LOCAL_MASTER) != "1":
+        raise ClusterError(
+            f"MASTER_ADDR {plan.master_addr} means each node itself, but the job has {plan.num_nodes} nodes; give an "
+            f"address of node 0 that the others reach ({ALLOW_LOCAL_MASTER}=1 allows several nodes on one machine)"
+        )
+    if plan.node_rank == 0 and plan.num_workers > 1:
+        check_port(address, plan)
+
+
+def resolve_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the address of a host name or address, the first one as msrun takes it; ClusterError when unknown."""
+    try:
+        return ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        pass
+    try:
+        return ipaddress.ip_address(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ClusterError(f"MASTER_ADDR {name} is unknown on this machine: {error.strerror or error}") from error
+
+
+def check_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, plan: LaunchPlan) -> None:
+    """Raise ClusterError when node 0 cannot listen on the master's address and port."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # As the scheduler does: connections of an earlier job that linger in TIME_WAIT are no obstacle.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((str(address), plan.master_port))
+            listener.listen()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ClusterError(
+                    f"MASTER_PORT {plan.master_port} is in use on {plan.master_addr}; choose another or end what has it"
+                ) from error
+            raise ClusterError(
+                f"MASTER_ADDR {plan.master_addr} is no address of this machine ({error.strerror}), but NODE_RANK 0 "
+                "must run there"
+            ) from error
+
+
+@contextmanager
+def claim_place(plan: LaunchPlan) -> Iterator[None]:
+    """Hold this machine's lock on (MASTER_ADDR, MASTER_PORT, NODE_RANK) while the job runs.
+
+    Raises ClusterError when another launch on this machine holds it. The kernel frees it with the process.
+    """
+    place = f"{plan.master_addr}:{plan.master_port} node {plan.node_rank}"
+    name = hashlib.sha256(place.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"ascend_cpt_{os.getuid()}_{name}.lock"
+    with path.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = f"the launch with process id {lock.read().strip() or '?'} on this machine"
+            if plan.num_nodes > 1:
+                raise ClusterError(
+                    f"NODE_RANK {plan.node_rank} of the job at {plan.master_addr}:{plan.master_port} is already taken "
+                    f"by {holder}; give each node its own NODE_RANK, and each job its own MASTER_PORT"
+                ) from error
+            raise ClusterError(
+                f"MASTER_PORT {plan.master_port} is in use by {holder}; wait for it or choose another port"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,120 @@
+"""Reading the logs of workers: what is shown live, what a dead worker's log says, and keeping earlier runs apart."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from pathlib import Path
+from typing import TextIO
+
+# A record of MindSpore ("[WARNING] DEVICE(3992,7f..,python):2026-...") or of MindFormers ("2026-... - mindformers...").
+FRAMEWORK_RECORD = re.compile(
+    r"\[(?:DEBUG|INFO|WARNING|ERROR|CRITICAL|TRACE)\] [A-Z_]+\(\d+[,:].*|"
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - mindformers.*"
+)
+TRACEBACK_HEAD = "Traceback (most recent call last):"
+USER_ERROR_HEAD = "error: "
+# The exception's line: "RuntimeError: bang", "KeyboardInterrupt", "mindspore.x.SomeError: ...".
+EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(?::.*)?$")
+MAX_MESSAGE_LINES = 12
+NUM_LAST_LINES = 10
+MAX_READ_BYTES = 4 << 20
+
+
+class LogFollower:
+    """Copies a growing log to a terminal, without the records of the frameworks' own logging."""
+
+    def __init__(self, path: Path, terminal: TextIO) -> None:
+        self._path = path
+        self._terminal = terminal
+        self._offset_bytes = 0
+        self._unfinished = b""
+        self._shown_errors: deque[str] = deque(maxlen=100)
+
+    def pump(self, *, at_end: bool = False) -> None:
+        """Show what was added since the last call; a last line without newline waits for its rest unless `at_end`."""
+        try:
+            with self._path.open("rb") as log:
+                log.seek(self._offset_bytes)
+                added = log.read()
+        except FileNotFoundError:
+            return
+        self._offset_bytes += len(added)
+        *lines, self._unfinished = (self._unfinished + added).split(b"\n")
+        if at_end and self._unfinished:
+            lines.append(self._unfinished)
+            self._unfinished = b""
+        for line in lines:
+            self._show(line.decode("utf-8", errors="replace"))
+        self._terminal.flush()
+
+    def has_shown(self, line: str) -> bool:
+        """Tell whether this error line has gone to the terminal."""
+        return line in self._shown_errors
+
+    def _show(self, line: str) -> None:
+        # A native log record may begin in the middle of a printed line.
+        own = FRAMEWORK_RECORD.sub("", line)
+        if own != line and not own.strip():
+            return
+        self._terminal.write(own + "\n")
+        if own.startswith(USER_ERROR_HEAD):
+            self._shown_errors.append(own)
+
+
+def describe_failure(log: Path) -> list[str]:
+    """Return what a dead worker's log says: our `error:` line, else the last Python exception, else the last lines."""
+    lines = _read_end(log)
+    user_errors = [line for line in lines if line.startswith(USER_ERROR_HEAD)]
+    tracebacks = [number for number, line in enumerate(lines) if line == TRACEBACK_HEAD]
+    if user_errors:
+        return user_errors[:1]
+    if tracebacks:
+        return _exception_of(lines[tracebacks[-1] + 1 :])
+    own = [line for line in lines if line.strip() and not FRAMEWORK_RECORD.match(line)]
+    return (own or [line for line in lines if line.strip()])[-NUM_LAST_LINES:]
+
+
+def _exception_of(lines: list[str]) -> list[str]:
+    """Return the last frame and the message of the traceback whose frames start `lines`."""
+    frame: str | None = None
+    for number, line in enumerate(lines):
+        if line.startswith("  File "):
+            frame = line.strip()
+        elif not line.startswith(" ") and EXCEPTION_LINE.match(line):
+            message = []
+            for following in lines[number : number + MAX_MESSAGE_LINES]:
+                if FRAMEWORK_RECORD.match(following):
+                    break
+                message.append(following)
+            while message and not message[-1].strip():
+                message.pop()
+            return [*message, *([f"  at {frame}"] if frame else [])]
+    return lines[:MAX_MESSAGE_LINES]
+
+
+def _read_end(log: Path) -> list[str]:
+    """Return the lines of the last MAX_READ_BYTES of a log; none when it does not exist."""
+    if not log.is_file():
+        return []
+    with log.open("rb") as file:
+        size_bytes = file.seek(0, 2)
+        file.seek(max(0, size_bytes - MAX_READ_BYTES))
+        return file.read().decode("utf-8", errors="replace").splitlines()
+
+
+def set_aside(log_dir: Path) -> Path | None:
+    """Move the logs of an earlier launch from `log_dir` to `log_dir/earlier_<n>`; return that folder if there were any.
+
+    Only files that a launch writes are moved: the folder may hold other things of the user's.
+    """
+    names = ("worker_*.log", "scheduler.log", "msrun.log")
+    logs = [path for name in names for path in sorted(log_dir.glob(name))]
+    if not logs:
+        return None
+    numbers = [int(path.name.rpartition("_")[2]) for path in log_dir.glob("earlier_*") if path.name[8:].isdecimal()]
+    folder = log_dir / f"earlier_{max(numbers, default=0) + 1}"
+    folder.mkdir()
+    for path in logs:
+        path.rename(folder / path.name)
+    return folder
