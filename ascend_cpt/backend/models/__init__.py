@@ -1,1 +1,26 @@
-"""The model families that MindFormers trains here beyond its own: classes on its mcore GPTModel."""
+"""The model families that MindFormers trains here beyond its own: classes on its mcore GPTModel.
+
+Importing this package registers them with MindFormers, so that `model_config: {model_type: llama, architectures:
+[LlamaForCausalLM]}` with `use_legacy: False` builds ours. MindFormers keeps its old Llama under another prefix.
+"""
+
+from __future__ import annotations
+
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+from ascend_cpt.backend.models.llama import LlamaConfig, LlamaForCausalLM
+
+__all__ = ["LlamaConfig", "LlamaForCausalLM", "register_models"]
+
+_FAMILIES = ((LlamaConfig, LlamaForCausalLM),)
+
+
+def register_models() -> None:
+    """Register every family's configuration (by its model_type) and network (by its class name) with MindFormers."""
+    register = MindFormerRegister.register
+    for config_class, model_class in _FAMILIES:
+        register(MindFormerModuleType.CONFIG, legacy=False, search_names=config_class.model_type)(config_class)
+        register(MindFormerModuleType.MODELS, legacy=False)(model_class)
+
+
+register_models()

@@ -1,0 +1,110 @@
+"""The configuration of a dense decoder, from the fields of a Hugging Face config.json, for MindFormers' GPTModel."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mindformers.models.configuration_utils import PretrainedConfig
+from mindformers.parallel_core.config_converter import ConfigConverter, ConversionContext
+from mindformers.parallel_core.transformer_config import TransformerConfig
+from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY, is_float_32
+
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.weights.sizes import ModelSizes, read_sizes
+
+# In MindFormers a token equal to pad_token_id carries no loss and is not attended to. No token is -1: nothing is padding.
+NO_PADDING = -1
+
+# What the network is made of; the model's configuration may not say otherwise.
+_ARCHITECTURE: dict[str, Any] = {
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+    "gated_linear_unit": True,
+    "position_embedding_type": "rope",
+}
+# MindFormers' own defaults drop out a tenth of the hidden states, which no published recipe of these models does.
+_DEFAULTS: dict[str, Any] = {"seq_length": 4096, "hidden_dropout": 0.0, "attention_dropout": 0.0, "is_dynamic": False}
+# Fields of config.json without a meaning for training here, or that `read_sizes` has already looked at.
+_NOT_CONVERTED = {
+    "auto_map",
+    "dtype",
+    "mlp_bias",
+    "pretraining_tp",
+    "rope_parameters",
+    "rope_scaling",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "use_sliding_window",
+}
+
+
+class DecoderConverter(ConfigConverter):
+    """Renames the fields of a config.json to those of MindFormers' TransformerConfig."""
+
+    CONFIG_MAPPING: ClassVar[dict[str, Any]] = {
+        "attention_bias": "add_qkv_bias",
+        "head_dim": "kv_channels",
+        "initializer_range": "init_method_std",
+        "intermediate_size": "ffn_hidden_size",
+        "num_hidden_layers": "num_layers",
+        "num_key_value_heads": "num_query_groups",
+        "rms_norm_eps": "layernorm_epsilon",
+        "rope_theta": "rotary_base",
+        "softmax_compute_dtype": ("attention_softmax_in_fp32", is_float_32),
+    }
+
+    @classmethod
+    def _pre_process(cls, model_config: dict[str, Any], ctx: ConversionContext) -> None:
+        super()._pre_process(model_config, ctx)
+        for key in _NOT_CONVERTED:
+            model_config.pop(key, None)
+        unknown = sorted(set(model_config) - set(ctx.mapping) - DEFAULT_WHITE_KEY)
+        if unknown:
+            raise ConfigError(
+                f"model_config: {', '.join(unknown)} not known for model_type {model_config['model_type']}"
+            )
+
+
+class DecoderConfig(PretrainedConfig):  # type: ignore[misc]
+    """A dense decoder with RMSNorm, rotary positions and a gated MLP; fields and defaults as in transformers.
+
+    Fields of MindFormers' TransformerConfig are accepted beside those of config.json.
+
+    Raises:
+        ConfigError: for a field that is missing, unknown or has a value that is not supported.
+    """
+
+    model_type: ClassVar[str]
+
+    def __init__(self, **fields: Any) -> None:
+        for key, value in _ARCHITECTURE.items():
+            if fields.get(key, value) != value:
+                raise ConfigError(
+                    f"model_config.{key}: {fields[key]} is not possible for {self.model_type}, only {value}"
+                )
+        sizes = read_sizes({**fields, "model_type": self.model_type})
+        given = {**_DEFAULTS, **_ARCHITECTURE, **fields, **_as_fields(sizes)}
+        if given.get("pad_token_id") is None:
+            given["pad_token_id"] = NO_PADDING
+        super().__init__(**given)
+
+    @property
+    def sizes(self) -> ModelSizes:
+        """The sizes that the weights depend on."""
+        return read_sizes(self.to_dict())
+
+    def convert_to_transformer_config(self, is_mla_model: bool = False) -> TransformerConfig:
+        """Return the configuration as MindFormers' TransformerConfig; MindFormers calls this."""
+        return DecoderConverter.convert(self.to_dict(), is_mla_model=is_mla_model)
+
+
+def _as_fields(sizes: ModelSizes) -> dict[str, Any]:
+    """What config.json may leave out or say in two ways, said in the way that MindFormers reads."""
+    return {
+        "head_dim": sizes.head_dim,
+        "num_key_value_heads": sizes.num_kv_heads,
+        "rms_norm_eps": sizes.rms_norm_eps,
+        "rope_theta": sizes.rope.theta,
+        "tie_word_embeddings": sizes.tie_word_embeddings,
+    }

@@ -1,0 +1,78 @@
+"""A dense decoder on MindFormers' mcore GPTModel, from a DecoderConfig."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import mindspore as ms
+from mindformers.checkpoint.converter.template import WeightTemplate
+from mindformers.models.modeling_utils import PreTrainedModel
+from mindformers.parallel_core.training_graph.base_models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from mindformers.parallel_core.training_graph.base_models.gpt.gpt_model import GPTModel
+from mindformers.parallel_core.utils.model_mixin import ModelMixin, TrainModelMixin
+from mindspore import Tensor
+
+from ascend_cpt.backend.models.config import DecoderConfig
+from ascend_cpt.backend.models.convert_ops import make_convert_ops
+from ascend_cpt.weights.rope import compute_inverse_frequencies
+
+
+class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):  # type: ignore[misc]
+    """The network that a family's class names and MindFormers builds.
+
+    Inputs are those of GPTModel: input_ids and labels (batch, seq_length) int32, labels already shifted. Outputs in
+    training: four losses of which only the first, the language model's, is not zero; otherwise the logits
+    (batch * seq_length, vocab_size) in float32.
+    """
+
+    base_model_prefix: ClassVar[str] = "model"
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config, auto_prefix=False)
+        transformer_config = self.convert_to_transformer_config(config)
+        self.model = GPTModel(
+            config=transformer_config,
+            transformer_layer_spec=get_gpt_layer_local_spec(
+                qk_layernorm=False,
+                use_contiguous_weight_layout_attention=transformer_config.use_contiguous_weight_layout_attention,
+                use_interleaved_weight_layout_mlp=transformer_config.use_interleaved_weight_layout_mlp,
+            ),
+            vocab_size=transformer_config.vocab_size,
+            max_sequence_length=transformer_config.max_position_embeddings,
+            position_embedding_type=transformer_config.position_embedding_type,
+            rotary_base=config.rope_theta,
+            share_embeddings_and_output_weights=config.tie_word_embeddings,
+            post_process=transformer_config.post_process,
+        )
+        sizes = config.sizes
+        if sizes.rope.scaling is not None:
+            # GPTModel's own rope scaling knows one set of Llama 3.1's factors; these are the configuration's.
+            frequencies = compute_inverse_frequencies(sizes.rope, sizes.head_dim)
+            self.model.rotary_pos_emb.inv_freq = Tensor(frequencies, ms.float32)
+        # What MindFormers' `load_hf_checkpoint` converts with.
+        self.template = WeightTemplate(weight_converters=make_convert_ops(config.model_type))
+        self.template.set_model_config(transformer_config)
+
+    def construct(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input: Tensor | None = None,
+        labels: Tensor | None = None,
+        extra_block_kwargs: dict[str, Any] | None = None,
+        prefix_keys_values: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        actual_seq_len: Tensor | None = None,
+    ) -> Any:
+        return self.model(
+            input_ids,
+            position_ids,
+            attention_mask,
+            decoder_input,
+            labels,
+            extra_block_kwargs,
+            prefix_keys_values,
+            loss_mask,
+            actual_seq_len,
+        )

@@ -1,0 +1,20 @@
+"""Llama 2 and Llama 3 (3, 3.1, 3.2), as MindFormers finds them by `model_type: llama`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ascend_cpt.backend.models.config import DecoderConfig
+from ascend_cpt.backend.models.decoder import DecoderForCausalLM
+
+
+class LlamaConfig(DecoderConfig):
+    """The configuration of a Llama, as in its config.json."""
+
+    model_type: ClassVar[str] = "llama"
+
+
+class LlamaForCausalLM(DecoderForCausalLM):
+    """A Llama: grouped or full key-value heads, tied or untied embeddings, no bias, no norm of queries and keys."""
+
+    config_class: ClassVar[type[DecoderConfig]] = LlamaConfig

@@ -1,0 +1,84 @@
+"""One table per model family: which Hugging Face tensors make which MindFormers tensor, with their shapes.
+
+A `{}` stands for the layer. Both directions of the conversion, the check of names and shapes, and MindFormers' own
+loading of Hugging Face weights are derived from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ascend_cpt.weights.layout import GroupedQkv, InterleavedRows, Layout, Same
+from ascend_cpt.weights.sizes import ModelSizes
+
+HF_OUTPUT = "lm_head.weight"
+HF_EMBEDDING = "model.embed_tokens.weight"
+
+# The names of the dimensions in the tables.
+_DIMENSIONS: dict[str, Callable[[ModelSizes], int]] = {
+    "vocab": lambda sizes: sizes.vocab_size,
+    "hidden": lambda sizes: sizes.hidden_size,
+    "mlp": lambda sizes: sizes.intermediate_size,
+    "queries": lambda sizes: sizes.num_heads * sizes.head_dim,
+    "keys": lambda sizes: sizes.num_kv_heads * sizes.head_dim,
+    "head": lambda sizes: sizes.head_dim,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table: the tensor in MindFormers, its parts in Hugging Face as (name, dimensions), the layout."""
+
+    mindformers: str
+    hf: tuple[tuple[str, str], ...]
+    layout: Layout = field(default_factory=Same)
+
+    @property
+    def is_per_layer(self) -> bool:
+        return "{}" in self.mindformers
+
+    def list_hf_shapes(self, sizes: ModelSizes) -> list[tuple[int, ...]]:
+        """Return the shape of every part."""
+        return [tuple(_DIMENSIONS[name](sizes) for name in dimensions.split()) for _, dimensions in self.hf]
+
+
+_LAYER = "model.layers.{}."
+_DECODER = "decoder.layers.{}."
+
+
+def _rename(hf: str, mindformers: str, dimensions: str) -> Row:
+    return Row(mindformers=mindformers, hf=((hf, dimensions),))
+
+
+_LLAMA = (
+    _rename(HF_EMBEDDING, "embedding.word_embeddings.weight", "vocab hidden"),
+    _rename(f"{_LAYER}input_layernorm.weight", f"{_DECODER}input_layernorm.weight", "hidden"),
+    Row(
+        mindformers=f"{_DECODER}self_attention.linear_qkv.weight",
+        hf=(
+            (f"{_LAYER}self_attn.q_proj.weight", "queries hidden"),
+            (f"{_LAYER}self_attn.k_proj.weight", "keys hidden"),
+            (f"{_LAYER}self_attn.v_proj.weight", "keys hidden"),
+        ),
+        layout=GroupedQkv(),
+    ),
+    _rename(f"{_LAYER}self_attn.o_proj.weight", f"{_DECODER}self_attention.linear_proj.weight", "hidden queries"),
+    _rename(f"{_LAYER}post_attention_layernorm.weight", f"{_DECODER}pre_mlp_layernorm.weight", "hidden"),
+    Row(
+        mindformers=f"{_DECODER}mlp.linear_fc1.weight",
+        hf=((f"{_LAYER}mlp.gate_proj.weight", "mlp hidden"), (f"{_LAYER}mlp.up_proj.weight", "mlp hidden")),
+        layout=InterleavedRows(),
+    ),
+    _rename(f"{_LAYER}mlp.down_proj.weight", f"{_DECODER}mlp.linear_fc2.weight", "hidden mlp"),
+    _rename("model.norm.weight", "decoder.final_layernorm.weight", "hidden"),
+    _rename(HF_OUTPUT, "output_layer.weight", "vocab hidden"),
+)
+
+_QWEN3 = (
+    *_LLAMA,
+    _rename(f"{_LAYER}self_attn.q_norm.weight", f"{_DECODER}self_attention.q_layernorm.weight", "head"),
+    _rename(f"{_LAYER}self_attn.k_norm.weight", f"{_DECODER}self_attention.k_layernorm.weight", "head"),
+)
+
+FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "qwen3": _QWEN3}

@@ -1,0 +1,167 @@
+"""Converts weights between Hugging Face and MindFormers, group by group, from the tables in `families`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.weights.families import FAMILIES, HF_EMBEDDING, HF_OUTPUT, Row
+from ascend_cpt.weights.layout import Array, Shape
+from ascend_cpt.weights.sizes import ModelSizes
+
+# Buffers that old checkpoints hold beside the weights.
+_IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+# How many names an error lists before it says "and n more".
+_MAX_NAMES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The smallest unit of conversion: one MindFormers tensor and the Hugging Face tensors that make it."""
+
+    row: Row
+    mindformers: str
+    hf: tuple[str, ...]
+
+
+def list_groups(sizes: ModelSizes) -> list[Group]:
+    """Return all groups of a model: layer by layer in the table's order, before and after them what has no layer.
+
+    Tied embeddings have no output layer of their own.
+
+    Raises:
+        ConfigError: for a family without a table.
+    """
+    if sizes.family not in FAMILIES:
+        raise ConfigError(f"model_type: {sizes.family} is not supported, only {', '.join(sorted(FAMILIES))} are")
+    rows = [row for row in FAMILIES[sizes.family] if not (sizes.tie_word_embeddings and row.hf[0][0] == HF_OUTPUT)]
+    per_layer = [row for row in rows if row.is_per_layer]
+    first = rows.index(per_layer[0])
+    before = [_make_group(row, None) for row in rows[:first]]
+    layers = [_make_group(row, layer) for layer in range(sizes.num_layers) for row in per_layer]
+    after = [_make_group(row, None) for row in rows[first:] if not row.is_per_layer]
+    return before + layers + after
+
+
+def _make_group(row: Row, layer: int | None) -> Group:
+    hf = tuple(name if layer is None else name.format(layer) for name, _ in row.hf)
+    return Group(row=row, mindformers=row.mindformers if layer is None else row.mindformers.format(layer), hf=hf)
+
+
+def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
+    """Return name → shape of every Hugging Face tensor of a model."""
+    return {
+        name: shape
+        for group in list_groups(sizes)
+        for name, shape in zip(group.hf, group.row.list_hf_shapes(sizes), strict=True)
+    }
+
+
+def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
+    """Return name → shape of every MindFormers tensor of a model: parts are joined along their rows."""
+    shapes: dict[str, Shape] = {}
+    for group in list_groups(sizes):
+        parts = group.row.list_hf_shapes(sizes)
+        shapes[group.mindformers] = (sum(part[0] for part in parts), *parts[0][1:])
+    return shapes
+
+
+def iterate_to_mindformers(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
+    """Yield (MindFormers name, tensor) for every group; `read` returns a Hugging Face tensor by name.
+
+    Memory: the tensors of one group.
+
+    Raises:
+        CheckpointError: when a tensor has another shape than the sizes say.
+    """
+    for group in list_groups(sizes):
+        parts = [read(name) for name in group.hf]
+        for name, part, shape in zip(group.hf, parts, group.row.list_hf_shapes(sizes), strict=True):
+            _check_shape(name, part, shape)
+        yield group.mindformers, group.row.layout.join(parts, sizes)
+
+
+def iterate_to_hf(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
+    """Yield (Hugging Face name, tensor) for every group; `read` returns a MindFormers tensor by name.
+
+    Raises:
+        CheckpointError: when a tensor has another shape than the sizes say.
+    """
+    shapes = list_mindformers_shapes(sizes)
+    for group in list_groups(sizes):
+        whole = read(group.mindformers)
+        _check_shape(group.mindformers, whole, shapes[group.mindformers])
+        yield from zip(group.hf, group.row.layout.split(whole, sizes), strict=True)
+
+
+def to_mindformers(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str, Array]:
+    """Convert all Hugging Face tensors of a model.
+
+    A tied model may hold lm_head.weight as well, as long as it equals the embedding.
+
+    Raises:
+        CheckpointError: when tensors are missing, unexpected or of another shape.
+    """
+    check_hf_names(tensors, sizes)
+    if sizes.tie_word_embeddings and HF_OUTPUT in tensors:
+        check_tied(tensors[HF_EMBEDDING], tensors[HF_OUTPUT])
+    return dict(iterate_to_mindformers(sizes, tensors.__getitem__))
+
+
+def to_hf(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str, Array]:
+    """Convert all MindFormers tensors of a model; the exact reverse of `to_mindformers`.
+
+    Raises:
+        CheckpointError: when tensors are missing, unexpected or of another shape.
+    """
+    _check_names(tensors, [group.mindformers for group in list_groups(sizes)])
+    return dict(iterate_to_hf(sizes, tensors.__getitem__))
+
+
+def check_hf_names(names: Iterable[str], sizes: ModelSizes) -> None:
+    """Check that a Hugging Face checkpoint holds exactly the tensors of its configuration.
+
+    Raises:
+        CheckpointError: naming what is missing or unexpected.
+    """
+    tied_copy = {HF_OUTPUT} if sizes.tie_word_embeddings else set()
+    given = {name for name in names if not name.endswith(_IGNORED_SUFFIX)} - tied_copy
+    _check_names(given, list_hf_shapes(sizes))
+
+
+def check_tied(embedding: Array, output: Array) -> None:
+    """Check that the output layer that a tied model's checkpoint holds is the embedding.
+
+    Raises:
+        CheckpointError: when it is not.
+    """
+    if not np.array_equal(embedding, output):
+        raise CheckpointError(
+            f"{HF_OUTPUT} differs from {HF_EMBEDDING} although config.json says tie_word_embeddings: "
+            "set tie_word_embeddings to false in config.json to keep both"
+        )
+
+
+def _check_names(given: Iterable[str], expected: Iterable[str]) -> None:
+    given, expected = set(given), set(expected)
+    problems = [
+        f"{problem}: {_summarize(names)}"
+        for problem, names in (("missing", expected - given), ("not part of this model", given - expected))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"the tensors do not fit the model's config.json: {'; '.join(problems)}")
+
+
+def _check_shape(name: str, tensor: Array, shape: Shape) -> None:
+    if tensor.shape != shape:
+        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, the model's config.json says {list(shape)}")
+
+
+def _summarize(names: set[str]) -> str:
+    listed = ", ".join(sorted(names)[:_MAX_NAMES])
+    num_more = len(names) - _MAX_NAMES
+    return f"{listed} and {num_more} more" if num_more > 0 else listed

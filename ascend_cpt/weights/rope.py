@@ -1,0 +1,77 @@
+"""Rotary position embedding as Hugging Face configurations describe it: reading the fields, computing frequencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ascend_cpt.errors import ConfigError
+
+DEFAULT_THETA = 10000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """The rope scaling of Llama 3.1 (`rope_type: llama3`); lengths in tokens."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Base of the rotary frequencies and, for Llama 3.1 and later, their scaling."""
+
+    theta: float
+    scaling: Llama3Scaling | None = None
+
+
+def read_rope(config: Mapping[str, Any]) -> Rope:
+    """Read `rope_theta` and `rope_scaling`, or `rope_parameters` (transformers 5), of a model configuration.
+
+    Raises:
+        ConfigError: for a rope type other than default and llama3, or a llama3 field that is missing or unknown.
+    """
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    given = dict(config.get(key) or {})
+    theta = float(given.pop("rope_theta", None) or config.get("rope_theta") or DEFAULT_THETA)
+    old_name = given.pop("type", None)
+    rope_type = given.pop("rope_type", None) or old_name or "default"
+    if rope_type == "default":
+        return Rope(theta=theta)
+    if rope_type != "llama3":
+        raise ConfigError(f"{key}.rope_type: {rope_type} is not supported, only default and llama3 are")
+    names = [field.name for field in fields(Llama3Scaling)]
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ConfigError(f"{key}: rope_type llama3 needs {', '.join(missing)} as in the model's config.json")
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise ConfigError(f"{key}: {', '.join(unknown)} not known for rope_type llama3, which has {', '.join(names)}")
+    return Rope(theta=theta, scaling=Llama3Scaling(**{name: float(given[name]) for name in names}))
+
+
+def compute_inverse_frequencies(rope: Rope, head_dim: int) -> NDArray[np.float32]:
+    """Return the rotary inverse frequencies, shape (head_dim / 2,), in radians per token.
+
+    Scaling after Llama 3.1 (`apply_scaling` in Meta's llama-models; `_compute_llama3_parameters` in transformers):
+    wavelengths above original / low_freq_factor are stretched by `factor`, those below original / high_freq_factor are
+    kept, and in between the two are blended linearly in original / wavelength.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(rope.theta), exponents)
+    if rope.scaling is None:
+        return frequencies
+    scaling = rope.scaling
+    turns = scaling.original_max_position_embeddings * frequencies / np.float32(2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = np.clip(kept, 0.0, 1.0)
+    scaled: NDArray[np.float32] = ((1 - kept) * frequencies / scaling.factor + kept * frequencies).astype(np.float32)
+    return scaled
