@@ -89,9 +89,15 @@ class Manifest:
     tokenizer: TokenizerInfo
     shards: tuple[Shard, ...]
     sources: tuple[SourceFile, ...] = ()
+    num_records: int = 0
+    """Input records that were read."""
+    num_filtered: int = 0
+    """Records that the handler left out."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Input records that were not packed, counted by kind; listed in `{prefix}.rejects.jsonl`."""
+    """Records that could not be packed, counted by kind; listed in `{output_prefix}.rejects.jsonl`."""
     settings: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    """The tokenizing engine and how it was checked."""
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     path: Path | None = field(default=None, compare=False)
@@ -129,10 +135,10 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 of the content: equal on two nodes when they hold the same rows made with the same tokenizer.
 
-        Sources, settings and versions are left out: they say how the dataset came about, not what is in it.
+        Sources, settings, engine and versions are left out: they say how the dataset came about, not what is in it.
         """
         record = _to_record(self)
-        for name in ("sources", "settings", "versions", "totals", "rejected"):
+        for name in ("sources", "num_records", "num_filtered", "rejected", "settings", "engine", "versions", "totals"):
             record.pop(name)
         record["tokenizer"].pop("name")
         return hashlib.sha256(_dump_canonical(record)).hexdigest()

@@ -1,0 +1,161 @@
+"""Preprocessing from end to end: find the input, cut it into subs, pack these on worker processes, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ascend_cpt import __version__
+from ascend_cpt.data import workspace
+from ascend_cpt.data.documents import Reject
+from ascend_cpt.data.handlers import describe_handler, load_handler, needed_columns
+from ascend_cpt.data.identity import Identity, make_identity
+from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
+from ascend_cpt.data.manifest import Manifest, SourceFile
+from ascend_cpt.data.packing import Layout
+from ascend_cpt.data.preview import preview_texts
+from ascend_cpt.data.progress import ProgressReporter
+from ascend_cpt.data.readers import ReadOptions, load_reader
+from ascend_cpt.data.rejects import check_rejects, count_kinds, write_rejects
+from ascend_cpt.data.settings import PreprocessSettings
+from ascend_cpt.data.splitting import split_input
+from ascend_cpt.data.subs import SubResult, SubTask
+from ascend_cpt.data.tokenizing.base import TokenizerFile
+from ascend_cpt.data.tokenizing.choice import EngineChoice, choose_engine
+from ascend_cpt.data.tokenizing.files import open_tokenizer
+from ascend_cpt.data.workers import run_subs
+from ascend_cpt.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoken", "sentencepiece", "tiktoken")
+
+
+def preprocess(settings: PreprocessSettings) -> list[Manifest]:
+    """Pack the input into one dataset per key and return their manifests.
+
+    A dataset that is there, whole, and made of the same input with the same settings is reused.
+
+    Raises:
+        DataError: bad input, too many bad records, or output that is there and differs.
+    """
+    files = find_input_files(settings.inputs, only_format=settings.input_format)
+    handler = load_handler(settings.handler_name)
+    options = ReadOptions(columns=needed_columns(handler, settings.json_keys), txt_documents=settings.txt_documents)
+    tokenizer = open_tokenizer(
+        settings.tokenizer_type,
+        settings.tokenizer_path,
+        eod_token=settings.eod_token,
+        parse_control=settings.parse_special_tokens,
+    )
+    if settings.append_bos and tokenizer.info.bos_id is None:
+        raise DataError(f"--append-bos: the tokenizer {settings.tokenizer_path} has no BOS token")
+    identity = make_identity(settings, describe_handler(handler), _describe_sources(files), tokenizer.info)
+    with workspace.lock_output(settings.output_prefix):
+        finished = workspace.find_finished(settings, identity)
+        if finished:
+            logger.info("%s: already done, reusing", settings.output_prefix)
+            return finished
+        sample = preview_texts(files, handler, settings.json_keys, options)
+        work = workspace.open_work_folder(settings, identity)
+        engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
+        tasks = _plan_subs(settings, files, options, tokenizer, engine, work)
+        results = _run_subs(settings, tasks)
+        rejects = write_rejects(settings.output_prefix, results)
+        check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
+        manifests = _make_manifests(settings, identity, tokenizer, engine, results, rejects)
+        return workspace.commit(settings, tasks, results, manifests)
+
+
+def _describe_sources(files: Sequence[InputFile]) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(path=file.name, size_bytes=file.size_bytes, fingerprint=fingerprint_file(file)) for file in files
+    )
+
+
+def _plan_subs(
+    settings: PreprocessSettings,
+    files: Sequence[InputFile],
+    options: ReadOptions,
+    tokenizer: TokenizerFile,
+    engine: EngineChoice,
+    work: Path,
+) -> list[SubTask]:
+    extents = [load_reader(file.format).measure(file) for file in files]
+    layout = Layout(
+        seq_length=settings.seq_length,
+        pad_id=tokenizer.info.pad_id,
+        eod_id=tokenizer.info.eod_id if settings.append_eod else None,
+        bos_id=tokenizer.info.bos_id if settings.append_bos else None,
+        drop_tail=settings.tail == "drop",
+    )
+    # MindFormers sorts file names as text: numbers of one width keep the order.
+    width = len(str(settings.num_subs - 1))
+    prefixes = [os.path.basename(settings.dataset_prefix(key)) for key in settings.json_keys]
+    return [
+        SubTask(
+            number=number,
+            spans=tuple(spans),
+            folder=work / f"sub-{number:0{width}d}",
+            file_names=tuple(f"{prefix}.mindrecord{number:0{width}d}" for prefix in prefixes),
+            keys=settings.json_keys,
+            handler_name=settings.handler_name,
+            read_options=options,
+            tokenizer=tokenizer,
+            engine=engine,
+            layout=layout,
+        )
+        for number, spans in enumerate(split_input(files, extents, settings.num_subs))
+    ]
+
+
+def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -> list[SubResult]:
+    """Do the subs that are not done yet; return the results of all in order."""
+    results = workspace.load_finished_subs(settings, tasks)
+    if results:
+        logger.info("%d of %d subs were finished before and are kept", len(results), len(tasks))
+    todo = [task for task in tasks if task.number not in results]
+    progress = ProgressReporter(sum(span.weight for task in todo for span in task.spans))
+    begin_s = time.monotonic()
+    try:
+        results |= run_subs(todo, settings.workers, progress.show)
+    finally:
+        progress.close()
+    num_tokens = sum(shard.num_tokens for task in todo for shard in results[task.number].shards)
+    elapsed_s = time.monotonic() - begin_s
+    logger.info("packed %d tokens in %.1f s (%.2f Mtok/s)", num_tokens, elapsed_s, num_tokens / elapsed_s / 1e6)
+    return [results[task.number] for task in tasks]
+
+
+def _make_manifests(
+    settings: PreprocessSettings,
+    identity: Identity,
+    tokenizer: TokenizerFile,
+    engine: EngineChoice,
+    results: Sequence[SubResult],
+    rejects: Sequence[Reject],
+) -> list[Manifest]:
+    versions = {"ascend_cpt": __version__, "python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _VERSIONED}
+    return [
+        Manifest(
+            key=key,
+            output_format=settings.output_format,
+            seq_length=settings.seq_length,
+            tokenizer=tokenizer.info,
+            shards=tuple(result.shards[k] for result in results),
+            sources=tuple(SourceFile(**source) for source in identity["sources"]),
+            num_records=sum(result.num_records for result in results),
+            num_filtered=sum(result.num_filtered for result in results),
+            rejected=count_kinds(rejects),
+            settings=identity["settings"],
+            engine=engine.to_record(),
+            versions=versions,
+        )
+        for k, key in enumerate(settings.json_keys)
+    ]

@@ -1,0 +1,41 @@
+"""A look at the first documents, before any work: are the keys there, and what does this corpus look like?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from ascend_cpt.data.documents import MISSING_KEY, Tally, extract_documents
+from ascend_cpt.data.handlers import Handler
+from ascend_cpt.data.inputs import InputFile
+from ascend_cpt.data.readers import ReadOptions, load_reader
+from ascend_cpt.errors import DataError
+
+_NUM_FILES = 8
+_NUM_RECORDS = 64
+_TEXT_CHARS = 4096
+_FILE_CHARS = 16384
+
+
+def preview_texts(files: Sequence[InputFile], handler: Handler, keys: Sequence[str], options: ReadOptions) -> list[str]:
+    """Return the beginnings of some texts of up to 8 files, spread over the input.
+
+    Raises:
+        DataError: the records that were looked at all lack a key; the message names the keys there are.
+    """
+    texts: list[str] = []
+    num_files = min(_NUM_FILES, len(files))
+    for file in [files[k * len(files) // num_files] for k in range(num_files)]:
+        tally = Tally()
+        found: list[str] = []
+        records = load_reader(file.format).read(file, 0, options)
+        for record in itertools.islice(records, _NUM_RECORDS):
+            for document in extract_documents(handler, keys, file, record, tally):
+                found += [text[:_TEXT_CHARS] for text in document.texts]
+            if sum(map(len, found)) >= _FILE_CHARS:
+                break
+        missing = [reject for reject in tally.rejects if reject.kind == MISSING_KEY]
+        if missing and not found:
+            raise DataError(f"{file.path}: {missing[0].detail} (see --json-keys)")
+        texts += found
+    return texts

@@ -1,0 +1,40 @@
+"""Readers of input files: one small module per format, found by the format's name.
+
+A reader is a module with two functions (`Reader`). Positions are what the format can start at: bytes for text, rows for
+parquet and arrow. To add a format, write such a module, enter it here and its endings in `inputs.FORMATS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol, cast
+
+from ascend_cpt.data.inputs import FORMATS, InputFile
+from ascend_cpt.data.readers.base import Extent, ReadOptions, Record
+
+__all__ = ["Extent", "ReadOptions", "Reader", "Record", "load_reader"]
+
+
+class Reader(Protocol):
+    """What a reader module offers."""
+
+    def measure(self, file: InputFile) -> Sequence[Extent]:
+        """The file's stretches in order, each with its positions and its weight, for cutting it into equal parts.
+
+        Raises:
+            DataError: the file is not of the format.
+        """
+
+    def read(self, file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
+        """Yield the records whose position is `start` or later, in order, without holding the whole file in memory.
+
+        Reading [a, b) and [b, c) gives exactly the records of [a, c), for any b: a record belongs to the part that its
+        position, where it begins, lies in. The caller stops when it meets the first record that is not its own.
+        """
+
+
+def load_reader(format_name: str) -> Reader:
+    """Return the reader of a format of `inputs.FORMATS`; its libraries are imported only now."""
+    assert format_name in FORMATS.values()
+    return cast(Reader, importlib.import_module(f"ascend_cpt.data.readers.{format_name}_file"))

@@ -1,0 +1,85 @@
+"""The list of records that were not packed, and the limit to how many there may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ascend_cpt.data.documents import Reject
+from ascend_cpt.data.files import write_text_atomic
+from ascend_cpt.data.subs import SubResult
+from ascend_cpt.errors import DataError
+
+_BLOCK_BYTES = 4 << 20
+
+
+def rejects_path(output_prefix: str) -> Path:
+    """`{output_prefix}.rejects.jsonl`."""
+    return Path(f"{output_prefix}.rejects.jsonl")
+
+
+def write_rejects(output_prefix: str, results: Sequence[SubResult]) -> list[Reject]:
+    """List all rejects in the rejects file, with their lines; without any, remove an old list. Return them."""
+    rejects = _number_lines([reject for result in results for reject in result.rejects])
+    path = rejects_path(output_prefix)
+    if rejects:
+        lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
+        write_text_atomic(path, "".join(lines))
+    else:
+        path.unlink(missing_ok=True)
+    return rejects
+
+
+def check_rejects(
+    output_prefix: str, rejects: Sequence[Reject], results: Sequence[SubResult], max_bad_fraction: float
+) -> None:
+    """Raise DataError when more records are bad than allowed, or when no document is left."""
+    num_records = sum(result.num_records for result in results)
+    num_documents = sum(result.shards[0].num_documents for result in results)
+    if rejects and len(rejects) > max_bad_fraction * max(num_records, num_documents + len(rejects)):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(count_kinds(rejects).items()))
+        first = rejects[0]
+        raise DataError(
+            f"{len(rejects)} of {num_records} records are bad ({kinds}), more than --max-bad-fraction "
+            f"{max_bad_fraction:g} allows; the first is {first.file}:{first.line}, all are listed in "
+            f"{rejects_path(output_prefix)}; mend the input, or leave them out with a larger fraction"
+        )
+    if not num_documents:
+        raise DataError(f"--input: no document in {num_records} records; there is nothing to pack")
+
+
+def count_kinds(rejects: Iterable[Reject]) -> dict[str, int]:
+    """Number of rejects of each kind."""
+    return dict(sorted(Counter(reject.kind for reject in rejects).items()))
+
+
+def _number_lines(rejects: list[Reject]) -> list[Reject]:
+    """Fill in the lines that were not counted while reading: a sub that begins inside a file does not know them."""
+    positions: dict[str, list[int]] = {}
+    for reject in rejects:
+        if reject.line is None:
+            positions.setdefault(reject.file, []).append(reject.position)
+    lines = {file: _count_lines(file, wanted) for file, wanted in positions.items()}
+    return [
+        reject if reject.line is not None else dataclasses.replace(reject, line=lines[reject.file][reject.position])
+        for reject in rejects
+    ]
+
+
+def _count_lines(file: str, positions: list[int]) -> dict[int, int]:
+    """The line, counted from 1, of each byte offset."""
+    lines = {}
+    line, offset = 1, 0
+    with open(file, "rb") as stream:
+        for position in sorted(set(positions)):
+            while offset < position:
+                block = stream.read(min(_BLOCK_BYTES, position - offset))
+                if not block:
+                    break
+                line += block.count(b"\n")
+                offset += len(block)
+            lines[position] = line
+    return lines

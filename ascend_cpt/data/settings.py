@@ -1,0 +1,67 @@
+"""The settings of a preprocessing run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ascend_cpt.data.inputs import FORMATS
+from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
+from ascend_cpt.errors import DataError
+
+TAILS = ("pad", "drop")
+TXT_DOCUMENTS = ("line", "blank-line", "file")
+OUTPUT_FORMATS = ("mindrecord",)
+INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessSettings:
+    """What tools/preprocess_data.py is told; see its `--help`."""
+
+    inputs: tuple[str, ...]
+    output_prefix: str
+    seq_length: int
+    tokenizer_path: str
+    tokenizer_type: str = HUGGING_FACE
+    tokenizer_engine: str = "auto"
+    handler_name: str = "GeneralPretrainHandler"
+    json_keys: tuple[str, ...] = ("text",)
+    input_format: str | None = None
+    output_format: str = "mindrecord"
+    num_subs: int = 1
+    workers: int = 1
+    append_eod: bool = True
+    append_bos: bool = False
+    eod_token: str | None = None
+    parse_special_tokens: bool = False
+    tail: str = "pad"
+    txt_documents: str = "line"
+    max_bad_fraction: float = 0.001
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without looking at any file; raise DataError for the first thing wrong."""
+        for is_good, message in (
+            (self.seq_length >= 1, f"--seq-length {self.seq_length}: must be at least 1"),
+            (self.num_subs >= 1, f"--n-subs {self.num_subs}: must be at least 1"),
+            (self.workers >= 1, f"--workers {self.workers}: must be at least 1"),
+            (0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction {self.max_bad_fraction}: must be from 0 to 1"),
+            (self.inputs, "--input: give at least one file, folder or glob"),
+            (self.json_keys, "--json-keys: give at least one key"),
+            (len(set(self.json_keys)) == len(self.json_keys), "--json-keys: a key is named twice"),
+            (
+                not any(os.sep in key for key in self.json_keys),
+                f"--json-keys: a key is part of file names, no {os.sep} in it",
+            ),
+            (os.path.basename(self.output_prefix), f"--output-prefix {self.output_prefix}: must end in a file name"),
+        ):
+            if not is_good:
+                raise DataError(message)
+        assert self.tail in TAILS and self.txt_documents in TXT_DOCUMENTS and self.output_format in OUTPUT_FORMATS
+        assert self.tokenizer_engine in ENGINES and self.tokenizer_type in TOKENIZER_TYPES
+        assert self.input_format is None or self.input_format in INPUT_FORMATS
+
+    def dataset_prefix(self, key: str) -> str:
+        """Prefix of the dataset made of `key`."""
+        return f"{self.output_prefix}_{key}_document"

@@ -1,0 +1,51 @@
+"""What every tokenizer offers, whatever file it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ascend_cpt.data.manifest import TokenizerInfo
+
+
+class Encoded(NamedTuple):
+    """Token ids of several texts: those of text k are `ids[offsets[k]:offsets[k + 1]]`."""
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+
+class Engine(Protocol):
+    """Turns texts into ids. No BOS or EOD is added, and control-token strings in the text stay text."""
+
+    name: str
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFile:
+    """A tokenizer on disk, as far as it is known without making an engine."""
+
+    path: Path
+    """The file that holds the vocabulary."""
+    info: TokenizerInfo
+    control_strings: tuple[str, ...]
+    """Texts that an engine might take for control tokens."""
+    parse_control: bool = False
+    """Whether control-token strings in documents become control tokens."""
+
+
+def join_encoded(parts: Sequence[npt.ArrayLike]) -> Encoded:
+    """Put the ids of several texts together."""
+    arrays = [np.asarray(part, np.int32) for part in parts]
+    offsets = np.zeros(len(arrays) + 1, np.int64)
+    np.cumsum([array.size for array in arrays], out=offsets[1:])
+    return Encoded(np.concatenate(arrays) if arrays else np.empty(0, np.int32), offsets)

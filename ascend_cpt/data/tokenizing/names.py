@@ -1,0 +1,10 @@
+"""The names of tokenizer types and engines, apart so that `--help` loads nothing else."""
+
+from __future__ import annotations
+
+HUGGING_FACE = "PretrainedFromHF"
+SENTENCE_PIECE = "SentencePiece"
+TIKTOKEN = "TikToken"
+TOKENIZER_TYPES = (HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN)
+
+ENGINES = ("auto", "gigatoken", "reference")

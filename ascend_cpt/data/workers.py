@@ -1,0 +1,77 @@
+"""Running subs on worker processes of this machine, with their progress."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_int64
+from typing import Any
+
+from ascend_cpt.data.subs import Progress, SubResult, SubTask, pack_sub
+from ascend_cpt.errors import DataError
+
+_POLL_S = 0.2
+
+_slots: Any = None
+"""In a worker: three numbers per sub, shared with the main process. Each sub writes its own, so no lock is needed and a
+worker that is killed leaves none held."""
+
+
+def run_subs(tasks: Sequence[SubTask], workers: int, on_progress: Callable[[Progress], None]) -> dict[int, SubResult]:
+    """Run the subs on `workers` processes; return their results by sub number.
+
+    `on_progress` gets the sum over the subs, several times a second.
+
+    Raises:
+        DataError: a sub met bad input or could not write, or a worker died; finished subs stay committed.
+    """
+    if not tasks:
+        return {}
+    context = multiprocessing.get_context("spawn")
+    slots = context.RawArray(c_int64, 3 * len(tasks))
+    num_processes = min(workers, len(tasks))
+    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin_worker, initargs=(slots,))
+    futures = {pool.submit(_run_sub, task, slot): task for slot, task in enumerate(tasks)}
+    try:
+        results = _collect(futures, lambda: on_progress(_sum_slots(slots)))
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a worker process was killed (out of memory?); the finished subs are kept: run the same command again, "
+            "with fewer --workers if memory is short"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    on_progress(_sum_slots(slots))
+    return results
+
+
+def _collect(futures: dict[Future[SubResult], SubTask], on_poll: Callable[[], None]) -> dict[int, SubResult]:
+    results = {}
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            results[futures[future].number] = future.result()
+        on_poll()
+    return results
+
+
+def _sum_slots(slots: Any) -> Progress:
+    return Progress(weight=sum(slots[0::3]), num_documents=sum(slots[1::3]), num_tokens=sum(slots[2::3]))
+
+
+def _begin_worker(slots: Any) -> None:
+    global _slots
+    _slots = slots
+    # One process per core is the parallelism; libraries' own threads would only get in each other's way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _run_sub(task: SubTask, slot: int) -> SubResult:
+    def report(progress: Progress) -> None:
+        _slots[3 * slot : 3 * slot + 3] = (progress.weight, progress.num_documents, progress.num_tokens)
+
+    return pack_sub(task, report)

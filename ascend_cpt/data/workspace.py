@@ -1,0 +1,179 @@
+"""The output of a run on disk: its lock, the work folder that subs are packed in, and the commit.
+
+Subs are packed in `{output_prefix}.work/`. When all are whole their files are moved to their places, and the manifests
+are written last. Whatever moment a run is stopped at, the next one finds either the old dataset, or a work folder that
+it can go on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ascend_cpt.data.files import checksum_file, write_text_atomic
+from ascend_cpt.data.identity import Identity, describe_difference, identity_of
+from ascend_cpt.data.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.settings import PreprocessSettings
+from ascend_cpt.data.subs import SubResult, SubTask, load_result
+from ascend_cpt.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_RUN_FILE = "run.json"
+
+
+@contextlib.contextmanager
+def lock_output(output_prefix: str) -> Iterator[None]:
+    """Make the output folder and hold the prefix's lock: two runs on one prefix would spoil each other's files.
+
+    Raises:
+        DataError: the folder cannot be written to, or another run holds the lock.
+    """
+    path = Path(f"{output_prefix}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise DataError(f"{path.parent}: the output folder cannot be written to: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before may have removed the file between our opening and our locking it.
+            is_ours = path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            is_ours = False
+        if not is_ours:
+            raise DataError(f"{output_prefix}: another run is writing this output (it holds {path}); wait for its end")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def find_finished(settings: PreprocessSettings, identity: Identity) -> list[Manifest]:
+    """Return the datasets that are there already when they are what this run would make; empty when some are not there.
+
+    Raises:
+        DataError: what is there differs or is damaged, and it is not to be overwritten.
+    """
+    paths = [manifest_path(settings.dataset_prefix(key)) for key in settings.json_keys]
+    present = [path for path in paths if path.exists()]
+    try:
+        manifests = [load_manifest(path) for path in present]
+        for manifest in manifests:
+            check_shards(manifest)
+            if difference := describe_difference(identity_of(manifest), identity):
+                raise DataError(difference)
+    except DataError as error:
+        if settings.overwrite:
+            logger.info("%s: replacing the dataset that is here (%s)", settings.output_prefix, error)
+            return []
+        raise DataError(
+            f"{present[0]}: a dataset is here already and is not what this run makes ({error}); "
+            "choose another --output-prefix, or replace it with --overwrite"
+        ) from error
+    if len(present) < len(paths):
+        return []  # nothing is there, or a run was stopped between two manifests and its work folder still is
+    shutil.rmtree(_work_folder(settings.output_prefix), ignore_errors=True)
+    return manifests
+
+
+def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
+    """Return the work folder, with what a stopped run of the same identity left in it.
+
+    Raises:
+        DataError: a stopped run of another identity left one and it is not to be overwritten; or it cannot be written.
+    """
+    work = _work_folder(settings.output_prefix)
+    run_file = work / _RUN_FILE
+    try:
+        if run_file.exists():
+            difference = describe_difference(json.loads(run_file.read_text(encoding="utf-8")), identity)
+            if not difference:
+                return work
+            if not settings.overwrite:
+                raise DataError(
+                    f"{work}: a stopped run left this, and this run cannot go on from it ({difference}); "
+                    "run the earlier command to its end, or discard its work with --overwrite"
+                )
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir(parents=True)
+        write_text_atomic(run_file, json.dumps(identity, indent=1))
+    except OSError as error:
+        raise DataError(f"{work}: cannot be written: {error.strerror}") from error
+    return work
+
+
+def load_finished_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -> dict[int, SubResult]:
+    """Results, by sub number, of the subs that are committed and whose files are as they were written."""
+    finished = {}
+    for task in tasks:
+        result = load_result(task.folder)
+        if result is None:
+            continue
+        if all(_find_shard(settings, task, shard) for shard in result.shards):
+            finished[task.number] = result
+        else:
+            logger.warning("sub %d was finished, but its files are damaged: it is done again", task.number)
+    return finished
+
+
+def commit(
+    settings: PreprocessSettings, tasks: Sequence[SubTask], results: Sequence[SubResult], manifests: Sequence[Manifest]
+) -> list[Manifest]:
+    """Move the shard files to their places, remove what they replace, write the manifests; return these."""
+    prefixes = [Path(settings.dataset_prefix(key)) for key in settings.json_keys]
+    try:
+        for prefix in prefixes:
+            manifest_path(prefix).unlink(missing_ok=True)
+        for task, result in zip(tasks, results, strict=True):
+            for shard, prefix in zip(result.shards, prefixes, strict=True):
+                for name in (shard.file, shard.index_file):
+                    if (task.folder / name).exists():
+                        os.replace(task.folder / name, prefix.parent / name)
+        for prefix, manifest in zip(prefixes, manifests, strict=True):
+            _remove_stale(prefix, {name for shard in manifest.shards for name in (shard.file, shard.index_file)})
+        written = [
+            write_manifest(manifest, manifest_path(prefix))
+            for prefix, manifest in zip(prefixes, manifests, strict=True)
+        ]
+    except OSError as error:
+        raise DataError(f"{error.filename}: the dataset cannot be moved into place: {error.strerror}") from error
+    shutil.rmtree(_work_folder(settings.output_prefix), ignore_errors=True)
+    return written
+
+
+def _work_folder(output_prefix: str) -> Path:
+    return Path(f"{output_prefix}.work")
+
+
+def _find_shard(settings: PreprocessSettings, task: SubTask, shard: Shard) -> bool:
+    """Whether the files of a shard are whole, each in the sub's folder or already in its place."""
+    folders = (task.folder, Path(settings.output_prefix).parent)
+    return all(
+        any(_is_whole(folder / name, size_bytes, sha256) for folder in folders)
+        for name, size_bytes, sha256 in (
+            (shard.file, shard.size_bytes, shard.sha256),
+            (shard.index_file, shard.index_size_bytes, shard.index_sha256),
+        )
+    )
+
+
+def _is_whole(path: Path, size_bytes: int, sha256: str) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes and checksum_file(path) == sha256
+
+
+def _remove_stale(prefix: Path, kept: Iterable[str]) -> None:
+    """Remove shard files of an earlier dataset: MindFormers would read them along with ours."""
+    stale = re.compile(re.escape(prefix.name) + r"\.mindrecord\d+(\.db)?")
+    for path in prefix.parent.iterdir():
+        if stale.fullmatch(path.name) and path.name not in kept:
+            path.unlink()

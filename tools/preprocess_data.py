@@ -1,0 +1,118 @@
+"""Pack raw text into MindRecord for pretraining.
+
+    python tools/preprocess_data.py --input corpus/ --output-prefix data/corpus \\
+        --tokenizer-name-or-path /models/Qwen3-8B-Base --seq-length 4096 --n-subs 8 --workers 8
+
+Writes {output-prefix}_{key}_document.mindrecord{k}, k = 0 .. n-subs - 1, and ..._document.manifest.json.
+A run that was stopped goes on when the same command is given again; one that is done is reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ascend_cpt.data.settings import INPUT_FORMATS, OUTPUT_FORMATS, TAILS, TXT_DOCUMENTS, PreprocessSettings
+from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
+from ascend_cpt.errors import DataError, run_command
+
+
+def parse_args() -> PreprocessSettings:
+    """The settings that the command line gives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument_group("input").add_argument
+    add("--input", nargs="+", required=True, metavar="PATH", help="files, folders (walked recursively) or globs")
+    add("--format", choices=INPUT_FORMATS, help="read only files of this format; needed where a folder mixes several")
+    add(
+        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys or columns to pack, a dataset each [text]"
+    )
+    add("--handler-name", default="GeneralPretrainHandler", help="or your own as package.module:Class [%(default)s]")
+    add(
+        "--txt-documents", choices=TXT_DOCUMENTS, default="line", help="what a document of a .txt file is [%(default)s]"
+    )
+    add("--max-bad-fraction", type=float, default=0.001, help="fail when more of the records are bad [%(default)s]")
+
+    add = parser.add_argument_group("tokenizer").add_argument
+    add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
+    add("--tokenizer-name-or-path", metavar="FOLDER", help=f"Hugging Face folder with tokenizer.json ({HUGGING_FACE})")
+    add("--tokenizer-model", metavar="FILE", help="tokenizer.model or qwen.tiktoken (the other types)")
+    add(
+        "--tokenizer-engine",
+        choices=ENGINES,
+        default="auto",
+        help="auto takes gigatoken where its ids are right [auto]",
+    )
+    add("--append-eod", action=argparse.BooleanOptionalAction, default=True, help="end each document with EOD [yes]")
+    add("--append-bos", action=argparse.BooleanOptionalAction, default=False, help="begin each document with BOS [no]")
+    add("--eod-token", help="end-of-document token [the tokenizer's eos_token]")
+    add(
+        "--parse-special-tokens", action="store_true", help="make control tokens of their names in documents [no: text]"
+    )
+
+    add = parser.add_argument_group("output").add_argument
+    add("--output-prefix", required=True, help="folder and beginning of the names of the output files")
+    add("--output-format", choices=OUTPUT_FORMATS, default="mindrecord", help="[%(default)s]")
+    add("--seq-length", type=int, required=True, help="trained tokens per row; a row holds one more")
+    add("--n-subs", type=int, default=1, help="parts to cut the input into, each packed to one file [%(default)s]")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that pack parts [cores: %(default)s]")
+    add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a part [%(default)s]")
+    add("--overwrite", action="store_true", help="replace what is there when it differs from what this run makes")
+    args = parser.parse_args()
+
+    return PreprocessSettings(
+        inputs=tuple(args.input),
+        input_format=args.format,
+        json_keys=tuple(args.json_keys),
+        handler_name=args.handler_name,
+        txt_documents=args.txt_documents,
+        max_bad_fraction=args.max_bad_fraction,
+        tokenizer_type=args.tokenizer_type,
+        tokenizer_path=choose_tokenizer_path(args),
+        tokenizer_engine=args.tokenizer_engine,
+        append_eod=args.append_eod,
+        append_bos=args.append_bos,
+        eod_token=args.eod_token,
+        parse_special_tokens=args.parse_special_tokens,
+        output_prefix=args.output_prefix,
+        output_format=args.output_format,
+        seq_length=args.seq_length,
+        num_subs=args.n_subs,
+        workers=args.workers,
+        tail=args.tail,
+        overwrite=args.overwrite,
+    )
+
+
+def choose_tokenizer_path(args: argparse.Namespace) -> str:
+    """A folder for Hugging Face tokenizers, a model file for the others."""
+    flag, path = (
+        ("--tokenizer-name-or-path", args.tokenizer_name_or_path)
+        if args.tokenizer_type == HUGGING_FACE
+        else ("--tokenizer-model", args.tokenizer_model)
+    )
+    if not path:
+        raise DataError(f"{flag}: needed with --tokenizer-type {args.tokenizer_type}")
+    return str(path)
+
+
+def main() -> None:
+    """Run the command."""
+    settings = parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from ascend_cpt.data.pipeline import preprocess
+
+    for manifest in preprocess(settings):
+        print(
+            f"{manifest.path}: {manifest.num_documents} documents, {manifest.num_tokens} tokens "
+            f"in {manifest.num_rows} rows of {settings.seq_length}, {len(manifest.shards)} files, "
+            f"{sum(manifest.rejected.values())} records rejected"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
