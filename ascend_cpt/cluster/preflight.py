@@ -55,7 +55,7 @@ def check_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, plan: Lau
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ClusterError(
-                    f"MASTER_PORT {plan.master_port} is in use on {plan.master_addr}; choose another or end what has it"
+                    f"MASTER_PORT {plan.master_port} is in use on {plan.master_addr}; choose another"
                 ) from error
             raise ClusterError(
                 f"MASTER_ADDR {plan.master_addr} is no address of this machine ({error.strerror}), but NODE_RANK 0 "

@@ -7,6 +7,7 @@ that asked for orphans, which is this process: so it sees the exit code of each 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from types import FrameType
 import psutil
 
 from ascend_cpt.cluster.arguments import LaunchPlan
-from ascend_cpt.cluster.worker_log import LogFollower, describe_failure
+from ascend_cpt.cluster.worker_log import LogFollower, describe_failure, explain_rendezvous
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -44,6 +45,7 @@ class Supervisor:
         self._starter_pid = 0
         self._ranks: dict[int, int] = {}
         self._scheduler_pid: int | None = None
+        self._scheduler_code = 0
         self._failures: dict[int, int] = {}
         self._received: list[int] = []
 
@@ -87,14 +89,18 @@ class Supervisor:
     def _watch(self) -> int:
         if self._starter_pid and (code := self._wait_for_starter()) is not None:
             return code
-        while self._ranks and not self._failures and not self._received:
-            self._follow_and_reap()
+        self._wait_until(lambda: not self._ranks or bool(self._failures or self._received or self._scheduler_code))
+        if self._scheduler_code:
+            # The workers are about to fail as well, and know more about the reason.
+            self._wait_until(lambda: bool(self._failures or self._received), FAILURE_GRACE_S)
+        if not (self._failures or self._received):
+            # The workers of other nodes may still need the scheduler.
+            limit_s = SCHEDULER_GRACE_S if self._plan.num_nodes == 1 else self._plan.cluster_timeout_s
+            self._wait_until(lambda: not self._scheduler_pid or bool(self._received), limit_s)
         if self._received:
             return self._stop()
-        if not self._failures:
-            self._wait_for_scheduler()
         self._follower.pump(at_end=True)
-        return self._report_failure() if self._failures else EXIT_OK
+        return self._report_failure() if self._failures or self._scheduler_code else EXIT_OK
 
     def _wait_for_starter(self) -> int | None:
         """Wait until msrun has started all processes; return an exit code when the launch ends here."""
@@ -132,41 +138,35 @@ class Supervisor:
         for pid, code in _reap():
             if pid == self._scheduler_pid:
                 self._scheduler_pid = None
-                if code != 0:
-                    self._wait_for_cause()
-                    self._failures.setdefault(-1, code)
+                self._scheduler_code = code
             elif (rank := self._ranks.pop(pid, None)) is not None and code != 0:
                 self._failures[rank] = code
         time.sleep(POLL_S)
 
-    def _wait_for_cause(self) -> None:
-        """Give the workers time to fail with the reason for which the scheduler has failed."""
-        deadline = time.monotonic() + FAILURE_GRACE_S
-        while self._ranks and not self._failures and not self._received and time.monotonic() < deadline:
-            self._follow_and_reap()
-
-    def _wait_for_scheduler(self) -> None:
-        """Wait until the scheduler has ended: the workers of other nodes may still need it."""
-        limit_s = SCHEDULER_GRACE_S if self._plan.num_nodes == 1 else self._plan.cluster_timeout_s
-        deadline = time.monotonic() + limit_s
-        while self._scheduler_pid and not self._received and time.monotonic() < deadline:
-            self._follow_and_reap()
-
     def _report_failure(self) -> int:
         """Tell which worker failed first and why; return the exit code."""
-        rank = min(self._failures, key=lambda rank: (rank < 0, _last_write_ns(self._log_of(rank)), rank))
-        code = self._failures[rank]
-        name = "the scheduler" if rank < 0 else f"worker {rank}"
-        cause = f"was killed by {_signal_name(-code)}" if code < 0 else f"failed with exit code {code}"
-        for line in describe_failure(self._log_of(rank)):
-            if not self._follower.has_shown(line):
-                _say(line)
-        hint = " (out of memory? see dmesg)" if code == -signal.SIGKILL else ""
-        _say(f"{name} {cause}{hint}; its log: {_relative(self._log_of(rank))}")
+        if self._failures:
+            # Those that ended within one poll: the one that fell silent first.
+            rank = min(self._failures, key=lambda rank: (_last_write_ns(self._plan.worker_log(rank)), rank))
+            name, code, log = f"worker {rank}", self._failures[rank], self._plan.worker_log(rank)
+        else:
+            name, code, log = "the scheduler", self._scheduler_code, self._plan.scheduler_log
+        lines = describe_failure(log)
+        if explained := explain_rendezvous(lines, self._plan):
+            line, code = explained
+            _say(line)
+            _say(f"{name} met this first; its log: {_relative(log)}")
+        else:
+            if not self._is_on_terminal(lines):
+                _say("\n".join(lines))
+            hint = " (out of memory? see dmesg)" if code == -signal.SIGKILL else ""
+            cause = f"was killed by {_signal_name(-code)}{hint}" if code < 0 else f"failed with exit code {code}"
+            _say(f"{name} {cause}; its log: {_relative(log)}")
         return EXIT_USER_ERROR if code == EXIT_USER_ERROR else EXIT_FAILURE
 
-    def _log_of(self, rank: int) -> Path:
-        return self._plan.scheduler_log if rank < 0 else self._plan.worker_log(rank)
+    def _is_on_terminal(self, lines: list[str]) -> bool:
+        """Tell whether the followed worker has just printed this where our own lines go, too."""
+        return not lines or (os.path.sameopenfile(1, 2) and self._follower.has_shown(lines[0]))
 
     def _stop(self) -> int:
         """Pass the user's signal on and wait for the workers to end; a second signal kills at once."""
@@ -182,7 +182,7 @@ class Supervisor:
             # Not reaped yet, so the number is still this worker's and not a stranger's.
             os.killpg(pid, number)
 
-    def _wait_until(self, done: Callable[[], bool], limit_s: float) -> None:
+    def _wait_until(self, done: Callable[[], bool], limit_s: float = math.inf) -> None:
         deadline = time.monotonic() + limit_s
         while not done() and time.monotonic() < deadline:
             self._follow_and_reap()

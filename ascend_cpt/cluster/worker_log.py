@@ -7,6 +7,9 @@ from collections import deque
 from pathlib import Path
 from typing import TextIO
 
+from ascend_cpt.cluster.arguments import LaunchPlan
+from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
+
 # A record of MindSpore ("[WARNING] DEVICE(3992,7f..,python):2026-...") or of MindFormers ("2026-... - mindformers...").
 FRAMEWORK_RECORD = re.compile(
     r"\[(?:DEBUG|INFO|WARNING|ERROR|CRITICAL|TRACE)\] [A-Z_]+\(\d+[,:].*|"
@@ -16,8 +19,11 @@ TRACEBACK_HEAD = "Traceback (most recent call last):"
 USER_ERROR_HEAD = "error: "
 # The exception's line: "RuntimeError: bang", "KeyboardInterrupt", "mindspore.x.SomeError: ...".
 EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(?::.*)?$")
+# MindSpore puts its own stack below a ruled heading.
+NATIVE_STACK_RULE = "-----"
 MAX_MESSAGE_LINES = 12
 NUM_LAST_LINES = 10
+NUM_REMEMBERED_LINES = 100
 MAX_READ_BYTES = 4 << 20
 
 
@@ -29,7 +35,7 @@ class LogFollower:
         self._terminal = terminal
         self._offset_bytes = 0
         self._unfinished = b""
-        self._shown_errors: deque[str] = deque(maxlen=100)
+        self._shown: deque[str] = deque(maxlen=NUM_REMEMBERED_LINES)
 
     def pump(self, *, at_end: bool = False) -> None:
         """Show what was added since the last call; a last line without newline waits for its rest unless `at_end`."""
@@ -49,8 +55,8 @@ class LogFollower:
         self._terminal.flush()
 
     def has_shown(self, line: str) -> bool:
-        """Tell whether this error line has gone to the terminal."""
-        return line in self._shown_errors
+        """Tell whether this line was among the last that went to the terminal."""
+        return line in self._shown
 
     def _show(self, line: str) -> None:
         # A native log record may begin in the middle of a printed line.
@@ -58,8 +64,7 @@ class LogFollower:
         if own != line and not own.strip():
             return
         self._terminal.write(own + "\n")
-        if own.startswith(USER_ERROR_HEAD):
-            self._shown_errors.append(own)
+        self._shown.append(own)
 
 
 def describe_failure(log: Path) -> list[str]:
@@ -75,6 +80,26 @@ def describe_failure(log: Path) -> list[str]:
     return (own or [line for line in lines if line.strip()])[-NUM_LAST_LINES:]
 
 
+def explain_rendezvous(lines: list[str], plan: LaunchPlan) -> tuple[str, int] | None:
+    """Return a clear line and the exit code for MindSpore's messages about nodes that did not find each other."""
+    text = "\n".join(lines)
+    meeting_point = f"{plan.master_addr}:{plan.master_port}"
+    if "Repeated registration node" in text:
+        return (
+            f"error: NODE_RANK {plan.node_rank} is taken: another node registered the same workers at {meeting_point}; "
+            "give each node its own NODE_RANK, and each job its own MASTER_PORT",
+            EXIT_USER_ERROR,
+        )
+    if "Failed to initialize distributed job cluster" in text:
+        return (
+            f"error: the job's {plan.num_workers} workers did not meet at {meeting_point} within "
+            f"{plan.cluster_timeout_s} s; start all {plan.num_nodes} nodes with the same WORKER_NUM, MASTER_ADDR and "
+            "MASTER_PORT, each with its own NODE_RANK, and look into the other nodes' logs",
+            EXIT_FAILURE,
+        )
+    return None
+
+
 def _exception_of(lines: list[str]) -> list[str]:
     """Return the last frame and the message of the traceback whose frames start `lines`."""
     frame: str | None = None
@@ -84,7 +109,7 @@ def _exception_of(lines: list[str]) -> list[str]:
         elif not line.startswith(" ") and EXCEPTION_LINE.match(line):
             message = []
             for following in lines[number : number + MAX_MESSAGE_LINES]:
-                if FRAMEWORK_RECORD.match(following):
+                if FRAMEWORK_RECORD.match(following) or following.startswith(NATIVE_STACK_RULE):
                     break
                 message.append(following)
             while message and not message[-1].strip():
