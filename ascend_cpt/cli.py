@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
+from ascend_cpt.backend.describe import describe, describe_start
 from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, resolve
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.config.schema import SourceConfig
-from ascend_cpt.config.values import format_count
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
-from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.errors import CheckpointError, ConfigError, CptError
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.resume.fingerprint import describe_differences
 from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
@@ -59,13 +59,19 @@ def main(argv: list[str] | None = None) -> int:
     sections = compile_run(plan, resume_from=resume_from, init_from=init_from)
     write_resolved(plan, render_yaml(sections, f"Compiled by ascend_cpt from {config.path}: the YAML that is trained"))
     log_path = plan.run_dir / "logs" / f"rank_{process.rank}.log"
-    with captured_output(log_path) as console:
-        if process.rank == 0:
-            print(f"{describe(plan)}\n{describe_start(resume_from, init_from)}", file=console, flush=True)
-        run_training(plan, resume_from, args.stop_at_step, console)
-        if process.rank == 0:
-            finish(plan)
-            print(f"done     checkpoints, metrics.jsonl and loss.png are in {plan.run_dir}", file=console, flush=True)
+    try:
+        with captured_output(log_path) as console:
+            if process.rank == 0:
+                print(f"{describe(plan)}\n{describe_start(resume_from, init_from)}", file=console, flush=True)
+            run_training(plan, resume_from, args.stop_at_step, console)
+            if process.rank == 0:
+                finish(plan)
+                print(f"done     checkpoints, metrics.jsonl and loss.png are in {plan.run_dir}", file=console)
+    except CptError:
+        raise
+    except Exception:
+        print(f"rank {process.rank} failed; what MindFormers and MindSpore said is in {log_path}", file=sys.stderr)
+        raise
     return 0
 
 
@@ -109,7 +115,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume_training",
         metavar="auto|PATH|never",
-        help="continue from the run's newest complete checkpoint (auto or True, the default), from PATH, or never (False)",
+        help="continue from the newest complete checkpoint (auto or True, the default), from PATH, or never (False)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
@@ -265,42 +271,6 @@ def write_resolved(plan: RunPlan, text: str) -> None:
         write_text(path, text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --output_dir") from None
-
-
-def describe(plan: RunPlan) -> str:
-    """Return the plan of a run in a few lines."""
-    budget, layout = plan.budget, plan.layout
-    rows = sum(source.manifest.num_rows for source in plan.sources)
-    epochs = budget.total_steps * budget.global_batch_size / rows
-    model = plan.model
-    sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
-    accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
-    lines = [
-        f"run      {plan.run_dir}",
-        f"model    {model['model_type']}: {sizes}",
-        f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
-        f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
-        f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = "
-        f"{format_count(budget.tokens_per_step)} tokens a step ({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
-        f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens, {epochs:.2f} epochs of "
-        f"{rows} rows in {', '.join(source.name for source in plan.sources)}",
-    ]
-    if plan.schedule is not None:
-        schedule = plan.schedule
-        lines.append(
-            f"rate     {schedule.kind}: {schedule.warmup_steps} warmup steps to {schedule.peak_lr:g}, "
-            f"then to {schedule.peak_lr if schedule.kind == 'constant' else schedule.final_lr:g}"
-        )
-    if plan.validation:
-        lines.append(f"validate {', '.join(dataset.name for dataset in plan.validation)}")
-    return "\n".join(lines)
-
-
-def describe_start(resume_from: Checkpoint | None, init_from: Path | None) -> str:
-    """Return what the run starts from, in a line."""
-    if resume_from is not None:
-        return f"start    continuing at step {resume_from.state.step} from {resume_from.folder}"
-    return f"start    {'random weights' if init_from is None else f'weights of {init_from}'}; compiling the graph first"
 
 
 def finish(plan: RunPlan) -> None:

@@ -1,8 +1,8 @@
 """The keys that MindFormers 1.9 understands, gathered from the installed package.
 
-MindFormers reads a YAML without checking nested keys, so a misspelt one is ignored in silence.
-`collect_key_table` gathers every key from the places that read them; the result is kept in `ascend_cpt/config/mindformers_keys.json`, so that a
-configuration is checked in milliseconds and without importing MindFormers. A test compares the two.
+MindFormers reads a YAML without checking nested keys, so a misspelt one is ignored in silence. `collect_key_table`
+gathers every key from the places that read them; the result is kept in `ascend_cpt/config/mindformers_keys.json`, so
+that a configuration is checked in milliseconds and without importing MindFormers. A test compares the two.
 
 Run `python -m ascend_cpt.backend.key_table` to write the file anew after a change of the MindFormers version.
 """

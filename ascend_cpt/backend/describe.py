@@ -1,0 +1,46 @@
+"""A settled run, told to people before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.config.values import format_count
+from ascend_cpt.resume.locate import Checkpoint
+
+
+def describe(plan: RunPlan) -> str:
+    """Return the plan of a run in a few lines."""
+    budget, layout = plan.budget, plan.layout
+    rows = sum(source.manifest.num_rows for source in plan.sources)
+    epochs = budget.total_steps * budget.global_batch_size / rows
+    model = plan.model
+    sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
+    accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
+    lines = [
+        f"run      {plan.run_dir}",
+        f"model    {model['model_type']}: {sizes}",
+        f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
+        f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
+        f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = "
+        f"{format_count(budget.tokens_per_step)} tokens a step "
+        f"({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
+        f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens, {epochs:.2f} epochs of "
+        f"{rows} rows in {', '.join(source.name for source in plan.sources)}",
+    ]
+    if plan.schedule is not None:
+        schedule = plan.schedule
+        lines.append(
+            f"rate     {schedule.kind}: {schedule.warmup_steps} warmup steps to {schedule.peak_lr:g}, "
+            f"then to {schedule.peak_lr if schedule.kind == 'constant' else schedule.final_lr:g}"
+        )
+    if plan.validation:
+        lines.append(f"validate {', '.join(dataset.name for dataset in plan.validation)}")
+    return "\n".join(lines)
+
+
+def describe_start(resume_from: Checkpoint | None, init_from: Path | None) -> str:
+    """Return what the run starts from, in a line."""
+    if resume_from is not None:
+        return f"start    continuing at step {resume_from.state.step} from {resume_from.folder}"
+    return f"start    {'random weights' if init_from is None else f'weights of {init_from}'}; compiling the graph first"

@@ -1,0 +1,167 @@
+"""A small packed dataset and ways to start training on it, shared by the tests that really train."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, manifest_path, write_manifest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SEQ_LENGTH, VOCAB_SIZE, EOD_ID, PAD_ID = 64, 512, 0, 511
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the prefix of a dataset of 100 rows in two files, each with a padded last row."""
+    from mindspore.mindrecord import FileWriter
+
+    prefix = tmp_path_factory.mktemp("packed") / "train_text_document"
+    generator = np.random.default_rng(1)
+    shards = []
+    for index in range(2):
+        rows = [
+            ((np.arange(SEQ_LENGTH + 1) * generator.integers(1, 7) + generator.integers(500)) % 500).astype(np.int32)
+            for _ in range(50)
+        ]
+        rows[-1][40:] = PAD_ID
+        path = prefix.with_name(f"{prefix.name}.mindrecord{index}")
+        writer = FileWriter(str(path), 1)
+        writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}})
+        writer.write_raw_data([{"input_ids": row} for row in rows])
+        writer.commit()
+        index_path = path.with_name(f"{path.name}.db")
+        shards.append(
+            Shard(
+                file=path.name,
+                size_bytes=path.stat().st_size,
+                sha256="",
+                index_file=index_path.name,
+                index_size_bytes=index_path.stat().st_size,
+                index_sha256="",
+                num_rows=50,
+                num_tokens=50 * (SEQ_LENGTH + 1) - 25,
+                num_documents=50,
+                text_bytes=10_000,
+                tail_tokens=40,
+            )
+        )
+    tokenizer = TokenizerInfo(
+        type="PretrainedFromHF", name="test", fingerprint="test", vocab_size=VOCAB_SIZE, eod_id=EOD_ID, pad_id=PAD_ID
+    )
+    manifest = Manifest(
+        key="text", output_format="mindrecord", seq_length=SEQ_LENGTH, tokenizer=tokenizer, shards=tuple(shards)
+    )
+    write_manifest(manifest, manifest_path(prefix))
+    return prefix
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, packed: Path) -> Callable[..., Path]:
+    """Return a function that writes a configuration of a 20-step run on `packed`; arguments replace `cpt:` keys."""
+
+    def write(family: str = "qwen3", **changes: Any) -> Path:
+        bases = [REPOSITORY / "configs/base/cpu_tiny.yaml", REPOSITORY / f"configs/base/{family}_tiny.yaml"]
+        cpt = {
+            "run_name": "run",
+            "init_from": "random",
+            "seq_length": SEQ_LENGTH,
+            "global_batch_size": 8,
+            "train_tokens": 20 * 8 * SEQ_LENGTH,
+            "schedule": {"peak_lr": 1e-3, "final_lr": 1e-4, "warmup_tokens": "2K"},
+            "sources": {"train": {"path": str(packed)}},
+            "validation": {"max_rows": 10, "sets": {"held": {"path": str(packed)}}},
+            "monitor": {"print_every_steps": 1},
+            **changes,
+        }
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": VOCAB_SIZE}
+        config = {
+            "base_config": [str(base) for base in bases],
+            "output_dir": str(tmp_path / "output"),
+            "model": {"model_config": sizes},
+            "cpt": cpt,
+        }
+        path = tmp_path / f"{family}_{len(list(tmp_path.glob('*.yaml')))}.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
+
+    return write
+
+
+def run_command(
+    command: Sequence[str], *, cwd: Path = REPOSITORY, env: dict[str, str] | None = None, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run a command from the repository's root with the Python of the tests, its output captured."""
+    environment = {**os.environ, "ASCEND_CPT_PYTHON": sys.executable, **(env or {})}
+    return subprocess.run(
+        list(command), cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+@pytest.fixture
+def train() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that trains in one process."""
+
+    def run(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_command([sys.executable, "run_cpt.py", "--config", str(config), *arguments])
+
+    return run
+
+
+@pytest.fixture
+def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that trains under the launcher."""
+
+    def run(
+        config: Path, *arguments: str, port: int, workers: int = 2, log_dir: Path
+    ) -> subprocess.CompletedProcess[str]:
+        command = " ".join(["run_cpt.py", "--config", str(config), *arguments])
+        launcher = ["bash", "scripts/msrun_launcher.sh", command, str(workers), str(port), str(log_dir), "False", "300"]
+        return run_command(launcher)
+
+    return run
+
+
+@pytest.fixture
+def launch_nodes() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
+    """Return a function that trains on two nodes of one worker each: two launches on this machine, at the same time."""
+
+    def run(config: Path, *, port: int, log_dir: Path) -> list[subprocess.CompletedProcess[str]]:
+        def run_node(rank: int) -> subprocess.CompletedProcess[str]:
+            form = ["2", "1", "127.0.0.1", str(port), str(rank), str(log_dir / str(rank)), "False", "300"]
+            command = ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", *form]
+            return run_command(command, env={"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"})
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(run_node, range(2)))
+
+    return run
+
+
+@pytest.fixture
+def free_ports() -> list[int]:
+    """Return some ports that nobody listens on."""
+    sockets = [socket.socket() for _ in range(6)]
+    for held in sockets:
+        held.bind(("127.0.0.1", 0))
+    ports = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+def read_history(run_dir: Path) -> list[tuple[Any, ...]]:
+    """Return what must not depend on interruptions: kind, step, loss, learning rate, gradient norm of every record."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [(r["kind"], r["step"], r["loss"], r.get("learning_rate"), r.get("grad_norm")) for r in records]

@@ -1,0 +1,179 @@
+"""Real training of tiny models on the CPU: losses, validation, checkpoints, exact resume, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.conftest import read_history
+
+Completed = subprocess.CompletedProcess[str]
+
+
+def drop_validation_at(history: list[tuple[object, ...]], step: int) -> list[tuple[object, ...]]:
+    return [record for record in history if record[:2] != ("validation", step)]
+
+
+@pytest.fixture
+def undisturbed(write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path) -> Path:
+    """Return the folder of a run of 20 steps in one go, in one process."""
+    result = train(write_config(run_name="whole"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "step 20/20" in result.stdout and "tokens/s" in result.stdout and "ETA" in result.stdout
+    assert "INFO" not in result.stdout, "MindFormers' log lines belong into a file"
+    return tmp_path / "output" / "whole"
+
+
+def test_train_stop_resume_and_continue_from_weights(
+    undisturbed: Path, write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
+) -> None:
+    config = write_config(run_name="stopped")
+    stopped = train(config, "--stop-at-step", "7")
+    assert stopped.returncode == 0, stopped.stderr
+    resumed = train(config)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continuing at step 7" in resumed.stdout
+    whole = read_history(undisturbed)
+    assert drop_validation_at(read_history(tmp_path / "output/stopped"), 7) == whole
+    losses = [record[2] for record in whole if record[0] == "step"]
+    assert len(losses) == 20 and losses[-1] < losses[0] - 0.1
+    for name in ("resolved.yaml", "loss.png", "logs/rank_0.log"):
+        assert (undisturbed / name).stat().st_size > 0
+    sections = yaml.safe_load((undisturbed / "resolved.yaml").read_text(encoding="utf-8"))
+    assert "cpt" not in sections and sections["lr_schedule"]["type"] == "CptTableLR"
+    assert sections["model"]["model_config"]["pad_token_id"] == 511
+    state = json.loads((undisturbed / "checkpoint/iteration_00000020/cpt_state.json").read_text())
+    assert (state["step"], state["position"], state["tokens"]) == (20, 160, 160 * 64)
+
+    again = train(config)
+    assert again.returncode == 0 and "already complete at step 20" in again.stdout
+
+    # A second run that starts from the weights of the first begins where that one's validation ended.
+    continued = train(write_config(run_name="next", init_from=str(undisturbed)), "--stop-at-step", "1")
+    assert continued.returncode == 0, continued.stderr
+    final = [record[2] for record in whole if record[0] == "validation"][-1]
+    assert read_history(tmp_path / "output/next")[0][2] == pytest.approx(final, abs=1e-6)
+
+
+def test_resume_is_refused_or_survives(
+    write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
+) -> None:
+    config = write_config(checkpoint={"every": "5 steps", "keep_last": 2})
+    assert train(config, "--stop-at-step", "15").returncode == 0
+    root = tmp_path / "output/run/checkpoint"
+    assert sorted(path.name for path in root.glob("iteration_*")) == ["iteration_00000010", "iteration_00000015"]
+
+    refused = train(config, "--set", "cpt.schedule.peak_lr=2e-3")
+    assert refused.returncode == 2
+    assert "schedule.peak_lr: 0.001 → 0.002" in refused.stderr
+    overwriting = train(config, "--resume_training", "False")
+    assert overwriting.returncode == 2 and "holds checkpoints up to step 15" in overwriting.stderr
+    missing = train(config, "--resume_training", str(tmp_path / "nowhere"))
+    assert missing.returncode == 2 and "no such checkpoint" in missing.stderr
+    other_shapes = train(
+        write_config(run_name="wide", init_from=str(root)), "--set", "model.model_config.hidden_size=128"
+    )
+    assert other_shapes.returncode == 2 and "hidden_size: 64 → 128" in other_shapes.stderr
+
+    newest_model = root / "iteration_00000015/cpt-model-0000000-0000001.safetensors"
+    newest_model.write_bytes(newest_model.read_bytes()[:1000])
+    exact = train(config, "--resume_training", str(root / "iteration_00000015"))
+    assert exact.returncode == 2 and "has 1000 bytes but was saved with" in exact.stderr
+    survived = train(config)
+    assert survived.returncode == 0, survived.stderr
+    assert "passed over" in survived.stderr and "continuing at step 10" in survived.stdout
+    for output in (refused, overwriting, missing, other_shapes, exact):
+        assert len(output.stderr.strip().splitlines()) == 1, output.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run_mode", "predict"], "this program trains; export the checkpoint"),
+        (["--use_parallel", "True"], "start with bash scripts/msrun_launcher.sh"),
+        (["--train_dataset_dir", "nowhere"], "no packed dataset here"),
+        (["--load_checkpoint", "nowhere"], "are both set; keep one"),
+        (["--set", "cpt.init_from=nowhere"], "no such checkpoint"),
+        (["--set", "cpt.init_from=null"], "where do the weights come from?"),
+        (["--set", "cpt.global_batch=8"], "unknown key; did you mean 'global_batch_size'"),
+        (["--set", "cpt.seq_length=128"], "was packed with sequence length 64, but cpt.seq_length is 128"),
+        (["--set", "model.model_config.vocab_size=500"], "tokenizer of 512 entries, but the model has vocab_size 500"),
+        (["--set", "parallel_config.model_parallel=2"], "data parallel only"),
+        (["--output_dir", "/proc/nowhere"], "cannot be written"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(
+    write_config: Callable[..., Path], train: Callable[..., Completed], arguments: list[str], message: str
+) -> None:
+    result = train(write_config(validation=None), *arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def test_empty_folder_and_missing_shard(
+    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = train(write_config(), "--train_dataset", str(empty))
+    assert result.returncode == 2 and "holds no packed dataset" in result.stderr
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in packed.parent.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    next(copy.glob("*.mindrecord1")).unlink()
+    result = train(write_config(), "--train_dataset_dir", str(copy))
+    assert result.returncode == 2 and "mindrecord1: missing" in result.stderr
+
+
+def test_dry_run_plans_a_cluster_and_writes_nothing(
+    write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
+) -> None:
+    result = train(write_config(), "--dry-run", "--world-size", "4")
+    assert result.returncode == 0
+    assert "4 devices = data 4" in result.stdout and "20 steps = 10.2K tokens" in result.stdout
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("family", ["llama2", "llama3"])
+def test_llama_trains(
+    family: str, write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
+) -> None:
+    result = train(write_config(family), "--stop-at-step", "5")
+    assert result.returncode == 0, result.stderr
+    losses = [record[2] for record in read_history(tmp_path / "output/run") if record[0] == "step"]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+
+
+def test_two_workers_and_two_nodes_train_alike_and_resume_exactly(
+    write_config: Callable[..., Path],
+    launch: Callable[..., Completed],
+    launch_nodes: Callable[..., list[Completed]],
+    tmp_path: Path,
+    free_ports: list[int],
+) -> None:
+    whole = launch(write_config(run_name="whole"), port=free_ports[0], log_dir=tmp_path / "log_whole")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "2 devices = data 2" in whole.stdout and "step 20/20" in whole.stdout
+    config = write_config(run_name="stopped")
+    stopped = launch(config, "--stop-at-step", "7", port=free_ports[1], log_dir=tmp_path / "log_a")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    # The rest of the run on two nodes of one worker each: the same losses as one node with two workers.
+    nodes = launch_nodes(config, port=free_ports[2], log_dir=tmp_path / "log_b")
+    assert [node.returncode for node in nodes] == [0, 0], "".join(node.stdout + node.stderr for node in nodes)
+    assert "continuing at step 7" in nodes[0].stdout
+    assert drop_validation_at(read_history(tmp_path / "output/stopped"), 7) == read_history(tmp_path / "output/whole")
+
+
+def test_refusal_under_the_launcher_is_shown_with_exit_code_2(
+    write_config: Callable[..., Path], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
+) -> None:
+    result = launch(write_config(global_batch_size=7), port=free_ports[0], log_dir=tmp_path / "log")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "global_batch_size 7 is not divisible by data_parallel 2" in result.stdout + result.stderr
