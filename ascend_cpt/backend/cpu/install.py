@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
+from mindformers.wrapper.wrapper import MFTrainOneStepCell
 
-from ascend_cpt.backend.cpu import kernels, overflow
-
-_TRAINING_GRAPH = "mindformers.parallel_core.training_graph"
+from ascend_cpt.backend.cpu import attention, kernels, overflow
 
 logger = logging.getLogger(__name__)
 _is_installed = False
@@ -37,44 +37,47 @@ def install_cpu_kernels(*, keep_float16_cast: bool = False) -> None:
     global _is_installed
     if ms.get_context("device_target") != "CPU":
         ms.set_device("CPU")
-    from ascend_cpt.backend.cpu import attention
-
     attention.install(keep_float16_cast=keep_float16_cast)
     if _is_installed:
         return
-    norm = importlib.import_module(f"{_TRAINING_GRAPH}.transformer.norm")
-    norm.FusedRMSNorm = norm.RMSNorm
-    rope = importlib.import_module(f"{_TRAINING_GRAPH}.base_models.common.embeddings.rotary_pos_embedding")
-    rope.Outer = kernels.Outer
-    flash_attention = importlib.import_module(f"{_TRAINING_GRAPH}.transformer.flash_attention")
-    flash_attention.FlashAttentionScore = kernels.FlashAttentionScore
-    layers = importlib.import_module(f"{_TRAINING_GRAPH}.tensor_parallel.layers")
-    layers.VocabParallelEmbedding.embedding_func = kernels.look_up_embedding
-    wrapper = importlib.import_module("mindformers.wrapper.wrapper")
-    wrapper.MFTrainOneStepCell.start_overflow_check = overflow.start_overflow_check
-    wrapper.MFTrainOneStepCell.get_overflow_status = overflow.get_overflow_status
-    _skip_parallel_groups()
-    _skip_core_binding()
+    norm = _import("transformer.norm")
+    replacements = (
+        (norm, "FusedRMSNorm", norm.RMSNorm),
+        (_import("base_models.common.embeddings.rotary_pos_embedding"), "Outer", kernels.Outer),
+        (_import("transformer.flash_attention"), "FlashAttentionScore", kernels.FlashAttentionScore),
+        (_import("tensor_parallel.layers").VocabParallelEmbedding, "embedding_func", kernels.look_up_embedding),
+        (MFTrainOneStepCell, "start_overflow_check", overflow.start_overflow_check),
+        (MFTrainOneStepCell, "get_overflow_status", overflow.get_overflow_status),
+        _skip_parallel_groups(),
+        _skip_core_binding(),
+    )
+    for owner, name, replacement in replacements:
+        assert hasattr(owner, name), f"MindFormers has no {owner.__name__}.{name}"
+        setattr(owner, name, replacement)
     _is_installed = True
     logger.info("CPU kernels installed (float16 cast in attention: %s)", keep_float16_cast)
 
 
-def _skip_parallel_groups() -> None:
+def _import(name: str) -> Any:
+    return importlib.import_module(f"mindformers.parallel_core.training_graph.{name}")
+
+
+def _skip_parallel_groups() -> tuple[Any, str, Callable[..., None]]:
     """Skip the model-parallel groups in data-parallel mode, the only mode of several workers that a CPU has.
 
-    There MindFormers resets data_parallel to 1 and then finds that the world size is not dp × tp × pp.
+    There MindFormers resets data_parallel to 1 and then finds that the sizes do not multiply to the world size.
     """
-    gpt_model = importlib.import_module(f"{_TRAINING_GRAPH}.base_models.gpt.gpt_model")
+    gpt_model = _import("base_models.gpt.gpt_model")
     upstream = gpt_model.initialize_model_parallel
 
     def initialize_model_parallel(**sizes: Any) -> None:
         if ms.get_auto_parallel_context("parallel_mode") != ms.ParallelMode.DATA_PARALLEL:
             upstream(**sizes)
 
-    gpt_model.initialize_model_parallel = initialize_model_parallel
+    return gpt_model, "initialize_model_parallel", initialize_model_parallel
 
 
-def _skip_core_binding() -> None:
+def _skip_core_binding() -> tuple[Any, str, Callable[..., None]]:
     """Bind cores only where the user's configuration says how: by default all workers would share the same cores."""
     # `mindformers.core.context.build_context` as an attribute is the function of that name.
     build_context = importlib.import_module("mindformers.core.context.build_context")
@@ -84,4 +87,4 @@ def _skip_core_binding() -> None:
         if affinity_config or affinity_cpu_list:
             upstream(affinity_config, affinity_cpu_list)
 
-    build_context.set_ms_affinity = set_ms_affinity
+    return build_context, "set_ms_affinity", set_ms_affinity

@@ -23,7 +23,7 @@ class Outer(nn.Cell):
     def construct(self, left: Tensor, right: Tensor) -> Tensor:
         return ops.mul(ops.reshape(left, (-1, 1)), ops.reshape(right, (1, -1)))
 
-    def shard(self, *_strategies: Any) -> Outer:  # type: ignore[override]
+    def shard(self, *_strategies: Any) -> Outer:
         """Accept and ignore a sharding strategy: on a CPU every operator is whole."""
         return self
 
@@ -89,11 +89,11 @@ class FlashAttentionScore(nn.Cell):
         scores = ops.reshape(self.scores_of(grouped_query, ops.cast(key, ms.float32)), whole)
         if attn_mask is not None:
             scores = scores + ops.cast(attn_mask, ms.float32) * MASKED_SCORE
-        weights = ops.reshape(self.softmax(scores), grouped[:3] + (kv_length,))
+        weights = ops.reshape(self.softmax(scores), (*grouped[:3], kv_length))
         output = ops.reshape(self.mix(weights, ops.cast(value, ms.float32)), query.shape)
         return ops.ReduceMax(keep_dims=True)(scores, -1), None, None, ops.cast(output, query.dtype)
 
-    def shard(self, *_strategies: Any) -> FlashAttentionScore:  # type: ignore[override]
+    def shard(self, *_strategies: Any) -> FlashAttentionScore:
         """Accept and ignore a sharding strategy: on a CPU every operator is whole."""
         return self
 

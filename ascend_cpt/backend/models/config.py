@@ -12,7 +12,7 @@ from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.weights.sizes import ModelSizes, read_sizes
 
-# In MindFormers a token equal to pad_token_id carries no loss and is not attended to. No token is -1: nothing is padding.
+# In MindFormers a token equal to pad_token_id carries no loss and is not attended to. No token is -1.
 NO_PADDING = -1
 
 # What the network is made of; the model's configuration may not say otherwise.
@@ -66,7 +66,7 @@ class DecoderConverter(ConfigConverter):
             )
 
 
-class DecoderConfig(PretrainedConfig):  # type: ignore[misc]
+class DecoderConfig(PretrainedConfig):
     """A dense decoder with RMSNorm, rotary positions and a gated MLP; fields and defaults as in transformers.
 
     Fields of MindFormers' TransformerConfig are accepted beside those of config.json.

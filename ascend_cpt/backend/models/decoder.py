@@ -17,7 +17,7 @@ from ascend_cpt.backend.models.convert_ops import make_convert_ops
 from ascend_cpt.weights.rope import compute_inverse_frequencies
 
 
-class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):  # type: ignore[misc]
+class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
     """The network that a family's class names and MindFormers builds.
 
     Inputs are those of GPTModel: input_ids and labels (batch, seq_length) int32, labels already shifted. Outputs in
