@@ -64,6 +64,7 @@ def make_sample(folder: Path, *, overwrite: bool = False) -> bool:
     if not overwrite and is_whole(folder):
         return False
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         splits = {name: split_documents(documents) for name, documents in collect_domains().items()}
         files = [path for name, split in splits.items() for path in _write_domain(folder / name, split)]
         files += _write_tokenizer(folder / "tokenizer", [split["train"] for split in splits.values()])

@@ -51,7 +51,7 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
     if requested == "reference":
         return _describe(reference, "reference")
     try:
-        fast = GigatokenEngine(file)
+        fast = GigatokenEngine(file, reference)
     except UnsupportedTokenizerError as error:
         logger.warning("tokenizing with %s: gigatoken cannot load this tokenizer (%s)", reference.name, error)
         return _describe(reference, f"reference: gigatoken cannot load it ({error})")

@@ -5,6 +5,7 @@ Known differences of gigatoken 0.10 are led around: documents that may meet one 
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile, join_encoded
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE
-from ascend_cpt.data.tokenizing.reference_engines import make_plain_json, make_reference_engine
+from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.data.tokenizing.tiktoken_engine import find_family
 
 # Characters younger than the reference's Unicode tables, whose class the two see differently: found by encoding every
@@ -28,17 +29,20 @@ class UnsupportedTokenizerError(Exception):
 class GigatokenEngine:
     """The gigatoken library on one thread."""
 
-    def __init__(self, file: TokenizerFile) -> None:
-        """Load the tokenizer; raise UnsupportedTokenizerError when gigatoken cannot."""
+    def __init__(self, file: TokenizerFile, reference: Engine | None = None) -> None:
+        """Load the tokenizer; raise UnsupportedTokenizerError when gigatoken cannot.
+
+        `reference` is made when it is first needed, if it is not given.
+        """
         import gigatoken
 
         self.name = "gigatoken"
         self._file = file
-        self._reference: Engine | None = None
+        self._reference = reference
         self._normalizes_nfc = False
         try:
             if file.info.type == HUGGING_FACE:
-                plain = make_plain_json(file)
+                plain = _make_plain_json(file)
                 self._normalizes_nfc = '"NFC"' in plain
                 self._tokenizer = gigatoken.Tokenizer.from_json(plain)
             elif file.info.type == SENTENCE_PIECE:
@@ -86,3 +90,14 @@ class GigatokenEngine:
         if _YOUNG_CHARACTERS.search(text):
             return True
         return self._normalizes_nfc and not unicodedata.is_normalized("NFC", text)
+
+
+def _make_plain_json(file: TokenizerFile) -> str:
+    """The tokenizer.json without its control tokens, unless these are parsed.
+
+    Added tokens that are not control tokens (runs of blanks, say) stay: they are part of how text is encoded.
+    """
+    content = json.loads(file.path.read_text(encoding="utf-8"))
+    if not file.parse_control:
+        content["added_tokens"] = [token for token in content.get("added_tokens") or () if not token.get("special")]
+    return json.dumps(content | {"truncation": None, "padding": None, "post_processor": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -66,16 +67,16 @@ def test_tokenizer(sample: Path) -> None:
 
 
 def test_same_python_same_bytes_and_reuse(sample: Path, tmp_path: Path) -> None:
-    make_sample(tmp_path)
-    assert (tmp_path / "sample.json").read_text() == (sample / "sample.json").read_text()
-    assert is_whole(tmp_path)
-    assert not make_sample(tmp_path), "a whole sample is reused"
-    victim = tmp_path / "code" / "valid.jsonl"
+    assert is_whole(sample)
+    assert not make_sample(sample), "a whole sample is reused"
+    shutil.copytree(sample, tmp_path / "copy")
+    victim = tmp_path / "copy" / "code" / "valid.jsonl"
     original = victim.read_bytes()
     victim.write_bytes(original[:-1])
-    assert not is_whole(tmp_path)
-    assert make_sample(tmp_path)
+    assert not is_whole(tmp_path / "copy")
+    assert make_sample(tmp_path / "copy"), "a damaged one is made again"
     assert victim.read_bytes() == original
+    assert (tmp_path / "copy" / "sample.json").read_text() == (sample / "sample.json").read_text()
 
 
 def test_unwritable_folder(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""The list of bad records: lines are filled in, and too many of them fail the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.data.documents import Reject
+from ascend_cpt.data.manifest import Shard
+from ascend_cpt.data.rejects import check_rejects, count_kinds, rejects_path, write_rejects
+from ascend_cpt.data.subs import SubResult
+from ascend_cpt.errors import DataError
+
+
+def make_result(num_documents: int, rejects: list[Reject]) -> SubResult:
+    shard = Shard(
+        file="a",
+        size_bytes=1,
+        sha256="",
+        index_file="b",
+        index_size_bytes=1,
+        index_sha256="",
+        num_rows=1,
+        num_tokens=1,
+        num_documents=num_documents,
+        text_bytes=1,
+    )
+    return SubResult(shards=(shard,), num_records=num_documents + len(rejects), num_filtered=0, rejects=tuple(rejects))
+
+
+def make_reject(file: Path | str, position: int, line: int | None, kind: str = "malformed") -> Reject:
+    return Reject(file=str(file), position=position, line=line, kind=kind, detail="")
+
+
+def test_lines_that_were_not_counted_are_filled_in(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"one\ntwo\n\nfour\nfive\n")
+    rejects = [make_reject(path, 14, None), make_reject(path, 0, 1), make_reject(path, 4, None)]
+    listed = write_rejects(str(tmp_path / "out"), [make_result(1, rejects[:2]), make_result(1, rejects[2:])])
+    assert [reject.line for reject in listed] == [5, 1, 2]
+    lines = rejects_path(str(tmp_path / "out")).read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [5, 1, 2]
+    write_rejects(str(tmp_path / "out"), [make_result(1, [])])
+    assert not rejects_path(str(tmp_path / "out")).exists(), "an old list would mislead"
+
+
+def test_the_limit_is_a_fraction_of_the_records() -> None:
+    rejects = [make_reject("a.jsonl", 0, 12), make_reject("a.jsonl", 9, 13, "empty")]
+    results = [make_result(1998, rejects)]
+    check_rejects("out", rejects, results, 0.001)
+    with pytest.raises(DataError, match=r"2 of 2000 records are bad \(1 empty, 1 malformed\).* first is a.jsonl:12"):
+        check_rejects("out", rejects, results, 0.0009)
+    check_rejects("out", [], [make_result(5, [])], 0.0)
+    assert count_kinds(rejects) == {"empty": 1, "malformed": 1}
+
+
+def test_no_document_at_all() -> None:
+    with pytest.raises(DataError, match="no document in 0 records"):
+        check_rejects("out", [], [make_result(0, [])], 1.0)
+    rejects = [make_reject("a", 0, 1)]
+    with pytest.raises(DataError, match="no document in 1 records"):
+        check_rejects("out", rejects, [make_result(0, rejects)], 1.0)

@@ -1,0 +1,205 @@
+"""Tokenizers: what their files say, and engines that must agree before the fast one is trusted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from ascend_cpt.data.manifest import TokenizerInfo
+from ascend_cpt.data.tokenizing import choice
+from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile
+from ascend_cpt.data.tokenizing.choice import choose_engine, make_engine
+from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
+from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN
+from ascend_cpt.data.tokenizing.nasty_texts import NASTY_TEXTS
+from ascend_cpt.errors import DataError
+
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "tokenizers"
+
+
+def save_tokenizer(folder: Path, specials: Sequence[str] = ("<|endoftext|>", "<|pad|>"), **config: Any) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["the quick brown fox, the lazy dog and the end of text"] * 3, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"} | config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"), pad_token="<|pad|>")
+
+
+def ids_of(engine: Engine, text: str) -> list[int]:
+    ids: list[int] = engine.encode_batch([text]).ids.tolist()
+    return ids
+
+
+def id_of(folder: Path, token: str) -> int:
+    token_id: int = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token)
+    return token_id
+
+
+def test_what_a_folder_says(folder: Path) -> None:
+    info = open_tokenizer(HUGGING_FACE, folder).info
+    assert (info.eod_id, info.pad_id, info.bos_id) == (id_of(folder, "<|endoftext|>"), id_of(folder, "<|pad|>"), None)
+    assert info.vocab_size == id_of(folder, "<think>") + 1
+    assert info.fingerprint == fingerprint_tokenizer(folder)
+    assert open_tokenizer(HUGGING_FACE, folder, eod_token="<|pad|>").info.eod_id == info.pad_id
+
+
+@pytest.mark.parametrize(
+    ("specials", "config", "expected"),
+    [
+        (["<|endoftext|>", "<|im_start|>", "<|fim_pad|>"], {"pad_token": "<|endoftext|>"}, "<|fim_pad|>"),
+        (["<|endoftext|>", "<|im_start|>"], {}, "<|im_start|>"),
+        (["<|endoftext|>", "<unk>", "<|x|>"], {"unk_token": {"content": "<unk>"}}, "<unk>"),
+        (["<s>", "<|endoftext|>", "<|x|>"], {"bos_token": "<s>"}, "<|x|>"),
+    ],
+)
+def test_padding_is_never_eod(tmp_path: Path, specials: list[str], config: dict[str, Any], expected: str) -> None:
+    save_tokenizer(tmp_path, specials, **config)
+    info = open_tokenizer(HUGGING_FACE, tmp_path).info
+    assert info.pad_id == id_of(tmp_path, expected) != info.eod_id
+
+
+def test_padding_without_a_token_for_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_tokenizer(tmp_path, ["<|endoftext|>"])
+    info = open_tokenizer(HUGGING_FACE, tmp_path).info
+    assert info.pad_id != info.eod_id and "no token to pad with" in caplog.text
+
+
+def test_fingerprint_is_of_the_rules_not_the_layout(folder: Path, tmp_path: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    relaid = tmp_path / "relaid"
+    relaid.mkdir()
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    (relaid / "tokenizer.json").write_text(json.dumps(content | {"truncation": {"max_length": 5}}, indent=3))
+    assert fingerprint_tokenizer(relaid) == fingerprint_tokenizer(folder)
+    content["model"]["merges"][:2] = content["model"]["merges"][1::-1]
+    (relaid / "tokenizer.json").write_text(json.dumps(content))
+    assert fingerprint_tokenizer(relaid) != fingerprint_tokenizer(folder)
+
+
+def test_bad_tokenizers(folder: Path, tmp_path: Path) -> None:
+    for type_name, path, message in (
+        (HUGGING_FACE, tmp_path / "missing", "no such tokenizer folder"),
+        (HUGGING_FACE, tmp_path, "holds no tokenizer.json"),
+        (SENTENCE_PIECE, tmp_path / "missing.model", "no such tokenizer model file"),
+        (SENTENCE_PIECE, folder / "tokenizer.json", "not a SentencePiece model"),
+        (TIKTOKEN, folder / "tokenizer.json", "not a tiktoken rank file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            open_tokenizer(type_name, path)
+    with pytest.raises(DataError, match="'<eod>' is not in the vocabulary"):
+        open_tokenizer(HUGGING_FACE, folder, eod_token="<eod>")
+    nameless = save_tokenizer(tmp_path / "nameless")
+    (nameless / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(DataError, match="give one with --eod-token"):
+        open_tokenizer(HUGGING_FACE, nameless)
+    (nameless / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        open_tokenizer(HUGGING_FACE, nameless)
+    (tmp_path / "few.tiktoken").write_text("YQ== 0\nYg== 1\n")
+    with pytest.raises(DataError, match="2 ranks are of no known family"):
+        open_tokenizer(TIKTOKEN, tmp_path / "few.tiktoken")
+
+
+@pytest.mark.parametrize("requested", ["gigatoken", "reference"])
+def test_control_strings_stay_text_unless_asked(folder: Path, requested: str) -> None:
+    file = open_tokenizer(HUGGING_FACE, folder)
+    engine = make_engine(file, choose_engine(file, requested, []))
+    assert engine.name == ("gigatoken" if requested == "gigatoken" else "tokenizers")
+    assert file.info.eod_id not in ids_of(engine, "the <|endoftext|> end")
+    assert id_of(folder, "<think>") in ids_of(engine, "the <think> end"), "no control token: part of the text's rules"
+    file = open_tokenizer(HUGGING_FACE, folder, parse_control=True)
+    engine = make_engine(file, choose_engine(file, requested, []))
+    assert file.info.eod_id in ids_of(engine, "the <|endoftext|> end")
+
+
+def test_gigatoken_is_taken_where_it_agrees(folder: Path) -> None:
+    file = open_tokenizer(HUGGING_FACE, folder)
+    chosen = choose_engine(file, "auto", ["a document"])
+    assert (chosen.name, chosen.check) == ("gigatoken", "same ids")
+    assert chosen.num_checked_texts > len(NASTY_TEXTS) and chosen.num_checked_tokens > 1000
+    fast, reference = make_engine(file, chosen), make_engine(file, choose_engine(file, "reference", []))
+    got, expected = fast.encode_batch(NASTY_TEXTS), reference.encode_batch(NASTY_TEXTS)
+    np.testing.assert_array_equal(got.ids, expected.ids)
+    np.testing.assert_array_equal(got.offsets, expected.offsets)
+    assert got.ids.dtype == np.int32
+
+
+def test_a_difference_falls_back_loudly(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = choice.GigatokenEngine
+
+    class WrongEngine(real):  # type: ignore[valid-type, misc]
+        def encode_batch(self, texts: Sequence[str]) -> Encoded:
+            encoded: Encoded = super().encode_batch(texts)
+            return Encoded(np.where(encoded.ids == encoded.ids[-1], 0, encoded.ids), encoded.offsets)
+
+    monkeypatch.setattr(choice, "GigatokenEngine", WrongEngine)
+    file = open_tokenizer(HUGGING_FACE, folder)
+    chosen = choose_engine(file, "auto", ["only here: ~"])
+    assert chosen.name == "tokenizers" and "differs" in chosen.check
+    assert "gigatoken gives other ids" in caplog.text
+    assert choose_engine(file, "gigatoken", []).name == "gigatoken", "overruled"
+
+
+def test_a_tokenizer_that_gigatoken_cannot_load(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: TokenizerFile, reference: Engine) -> None:
+        raise choice.UnsupportedTokenizerError("no such model")
+
+    monkeypatch.setattr(choice, "GigatokenEngine", refuse)
+    caplog.set_level(logging.WARNING)
+    assert choose_engine(open_tokenizer(HUGGING_FACE, folder), "auto", []).name == "tokenizers"
+    assert "gigatoken cannot load this tokenizer (no such model)" in caplog.text
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not on this machine")
+@pytest.mark.parametrize(
+    ("type_name", "path", "engine", "expected"),
+    [
+        (HUGGING_FACE, "qwen3", "gigatoken", (151_646, 151_643, 151_644, None)),
+        (HUGGING_FACE, "llama3", "gigatoken", (128_002, 128_001, 128_000, None)),
+        (SENTENCE_PIECE, "llama2/tokenizer.model", "gigatoken", (32_000, 2, 0, 1)),
+        (TIKTOKEN, "llama3/tokenizer.model", "tiktoken", (128_256, 128_001, 128_004, 128_000)),
+        (TIKTOKEN, "qwen3/qwen.tiktoken", "gigatoken", (151_851, 151_643, 151_646, None)),
+    ],
+)
+def test_real_vocabularies(type_name: str, path: str, engine: str, expected: tuple[int, ...]) -> None:
+    file = open_tokenizer(type_name, SHARED / path)
+    info: TokenizerInfo = file.info
+    assert (info.vocab_size, info.eod_id, info.pad_id, info.bos_id) == expected
+    chosen = choose_engine(file, "auto", [])
+    assert chosen.name == engine
+    used = make_engine(file, chosen)
+    for text in ("Hello </s> <|endoftext|> <|end_of_text|> world", "caf\u00e9 \u4f60\u597d\n\n  x = 1"):
+        assert info.eod_id not in ids_of(used, text)
+        assert used.decode(ids_of(used, text)).strip() == text
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not on this machine")
+def test_a_wrong_type_says_which_is_right() -> None:
+    with pytest.raises(DataError, match="is of type TikToken"):
+        open_tokenizer(SENTENCE_PIECE, SHARED / "llama3" / "tokenizer.model")
+    with pytest.raises(DataError, match="is of type SentencePiece"):
+        open_tokenizer(TIKTOKEN, SHARED / "llama2" / "tokenizer.model")
