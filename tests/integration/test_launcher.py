@@ -1,0 +1,313 @@
+"""The launcher with real processes under the real msrun; most do not import MindSpore, which msrun does not mind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = REPO_ROOT / "scripts" / "msrun_launcher.sh"
+TIMEOUT_S = 100
+
+# Prints its arguments, then does what the first says, on the rank that the second names.
+ACTOR = """\
+import json, os, signal, subprocess, sys, time
+if os.environ.get("MS_ROLE") == "MS_SCHED":
+    time.sleep(0.2)
+    sys.exit(0)
+rank = int(os.environ["RANK_ID"])
+print("worker", rank, json.dumps(sys.argv[1:]), flush=True)
+print("[WARNING] ME(1:2,MainProcess):2026-11-21-08:42:53.931.000 [a.py:1] flood", flush=True)
+action, actor = (sys.argv[1:] + ["end", "-1"])[:2]
+if action == "end":
+    sys.exit(0)
+if rank == int(actor):
+    time.sleep(0.3)
+    if action == "raise":
+        raise RuntimeError("bang")
+    if action == "mistake":
+        print("error: x.yaml:3: unknown key", file=sys.stderr)
+        sys.exit(2)
+    if action == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if action == "at_once":
+        os._exit(5)
+if action == "orphan":
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+if action == "save":
+    def save(number, frame):
+        print("saved", number, flush=True)
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    print("ready", flush=True)
+if action == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("ready", flush=True)
+if action != "orphan":
+    time.sleep(300)
+"""
+
+REDUCER = """\
+import mindspore
+from mindspore.communication import get_group_size, get_rank, init
+mindspore.set_device("CPU")
+init()
+total = mindspore.ops.AllReduce()(mindspore.Tensor([float(get_rank() + 1)]))
+mindspore.runtime.synchronize()
+print("total", get_rank(), get_group_size(), total.asnumpy().tolist(), flush=True)
+"""
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+needs_msrun = pytest.mark.skipif(
+    not (Path(sys.executable).parent / "msrun").exists(), reason="MindSpore is not installed beside this Python"
+)
+pytestmark = needs_msrun
+
+
+@pytest.fixture
+def environ(clean_environ: dict[str, str], free_port: int) -> dict[str, str]:
+    return clean_environ | {"ASCEND_CPT_PYTHON": sys.executable, "MASTER_PORT": str(free_port)}
+
+
+@pytest.fixture
+def launch(tmp_path: Path, environ: dict[str, str]) -> Launch:
+    (tmp_path / "actor.py").write_text(ACTOR)
+    (tmp_path / "reducer.py").write_text(REDUCER)
+
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(LAUNCHER), *arguments]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environ | extra, text=True, capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+        assert not processes_of(tmp_path), result.stdout + result.stderr
+        return result
+
+    return run
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes that run in `folder`: what a launch has left behind."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def start(folder: Path, environ: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    with (folder / "out.txt").open("w") as output:
+        return subprocess.Popen(
+            ["bash", str(LAUNCHER), *arguments],
+            cwd=folder,
+            env=environ,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def wait_for(condition: Callable[[], object], limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_workers_meet(launch: Launch, tmp_path: Path) -> None:
+    result = launch("reducer.py", "2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "total 0 2 [3.0]\n"
+    log = (tmp_path / "output/msrun_log/worker_1.log").read_text()
+    assert "total 1 2 [3.0]" in log
+    assert "Cluster is successfully initialized" in log
+
+
+def test_two_nodes_meet_from_different_folders(tmp_path: Path, environ: dict[str, str], free_port: int) -> None:
+    nodes = []
+    for rank in ("1", "0"):  # node 1 first: it must not take the port of node 0
+        folder = tmp_path / rank
+        folder.mkdir()
+        (folder / "reducer.py").write_text(REDUCER)
+        allowed = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
+        arguments = ("reducer.py", "2", "1", "127.0.0.1", str(free_port), rank, "logs", "False", "60")
+        nodes.append(start(folder, allowed, *arguments))
+        time.sleep(1)
+    codes = [node.wait(TIMEOUT_S) for node in nodes]
+    texts = [(tmp_path / rank / "out.txt").read_text() for rank in ("1", "0")]
+    assert codes == [0, 0], texts
+    assert texts == ["total 1 2 [3.0]\n", "total 0 2 [3.0]\n"]
+    assert (tmp_path / "1/logs/node_1/worker_1.log").exists()
+
+
+def test_the_same_node_rank_twice_is_refused_across_machines(
+    tmp_path: Path, environ: dict[str, str], free_port: int
+) -> None:
+    nodes = {}
+    for name, rank in (("a", "0"), ("b", "1"), ("c", "1")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "reducer.py").write_text(REDUCER + "import time; time.sleep(4)\n")
+        # Another folder for locks stands for another machine.
+        own = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "TMPDIR": str(folder)}
+        nodes[name] = start(folder, own, "reducer.py", "2", "1", "127.0.0.1", str(free_port), rank)
+    codes = {name: node.wait(TIMEOUT_S) for name, node in nodes.items()}
+    texts = {name: (tmp_path / name / "out.txt").read_text() for name in nodes}
+    assert sorted(codes.values()) == [0, 0, 2], texts
+    refused = next(name for name, code in codes.items() if code == 2)
+    assert (
+        f"error: NODE_RANK 1 is taken: another node registered the same workers at 127.0.0.1:{free_port}"
+        in texts[refused]
+    )
+
+
+def test_the_same_node_rank_twice_is_refused_on_one_machine(
+    tmp_path: Path, launch: Launch, environ: dict[str, str], free_port: int
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "actor.py").write_text(ACTOR)
+    allowed = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
+    arguments = ("actor.py save 1", "2", "1", "127.0.0.1", str(free_port), "1")
+    first = start(here, allowed, *arguments)
+    try:
+        wait_for(lambda: "ready" in (here / "out.txt").read_text())
+        result = launch(*arguments, ASCEND_CPT_ALLOW_LOCAL_MASTER="1")
+    finally:
+        first.terminate()
+        first.wait(TIMEOUT_S)
+    assert result.returncode == 2
+    assert f"error: NODE_RANK 1 of the job at 127.0.0.1:{free_port} is already taken" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_arguments_survive(launch: Launch, num_workers: str) -> None:
+    result = launch("""python actor.py end 'a b' "it's" --x='"q"' '' '*' '$HOME' -- é""", num_workers)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == """worker 0 ["end", "a b", "it's", "--x=\\"q\\"", "", "*", "$HOME", "--", "\\u00e9"]\n"""
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "first_line", "last_line"),
+    [
+        ("raise", 1, "RuntimeError: bang", "worker {rank} failed with exit code 1; its log: {log}"),
+        ("mistake", 2, "error: x.yaml:3: unknown key", "worker {rank} failed with exit code 2; its log: {log}"),
+        ("crash", 1, "worker {rank}", "worker {rank} was killed by SIGSEGV; its log: {log}"),
+        ("at_once", 1, "worker {rank}", "worker {rank} failed with exit code 5; its log: {log}"),
+    ],
+)
+@pytest.mark.parametrize(("num_workers", "rank"), [("1", 0), ("3", 0), ("3", 2)])
+def test_the_first_failure_is_told(
+    launch: Launch, action: str, code: int, first_line: str, last_line: str, num_workers: str, rank: int
+) -> None:
+    begin = time.monotonic()
+    result = launch(f"actor.py {action} {rank}", num_workers)
+    lines = result.stderr.splitlines()
+    assert result.returncode == code
+    assert lines[0].startswith(first_line.format(rank=rank))
+    assert lines[-1] == last_line.format(rank=rank, log=f"output/msrun_log/worker_{rank}.log")
+    assert "flood" not in result.stdout
+    assert time.monotonic() - begin < 30
+
+
+def test_an_error_is_not_said_twice_on_one_terminal(tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
+    assert start(tmp_path, environ, "actor.py mistake 0", "1").wait(TIMEOUT_S) == 2
+    assert (tmp_path / "out.txt").read_text().count("error: x.yaml:3: unknown key") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on(tmp_path: Path, launch: Launch, environ: dict[str, str], number: signal.Signals) -> None:
+    process = start(tmp_path, environ, "actor.py save 0", "2")
+    wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
+    process.send_signal(number)
+    assert process.wait(TIMEOUT_S) == 128 + number
+    text = (tmp_path / "output/msrun_log/worker_1.log").read_text()
+    assert ("saved 15" if number == signal.SIGTERM else "KeyboardInterrupt") in text
+    assert not processes_of(tmp_path)
+
+
+def test_a_second_signal_kills(tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
+    process = start(tmp_path, environ, "actor.py deaf 0", "2")
+    wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
+    process.terminate()
+    wait_for(lambda: "SIGTERM: stopping 2 workers" in (tmp_path / "out.txt").read_text())
+    begin = time.monotonic()
+    process.terminate()
+    assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+    assert time.monotonic() - begin < 5
+    assert not processes_of(tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_a_killed_launcher_takes_its_workers_along(
+    tmp_path: Path, launch: Launch, environ: dict[str, str], num_workers: str
+) -> None:
+    process = start(tmp_path, environ, "actor.py deaf 0", num_workers)
+    wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
+    process.kill()
+    process.wait(TIMEOUT_S)
+    wait_for(lambda: not processes_of(tmp_path), limit_s=10)
+
+
+def test_what_workers_leave_behind_is_ended(launch: Launch) -> None:
+    assert launch("actor.py orphan -1", "2").returncode == 0  # `launch` looks for left-overs
+
+
+def test_dry_run_starts_nothing(launch: Launch, tmp_path: Path) -> None:
+    result = launch("actor.py 'a b'", "64", "8", "10.0.0.1", "8118", "3", DRY_RUN="1")
+    assert result.returncode == 0
+    assert (
+        "-m mindspore.parallel.cluster.run --worker_num=64 --local_worker_num=8 --master_addr=10.0.0.1" in result.stdout
+    )
+    assert result.stdout.endswith("actor.py 'a b'\n")
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "CMD is missing"),
+        (("actor.py", "8", "8", "127.0.0.1", "8118"), "NODE_RANK is missing"),
+        (("actor.py", "8", "4", "localhost", "8118", "0"), "MASTER_ADDR localhost means each node itself"),
+        (("absent.py", "2"), "script not found: absent.py"),
+    ],
+)
+def test_a_bad_launch_is_one_line(launch: Launch, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = launch(*arguments)
+    assert result.returncode == 2
+    assert f"error: {message}" in result.stderr.splitlines()[-1]
+    assert result.stdout == ""
+    assert not (tmp_path / "output").exists()
+
+
+def test_the_launcher_works_from_a_path_with_spaces(tmp_path: Path, environ: dict[str, str]) -> None:
+    copy = tmp_path / "a copy"
+    for part in (
+        "scripts/msrun_launcher.sh",
+        "scripts/python_env.sh",
+        "ascend_cpt/__init__.py",
+        "ascend_cpt/errors.py",
+    ):
+        (copy / part).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPO_ROOT / part, copy / part)
+    shutil.copytree(REPO_ROOT / "ascend_cpt/cluster", copy / "ascend_cpt/cluster")
+    (copy / "actor.py").write_text(ACTOR)
+    command = ["bash", "scripts/msrun_launcher.sh", "actor.py end", "2"]
+    result = subprocess.run(
+        command, cwd=copy, env=environ, text=True, capture_output=True, timeout=TIMEOUT_S, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, 'worker 0 ["end"]\n'), result.stderr
+    assert os.listdir(copy / "output/msrun_log")
