@@ -65,13 +65,17 @@ def compute_inverse_frequencies(rope: Rope, head_dim: int) -> NDArray[np.float32
     wavelengths above original / low_freq_factor are stretched by `factor`, those below original / high_freq_factor are
     kept, and in between the two are blended linearly in original / wavelength.
     """
+    # transformers computes in float32, its powers correctly rounded: the same steps give the same bits.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(rope.theta), exponents)
+    powers = np.power(rope.theta, exponents, dtype=np.float64).astype(np.float32)
+    frequencies: NDArray[np.float32] = np.float32(1.0) / powers
     if rope.scaling is None:
         return frequencies
     scaling = rope.scaling
-    turns = scaling.original_max_position_embeddings * frequencies / np.float32(2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = np.clip(kept, 0.0, 1.0)
-    scaled: NDArray[np.float32] = ((1 - kept) * frequencies / scaling.factor + kept * frequencies).astype(np.float32)
-    return scaled
+    wavelengths = np.float32(2 * math.pi) / frequencies
+    turns = np.float32(scaling.original_max_position_embeddings) / wavelengths
+    low, high, factor = (
+        np.float32(value) for value in (scaling.low_freq_factor, scaling.high_freq_factor, scaling.factor)
+    )
+    kept = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
+    return (np.float32(1) - kept) * frequencies / factor + kept * frequencies

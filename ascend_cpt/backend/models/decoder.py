@@ -45,10 +45,9 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
             post_process=transformer_config.post_process,
         )
         sizes = config.sizes
-        if sizes.rope.scaling is not None:
-            # GPTModel's own rope scaling knows one set of Llama 3.1's factors; these are the configuration's.
-            frequencies = compute_inverse_frequencies(sizes.rope, sizes.head_dim)
-            self.model.rotary_pos_emb.inv_freq = Tensor(frequencies, ms.float32)
+        # GPTModel's own rope scaling knows one set of Llama 3.1's factors; these are the configuration's.
+        frequencies = compute_inverse_frequencies(sizes.rope, sizes.head_dim)
+        self.model.rotary_pos_emb.inv_freq = Tensor(frequencies, ms.float32)
         # What MindFormers' `load_hf_checkpoint` converts with.
         self.template = WeightTemplate(weight_converters=make_convert_ops(config.model_type))
         self.template.set_model_config(transformer_config)
