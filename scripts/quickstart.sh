@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# From a bare clone to a trained model, on any Linux machine with two cores and no NPU:
+# environment, sample corpus, packed data, a tiny Qwen3 trained on prose by two processes, its pretraining continued on
+# source code, and a summary. Run again, it reuses what is whole.
+set -euo pipefail
+
+# shellcheck source=scripts/python_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
+cd "$REPO_ROOT"
+
+step() {
+    printf '\n== %s\n' "$*"
+}
+
+# train CONFIG: both phases run the very command that a person types.
+train() {
+    echo "bash scripts/msrun_launcher.sh \"run_cpt.py --config $1\" 2"
+    bash scripts/msrun_launcher.sh "run_cpt.py --config $1" 2
+}
+
+step "1/5 Environment"
+# shellcheck disable=SC2119  # no extras wanted
+ensure_env
+
+# A port that nobody has, unless the user chose one.
+MASTER_PORT="${MASTER_PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}"
+export MASTER_PORT
+# One node, whatever job this machine is otherwise part of.
+unset MASTER_ADDR NODE_RANK NNODES NPUS_PER_NODE GPUS_PER_NODE WORLD_SIZE
+
+step "2/5 Sample corpus and packed data"
+bash scripts/prepare_sample.sh
+
+step "3/5 Base: a tiny Qwen3 on English prose"
+train configs/qwen3/cpt_qwen3_tiny_base.yaml
+
+step "4/5 Continued pretraining on source code"
+train configs/qwen3/cpt_qwen3_tiny.yaml
+
+step "5/5 Summary"
+"$PYTHON" tools/summarize_run.py output/qwen3_tiny_base output/qwen3_tiny
