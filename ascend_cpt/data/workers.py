@@ -21,15 +21,15 @@ worker that is killed leaves none held."""
 
 
 def run_subs(tasks: Sequence[SubTask], workers: int, on_progress: Callable[[Progress], None]) -> dict[int, SubResult]:
-    """Run the subs on `workers` processes; return their results by sub number.
+    """Run the subs on `workers` processes (in this one when that is enough); return their results by sub number.
 
     `on_progress` gets the sum over the subs, several times a second.
 
     Raises:
         DataError: a sub met bad input or could not write, or a worker died; finished subs stay committed.
     """
-    if not tasks:
-        return {}
+    if workers == 1 or len(tasks) <= 1:
+        return _run_here(tasks, on_progress)
     context = multiprocessing.get_context("spawn")
     slots = context.RawArray(c_int64, 3 * len(tasks))
     num_processes = min(workers, len(tasks))
@@ -48,6 +48,19 @@ def run_subs(tasks: Sequence[SubTask], workers: int, on_progress: Callable[[Prog
     return results
 
 
+def _run_here(tasks: Sequence[SubTask], on_progress: Callable[[Progress], None]) -> dict[int, SubResult]:
+    slots = [0] * (3 * len(tasks))
+    results = {}
+    for slot, task in enumerate(tasks):
+
+        def report(progress: Progress, slot: int = slot) -> None:
+            _fill_slot(slots, slot, progress)
+            on_progress(_sum_slots(slots))
+
+        results[task.number] = pack_sub(task, report)
+    return results
+
+
 def _collect(futures: dict[Future[SubResult], SubTask], on_poll: Callable[[], None]) -> dict[int, SubResult]:
     results = {}
     pending = set(futures)
@@ -57,6 +70,10 @@ def _collect(futures: dict[Future[SubResult], SubTask], on_poll: Callable[[], No
             results[futures[future].number] = future.result()
         on_poll()
     return results
+
+
+def _fill_slot(slots: Any, slot: int, progress: Progress) -> None:
+    slots[3 * slot : 3 * slot + 3] = (progress.weight, progress.num_documents, progress.num_tokens)
 
 
 def _sum_slots(slots: Any) -> Progress:
@@ -71,7 +88,4 @@ def _begin_worker(slots: Any) -> None:
 
 
 def _run_sub(task: SubTask, slot: int) -> SubResult:
-    def report(progress: Progress) -> None:
-        _slots[3 * slot : 3 * slot + 3] = (progress.weight, progress.num_documents, progress.num_tokens)
-
-    return pack_sub(task, report)
+    return pack_sub(task, lambda progress: _fill_slot(_slots, slot, progress))
