@@ -32,11 +32,7 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
         transformer_config = self.convert_to_transformer_config(config)
         self.model = GPTModel(
             config=transformer_config,
-            transformer_layer_spec=get_gpt_layer_local_spec(
-                qk_layernorm=False,
-                use_contiguous_weight_layout_attention=transformer_config.use_contiguous_weight_layout_attention,
-                use_interleaved_weight_layout_mlp=transformer_config.use_interleaved_weight_layout_mlp,
-            ),
+            transformer_layer_spec=get_gpt_layer_local_spec(qk_layernorm=False),
             vocab_size=transformer_config.vocab_size,
             max_sequence_length=transformer_config.max_position_embeddings,
             position_embedding_type=transformer_config.position_embedding_type,

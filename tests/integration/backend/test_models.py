@@ -1,0 +1,132 @@
+"""Our Llama in MindFormers: found through its registry, loaded by its loader, and clear about what it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ms = pytest.importorskip("mindspore")
+pytest.importorskip("mindformers")
+
+from mindformers import build_context  # noqa: E402
+from mindformers.checkpoint.checkpoint import load_hf_checkpoint  # noqa: E402
+from mindformers.models.build_config import get_model_config  # noqa: E402
+from mindformers.models.build_model import build_network  # noqa: E402
+from mindformers.models.utils import (  # noqa: E402
+    convert_transformer_config_to_args_for_tflops,
+    num_floating_point_operations,
+)
+from mindformers.tools.register import MindFormerConfig  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+
+from ascend_cpt.backend.cpu import install_cpu_kernels  # noqa: E402
+from ascend_cpt.backend.models import LlamaConfig, LlamaForCausalLM, register_models  # noqa: E402
+from ascend_cpt.errors import ConfigError  # noqa: E402
+from ascend_cpt.weights.mapping import list_mindformers_shapes, to_mindformers  # noqa: E402
+from ascend_cpt.weights.sizes import read_sizes  # noqa: E402
+
+REFERENCE = Path(__file__).resolve().parents[2] / "reference"
+MODELS = ["llama2", "llama31", "llama32_tied"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mindformers_context() -> None:
+    install_cpu_kernels()
+    register_models()
+    context = {"mode": 0, "device_target": "CPU", "device_id": 0}
+    build_context(MindFormerConfig(use_legacy=False, use_parallel=False, run_mode="train", context=context))
+
+
+def read_config(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((REFERENCE / name / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_mindformers_builds_ours_from_the_folder_of_a_model_and_loads_its_weights(name: str) -> None:
+    folder = REFERENCE / name
+    network = build_network(
+        MindFormerConfig(pretrained_model_dir=str(folder), model_config={"params_dtype": "float32", "seq_length": 32})
+    )
+    assert type(network) is LlamaForCausalLM
+    sizes = read_sizes(read_config(name))
+    parameters = {parameter.name: parameter for parameter in network.get_parameters()}
+    assert {key: parameter.shape for key, parameter in parameters.items()} == list_mindformers_shapes(sizes)
+    load_hf_checkpoint(str(folder), network)
+    for key, weight in to_mindformers(load_file(folder / "model.safetensors"), sizes).items():
+        np.testing.assert_array_equal(parameters[key].asnumpy(), weight)
+
+
+def test_mindformers_asks_the_network_for_its_parameters_and_the_floating_point_operations_of_a_step() -> None:
+    network = build_network(MindFormerConfig(model_config={**read_config("llama31"), "seq_length": 32}))
+    names = {parameter.name for parameter in network.get_model_parameters()}
+    assert names == set(list_mindformers_shapes(read_sizes(read_config("llama31"))))
+    num_operations = num_floating_point_operations(
+        convert_transformer_config_to_args_for_tflops(network.get_gpt_transformer_config()), 2
+    )
+    num_matrix_elements = 128 * 48 + 2 * (128 * 48 + 64 * 48 + 3 * 64 * 48)
+    # Six per weight and token for the matrix products; attention comes on top.
+    assert 6 * num_matrix_elements * 2 * 32 < num_operations < 8 * num_matrix_elements * 2 * 32
+
+
+def test_the_configuration_is_mindformers_llama_and_takes_the_defaults_of_transformers() -> None:
+    config = {key: value for key, value in read_config("llama2").items() if key not in ("head_dim", "rope_theta")}
+    built = get_model_config(MindFormerConfig(model_config=config))
+    assert isinstance(built, LlamaConfig)
+    assert (built.head_dim, built.rope_theta, built.pad_token_id) == (12, 10000.0, -1)
+    converted = built.convert_to_transformer_config()
+    assert (converted.kv_channels, converted.num_query_groups, converted.add_qkv_bias) == (12, 4, False)
+    assert (converted.hidden_dropout, converted.attention_dropout, converted.position_embedding_type) == (0, 0, "rope")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"position_embedding_type": "learned_absolute"}, "position_embedding_type"),
+        ({"normalization": "LayerNorm"}, "normalization"),
+        ({"use_contiguous_weight_layout_attention": True}, "use_contiguous_weight_layout_attention"),
+        ({"use_interleaved_weight_layout_mlp": False}, "use_interleaved_weight_layout_mlp"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads"),
+        ({"hiden_size": 64}, "hiden_size"),
+        ({"qk_norm": True}, "qk_norm"),
+    ],
+)
+def test_what_a_llama_cannot_be_is_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        build_network(MindFormerConfig(model_config={**read_config("llama2"), **change}))
+
+
+def test_a_mask_of_document_borders_makes_a_document_independent_of_the_one_before() -> None:
+    network = build_network(
+        MindFormerConfig(
+            model_config={
+                **read_config("llama31"),
+                "seq_length": 32,
+                "compute_dtype": "float32",
+                "params_dtype": "float32",
+                "layernorm_compute_dtype": "float32",
+                "rotary_dtype": "float32",
+            }
+        )
+    )
+    load_hf_checkpoint(str(REFERENCE / "llama31"), network)
+    network.set_train(False)
+    tokens = np.random.default_rng(0).integers(0, 128, (2, 32)).astype(np.int32)
+    border = 20
+    # Row 0 holds two documents; row 1 starts with the second of them. Rotary positions only matter by difference.
+    tokens[1, : 32 - border] = tokens[0, border:]
+    mask = np.broadcast_to(np.triu(np.ones((32, 32), np.uint8), k=1), (2, 1, 32, 32)).copy()
+    mask[0, 0, border:, :border] = 1
+    with_border = network(ms.Tensor(tokens), None, ms.Tensor(mask)).asnumpy().reshape(2, 32, 128)
+    np.testing.assert_allclose(with_border[0, border:], with_border[1, : 32 - border], atol=1e-5)
+    without = network(ms.Tensor(tokens)).asnumpy().reshape(2, 32, 128)
+    np.testing.assert_allclose(without[1], with_border[1], atol=1e-5)
+    assert np.abs(without[0, border:] - with_border[0, border:]).max() > 0.1
