@@ -55,7 +55,9 @@ class Supervisor:
         0: all workers ended well. 2: the worker that failed first ended with 2. 128 + n: stopped by signal n. Else 1.
         """
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-        previous = {number: signal.signal(number, self._receive) for number in FORWARDED_SIGNALS}
+        # What is ignored stays ignored: so nohup keeps the job when its terminal closes.
+        heard = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
             self._start()
             return self._watch()
@@ -92,7 +94,7 @@ class Supervisor:
         self._wait_until(lambda: not self._ranks or bool(self._failures or self._received or self._scheduler_code))
         if self._scheduler_code:
             # The workers are about to fail as well, and know more about the reason.
-            self._wait_until(lambda: bool(self._failures or self._received), FAILURE_GRACE_S)
+            self._wait_until(lambda: not self._ranks or bool(self._failures or self._received), FAILURE_GRACE_S)
         if not (self._failures or self._received):
             # The workers of other nodes may still need the scheduler.
             limit_s = SCHEDULER_GRACE_S if self._plan.num_nodes == 1 else self._plan.cluster_timeout_s

@@ -68,14 +68,17 @@ class LogFollower:
 
 
 def describe_failure(log: Path) -> list[str]:
-    """Return what a dead worker's log says: our `error:` line, else the last Python exception, else the last lines."""
+    """Return what a dead worker's log says: our `error:` line, else the last Python exception, else the last lines.
+
+    An exception after an `error:` line is the reason of the end; one before it was caught.
+    """
     lines = _read_end(log)
-    user_errors = [line for line in lines if line.startswith(USER_ERROR_HEAD)]
-    tracebacks = [number for number, line in enumerate(lines) if line == TRACEBACK_HEAD]
+    traceback = max((number for number, line in enumerate(lines) if line == TRACEBACK_HEAD), default=-1)
+    user_errors = [line for line in lines[traceback + 1 :] if line.startswith(USER_ERROR_HEAD)]
     if user_errors:
         return user_errors[:1]
-    if tracebacks:
-        return _exception_of(lines[tracebacks[-1] + 1 :])
+    if traceback >= 0:
+        return _exception_of(lines[traceback + 1 :])
     own = [line for line in lines if line.strip() and not FRAMEWORK_RECORD.match(line)]
     return (own or [line for line in lines if line.strip()])[-NUM_LAST_LINES:]
 

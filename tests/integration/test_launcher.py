@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -239,6 +240,18 @@ def test_a_signal_is_passed_on(tmp_path: Path, launch: Launch, environ: dict[str
     assert not processes_of(tmp_path)
 
 
+def test_nohup_keeps_the_job(tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
+    with (tmp_path / "out.txt").open("w") as output:
+        command = ["nohup", "bash", str(LAUNCHER), "actor.py save 0", "1"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=output, stderr=subprocess.STDOUT)
+    wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+
+
 def test_a_second_signal_kills(tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
     process = start(tmp_path, environ, "actor.py deaf 0", "2")
     wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
@@ -291,6 +304,13 @@ def test_a_bad_launch_is_one_line(launch: Launch, tmp_path: Path, arguments: tup
     assert f"error: {message}" in result.stderr.splitlines()[-1]
     assert result.stdout == ""
     assert not (tmp_path / "output").exists()
+
+
+def test_a_port_in_use_is_one_line(launch: Launch, environ: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", int(environ["MASTER_PORT"]))):
+        result = launch("actor.py", "2")
+    assert result.returncode == 2
+    assert result.stderr == f"error: MASTER_PORT {environ['MASTER_PORT']} is in use on 127.0.0.1; choose another\n"
 
 
 def test_the_launcher_works_from_a_path_with_spaces(tmp_path: Path, environ: dict[str, str]) -> None:

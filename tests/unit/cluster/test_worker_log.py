@@ -66,6 +66,11 @@ def test_an_exception_is_told_with_its_place(log: Path) -> None:
     assert describe_failure(log) == ["RuntimeError: bang", "more", '  at File "b.py", line 2, in f']
 
 
+def test_an_exception_after_an_error_line_is_the_reason(log: Path) -> None:
+    write(log, "error: tried once, trying again", *TRACEBACK, "RuntimeError: bang")
+    assert describe_failure(log)[0] == "RuntimeError: bang"
+
+
 def test_the_native_stack_is_left_out(log: Path) -> None:
     write(log, *TRACEBACK, "RuntimeError: bang", "", "-" * 30, "- C++ Call Stack: (x)", "-" * 30, "x.cc:37 F")
     assert describe_failure(log) == ["RuntimeError: bang", '  at File "b.py", line 2, in f']
