@@ -14,6 +14,9 @@ from ascend_cpt.weights.sizes import ModelSizes
 
 HF_OUTPUT = "lm_head.weight"
 HF_EMBEDDING = "model.embed_tokens.weight"
+_EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
+# The tensors with a row for every token of the vocabulary, by both names.
+VOCABULARY_TENSORS = {HF_OUTPUT, HF_EMBEDDING, _EMBEDDING, _OUTPUT}
 
 # The names of the dimensions in the tables.
 _DIMENSIONS: dict[str, Callable[[ModelSizes], int]] = {
@@ -52,7 +55,7 @@ def _rename(hf: str, mindformers: str, dimensions: str) -> Row:
 
 
 _LLAMA = (
-    _rename(HF_EMBEDDING, "embedding.word_embeddings.weight", "vocab hidden"),
+    _rename(HF_EMBEDDING, _EMBEDDING, "vocab hidden"),
     _rename(f"{_LAYER}input_layernorm.weight", f"{_DECODER}input_layernorm.weight", "hidden"),
     Row(
         mindformers=f"{_DECODER}self_attention.linear_qkv.weight",
@@ -72,7 +75,7 @@ _LLAMA = (
     ),
     _rename(f"{_LAYER}mlp.down_proj.weight", f"{_DECODER}mlp.linear_fc2.weight", "hidden mlp"),
     _rename("model.norm.weight", "decoder.final_layernorm.weight", "hidden"),
-    _rename(HF_OUTPUT, "output_layer.weight", "vocab hidden"),
+    _rename(HF_OUTPUT, _OUTPUT, "vocab hidden"),
 )
 
 _QWEN3 = (
@@ -80,5 +83,8 @@ _QWEN3 = (
     _rename(f"{_LAYER}self_attn.q_norm.weight", f"{_DECODER}self_attention.q_layernorm.weight", "head"),
     _rename(f"{_LAYER}self_attn.k_norm.weight", f"{_DECODER}self_attention.k_layernorm.weight", "head"),
 )
+
+# model_type → the name of the model's class, in transformers and in MindFormers.
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "qwen3": _QWEN3}

@@ -117,7 +117,7 @@ def to_hf(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str, Array]:
     Raises:
         CheckpointError: when tensors are missing, unexpected or of another shape.
     """
-    _check_names(tensors, [group.mindformers for group in list_groups(sizes)])
+    check_mindformers_names(tensors, sizes)
     return dict(iterate_to_hf(sizes, tensors.__getitem__))
 
 
@@ -130,6 +130,15 @@ def check_hf_names(names: Iterable[str], sizes: ModelSizes) -> None:
     tied_copy = {HF_OUTPUT} if sizes.tie_word_embeddings else set()
     given = {name for name in names if not name.endswith(_IGNORED_SUFFIX)} - tied_copy
     _check_names(given, list_hf_shapes(sizes))
+
+
+def check_mindformers_names(names: Iterable[str], sizes: ModelSizes) -> None:
+    """Check that a MindFormers checkpoint holds exactly the tensors of the model's configuration.
+
+    Raises:
+        CheckpointError: naming what is missing or unexpected.
+    """
+    _check_names(names, [group.mindformers for group in list_groups(sizes)])
 
 
 def check_tied(embedding: Array, output: Array) -> None:

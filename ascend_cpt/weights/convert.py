@@ -1,0 +1,164 @@
+"""Converts whole folders between Hugging Face and MindFormers, tensor group by tensor group."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.weights.dtypes import DTYPES, Array, cast
+from ascend_cpt.weights.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.weights.folder_writer import (
+    DEFAULT_SHARD_BYTES,
+    create_folder,
+    name_hf_file,
+    name_mindformers_file,
+    write_config,
+    write_shards,
+)
+from ascend_cpt.weights.hf_folder import HfFolder
+from ascend_cpt.weights.mapping import (
+    check_mindformers_names,
+    check_tied,
+    iterate_to_hf,
+    iterate_to_mindformers,
+    list_groups,
+    list_mindformers_shapes,
+)
+from ascend_cpt.weights.safetensors_file import TensorInfo
+from ascend_cpt.weights.sizes import read_sizes
+from ascend_cpt.weights.sources import ResizedVocabulary, TensorSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the new folder is written. `dtype` and `vocab_size` are kept when None."""
+
+    dtype: str | None = None
+    vocab_size: int | None = None
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What was written."""
+
+    path: Path
+    num_tensors: int
+    num_parameters: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        size_gb = self.size_bytes / 1e9
+        return f"{self.path}: {self.num_tensors} tensors, {self.num_parameters:,} parameters, {size_gb:.3f} GB"
+
+
+def convert_to_mindformers(folder: HfFolder, target: Path, options: Options) -> Summary:
+    """Write a Hugging Face folder as a whole MindFormers checkpoint, with its config.json and tokenizer files.
+
+    Raises:
+        CheckpointError: when the folder does not fit its config.json, or `target` exists or cannot be written.
+    """
+    folder.check()
+    if folder.sizes.tie_word_embeddings and HF_OUTPUT in folder.tensors:
+        check_tied(folder.read(HF_EMBEDDING), folder.read(HF_OUTPUT))
+    source, config = _resize(folder, folder.config, options.vocab_size)
+    sizes = read_sizes(config)
+    types = _choose_types(source, [group.hf for group in list_groups(sizes)], options.dtype)
+    infos = [
+        TensorInfo(name=group.mindformers, dtype=types[group.hf[0]], shape=shape)
+        for group, shape in zip(list_groups(sizes), list_mindformers_shapes(sizes).values(), strict=True)
+    ]
+    tensors = iterate_to_mindformers(sizes, lambda name: _read_as(source, name, types[name]))
+    return _write(target, infos, tensors, config, folder.list_companions(), options, is_hf=False)
+
+
+def convert_to_hf(
+    source: TensorSource, config: Mapping[str, Any], target: Path, options: Options, companions: Sequence[Path] = ()
+) -> Summary:
+    """Write the tensors of a MindFormers checkpoint as a Hugging Face folder with `config` as its config.json.
+
+    Args:
+        source: The checkpoint, or the mean of several.
+        config: The model's Hugging Face configuration.
+        target: The folder to write.
+        options: Type, vocabulary and shard size.
+        companions: Files to copy beside the weights: tokenizer, generation_config.json.
+
+    Raises:
+        CheckpointError: when the tensors do not fit `config`, or `target` exists or cannot be written.
+    """
+    try:
+        check_mindformers_names(source.tensors, read_sizes(config))
+    except CheckpointError as error:
+        raise CheckpointError(f"{source.path}: {error}") from error
+    source, config = _resize(source, config, options.vocab_size)
+    sizes = read_sizes(config)
+    groups = list_groups(sizes)
+    types = _choose_types(source, [(group.mindformers,) for group in groups], options.dtype)
+    infos = [
+        TensorInfo(name=name, dtype=types[group.mindformers], shape=shape)
+        for group in groups
+        for name, shape in zip(group.hf, group.row.list_hf_shapes(sizes), strict=True)
+    ]
+    tensors = iterate_to_hf(sizes, lambda name: _read_as(source, name, types[name]))
+    return _write(target, infos, tensors, config, companions, options, is_hf=True)
+
+
+def _read_as(source: TensorSource, name: str, dtype: str) -> Array:
+    return cast(source.read(name), source.tensors[name].dtype, dtype, name)
+
+
+def _choose_types(source: TensorSource, groups: Sequence[Sequence[str]], dtype: str | None) -> dict[str, str]:
+    """Return the type in which each tensor is written; tensors that are joined must have one type."""
+    types: dict[str, str] = {}
+    for names in groups:
+        given = {source.tensors[name].dtype for name in names}
+        if dtype is None and len(given) > 1:
+            raise CheckpointError(
+                f"{source.path}: {', '.join(names)} are of different types ({', '.join(sorted(given))}) but become one "
+                "tensor: choose a --dtype"
+            )
+        types.update((name, DTYPES[dtype] if dtype else source.tensors[name].dtype) for name in names)
+    return types
+
+
+def _resize(
+    source: TensorSource, config: Mapping[str, Any], vocab_size: int | None
+) -> tuple[TensorSource, Mapping[str, Any]]:
+    if vocab_size is None or vocab_size == config["vocab_size"]:
+        return source, config
+    logger.warning("%s: the vocabulary goes from %d to %d rows", source.path, config["vocab_size"], vocab_size)
+    return ResizedVocabulary(source, vocab_size), {**config, "vocab_size": vocab_size}
+
+
+def _write(
+    target: Path,
+    infos: Sequence[TensorInfo],
+    tensors: Iterator[tuple[str, Array]],
+    config: Mapping[str, Any],
+    companions: Sequence[Path],
+    options: Options,
+    *,
+    is_hf: bool,
+) -> Summary:
+    # The type of most of the numbers stands for the folder.
+    most = max({info.dtype for info in infos}, key=lambda dtype: sum(i.num_elements for i in infos if i.dtype == dtype))
+    name_file = name_hf_file if is_hf else name_mindformers_file
+    with create_folder(target) as folder:
+        write_shards(folder, infos, tensors, name_file=name_file, max_shard_bytes=options.max_shard_bytes)
+        write_config(folder, config, next(name for name, dtype in DTYPES.items() if dtype == most))
+        for companion in companions:
+            shutil.copyfile(companion, folder / companion.name)
+    return Summary(
+        path=target,
+        num_tensors=len(infos),
+        num_parameters=sum(info.num_elements for info in infos),
+        size_bytes=sum(info.size_bytes for info in infos),
+    )

@@ -1,0 +1,102 @@
+"""Writes a folder of sharded safetensors tensor by tensor; the folder appears under its name only when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.weights.dtypes import Array
+from ascend_cpt.weights.hf_folder import INDEX_NAME, WEIGHTS_NAME
+from ascend_cpt.weights.safetensors_file import TensorInfo, write_file
+from ascend_cpt.weights.sizes import CONFIG_NAME
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+# (number of the file from 0, number of files) → name of the file.
+FileNamer = Callable[[int, int], str]
+
+
+def name_hf_file(index: int, num_files: int) -> str:
+    """Name a file as transformers does."""
+    return WEIGHTS_NAME if num_files == 1 else f"model-{index + 1:05d}-of-{num_files:05d}.safetensors"
+
+
+def name_mindformers_file(index: int, num_files: int) -> str:
+    """Name a file as MindFormers' new checkpoint format does, which reads every such file of a folder."""
+    return f"model-{index:07d}-{num_files:07d}.safetensors"
+
+
+@contextmanager
+def create_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; rename it to `path` at the end, or remove it after an error.
+
+    Raises:
+        CheckpointError: when `path` exists, or the disk is full or not writable.
+    """
+    if path.exists():
+        raise CheckpointError(f"{path}: exists already: remove it or choose another folder")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}: nothing was kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_shards(
+    folder: Path,
+    infos: Sequence[TensorInfo],
+    tensors: Iterable[tuple[str, Array]],
+    *,
+    name_file: FileNamer,
+    max_shard_bytes: int,
+) -> None:
+    """Write tensors, one by one in the order of `infos`, into files of at most `max_shard_bytes` (or one tensor).
+
+    A folder of several Hugging Face files gets its index. Memory: one tensor.
+    """
+    shards = _split(infos, max_shard_bytes)
+    stream = iter(tensors)
+    places: dict[str, str] = {}
+    for index, shard in enumerate(shards):
+        name = name_file(index, len(shards))
+        write_file(folder / name, shard, islice(stream, len(shard)))
+        places.update((info.name, name) for info in shard)
+    assert next(stream, None) is None
+    if name_file is name_hf_file and len(shards) > 1:
+        total = {"total_size": sum(info.size_bytes for info in infos)}
+        write_json(folder / INDEX_NAME, {"metadata": total, "weight_map": dict(sorted(places.items()))})
+
+
+def write_config(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
+    """Write config.json, saying in which type (as "bfloat16") the weights are."""
+    # transformers 4.56 renamed the field; both are read.
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    write_json(folder / CONFIG_NAME, {**config, key: dtype})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file as transformers lays it out."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _split(infos: Sequence[TensorInfo], max_shard_bytes: int) -> list[list[TensorInfo]]:
+    shards: list[list[TensorInfo]] = [[]]
+    shard_bytes = 0
+    for info in infos:
+        if shards[-1] and shard_bytes + info.size_bytes > max_shard_bytes:
+            shards.append([])
+            shard_bytes = 0
+        shards[-1].append(info)
+        shard_bytes += info.size_bytes
+    return shards

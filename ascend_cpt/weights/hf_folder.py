@@ -1,0 +1,119 @@
+"""A Hugging Face model folder opened for reading: config.json and one or many safetensors files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.weights.dtypes import Array
+from ascend_cpt.weights.mapping import check_hf_names, list_hf_shapes
+from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
+from ascend_cpt.weights.sizes import ModelSizes, read_config, read_sizes
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+# Everything that makes a folder usable beside its weights and config.json.
+COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+def is_hf_folder(path: Path) -> bool:
+    """Return whether a path is a folder with Hugging Face weights, in any format."""
+    names = (WEIGHTS_NAME, INDEX_NAME)
+    return path.is_dir() and (any((path / name).is_file() for name in names) or any(path.glob("pytorch_model*.bin")))
+
+
+class HfFolder:
+    """All tensors of a model by name; their data is read when asked for.
+
+    Raises:
+        CheckpointError: when the folder, a file, an entry of the index or a tensor is missing or damaged.
+        ConfigError: when config.json describes a model that is not supported.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: dict[str, Any] = read_config(path)
+        self.sizes: ModelSizes = read_sizes(self.config)
+        self._files = _open_files(path)
+        self.tensors: dict[str, TensorInfo] = {name: file.tensors[name] for name, file in self._files.items()}
+
+    def read(self, name: str) -> Array:
+        """Return a tensor by name."""
+        return self._files[name].read(name)
+
+    def check(self) -> None:
+        """Check names and shapes of all tensors against config.json, without reading data.
+
+        Raises:
+            CheckpointError: naming what is missing, unexpected or of another shape.
+        """
+        try:
+            check_hf_names(self.tensors, self.sizes)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from error
+        for name, shape in list_hf_shapes(self.sizes).items():
+            if self.tensors[name].shape != shape:
+                given = list(self.tensors[name].shape)
+                raise CheckpointError(f"{self.path}: {name} has shape {given}, config.json says {list(shape)}")
+
+    def check_model(self, model_config: Mapping[str, Any]) -> None:
+        """Check that a network built from `model_config` (fields as in config.json) is this folder's model.
+
+        Raises:
+            CheckpointError: naming every field that differs.
+            ConfigError: when `model_config` describes a model that is not supported.
+        """
+        wanted = read_sizes(model_config)
+        differences = [
+            f"{field.name} is {getattr(self.sizes, field.name)} in config.json and {getattr(wanted, field.name)} in "
+            "model.model_config"
+            for field in fields(ModelSizes)
+            if getattr(self.sizes, field.name) != getattr(wanted, field.name)
+        ]
+        if differences:
+            raise CheckpointError(f"{self.path}: is another model: {'; '.join(differences)}")
+
+    def list_companions(self) -> list[Path]:
+        """Return the files that belong beside the weights: tokenizer and generation settings."""
+        return sorted({path for pattern in COMPANION_PATTERNS for path in self.path.glob(pattern) if path.is_file()})
+
+
+def _open_files(path: Path) -> dict[str, SafetensorsFile]:
+    """Return which file holds each tensor."""
+    if (path / INDEX_NAME).is_file():
+        return _open_indexed(path)
+    if (path / WEIGHTS_NAME).is_file():
+        file = SafetensorsFile(path / WEIGHTS_NAME)
+        return dict.fromkeys(file.tensors, file)
+    if any(path.glob("*.bin")):
+        raise CheckpointError(
+            f"{path}: holds only .bin files, pickles that can run code when they are read: write the model as "
+            f"safetensors with transformers, AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained(...)"
+        )
+    if any(path.glob("*.safetensors")):
+        raise CheckpointError(f"{path}: has no {INDEX_NAME} for its safetensors files: fetch it")
+    raise CheckpointError(
+        f"{path}: holds no {WEIGHTS_NAME} and no {INDEX_NAME}: give the folder of a Hugging Face model"
+    )
+
+
+def _open_indexed(path: Path) -> dict[str, SafetensorsFile]:
+    index_path = path / INDEX_NAME
+    try:
+        places: Mapping[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
+        file_names = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index_path}: is damaged: no weight_map of names and files") from error
+    files = {name: SafetensorsFile(path / name) for name in file_names}
+    for name, file_name in places.items():
+        if name not in files[file_name].tensors:
+            raise CheckpointError(f"{path / file_name}: does not hold {name}, which {INDEX_NAME} places there")
+    for file_name, file in files.items():
+        for name in file.tensors:
+            if places.get(name) != file_name:
+                raise CheckpointError(f"{index_path}: has no entry for {name} in {file_name}: fetch the index again")
+    return {name: files[file_name] for name, file_name in places.items()}

@@ -1,0 +1,122 @@
+"""A checkpoint folder of MindFormers' new format opened for reading: whole, or in the slices of any layout.
+
+A folder of one process holds `*model-*.safetensors` files of whole tensors. A distributed one holds a file per rank and
+metadata.json (`mindformers.checkpoint.metadata.save_metadata`): for every tensor its global shape, the grid of its
+slices (`axis_fragmentations`) and the slices by their number in the grid, counted row by row (`global_offset`, which is
+no offset); and for every slice the files that hold it. Optimizer states lie in `*opt-*` files, which are not read.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.weights.dtypes import STORAGE, Array
+from ascend_cpt.weights.layout import Shape
+from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
+
+METADATA_NAME = "metadata.json"
+_MODEL_PATTERN = "*model-*.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A part of a tensor: where it begins, its shape, and the file that holds it."""
+
+    offset: Shape
+    shape: Shape
+    file: SafetensorsFile
+
+
+class MindFormersFolder:
+    """The model's tensors by name, joined from their slices when they are read.
+
+    Raises:
+        CheckpointError: when files are missing or damaged, or slices do not fill their tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: dict[str, SafetensorsFile] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        self._slices: dict[str, list[Slice]] = {}
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: is no folder")
+        if (path / METADATA_NAME).is_file():
+            self._open_slices(path / METADATA_NAME)
+        else:
+            self._open_whole()
+
+    def read(self, name: str) -> Array:
+        """Return a whole tensor by name."""
+        info, slices = self.tensors[name], self._slices[name]
+        if len(slices) == 1:
+            return slices[0].file.read(name).reshape(info.shape)
+        whole = np.empty(info.shape, STORAGE[info.dtype])
+        for part in slices:
+            place = tuple(slice(begin, begin + size) for begin, size in zip(part.offset, part.shape, strict=True))
+            whole[place] = part.file.read(name)
+        return whole
+
+    def _open_whole(self) -> None:
+        paths = sorted(self.path.glob(_MODEL_PATTERN))
+        if not paths:
+            raise CheckpointError(f"{self.path}: holds no {_MODEL_PATTERN} of a MindFormers checkpoint")
+        for path in paths:
+            file = SafetensorsFile(path)
+            for name, info in file.tensors.items():
+                if name in self.tensors:
+                    raise CheckpointError(
+                        f"{self.path}: {name} is in {path.name} and in {self._slices[name][0].file.path.name}, and "
+                        f"there is no {METADATA_NAME} that says which slices they are"
+                    )
+                self.tensors[name] = info
+                self._slices[name] = [Slice(offset=(0,) * len(info.shape), shape=info.shape, file=file)]
+
+    def _open_slices(self, metadata_path: Path) -> None:
+        try:
+            metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
+            storage = {ast.literal_eval(key): places for key, places in metadata["storage_data"].items()}
+            for name, entry in metadata["state_dict_metadata"].items():
+                self._add_sliced(name, entry, storage)
+        except (ValueError, KeyError, TypeError, SyntaxError, IndexError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{metadata_path}: is damaged: {error}") from error
+
+    def _add_sliced(self, name: str, entry: Mapping[str, Any], storage: Mapping[Any, Any]) -> None:
+        """Note a tensor's slices; one that only optimizer files hold is none of the model's."""
+        shape, grid = tuple(entry["global_shape"]), tuple(entry["axis_fragmentations"])
+        if entry["layout"]["interleaved_parallel"]:
+            raise CheckpointError(f"{self.path}: {name} is laid out interleaved, which cannot be merged")
+        slice_shape = tuple(size // parts for size, parts in zip(shape, grid, strict=True))
+        slices: dict[int, Slice] = {}
+        for chunk in entry["chunk"]:
+            (index,) = chunk["global_offset"]
+            file_name = storage[(name, (index,))][0]["file_name"]
+            if not Path(file_name).match(_MODEL_PATTERN):
+                return
+            place = np.unravel_index(index, grid)
+            offset = tuple(int(at) * size for at, size in zip(place, slice_shape, strict=True))
+            file = self._open(file_name)
+            if name not in file.tensors or file.tensors[name].shape != slice_shape:
+                raise CheckpointError(f"{file.path}: does not hold {name} in the shape {list(slice_shape)}")
+            slices[index] = Slice(offset=offset, shape=slice_shape, file=file)
+        if len(slices) != np.prod(grid, dtype=np.int64):
+            raise CheckpointError(
+                f"{self.path}: {METADATA_NAME} knows {len(slices)} slices of {name}, not {list(grid)}"
+            )
+        self._slices[name] = list(slices.values())
+        self.tensors[name] = TensorInfo(name=name, dtype=self._slices[name][0].file.tensors[name].dtype, shape=shape)
+
+    def _open(self, file_name: str) -> SafetensorsFile:
+        if file_name not in self._files:
+            self._files[file_name] = SafetensorsFile(self.path / file_name)
+        return self._files[file_name]

@@ -1,0 +1,125 @@
+"""Reading and writing one safetensors file tensor by tensor, bfloat16 included.
+
+The format (https://github.com/huggingface/safetensors): the length of the header as an unsigned 64-bit little-endian
+number, the header as JSON (name → dtype, shape, data_offsets from the header's end), the data. The safetensors package
+gives no bfloat16 to NumPy and writes a file only from tensors that are all in memory; hence this module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.weights.dtypes import STORAGE, Array, get_item_bytes
+from ascend_cpt.weights.layout import Shape
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """A tensor in a file, or one that is going to be."""
+
+    name: str
+    dtype: str
+    shape: Shape
+
+    @property
+    def num_elements(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def size_bytes(self) -> int:
+        return self.num_elements * get_item_bytes(self.dtype)
+
+
+class SafetensorsFile:
+    """A file opened for reading: its header has been read and fits the file's size.
+
+    Raises:
+        CheckpointError: when the file is missing, cut short, damaged or holds a format that is not supported.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors: dict[str, TensorInfo] = {}
+        self._offsets: dict[str, int] = {}
+        try:
+            with path.open("rb") as file:
+                self._read_header(file, path.stat().st_size)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def _read_header(self, file: Any, file_bytes: int) -> None:
+        header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        data_begin = _LENGTH_BYTES + header_bytes
+        if not 0 < header_bytes <= _MAX_HEADER_BYTES or data_begin > file_bytes:
+            raise CheckpointError(
+                f"{self.path}: is no safetensors file or cut short ({file_bytes} bytes): fetch it again"
+            )
+        try:
+            header = json.loads(file.read(header_bytes))
+            header.pop(_METADATA, None)
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                self._add(TensorInfo(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"])), end - begin)
+                self._offsets[name] = data_begin + begin
+            needed_bytes = data_begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{self.path}: its safetensors header is damaged: fetch it again") from error
+        if needed_bytes > file_bytes:
+            raise CheckpointError(
+                f"{self.path}: is cut short: {file_bytes} bytes, its header says {needed_bytes}: fetch it again"
+            )
+
+    def _add(self, info: TensorInfo, size_bytes: int) -> None:
+        if info.dtype not in STORAGE:
+            supported = ", ".join(STORAGE)
+            raise CheckpointError(f"{self.path}: {info.name} is stored as {info.dtype}, only {supported} are supported")
+        if size_bytes != info.size_bytes:
+            raise CheckpointError(f"{self.path}: {info.name}: {size_bytes} bytes do not make {list(info.shape)}")
+        self.tensors[info.name] = info
+
+    def read(self, name: str) -> Array:
+        """Return a tensor by name, in memory of its own."""
+        info = self.tensors[name]
+        flat = np.fromfile(self.path, STORAGE[info.dtype], info.num_elements, offset=self._offsets[name])
+        return flat.reshape(info.shape)
+
+
+def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[str, Array]]) -> None:
+    """Write a file of the tensors that `infos` describe, taking them one by one in that order, and sync it to disk.
+
+    Raises:
+        OSError: when the file cannot be written.
+    """
+    header: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    begin = 0
+    for info in infos:
+        end = begin + info.size_bytes
+        header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    expected = iter(infos)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        for name, tensor in tensors:
+            info = next(expected)
+            assert (name, tensor.shape) == (info.name, info.shape), (name, info)
+            assert tensor.dtype == np.dtype(STORAGE[info.dtype]), (name, info)
+            np.ascontiguousarray(tensor).tofile(file)
+        assert next(expected, None) is None
+        file.flush()
+        os.fsync(file.fileno())
