@@ -13,7 +13,6 @@ Array = NDArray[Any]
 
 # Name in a safetensors header → NumPy type that holds it.
 STORAGE: dict[str, type[np.generic]] = {
-    "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
     "BF16": np.uint16,

@@ -1,4 +1,4 @@
-"""Where tensors come from when a folder is written: an opened folder, the mean of several, or one with a new vocabulary."""
+"""Where the tensors of a new folder come from: an opened folder, the mean of several, one with another vocabulary."""
 
 from __future__ import annotations
 

@@ -1,0 +1,62 @@
+"""Compares two checkpoints tensor by tensor, bit by bit, and reports by kind of tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ascend_cpt.weights.dtypes import Array, to_float32
+from ascend_cpt.weights.hf_folder import HfFolder
+from ascend_cpt.weights.mapping import check_mindformers_names, iterate_to_hf, list_hf_shapes
+from ascend_cpt.weights.sources import TensorSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindReport:
+    """How the tensors of one kind, the same of all layers, compare."""
+
+    kind: str
+    num_tensors: int
+    num_equal: int
+    max_difference: float
+    """Largest absolute difference of two numbers; infinite when types or shapes differ or one is not a number."""
+
+
+def compare_folders(folder: HfFolder, other: TensorSource) -> list[KindReport]:
+    """Compare a Hugging Face folder with another one, or with a MindFormers checkpoint of the same model.
+
+    Memory: the tensors of one group.
+
+    Raises:
+        CheckpointError: when either does not hold exactly the tensors of the folder's config.json.
+    """
+    folder.check()
+    sizes = folder.sizes
+    if isinstance(other, HfFolder):
+        other.check()
+        pairs: Iterator[tuple[str, Array]] = ((name, other.read(name)) for name in list_hf_shapes(sizes))
+    else:
+        check_mindformers_names(other.tensors, sizes)
+        pairs = iterate_to_hf(sizes, other.read)
+    differences: dict[str, list[float]] = {}
+    for name, tensor in pairs:
+        kind = re.sub(r"^model\.|layers\.\d+\.|\.weight$", "", name)
+        expected = folder.read(name)
+        differences.setdefault(kind, []).append(_measure(expected, tensor, folder.tensors[name].dtype))
+    return [
+        KindReport(kind=kind, num_tensors=len(found), num_equal=found.count(0.0), max_difference=max(found))
+        for kind, found in differences.items()
+    ]
+
+
+def _measure(expected: Array, tensor: Array, dtype: str) -> float:
+    if expected.dtype != tensor.dtype or expected.shape != tensor.shape:
+        return float("inf")
+    if expected.tobytes() == tensor.tobytes():
+        return 0.0
+    difference = np.abs(to_float32(expected, dtype) - to_float32(tensor, dtype)).max()
+    # Bits that differ without a difference in value (0 and -0) do differ.
+    return float(difference) or float(np.finfo(np.float32).tiny) if np.isfinite(difference) else float("inf")

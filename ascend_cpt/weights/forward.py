@@ -1,0 +1,86 @@
+"""A plain NumPy forward pass of the supported decoders, to check converted weights without torch or a network.
+
+It follows the published architecture (RMSNorm, rotary positions on rotated halves, grouped causal attention, gated
+MLP), reads the weights layer by layer under their Hugging Face names and computes in float32. Not made for speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ascend_cpt.weights.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.weights.rope import compute_inverse_frequencies
+from ascend_cpt.weights.sizes import ModelSizes
+
+Floats = NDArray[np.float32]
+Reader = Callable[[str], Floats]
+
+
+def compute_logits(sizes: ModelSizes, read: Reader, tokens: NDArray[np.integer]) -> Floats:
+    """Return the logits (batch, length, vocab) of `tokens` (batch, length); `read` returns a tensor as float32."""
+    embedding = read(HF_EMBEDDING)
+    hidden = embedding[tokens]
+    angles = np.arange(tokens.shape[1], dtype=np.float32)[:, None] * compute_inverse_frequencies(
+        sizes.rope, sizes.head_dim
+    )
+    rotation = np.cos(angles), np.sin(angles)
+    for layer in range(sizes.num_layers):
+        prefix = f"model.layers.{layer}."
+
+        def read_layer(name: str, prefix: str = prefix) -> Floats:
+            return read(f"{prefix}{name}.weight")
+
+        attended = _attend(sizes, read_layer, _norm(hidden, read_layer("input_layernorm"), sizes), rotation)
+        hidden = hidden + attended
+        hidden = hidden + _mlp(read_layer, _norm(hidden, read_layer("post_attention_layernorm"), sizes))
+    hidden = _norm(hidden, read("model.norm.weight"), sizes)
+    output = embedding if sizes.tie_word_embeddings else read(HF_OUTPUT)
+    logits: Floats = hidden @ output.T
+    return logits
+
+
+def _norm(x: Floats, weight: Floats, sizes: ModelSizes) -> Floats:
+    scaled: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(sizes.rms_norm_eps)) * weight
+    return scaled
+
+
+def _attend(sizes: ModelSizes, read: Reader, x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
+    batch, length, _ = x.shape
+
+    def project(name: str) -> Floats:
+        """Return (batch, heads, length, head_dim)."""
+        return (x @ read(f"self_attn.{name}").T).reshape(batch, length, -1, sizes.head_dim).swapaxes(1, 2)
+
+    query, key, value = project("q_proj"), project("k_proj"), project("v_proj")
+    if sizes.family == "qwen3":
+        query = _norm(query, read("self_attn.q_norm"), sizes)
+        key = _norm(key, read("self_attn.k_norm"), sizes)
+    query, key = _rotate(query, rotation), _rotate(key, rotation)
+    num_repeats = sizes.num_heads // sizes.num_kv_heads
+    key, value = np.repeat(key, num_repeats, axis=1), np.repeat(value, num_repeats, axis=1)
+    scores = query @ key.swapaxes(-1, -2) / np.float32(np.sqrt(sizes.head_dim))
+    scores[..., np.triu(np.ones((length, length), dtype=bool), k=1)] = -np.inf
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed = (weights @ value).swapaxes(1, 2).reshape(batch, length, -1)
+    attended: Floats = mixed @ read("self_attn.o_proj").T
+    return attended
+
+
+def _rotate(x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
+    """Rotate the pairs (i, i + head_dim / 2) of `x` (batch, heads, length, head_dim) by their angles."""
+    cos, sin = rotation
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _mlp(read: Reader, x: Floats) -> Floats:
+    gate = x @ read("mlp.gate_proj").T
+    # Written this way, the exponential of a large negative gate overflows to a harmless infinity.
+    with np.errstate(over="ignore"):
+        activated = gate / (1 + np.exp(-gate)) * (x @ read("mlp.up_proj").T)
+    down: Floats = activated @ read("mlp.down_proj").T
+    return down

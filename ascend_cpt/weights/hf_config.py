@@ -1,0 +1,53 @@
+"""The config.json of a model that was trained here, made from the configuration of its network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_cpt.weights.families import ARCHITECTURES
+from ascend_cpt.weights.sizes import read_sizes
+
+# What a config.json of these families says, in the network's configuration by the same names.
+_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+
+def make_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Hugging Face configuration from the `model.model_config` of a training run.
+
+    What the network took from a default is written out, so that transformers builds the same model.
+
+    Raises:
+        ConfigError: when the model is not supported.
+    """
+    sizes = read_sizes(model_config)
+    config = {key: model_config[key] for key in _FIELDS if model_config.get(key) is not None}
+    config.update(
+        num_key_value_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        rms_norm_eps=sizes.rms_norm_eps,
+        rope_theta=sizes.rope.theta,
+        tie_word_embeddings=sizes.tie_word_embeddings,
+        hidden_act="silu",
+        attention_bias=False,
+        model_type=sizes.family,
+        architectures=[ARCHITECTURES[sizes.family]],
+    )
+    return config
