@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -68,6 +68,7 @@ print("total", get_rank(), get_group_size(), total.asnumpy().tolist(), flush=Tru
 """
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
 
 needs_msrun = pytest.mark.skipif(
     not (Path(sys.executable).parent / "msrun").exists(), reason="MindSpore is not installed beside this Python"
@@ -108,16 +109,24 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def start(folder: Path, environ: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    with (folder / "out.txt").open("w") as output:
-        return subprocess.Popen(
-            ["bash", str(LAUNCHER), *arguments],
-            cwd=folder,
-            env=environ,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a launch in the background, its output in out.txt; what still runs after the test is ended."""
+    started = []
+
+    def run(folder: Path, environ: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+        command = ["bash", str(LAUNCHER), *arguments]
+        with (folder / "out.txt").open("w") as output:
+            process = subprocess.Popen(
+                command, cwd=folder, env=environ, stdout=output, stderr=subprocess.STDOUT, text=True
+            )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition: Callable[[], object], limit_s: float = 60.0) -> None:
@@ -136,7 +145,9 @@ def test_two_workers_meet(launch: Launch, tmp_path: Path) -> None:
     assert "Cluster is successfully initialized" in log
 
 
-def test_two_nodes_meet_from_different_folders(tmp_path: Path, environ: dict[str, str], free_port: int) -> None:
+def test_two_nodes_meet_from_different_folders(
+    start: Start, tmp_path: Path, environ: dict[str, str], free_port: int
+) -> None:
     nodes = []
     for rank in ("1", "0"):  # node 1 first: it must not take the port of node 0
         folder = tmp_path / rank
@@ -154,28 +165,31 @@ def test_two_nodes_meet_from_different_folders(tmp_path: Path, environ: dict[str
 
 
 def test_the_same_node_rank_twice_is_refused_across_machines(
-    tmp_path: Path, environ: dict[str, str], free_port: int
+    start: Start, tmp_path: Path, environ: dict[str, str], free_port: int
 ) -> None:
     nodes = {}
+    end = tmp_path / "end"
     for name, rank in (("a", "0"), ("b", "1"), ("c", "1")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "reducer.py").write_text(REDUCER + "import time; time.sleep(4)\n")
+        (folder / "reducer.py").write_text(
+            REDUCER + f"import os, time\nwhile not os.path.exists({str(end)!r}):\n    time.sleep(0.1)\n"
+        )
         # Another folder for locks stands for another machine.
         own = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "TMPDIR": str(folder)}
         nodes[name] = start(folder, own, "reducer.py", "2", "1", "127.0.0.1", str(free_port), rank)
+    wait_for(lambda: nodes["b"].poll() is not None or nodes["c"].poll() is not None, TIMEOUT_S)
+    refused, accepted = ("b", "c") if nodes["b"].poll() is not None else ("c", "b")
+    end.touch()
     codes = {name: node.wait(TIMEOUT_S) for name, node in nodes.items()}
     texts = {name: (tmp_path / name / "out.txt").read_text() for name in nodes}
-    assert sorted(codes.values()) == [0, 0, 2], texts
-    refused = next(name for name, code in codes.items() if code == 2)
-    assert (
-        f"error: NODE_RANK 1 is taken: another node registered the same workers at 127.0.0.1:{free_port}"
-        in texts[refused]
-    )
+    assert codes == {"a": 0, accepted: 0, refused: 2}, texts
+    message = f"error: NODE_RANK 1 is taken: another node registered the same workers at 127.0.0.1:{free_port}"
+    assert message in texts[refused]
 
 
 def test_the_same_node_rank_twice_is_refused_on_one_machine(
-    tmp_path: Path, launch: Launch, environ: dict[str, str], free_port: int
+    start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str], free_port: int
 ) -> None:
     here = tmp_path / "here"
     here.mkdir()
@@ -224,13 +238,17 @@ def test_the_first_failure_is_told(
     assert time.monotonic() - begin < 30
 
 
-def test_an_error_is_not_said_twice_on_one_terminal(tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
+def test_an_error_is_not_said_twice_on_one_terminal(
+    start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str]
+) -> None:
     assert start(tmp_path, environ, "actor.py mistake 0", "1").wait(TIMEOUT_S) == 2
     assert (tmp_path / "out.txt").read_text().count("error: x.yaml:3: unknown key") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on(tmp_path: Path, launch: Launch, environ: dict[str, str], number: signal.Signals) -> None:
+def test_a_signal_is_passed_on(
+    start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str], number: signal.Signals
+) -> None:
     process = start(tmp_path, environ, "actor.py save 0", "2")
     wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
     process.send_signal(number)
@@ -252,7 +270,7 @@ def test_nohup_keeps_the_job(tmp_path: Path, launch: Launch, environ: dict[str, 
     assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
 
 
-def test_a_second_signal_kills(tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
+def test_a_second_signal_kills(start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
     process = start(tmp_path, environ, "actor.py deaf 0", "2")
     wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
     process.terminate()
@@ -266,7 +284,7 @@ def test_a_second_signal_kills(tmp_path: Path, launch: Launch, environ: dict[str
 
 @pytest.mark.parametrize("num_workers", ["1", "2"])
 def test_a_killed_launcher_takes_its_workers_along(
-    tmp_path: Path, launch: Launch, environ: dict[str, str], num_workers: str
+    start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str], num_workers: str
 ) -> None:
     process = start(tmp_path, environ, "actor.py deaf 0", num_workers)
     wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
