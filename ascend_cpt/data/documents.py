@@ -8,9 +8,8 @@ from typing import Any
 
 from ascend_cpt.data.handlers import Handler
 from ascend_cpt.data.inputs import InputFile
-from ascend_cpt.data.readers import ReadOptions, Record, load_reader
+from ascend_cpt.data.readers import Record
 from ascend_cpt.data.readers.base import INVALID_UTF8
-from ascend_cpt.data.splitting import Span
 
 MISSING_KEY = "missing_key"
 NULL = "null"
@@ -58,14 +57,6 @@ class Document:
     texts: tuple[str, ...]
     text_bytes: tuple[int, ...]
     """UTF-8 bytes of each."""
-
-
-def read_span(span: Span, options: ReadOptions) -> Iterator[Record]:
-    """Yield the records that begin inside the span."""
-    for record in load_reader(span.file.format).read(span.file, span.start, options):
-        if record.position >= span.stop:
-            return
-        yield record
 
 
 def extract_documents(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -39,7 +40,21 @@ class GeneralPretrainHandler:
         yield record
 
 
-HANDLERS: dict[str, type[Handler]] = {"GeneralPretrainHandler": GeneralPretrainHandler}
+class WikiTextHandler(GeneralPretrainHandler):
+    """Articles of WikiText, whose records are lines: each runs from one `= Title =` to the next."""
+
+    # Headings of sections stand between two and more equals signs with blanks between.
+    _title = re.compile(r"\s*= (?!=).*(?<!=) =\s*")
+
+    def begins_document(self, record: Mapping[str, Any]) -> bool:
+        """Whether the record is a title. A handler with this method gets the joined records of a document."""
+        return any(isinstance(text, str) and self._title.fullmatch(text) for text in record.values())
+
+
+HANDLERS: dict[str, type[Handler]] = {
+    "GeneralPretrainHandler": GeneralPretrainHandler,
+    "WikiTextHandler": WikiTextHandler,
+}
 
 
 def load_handler(name: str) -> Handler:
@@ -63,6 +78,11 @@ def load_handler(name: str) -> Handler:
 def needed_columns(handler: Handler, keys: Sequence[str]) -> tuple[str, ...] | None:
     """The columns that `handler` needs, None for all."""
     return tuple(keys) if getattr(handler, "reads_only_keys", False) else None
+
+
+def joins_records(handler: Handler) -> bool:
+    """Whether several records make one document (see `WikiTextHandler.begins_document`)."""
+    return hasattr(handler, "begins_document")
 
 
 def describe_handler(handler: Handler) -> str:

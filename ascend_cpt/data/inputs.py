@@ -14,12 +14,18 @@ from ascend_cpt.errors import DataError
 FORMATS = {
     ".parquet": "parquet",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".json": "json",
     ".jsonl": "json",
     ".txt": "txt",
     ".arrow": "arrow",
+    ".feather": "arrow",
 }
 """File ending (in lower case) to format. `.json` and `.jsonl` may mix: the content tells an array from lines."""
+
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+COMPRESSIBLE = frozenset({"csv", "tsv", "json", "txt"})
+"""Formats that may be compressed as a whole; the others compress inside."""
 
 _WHOLE_FINGERPRINT_BYTES = 64 << 20
 _NUM_SAMPLES = 64
@@ -35,6 +41,8 @@ class InputFile:
     """Path relative to the input folder, for people and the manifest."""
     format: str
     size_bytes: int
+    compression: str = ""
+    """`gz`, `zst` or empty."""
 
 
 def find_input_files(patterns: Sequence[str], *, only_format: str | None = None) -> list[InputFile]:
@@ -110,8 +118,10 @@ def _walk(folder: Path) -> list[Path]:
 
 def _describe(path: Path, root: Path | None = None) -> InputFile | None:
     """Describe the file, or return None when its ending is not a known one."""
-    format_name = FORMATS.get(path.suffix.lower())
-    if format_name is None:
+    ending = path.suffix.lower()
+    compression = COMPRESSIONS.get(ending, "")
+    format_name = FORMATS.get(Path(path.stem).suffix.lower() if compression else ending)
+    if format_name is None or (compression and format_name not in COMPRESSIBLE):
         return None
     name = path.relative_to(root).as_posix() if root else path.name
     try:
@@ -119,8 +129,8 @@ def _describe(path: Path, root: Path | None = None) -> InputFile | None:
             size_bytes = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return InputFile(path=str(path), name=name, format=format_name, size_bytes=size_bytes)
+    return InputFile(path=str(path), name=name, format=format_name, size_bytes=size_bytes, compression=compression)
 
 
 def _known_endings() -> str:
-    return " ".join(FORMATS)
+    return f"{' '.join(FORMATS)}, text formats also with {' '.join(COMPRESSIONS)}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from ascend_cpt import __version__
 from ascend_cpt.data import workspace
 from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.handlers import describe_handler, load_handler, needed_columns
+from ascend_cpt.data.handlers import describe_handler, joins_records, load_handler, needed_columns
 from ascend_cpt.data.identity import Identity, make_identity
 from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
 from ascend_cpt.data.manifest import Manifest, SourceFile
@@ -46,7 +46,11 @@ def preprocess(settings: PreprocessSettings) -> list[Manifest]:
     """
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
-    options = ReadOptions(columns=needed_columns(handler, settings.json_keys), txt_documents=settings.txt_documents)
+    options = ReadOptions(
+        columns=needed_columns(handler, settings.json_keys),
+        txt_documents=settings.txt_documents,
+        keep_blank_lines=joins_records(handler),
+    )
     tokenizer = open_tokenizer(
         settings.tokenizer_type,
         settings.tokenizer_path,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 
 from ascend_cpt.data.documents import MISSING_KEY, Tally, extract_documents
 from ascend_cpt.data.handlers import Handler
 from ascend_cpt.data.inputs import InputFile
-from ascend_cpt.data.readers import ReadOptions, load_reader
+from ascend_cpt.data.readers import ReadOptions
+from ascend_cpt.data.spans import read_records
+from ascend_cpt.data.splitting import Span
 from ascend_cpt.errors import DataError
 
 _NUM_FILES = 8
@@ -28,8 +31,7 @@ def preview_texts(files: Sequence[InputFile], handler: Handler, keys: Sequence[s
     for file in [files[k * len(files) // num_files] for k in range(num_files)]:
         tally = Tally()
         found: list[str] = []
-        records = load_reader(file.format).read(file, 0, options)
-        for record in itertools.islice(records, _NUM_RECORDS):
+        for record in itertools.islice(read_records(_whole(file), options, handler), _NUM_RECORDS):
             for document in extract_documents(handler, keys, file, record, tally):
                 found += [text[:_TEXT_CHARS] for text in document.texts]
             if sum(map(len, found)) >= _FILE_CHARS:
@@ -39,3 +41,7 @@ def preview_texts(files: Sequence[InputFile], handler: Handler, keys: Sequence[s
             raise DataError(f"{file.path}: {missing[0].detail} (see --json-keys)")
         texts += found
     return texts
+
+
+def _whole(file: InputFile) -> Span:
+    return Span(file=file, start=0, stop=sys.maxsize, weight=1)

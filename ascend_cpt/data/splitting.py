@@ -46,7 +46,6 @@ def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]],
     cuts = [locate(total_weight * k // num_subs) for k in range(num_subs)] + [(len(files), 0)]
     sizes = [sum(extent.num_positions for extent in file_extents) for file_extents in extents]
     weights = [sum(extent.weight for extent in file_extents) for file_extents in extents]
-    cuts[0] = (0, 0)
     return [
         [
             Span(file=files[k], start=start, stop=stop, weight=weights[k] * (stop - start) // sizes[k])

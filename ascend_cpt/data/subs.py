@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.data.documents import Document, Reject, Tally, extract_documents, read_span
+from ascend_cpt.data.documents import Document, Reject, Tally, extract_documents
 from ascend_cpt.data.files import checksum_file, write_text_atomic
 from ascend_cpt.data.handlers import load_handler
 from ascend_cpt.data.manifest import Shard
 from ascend_cpt.data.mindrecord import INDEX_SUFFIX, MindRecordWriter
 from ascend_cpt.data.packing import Layout, Packer
 from ascend_cpt.data.readers import ReadOptions
+from ascend_cpt.data.spans import read_records
 from ascend_cpt.data.splitting import Span
 from ascend_cpt.data.tokenizing.base import Engine, TokenizerFile
 from ascend_cpt.data.tokenizing.choice import EngineChoice, make_engine
@@ -160,15 +161,15 @@ def _iter_batches(task: SubTask, tally: Tally) -> Iterator[tuple[list[Document],
     """Yield batches of documents with the weight of the input read so far."""
     handler = load_handler(task.handler_name)
     batch: list[Document] = []
-    num_chars = weight_before = weight = 0
+    num_chars = weight_before = 0
     for span in task.spans:
-        for record in read_span(span, task.read_options):
+        for record in read_records(span, task.read_options, handler):
             for document in extract_documents(handler, task.keys, span.file, record, tally):
                 batch.append(document)
                 num_chars += sum(map(len, document.texts))
             if num_chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
-                weight = weight_before + span.weight * (record.position - span.start) // (span.stop - span.start)
-                yield batch, weight
+                done = min(record.position, span.stop) - span.start
+                yield batch, weight_before + span.weight * done // (span.stop - span.start)
                 batch, num_chars = [], 0
         weight_before += span.weight
     if batch:

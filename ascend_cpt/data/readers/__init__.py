@@ -1,7 +1,7 @@
 """Readers of input files: one small module per format, found by the format's name.
 
-A reader is a module with two functions (`Reader`). Positions are what the format can start at: bytes for text, rows for
-parquet and arrow. To add a format, write such a module, enter it here and its endings in `inputs.FORMATS`.
+A reader is a module with three functions (`Reader`). Positions are what the format can start at: bytes for text, rows
+for parquet and arrow. To add a format, write such a module, enter it here and its endings in `inputs.FORMATS`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from ascend_cpt.data.inputs import FORMATS, InputFile
 from ascend_cpt.data.readers.base import Extent, ReadOptions, Record
 
 __all__ = ["Extent", "ReadOptions", "Reader", "Record", "load_reader"]
+
+
+_SHARED_MODULES = {"tsv": "csv"}
 
 
 class Reader(Protocol):
@@ -33,8 +36,12 @@ class Reader(Protocol):
         position, where it begins, lies in. The caller stops when it meets the first record that is not its own.
         """
 
+    def must_skim(self, file: InputFile) -> bool:
+        """Whether a position is only reached by going through all of the file before it."""
+
 
 def load_reader(format_name: str) -> Reader:
     """Return the reader of a format of `inputs.FORMATS`; its libraries are imported only now."""
     assert format_name in FORMATS.values()
-    return cast(Reader, importlib.import_module(f"ascend_cpt.data.readers.{format_name}_file"))
+    module = _SHARED_MODULES.get(format_name, format_name)
+    return cast(Reader, importlib.import_module(f"ascend_cpt.data.readers.{module}_file"))

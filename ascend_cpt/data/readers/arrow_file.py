@@ -31,6 +31,11 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
         first_row += batch.num_rows
 
 
+def must_skim(file: InputFile) -> bool:
+    """See `readers.Reader`."""
+    return False
+
+
 def _open(file: InputFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Open the memory-mapped file: its batches cost memory only while they are looked at."""
     try:

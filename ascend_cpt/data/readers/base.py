@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ascend_cpt.data.inputs import InputFile
-
-BLOCK_BYTES = 4 << 20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+from ascend_cpt.data.readers.byte_stream import BYTE_ORDER_MARK, ByteStream
 
 MALFORMED = "malformed"
 INVALID_UTF8 = "invalid_utf8"
+
+_USUAL_RATIO = 4
+"""Bytes of text in a compressed byte, about."""
 
 
 class Record(NamedTuple):
@@ -44,40 +45,48 @@ class ReadOptions:
     columns: tuple[str, ...] | None
     """The columns that are needed, None for all of them."""
     txt_documents: str = "line"
-    """How .txt files are cut into documents: `line`, `blank-line` or `file`."""
+    """How .txt files are cut into records: `line`, `blank-line` or `file`."""
+    keep_blank_lines: bool = False
+    """Whether a blank line of a .txt file is a record too, for a handler that joins lines."""
 
 
 def measure_bytes(file: InputFile) -> list[Extent]:
     """The extent of a file whose positions are bytes."""
-    return [Extent(num_positions=file.size_bytes, weight=file.size_bytes)]
+    weight = file.size_bytes * (_USUAL_RATIO if file.compression else 1)
+    return [Extent(num_positions=file.size_bytes, weight=weight)]
 
 
-def iter_lines(file: InputFile, start: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (byte offset, line without its end) for the lines that begin at `start` or later.
+def iter_lines(file: InputFile, start: int) -> Iterator[tuple[int, int | None, bytes]]:
+    """Yield (position, number, line without its end) for the lines that begin at `start` or later.
 
     A line ends at a line feed; a carriage return before it goes too, and so does a byte order mark at the file's head.
+    Numbers count from 1; they are None when the reading does not begin at the file's head.
     """
-    with open(file.path, "rb", buffering=0) as stream:
-        # A line that begins exactly at `start` follows a line feed at start - 1; any other one there is not ours.
-        position = max(start - 1, 0)
-        stream.seek(position)
-        parts: list[bytes] = []
-        while block := stream.read(BLOCK_BYTES):
-            lines = block.split(b"\n")
-            if len(lines) == 1:
-                parts.append(block)
-                continue
-            parts.append(lines[0])
-            lines[0] = b"".join(parts)
-            parts = [lines.pop()]
-            for line in lines:
-                if position >= start:
-                    yield position, _clean(line) if position else _clean(line.removeprefix(BYTE_ORDER_MARK))
-                position += len(line) + 1
-        last = b"".join(parts)
-        if last and position >= start:
-            yield position, _clean(last) if position else _clean(last.removeprefix(BYTE_ORDER_MARK))
+    # A line that begins exactly at `start` follows a line feed at start - 1; any other one there is not ours.
+    offset = 0 if file.compression else max(start - 1, 0)
+    is_numbered = offset == 0
+    number = 0
+    stream = ByteStream(file, offset)
+    parts: list[bytes] = []
+    while block := stream.read():
+        lines = block.split(b"\n")
+        parts.append(lines[0])
+        if len(lines) == 1:
+            continue
+        lines[0] = b"".join(parts)
+        parts = [lines.pop()]
+        for line in lines:
+            number += 1
+            position = stream.locate(offset)
+            if position >= start:
+                yield position, number if is_numbered else None, _clean(line, offset)
+            offset += len(line) + 1
+    last = b"".join(parts)
+    if last and (position := stream.locate(offset)) >= start:
+        yield position, number + 1 if is_numbered else None, _clean(last, offset)
 
 
-def _clean(line: bytes) -> bytes:
+def _clean(line: bytes, offset: int) -> bytes:
+    if offset == 0:
+        line = line.removeprefix(BYTE_ORDER_MARK)
     return line[:-1] if line.endswith(b"\r") else line

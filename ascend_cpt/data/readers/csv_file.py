@@ -1,4 +1,4 @@
-"""CSV with a header line. Fields may hold line ends inside quotes, so a file is skimmed from its head."""
+"""CSV and TSV with a header line. Fields may hold line ends inside quotes, so a file is skimmed from its head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     """See `readers.Reader`."""
     csv.field_size_limit(_MAX_FIELD_CHARS)
     positions = [0]
-    rows = csv.reader(_decode_lines(file, positions), strict=True)
+    rows = csv.reader(_decode_lines(file, positions), strict=True, delimiter="\t" if file.format == "tsv" else ",")
     try:
         header = next(rows, None)
     except csv.Error as error:
@@ -42,6 +42,11 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
             yield _make_record(position, line, header, fields)
 
 
+def must_skim(file: InputFile) -> bool:
+    """See `readers.Reader`."""
+    return True
+
+
 def _make_record(position: int, line: int, header: list[str], fields: list[str]) -> Record:
     if len(fields) != len(header):
         return Record(position, line, None, MALFORMED)
@@ -60,7 +65,7 @@ def _decode_lines(file: InputFile, positions: list[int]) -> Iterator[str]:
     while current is not None:
         following = next(lines, None)
         positions[0] = file.size_bytes if following is None else following[0]
-        yield current[1].decode("utf-8", "surrogateescape") + "\n"
+        yield current[2].decode("utf-8", "surrogateescape") + "\n"
         current = following
 
 

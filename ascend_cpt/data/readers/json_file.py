@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
 from ascend_cpt.data.inputs import InputFile
 from ascend_cpt.data.readers.base import (
-    BLOCK_BYTES,
-    BYTE_ORDER_MARK,
     INVALID_UTF8,
     MALFORMED,
     Extent,
@@ -21,6 +19,7 @@ from ascend_cpt.data.readers.base import (
     iter_lines,
     measure_bytes,
 )
+from ascend_cpt.data.readers.byte_stream import ByteStream, read_head
 from ascend_cpt.errors import DataError
 
 # A string (its closing quote is missing when the buffer ends inside), a bracket or a comma: all that matters for depth.
@@ -34,21 +33,27 @@ def measure(file: InputFile) -> list[Extent]:
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     """See `readers.Reader`."""
-    with open(file.path, "rb") as stream:
-        head = stream.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()
-    records = _read_array(file, start) if head.startswith(b"[") else _read_lines(file, start)
-    return records
+    return _read_array(file, start) if _is_array(file) else _read_lines(file, start)
+
+
+def must_skim(file: InputFile) -> bool:
+    """See `readers.Reader`."""
+    return bool(file.compression) or _is_array(file)
+
+
+def _is_array(file: InputFile) -> bool:
+    return read_head(file).lstrip().startswith(b"[")
 
 
 def _read_lines(file: InputFile, start: int) -> Iterator[Record]:
-    for number, (position, line) in enumerate(iter_lines(file, start), 1):
+    for position, number, line in iter_lines(file, start):
         if line and not line.isspace():
-            yield _parse(position, number if start == 0 else None, line)
+            yield _parse(position, number, line)
 
 
 def _read_array(file: InputFile, start: int) -> Iterator[Record]:
     """The array's elements. Where one begins is only known from the file's head on, so what lies before is skimmed."""
-    for position, line, element in _iter_elements(file):
+    for position, line, element in _ArrayScanner(file).iter_elements():
         if position >= start:
             yield _parse(position, line, element)
 
@@ -75,24 +80,20 @@ def _parse_leniently(content: bytes) -> tuple[Any, str]:
         return None, MALFORMED
 
 
-def _iter_elements(file: InputFile) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (byte offset, line, content) of each element of the file's array; memory holds one element and a block."""
-    with open(file.path, "rb") as stream:
-        yield from _ArrayScanner(stream).iter_elements()
-
-
 class _ArrayScanner:
     """Cuts the bytes of a JSON array at its commas of depth one, without parsing what is between."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, file: InputFile) -> None:
+        self._path = file.path
+        self._stream = ByteStream(file)
         self._buffer = b""
         self._offset = 0
-        """Byte offset of the buffer in the file."""
+        """Byte offset of the buffer in the text."""
         self._line = 1
         """Line of the buffer's first byte."""
 
     def iter_elements(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (position, line, content) of each element; memory holds one element and a block."""
         self._fill()
         begin = self._buffer.index(b"[") + 1
         scan, depth = begin, 1
@@ -126,7 +127,11 @@ class _ArrayScanner:
         stripped = content.lstrip()
         if stripped:
             begin += len(content) - len(stripped)
-            yield self._offset + begin, self._line + self._buffer.count(b"\n", 0, begin), stripped.rstrip()
+            yield (
+                self._stream.locate(self._offset + begin),
+                self._line + self._buffer.count(b"\n", 0, begin),
+                stripped.rstrip(),
+            )
 
     def _check_rest(self) -> None:
         """Refuse what follows the array: it would be lost without being counted."""
@@ -134,7 +139,7 @@ class _ArrayScanner:
             if rest := self._buffer.lstrip():
                 line = self._line + self._buffer.count(b"\n", 0, len(self._buffer) - len(rest))
                 raise DataError(
-                    f"{self._stream.name}:{line}: text after the end of the JSON array; "
+                    f"{self._path}:{line}: text after the end of the JSON array; "
                     "is a bracket wrong before, or is this several arrays in one file?"
                 )
             self._drop(len(self._buffer))
@@ -147,7 +152,11 @@ class _ArrayScanner:
         self._buffer = self._buffer[length:]
 
     def _fill(self) -> bool:
-        """Read as much again as is held: an element longer than a block costs a few reads of it, not many."""
-        block = self._stream.read(max(BLOCK_BYTES, len(self._buffer)))
-        self._buffer += block
-        return bool(block)
+        """Read as much again as is held: an element longer than a block is scanned few times, not many."""
+        blocks: list[bytes] = []
+        wanted = max(1, len(self._buffer))
+        while wanted > 0 and (block := self._stream.read()):
+            blocks.append(block)
+            wanted -= len(block)
+        self._buffer = b"".join((self._buffer, *blocks))
+        return bool(blocks)

@@ -38,6 +38,11 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
             first_row += group.num_rows
 
 
+def must_skim(file: InputFile) -> bool:
+    """See `readers.Reader`."""
+    return False
+
+
 def _open(file: InputFile) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20)

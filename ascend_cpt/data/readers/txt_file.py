@@ -1,19 +1,12 @@
-"""Plain text: a document is a line, a stretch between blank lines, or the whole file."""
+"""Plain text: a record is a line, a stretch between blank lines, or the whole file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ascend_cpt.data.inputs import InputFile
-from ascend_cpt.data.readers.base import (
-    BYTE_ORDER_MARK,
-    INVALID_UTF8,
-    Extent,
-    ReadOptions,
-    Record,
-    iter_lines,
-    measure_bytes,
-)
+from ascend_cpt.data.readers.base import INVALID_UTF8, Extent, ReadOptions, Record, iter_lines, measure_bytes
+from ascend_cpt.data.readers.byte_stream import BYTE_ORDER_MARK, ByteStream
 
 COLUMN = "text"
 """The one column that a text file has."""
@@ -26,6 +19,11 @@ def measure(file: InputFile) -> list[Extent]:
     return measure_bytes(file)
 
 
+def must_skim(file: InputFile) -> bool:
+    """See `readers.Reader`."""
+    return bool(file.compression)
+
+
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     """See `readers.Reader`."""
     if options.txt_documents == "file":
@@ -33,41 +31,45 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     if options.txt_documents == "blank-line":
         return _read_paragraphs(file, start)
     assert options.txt_documents == "line"
-    return _read_lines(file, start)
+    return _read_lines(file, start, options.keep_blank_lines)
 
 
-def _read_lines(file: InputFile, start: int) -> Iterator[Record]:
-    for number, (position, line) in enumerate(iter_lines(file, start), 1):
-        if line and not line.isspace():
-            yield _decode(position, number if start == 0 else None, line)
+def _read_lines(file: InputFile, start: int, keep_blank: bool) -> Iterator[Record]:
+    for position, number, line in iter_lines(file, start):
+        if keep_blank or (line and not line.isspace()):
+            yield _decode(position, number, line)
 
 
 def _read_whole(file: InputFile, start: int) -> Iterator[Record]:
-    if start == 0 and file.size_bytes:
-        with open(file.path, "rb") as stream:
-            yield _decode(0, 1, stream.read().removeprefix(BYTE_ORDER_MARK))
+    if start == 0:
+        stream = ByteStream(file)
+        content = b"".join(iter(stream.read, b"")).removeprefix(BYTE_ORDER_MARK)
+        if content:
+            yield _decode(0, 1, content)
 
 
 def _read_paragraphs(file: InputFile, start: int) -> Iterator[Record]:
     """Lines joined until the next blank one. A stretch belongs where it begins, so its rest is passed over first."""
-    begin, first_number = 0, 0
-    lines: list[bytes] = []
-    inside = start > 0 and not _is_after_blank_line(file, start)
-    for number, (position, line) in enumerate(iter_lines(file, start), 1):
-        if not line or line.isspace():
-            if lines:
-                yield _decode(begin, first_number if start == 0 else None, b"\n".join(lines))
-            lines, inside = [], False
+    scan_start = 0 if file.compression else start
+    inside = scan_start > 0 and not _is_after_blank_line(file, start)
+    paragraph: list[tuple[int, int | None, bytes]] = []
+    for line in iter_lines(file, scan_start):
+        if not line[2] or line[2].isspace():
+            yield from _join(paragraph, start)
+            paragraph, inside = [], False
         elif not inside:
-            if not lines:
-                begin, first_number = position, number
-            lines.append(line)
-    if lines:
-        yield _decode(begin, first_number if start == 0 else None, b"\n".join(lines))
+            paragraph.append(line)
+    yield from _join(paragraph, start)
+
+
+def _join(lines: list[tuple[int, int | None, bytes]], start: int) -> Iterator[Record]:
+    """The record made of the lines, with the position and number of the first, if it begins at `start` or later."""
+    if lines and lines[0][0] >= start:
+        yield _decode(lines[0][0], lines[0][1], b"\n".join(line for _, _, line in lines))
 
 
 def _is_after_blank_line(file: InputFile, start: int) -> bool:
-    """Whether the first line that begins at `start` or later follows a blank one (or is the file's first)."""
+    """Whether the first line that begins at `start` or later follows a blank one."""
     first = next(iter_lines(file, start), None)
     if first is None:
         return False

@@ -27,6 +27,14 @@ def test_a_folder_is_walked_in_sorted_order(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.jsonl", "b/10.JSON", "b/2.jsonl", "c/d/e.jsonl"]
 
 
+def test_endings(tmp_path: Path) -> None:
+    known = ["a.jsonl.GZ", "b.json.zst", "c.JSON", "d.jsonl"]
+    make(tmp_path, *known, "e.parquet.gz", "f.gz", "g.jsonl.bz2")
+    assert names(tmp_path) == known
+    compressions = [file.compression for file in find_input_files([str(tmp_path)])]
+    assert compressions == ["gz", "zst", "", ""]
+
+
 def test_globs_and_several_inputs(tmp_path: Path) -> None:
     make(tmp_path, "b.jsonl", "a.jsonl", "c.jsonl", "d.txt")
     assert names(tmp_path / "[ab].jsonl") == ["a.jsonl", "b.jsonl"]

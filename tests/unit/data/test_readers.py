@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import json
 import random
@@ -13,15 +14,18 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ascend_cpt.data.documents import read_span
+from ascend_cpt.data.handlers import GeneralPretrainHandler, Handler, WikiTextHandler
 from ascend_cpt.data.inputs import InputFile, find_input_files
-from ascend_cpt.data.readers import ReadOptions, Record, base, json_file, load_reader
+from ascend_cpt.data.readers import ReadOptions, Record, byte_stream, load_reader, txt_file
+from ascend_cpt.data.spans import read_records
 from ascend_cpt.data.splitting import Span
 from ascend_cpt.errors import DataError
 
+WIKITEXT = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "wikitext2"
 OPTIONS = ReadOptions(columns=("text",))
 # No carriage returns and surrogates: csv and txt change the former, no file holds the latter.
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), min_size=1, max_size=40)
@@ -42,6 +46,23 @@ def write_csv(path: Path, texts: list[str]) -> None:
         writer.writerows([["n", "text"], *([k, text] for k, text in enumerate(texts))])
 
 
+def write_tsv(path: Path, texts: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file, "excel-tab", lineterminator="\n").writerows([["text"], *([text] for text in texts)])
+
+
+def compress(write: Callable[[Path, list[str]], None]) -> Callable[[Path, list[str]], None]:
+    """Write and compress, as two members or frames one after the other."""
+
+    def write_compressed(path: Path, texts: list[str]) -> None:
+        write(path, texts)
+        content = path.read_bytes()
+        zip_part = gzip.compress if path.suffix == ".gz" else zstandard.compress
+        path.write_bytes(zip_part(content[: len(content) // 3]) + zip_part(content[len(content) // 3 :]))
+
+    return write_compressed
+
+
 def write_parquet(path: Path, texts: list[str]) -> None:
     pq.write_table(pa.table({"n": range(len(texts)), "text": pa.array(texts, pa.string())}), path, row_group_size=3)
 
@@ -60,9 +81,13 @@ WRITERS: dict[str, tuple[str, Callable[[Path, list[str]], None]]] = {
     "jsonl": ("a.jsonl", write_jsonl),
     "array": ("a.json", write_array),
     "csv": ("a.csv", write_csv),
+    "tsv": ("a.tsv", write_tsv),
+    "jsonl.gz": ("a.JSONL.gz", compress(write_jsonl)),
+    "json.zst": ("a.json.zst", compress(write_array)),
+    "csv.zst": ("a.csv.zst", compress(write_csv)),
     "parquet": ("a.parquet", write_parquet),
     "arrow stream": ("a.arrow", write_arrow_stream),
-    "arrow file": ("a.arrow", write_feather),
+    "arrow file": ("a.feather", write_feather),
 }
 
 
@@ -79,10 +104,16 @@ def num_positions(file: InputFile) -> int:
     return sum(extent.num_positions for extent in load_reader(file.format).measure(file))
 
 
-def read_in_parts(file: InputFile, cuts: list[int], options: ReadOptions = OPTIONS) -> list[Record]:
+def read_in_parts(
+    file: InputFile, cuts: list[int], options: ReadOptions = OPTIONS, handler: Handler | None = None
+) -> list[Record]:
+    """Read the parts between the cuts, some of them out of order, as several workers do."""
     bounds = [0, *sorted(cuts), num_positions(file)]
     spans = [Span(file=file, start=a, stop=b, weight=1) for a, b in itertools.pairwise(bounds)]
-    return [record for span in spans for record in read_span(span, options)]
+    parts: dict[int, list[Record]] = {}
+    for k in [*range(0, len(spans), 2), *range(1, len(spans), 2)]:
+        parts[k] = list(read_records(spans[k], options, handler or GeneralPretrainHandler()))
+    return [record for k in range(len(spans)) for record in parts[k]]
 
 
 def content(records: list[Record]) -> list[object]:
@@ -91,8 +122,9 @@ def content(records: list[Record]) -> list[object]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "BLOCK_BYTES", 7)
-    monkeypatch.setattr(json_file, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(byte_stream, "BLOCK_BYTES", 7)
+    monkeypatch.setattr(byte_stream, "_FEED_BYTES", 5)
+    monkeypatch.setattr(txt_file, "_LOOK_BACK_BYTES", 2)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -112,27 +144,36 @@ def test_parts_add_up_to_the_whole(
     parts = read_in_parts(file, cuts)
     assert content(parts) == texts
     assert [record.position for record in parts] == [record.position for record in read_from(file)]
+    assert all(record.line in (None, whole.line) for record, whole in zip(parts, read_from(file), strict=True))
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("documents", ["line", "blank-line", "file"])
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    lines=st.lists(st.sampled_from(["", " ", "a", "b\u00e9", "long line of text", "\t"]), max_size=14),
+    lines=st.lists(st.sampled_from(["", " ", "a", "b\u00e9", "long line of text", "\t      "]), max_size=14),
     ending=st.sampled_from(["\n", "\r\n"]),
     seed=st.integers(0, 2**32),
 )
 def test_text_parts_add_up_to_the_whole(
-    documents: str, tmp_path_factory: pytest.TempPathFactory, lines: list[str], ending: str, seed: int
+    documents: str,
+    compression: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    lines: list[str],
+    ending: str,
+    seed: int,
 ) -> None:
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_bytes(ending.join(lines).encode())
+    path = tmp_path_factory.mktemp("text") / f"a.txt{compression}"
+    content_bytes = ending.join(lines).encode()
+    zips: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+    path.write_bytes(zips[compression](content_bytes))
     file = describe(path)
     expected: list[str] = []
     if documents == "line":
         expected = [line for line in lines if line.strip()]
     elif documents == "file":
-        expected = [ending.join(lines)] if file.size_bytes else []
+        expected = [ending.join(lines)] if content_bytes else []
     else:
         before_is_blank = True
         for line in lines:
@@ -243,3 +284,89 @@ def test_only_asked_columns_are_read_unless_all_are(tmp_path: Path) -> None:
     file = describe(tmp_path / "a.parquet")
     assert read_from(file)[0].row == {"text": "x"}
     assert read_from(file, 0, ReadOptions(columns=None))[0].row == {"n": 0, "text": "x"}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_damaged_compressed_files(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    compress(write_jsonl)(path, [f"text {k}" for k in range(100)])
+    whole = path.read_bytes()
+    assert len(read_from(describe(path))) == 100
+    path.write_bytes(whole + bytes(40))
+    if name.endswith("gz"):
+        assert len(read_from(describe(path))) == 100, "gzip files may be padded with zeros"
+    path.write_bytes(whole[:-9])
+    with pytest.raises(DataError, match="cut short"):
+        read_from(describe(path))
+    path.write_bytes(b"text, not compressed")
+    with pytest.raises(DataError, match="cannot be decompressed"):
+        read_from(describe(path))
+
+
+WIKI_LINES = st.lists(
+    st.sampled_from(
+        [" ", " = Title = ", " = = Section = = ", " = E = mc2 = ", " = X = ", "Text .", " = = = Sub = = = "]
+    ),
+    max_size=14,
+)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("format_name", ["txt", "txt.gz", "parquet"])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(lines=WIKI_LINES, seed=st.integers(0, 2**32))
+def test_wikitext_articles(
+    format_name: str, tmp_path_factory: pytest.TempPathFactory, lines: list[str], seed: int
+) -> None:
+    expected: list[str] = []
+    for line in lines:
+        if line in (" = Title = ", " = E = mc2 = ", " = X = ") or not expected:
+            expected.append(line)
+        else:
+            expected[-1] += "\n" + line
+    expected = [article.rstrip() for article in expected if article.strip()]
+    path = tmp_path_factory.mktemp("wiki") / f"a.{format_name}"
+    if format_name == "parquet":
+        write_parquet(path, [line + "\n" for line in lines])
+    else:
+        content_bytes = "".join(line + "\n" for line in lines).encode()
+        path.write_bytes(gzip.compress(content_bytes) if format_name == "txt.gz" else content_bytes)
+    file = describe(path)
+    options = ReadOptions(columns=("text",), keep_blank_lines=True)
+    assert content(read_in_parts(file, [], options, WikiTextHandler())) == expected
+    chooser = random.Random(seed)
+    cuts = [chooser.randint(0, num_positions(file)) for _ in range(chooser.randint(0, 5))]
+    assert content(read_in_parts(file, cuts, options, WikiTextHandler())) == expected
+
+
+def test_bad_records_inside_articles_are_met_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b" = A = \n\xff\none\n\xff\n = B = \n\xff\ntwo\n")
+    file = describe(path)
+    options = ReadOptions(columns=("text",), keep_blank_lines=True)
+    for cut in range(file.size_bytes + 1):
+        records = content(read_in_parts(file, [cut], options, WikiTextHandler()))
+        assert sorted(map(str, records)) == [
+            " = A = \none",
+            " = B = \ntwo",
+            "invalid_utf8",
+            "invalid_utf8",
+            "invalid_utf8",
+        ]
+
+
+def test_an_article_with_a_line_that_is_no_text_is_rejected(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [" = A = ", None, "x", " = B = "]}), tmp_path / "a.parquet")
+    records = read_in_parts(describe(tmp_path / "a.parquet"), [], OPTIONS, WikiTextHandler())
+    assert content(records) == [None, " = B ="]
+
+
+@pytest.mark.skipif(not WIKITEXT.is_dir(), reason="WikiText is not on this machine")
+def test_wikitext_itself() -> None:
+    file = describe(WIKITEXT / "valid.txt")
+    options = ReadOptions(columns=("text",), keep_blank_lines=True)
+    articles = content(read_in_parts(file, [], options, WikiTextHandler()))
+    assert len(articles) == 60 and str(articles[0]).startswith(" = Homarus gammarus = \n \n Homarus gammarus , known")
+    assert (
+        content(read_in_parts(file, [5, 99_999, 400_000, 400_001, 1_000_000], options, WikiTextHandler())) == articles
+    )
