@@ -32,7 +32,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
     [
         ("parallel_config.model_parallel=2", 2, "a CPU run is data parallel only"),
         ("cpt.global_batch_size=15", 2, "global_batch_size 15 is not divisible by data_parallel 2"),
-        ("cpt.train_tokens=100", 2, "100 tokens are less than 1 step of 4096 tokens"),
+        ("cpt.train_tokens=100", 2, "100 tokens are less than 1 step of 1024 tokens"),
         ("runner_config.batch_size=2", 2, "a CPU run cannot accumulate gradients"),
         ("model.model_config.num_key_value_heads=3", 1, "num_key_value_heads 3 does not divide num_attention_heads 8"),
         ("model.model_config.hidden_dropout=0.1", 1, "hidden_dropout must be 0"),
@@ -40,7 +40,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("runner_config.epochs=2", 1, "train_tokens and runner_config.epochs are both set"),
         ("cpt.schedule.kind=cosin", 1, "kind 'cosin' is unknown"),
         ("cpt.schedule.final_lr=1", 1, "final_lr must lie between 0 and peak_lr"),
-        ("cpt.schedule.warmup_tokens=800K", 1, "does not fit"),
+        ("cpt.schedule.warmup_tokens=400K", 1, "does not fit"),
         ("lr_schedule.type=CosineWithWarmUpLR", 1, "are both set; keep one"),
     ],
 )
@@ -107,7 +107,7 @@ def test_steps_follow_from_epochs(make_manifest: Callable[..., Manifest]) -> Non
         "runner_config.epochs=3",
         "cpt.schedule.warmup_tokens=0",
     )
-    assert plan.budget.total_steps == 100 * 3 // 16
+    assert plan.budget.total_steps == 100 * 3 // 4
 
 
 def test_fingerprint_names_what_a_resume_depends_on(make_manifest: Callable[..., Manifest]) -> None:

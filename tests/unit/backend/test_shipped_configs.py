@@ -75,4 +75,4 @@ def test_cpu_run_is_data_parallel_without_sink(make_manifest: Callable[..., Mani
     )
     assert sections["parallel"]["parallel_mode"] == 0
     assert sections["runner_config"]["sink_mode"] is False
-    assert sections["runner_config"]["batch_size"] == 8
+    assert sections["runner_config"]["batch_size"] == 2
