@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ascend_cpt.weights.dtypes import Array, to_float32
 from ascend_cpt.weights.hf_folder import HfFolder
-from ascend_cpt.weights.mapping import check_mindformers_names, iterate_to_hf, list_hf_shapes
+from ascend_cpt.weights.mapping import (
+    check_mindformers_names,
+    iterate_to_hf,
+    iterate_to_mindformers,
+    list_hf_shapes,
+)
 from ascend_cpt.weights.sources import TensorSource
 
 
@@ -34,15 +39,34 @@ def compare_folders(folder: HfFolder, other: TensorSource) -> list[KindReport]:
         CheckpointError: when either does not hold exactly the tensors of the folder's config.json.
     """
     folder.check()
-    sizes = folder.sizes
     if isinstance(other, HfFolder):
         other.check()
-        pairs: Iterator[tuple[str, Array]] = ((name, other.read(name)) for name in list_hf_shapes(sizes))
-    else:
-        check_mindformers_names(other.tensors, sizes)
-        pairs = iterate_to_hf(sizes, other.read)
+        return _compare(folder, ((name, other.read(name)) for name in list_hf_shapes(folder.sizes)))
+    check_mindformers_names(other.tensors, folder.sizes)
+    return _compare(folder, iterate_to_hf(folder.sizes, other.read))
+
+
+def compare_round_trip(folder: HfFolder) -> list[KindReport]:
+    """Compare a Hugging Face folder with itself, converted to MindFormers and back in memory.
+
+    Raises:
+        CheckpointError: when it does not hold exactly the tensors of its config.json.
+    """
+    folder.check()
+
+    converted = iterate_to_mindformers(folder.sizes, folder.read)
+
+    def read(name: str) -> Array:
+        converted_name, tensor = next(converted)
+        assert converted_name == name, "both directions go through the groups in one order"
+        return tensor
+
+    return _compare(folder, iterate_to_hf(folder.sizes, read))
+
+
+def _compare(folder: HfFolder, tensors: Iterable[tuple[str, Array]]) -> list[KindReport]:
     differences: dict[str, list[float]] = {}
-    for name, tensor in pairs:
+    for name, tensor in tensors:
         kind = re.sub(r"^model\.|layers\.\d+\.|\.weight$", "", name)
         expected = folder.read(name)
         differences.setdefault(kind, []).append(_measure(expected, tensor, folder.tensors[name].dtype))

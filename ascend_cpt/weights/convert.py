@@ -20,7 +20,7 @@ from ascend_cpt.weights.folder_writer import (
     write_config,
     write_shards,
 )
-from ascend_cpt.weights.hf_folder import HfFolder
+from ascend_cpt.weights.hf_folder import HfFolder, list_companions
 from ascend_cpt.weights.mapping import (
     check_mindformers_names,
     check_tied,
@@ -76,7 +76,7 @@ def convert_to_mindformers(folder: HfFolder, target: Path, options: Options) -> 
         for group, shape in zip(list_groups(sizes), list_mindformers_shapes(sizes).values(), strict=True)
     ]
     tensors = iterate_to_mindformers(sizes, lambda name: _read_as(source, name, types[name]))
-    return _write(target, infos, tensors, config, folder.list_companions(), options, is_hf=False)
+    return _write(target, infos, tensors, config, list_companions(folder.path), options, is_hf=False)
 
 
 def convert_to_hf(

@@ -77,9 +77,10 @@ class HfFolder:
         if differences:
             raise CheckpointError(f"{self.path}: is another model: {'; '.join(differences)}")
 
-    def list_companions(self) -> list[Path]:
-        """Return the files that belong beside the weights: tokenizer and generation settings."""
-        return sorted({path for pattern in COMPANION_PATTERNS for path in self.path.glob(pattern) if path.is_file()})
+
+def list_companions(folder: Path) -> list[Path]:
+    """Return the files of a folder that belong beside the weights: tokenizer and generation settings."""
+    return sorted({path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 
 def _open_files(path: Path) -> dict[str, SafetensorsFile]:

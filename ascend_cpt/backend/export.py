@@ -1,0 +1,97 @@
+"""Opens what training has saved, ready to be written as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.resume.locate import Checkpoint, check_checkpoint, list_step_folders, locate_checkpoint
+from ascend_cpt.weights.hf_config import make_config
+from ascend_cpt.weights.hf_folder import list_companions
+from ascend_cpt.weights.mindformers_folder import MindFormersFolder
+from ascend_cpt.weights.sizes import CONFIG_NAME, ModelSizes, read_config, read_sizes
+from ascend_cpt.weights.sources import MeanOfFolders, TensorSource
+
+RESOLVED_NAME = "resolved.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """The tensors of a checkpoint, its model's Hugging Face configuration and the files to copy beside them."""
+
+    source: TensorSource
+    config: Mapping[str, Any]
+    companions: tuple[Path, ...]
+    origins: tuple[Path, ...]
+    """The checkpoint folders that the tensors come from; several when their mean is taken."""
+
+
+def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None) -> TrainedModel:
+    """Open the checkpoint that `path` names: a run (its newest step), one step, or a folder that was converted.
+
+    Args:
+        path: The run folder, `checkpoint` folder, `iteration_*` folder, or the target of `convert_to_mindformers`.
+        num_averaged: Take the mean of this many newest complete checkpoints of the run.
+        like: A folder whose tokenizer files, generation_config.json and, if it has one, config.json are taken over.
+
+    Raises:
+        CheckpointError: when there is no such checkpoint, it is damaged, or `like` holds another model.
+    """
+    if (path / CONFIG_NAME).is_file():
+        folders, config, own = [path], read_config(path), list_companions(path)
+    else:
+        folders = [checkpoint.folder for checkpoint in _choose(path, num_averaged)]
+        config, own = _read_run_config(folders[0]), []
+    if num_averaged > len(folders):
+        raise CheckpointError(
+            f"{path}: holds {len(folders)} complete checkpoints, the mean of {num_averaged} was asked for"
+        )
+    if like is not None:
+        own = list_companions(like)
+        if (like / CONFIG_NAME).is_file():
+            config = _take_over(read_config(like), config, like)
+    sources = [MindFormersFolder(folder) for folder in folders]
+    return TrainedModel(
+        source=sources[0] if len(sources) == 1 else MeanOfFolders(sources),
+        config=config,
+        companions=tuple(own),
+        origins=tuple(folders),
+    )
+
+
+def _choose(path: Path, num_averaged: int) -> list[Checkpoint]:
+    """Return the checkpoint that `path` names and, of the same run, the complete ones before it, newest first."""
+    chosen = [locate_checkpoint(path)]
+    for _, folder in list_step_folders(chosen[0].folder.parent):
+        if len(chosen) < num_averaged and folder.name < chosen[0].folder.name:
+            try:
+                chosen.append(check_checkpoint(folder))
+            except CheckpointError:
+                continue
+    return chosen
+
+
+def _read_run_config(checkpoint: Path) -> dict[str, Any]:
+    """Return the model's configuration from the resolved YAML of the run that a checkpoint belongs to."""
+    path = checkpoint.parent.parent / RESOLVED_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing: {checkpoint} does not lie in its run's folder")
+    try:
+        return make_config(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["model_config"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: holds no model.model_config: {error}") from error
+
+
+def _take_over(config: dict[str, Any], trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return `config` when it describes the trained model, up to rows of the vocabulary that training has added."""
+    sizes, wanted = read_sizes({**config, "vocab_size": trained["vocab_size"]}), read_sizes(trained)
+    names = [field.name for field in fields(ModelSizes) if getattr(sizes, field.name) != getattr(wanted, field.name)]
+    if names:
+        told = "; ".join(f"{name} is {getattr(sizes, name)}, trained was {getattr(wanted, name)}" for name in names)
+        raise CheckpointError(f"{folder / CONFIG_NAME}: describes another model: {told}")
+    return {**config, "vocab_size": trained["vocab_size"]}

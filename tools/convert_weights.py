@@ -1,0 +1,113 @@
+"""Convert weights between Hugging Face and MindFormers, merge what training saved, and prove the result equal.
+
+    python tools/convert_weights.py to-hf output/my_run exported/ --like /models/Qwen3-8B-Base --dtype bfloat16
+    python tools/convert_weights.py verify exported/ --against output/my_run
+    python tools/convert_weights.py to-mindformers /models/Qwen3-8B-Base converted/
+
+Sizes come from config.json or from the run; training itself reads Hugging Face folders without conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ascend_cpt.backend.export import open_trained
+from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
+from ascend_cpt.weights.compare import KindReport, compare_folders, compare_round_trip
+from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
+from ascend_cpt.weights.dtypes import DTYPES
+from ascend_cpt.weights.folder_writer import DEFAULT_SHARD_BYTES
+from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    to_mindformers = commands.add_parser("to-mindformers", help="a Hugging Face folder as a MindFormers checkpoint")
+    to_mindformers.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
+    to_hf = commands.add_parser("to-hf", help="a run or checkpoint of any layout as a Hugging Face folder")
+    to_hf.add_argument("source", type=Path, metavar="RUN", help="run folder (newest step), or checkpoint/iteration_*")
+    to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
+    to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
+    for command in (to_mindformers, to_hf):
+        command.add_argument("target", type=Path, metavar="TARGET", help="folder to write; must not exist")
+        command.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights [as they are]")
+        command.add_argument(
+            "--resize-vocab", type=int, metavar="N", help="rows of the vocabulary; new ones are the mean"
+        )
+        command.add_argument(
+            "--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]"
+        )
+
+    verify = commands.add_parser("verify", help="tensors bit-equal, and logits equal to an independent computation")
+    verify.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
+    verify.add_argument("--against", type=Path, metavar="PATH", help="run, checkpoint or folder that it was made from")
+    verify.add_argument("--average", type=int, default=1, metavar="K", help="it was made from K checkpoints [1]")
+    verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run one command."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    args = parse_args()
+    if args.command == "verify":
+        return verify(args)
+    options = Options(dtype=args.dtype, vocab_size=args.resize_vocab, max_shard_bytes=int(args.max_shard_gb * 1e9))
+    if args.command == "to-mindformers":
+        print(convert_to_mindformers(HfFolder(args.source), args.target, options))
+        return EXIT_OK
+    trained = open_trained(args.source, num_averaged=args.average, like=args.like)
+    print(f"from {', '.join(str(path) for path in trained.origins)}")
+    print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions))
+    return EXIT_OK
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Print what is equal; anything that is not makes the command fail."""
+    folder = HfFolder(args.source)
+    is_good = print_tensors("converted to MindFormers and back", compare_round_trip(folder))
+    if args.against:
+        is_hf = is_hf_folder(args.against)
+        other = HfFolder(args.against) if is_hf else open_trained(args.against, num_averaged=args.average).source
+        is_good &= print_tensors(f"against {args.against}", compare_folders(folder, other))
+    if not args.no_logits:
+        is_good &= print_logits(args.source)
+    print("equal" if is_good else "NOT EQUAL")
+    return EXIT_OK if is_good else EXIT_FAILURE
+
+
+def print_tensors(title: str, reports: Sequence[KindReport]) -> bool:
+    """Print a line for every kind of tensor and return whether all are bit-equal."""
+    print(title)
+    for report in reports:
+        difference = "" if report.max_difference == 0 else f", differs by up to {report.max_difference:.3g}"
+        print(f"  {report.kind:28} {report.num_equal:>4} of {report.num_tensors:<4} bit-equal{difference}")
+    return all(report.num_equal == report.num_tensors for report in reports)
+
+
+def print_logits(folder: Path) -> bool:
+    """Print how far the network's logits are from an independent computation and return whether that is close."""
+    from ascend_cpt.backend.verify import compare_logits
+    from ascend_cpt.monitor.console import captured_output
+
+    with tempfile.TemporaryDirectory() as logs, captured_output(Path(logs) / "mindformers.log"):
+        os.environ.setdefault("LOG_MF_PATH", logs)
+        report = compare_logits(folder)
+    print(f"logits of MindFormers' network against {report.reference}")
+    print(f"  differ by at most {report.max_difference:.1e} of their standard deviation")
+    return report.is_equal
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
