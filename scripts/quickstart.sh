@@ -39,3 +39,12 @@ train configs/qwen3/cpt_qwen3_tiny.yaml
 
 step "5/5 Summary"
 "$PYTHON" tools/summarize_run.py output/qwen3_tiny_base output/qwen3_tiny
+cat <<'NEXT'
+
+The held-out losses of the second run tell what it gained on code and what it forgot of prose.
+Data: data/sample/packed (documents in data/sample). Next, train another model on the same data:
+
+    bash scripts/msrun_launcher.sh "run_cpt.py --config configs/llama3/cpt_llama3_tiny.yaml" 2
+
+and pack your own text with data_convert_qwen3_pretrain.sh (docs/preprocessing.md).
+NEXT

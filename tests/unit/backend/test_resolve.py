@@ -33,7 +33,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("parallel_config.model_parallel=2", 2, "a CPU run is data parallel only"),
         ("cpt.global_batch_size=15", 2, "global_batch_size 15 is not divisible by data_parallel 2"),
         ("cpt.train_tokens=100", 2, "100 tokens are less than 1 step of 1024 tokens"),
-        ("runner_config.batch_size=2", 2, "a CPU run cannot accumulate gradients"),
+        ("runner_config.batch_size=1", 2, "a CPU run cannot accumulate gradients"),
         ("model.model_config.num_key_value_heads=3", 1, "num_key_value_heads 3 does not divide num_attention_heads 8"),
         ("model.model_config.hidden_dropout=0.1", 1, "hidden_dropout must be 0"),
         ("model.model_config.seq_length=128", 1, "seq_length 128 and cpt.seq_length 256 differ"),
