@@ -20,6 +20,7 @@ from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.resume.fingerprint import describe_differences
 from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
 from ascend_cpt.resume.state import write_text
+from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 RESOLVED_NAME = "resolved.yaml"
 
@@ -234,7 +235,7 @@ def choose_resume(plan: RunPlan, args: argparse.Namespace, process: Process) -> 
 
 
 def choose_init(plan: RunPlan) -> Path | None:
-    """Return the checkpoint folder whose weights the run starts from, or None for random weights.
+    """Return the checkpoint or Hugging Face folder whose weights the run starts from, or None for random weights.
 
     Raises:
         ConfigError: when the configuration does not say which.
@@ -244,11 +245,16 @@ def choose_init(plan: RunPlan) -> Path | None:
     wish = config.cpt.init_from or config.mindformers.get("load_checkpoint")
     if not wish:
         raise ConfigError(
-            f"{config.path}: where do the weights come from? set cpt.init_from to a checkpoint or run folder, "
-            f"or to `{RANDOM_INIT}` to train from scratch"
+            f"{config.path}: where do the weights come from? set cpt.init_from to a Hugging Face folder, a "
+            f"run or checkpoint folder, or to `{RANDOM_INIT}` to train from scratch"
         )
     if wish == RANDOM_INIT:
         return None
+    if is_hf_folder(Path(wish)):
+        folder = HfFolder(Path(wish))
+        folder.check()
+        folder.check_model(plan.model)
+        return Path(wish)
     checkpoint = locate_checkpoint(Path(wish))
     differences = describe_differences(checkpoint.state.fingerprint["model"], plan.fingerprint()["model"])
     if differences:

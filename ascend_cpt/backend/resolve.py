@@ -170,6 +170,12 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
                 f"{where}: was packed with a tokenizer of {tokenizer.vocab_size} entries, but the model has "
                 f"vocab_size {model['vocab_size']}; use the model's own tokenizer"
             )
+        if model.get("pad_token_id") not in (None, tokenizer.pad_id):
+            problems.append(
+                f"{config.locate('model', 'model_config', 'pad_token_id')}: model.model_config.pad_token_id "
+                f"{model['pad_token_id']} is not what {dataset.name} is padded with ({tokenizer.pad_id}; its end-of-document "
+                f"token is {tokenizer.eod_id}); remove the key, it follows from the dataset"
+            )
         if tokenizer.pad_id == tokenizer.eod_id:
             problems.append(
                 f"{where}: pads with the end-of-document token {tokenizer.eod_id}, whose loss would be lost; "

@@ -70,7 +70,7 @@ class CptConfig:
     run_name: str | None = None
     """Name of the run folder under `output_dir`; the configuration file's name without it."""
     init_from: str | None = None
-    """`random`, or a checkpoint or run folder of an earlier run whose weights this one starts from."""
+    """`random`, or a Hugging Face folder, or a run or checkpoint folder, whose weights this run starts from."""
     seq_length: int
     """Tokens in a training row; must be the sequence length that the datasets were packed with."""
     global_batch_size: int

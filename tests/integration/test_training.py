@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.integration.conftest import read_history
+from tests.integration.conftest import read_history, run_command
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -177,3 +178,24 @@ def test_refusal_under_the_launcher_is_shown_with_exit_code_2(
     result = launch(write_config(global_batch_size=7), port=free_ports[0], log_dir=tmp_path / "log")
     assert result.returncode == 2, result.stdout + result.stderr
     assert "global_batch_size 7 is not divisible by data_parallel 2" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama3"])
+def test_a_run_starts_from_a_hugging_face_folder(
+    family: str, write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
+) -> None:
+    first = train(write_config(family, run_name="first"), "--stop-at-step", "5")
+    assert first.returncode == 0, first.stderr
+    exported = tmp_path / "exported"
+    convert = [sys.executable, "tools/convert_weights.py", "to-hf", str(tmp_path / "output/first"), str(exported)]
+    result = run_command(convert)
+    assert result.returncode == 0, result.stdout + result.stderr
+    second = train(write_config(family, run_name="second", init_from=str(exported)), "--stop-at-step", "1")
+    assert second.returncode == 0, second.stdout + second.stderr
+    before = [record[2] for record in read_history(tmp_path / "output/first") if record[0] == "validation"][-1]
+    after = read_history(tmp_path / "output/second")[0][2]
+    assert after == pytest.approx(before, abs=1e-5)
+    other = train(
+        write_config(family, run_name="third", init_from=str(exported)), "--set", "model.model_config.hidden_size=128"
+    )
+    assert other.returncode == 2 and "hidden_size is 64 in config.json and 128" in other.stderr

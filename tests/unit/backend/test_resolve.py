@@ -37,6 +37,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("model.model_config.num_key_value_heads=3", 1, "num_key_value_heads 3 does not divide num_attention_heads 8"),
         ("model.model_config.hidden_dropout=0.1", 1, "hidden_dropout must be 0"),
         ("model.model_config.seq_length=128", 1, "seq_length 128 and cpt.seq_length 256 differ"),
+        ("model.model_config.pad_token_id=0", 1, "pad_token_id 0 is not what code is padded with (1;"),
         ("runner_config.epochs=2", 1, "train_tokens and runner_config.epochs are both set"),
         ("cpt.schedule.kind=cosin", 1, "kind 'cosin' is unknown"),
         ("cpt.schedule.final_lr=1", 1, "final_lr must lie between 0 and peak_lr"),
