@@ -173,8 +173,8 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
         if model.get("pad_token_id") not in (None, tokenizer.pad_id):
             problems.append(
                 f"{config.locate('model', 'model_config', 'pad_token_id')}: model.model_config.pad_token_id "
-                f"{model['pad_token_id']} is not what {dataset.name} is padded with ({tokenizer.pad_id}; its end-of-document "
-                f"token is {tokenizer.eod_id}); remove the key, it follows from the dataset"
+                f"{model['pad_token_id']} is not what {dataset.name} is padded with ({tokenizer.pad_id}; its "
+                f"end-of-document token is {tokenizer.eod_id}); remove the key, it follows from the dataset"
             )
         if tokenizer.pad_id == tokenizer.eod_id:
             problems.append(

@@ -41,7 +41,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("runner_config.epochs=2", 1, "train_tokens and runner_config.epochs are both set"),
         ("cpt.schedule.kind=cosin", 1, "kind 'cosin' is unknown"),
         ("cpt.schedule.final_lr=1", 1, "final_lr must lie between 0 and peak_lr"),
-        ("cpt.schedule.warmup_tokens=400K", 1, "does not fit"),
+        ("cpt.schedule.warmup_tokens=300K", 1, "does not fit"),
         ("lr_schedule.type=CosineWithWarmUpLR", 1, "are both set; keep one"),
     ],
 )
