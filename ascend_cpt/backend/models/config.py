@@ -20,13 +20,21 @@ _ARCHITECTURE: dict[str, Any] = {
     "normalization": "RMSNorm",
     "add_bias_linear": False,
     "gated_linear_unit": True,
+    "hidden_act": "silu",
     "position_embedding_type": "rope",
     # The layouts of the tables in `ascend_cpt.weights`.
     "use_contiguous_weight_layout_attention": False,
     "use_interleaved_weight_layout_mlp": True,
 }
 # MindFormers' own defaults drop out a tenth of the hidden states, which no published recipe of these models does.
-_DEFAULTS: dict[str, Any] = {"seq_length": 4096, "hidden_dropout": 0.0, "attention_dropout": 0.0, "is_dynamic": False}
+_DEFAULTS: dict[str, Any] = {
+    "seq_length": 4096,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "attention_bias": False,
+    "initializer_range": 0.02,
+    "is_dynamic": False,
+}
 # Fields of config.json without a meaning for training here, or that `read_sizes` has already looked at.
 _NOT_CONVERTED = {
     "auto_map",

@@ -73,13 +73,16 @@ def test_mindformers_asks_the_network_for_its_parameters_and_the_floating_point_
     assert 6 * num_matrix_elements * 2 * 32 < num_operations < 8 * num_matrix_elements * 2 * 32
 
 
-def test_the_configuration_is_mindformers_llama_and_takes_the_defaults_of_transformers() -> None:
-    config = {key: value for key, value in read_config("llama2").items() if key not in ("head_dim", "rope_theta")}
+def test_what_the_configuration_leaves_out_is_as_in_transformers_and_not_as_in_mindformers() -> None:
+    needed = ("model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    config = {key: read_config("llama2")[key] for key in (*needed, "num_attention_heads")}
     built = get_model_config(MindFormerConfig(model_config=config))
     assert isinstance(built, LlamaConfig)
     assert (built.head_dim, built.rope_theta, built.pad_token_id) == (12, 10000.0, -1)
     converted = built.convert_to_transformer_config()
     assert (converted.kv_channels, converted.num_query_groups, converted.add_qkv_bias) == (12, 4, False)
+    assert (converted.hidden_act, converted.gated_linear_unit, converted.normalization) == ("silu", True, "RMSNorm")
+    assert (converted.layernorm_epsilon, converted.init_method_std) == (1e-6, 0.02)
     assert (converted.hidden_dropout, converted.attention_dropout, converted.position_embedding_type) == (0, 0, "rope")
 
 

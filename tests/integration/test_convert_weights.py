@@ -1,0 +1,121 @@
+"""tools/convert_weights.py on a model that was trained here: export, proof of equality, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ascend_cpt.data.manifest import load_manifest
+from ascend_cpt.weights.dtypes import to_float32
+from ascend_cpt.weights.forward import compute_logits
+from ascend_cpt.weights.hf_folder import HfFolder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REFERENCE = REPOSITORY / "tests" / "reference"
+Completed = subprocess.CompletedProcess[str]
+
+
+def convert(*arguments: object) -> Completed:
+    command = [sys.executable, "tools/convert_weights.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture
+def trained(write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path) -> Path:
+    """Return the run of a Llama with grouped heads, scaled rope and tied embeddings, saved at steps 10 and 20."""
+    config = write_config("llama3", checkpoint={"every": 10 * 8 * 64, "keep_last": 3})
+    done = train(config, "--set", "model.model_config.tie_word_embeddings=True")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "output" / "run"
+
+
+def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}", encoding="utf-8")
+    exported = tmp_path / "exported"
+    done = convert("to-hf", trained, exported, "--like", tokenizer)
+    assert done.returncode == 0, done.stderr
+    assert "iteration_00000020" in done.stdout
+    assert {path.name for path in exported.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+    verified = convert("verify", exported, "--against", trained)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert verified.stdout.endswith("equal\n")
+    # The loss of the last validation, computed anew from the exported files alone.
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [record for record in records if record["kind"] == "validation"][-1]
+    assert last["step"] == 20
+    assert compute_loss(exported, packed, num_rows=10) == pytest.approx(last["loss"], abs=1e-4)
+
+    mean = tmp_path / "mean"
+    done = convert("to-hf", trained, mean, "--average", 2)
+    assert done.returncode == 0, done.stderr
+    earlier = tmp_path / "earlier"
+    assert convert("to-hf", trained / "checkpoint" / "iteration_00000010", earlier).returncode == 0
+    weights = [load_file(folder / "model.safetensors") for folder in (exported, earlier, mean)]
+    for name, tensor in weights[0].items():
+        np.testing.assert_allclose(weights[2][name], (tensor + weights[1][name]) / 2, rtol=1e-6, atol=1e-8)
+    assert convert("verify", exported, "--against", mean, "--no-logits").returncode == 1
+
+    refused = convert("to-hf", trained, tmp_path / "x", "--average", 5)
+    assert_refused(refused, "holds 2 complete checkpoints")
+    refused = convert("to-hf", trained, tmp_path / "x", "--like", REFERENCE / "llama31")
+    assert_refused(refused, "describes another model")
+
+
+def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
+    """Return the mean loss over the labels of the first rows of a packed dataset, by the NumPy forward pass."""
+    from ascend_cpt.backend.dataset import IGNORE_LABEL, PackedRows, split_row
+
+    folder = HfFolder(folder_path)
+    manifest = load_manifest(packed)
+    rows = PackedRows([manifest]).read(np.arange(num_rows))
+    pairs = [split_row(row, manifest.tokenizer.pad_id) for row in rows]
+    inputs, labels = (np.stack(part) for part in zip(*pairs, strict=True))
+    logits = compute_logits(
+        folder.sizes, lambda name: to_float32(folder.read(name), folder.tensors[name].dtype), inputs
+    ).astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    counted = labels != IGNORE_LABEL
+    chosen = np.take_along_axis(log_probabilities, np.where(counted, labels, 0)[..., None], axis=-1)[..., 0]
+    return float(-chosen[counted].mean())
+
+
+def assert_refused(done: Completed, named: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert named in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_input_gets_one_clear_line(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    assert_refused(convert("to-hf", tmp_path / "missing", target), "no such checkpoint")
+    assert_refused(convert("to-mindformers", tmp_path, target), "no config.json")
+    assert_refused(convert("to-mindformers", REFERENCE / "llama3", tmp_path), "exists already")
+    shutil.copytree(REFERENCE / "llama3", tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert_refused(convert("to-mindformers", tmp_path / "cut", target), "cut short")
+    assert_refused(convert("verify", tmp_path / "cut"), "cut short")
+    assert not target.exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_there_and_back_on_the_command_line(tmp_path: Path) -> None:
+    done = convert("to-mindformers", REFERENCE / "qwen3", tmp_path / "mindformers", "--max-shard-gb", "0.00002")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "mindformers").glob("model-*.safetensors"))) > 1
+    assert convert("to-hf", tmp_path / "mindformers", tmp_path / "back").returncode == 0
+    done = convert("verify", REFERENCE / "qwen3", "--against", tmp_path / "back", "--no-logits")
+    assert done.returncode == 0, done.stdout
