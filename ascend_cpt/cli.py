@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +21,7 @@ from ascend_cpt.errors import CheckpointError, ConfigError, CptError
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.resume.fingerprint import describe_differences
 from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
+from ascend_cpt.resume.lock import hold_run_folder
 from ascend_cpt.resume.state import write_text
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
@@ -51,6 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print(describe(plan))
         return 0
+    make_run_folder(plan.run_dir)
+    # Rank 0 speaks for the run: a second launch would have a rank 0 too.
+    with hold_run_folder(plan.run_dir) if process.rank == 0 else nullcontext():
+        return train_run(plan, args, process)
+
+
+def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
+    """Choose what to start from, compile and train. Returns the exit code."""
     resume_from = choose_resume(plan, args, process)
     if resume_from is not None and resume_from.state.step >= plan.budget.total_steps:
         if process.rank == 0:
@@ -58,7 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     init_from = None if resume_from else choose_init(plan)
     sections = compile_run(plan, resume_from=resume_from, init_from=init_from)
-    write_resolved(plan, render_yaml(sections, f"Compiled by ascend_cpt from {config.path}: the YAML that is trained"))
+    heading = f"Compiled by ascend_cpt from {plan.config.path}: the YAML that is trained"
+    # Every rank writes the same text, whole, so that none waits for another.
+    write_text(plan.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
     log_path = plan.run_dir / "logs" / f"rank_{process.rank}.log"
     try:
         with captured_output(log_path) as console:
@@ -265,18 +278,18 @@ def choose_init(plan: RunPlan) -> Path | None:
     return checkpoint.folder
 
 
-def write_resolved(plan: RunPlan, text: str) -> None:
-    """Write the resolved YAML into the run folder. Every rank writes the same text, whole, so none waits for another.
+def make_run_folder(run_dir: Path) -> None:
+    """Make the run folder.
 
     Raises:
-        ConfigError: when the run folder cannot be written.
+        ConfigError: when it cannot be made or written to.
     """
-    path = plan.run_dir / RESOLVED_NAME
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another --output_dir") from None
+        raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); choose another --output_dir") from None
 
 
 def finish(plan: RunPlan) -> None:

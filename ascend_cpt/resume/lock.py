@@ -1,0 +1,37 @@
+"""One run at a time in a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ascend_cpt.errors import CheckpointError
+
+LOCK_NAME = ".lock"
+
+
+@contextmanager
+def hold_run_folder(run_dir: Path) -> Iterator[None]:
+    """Keep other runs out of a run folder until the block ends, or the process, however it ends.
+
+    Raises:
+        CheckpointError: when another run holds it.
+    """
+    descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 100).decode(errors="replace").strip()
+            raise CheckpointError(
+                f"{run_dir}: another run trains in this folder ({holder or 'unknown process'}); wait for it, or choose "
+                "another folder with --set cpt.run_name=NAME"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
