@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -31,14 +32,25 @@ def checksum_file(path: Path) -> str:
     result is the same for a sparse file and for its copy with the holes filled in.
     """
     digest = hashlib.sha256()
-    page_number = 0
     with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            if block.count(0) != len(block):
-                _add_pages(digest, block, page_number)
-            page_number += len(block) // _PAGE_BYTES
-        digest.update(file.tell().to_bytes(8, "little"))
+        size_bytes = os.fstat(file.fileno()).st_size
+        offset = _find_data(file.fileno(), 0, size_bytes)
+        while block := os.pread(file.fileno(), _READ_BYTES, offset):
+            _add_pages(digest, block, offset // _PAGE_BYTES)
+            offset = _find_data(file.fileno(), offset + len(block), size_bytes)
+    digest.update(size_bytes.to_bytes(8, "little"))
     return digest.hexdigest()
+
+
+def _find_data(descriptor: int, offset: int, size_bytes: int) -> int:
+    """The page at or after `offset` before which the file has only a hole; the file's size when nothing follows."""
+    try:
+        data = os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size_bytes
+        raise
+    return data - data % _PAGE_BYTES
 
 
 def _add_pages(digest: hashlib._Hash, block: bytes, first_page: int) -> None:

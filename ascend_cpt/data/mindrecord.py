@@ -17,6 +17,7 @@ INDEX_SUFFIX = ".db"
 
 # The writer is no faster with more; always the same number makes the file's bytes independent of how rows arrive.
 _BATCH_ROWS = 256
+_ERROR_MARK = "[ERROR]"
 
 
 class MindRecordWriter:
@@ -51,7 +52,7 @@ class MindRecordWriter:
         try:
             self._open().commit()
         except Exception as error:
-            raise DataError(f"{self._path}: MindRecord cannot be written: {_first_line(error)}") from error
+            raise DataError(f"{self._path}: MindRecord cannot be written: {_describe(error)}") from error
         for path in (self._path, self._path.with_name(self._path.name + INDEX_SUFFIX)):
             path.chmod(0o666 & ~_read_umask())  # the library makes them readable by their owner only
         written = count_rows(self._path)
@@ -78,7 +79,7 @@ class MindRecordWriter:
             try:
                 self._open().write_raw_data([{COLUMN: row} for row in batch])
             except Exception as error:
-                raise DataError(f"{self._path}: MindRecord cannot be written: {_first_line(error)}") from error
+                raise DataError(f"{self._path}: MindRecord cannot be written: {_describe(error)}") from error
             self.num_rows += len(batch)
 
 
@@ -94,5 +95,8 @@ def _read_umask() -> int:
     return umask
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _describe(error: Exception) -> str:
+    """The line of the library's message that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line.removeprefix(_ERROR_MARK).strip() for line in lines if line.startswith(_ERROR_MARK)]
+    return next(iter(told or lines), type(error).__name__)

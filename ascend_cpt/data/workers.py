@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from ctypes import c_int64
 from typing import Any
 
 from ascend_cpt.data.subs import Progress, SubResult, SubTask, pack_sub
 from ascend_cpt.errors import DataError
 
 _POLL_S = 0.2
+_PR_SET_PDEATHSIG = 1
 
 _slots: Any = None
 """In a worker: three numbers per sub, shared with the main process. Each sub writes its own, so no lock is needed and a
@@ -31,9 +33,11 @@ def run_subs(tasks: Sequence[SubTask], workers: int, on_progress: Callable[[Prog
     if workers == 1 or len(tasks) <= 1:
         return _run_here(tasks, on_progress)
     context = multiprocessing.get_context("spawn")
-    slots = context.RawArray(c_int64, 3 * len(tasks))
+    slots = context.RawArray(ctypes.c_int64, 3 * len(tasks))
     num_processes = min(workers, len(tasks))
-    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=_begin_worker, initargs=(slots,))
+    pool = ProcessPoolExecutor(
+        num_processes, mp_context=context, initializer=_begin_worker, initargs=(slots, os.getpid())
+    )
     futures = {pool.submit(_run_sub, task, slot): task for slot, task in enumerate(tasks)}
     try:
         results = _collect(futures, lambda: on_progress(_sum_slots(slots)))
@@ -80,11 +84,22 @@ def _sum_slots(slots: Any) -> Progress:
     return Progress(weight=sum(slots[0::3]), num_documents=sum(slots[1::3]), num_tokens=sum(slots[2::3]))
 
 
-def _begin_worker(slots: Any) -> None:
+def _begin_worker(slots: Any, main_process: int) -> None:
     global _slots
     _slots = slots
+    _die_with(main_process)
     # One process per core is the parallelism; libraries' own threads would only get in each other's way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _die_with(main_process: int) -> None:
+    """Have the kernel kill this worker when the main process dies, however that dies.
+
+    A worker that lived on would write into the folders of the next run's subs.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != main_process:  # it died before
+        os._exit(1)
 
 
 def _run_sub(task: SubTask, slot: int) -> SubResult:
