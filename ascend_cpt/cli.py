@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from ascend_cpt.backend.compile import compile_run, render_yaml
 from ascend_cpt.backend.describe import describe, describe_start
 from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, resolve
+from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
@@ -40,6 +41,9 @@ class Process:
 def main(argv: list[str] | None = None) -> int:
     """Train, or with --dry-run print what would be trained. Returns the exit code."""
     args = parse_arguments(argv)
+    if is_scheduler():
+        serve_workers()
+        return 0
     process = read_process(args.world_size if args.dry_run else None)
     config = load_config(
         args.config, collect_overrides(args), replace=("cpt.sources",) if args.train_dataset_dir else ()
