@@ -7,11 +7,12 @@ Types, as users of Megatron and MindSpeed-LLM know them: `PretrainedFromHF` (a f
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from ascend_cpt.data.manifest import TokenizerInfo
 from ascend_cpt.data.tokenizing.base import TokenizerFile
@@ -181,16 +182,14 @@ def _choose_pad(candidates: Iterable[int | None], eod_id: int, bos_id: int | Non
 def _fingerprint_json(content: Mapping[str, Any]) -> str:
     """SHA-256 of what decides the ids in a tokenizer.json, however the file is laid out."""
     model = dict(content.get("model") or {})
-    model["merges"] = [
-        list(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or ()
-    ]
+    model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
     decisive = {name: content.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer")} | {"model": model}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = orjson.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):

@@ -5,12 +5,12 @@ Known differences of gigatoken 0.10 are led around: documents that may meet one 
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+import orjson
 
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile, join_encoded
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE
@@ -97,7 +97,7 @@ def _make_plain_json(file: TokenizerFile) -> str:
 
     Added tokens that are not control tokens (runs of blanks, say) stay: they are part of how text is encoded.
     """
-    content = json.loads(file.path.read_text(encoding="utf-8"))
+    content = orjson.loads(file.path.read_bytes())
     if not file.parse_control:
         content["added_tokens"] = [token for token in content.get("added_tokens") or () if not token.get("special")]
-    return json.dumps(content | {"truncation": None, "padding": None, "post_processor": None})
+    return orjson.dumps(content | {"truncation": None, "padding": None, "post_processor": None}).decode()
