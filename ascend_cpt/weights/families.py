@@ -84,7 +84,20 @@ _QWEN3 = (
     _rename(f"{_LAYER}self_attn.k_norm.weight", f"{_DECODER}self_attention.k_layernorm.weight", "head"),
 )
 
-# model_type → the name of the model's class, in transformers and in MindFormers.
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_QWEN2 = (
+    *_LLAMA,
+    Row(
+        mindformers=f"{_DECODER}self_attention.linear_qkv.bias",
+        hf=(
+            (f"{_LAYER}self_attn.q_proj.bias", "queries"),
+            (f"{_LAYER}self_attn.k_proj.bias", "keys"),
+            (f"{_LAYER}self_attn.v_proj.bias", "keys"),
+        ),
+        layout=GroupedQkv(),
+    ),
+)
 
-FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "qwen3": _QWEN3}
+# model_type → the name of the model's class, in transformers and in MindFormers.
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}

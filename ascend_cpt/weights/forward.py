@@ -31,11 +31,12 @@ def compute_logits(sizes: ModelSizes, read: Reader, tokens: NDArray[np.integer])
         prefix = f"model.layers.{layer}."
 
         def read_layer(name: str, prefix: str = prefix) -> Floats:
-            return read(f"{prefix}{name}.weight")
+            return read(prefix + name)
 
-        attended = _attend(sizes, read_layer, _norm(hidden, read_layer("input_layernorm"), sizes), rotation)
-        hidden = hidden + attended
-        hidden = hidden + _mlp(read_layer, _norm(hidden, read_layer("post_attention_layernorm"), sizes))
+        normed = _norm(hidden, read_layer("input_layernorm.weight"), sizes)
+        hidden = hidden + _attend(sizes, read_layer, normed, rotation)
+        normed = _norm(hidden, read_layer("post_attention_layernorm.weight"), sizes)
+        hidden = hidden + _mlp(read_layer, normed)
     hidden = _norm(hidden, read("model.norm.weight"), sizes)
     output = embedding if sizes.tie_word_embeddings else read(HF_OUTPUT)
     logits: Floats = hidden @ output.T
@@ -52,12 +53,16 @@ def _attend(sizes: ModelSizes, read: Reader, x: Floats, rotation: tuple[Floats, 
 
     def project(name: str) -> Floats:
         """Return (batch, heads, length, head_dim)."""
-        return (x @ read(f"self_attn.{name}").T).reshape(batch, length, -1, sizes.head_dim).swapaxes(1, 2)
+        projected = x @ read(f"self_attn.{name}.weight").T
+        if sizes.has_qkv_bias:
+            projected += read(f"self_attn.{name}.bias")
+        by_head: Floats = projected.reshape(batch, length, -1, sizes.head_dim).swapaxes(1, 2)
+        return by_head
 
     query, key, value = project("q_proj"), project("k_proj"), project("v_proj")
     if sizes.family == "qwen3":
-        query = _norm(query, read("self_attn.q_norm"), sizes)
-        key = _norm(key, read("self_attn.k_norm"), sizes)
+        query = _norm(query, read("self_attn.q_norm.weight"), sizes)
+        key = _norm(key, read("self_attn.k_norm.weight"), sizes)
     query, key = _rotate(query, rotation), _rotate(key, rotation)
     num_repeats = sizes.num_heads // sizes.num_kv_heads
     key, value = np.repeat(key, num_repeats, axis=1), np.repeat(value, num_repeats, axis=1)
@@ -66,7 +71,7 @@ def _attend(sizes: ModelSizes, read: Reader, x: Floats, rotation: tuple[Floats, 
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     mixed = (weights @ value).swapaxes(1, 2).reshape(batch, length, -1)
-    attended: Floats = mixed @ read("self_attn.o_proj").T
+    attended: Floats = mixed @ read("self_attn.o_proj.weight").T
     return attended
 
 
@@ -78,9 +83,9 @@ def _rotate(x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
 
 
 def _mlp(read: Reader, x: Floats) -> Floats:
-    gate = x @ read("mlp.gate_proj").T
+    gate = x @ read("mlp.gate_proj.weight").T
     # Written this way, the exponential of a large negative gate overflows to a harmless infinity.
     with np.errstate(over="ignore"):
-        activated = gate / (1 + np.exp(-gate)) * (x @ read("mlp.up_proj").T)
-    down: Floats = activated @ read("mlp.down_proj").T
+        activated = gate / (1 + np.exp(-gate)) * (x @ read("mlp.up_proj.weight").T)
+    down: Floats = activated @ read("mlp.down_proj.weight").T
     return down

@@ -46,7 +46,6 @@ def make_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
         rope_theta=sizes.rope.theta,
         tie_word_embeddings=sizes.tie_word_embeddings,
         hidden_act="silu",
-        attention_bias=False,
         model_type=sizes.family,
         architectures=[ARCHITECTURES[sizes.family]],
     )

@@ -34,6 +34,7 @@ class ModelSizes:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    has_qkv_bias: bool
     tie_word_embeddings: bool
     rms_norm_eps: float
     rope: Rope
@@ -82,6 +83,8 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=config.get("head_dim") or hidden_size // num_heads,
+        # Qwen2's configuration has no field for it: its query, key and value always have a bias.
+        has_qkv_bias=config.get("model_type") == "qwen2",
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope=read_rope(config),

@@ -46,6 +46,8 @@ _LLAMA31_ROPE = {
     "high_freq_factor": 5.0,
     "original_max_position_embeddings": 32,
 }
+# Qwen2 has no field for the size of a head.
+_QWEN2_SIZES = {key: value for key, value in _SIZES.items() if key != "head_dim"}
 # name → (model_type, fields of config.json). Qwen3's heads are wider than hidden_size / heads, as in Qwen3-0.6B.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**_SIZES, "rope_theta": 1e6, "tie_word_embeddings": False}),
@@ -54,6 +56,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("llama", {**_SIZES, "rope_theta": 5e5, "tie_word_embeddings": False}),
     "llama31": ("llama", {**_SIZES, "rope_scaling": _LLAMA31_ROPE, "tie_word_embeddings": False}),
     "llama32_tied": ("llama", {**_SIZES, "rope_scaling": _LLAMA31_ROPE, "tie_word_embeddings": True}),
+    "qwen25_tied": ("qwen2", {**_QWEN2_SIZES, "rope_theta": 1e6, "tie_word_embeddings": True}),
 }
 
 

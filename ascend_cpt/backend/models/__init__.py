@@ -1,7 +1,8 @@
 """The model families that MindFormers trains here beyond its own: classes on its mcore GPTModel.
 
 Importing this package registers them with MindFormers, so that `model_config: {model_type: llama, architectures:
-[LlamaForCausalLM]}` with `use_legacy: False` builds ours. MindFormers keeps its old Llama under another prefix.
+[LlamaForCausalLM]}` with `use_legacy: False` builds ours. MindFormers keeps its old Llama under another prefix; its own
+Qwen2, which refuses to train, is replaced.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from ascend_cpt.backend.models.llama import LlamaConfig, LlamaForCausalLM
+from ascend_cpt.backend.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-__all__ = ["LlamaConfig", "LlamaForCausalLM", "register_models"]
+__all__ = ["LlamaConfig", "LlamaForCausalLM", "Qwen2Config", "Qwen2ForCausalLM", "register_models"]
 
-_FAMILIES = ((LlamaConfig, LlamaForCausalLM),)
+_FAMILIES = ((LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM))
 
 
 def register_models() -> None:

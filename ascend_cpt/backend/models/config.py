@@ -31,18 +31,21 @@ _DEFAULTS: dict[str, Any] = {
     "seq_length": 4096,
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
-    "attention_bias": False,
     "initializer_range": 0.02,
     "is_dynamic": False,
 }
 # Fields of config.json without a meaning for training here, or that `read_sizes` has already looked at.
 _NOT_CONVERTED = {
+    "attention_bias",
     "auto_map",
     "dtype",
+    "layer_types",
+    "max_window_layers",
     "mlp_bias",
     "pretraining_tp",
     "rope_parameters",
     "rope_scaling",
+    "sliding_window",
     "torch_dtype",
     "transformers_version",
     "use_cache",
@@ -54,7 +57,6 @@ class DecoderConverter(ConfigConverter):
     """Renames the fields of a config.json to those of MindFormers' TransformerConfig."""
 
     CONFIG_MAPPING: ClassVar[dict[str, Any]] = {
-        "attention_bias": "add_qkv_bias",
         "head_dim": "kv_channels",
         "initializer_range": "init_method_std",
         "intermediate_size": "ffn_hidden_size",
@@ -113,6 +115,7 @@ class DecoderConfig(PretrainedConfig):
 def _as_fields(sizes: ModelSizes) -> dict[str, Any]:
     """What config.json may leave out or say in two ways, said in the way that MindFormers reads."""
     return {
+        "add_qkv_bias": sizes.has_qkv_bias,
         "head_dim": sizes.head_dim,
         "num_key_value_heads": sizes.num_kv_heads,
         "rms_norm_eps": sizes.rms_norm_eps,

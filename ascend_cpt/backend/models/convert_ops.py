@@ -2,17 +2,66 @@
 
 from __future__ import annotations
 
-from mindformers.checkpoint.converter.convert_op import ConcatConvertOp, ConvertOp, QKVConvertOp, RenameConvertOp
+from typing import Any
 
-from ascend_cpt.weights.families import FAMILIES
-from ascend_cpt.weights.layout import GroupedQkv, InterleavedRows, Same
+import numpy as np
+from mindformers.checkpoint.converter.convert_op import (
+    ConcatConvertOp,
+    ConvertOp,
+    QKVBiasConvertOp,
+    QKVConvertOp,
+    RenameConvertOp,
+)
+from mindformers.checkpoint.converter.template import WeightTemplate
 
+from ascend_cpt.weights.families import FAMILIES, Row
+from ascend_cpt.weights.layout import Array, GroupedQkv, InterleavedRows, Same
+
+
+class GroupedBiasConvertOp(QKVBiasConvertOp):
+    """The biases of query, key and value by key-value head; MindFormers' own takes one query head per key head."""
+
+    def _hf_to_mf(self, weights: list[Array]) -> list[Array]:
+        num_groups = self.num_query_groups // self.tensor_model_parallel_size // self.optimizer_parallel_size
+        return [np.concatenate([bias.reshape(num_groups, -1) for bias in weights], axis=1).reshape(-1)]
+
+
+class DecoderTemplate(WeightTemplate):
+    """How MindFormers' `load_hf_checkpoint` converts, with the biases of query, key and value that it leaves out."""
+
+    def preprocess_hf_weights(
+        self,
+        src_name: str,
+        parameter: Any,
+        experts_weights: dict[str, Any],
+        qkv_weights: dict[str, dict[str, Any]],
+        num_moe_experts: int | None,
+    ) -> tuple[str | None, Any]:
+        """Collect the whole parts of a joined tensor: return its name and value with the last part, until then None."""
+        if not src_name.endswith(".bias"):
+            return super().preprocess_hf_weights(src_name, parameter, experts_weights, qkv_weights, num_moe_experts)
+        (name,) = self.get_mf_name(src_name)
+        parts = qkv_weights.setdefault(name, {})
+        parts[src_name] = parameter
+        op = self.get_convert_op(src_name, self.hf_name_to_converter)
+        if len(parts) < len(op.hf_names):
+            return None, None
+        # q_proj, k_proj, v_proj as in the table.
+        ordered = [next(part for key, part in parts.items() if key.endswith(hf.split(".{}.")[1])) for hf in op.hf_names]
+        joined = np.concatenate([part.reshape(op.num_query_groups, -1) for part in ordered], axis=1)
+        return name, joined.reshape(-1)
+
+
+# MindFormers' "concat" interleaves rows.
 _OPS = {Same: RenameConvertOp, GroupedQkv: QKVConvertOp, InterleavedRows: ConcatConvertOp}
 
 
 def make_convert_ops(family: str) -> list[ConvertOp]:
-    """Return MindFormers' weight converters for a family's table. MindFormers' "concat" interleaves rows."""
+    """Return MindFormers' weight converters for a family's table."""
     return [
-        _OPS[type(row.layout)](hf_names=[name for name, _ in row.hf], mf_names=[row.mindformers])
-        for row in FAMILIES[family]
+        _choose_op(row)(hf_names=[name for name, _ in row.hf], mf_names=[row.mindformers]) for row in FAMILIES[family]
     ]
+
+
+def _choose_op(row: Row) -> type[ConvertOp]:
+    return GroupedBiasConvertOp if row.mindformers.endswith("linear_qkv.bias") else _OPS[type(row.layout)]

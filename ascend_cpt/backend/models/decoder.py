@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import mindspore as ms
-from mindformers.checkpoint.converter.template import WeightTemplate
 from mindformers.models.modeling_utils import PreTrainedModel
 from mindformers.parallel_core.training_graph.base_models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from mindformers.parallel_core.training_graph.base_models.gpt.gpt_model import GPTModel
@@ -13,7 +12,7 @@ from mindformers.parallel_core.utils.model_mixin import ModelMixin, TrainModelMi
 from mindspore import Tensor
 
 from ascend_cpt.backend.models.config import DecoderConfig
-from ascend_cpt.backend.models.convert_ops import make_convert_ops
+from ascend_cpt.backend.models.convert_ops import DecoderTemplate, make_convert_ops
 from ascend_cpt.weights.rope import compute_inverse_frequencies
 
 
@@ -45,7 +44,7 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
         frequencies = compute_inverse_frequencies(sizes.rope, sizes.head_dim)
         self.model.rotary_pos_emb.inv_freq = Tensor(frequencies, ms.float32)
         # What MindFormers' `load_hf_checkpoint` converts with.
-        self.template = WeightTemplate(weight_converters=make_convert_ops(config.model_type))
+        self.template = DecoderTemplate(weight_converters=make_convert_ops(config.model_type))
         self.template.set_model_config(transformer_config)
 
     def construct(

@@ -24,13 +24,18 @@ from mindformers.tools.register import MindFormerConfig  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 from ascend_cpt.backend.cpu import install_cpu_kernels  # noqa: E402
-from ascend_cpt.backend.models import LlamaConfig, LlamaForCausalLM, register_models  # noqa: E402
+from ascend_cpt.backend.models import (  # noqa: E402
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2ForCausalLM,
+    register_models,
+)
 from ascend_cpt.errors import ConfigError  # noqa: E402
 from ascend_cpt.weights.mapping import list_mindformers_shapes, to_mindformers  # noqa: E402
 from ascend_cpt.weights.sizes import read_sizes  # noqa: E402
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["llama2", "llama31", "llama32_tied"]
+MODELS = ["llama2", "llama31", "llama32_tied", "qwen25_tied"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +57,7 @@ def test_mindformers_builds_ours_from_the_folder_of_a_model_and_loads_its_weight
     network = build_network(
         MindFormerConfig(pretrained_model_dir=str(folder), model_config={"params_dtype": "float32", "seq_length": 32})
     )
-    assert type(network) is LlamaForCausalLM
+    assert type(network) is (Qwen2ForCausalLM if name.startswith("qwen") else LlamaForCausalLM)
     sizes = read_sizes(read_config(name))
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     assert {key: parameter.shape for key, parameter in parameters.items()} == list_mindformers_shapes(sizes)

@@ -35,7 +35,7 @@ from ascend_cpt.weights.mindformers_folder import MindFormersFolder  # noqa: E40
 from ascend_cpt.weights.sizes import read_config  # noqa: E402
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["qwen3", "qwen3_tied", "llama2", "llama31", "llama32_tied"]
+MODELS = ["qwen3", "qwen3_tied", "llama2", "llama31", "llama32_tied", "qwen25_tied"]
 # How MindFormers lays out the dimensions of a tensor over (data, optimizer, tensor) parallel devices: by columns, by
 # rows, rows over two axes (an optimizer-parallel slice of a tensor-parallel one), both dimensions, not at all.
 LAYOUTS: list[tuple[Any, ...]] = [

@@ -22,7 +22,7 @@ from ascend_cpt.weights.mapping import (
 from ascend_cpt.weights.sizes import ModelSizes, read_sizes
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied"]
+MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]
 
 
 def make_sizes(**changes: Any) -> ModelSizes:
@@ -61,7 +61,7 @@ def test_a_model_saved_by_transformers_comes_back_bit_by_bit(name: str) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    family=st.sampled_from(["llama", "qwen3"]),
+    family=st.sampled_from(["llama", "qwen2", "qwen3"]),
     num_kv_heads=st.integers(1, 3),
     num_groups=st.integers(1, 3),
     head_dim=st.integers(1, 3),
@@ -160,6 +160,9 @@ PUBLISHED = {
     "llama3_70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False, 70_553_706_496),
     "llama32_1b": ("llama", 128256, 2048, 8192, 16, 32, 8, 64, True, 1_235_814_400),
     "llama32_3b": ("llama", 128256, 3072, 8192, 28, 24, 8, 128, True, 3_212_749_824),
+    "qwen25_0.5b": ("qwen2", 151936, 896, 4864, 24, 14, 2, 64, True, 494_032_768),
+    "qwen25_7b": ("qwen2", 152064, 3584, 18944, 28, 28, 4, 128, False, 7_615_616_512),
+    "qwen25_72b": ("qwen2", 152064, 8192, 29568, 80, 64, 8, 128, False, 72_706_203_648),
     "qwen3_0.6b": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True, 596_049_920),
     "qwen3_1.7b": ("qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True, 1_720_574_976),
     "qwen3_4b": ("qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True, 4_022_468_096),
