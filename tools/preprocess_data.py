@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.data.settings import INPUT_FORMATS, OUTPUT_FORMATS, TAILS, TXT_DOCUMENTS, PreprocessSettings
 from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError, run_command
@@ -57,7 +58,8 @@ def parse_args() -> PreprocessSettings:
     add = parser.add_argument_group("output").add_argument
     add("--output-prefix", required=True, help="folder and beginning of the names of the output files")
     add("--output-format", choices=OUTPUT_FORMATS, default="mindrecord", help="[%(default)s]")
-    add("--seq-length", type=int, required=True, help="trained tokens per row; a row holds one more")
+    add("--dataset-name", help="name of the files, instead of {output-prefix}_{key}_document")
+    add("--seq-length", type=int, default=0, help="trained tokens per row; a row holds one more (not for mmap)")
     add("--n-subs", type=int, default=1, help="parts to cut the input into, each packed to one file [%(default)s]")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that pack parts [cores: %(default)s]")
     add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a part [%(default)s]")
@@ -80,6 +82,7 @@ def parse_args() -> PreprocessSettings:
         parse_special_tokens=args.parse_special_tokens,
         output_prefix=args.output_prefix,
         output_format=args.output_format,
+        dataset_name=args.dataset_name,
         seq_length=args.seq_length,
         num_subs=args.n_subs,
         workers=args.workers,
@@ -100,6 +103,13 @@ def choose_tokenizer_path(args: argparse.Namespace) -> str:
     return str(path)
 
 
+def describe_rows(manifest: Manifest) -> str:
+    """How the tokens are stored."""
+    if manifest.seq_length is None:
+        return f"{manifest.shards[0].file} and {manifest.shards[0].index_file}"
+    return f"{manifest.num_rows} rows of {manifest.seq_length}, {len(manifest.shards)} files"
+
+
 def main() -> None:
     """Run the command."""
     settings = parse_args()
@@ -109,7 +119,7 @@ def main() -> None:
     for manifest in preprocess(settings):
         print(
             f"{manifest.path}: {manifest.num_documents} documents, {manifest.num_tokens} tokens "
-            f"in {manifest.num_rows} rows of {settings.seq_length}, {len(manifest.shards)} files, "
+            f"in {describe_rows(manifest)}, "
             f"{sum(manifest.rejected.values())} records rejected"
         )
 

@@ -22,6 +22,7 @@ _DECISIVE_SETTINGS = (
     "tail",
     "txt_documents",
     "output_format",
+    "dataset_name",
     "parse_special_tokens",
     "tokenizer_engine",
 )

@@ -20,6 +20,7 @@ FORMATS = {
     ".txt": "txt",
     ".arrow": "arrow",
     ".feather": "arrow",
+    ".idx": "indexed",
 }
 """File ending (in lower case) to format. `.json` and `.jsonl` may mix: the content tells an array from lines."""
 
@@ -68,17 +69,29 @@ def find_input_files(patterns: Sequence[str], *, only_format: str | None = None)
 
 def fingerprint_file(file: InputFile) -> str:
     """SHA-256 that changes with the file: over its content, or of a large one over samples, size and time of change."""
-    digest = hashlib.sha256(str(file.size_bytes).encode())
-    with open(file.path, "rb") as stream:
-        if file.size_bytes <= _WHOLE_FINGERPRINT_BYTES:
+    digest = hashlib.sha256()
+    # An index says little about its data, which is in the file beside it.
+    paths = [file.path, file.path.removesuffix(".idx") + ".bin"] if file.format == "indexed" else [file.path]
+    for path in paths:
+        try:
+            _add_fingerprint(digest, path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _add_fingerprint(digest: hashlib._Hash, path: str) -> None:
+    with open(path, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        digest.update(str(status.st_size).encode())
+        if status.st_size <= _WHOLE_FINGERPRINT_BYTES:
             while block := stream.read(_SAMPLE_BYTES * 16):
                 digest.update(block)
         else:
-            digest.update(str(os.fstat(stream.fileno()).st_mtime_ns).encode())
+            digest.update(str(status.st_mtime_ns).encode())
             for k in range(_NUM_SAMPLES):
-                stream.seek((file.size_bytes - _SAMPLE_BYTES) * k // (_NUM_SAMPLES - 1))
+                stream.seek((status.st_size - _SAMPLE_BYTES) * k // (_NUM_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
 
 
 def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:

@@ -50,7 +50,7 @@ class Packer:
 
     def add(self, documents: Encoded) -> Rows:
         """Take documents in; return the rows that are full now, of shape [rows, seq_length + 1]."""
-        stream = self._join(documents)
+        stream = add_borders(documents, self._layout).ids
         self.num_tokens += stream.size
         stream = np.concatenate((self._rest, stream))
         num_rows = stream.size // self._row_tokens
@@ -66,21 +66,19 @@ class Packer:
         row[0, : rest.size] = rest
         return Tail(rows=row, tail_tokens=rest.size, dropped_tokens=0)
 
-    def _join(self, documents: Encoded) -> Rows:
-        """The documents' ids in a row, each with its BOS and EOD."""
-        extra = (self._layout.bos_id is not None) + (self._layout.eod_id is not None)
-        if not extra:
-            return documents.ids
-        num_documents = documents.offsets.size - 1
-        stream = np.empty(documents.ids.size + num_documents * extra, np.int32)
-        is_text = np.ones(stream.size, bool)
-        shifts = np.arange(num_documents) * extra
-        for position, token in (
-            (documents.offsets[:-1] + shifts, self._layout.bos_id),
-            (documents.offsets[1:] + shifts + extra - 1, self._layout.eod_id),
-        ):
-            if token is not None:
-                stream[position] = token
-                is_text[position] = False
-        stream[is_text] = documents.ids
-        return stream
+
+def add_borders(documents: Encoded, layout: Layout) -> Encoded:
+    """The documents, each with its BOS and EOD."""
+    extra = (layout.bos_id is not None) + (layout.eod_id is not None)
+    if not extra:
+        return documents
+    num_documents = documents.offsets.size - 1
+    ids = np.empty(documents.ids.size + num_documents * extra, np.int32)
+    is_text = np.ones(ids.size, bool)
+    offsets = documents.offsets + np.arange(num_documents + 1) * extra
+    for positions, token in ((offsets[:-1], layout.bos_id), (offsets[1:] - 1, layout.eod_id)):
+        if token is not None:
+            ids[positions] = token
+            is_text[positions] = False
+    ids[is_text] = documents.ids
+    return Encoded(ids, offsets)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from ascend_cpt import __version__
 from ascend_cpt.data import workspace
+from ascend_cpt.data.batches import INDEXED_FORMAT
 from ascend_cpt.data.documents import Reject
 from ascend_cpt.data.handlers import describe_handler, joins_records, load_handler, needed_columns
 from ascend_cpt.data.identity import Identity, make_identity
 from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
-from ascend_cpt.data.manifest import Manifest, SourceFile
+from ascend_cpt.data.manifest import Manifest, Shard, SourceFile
+from ascend_cpt.data.outputs import MINDRECORD
 from ascend_cpt.data.packing import Layout
 from ascend_cpt.data.preview import preview_texts
 from ascend_cpt.data.progress import ProgressReporter
@@ -65,15 +67,19 @@ def preprocess(settings: PreprocessSettings) -> list[Manifest]:
         if finished:
             logger.info("%s: already done, reusing", settings.output_prefix)
             return finished
-        sample = preview_texts(files, handler, settings.json_keys, options)
+        if files[0].format == INDEXED_FORMAT:
+            engine = EngineChoice(name="none", version="", check="the input holds ids")
+        else:
+            sample = preview_texts(files, handler, settings.json_keys, options)
+            engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
         work = workspace.open_work_folder(settings, identity)
-        engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
         tasks = _plan_subs(settings, files, options, tokenizer, engine, work)
         results = _run_subs(settings, tasks)
         rejects = write_rejects(settings.output_prefix, results)
         check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
-        manifests = _make_manifests(settings, identity, tokenizer, engine, results, rejects)
-        return workspace.commit(settings, tasks, results, manifests)
+        shards = workspace.join_shards(settings, tasks, results)
+        manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards, rejects)
+        return workspace.commit(settings, tasks, manifests)
 
 
 def _describe_sources(files: Sequence[InputFile]) -> tuple[SourceFile, ...]:
@@ -106,13 +112,17 @@ def _plan_subs(
             number=number,
             spans=tuple(spans),
             folder=work / f"sub-{number:0{width}d}",
-            file_names=tuple(f"{prefix}.mindrecord{number:0{width}d}" for prefix in prefixes),
+            file_names=tuple(
+                f"{prefix}.mindrecord{number:0{width}d}" if settings.output_format == MINDRECORD else f"{prefix}.bin"
+                for prefix in prefixes
+            ),
             keys=settings.json_keys,
             handler_name=settings.handler_name,
             read_options=options,
             tokenizer=tokenizer,
             engine=engine,
             layout=layout,
+            output_format=settings.output_format,
         )
         for number, spans in enumerate(split_input(files, extents, settings.num_subs))
     ]
@@ -142,6 +152,7 @@ def _make_manifests(
     tokenizer: TokenizerFile,
     engine: EngineChoice,
     results: Sequence[SubResult],
+    shards: Sequence[tuple[Shard, ...]],
     rejects: Sequence[Reject],
 ) -> list[Manifest]:
     versions = {"ascend_cpt": __version__, "python": platform.python_version()}
@@ -150,9 +161,9 @@ def _make_manifests(
         Manifest(
             key=key,
             output_format=settings.output_format,
-            seq_length=settings.seq_length,
+            seq_length=settings.seq_length if settings.output_format == MINDRECORD else None,
             tokenizer=tokenizer.info,
-            shards=tuple(result.shards[k] for result in results),
+            shards=shards[k],
             sources=tuple(SourceFile(**source) for source in identity["sources"]),
             num_records=sum(result.num_records for result in results),
             num_filtered=sum(result.num_filtered for result in results),

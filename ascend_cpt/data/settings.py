@@ -11,7 +11,7 @@ from ascend_cpt.errors import DataError
 
 TAILS = ("pad", "drop")
 TXT_DOCUMENTS = ("line", "blank-line", "file")
-OUTPUT_FORMATS = ("mindrecord",)
+OUTPUT_FORMATS = ("mindrecord", "mmap")
 INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 
@@ -21,14 +21,17 @@ class PreprocessSettings:
 
     inputs: tuple[str, ...]
     output_prefix: str
-    seq_length: int
     tokenizer_path: str
+    seq_length: int = 0
+    """Needed for MindRecord; 0 where no rows are made."""
     tokenizer_type: str = HUGGING_FACE
     tokenizer_engine: str = "auto"
     handler_name: str = "GeneralPretrainHandler"
     json_keys: tuple[str, ...] = ("text",)
     input_format: str | None = None
     output_format: str = "mindrecord"
+    dataset_name: str | None = None
+    """Name of the dataset's files, instead of `{output_prefix}_{key}_document`."""
     num_subs: int = 1
     workers: int = 1
     append_eod: bool = True
@@ -43,7 +46,10 @@ class PreprocessSettings:
     def __post_init__(self) -> None:
         """Check what can be checked without looking at any file; raise DataError for the first thing wrong."""
         for is_good, message in (
-            (self.seq_length >= 1, f"--seq-length {self.seq_length}: must be at least 1"),
+            (
+                self.seq_length >= 1 or self.output_format == "mmap",
+                f"--seq-length {self.seq_length}: must be at least 1",
+            ),
             (self.num_subs >= 1, f"--n-subs {self.num_subs}: must be at least 1"),
             (self.workers >= 1, f"--workers {self.workers}: must be at least 1"),
             (0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction {self.max_bad_fraction}: must be from 0 to 1"),
@@ -54,6 +60,11 @@ class PreprocessSettings:
                 not any(os.sep in key for key in self.json_keys),
                 f"--json-keys: a key is part of file names, no {os.sep} in it",
             ),
+            (
+                not self.dataset_name or len(self.json_keys) == 1,
+                "--dataset-name: one name does not fit several --json-keys",
+            ),
+            (os.sep not in (self.dataset_name or ""), "--dataset-name: a file name; the folder is --output-prefix's"),
             (os.path.basename(self.output_prefix), f"--output-prefix {self.output_prefix}: must end in a file name"),
         ):
             if not is_good:
@@ -64,4 +75,6 @@ class PreprocessSettings:
 
     def dataset_prefix(self, key: str) -> str:
         """Prefix of the dataset made of `key`."""
+        if self.dataset_name:
+            return os.path.join(os.path.dirname(self.output_prefix), self.dataset_name)
         return f"{self.output_prefix}_{key}_document"

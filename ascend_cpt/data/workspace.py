@@ -17,9 +17,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from ascend_cpt.data import indexed
 from ascend_cpt.data.files import checksum_file, write_text_atomic
 from ascend_cpt.data.identity import Identity, describe_difference, identity_of
 from ascend_cpt.data.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.outputs import MINDRECORD, make_shard
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.subs import SubResult, SubTask, load_result
 from ascend_cpt.errors import DataError
@@ -126,20 +128,18 @@ def load_finished_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -
     return finished
 
 
-def commit(
-    settings: PreprocessSettings, tasks: Sequence[SubTask], results: Sequence[SubResult], manifests: Sequence[Manifest]
-) -> list[Manifest]:
+def commit(settings: PreprocessSettings, tasks: Sequence[SubTask], manifests: Sequence[Manifest]) -> list[Manifest]:
     """Move the shard files to their places, remove what they replace, write the manifests; return these."""
     prefixes = [Path(settings.dataset_prefix(key)) for key in settings.json_keys]
+    folders = [task.folder for task in tasks] if settings.output_format == MINDRECORD else [_joined_folder(settings)]
     try:
         for prefix in prefixes:
             manifest_path(prefix).unlink(missing_ok=True)
-        for task, result in zip(tasks, results, strict=True):
-            for shard, prefix in zip(result.shards, prefixes, strict=True):
-                for name in (shard.file, shard.index_file):
-                    if (task.folder / name).exists():
-                        os.replace(task.folder / name, prefix.parent / name)
         for prefix, manifest in zip(prefixes, manifests, strict=True):
+            for folder, shard in zip(folders, manifest.shards, strict=True):
+                for name in (shard.file, shard.index_file):
+                    if (folder / name).exists():
+                        os.replace(folder / name, prefix.parent / name)
             _remove_stale(prefix, {name for shard in manifest.shards for name in (shard.file, shard.index_file)})
         written = [
             write_manifest(manifest, manifest_path(prefix))
@@ -149,6 +149,39 @@ def commit(
         raise DataError(f"{error.filename}: the dataset cannot be moved into place: {error.strerror}") from error
     shutil.rmtree(_work_folder(settings.output_prefix), ignore_errors=True)
     return written
+
+
+def join_shards(
+    settings: PreprocessSettings, tasks: Sequence[SubTask], results: Sequence[SubResult]
+) -> list[tuple[Shard, ...]]:
+    """The shards of each key's dataset: those of the subs, or for an indexed dataset one that is joined of them.
+
+    The subs' parts stay until the end of the run, so that joining can be done again.
+    """
+    by_key = list(zip(*(result.shards for result in results), strict=True))
+    if settings.output_format == MINDRECORD:
+        return by_key
+    joined = _joined_folder(settings)
+    try:
+        joined.mkdir(exist_ok=True)
+        return [(_join_parts(joined, tasks, shards),) for shards in by_key]
+    except OSError as error:
+        raise DataError(f"{joined}: the parts cannot be joined: {error.strerror}") from error
+
+
+def _join_parts(folder: Path, tasks: Sequence[SubTask], shards: Sequence[Shard]) -> Shard:
+    name = shards[0].file.removesuffix(indexed.DATA_SUFFIX)
+    indexed.join_parts([task.folder / name for task in tasks], folder / name)
+    counts = ("num_rows", "num_tokens", "num_documents", "text_bytes")
+    return make_shard(
+        folder / shards[0].file,
+        folder / shards[0].index_file,
+        **{count: sum(getattr(shard, count) for shard in shards) for count in counts},
+    )
+
+
+def _joined_folder(settings: PreprocessSettings) -> Path:
+    return _work_folder(settings.output_prefix) / "joined"
 
 
 def _work_folder(output_prefix: str) -> Path:
@@ -173,7 +206,7 @@ def _is_whole(path: Path, size_bytes: int, sha256: str) -> bool:
 
 def _remove_stale(prefix: Path, kept: Iterable[str]) -> None:
     """Remove shard files of an earlier dataset: MindFormers would read them along with ours."""
-    stale = re.compile(re.escape(prefix.name) + r"\.mindrecord\d+(\.db)?")
+    stale = re.compile(re.escape(prefix.name) + r"\.(mindrecord\d+(\.db)?|bin|idx)")
     for path in prefix.parent.iterdir():
         if stale.fullmatch(path.name) and path.name not in kept:
             path.unlink()

@@ -1,0 +1,109 @@
+"""A sub's documents as token ids, batch by batch: from text, or from an indexed dataset that holds ids already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ascend_cpt.data.documents import Document, Tally, extract_documents
+from ascend_cpt.data.handlers import load_handler
+from ascend_cpt.data.indexed import INDEX_SUFFIX, IndexedReader, iter_documents
+from ascend_cpt.data.spans import read_records
+from ascend_cpt.data.tokenizing.base import Encoded, Engine
+from ascend_cpt.data.tokenizing.choice import make_engine
+from ascend_cpt.errors import DataError
+
+if TYPE_CHECKING:
+    from ascend_cpt.data.subs import SubTask
+
+_BATCH_CHARS = 1 << 20
+_BATCH_DOCUMENTS = 4096
+_BATCH_TOKENS = 1 << 20
+
+INDEXED_FORMAT = "indexed"
+
+
+class Batch(NamedTuple):
+    """Some documents."""
+
+    encoded: tuple[Encoded, ...]
+    """Their ids under each key."""
+    text_bytes: tuple[int, ...]
+    """UTF-8 bytes of their text under each key; 0 where it is not known."""
+    weight: int
+    """Of the input read so far."""
+
+
+def iter_batches(task: SubTask, tally: Tally) -> Iterator[Batch]:
+    """Yield the sub's documents; what happens to its records is entered into `tally`."""
+    if any(span.file.format == INDEXED_FORMAT for span in task.spans):
+        yield from _iter_indexed(task, tally)
+        return
+    engine = _load_engine(task)
+    for documents, weight in _iter_texts(task, tally):
+        texts = zip(*(document.texts for document in documents), strict=True)
+        text_bytes = tuple(map(sum, zip(*(document.text_bytes for document in documents), strict=True)))
+        yield Batch(tuple(engine.encode_batch(part) for part in texts), text_bytes, weight)
+
+
+def _iter_texts(task: SubTask, tally: Tally) -> Iterator[tuple[list[Document], int]]:
+    handler = load_handler(task.handler_name)
+    batch: list[Document] = []
+    num_chars = weight_before = 0
+    for span in task.spans:
+        for record in read_records(span, task.read_options, handler):
+            for document in extract_documents(handler, task.keys, span.file, record, tally):
+                batch.append(document)
+                num_chars += sum(map(len, document.texts))
+            if num_chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
+                done = min(record.position, span.stop) - span.start
+                yield batch, weight_before + span.weight * done // (span.stop - span.start)
+                batch, num_chars = [], 0
+        weight_before += span.weight
+    if batch:
+        yield batch, weight_before
+
+
+def _iter_indexed(task: SubTask, tally: Tally) -> Iterator[Batch]:
+    """Documents whose last token is EOD lose it here, since packing adds it where it is wanted."""
+    weight_before = 0
+    for span in task.spans:
+        reader = IndexedReader(span.file.path.removesuffix(INDEX_SUFFIX))
+        for position, documents in iter_documents(reader, span.start, span.stop, _BATCH_TOKENS):
+            largest = int(documents.ids.max(initial=0))
+            if largest >= task.tokenizer.info.vocab_size or documents.ids.min(initial=0) < 0:
+                raise DataError(
+                    f"{span.file.path}: holds the id {largest}, but the vocabulary of {task.tokenizer.info.name} has "
+                    f"{task.tokenizer.info.vocab_size}: it was made with another tokenizer"
+                )
+            if task.layout.eod_id is not None:
+                documents = _strip_last(documents, task.layout.eod_id)
+            tally.num_records += documents.offsets.size - 1
+            tally.num_documents += documents.offsets.size - 1
+            done = span.weight * (position - span.start) // (span.stop - span.start)
+            yield Batch((documents,), (0,), weight_before + done)
+        weight_before += span.weight
+
+
+def _strip_last(documents: Encoded, token: int) -> Encoded:
+    """The documents without `token` at their ends."""
+    lengths = np.diff(documents.offsets)
+    ends = documents.offsets[1:][lengths > 0] - 1
+    ends = ends[documents.ids[ends] == token]
+    removed = np.zeros(documents.ids.size + 1, np.int64)
+    removed[ends + 1] = 1
+    return Encoded(np.delete(documents.ids, ends), documents.offsets - np.cumsum(removed)[documents.offsets])
+
+
+_engine_cache: dict[object, Engine] = {}
+
+
+def _load_engine(task: SubTask) -> Engine:
+    """The engine, kept from one sub of this process to the next: loading a large vocabulary takes a second."""
+    key = (task.tokenizer, task.engine)
+    if key not in _engine_cache:
+        _engine_cache.clear()
+        _engine_cache[key] = make_engine(task.tokenizer, task.engine)
+    return _engine_cache[key]
