@@ -1,0 +1,164 @@
+"""Looking into a packed dataset: its documents, whether it is what its manifest says, and its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ascend_cpt.data.indexed import DATA_SUFFIX, IndexedReader, iter_documents
+from ascend_cpt.data.manifest import Manifest, Shard, check_shards
+from ascend_cpt.data.mindrecord import iter_rows
+from ascend_cpt.data.outputs import MINDRECORD
+from ascend_cpt.errors import DataError
+
+Ids = npt.NDArray[np.int32]
+
+_BATCH_TOKENS = 1 << 20
+_BAR_CHARS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What the ids of a dataset look like."""
+
+    lengths: npt.NDArray[np.int64]
+    """Tokens of each document, EOD included; empty where documents are not marked."""
+    token_counts: npt.NDArray[np.int64]
+    """How often each id is there, padding not counted; of shape [vocabulary size]."""
+
+    @property
+    def length_bins(self) -> list[tuple[int, int]]:
+        """(smallest length, number of documents) of bins that double in width."""
+        if not self.lengths.size:
+            return []
+        exponents = np.floor(np.log2(np.maximum(self.lengths, 1))).astype(np.int64)
+        counts = np.bincount(exponents)
+        return [(1 << k, int(count)) for k, count in enumerate(counts) if k >= exponents.min()]
+
+
+def iter_stream(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
+    """Yield the real tokens of a shard in order, in parts of bounded size."""
+    path = manifest.folder / shard.file
+    if manifest.output_format != MINDRECORD:
+        reader = IndexedReader(str(path).removesuffix(DATA_SUFFIX))
+        for _, documents in iter_documents(reader, 0, len(reader), _BATCH_TOKENS):
+            yield documents.ids
+        return
+    num_left = shard.num_tokens
+    for rows in iter_rows(path):
+        stream = rows.reshape(-1)[:num_left]
+        num_left -= stream.size
+        yield stream
+
+
+def iter_shard_documents(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
+    """Yield the documents of a shard, each with its EOD; one without an EOD at the end comes last."""
+    parts: list[Ids] = []
+    for stream in iter_stream(manifest, shard):
+        begin = 0
+        for end in np.flatnonzero(stream == manifest.tokenizer.eod_id) + 1:
+            yield np.concatenate([*parts, stream[begin:end]])
+            parts, begin = [], int(end)
+        parts.append(stream[begin:])
+    if any(part.size for part in parts):
+        yield np.concatenate(parts)
+
+
+def verify(manifest: Manifest) -> None:
+    """Read everything and compare it with the manifest.
+
+    Raises:
+        DataError: naming the first file that is damaged or holds something else.
+    """
+    check_shards(manifest, checksums=True)
+    for shard in manifest.shards:
+        path = manifest.folder / shard.file
+        if manifest.output_format == MINDRECORD:
+            _verify_rows(manifest, shard, path)
+        num_tokens = num_ends = 0
+        for stream in iter_stream(manifest, shard):
+            if stream.size and not 0 <= int(stream.min()) <= int(stream.max()) < manifest.tokenizer.vocab_size:
+                raise DataError(f"{path}: holds ids outside the vocabulary of {manifest.tokenizer.vocab_size}")
+            num_tokens += stream.size
+            num_ends += int((stream == manifest.tokenizer.eod_id).sum())
+        if num_tokens != shard.num_tokens:
+            raise DataError(f"{path}: holds {num_tokens} tokens, the manifest says {shard.num_tokens}")
+        if _marks_documents(manifest) and not shard.dropped_tokens and num_ends != shard.num_documents:
+            raise DataError(f"{path}: holds {num_ends} documents, the manifest says {shard.num_documents}")
+
+
+def compute_statistics(manifest: Manifest) -> Statistics:
+    """Count lengths and tokens over the whole dataset."""
+    token_counts = np.zeros(manifest.tokenizer.vocab_size, np.int64)
+    lengths: list[npt.NDArray[np.int64]] = []
+    for shard in manifest.shards:
+        offset, ends = 0, [np.zeros(1, np.int64)]
+        for stream in iter_stream(manifest, shard):
+            token_counts += np.bincount(stream, minlength=token_counts.size)
+            ends.append(np.flatnonzero(stream == manifest.tokenizer.eod_id) + 1 + offset)
+            offset += stream.size
+        lengths.append(np.diff(np.concatenate(ends)))
+    marked = np.concatenate(lengths) if _marks_documents(manifest) else np.empty(0, np.int64)
+    return Statistics(lengths=marked, token_counts=token_counts)
+
+
+def format_histogram(statistics: Statistics) -> str:
+    """The distribution of document lengths as text."""
+    bins = statistics.length_bins
+    if not bins:
+        return "documents are not marked (packed without EOD)"
+    most = max(count for _, count in bins)
+    lines = [
+        f"{smallest:>9}-{2 * smallest - 1:<9} {count:>9} {'#' * -(-_BAR_CHARS * count // most)}"
+        for smallest, count in bins
+    ]
+    return "\n".join(["   tokens in document  documents", *lines])
+
+
+def draw_histograms(statistics: Statistics, path: Path) -> None:
+    """Draw the lengths of documents, and how often tokens are there by rank, to a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    bins = statistics.length_bins
+    left.bar([str(smallest) for smallest, _ in bins], [count for _, count in bins])
+    left.set(xlabel="tokens in document (at least)", ylabel="documents", title="Lengths of documents")
+    left.tick_params(axis="x", rotation=60)
+    counts = np.sort(statistics.token_counts[statistics.token_counts > 0])[::-1]
+    right.loglog(np.arange(1, counts.size + 1), counts)
+    right.set(
+        xlabel="rank", ylabel="occurrences", title=f"{counts.size} of {statistics.token_counts.size} tokens occur"
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=100)
+    except OSError as error:
+        raise DataError(f"{path}: the picture cannot be written: {error.strerror}") from error
+    finally:
+        plt.close(figure)
+
+
+def _marks_documents(manifest: Manifest) -> bool:
+    """Whether EODs are where documents end, and nowhere else."""
+    return bool(manifest.settings.get("append_eod")) and not manifest.settings.get("parse_special_tokens")
+
+
+def _verify_rows(manifest: Manifest, shard: Shard, path: Path) -> None:
+    assert manifest.seq_length is not None
+    row_tokens, num_rows, last = manifest.seq_length + 1, 0, np.empty(0, np.int32)
+    for rows in iter_rows(path):
+        if rows.dtype != np.int32 or rows.shape[1:] != (row_tokens,):
+            raise DataError(f"{path}: rows are {rows.shape[1:]} of {rows.dtype}, not {row_tokens} of int32")
+        num_rows += len(rows)
+        last = rows[-1]
+    if num_rows != shard.num_rows:
+        raise DataError(f"{path}: holds {num_rows} rows, the manifest says {shard.num_rows}")
+    if shard.tail_tokens and (last[shard.tail_tokens :] != manifest.tokenizer.pad_id).any():
+        raise DataError(f"{path}: the last row is not padded after {shard.tail_tokens} tokens as the manifest says")

@@ -1,0 +1,132 @@
+"""Show, check or convert a packed dataset.
+
+    python tools/inspect_data.py data/corpus_text_document --verify --histogram
+    python tools/inspect_data.py data/corpus_text_document --samples 3 --tokenizer /models/Qwen3-8B-Base
+    python tools/inspect_data.py megatron_text_document --convert data/corpus --tokenizer /models/Qwen3-8B-Base \\
+        --seq-length 4096
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ascend_cpt.data.manifest import Manifest, load_manifest
+from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
+from ascend_cpt.errors import DataError, run_command
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("prefix", help="prefix of the dataset, its manifest, or a folder that holds one")
+    add("--verify", action="store_true", help="read everything and compare it with the manifest")
+    add("--samples", type=int, default=0, metavar="N", help="show the first N documents as text (needs --tokenizer)")
+    add("--histogram", action="store_true", help="show the lengths of documents")
+    add("--png", type=Path, metavar="FILE", help="draw the lengths of documents and the frequencies of tokens")
+    add("--tokenizer", metavar="PATH", help="the tokenizer of the dataset: folder or model file")
+    add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
+    add = parser.add_argument_group("conversion of an indexed dataset (.bin, .idx) to MindRecord").add_argument
+    add("--convert", metavar="OUTPUT_PREFIX", help="folder and beginning of the names of the output files")
+    add("--seq-length", type=int, default=0, help="trained tokens per row")
+    add("--n-subs", type=int, default=1, help="number of output files [%(default)s]")
+    add("--workers", type=int, default=1, help="processes [%(default)s]")
+    args = parser.parse_args()
+    if (args.samples or args.convert) and not args.tokenizer:
+        raise DataError("--tokenizer: needed to show samples and to convert")
+    return args
+
+
+def show_manifest(manifest: Manifest) -> None:
+    """Print what the manifest says."""
+    tokenizer = manifest.tokenizer
+    rows = f"rows of {manifest.seq_length} + 1" if manifest.seq_length else "documents"
+    rejected = ", ".join(f"{count} {kind}" for kind, count in manifest.rejected.items()) or "none"
+    print(f"{manifest.path}")
+    print(f"  {manifest.output_format}: {manifest.num_rows} {rows}, {manifest.num_tokens} tokens")
+    print(f"  {manifest.num_documents} documents of {manifest.text_bytes} bytes, from {manifest.num_records} records")
+    print(f"  rejected: {rejected}; filtered: {manifest.num_filtered}; dropped tokens: {manifest.dropped_tokens}")
+    print(
+        f"  tokenizer: {tokenizer.type} {tokenizer.name}, {tokenizer.vocab_size} entries, EOD {tokenizer.eod_id}, ",
+        end="",
+    )
+    print(f"padding {tokenizer.pad_id}; encoded by {manifest.engine.get('name')}: {manifest.engine.get('check')}")
+    print(f"  digest: {manifest.digest}")
+    for shard in manifest.shards:
+        tail = f", {shard.tail_tokens} tokens in the last row" if shard.tail_tokens else ""
+        print(
+            f"  {shard.file}: {shard.num_rows} rows, {shard.num_documents} documents, {shard.num_tokens} tokens{tail}"
+        )
+
+
+def show_samples(manifest: Manifest, args: argparse.Namespace) -> None:
+    """Print the first documents of the dataset as text, with their borders."""
+    from ascend_cpt.data.inspection import iter_shard_documents
+    from ascend_cpt.data.tokenizing.files import open_tokenizer
+    from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
+
+    file = open_tokenizer(args.tokenizer_type, args.tokenizer)
+    if file.info.fingerprint != manifest.tokenizer.fingerprint:
+        raise DataError(
+            f"{args.tokenizer}: not the tokenizer that {manifest.path} was packed with (fingerprints differ)"
+        )
+    engine = make_reference_engine(file)
+    documents = (ids for shard in manifest.shards for ids in iter_shard_documents(manifest, shard))
+    for number, ids in enumerate(itertools.islice(documents, args.samples)):
+        print(f"--- document {number}: {ids.size} tokens")
+        print(engine.decode(ids.tolist()))
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Pack an indexed dataset into MindRecord."""
+    from ascend_cpt.data.pipeline import preprocess
+    from ascend_cpt.data.settings import PreprocessSettings
+
+    settings = PreprocessSettings(
+        inputs=(args.prefix.removesuffix(".idx").removesuffix(".bin") + ".idx",),
+        output_prefix=args.convert,
+        seq_length=args.seq_length,
+        tokenizer_path=args.tokenizer,
+        tokenizer_type=args.tokenizer_type,
+        num_subs=args.n_subs,
+        workers=args.workers,
+    )
+    for manifest in preprocess(settings):
+        show_manifest(manifest)
+
+
+def main() -> None:
+    """Run the command."""
+    args = parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.convert:
+        convert(args)
+        return
+    manifest = load_manifest(args.prefix)
+    show_manifest(manifest)
+    if args.verify:
+        from ascend_cpt.data.inspection import verify
+
+        verify(manifest)
+        print("verified: every file, row and document is what the manifest says")
+    if args.histogram or args.png:
+        from ascend_cpt.data.inspection import compute_statistics, draw_histograms, format_histogram
+
+        statistics = compute_statistics(manifest)
+        if args.histogram:
+            print(format_histogram(statistics))
+        if args.png:
+            draw_histograms(statistics, args.png)
+            print(f"picture: {args.png}")
+    if args.samples:
+        show_samples(manifest, args)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
