@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
-from ascend_cpt.backend.describe import describe, describe_start
-from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, resolve
+from ascend_cpt.backend.describe import describe, describe_end, describe_start
+from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, resolve, select_model_identity
 from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
-from ascend_cpt.errors import CheckpointError, ConfigError, CptError
+from ascend_cpt.errors import CheckpointError, ConfigError, CptError, DataError
 from ascend_cpt.monitor.console import captured_output
+from ascend_cpt.monitor.picture import draw_losses
 from ascend_cpt.resume.fingerprint import describe_differences
 from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
 from ascend_cpt.resume.lock import hold_run_folder
@@ -52,11 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     plan = resolve(
         config,
         world_size=process.world_size,
-        sources=open_datasets(config.cpt.sources),
-        validation=open_datasets(config.cpt.validation.sets if config.cpt.validation else {}),
+        sources=open_datasets(config, "cpt.sources", config.cpt.sources),
+        validation=open_datasets(
+            config, "cpt.validation.sets", config.cpt.validation.sets if config.cpt.validation else {}
+        ),
     )
     if args.dry_run:
-        print(describe(plan))
+        resume_from = choose_resume(plan, args, process)
+        print(f"{describe(plan)}\n{describe_start(resume_from, None if resume_from else choose_init(plan))}")
         return 0
     make_run_folder(plan.run_dir)
     # Rank 0 speaks for the run: a second launch would have a rank 0 too.
@@ -71,6 +75,11 @@ def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
         if process.rank == 0:
             print(f"{plan.run_dir}: already complete at step {resume_from.state.step}; nothing to do")
         return 0
+    if resume_from is not None and args.stop_at_step is not None and args.stop_at_step <= resume_from.state.step:
+        raise ConfigError(
+            f"--stop-at-step {args.stop_at_step}: the run is already at step {resume_from.state.step}; give a later "
+            "step, or leave the flag out to go on to the end"
+        )
     init_from = None if resume_from else choose_init(plan)
     sections = compile_run(plan, resume_from=resume_from, init_from=init_from)
     heading = f"Compiled by ascend_cpt from {plan.config.path}: the YAML that is trained"
@@ -82,9 +91,9 @@ def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
             if process.rank == 0:
                 print(f"{describe(plan)}\n{describe_start(resume_from, init_from)}", file=console, flush=True)
             run_training(plan, resume_from, args.stop_at_step, console)
-            if process.rank == 0:
-                finish(plan)
-                print(f"done     checkpoints, metrics.jsonl and loss.png are in {plan.run_dir}", file=console)
+            if process.rank == plan.report_rank:
+                draw_losses(plan.run_dir / "metrics.jsonl", plan.run_dir / "loss.png", title=plan.run_dir.name)
+                print(describe_end(plan, args.stop_at_step), file=console)
     except CptError:
         raise
     except Exception:
@@ -188,6 +197,8 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
         raise ConfigError(
             "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf"
         )
+    if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
+        raise ConfigError(f"--world-size {args.world_size}: goes with --dry-run and must be at least 1")
     use_parallel = args.use_parallel if args.use_parallel is not None else config.mindformers.get("use_parallel")
     if args.use_parallel and not process.launched:
         raise ConfigError("--use_parallel True needs several workers: start with bash scripts/msrun_launcher.sh")
@@ -200,21 +211,27 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
     if config.cpt.init_from and config.mindformers.get("load_checkpoint"):
         raise ConfigError(
             f"cpt.init_from ({config.locate('cpt', 'init_from')}) and load_checkpoint "
-            f"({config.locate('load_checkpoint')}) are both set; keep one"
+            f"({config.locate('load_checkpoint')}) are both set; keep one, or replace the first "
+            "with --set cpt.init_from=PATH"
         )
     if args.stop_at_step is not None and args.stop_at_step < 1:
         raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
 
 
-def open_datasets(entries: dict[str, SourceConfig]) -> dict[str, Manifest]:
+def open_datasets(config: RunConfig, section: str, entries: dict[str, SourceConfig]) -> dict[str, Manifest]:
     """Return the manifest of each entry after checking that its files are there in full size.
 
     Raises:
         DataError: missing or damaged dataset.
     """
-    opened = {name: load_manifest(entry.path) for name, entry in entries.items()}
-    for manifest in opened.values():
-        check_shards(manifest)
+    opened: dict[str, Manifest] = {}
+    for name, entry in entries.items():
+        try:
+            opened[name] = load_manifest(entry.path)
+            check_shards(opened[name])
+        except DataError as error:
+            where = f"{config.locate(*section.split('.'), name)}: {section}.{name}"
+            raise DataError(f"{where}: {error} (paths are relative to {Path.cwd()})") from None
     return opened
 
 
@@ -232,7 +249,7 @@ def choose_resume(plan: RunPlan, args: argparse.Namespace, process: Process) -> 
         if newest is not None:
             raise CheckpointError(
                 f"{plan.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
-                "--resume_training auto, or start another run with --set cpt.run_name=NAME starts another run"
+                "--resume_training auto, or start another run with --set cpt.run_name=NAME"
             )
         return None
     if wish.lower() in ("auto", "true", "none"):
@@ -241,6 +258,11 @@ def choose_resume(plan: RunPlan, args: argparse.Namespace, process: Process) -> 
         chosen = newest
     else:
         chosen = locate_checkpoint(Path(wish))
+        if newest is not None and newest.state.step > chosen.state.step:
+            raise CheckpointError(
+                f"{plan.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
+                "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
+            )
     if chosen is not None:
         differences = describe_differences(chosen.state.fingerprint, plan.fingerprint())
         if differences:
@@ -273,7 +295,8 @@ def choose_init(plan: RunPlan) -> Path | None:
         folder.check_model(plan.model)
         return Path(wish)
     checkpoint = locate_checkpoint(Path(wish))
-    differences = describe_differences(checkpoint.state.fingerprint["model"], plan.fingerprint()["model"])
+    saved = select_model_identity(checkpoint.state.fingerprint["model"])
+    differences = describe_differences(saved, select_model_identity(plan.model))
     if differences:
         raise CheckpointError(
             f"{checkpoint.folder}: holds a model of other sizes than model.model_config ({'; '.join(differences)}); "
@@ -294,10 +317,3 @@ def make_run_folder(run_dir: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise ConfigError(f"{run_dir}: cannot be written ({error.strerror}); choose another --output_dir") from None
-
-
-def finish(plan: RunPlan) -> None:
-    """Draw the loss picture of the run."""
-    from ascend_cpt.monitor.picture import draw_losses
-
-    draw_losses(plan.run_dir / "metrics.jsonl", plan.run_dir / "loss.png", title=plan.run_dir.name)

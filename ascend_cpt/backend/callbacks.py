@@ -42,7 +42,8 @@ class StepMonitor(Callback):
         """Write the record of the step."""
         cb_params = run_context.original_args()
         loss, overflow, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
-        loss_value = self._average(float(np.mean(loss.asnumpy())))
+        # MindFormers adds up the losses of the micro batches.
+        loss_value = self._average(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
         assert self._last_end_s is not None
         step_time_s = time.perf_counter() - self._last_end_s
         step = self._initial_step + cb_params.cur_step_num
@@ -107,7 +108,7 @@ class RunKeeper(Callback):
         """Validate the weights that the run starts with."""
         if self._build_evaluator is None:
             return
-        self._evaluator = self._build_evaluator(run_context.original_args().train_network)
+        self._evaluator = self._build_evaluator(run_context.original_args().network)
         if self._initial_step == 0:
             self._validate(0)
 

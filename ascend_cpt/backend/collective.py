@@ -6,6 +6,7 @@ import functools
 
 import mindspore as ms
 import numpy as np
+from mindformers.utils.parallel_utils import barrier_world
 from mindspore import Tensor, nn, ops
 from mindspore.communication import get_group_size, get_rank
 
@@ -32,7 +33,8 @@ def is_pure_data_parallel() -> bool:
 
 
 def sum_over_ranks(values: np.ndarray, num_ranks: int) -> np.ndarray:
-    """Return the element-wise sum over all ranks of a one-dimensional float array, float32."""
+    """Return the element-wise sum over all ranks of a one-dimensional float array, float32 (pure data parallel)."""
+    assert is_pure_data_parallel()
     if num_ranks == 1:
         return values.astype(np.float32)
     total: np.ndarray = _get_sum_cell()(Tensor(values.astype(np.float32))).asnumpy()
@@ -41,7 +43,11 @@ def sum_over_ranks(values: np.ndarray, num_ranks: int) -> np.ndarray:
 
 def wait_for_ranks(num_ranks: int) -> None:
     """Return when every rank has come here."""
-    sum_over_ranks(np.zeros(1), num_ranks)
+    if is_pure_data_parallel():
+        sum_over_ranks(np.zeros(1), num_ranks)
+    else:
+        # A graph of our own may hold no communication in semi-auto parallel mode.
+        barrier_world("ranks to come to the same point")
 
 
 def get_rank_and_size(use_parallel: bool) -> tuple[int, int]:

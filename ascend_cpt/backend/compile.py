@@ -54,6 +54,7 @@ def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Pat
         batch_size=plan.budget.micro_batch_size,
         gradient_accumulation_steps=1 if plan.layout.pipeline_parallel > 1 else plan.budget.num_accumulation_steps,
         sink_mode=False if cpu else runner.get("sink_mode", True),
+        sink_size=1,  # callbacks see every step
     )
     sections["parallel_config"] = _compile_parallel_config(plan, sections.get("parallel_config") or {})
     sections["parallel"] = _compile_parallel(plan, sections.get("parallel") or {}, cpu)

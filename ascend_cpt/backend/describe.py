@@ -34,6 +34,8 @@ def describe(plan: RunPlan) -> str:
             f"rate     {schedule.kind}: {schedule.warmup_steps} warmup steps to {schedule.peak_lr:g}, "
             f"then to {schedule.peak_lr if schedule.kind == 'constant' else schedule.final_lr:g}"
         )
+    if plan.report_rank:
+        lines.append(f"report   the last pipeline stage knows the loss: rank {plan.report_rank} shows the progress")
     if plan.validation:
         lines.append(f"validate {', '.join(dataset.name for dataset in plan.validation)}")
     return "\n".join(lines)
@@ -44,3 +46,12 @@ def describe_start(resume_from: Checkpoint | None, init_from: Path | None) -> st
     if resume_from is not None:
         return f"start    continuing at step {resume_from.state.step} from {resume_from.folder}"
     return f"start    {'random weights' if init_from is None else f'weights of {init_from}'}; compiling the graph first"
+
+
+def describe_end(plan: RunPlan, stop_at_step: int | None) -> str:
+    """Return how the run ended and where its files are, in a line."""
+    total = plan.budget.total_steps
+    files = f"checkpoints, metrics.jsonl and loss.png are in {plan.run_dir}"
+    if stop_at_step is not None and stop_at_step < total:
+        return f"stopped  after step {stop_at_step} of {total}; without --stop-at-step it goes on; {files}"
+    return f"done     {files}"

@@ -100,7 +100,22 @@ def collect_key_table() -> dict[str, Any]:
     sections.setdefault("model", set()).update({"model_config", "arch", "type"})
     sections["model.model_config"].update(_collect_model_keys())
     table = {section: sorted(keys) for section, keys in sorted(sections.items()) if section not in OPEN_SECTIONS}
-    return {"mindformers": mindformers.__version__, "sections": table, "open": sorted(OPEN_SECTIONS)}
+    return {
+        "mindformers": mindformers.__version__,
+        "sections": table,
+        "open": sorted(OPEN_SECTIONS),
+        "names": _collect_names(),
+    }
+
+
+def _collect_names() -> dict[str, list[str]]:
+    """Return the class names that the `type` of some sections may have."""
+    import mindformers.core.optim
+    import mindformers.wrapper  # noqa: F401
+    from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+    modules = {"optimizer.type": MindFormerModuleType.OPTIMIZER, "runner_wrapper.type": MindFormerModuleType.WRAPPER}
+    return {dotted: sorted(MindFormerRegister.registry[module]) for dotted, module in modules.items()}
 
 
 def _add_yaml_keys(node: Any, section: str, sections: dict[str, set[str]]) -> None:

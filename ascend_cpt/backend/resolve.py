@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ascend_cpt.backend.refusals import find_refusals
 from ascend_cpt.config.layout import Layout, derive_layout, uses_cpu
 from ascend_cpt.config.loader import RunConfig, raise_problems
 from ascend_cpt.data.manifest import Manifest
@@ -54,15 +55,21 @@ class RunPlan:
     def fingerprint(self) -> dict[str, Any]:
         """Return what must not change between the start of a run and its continuation."""
         return {
-            "model": {key: self.model.get(key) for key in MODEL_IDENTITY_KEYS},
-            "sources": {source.name: source.manifest.digest for source in self.sources},
+            "model": dict(self.model),
+            # A list: rows are numbered in the order of the sources.
+            "sources": [[source.name, source.manifest.digest] for source in self.sources],
             "seq_length": self.budget.seq_length,
             "global_batch_size": self.budget.global_batch_size,
             "total_steps": self.budget.total_steps,
             "schedule": dataclasses.asdict(self.schedule) if self.schedule else None,
-            "optimizer": self.config.mindformers.get("optimizer"),
             "seed": self.seed,
+            **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
         }
+
+    @property
+    def report_rank(self) -> int:
+        """The rank that reports: with pipeline stages the loss is known to the last stage only."""
+        return self.layout.world_size - self.layout.world_size // self.layout.pipeline_parallel
 
 
 MODEL_IDENTITY_KEYS = (
@@ -101,6 +108,7 @@ def resolve(
     problems: list[str] = []
     layout = derive_layout(config, world_size)
     check_model(config, layout, problems)
+    find_refusals(config, layout, problems)
     raise_problems(config.path, problems)
     source_sets = tuple(Dataset(name=name, manifest=manifest) for name, manifest in sources.items())
     validation_sets = tuple(Dataset(name=name, manifest=manifest) for name, manifest in (validation or {}).items())
@@ -139,12 +147,6 @@ def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
     for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
         if model.get(key) is None:
             problems.append(f"{where}: model.model_config.{key} is missing; add it")
-    given = model.get("seq_length")
-    if given is not None and given != config.cpt.seq_length:
-        problems.append(
-            f"{config.locate('model', 'model_config', 'seq_length')}: model.model_config.seq_length {given} and "
-            f"cpt.seq_length {config.cpt.seq_length} differ; keep cpt.seq_length only"
-        )
     for key in ("hidden_dropout", "attention_dropout"):
         if model.get(key):
             problems.append(
@@ -152,6 +154,11 @@ def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
             )
     for problem in find_layout_problems(model, layout, config.cpt.seq_length):
         problems.append(f"{config.locate('parallel_config')}: {problem}")
+
+
+def select_model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `model_config` that its weights depend on."""
+    return {key: model.get(key) for key in MODEL_IDENTITY_KEYS}
 
 
 def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str, problems: list[str]) -> None:

@@ -43,7 +43,9 @@ class CheckpointWriter:
     def save(self, step: int, cb_params: Any) -> Path:
         """Save the training network of `cb_params` as step `step` and return the folder."""
         folder = Path(get_checkpoint_iter_dir(str(self._root), step))
-        network, optimizer = cb_params.train_network.network, cb_params.train_network.optimizer
+        # Not `train_network`: in sink mode that is a wrapper which fetches the data.
+        wrapper = cb_params.network
+        network, optimizer = wrapper.network, wrapper.optimizer
         common = CommonInfo(
             step_num=step,
             epoch_num=cb_params.cur_epoch_num,
@@ -63,7 +65,7 @@ class CheckpointWriter:
                 keep_max_num=KEEP_ALL,
                 user_prefix=PREFIX,
                 save_checkpoint_path=str(self._root),
-                sharded_tensor_metas=get_all_sharded_tensor(network=cb_params.train_network),
+                sharded_tensor_metas=get_all_sharded_tensor(network=wrapper),
             )
         wait_for_ranks(self._num_ranks)
         if self._rank == 0:
@@ -98,7 +100,7 @@ class CheckpointWriter:
         )
         write_state(folder, state)
         write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
-        for removed in remove_old_checkpoints(self._root, self._keep_last):
+        for removed in remove_old_checkpoints(self._root, self._keep_last, keep=folder):
             logger.info("removed the old checkpoint %s", removed)
 
 

@@ -10,6 +10,7 @@ from typing import TextIO
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.layout import Layout, uses_cpu
 from ascend_cpt.config.values import Interval
+from ascend_cpt.errors import ClusterError
 from ascend_cpt.resume.state import RunState
 
 
@@ -49,6 +50,8 @@ def train(plan: RunPlan, launch: Launch) -> None:
 
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
+    if not cpu:
+        _check_shared(plan.checkpoint_root)
     callbacks = _build_callbacks(plan, launch)
     Trainer(mindformers_config, callbacks=callbacks).train()
 
@@ -65,7 +68,7 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[object]:
     cpt, budget = plan.config.cpt, plan.budget
     rank, num_ranks = get_rank_and_size(plan.layout.world_size > 1)
     sinks: list[ConsoleSink | JsonlSink] = []
-    if rank == 0:
+    if rank == plan.report_rank:
         sinks = [
             ConsoleSink(launch.console, cpt.monitor.print_every_steps),
             JsonlSink(plan.run_dir / "metrics.jsonl", launch.initial_step),
@@ -106,6 +109,21 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[object]:
         monitor=monitor,
     )
     return [monitor, keeper]
+
+
+def _check_shared(checkpoint_root: Path) -> None:
+    """Refuse a checkpoint folder that MindFormers does not take for shared, before hours are spent on the first save.
+
+    Raises:
+        ClusterError: when there are several nodes and nothing says that they share the folder.
+    """
+    from mindformers.utils.file_utils import is_publicly_accessible_path
+
+    if not is_publicly_accessible_path(str(checkpoint_root)):
+        raise ClusterError(
+            f"{checkpoint_root.absolute()}: several nodes save their checkpoints here, so it must be on shared "
+            f"storage; if it is, say so on every node: export SHARED_PATHS={checkpoint_root.parent.absolute()}"
+        )
 
 
 def _to_steps(interval: Interval | None, tokens_per_step: int) -> int | None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.config.schema import CptConfig, Tokens
+from ascend_cpt.config.schema import CptConfig, NotNegative, Positive, Tokens
 from ascend_cpt.config.sections import check_sections
 from ascend_cpt.config.values import Interval, parse_count, parse_float, parse_interval
 from ascend_cpt.config.yaml_file import KeyPath, YamlTree, load_yaml_tree, merge_trees, parse_yaml_value
 from ascend_cpt.errors import ConfigError
 
 COMMAND_LINE = "command line"
+MINIMA = {Positive: 1, NotNegative: 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +162,11 @@ def _convert(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: lis
             return None
         item_hint = typing.get_args(hint)[1]
         return {str(key): _convert(item_hint, item, (*path, str(key)), tree, problems) for key, item in value.items()}
+    if hint in MINIMA:
+        hint, minimum = int, MINIMA[hint]
+        if isinstance(value, int) and not isinstance(value, bool) and value < minimum:
+            problems.append(f"{tree.locate(path)}: {'.'.join(path)}: must be at least {minimum}, got {value}")
+            return None
     if hint is float:
         return _try(parse_float, value, path, tree, problems)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

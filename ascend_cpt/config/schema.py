@@ -10,6 +10,12 @@ from ascend_cpt.config.values import Interval
 Tokens = Annotated[int, "tokens"]
 """A number of tokens: `300B`, `1.6M` or a plain number."""
 
+Positive = Annotated[int, "positive"]
+"""A whole number of at least 1."""
+
+NotNegative = Annotated[int, "not negative"]
+"""A whole number of at least 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -41,7 +47,7 @@ class ValidationConfig:
     """Named packed datasets."""
     every: Interval | None = None
     """How often, in tokens (`1B`) or steps (`100 steps`); without it only before and after the run."""
-    max_rows: int | None = None
+    max_rows: Positive | None = None
     """At most this many rows of each set (the first ones), all of them without it."""
 
 
@@ -51,7 +57,7 @@ class CheckpointConfig:
 
     every: Interval | None = None
     """How often, in tokens (`5B`) or steps (`1000 steps`); without it only at the end."""
-    keep_last: int = 3
+    keep_last: NotNegative = 3
     """Number of newest complete checkpoints to keep; 0 keeps all."""
 
 
@@ -59,7 +65,7 @@ class CheckpointConfig:
 class MonitorConfig:
     """What the terminal shows."""
 
-    print_every_steps: int = 1
+    print_every_steps: Positive = 1
     """A progress line every so many steps; metrics.jsonl has every step."""
 
 
@@ -71,9 +77,9 @@ class CptConfig:
     """Name of the run folder under `output_dir`; the configuration file's name without it."""
     init_from: str | None = None
     """`random`, or a Hugging Face folder, or a run or checkpoint folder, whose weights this run starts from."""
-    seq_length: int
+    seq_length: Positive
     """Tokens in a training row; must be the sequence length that the datasets were packed with."""
-    global_batch_size: int
+    global_batch_size: Positive
     """Rows in one optimizer step over the whole cluster."""
     train_tokens: Tokens | None = None
     """Token budget; without it `runner_config.epochs` passes over the data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -35,10 +36,11 @@ INT_KEYS = {
         "head_dim",
         "max_position_embeddings",
         "seq_length",
-        "pad_token_id",
     ],
-    "": ["seed", "micro_batch_interleave_num"],
+    "": ["micro_batch_interleave_num"],
 }
+COUNT_KEYS = {"": ["seed"], "model.model_config": ["pad_token_id"]}
+TEXT_KEYS = {"": ["output_dir", "load_checkpoint", "run_mode"]}
 FLOAT_KEYS = {
     "optimizer": ["learning_rate", "eps", "weight_decay"],
     "lr_schedule": ["learning_rate", "lr_end", "warmup_ratio", "warmup_lr_init"],
@@ -66,9 +68,14 @@ def check_sections(sections: dict[str, Any], tree: YamlTree, problems: list[str]
     """Note every unknown key and wrong type in the MindFormers sections; numbers written as text become numbers."""
     table = load_key_table()
     _check_keys(sections, (), tree, table["sections"], set(table["open"]), problems)
-    for names, words, convert in ((INT_KEYS, "a whole number", _to_int), (BOOL_KEYS, "True or False", _to_bool)):
+    for names, words, convert in (
+        (INT_KEYS, "a whole number above 0", _to_positive),
+        (COUNT_KEYS, "a whole number of at least 0", _to_count),
+        (BOOL_KEYS, "True or False", _to_bool),
+        (FLOAT_KEYS, "a number", parse_float),
+        (TEXT_KEYS, "text", _to_text),
+    ):
         _check_types(sections, tree, names, words, convert, problems)
-    _check_types(sections, tree, FLOAT_KEYS, "a number", parse_float, problems)
 
 
 def find_section(sections: Mapping[str, Any], dotted: str) -> Any:
@@ -122,10 +129,25 @@ def _check_types(
                 problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected {words}, got {section[key]!r}")
 
 
-def _to_int(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+def _to_positive(value: object) -> int:
+    number = _to_count(value)
+    if number == 0:
+        raise ValueError
+    return number
+
+
+def _to_count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError
+    if value != int(value) or value < 0:
         raise ValueError
     return int(value)
+
+
+def _to_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
 
 
 def _to_bool(value: object) -> bool:

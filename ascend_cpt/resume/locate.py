@@ -83,10 +83,11 @@ def locate_checkpoint(path: Path) -> Checkpoint:
     return found
 
 
-def remove_old_checkpoints(checkpoint_root: Path, keep_last: int) -> list[Path]:
+def remove_old_checkpoints(checkpoint_root: Path, keep_last: int, keep: Path | None = None) -> list[Path]:
     """Delete all but the newest `keep_last` complete checkpoints (0 keeps all) and return the deleted folders.
 
-    Incomplete folders older than the newest complete one are deleted as well: they can never be continued from.
+    The folder `keep`, just written, always stays. Incomplete folders older than the newest complete one are deleted as
+    well: they can never be continued from.
     """
     if keep_last < 1:
         return []
@@ -95,10 +96,10 @@ def remove_old_checkpoints(checkpoint_root: Path, keep_last: int) -> list[Path]:
         try:
             check_checkpoint(folder)
             kept += 1
-            keep = kept <= keep_last
+            stays = kept <= keep_last or folder == keep
         except CheckpointError:
-            keep = kept == 0
-        if not keep:
+            stays = kept == 0
+        if not stays:
             shutil.rmtree(folder)
             deleted.append(folder)
     return deleted

@@ -81,6 +81,11 @@ def test_resume_is_refused_or_survives(
     )
     assert other_shapes.returncode == 2 and "hidden_size: 64 → 128" in other_shapes.stderr
 
+    early = train(config, "--stop-at-step", "15")
+    assert early.returncode == 2 and "already at step 15" in early.stderr
+    older = train(config, "--resume_training", str(root / "iteration_00000010"))
+    assert older.returncode == 2 and "holds a newer checkpoint (step 15)" in older.stderr
+
     newest_model = root / "iteration_00000015/cpt-model-0000000-0000001.safetensors"
     newest_model.write_bytes(newest_model.read_bytes()[:1000])
     exact = train(config, "--resume_training", str(root / "iteration_00000015"))
@@ -88,7 +93,7 @@ def test_resume_is_refused_or_survives(
     survived = train(config)
     assert survived.returncode == 0, survived.stderr
     assert "passed over" in survived.stderr and "continuing at step 10" in survived.stdout
-    for output in (refused, overwriting, missing, other_shapes, exact):
+    for output in (refused, overwriting, missing, other_shapes, early, older, exact):
         assert len(output.stderr.strip().splitlines()) == 1, output.stderr
 
 
@@ -106,6 +111,8 @@ def test_resume_is_refused_or_survives(
         (["--set", "model.model_config.vocab_size=500"], "tokenizer of 512 entries, but the model has vocab_size 500"),
         (["--set", "parallel_config.model_parallel=2"], "data parallel only"),
         (["--output_dir", "/proc/nowhere"], "cannot be written"),
+        (["--world-size", "4"], "goes with --dry-run"),
+        (["--dry-run", "--set", "cpt.init_from=nowhere"], "no such checkpoint"),
     ],
 )
 def test_bad_input_gets_one_clear_line(

@@ -36,12 +36,21 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("runner_config.batch_size=1", 2, "a CPU run cannot accumulate gradients"),
         ("model.model_config.num_key_value_heads=3", 1, "num_key_value_heads 3 does not divide num_attention_heads 8"),
         ("model.model_config.hidden_dropout=0.1", 1, "hidden_dropout must be 0"),
-        ("model.model_config.seq_length=128", 1, "seq_length 128 and cpt.seq_length 256 differ"),
+        ("model.model_config.seq_length=128", 1, "model.model_config.seq_length: remove it; set cpt.seq_length"),
         ("model.model_config.pad_token_id=0", 1, "pad_token_id 0 is not what code is padded with (1;"),
         ("runner_config.epochs=2", 1, "train_tokens and runner_config.epochs are both set"),
         ("cpt.schedule.kind=cosin", 1, "kind 'cosin' is unknown"),
         ("cpt.schedule.final_lr=1", 1, "final_lr must lie between 0 and peak_lr"),
         ("cpt.schedule.warmup_tokens=300K", 1, "does not fit"),
+        ("model.model_config.model_type=llamma", 1, "'llamma' is unknown; did you mean 'llama'"),
+        ("optimizer.type=Adamx", 1, "'Adamx' is unknown; did you mean"),
+        ("context.device_target=GPU", 1, "'GPU' is unknown"),
+        ("parallel_config.data_parallel=7", 2, "the launch has 2 workers; remove the key"),
+        ("micro_batch_interleave_num=2", 1, "micro_batch_interleave_num: remove it"),
+        ("runner_config.sink_size=10", 1, "runner_config.sink_size: remove it"),
+        ("checkpoint.load_path=x", 1, "checkpoint: remove it; set cpt.init_from"),
+        ("do_eval=True", 1, "do_eval: remove it; set cpt.validation"),
+        ("train_dataset.seed=1", 1, "train_dataset: remove it; name the data in cpt.sources"),
         ("lr_schedule.type=CosineWithWarmUpLR", 1, "are both set; keep one"),
     ],
 )
@@ -119,6 +128,21 @@ def test_fingerprint_names_what_a_resume_depends_on(make_manifest: Callable[...,
         "cpt.train_tokens=900K",
         "optimizer.weight_decay=0.5",
         "model.model_config.hidden_size=64",
+        "model.model_config.rms_norm_eps=1e-3",
+        "runner_wrapper.max_grad_norm=2.0",
     ):
         assert plan.fingerprint() != settle(TINY, make_manifest(), assignment).fingerprint()
     assert plan.fingerprint() != settle(TINY, make_manifest(num_rows=999)).fingerprint()
+
+
+def test_order_of_sources_is_part_of_the_fingerprint(make_manifest: Callable[..., Manifest]) -> None:
+    first, second = make_manifest(num_rows=100), make_manifest(num_rows=200)
+    config = load_config(TINY)
+    one = resolve(config, world_size=1, sources={"a": first, "b": second}).fingerprint()
+    other = resolve(config, world_size=1, sources={"b": second, "a": first}).fingerprint()
+    assert one["sources"] != other["sources"]
+
+
+def test_the_last_pipeline_stage_reports(make_manifest: Callable[..., Manifest]) -> None:
+    assert settle(BIG, big_manifest(make_manifest), world_size=64).report_rank == 48
+    assert settle(TINY, make_manifest()).report_rank == 0

@@ -70,6 +70,13 @@ def test_old_ones_are_removed_but_never_the_newest_complete(tmp_path: Path) -> N
     assert find_newest_complete(tmp_path)[0] is not None
 
 
+def test_the_folder_just_written_always_stays(tmp_path: Path) -> None:
+    just_written = make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 20)
+    assert remove_old_checkpoints(tmp_path, 1, keep=just_written) == []
+    assert just_written.exists()
+
+
 def test_broken_state(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 10)
     (folder / STATE_NAME).write_text('{"step": 1')

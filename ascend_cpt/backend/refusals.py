@@ -1,0 +1,70 @@
+"""What a configuration must not say: keys that the compilation owns, values that MindFormers stumbles over."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_cpt.config.layout import Layout, uses_cpu
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.sections import find_section, load_key_table
+from ascend_cpt.weights.families import ARCHITECTURES
+
+# Dotted key → the values it may have beside being absent, and what to write instead.
+OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "train_dataset": ((), "name the data in cpt.sources"),
+    "train_dataset_task": ((), "name the data in cpt.sources"),
+    "eval_dataset": ((), "name the data in cpt.validation.sets"),
+    "eval_dataset_task": ((), "name the data in cpt.validation.sets"),
+    "callbacks": ((), "set cpt.checkpoint, cpt.validation and cpt.monitor"),
+    "checkpoint": ((), "set cpt.init_from and cpt.checkpoint"),
+    "do_eval": ((False,), "set cpt.validation"),
+    "data_skip_steps": ((0,), "a resumed run skips by itself"),
+    "ignore_data_skip": ((False,), "a resumed run continues with the data where it stopped"),
+    "only_save_strategy": ((False,), "this program trains"),
+    "auto_trans_ckpt": ((False,), "checkpoints are resharded when they are loaded"),
+    "calculate_per_token_loss": ((False,), "the loss is the mean over the tokens of a micro batch"),
+    "micro_batch_interleave_num": ((1,), "MindFormers does not support it for these models"),
+    "use_legacy": ((False,), "the models are mcore models"),
+    "use_legacy_format": ((False,), "checkpoints are in the new format"),
+    "load_ckpt_format": (("safetensors",), "checkpoints are safetensors"),
+    "runner_config.stop_step": ((0,), "use --stop-at-step"),
+    "runner_config.sink_size": ((1,), "what is due at a step would be missed between sinks"),
+    "model.model_config.seq_length": ((), "set cpt.seq_length"),
+}
+DEVICE_TARGETS = ("Ascend", "CPU")
+
+
+def find_refusals(config: RunConfig, layout: Layout, problems: list[str]) -> None:
+    """Note every key that the compilation owns and every name that MindFormers does not know."""
+    sections = config.mindformers
+    for dotted, (allowed, advice) in OWNED_KEYS.items():
+        parent, _, key = dotted.rpartition(".")
+        section = find_section(sections, parent)
+        value = section.get(key) if isinstance(section, Mapping) else None
+        if value is not None and not any(value == item and type(value) is type(item) for item in allowed):
+            equal = dotted == "model.model_config.seq_length" and value == config.cpt.seq_length
+            if not equal:
+                problems.append(f"{config.locate(*dotted.split('.'))}: {dotted}: remove it; {advice}")
+    _find_unknown_name(config, "model.model_config.model_type", sorted(ARCHITECTURES), problems)
+    _find_unknown_name(config, "context.device_target", list(DEVICE_TARGETS), problems)
+    for dotted, names in load_key_table()["names"].items():
+        _find_unknown_name(config, dotted, names, problems)
+    given = (sections.get("parallel_config") or {}).get("data_parallel")
+    if uses_cpu(config) and given is not None and given != layout.world_size:
+        problems.append(
+            f"{config.locate('parallel_config', 'data_parallel')}: parallel_config.data_parallel {given}: the launch "
+            f"has {layout.world_size} workers; remove the key"
+        )
+
+
+def _find_unknown_name(config: RunConfig, dotted: str, names: list[str], problems: list[str]) -> None:
+    parent, _, key = dotted.rpartition(".")
+    section = find_section(config.mindformers, parent)
+    value = section.get(key) if isinstance(section, Mapping) else None
+    if value is None or value in names:
+        return
+    matches = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(names)}"
+    problems.append(f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} is unknown; {hint}")
