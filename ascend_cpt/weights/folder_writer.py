@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.weights.dtypes import Array
 from ascend_cpt.weights.hf_folder import INDEX_NAME, WEIGHTS_NAME
-from ascend_cpt.weights.safetensors_file import TensorInfo, write_file
+from ascend_cpt.weights.safetensors_file import TensorInfo, sync_file, write_file
 from ascend_cpt.weights.sizes import CONFIG_NAME
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -63,19 +64,35 @@ def write_shards(
 ) -> None:
     """Write tensors, one by one in the order of `infos`, into files of at most `max_shard_bytes` (or one tensor).
 
-    A folder of several Hugging Face files gets its index. Memory: one tensor.
+    A folder of several Hugging Face files gets its index. Memory: two tensors, as one is read while another is written.
     """
     shards = _split(infos, max_shard_bytes)
-    stream = iter(tensors)
+    stream = _read_ahead(tensors)
     places: dict[str, str] = {}
-    for index, shard in enumerate(shards):
-        name = name_file(index, len(shards))
-        write_file(folder / name, shard, islice(stream, len(shard)))
-        places.update((info.name, name) for info in shard)
-    assert next(stream, None) is None
+    with ThreadPoolExecutor(1) as pool:
+        syncs = []
+        for index, shard in enumerate(shards):
+            name = name_file(index, len(shards))
+            write_file(folder / name, shard, islice(stream, len(shard)))
+            # The disk works on this file while the next one is being written.
+            syncs.append(pool.submit(sync_file, folder / name))
+            places.update((info.name, name) for info in shard)
+        assert next(stream, None) is None
+        for sync in syncs:
+            sync.result()
     if name_file is name_hf_file and len(shards) > 1:
         total = {"total_size": sum(info.size_bytes for info in infos)}
         write_json(folder / INDEX_NAME, {"metadata": total, "weight_map": dict(sorted(places.items()))})
+
+
+def _read_ahead(tensors: Iterable[tuple[str, Array]]) -> Iterator[tuple[str, Array]]:
+    """Yield the same items, each made in another thread while the one before is being used."""
+    stream = iter(tensors)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, stream, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, stream, None)
+            yield item
 
 
 def write_config(folder: Path, config: Mapping[str, Any], dtype: str) -> None:

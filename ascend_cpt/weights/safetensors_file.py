@@ -99,7 +99,7 @@ class SafetensorsFile:
 
 
 def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[str, Array]]) -> None:
-    """Write a file of the tensors that `infos` describe, taking them one by one in that order, and sync it to disk.
+    """Write a file of the tensors that `infos` describe, taking them one by one in that order.
 
     Raises:
         OSError: when the file cannot be written.
@@ -121,5 +121,13 @@ def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[
             assert tensor.dtype == np.dtype(STORAGE[info.dtype]), (name, info)
             np.ascontiguousarray(tensor).tofile(file)
         assert next(expected, None) is None
-        file.flush()
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's content is on the disk.
+
+    Raises:
+        OSError: when it cannot be written there.
+    """
+    with path.open("rb") as file:
         os.fsync(file.fileno())

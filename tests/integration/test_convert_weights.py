@@ -1,4 +1,4 @@
-"""tools/convert_weights.py on a model that was trained here: export, proof of equality, and refusals in one line."""
+"""tools/convert_weights.py and tools/generate.py: export of a trained model, proof of equality, continuing a text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from ascend_cpt.data.manifest import load_manifest
 from ascend_cpt.weights.dtypes import to_float32
@@ -24,7 +27,11 @@ Completed = subprocess.CompletedProcess[str]
 
 
 def convert(*arguments: object) -> Completed:
-    command = [sys.executable, "tools/convert_weights.py", *map(str, arguments)]
+    return run_tool("convert_weights.py", *arguments)
+
+
+def run_tool(name: str, *arguments: object) -> Completed:
+    command = [sys.executable, f"tools/{name}", *map(str, arguments)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -38,14 +45,13 @@ def trained(write_config: Callable[..., Path], train: Callable[..., Completed], 
 
 
 def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Path, tmp_path: Path) -> None:
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "tokenizer.json").write_text("{}", encoding="utf-8")
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", num_words=500)
     exported = tmp_path / "exported"
     done = convert("to-hf", trained, exported, "--like", tokenizer)
     assert done.returncode == 0, done.stderr
     assert "iteration_00000020" in done.stdout
-    assert {path.name for path in exported.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json"}
+    files = {path.name for path in exported.iterdir()}
+    assert files == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
     verified = convert("verify", exported, "--against", trained)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert verified.stdout.endswith("equal\n")
@@ -54,6 +60,12 @@ def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Pat
     last = [record for record in records if record["kind"] == "validation"][-1]
     assert last["step"] == 20
     assert compute_loss(exported, packed, num_rows=10) == pytest.approx(last["loss"], abs=1e-4)
+
+    prompt = ["--prompt", "w7 w8", "--num-tokens", 5]
+    from_run = run_tool("generate.py", trained, "--tokenizer", tokenizer, *prompt)
+    assert from_run.returncode == 0, from_run.stderr
+    assert run_tool("generate.py", exported, *prompt).stdout == from_run.stdout
+    assert from_run.stdout.startswith("w7 w8 ")
 
     mean = tmp_path / "mean"
     done = convert("to-hf", trained, mean, "--average", 2)
@@ -88,6 +100,47 @@ def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
     counted = labels != IGNORE_LABEL
     chosen = np.take_along_axis(log_probabilities, np.where(counted, labels, 0)[..., None], axis=-1)[..., 0]
     return float(-chosen[counted].mean())
+
+
+def write_tokenizer(folder: Path, num_words: int) -> Path:
+    """Write a tokenizer whose words w0, w1, … are the tokens 0, 1, … and whose end of document comes after them."""
+    folder.mkdir()
+    words = {f"w{index}": index for index in range(num_words)}
+    tokenizer = Tokenizer(WordLevel({**words, "<end>": num_words}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}', encoding="utf-8")
+    return folder
+
+
+def test_the_likeliest_continuation_is_that_of_the_numpy_forward_pass(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", num_words=127)
+    done = run_tool(
+        "generate.py", REFERENCE / "qwen25_tied", "--tokenizer", tokenizer, "--prompt", "w5 w6 w7", "--num-tokens", 8
+    )
+    assert done.returncode == 0, done.stderr
+    folder = HfFolder(REFERENCE / "qwen25_tied")
+    tokens = [5, 6, 7]
+    for _ in range(8):
+        logits = compute_logits(
+            folder.sizes, lambda name: to_float32(folder.read(name), folder.tensors[name].dtype), np.array([tokens])
+        )
+        tokens.append(int(logits[0, -1].argmax()))
+    assert done.stdout.split() == [f"w{token}" for token in tokens]
+
+    drawn = ["--prompt", "w5", "--num-tokens", 8, "--temperature", 1, "--tokenizer", tokenizer]
+    first, again, other = (
+        run_tool("generate.py", REFERENCE / "llama31", *drawn, "--seed", seed).stdout for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    too_long = ["--prompt", "w5", "--num-tokens", 100, "--tokenizer", tokenizer]
+    assert_refused(run_tool("generate.py", REFERENCE / "llama31", *too_long), "the model has 64 positions")
+    larger = write_tokenizer(tmp_path / "larger", num_words=300)
+    assert_refused(
+        run_tool("generate.py", REFERENCE / "llama31", "--prompt", "w5", "--tokenizer", larger), "has 301 entries"
+    )
+    assert_refused(run_tool("generate.py", tmp_path / "missing", "--prompt", "w5"), "no such checkpoint")
 
 
 def assert_refused(done: Completed, named: str) -> None:
