@@ -1,19 +1,24 @@
-"""Loads the weights of a Hugging Face folder into a network that MindFormers has built."""
+"""Loads the weights of a Hugging Face folder, or of a checkpoint, into a network that MindFormers has built."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mindspore import Tensor, nn
+from numpy.typing import NDArray
 
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.weights.dtypes import to_float32
 from ascend_cpt.weights.families import HF_EMBEDDING, HF_OUTPUT
 from ascend_cpt.weights.hf_folder import HfFolder
+from ascend_cpt.weights.layout import Shape
 from ascend_cpt.weights.mapping import check_tied, iterate_to_mindformers, list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.weights.sources import TensorSource
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +47,14 @@ def load_hf(network: nn.Cell, path: Path) -> LoadReport:
     """
     folder = HfFolder(path)
     folder.check()
-    core: Any = network
-    folder.check_model({**core.config.to_dict(), "model_type": core.config.model_type})
-    parameters = {parameter.name: parameter for parameter in network.get_parameters()}
-    _check_parameters(folder, parameters)
+    _check_network(network, folder)
     if folder.sizes.tie_word_embeddings and HF_OUTPUT in folder.tensors:
         check_tied(folder.read(HF_EMBEDDING), folder.read(HF_OUTPUT))
 
-    def read(name: str) -> Any:
+    def read(name: str) -> NDArray[np.float32]:
         return to_float32(folder.read(name), folder.tensors[name].dtype)
 
-    for name, weight in iterate_to_mindformers(folder.sizes, read):
-        parameters[name].set_data(Tensor(weight, parameters[name].dtype))
+    _set_parameters(network, iterate_to_mindformers(folder.sizes, read))
     used = list_hf_shapes(folder.sizes)
     report = LoadReport(
         num_tensors=len(used),
@@ -64,13 +65,36 @@ def load_hf(network: nn.Cell, path: Path) -> LoadReport:
     return report
 
 
-def _check_parameters(folder: HfFolder, parameters: dict[str, Any]) -> None:
-    """Check that the network has exactly the parameters that the folder's model has."""
-    shapes = list_mindformers_shapes(folder.sizes)
-    wrong = sorted(set(shapes) ^ set(parameters))
+def load_trained(network: nn.Cell, source: TensorSource) -> None:
+    """Load all weights of a MindFormers checkpoint, however it was sliced, into a network of whole parameters.
+
+    Raises:
+        CheckpointError: when the checkpoint holds other tensors than the network; the network is untouched.
+    """
+    _check_parameters(network, {name: info.shape for name, info in source.tensors.items()}, source.path)
+    _set_parameters(
+        network, ((name, to_float32(source.read(name), info.dtype)) for name, info in source.tensors.items())
+    )
+
+
+def _set_parameters(network: nn.Cell, tensors: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+    parameters = network.parameters_dict()
+    for name, tensor in tensors:
+        parameters[name].set_data(Tensor(tensor, parameters[name].dtype))
+
+
+def _check_network(network: Any, folder: HfFolder) -> None:
+    """Check that the network is the folder's model and that every parameter has its tensor."""
+    folder.check_model({**network.config.to_dict(), "model_type": network.config.model_type})
+    _check_parameters(network, list_mindformers_shapes(folder.sizes), folder.path)
+
+
+def _check_parameters(network: nn.Cell, shapes: Mapping[str, Shape], path: Path) -> None:
+    given = {name: tuple(parameter.shape) for name, parameter in network.parameters_dict().items()}
+    wrong = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
     if wrong:
-        raise CheckpointError(f"{folder.path}: the network and the tables disagree about {', '.join(wrong)}")
-    for name, shape in shapes.items():
-        if tuple(parameters[name].shape) != shape:
-            given = list(parameters[name].shape)
-            raise CheckpointError(f"{folder.path}: the network's {name} has shape {given}, the model has {list(shape)}")
+        name = wrong[0]
+        raise CheckpointError(
+            f"{path}: {len(wrong)} tensors do not fit the network; the first is {name}: "
+            f"{shapes.get(name, 'none')} in the checkpoint, {given.get(name, 'none')} in the network"
+        )

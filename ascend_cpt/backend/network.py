@@ -1,21 +1,19 @@
-"""A network for using a trained model outside of training: built by MindFormers, loaded from a Hugging Face folder."""
+"""A network for using a model outside of training, built by MindFormers."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from mindformers import build_context
 from mindformers.models.build_model import build_network
 from mindformers.tools.register import MindFormerConfig
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
 from ascend_cpt.backend.cpu import install_cpu_kernels
-from ascend_cpt.backend.load_hf import LoadReport, load_hf
 from ascend_cpt.backend.models import register_models
-from ascend_cpt.weights.sizes import read_config
 
 # Fields of a config.json that MindFormers would take for settings of its own.
 _NOT_FOR_THE_NETWORK = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
@@ -23,23 +21,25 @@ _NO_PADDING = -1
 
 
 class InferenceNetwork:
-    """Computes logits of token sequences of one fixed length.
+    """Computes logits of token sequences of one fixed length. Load its `cell` before use.
 
     Args:
-        folder: A Hugging Face folder.
+        config: The model's Hugging Face configuration.
         length: Tokens of every sequence; shorter ones are filled up at the end, which earlier tokens do not see.
         device: `CPU` or `Ascend`.
         compute_dtype: The type of the network's computation, as "float32".
     """
 
-    def __init__(self, folder: Path, *, length: int, device: str = "CPU", compute_dtype: str = "float32") -> None:
+    def __init__(
+        self, config: Mapping[str, Any], *, length: int, device: str = "CPU", compute_dtype: str = "float32"
+    ) -> None:
         self.length = length
         if device == "CPU":
             install_cpu_kernels()
         register_models()
         context = {"mode": 0, "device_target": device, "device_id": 0}
         build_context(MindFormerConfig(use_legacy=False, use_parallel=False, run_mode="train", context=context))
-        fields = {key: value for key, value in read_config(folder).items() if key not in _NOT_FOR_THE_NETWORK}
+        fields = {key: value for key, value in config.items() if key not in _NOT_FOR_THE_NETWORK}
         settings: dict[str, Any] = {
             "seq_length": length,
             "pad_token_id": _NO_PADDING,
@@ -50,14 +50,13 @@ class InferenceNetwork:
             "layernorm_compute_dtype": "float32",
             "rotary_dtype": "float32",
         }
-        self._network = build_network(MindFormerConfig(model_config={**fields, **settings}))
-        self.load_report: LoadReport = load_hf(self._network, folder)
-        self._network.set_train(False)
+        self.cell: nn.Cell = build_network(MindFormerConfig(model_config={**fields, **settings}))
+        self.cell.set_train(False)
 
     def compute_logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the logits (batch, given length, vocab) of `tokens` (batch, at most `length`)."""
         batch, given = tokens.shape
         filled = np.zeros((batch, self.length), np.int32)
         filled[:, :given] = tokens
-        logits: NDArray[np.float32] = self._network(Tensor(filled)).asnumpy()
+        logits: NDArray[np.float32] = self.cell(Tensor(filled)).asnumpy()
         return logits.reshape(batch, self.length, -1)[:, :given]

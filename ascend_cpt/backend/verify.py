@@ -38,6 +38,7 @@ def compare_logits(path: Path, *, length: int = 32, seed: int = 0) -> LogitsRepo
     Raises:
         CheckpointError: when the folder is damaged or not supported.
     """
+    from ascend_cpt.backend.load_hf import load_hf
     from ascend_cpt.backend.network import InferenceNetwork
 
     folder = HfFolder(path)
@@ -45,7 +46,9 @@ def compare_logits(path: Path, *, length: int = 32, seed: int = 0) -> LogitsRepo
     tokens = np.random.default_rng(seed).integers(0, folder.sizes.vocab_size, (2, length)).astype(np.int32)
     has_torch = find_spec("torch") is not None and find_spec("transformers") is not None
     expected = _compute_with_transformers(path, tokens) if has_torch else _compute_with_numpy(folder, tokens)
-    logits = InferenceNetwork(path, length=length).compute_logits(tokens)
+    network = InferenceNetwork(folder.config, length=length)
+    load_hf(network.cell, path)
+    logits = network.compute_logits(tokens)
     difference = float(np.abs(logits - expected).max() / expected.std())
     return LogitsReport(reference="transformers" if has_torch else "NumPy", max_difference=difference)
 
