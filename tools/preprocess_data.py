@@ -18,7 +18,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.data.manifest import Manifest
-from ascend_cpt.data.settings import INPUT_FORMATS, OUTPUT_FORMATS, TAILS, TXT_DOCUMENTS, PreprocessSettings
+from ascend_cpt.data.settings import (
+    INPUT_FORMATS,
+    OUTPUT_FORMATS,
+    RUN_ENGINES,
+    TAILS,
+    TXT_DOCUMENTS,
+    PreprocessSettings,
+)
 from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError, run_command
 
@@ -64,6 +71,11 @@ def parse_args() -> PreprocessSettings:
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that pack parts [cores: %(default)s]")
     add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a part [%(default)s]")
     add("--overwrite", action="store_true", help="replace what is there when it differs from what this run makes")
+
+    add = parser.add_argument_group("several machines").add_argument
+    add("--engine", choices=RUN_ENGINES, default="local", help="what runs the parts [%(default)s]")
+    add("--ray-address", metavar="HOST:PORT", help="the Ray cluster of --engine ray [a new one on this machine]")
+    add("--sub-range", type=parse_range, metavar="A:B", help="do only parts A to B - 1; a last run without it finishes")
     args = parser.parse_args()
 
     return PreprocessSettings(
@@ -86,9 +98,18 @@ def parse_args() -> PreprocessSettings:
         seq_length=args.seq_length,
         num_subs=args.n_subs,
         workers=args.workers,
+        engine=args.engine,
+        ray_address=args.ray_address,
+        sub_range=args.sub_range,
         tail=args.tail,
         overwrite=args.overwrite,
     )
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """`A:B` as two numbers."""
+    first, _, after = text.partition(":")
+    return int(first), int(after)
 
 
 def choose_tokenizer_path(args: argparse.Namespace) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import uuid
 from pathlib import Path
 
 _PAGE_BYTES = 4096
@@ -14,7 +15,7 @@ _ZERO_PAGE = bytes(_PAGE_BYTES)
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` to `path` under a temporary name, then rename: readers see the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)

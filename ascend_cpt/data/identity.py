@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -44,6 +45,11 @@ def identity_of(manifest: Manifest) -> Identity:
     """The identity of a finished dataset."""
     record = dataclasses.asdict(manifest)
     return _through_json({name: record[name] for name in ("settings", "sources", "tokenizer")})
+
+
+def hash_identity(identity: Identity) -> str:
+    """SHA-256 of the identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def describe_difference(before: Identity, now: Identity) -> str:

@@ -15,13 +15,14 @@ from ascend_cpt.data import workspace
 from ascend_cpt.data.batches import INDEXED_FORMAT
 from ascend_cpt.data.documents import Reject
 from ascend_cpt.data.handlers import describe_handler, joins_records, load_handler, needed_columns
-from ascend_cpt.data.identity import Identity, make_identity
+from ascend_cpt.data.identity import Identity, hash_identity, make_identity
 from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
 from ascend_cpt.data.manifest import Manifest, Shard, SourceFile
 from ascend_cpt.data.outputs import MINDRECORD
 from ascend_cpt.data.packing import Layout
 from ascend_cpt.data.preview import preview_texts
 from ascend_cpt.data.progress import ProgressReporter
+from ascend_cpt.data.ray_workers import run_subs_on_ray
 from ascend_cpt.data.readers import ReadOptions, load_reader
 from ascend_cpt.data.rejects import check_rejects, count_kinds, write_rejects
 from ascend_cpt.data.settings import PreprocessSettings
@@ -40,6 +41,8 @@ _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoke
 
 def preprocess(settings: PreprocessSettings) -> list[Manifest]:
     """Pack the input into one dataset per key and return their manifests.
+
+    With `sub_range` only those subs are done, and no manifest is made.
 
     A dataset that is there, whole, and made of the same input with the same settings is reused.
 
@@ -62,7 +65,7 @@ def preprocess(settings: PreprocessSettings) -> list[Manifest]:
     if settings.append_bos and tokenizer.info.bos_id is None:
         raise DataError(f"--append-bos: the tokenizer {settings.tokenizer_path} has no BOS token")
     identity = make_identity(settings, describe_handler(handler), _describe_sources(files), tokenizer.info)
-    with workspace.lock_output(settings.output_prefix):
+    with workspace.lock_output(settings):
         finished = workspace.find_finished(settings, identity)
         if finished:
             logger.info("%s: already done, reusing", settings.output_prefix)
@@ -73,7 +76,13 @@ def preprocess(settings: PreprocessSettings) -> list[Manifest]:
             sample = preview_texts(files, handler, settings.json_keys, options)
             engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
         work = workspace.open_work_folder(settings, identity)
-        tasks = _plan_subs(settings, files, options, tokenizer, engine, work)
+        tasks = _plan_subs(settings, identity, files, options, tokenizer, engine, work)
+        if settings.sub_range is not None:
+            _run_subs(settings, tasks[slice(*settings.sub_range)])
+            logger.info(
+                "subs %d to %d are done; when all are, run this without --sub-range", *_inclusive(settings.sub_range)
+            )
+            return []
         results = _run_subs(settings, tasks)
         rejects = write_rejects(settings.output_prefix, results)
         check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
@@ -88,8 +97,13 @@ def _describe_sources(files: Sequence[InputFile]) -> tuple[SourceFile, ...]:
     )
 
 
+def _inclusive(sub_range: tuple[int, int]) -> tuple[int, int]:
+    return sub_range[0], sub_range[1] - 1
+
+
 def _plan_subs(
     settings: PreprocessSettings,
+    identity: Identity,
     files: Sequence[InputFile],
     options: ReadOptions,
     tokenizer: TokenizerFile,
@@ -104,12 +118,14 @@ def _plan_subs(
         bos_id=tokenizer.info.bos_id if settings.append_bos else None,
         drop_tail=settings.tail == "drop",
     )
+    run = hash_identity(identity)
     # MindFormers sorts file names as text: numbers of one width keep the order.
     width = len(str(settings.num_subs - 1))
     prefixes = [os.path.basename(settings.dataset_prefix(key)) for key in settings.json_keys]
     return [
         SubTask(
             number=number,
+            run=run,
             spans=tuple(spans),
             folder=work / f"sub-{number:0{width}d}",
             file_names=tuple(
@@ -137,7 +153,10 @@ def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -> list[Su
     progress = ProgressReporter(sum(span.weight for task in todo for span in task.spans))
     begin_s = time.monotonic()
     try:
-        results |= run_subs(todo, settings.workers, progress.show)
+        if settings.engine == "ray" and todo:
+            results |= run_subs_on_ray(todo, settings.ray_address, progress.show)
+        else:
+            results |= run_subs(todo, settings.workers, progress.show)
     finally:
         progress.close()
     num_tokens = sum(shard.num_tokens for task in todo for shard in results[task.number].shards)

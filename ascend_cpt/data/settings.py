@@ -9,6 +9,7 @@ from ascend_cpt.data.inputs import FORMATS
 from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError
 
+RUN_ENGINES = ("local", "ray")
 TAILS = ("pad", "drop")
 TXT_DOCUMENTS = ("line", "blank-line", "file")
 OUTPUT_FORMATS = ("mindrecord", "mmap")
@@ -34,6 +35,11 @@ class PreprocessSettings:
     """Name of the dataset's files, instead of `{output_prefix}_{key}_document`."""
     num_subs: int = 1
     workers: int = 1
+    engine: str = "local"
+    """What runs the subs: processes of this machine, or `ray`."""
+    ray_address: str | None = None
+    sub_range: tuple[int, int] | None = None
+    """Do only the subs from the first number to the one before the second, and write no manifest."""
     append_eod: bool = True
     append_bos: bool = False
     eod_token: str | None = None
@@ -69,6 +75,10 @@ class PreprocessSettings:
         ):
             if not is_good:
                 raise DataError(message)
+        if self.sub_range is not None and not 0 <= self.sub_range[0] < self.sub_range[1] <= self.num_subs:
+            first, after = self.sub_range
+            raise DataError(f"--sub-range {first}:{after}: must be A:B with 0 <= A < B <= --n-subs ({self.num_subs})")
+        assert self.engine in RUN_ENGINES
         assert self.tail in TAILS and self.txt_documents in TXT_DOCUMENTS and self.output_format in OUTPUT_FORMATS
         assert self.tokenizer_engine in ENGINES and self.tokenizer_type in TOKENIZER_TYPES
         assert self.input_format is None or self.input_format in INPUT_FORMATS

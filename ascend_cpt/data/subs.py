@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +34,11 @@ class SubTask:
     """All that a worker needs to know about a sub."""
 
     number: int
+    run: str
+    """Identifies what the run makes; results of another are not taken."""
     spans: tuple[Span, ...]
     folder: Path
-    """The sub's own folder, emptied first."""
+    """Where the sub's files are once it is whole."""
     file_names: tuple[str, ...]
     """The data file of each key."""
     keys: tuple[str, ...]
@@ -73,21 +77,29 @@ def pack_sub(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
     Raises:
         DataError: the input cannot be read, or the output cannot be written.
     """
+    # Each attempt has a folder of its own: one whose node was given up for lost may still be writing.
+    attempt = task.folder.with_name(f"{task.folder.name}.{uuid.uuid4().hex}")
     try:
+        for earlier in task.folder.parent.glob(f"{task.folder.name}.*"):
+            shutil.rmtree(earlier, ignore_errors=True)
+        attempt.mkdir(parents=True)
+        result = _pack(dataclasses.replace(task, folder=attempt), report)
+        record = dataclasses.asdict(result) | {"run": task.run}
+        write_text_atomic(attempt / RESULT_FILE, json.dumps(record))
         shutil.rmtree(task.folder, ignore_errors=True)
-        task.folder.mkdir(parents=True)
-        result = _pack(task, report)
-        write_text_atomic(task.folder / RESULT_FILE, json.dumps(dataclasses.asdict(result)))
+        os.rename(attempt, task.folder)
     except OSError as error:
         raise DataError(f"{error.filename or task.folder}: {error.strerror or error}") from error
     return result
 
 
-def load_result(folder: Path) -> SubResult | None:
-    """Return the committed result in a sub's folder, None when there is none."""
+def load_result(task: SubTask) -> SubResult | None:
+    """Return the sub's committed result, None when there is none of this run."""
     try:
-        record = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+        record = json.loads((task.folder / RESULT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        return None
+    if record["run"] != task.run:
         return None
     return SubResult(
         shards=tuple(Shard(**shard) for shard in record["shards"]),

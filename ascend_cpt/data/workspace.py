@@ -32,31 +32,38 @@ _RUN_FILE = "run.json"
 
 
 @contextlib.contextmanager
-def lock_output(output_prefix: str) -> Iterator[None]:
-    """Make the output folder and hold the prefix's lock: two runs on one prefix would spoil each other's files.
+def lock_output(settings: PreprocessSettings) -> Iterator[None]:
+    """Make the output folder and lock the subs that this run does: two runs on one would spoil each other's files.
+
+    The locks are on bytes of a lock file, one per sub, so that runs on different `--sub-range`s go together.
 
     Raises:
-        DataError: the folder cannot be written to, or another run holds the lock.
+        DataError: the folder cannot be written to, or another run holds one of the locks.
     """
-    path = Path(f"{output_prefix}.lock")
+    path = Path(f"{settings.output_prefix}.lock")
+    first, after = settings.sub_range or (0, settings.num_subs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = path.open("a")
     except OSError as error:
         raise DataError(f"{path.parent}: the output folder cannot be written to: {error.strerror}") from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run of other settings may have another number of subs: whoever does all locks all there could be.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, after - first if settings.sub_range else 0, first)
             # The holder before may have removed the file between our opening and our locking it.
             is_ours = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except (BlockingIOError, FileNotFoundError):
+        except (BlockingIOError, PermissionError, FileNotFoundError):
             is_ours = False
         if not is_ours:
-            raise DataError(f"{output_prefix}: another run is writing this output (it holds {path}); wait for its end")
+            raise DataError(
+                f"{settings.output_prefix}: another run is writing this output (it holds {path}); wait for its end"
+            )
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if settings.sub_range is None:
+                path.unlink(missing_ok=True)
 
 
 def find_finished(settings: PreprocessSettings, identity: Identity) -> list[Manifest]:
@@ -105,9 +112,8 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
                     f"{work}: a stopped run left this, and this run cannot go on from it ({difference}); "
                     "run the earlier command to its end, or discard its work with --overwrite"
                 )
-        if work.exists():
             shutil.rmtree(work)
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
         write_text_atomic(run_file, json.dumps(identity, indent=1))
     except OSError as error:
         raise DataError(f"{work}: cannot be written: {error.strerror}") from error
@@ -118,7 +124,7 @@ def load_finished_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -
     """Results, by sub number, of the subs that are committed and whose files are as they were written."""
     finished = {}
     for task in tasks:
-        result = load_result(task.folder)
+        result = load_result(task)
         if result is None:
             continue
         if all(_find_shard(settings, task, shard) for shard in result.shards):

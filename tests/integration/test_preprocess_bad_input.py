@@ -186,6 +186,6 @@ def test_two_runs_on_one_prefix(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     write_rows(tmp_path / "in" / "a.jsonl", [{"text": "x"}])
     with (tmp_path / "out" / "x.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         check_refused(run(tokenizer, tmp_path, "--input", "in"), "another run is writing this output")
     assert run(tokenizer, tmp_path, "--input", "in").returncode == 0, "a lock that nobody holds is no hindrance"
