@@ -43,11 +43,14 @@ def train(plan: RunPlan, launch: Launch) -> None:
     from mindformers import build_context
     from mindformers.tools.register import MindFormerConfig
     from mindformers.trainer import Trainer
+    from mindformers.utils.file_utils import set_output_path
 
     import ascend_cpt.backend.dataset
     import ascend_cpt.backend.lr
     import ascend_cpt.backend.models  # noqa: F401
 
+    # MindFormers makes folders below its output path as soon as the context is built, by default in the current folder.
+    set_output_path(str(plan.run_dir.absolute()))
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
     if not cpu:
@@ -67,6 +70,7 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[object]:
 
     cpt, budget = plan.config.cpt, plan.budget
     rank, num_ranks = get_rank_and_size(plan.layout.world_size > 1)
+    _check_same_start(launch.initial_step, num_ranks)
     sinks: list[ConsoleSink | JsonlSink] = []
     if rank == plan.report_rank:
         sinks = [
@@ -109,6 +113,25 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[object]:
         monitor=monitor,
     )
     return [monitor, keeper]
+
+
+def _check_same_start(initial_step: int, num_ranks: int) -> None:
+    """Make sure that all ranks chose the same checkpoint, where they can ask each other before the first graph.
+
+    Raises:
+        ClusterError: when they did not.
+    """
+    import numpy as np
+
+    from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
+
+    if num_ranks > 1 and is_pure_data_parallel():
+        total = float(sum_over_ranks(np.array([initial_step]), num_ranks)[0])
+        if total != initial_step * num_ranks:
+            raise ClusterError(
+                f"this rank would start at step {initial_step}, others at another: they see different checkpoints; "
+                "check that all nodes see the same output folder, and start again"
+            )
 
 
 def _check_shared(checkpoint_root: Path) -> None:
