@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a bare clone to a trained model, on any Linux machine with two cores and no NPU:
 # environment, sample corpus, packed data, a tiny Qwen3 trained on prose by two processes, its pretraining continued on
-# source code, and a summary. Run again, it reuses what is whole.
+# source code, its weights exported and proven equal, and a summary. Run again, it reuses what is whole.
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh
@@ -18,7 +18,7 @@ train() {
     bash scripts/msrun_launcher.sh "run_cpt.py --config $1" 2
 }
 
-step "1/5 Environment"
+step "1/6 Environment"
 # shellcheck disable=SC2119  # no extras wanted
 ensure_env
 
@@ -28,16 +28,26 @@ export MASTER_PORT
 # One node, whatever job this machine is otherwise part of.
 unset MASTER_ADDR NODE_RANK NNODES NPUS_PER_NODE GPUS_PER_NODE WORLD_SIZE
 
-step "2/5 Sample corpus and packed data"
+step "2/6 Sample corpus and packed data"
 bash scripts/prepare_sample.sh
 
-step "3/5 Base: a tiny Qwen3 on English prose"
+step "3/6 Base: a tiny Qwen3 on English prose"
 train configs/qwen3/cpt_qwen3_tiny_base.yaml
 
-step "4/5 Continued pretraining on source code"
+step "4/6 Continued pretraining on source code"
 train configs/qwen3/cpt_qwen3_tiny.yaml
 
-step "5/5 Summary"
+step "5/6 Export to Hugging Face format, proof that nothing changed, and a continuation"
+EXPORTED=output/qwen3_tiny_hf
+if [[ -d "$EXPORTED" ]]; then
+    echo "$EXPORTED: already there, reusing"
+else
+    "$PYTHON" tools/convert_weights.py to-hf output/qwen3_tiny "$EXPORTED" --like data/sample/tokenizer
+fi
+"$PYTHON" tools/convert_weights.py verify "$EXPORTED" --against output/qwen3_tiny
+"$PYTHON" tools/generate.py "$EXPORTED" --prompt "def __init__(self" --num-tokens 40
+
+step "6/6 Summary"
 "$PYTHON" tools/summarize_run.py output/qwen3_tiny_base output/qwen3_tiny
 cat <<'NEXT'
 

@@ -82,8 +82,11 @@ MODEL_IDENTITY_KEYS = (
     "num_key_value_heads",
     "head_dim",
     "tie_word_embeddings",
+    "hidden_act",
+    "rms_norm_eps",
     "rope_theta",
     "rope_scaling",
+    "rope_parameters",
 )
 
 

@@ -232,6 +232,8 @@ def _write_tokenizer(folder: Path, domains: list[list[Document]]) -> list[Path]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000,
+        # transformers would otherwise return token_type_ids, which these models do not take.
+        "model_input_names": ["input_ids", "attention_mask"],
         **specials,
     }
     folder.mkdir(parents=True, exist_ok=True)

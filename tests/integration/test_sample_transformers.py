@@ -16,3 +16,4 @@ def test_auto_tokenizer_loads_the_sample_tokenizer(tmp_path: Path) -> None:
     assert len(tokenizer) == 4096
     text = "Hello, w\u00f6rld!\n    indented"
     assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert set(tokenizer(text)) == {"input_ids", "attention_mask"}

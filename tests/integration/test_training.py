@@ -149,8 +149,8 @@ def test_dry_run_plans_a_cluster_and_writes_nothing(
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("family", ["llama2", "llama3"])
-def test_llama_trains(
+@pytest.mark.parametrize("family", ["llama2", "llama3", "qwen2"])
+def test_other_families_train(
     family: str, write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
     result = train(write_config(family), "--stop-at-step", "5")
