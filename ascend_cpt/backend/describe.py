@@ -7,6 +7,8 @@ from pathlib import Path
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.values import format_count
 from ascend_cpt.resume.locate import Checkpoint
+from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
+from ascend_cpt.weights.mapping import list_hf_shapes
 
 
 def describe(plan: RunPlan) -> str:
@@ -45,7 +47,19 @@ def describe_start(resume_from: Checkpoint | None, init_from: Path | None) -> st
     """Return what the run starts from, in a line."""
     if resume_from is not None:
         return f"start    continuing at step {resume_from.state.step} from {resume_from.folder}"
-    return f"start    {'random weights' if init_from is None else f'weights of {init_from}'}; compiling the graph first"
+    if init_from is None:
+        return "start    random weights; compiling the graph first"
+    details = f" ({describe_hf_folder(HfFolder(init_from))})" if is_hf_folder(init_from) else ""
+    return f"start    weights of {init_from}{details}; compiling the graph first"
+
+
+def describe_hf_folder(folder: HfFolder) -> str:
+    """Return what is loaded from a checked Hugging Face folder: nothing is missing, that was refused."""
+    used = list_hf_shapes(folder.sizes)
+    num_parameters = sum(folder.tensors[name].num_elements for name in used)
+    ignored = sorted(set(folder.tensors) - set(used))
+    rest = f", unexpected and left out: {', '.join(ignored)}" if ignored else ", none unexpected"
+    return f"{len(used)} tensors, {format_count(num_parameters)} parameters, none missing{rest}"
 
 
 def describe_end(plan: RunPlan, stop_at_step: int | None) -> str:

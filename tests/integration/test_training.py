@@ -199,6 +199,7 @@ def test_a_run_starts_from_a_hugging_face_folder(
     assert result.returncode == 0, result.stdout + result.stderr
     second = train(write_config(family, run_name="second", init_from=str(exported)), "--stop-at-step", "1")
     assert second.returncode == 0, second.stdout + second.stderr
+    assert "none missing, none unexpected" in second.stdout
     before = [record[2] for record in read_history(tmp_path / "output/first") if record[0] == "validation"][-1]
     after = read_history(tmp_path / "output/second")[0][2]
     assert after == pytest.approx(before, abs=1e-5)
