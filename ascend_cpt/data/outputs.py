@@ -10,7 +10,8 @@ import numpy as np
 from ascend_cpt.data import indexed
 from ascend_cpt.data.files import checksum_file
 from ascend_cpt.data.manifest import Shard
-from ascend_cpt.data.mindrecord import INDEX_SUFFIX, MindRecordWriter
+from ascend_cpt.data.mindrecord import MindRecordWriter
+from ascend_cpt.data.mindrecord_format import INDEX_SUFFIX
 from ascend_cpt.data.packing import Layout, Packer, add_borders
 from ascend_cpt.data.tokenizing.base import Encoded
 

@@ -175,9 +175,9 @@ def test_a_full_disk(corpus: Path, tmp_path: Path) -> None:
     arguments = ["--input", corpus / "in.jsonl", "--output-prefix", tmp_path / "small" / "x", "--seq-length", 32]
     command = [sys.executable, TOOL, *arguments, "--tokenizer-name-or-path", corpus / "sample" / "tokenizer"]
     (tmp_path / "small").mkdir()
-    mount = f"mount -t tmpfs -o size=1m none '{tmp_path}/small' && exec \"$@\""
+    mount = f"mount -t tmpfs -o size=48k none '{tmp_path}/small' && exec \"$@\""
     result = subprocess.run(
         ["unshare", "-rm", "bash", "-c", mount, "bash", *map(str, command)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "MindRecord cannot be written: No free disk" in result.stderr.splitlines()[-1]
+    assert "MindRecord cannot be written: No space left" in result.stderr.splitlines()[-1]
