@@ -131,6 +131,9 @@ class Supervisor:
                 leaders.append((child.create_time(), child.pid))
             elif session == self._starter_pid:
                 self._scheduler_pid = child.pid
+        if len(leaders) > self._plan.num_local_workers:
+            # A worker that is over already left a process of its own behind, which now is our child, too.
+            leaders = [(time_s, pid) for time_s, pid in leaders if _runs_script(pid, self._plan.script)]
         first = self._plan.first_rank
         self._ranks = {pid: rank for rank, (_, pid) in enumerate(sorted(leaders), start=first)}
 
@@ -202,6 +205,12 @@ class Supervisor:
                     continue
             _reap()
             time.sleep(0.01)
+
+
+def _runs_script(pid: int, script: Path) -> bool:
+    """Return whether a process is a worker: it names the script, or has ended and names nothing any more."""
+    words = psutil.Process(pid).cmdline()
+    return not words or str(script) in words
 
 
 def _reap() -> list[tuple[int, int]]:
