@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.config.schema import CptConfig, NotNegative, Positive, Tokens
-from ascend_cpt.config.sections import check_sections
+from ascend_cpt.config.sections import check_sections, nearest
 from ascend_cpt.config.values import Interval, parse_count, parse_float, parse_interval
 from ascend_cpt.config.yaml_file import KeyPath, YamlTree, load_yaml_tree, merge_trees, parse_yaml_value
 from ascend_cpt.errors import ConfigError
@@ -89,12 +88,6 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"--set {assignment}: {error}") from None
     return overrides
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean ...?)` for the most similar known name, or an empty text."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def _remove_key(data: dict[str, Any], keys: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,12 @@ def find_section(sections: Mapping[str, Any], dotted: str) -> Any:
     return node
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean ...?)` for the most similar known name, or an empty text."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
 def _check_keys(
     node: Mapping[str, Any],
     path: KeyPath,
@@ -100,9 +106,7 @@ def _check_keys(
         here = (*path, str(key))
         if known is not None and key not in known:
             names = [*known, "cpt"] if not path else known
-            matches = difflib.get_close_matches(str(key), names, n=1, cutoff=0.6)
-            hint = f"; did you mean {matches[0]!r}?" if matches else ""
-            problems.append(f"{tree.locate(here)}: {'.'.join(here)}: unknown key{hint}")
+            problems.append(f"{tree.locate(here)}: {'.'.join(here)}: unknown key{nearest(str(key), names)}")
         elif isinstance(value, Mapping) and ".".join(here) not in open_sections:
             _check_keys(value, here, tree, sections, open_sections, problems)
         elif ".".join(here) in sections and value is not None and not isinstance(value, Mapping):
