@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from ascend_cpt.backend.describe import describe, describe_end, describe_start
 from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, resolve, select_model_identity
 from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
+from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.errors import CheckpointError, ConfigError, CptError, DataError
@@ -218,7 +220,9 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
         raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
 
 
-def open_datasets(config: RunConfig, section: str, entries: dict[str, SourceConfig]) -> dict[str, Manifest]:
+def open_datasets(
+    config: RunConfig, section: str, entries: Mapping[str, SourceConfig | ValidationSetConfig]
+) -> dict[str, Manifest]:
     """Return the manifest of each entry after checking that its files are there in full size.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from ascend_cpt.config.monitoring_schema import GuardConfig, MonitorConfig, ValidationConfig
 from ascend_cpt.config.values import Interval
 
 Tokens = Annotated[int, "tokens"]
@@ -40,18 +41,6 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """Held-out datasets whose loss is computed before the first step, every `every` and after the last step."""
-
-    sets: dict[str, SourceConfig]
-    """Named packed datasets."""
-    every: Interval | None = None
-    """How often, in tokens (`1B`) or steps (`100 steps`); without it only before and after the run."""
-    max_rows: Positive | None = None
-    """At most this many rows of each set (the first ones), all of them without it."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When checkpoints are written and how many are kept. The last step always writes one."""
 
@@ -59,14 +48,6 @@ class CheckpointConfig:
     """How often, in tokens (`5B`) or steps (`1000 steps`); without it only at the end."""
     keep_last: NotNegative = 3
     """Number of newest complete checkpoints to keep; 0 keeps all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MonitorConfig:
-    """What the terminal shows."""
-
-    print_every_steps: Positive = 1
-    """A progress line every so many steps; metrics.jsonl has every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,3 +74,5 @@ class CptConfig:
     """Checkpoint intervals."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     """Progress output."""
+    guards: GuardConfig = field(default_factory=GuardConfig)
+    """What must not reach the weights."""
