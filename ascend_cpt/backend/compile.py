@@ -71,7 +71,11 @@ def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Pat
     sections["train_dataset"] = dataset
     sections["train_dataset_task"] = {"type": "CausalLanguageModelDataset", "dataset_config": copy.deepcopy(dataset)}
     if plan.schedule is not None:
-        sections["lr_schedule"] = {"type": SCHEDULE_NAME, **vars(plan.schedule)}
+        sections["lr_schedule"] = {
+            "type": SCHEDULE_NAME,
+            **plan.schedule.to_record(),
+            "total_steps": plan.schedule.total_steps,
+        }
     model = sections["model"]["model_config"]
     # MindFormers' own default is 0.1.
     model.update(hidden_dropout=0.0, attention_dropout=0.0)
@@ -85,8 +89,8 @@ def compile_loader(plan: RunPlan) -> dict[str, Any]:
     return {
         "manifests": [str(source.manifest.path) for source in plan.sources],
         "digests": [source.manifest.digest for source in plan.sources],
-        "total_rows": plan.budget.total_steps * plan.budget.global_batch_size,
-        "shuffle_seed": plan.seed,
+        "seq_length": plan.budget.seq_length,
+        "sample_order": plan.order.to_record(),
     }
 
 

@@ -1,12 +1,13 @@
 """The training data loader, registered with MindFormers: the rows of the run in order, each rank reading its own.
 
-Position p of the run is row `order(p)` of the packed datasets. Rank r of n data-parallel ranks holds the positions
+Position p of the run is the row that `SampleOrder` computes for it. Rank r of n data-parallel ranks holds the positions
 of its part of every global batch, so that the global batch of a step holds the same rows for every n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mindspore.dataset as ds
 import numpy as np
@@ -14,25 +15,23 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from ascend_cpt.backend.compile import LOADER_NAME
 from ascend_cpt.data.manifest import Manifest, load_manifest
+from ascend_cpt.data.mmap_rows import MmapRows
 from ascend_cpt.errors import DataError
-from ascend_cpt.recipe.order import RowOrder
+from ascend_cpt.recipe.phases import SampleOrder
 
 IGNORE_LABEL = -100  # MindFormers' ignore_token_id
 ROWS_PER_WINDOW = 2048
 
 
-class PackedRows:
-    """Random access to the rows of packed datasets, one after the other, read from MindRecord in windows.
+class MindRecordRows:
+    """Random access to the rows of a packed dataset, read in windows.
 
     MindRecord files have no cheap access to a single row, but MindDataset yields exactly the rows that a sampler names.
     """
 
-    def __init__(self, manifests: Sequence[Manifest]) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         # MindDataset refuses files without rows, which a sub that got no documents leaves.
-        self._files = [
-            str(manifest.folder / shard.file) for manifest in manifests for shard in manifest.shards if shard.num_rows
-        ]
-        self.num_rows = sum(manifest.num_rows for manifest in manifests)
+        self._files = [str(manifest.folder / shard.file) for shard in manifest.shards if shard.num_rows]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
@@ -53,6 +52,29 @@ class PackedRows:
         return np.stack(found)[inverse]
 
 
+class PackedRows:
+    """Random access to the rows of datasets of either format, by the number of the dataset and of the row in it."""
+
+    def __init__(self, manifests: Sequence[Manifest], seq_length: int) -> None:
+        self._parts = [
+            MmapRows(manifest, seq_length) if manifest.output_format == "mmap" else MindRecordRows(manifest)
+            for manifest in manifests
+        ]
+        self._row_length = seq_length + 1
+
+    def read(self, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return row `rows[i]` of dataset `numbers[i]` for every i: int32 of shape (len(rows), seq_length + 1).
+
+        Raises:
+            DataError: when files hold fewer rows than their manifest says.
+        """
+        found = np.empty((len(rows), self._row_length), dtype=np.int32)
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            found[chosen] = self._parts[number].read(rows[chosen])
+        return found
+
+
 def split_row(row: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the input ids and the labels of a packed row, both int32 of shape (seq_length,).
 
@@ -71,18 +93,17 @@ class RunRows:
     def __init__(
         self,
         rows: PackedRows,
-        order: RowOrder,
+        order: SampleOrder,
         *,
-        total_rows: int,
         rank: int,
         num_ranks: int,
         batch_size: int,
         pad_id: int,
     ) -> None:
-        assert total_rows % (num_ranks * batch_size) == 0, "the run is a whole number of global batches"
+        assert order.total_rows % (num_ranks * batch_size) == 0, "the run is a whole number of global batches"
         self._rows, self._order, self._pad_id = rows, order, pad_id
         self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
-        self._num_items = total_rows // num_ranks
+        self._num_items = order.total_rows // num_ranks
         self._window_start, self._window = 0, np.empty((0, 0), dtype=np.int32)
 
     def __len__(self) -> int:
@@ -95,7 +116,8 @@ class RunRows:
         offset = index - self._window_start
         if not 0 <= offset < len(self._window):
             items = np.arange(index, min(index + ROWS_PER_WINDOW, self._num_items))
-            self._window_start, self._window = index, self._rows.read(self._order.rows_at(self.to_positions(items)))
+            sources, rows = self._order.locate(self.to_positions(items))
+            self._window_start, self._window = index, self._rows.read(sources, rows)
             offset = 0
         return split_row(self._window[offset], self._pad_id)
 
@@ -126,8 +148,8 @@ class CptPackedDataLoader:
         cls,
         manifests: list[str],
         digests: list[str],
-        total_rows: int,
-        shuffle_seed: int,
+        seq_length: int,
+        sample_order: dict[str, Any],
         column_names: list[str],
         batch_size: int,
         shard_id: int | None = None,
@@ -136,11 +158,9 @@ class CptPackedDataLoader:
     ) -> ds.GeneratorDataset:
         """Return the dataset of this rank (MindFormers passes its rank, the number of ranks and the batch)."""
         opened = open_manifests(manifests, digests)
-        rows = PackedRows(opened)
         source = RunRows(
-            rows,
-            RowOrder(num_rows=rows.num_rows, seed=shuffle_seed),
-            total_rows=total_rows,
+            PackedRows(opened, seq_length),
+            SampleOrder.from_record(sample_order),
             rank=shard_id or 0,
             num_ranks=num_shards or 1,
             batch_size=batch_size,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.values import format_count
+from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.resume.locate import Checkpoint
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 from ascend_cpt.weights.mapping import list_hf_shapes
@@ -14,8 +15,6 @@ from ascend_cpt.weights.mapping import list_hf_shapes
 def describe(plan: RunPlan) -> str:
     """Return the plan of a run in a few lines."""
     budget, layout = plan.budget, plan.layout
-    rows = sum(source.manifest.num_rows for source in plan.sources)
-    epochs = budget.total_steps * budget.global_batch_size / rows
     model = plan.model
     sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
     accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
@@ -27,20 +26,62 @@ def describe(plan: RunPlan) -> str:
         f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = "
         f"{format_count(budget.tokens_per_step)} tokens a step "
         f"({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
-        f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens, {epochs:.2f} epochs of "
-        f"{rows} rows in {', '.join(source.name for source in plan.sources)}",
+        f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
+        *describe_rate(plan),
+        *describe_data(plan),
     ]
-    if plan.schedule is not None:
-        schedule = plan.schedule
-        lines.append(
-            f"rate     {schedule.kind}: {schedule.warmup_steps} warmup steps to {schedule.peak_lr:g}, "
-            f"then to {schedule.peak_lr if schedule.kind == 'constant' else schedule.final_lr:g}"
-        )
     if plan.report_rank:
         lines.append(f"report   the last pipeline stage knows the loss: rank {plan.report_rank} shows the progress")
     if plan.validation:
         lines.append(f"validate {', '.join(dataset.name for dataset in plan.validation)}")
+    lines += [f"note     {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def describe_rate(plan: RunPlan) -> list[str]:
+    """Return the parts of the learning-rate schedule, one line each, with the step and tokens they begin at."""
+    if plan.schedule is None:
+        return []
+    lines, step = [], 0
+    for segment in plan.schedule.segments:
+        is_flat = segment.start_lr == segment.end_lr
+        change = f"{segment.end_lr:g}" if is_flat else f"{segment.start_lr:g} → {segment.end_lr:g}"
+        shape = "" if is_flat or segment.name == segment.shape else f" ({segment.shape})"
+        lines.append(f"rate     {_at(plan, step)}: {segment.name}{shape} {change} over {segment.num_steps} steps")
+        step += segment.num_steps
+    return lines
+
+
+def describe_data(plan: RunPlan) -> list[str]:
+    """Return what each phase trains on, and how many epochs of each source the run makes."""
+    lines = []
+    for phase in plan.phases:
+        counts = plan.count_source_rows(phase.first_step, phase.stop_step)
+        total = sum(counts.values())
+        parts = [
+            f"{name} {rows / total:.3g} = {format_count(rows * plan.budget.seq_length)}"
+            for name, rows in counts.items()
+            if rows
+        ]
+        rate = ""
+        if plan.schedule is not None:
+            rate = f", rate {learning_rate_at(plan.schedule, phase.first_step):.3g} at its start"
+        lines.append(
+            f"phase    {phase.name}: {_at(plan, phase.first_step)} to {phase.stop_step}, "
+            f"{format_count(phase.num_steps * plan.budget.tokens_per_step)} tokens{rate}: {', '.join(parts)}"
+        )
+    drawn = plan.count_source_rows(0, plan.budget.total_steps)
+    for source in plan.sources:
+        rows = drawn[source.name]
+        lines.append(
+            f"source   {source.name}: {format_count(rows * plan.budget.seq_length)} tokens = "
+            f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
+        )
+    return lines
+
+
+def _at(plan: RunPlan, step: int) -> str:
+    return f"from step {step} ({format_count(step * plan.budget.tokens_per_step)})"
 
 
 def describe_start(resume_from: Checkpoint | None, init_from: Path | None) -> str:

@@ -55,8 +55,8 @@ class Evaluator:
         return [self._evaluate_set(dataset, step) for dataset in self._datasets]
 
     def _evaluate_set(self, dataset: Dataset, step: int) -> ValidationRecord:
-        rows = PackedRows([dataset.manifest])
-        num_rows = min(rows.num_rows, self._max_rows or rows.num_rows)
+        rows = PackedRows([dataset.manifest], dataset.seq_length)
+        num_rows = min(dataset.num_rows, self._max_rows or dataset.num_rows)
         per_batch = self._batch_size * self._num_ranks
         totals = np.zeros(2)  # summed loss, number of labels
         for start in range(0, num_rows, per_batch):
@@ -77,7 +77,7 @@ class Evaluator:
     def _read_batch(self, rows: PackedRows, start: int, stop: int, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs and labels of a global batch; a short one is filled up with rows without labels."""
         pad_id = dataset.manifest.tokenizer.pad_id
-        pairs = [split_row(row, pad_id) for row in rows.read(np.arange(start, stop))]
+        pairs = [split_row(row, pad_id) for row in rows.read(np.zeros(stop - start, np.int64), np.arange(start, stop))]
         inputs, labels = (np.stack(part).astype(np.int32) for part in zip(*pairs, strict=True))
         missing = self._batch_size * self._num_ranks - len(inputs)
         if missing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor, ops
@@ -15,13 +17,11 @@ from ascend_cpt.recipe.schedule import Schedule, tabulate
 class CptTableLR(LearningRateSchedule):
     """Learning rate of the optimizer's global step; past the end of the table the last rate holds."""
 
-    def __init__(self, kind: str, peak_lr: float, final_lr: float, warmup_steps: int, total_steps: int) -> None:
+    def __init__(self, kind: str, segments: list[dict[str, Any]], total_steps: int) -> None:
         super().__init__()
-        table = tabulate(
-            Schedule(
-                kind=kind, peak_lr=peak_lr, final_lr=final_lr, warmup_steps=warmup_steps, total_steps=int(total_steps)
-            )
-        )
+        schedule = Schedule.from_record(kind, segments)
+        assert schedule.total_steps == int(total_steps), "MindFormers fills in total_steps where it is not given"
+        table = tabulate(schedule)
         self.table = Tensor(table, ms.float32)
         self.last_step = Tensor(len(table) - 1, ms.int32)
         self.gather = ops.Gather()

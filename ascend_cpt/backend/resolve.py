@@ -8,12 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ascend_cpt.backend.refusals import find_refusals
-from ascend_cpt.config.layout import Layout, derive_layout, uses_cpu
+from ascend_cpt.backend.settle import (
+    check_epochs,
+    check_intervals,
+    note_advice,
+    note_rounding,
+    settle_budget,
+    settle_phases,
+    settle_rate,
+)
+from ascend_cpt.config.layout import Layout, derive_layout
 from ascend_cpt.config.loader import RunConfig, raise_problems
 from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.data.mmap_rows import count_rows
 from ascend_cpt.plan.layout import find_layout_problems
-from ascend_cpt.recipe.budget import Budget, count_steps, split_global_batch
+from ascend_cpt.recipe.budget import Budget
+from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.schedule import Schedule
 
 RANDOM_INIT = "random"
@@ -22,15 +35,25 @@ DROPOUT = "pretraining uses none, it would make a resumed run differ and disturb
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A packed dataset of the run: its name in the configuration and its manifest."""
+    """A dataset of the run: its name in the configuration, its manifest, and its rows as this run reads them."""
 
     name: str
     manifest: Manifest
+    seq_length: int
+    """Trained tokens in a row; an mmap dataset is cut into rows of the run's length."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows it has."""
+        return count_rows(self.manifest, self.seq_length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """A run that is settled in every number. `schedule` is None where MindFormers' own `lr_schedule` is used."""
+    """A run that is settled in every number. `schedule` is None where MindFormers' own `lr_schedule` is used.
+
+    `notes` are lines for people: what was filled in, rounded or looks unwise.
+    """
 
     config: RunConfig
     run_dir: Path
@@ -40,6 +63,25 @@ class RunPlan:
     sources: tuple[Dataset, ...]
     validation: tuple[Dataset, ...]
     seed: int
+    order: SampleOrder
+    notes: tuple[str, ...] = ()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run; a run without any has one that is named `train`."""
+        return self.order.phases
+
+    def count_source_rows(self, first_step: int, stop_step: int) -> dict[str, int]:
+        """Return how many rows of each source the steps `first_step` to `stop_step` (without it) train on."""
+        batch = self.budget.global_batch_size
+        return self.order.count(first_step * batch, stop_step * batch)
+
+    def list_rows(self, step: int) -> list[tuple[str, int]]:
+        """Return the (source, row in it) of every row of the global batch of `step` (0 is the first)."""
+        batch = self.budget.global_batch_size
+        sources, rows = self.order.locate(np.arange(step * batch, (step + 1) * batch))
+        names = list(self.order.num_rows)
+        return [(names[source], int(row)) for source, row in zip(sources, rows, strict=True)]
 
     @property
     def checkpoint_root(self) -> Path:
@@ -61,7 +103,8 @@ class RunPlan:
             "seq_length": self.budget.seq_length,
             "global_batch_size": self.budget.global_batch_size,
             "total_steps": self.budget.total_steps,
-            "schedule": dataclasses.asdict(self.schedule) if self.schedule else None,
+            "schedule": self.schedule.to_record() if self.schedule else None,
+            "phases": self.order.to_record()["phases"],
             "seed": self.seed,
             **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
         }
@@ -113,8 +156,8 @@ def resolve(
     check_model(config, layout, problems)
     find_refusals(config, layout, problems)
     raise_problems(config.path, problems)
-    source_sets = tuple(Dataset(name=name, manifest=manifest) for name, manifest in sources.items())
-    validation_sets = tuple(Dataset(name=name, manifest=manifest) for name, manifest in (validation or {}).items())
+    source_sets = _list_datasets(config, sources)
+    validation_sets = _list_datasets(config, validation or {})
     _check_datasets(config, source_sets, "sources", problems)
     _check_datasets(config, validation_sets, "validation.sets", problems)
     _check_tokenizers(config, source_sets + validation_sets, problems)
@@ -122,21 +165,41 @@ def resolve(
         problems.append(
             f"{config.locate('cpt', 'validation')}: cpt.validation: needs pipeline_stage 1; remove one of them"
         )
-    budget = _settle_budget(config, layout, source_sets, problems)
+    raise_problems(config.path, problems)
+    seed = config.mindformers.get("seed", 42)
+    num_rows = {source.name: source.num_rows for source in source_sets}
+    budget = settle_budget(config, layout, sum(num_rows.values()), problems)
     raise_problems(config.path, problems)
     assert budget is not None
-    schedule = _settle_schedule(config, budget, problems)
+    check_intervals(config, budget, problems)
+    schedule, notes = settle_rate(config, budget, sum(num_rows.values()), problems)
+    raise_problems(config.path, problems)
+    if schedule is not None:
+        budget = dataclasses.replace(budget, warmup_steps=schedule.warmup_steps)
+    phases = settle_phases(config, budget, schedule, num_rows, problems)
+    raise_problems(config.path, problems)
+    order = SampleOrder(num_rows=num_rows, phases=phases, global_batch_size=budget.global_batch_size, seed=seed)
+    notes += note_rounding(config, budget, phases) + check_epochs(config, order, problems) + note_advice(config)
     raise_problems(config.path, problems)
     output_dir = Path(config.mindformers.get("output_dir") or "output")
     return RunPlan(
         config=config,
         run_dir=output_dir / (config.cpt.run_name or config.path.stem),
         layout=layout,
-        budget=budget if schedule is None else dataclasses.replace(budget, warmup_steps=schedule.warmup_steps),
+        budget=budget,
         schedule=schedule,
         sources=source_sets,
         validation=validation_sets,
-        seed=config.mindformers.get("seed", 42),
+        seed=seed,
+        order=order,
+        notes=tuple(notes),
+    )
+
+
+def _list_datasets(config: RunConfig, manifests: Mapping[str, Manifest]) -> tuple[Dataset, ...]:
+    return tuple(
+        Dataset(name=name, manifest=manifest, seq_length=manifest.seq_length or config.cpt.seq_length)
+        for name, manifest in manifests.items()
     )
 
 
@@ -170,7 +233,10 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
     for dataset in datasets:
         manifest, tokenizer = dataset.manifest, dataset.manifest.tokenizer
         where = f"{config.locate('cpt', *kind.split('.'), dataset.name)}: cpt.{kind}.{dataset.name}"
-        if manifest.seq_length != config.cpt.seq_length:
+        if not dataset.num_rows:
+            problems.append(f"{where}: has no rows; pack it again from an input that has documents")
+        # An mmap dataset has no rows of its own: it is cut into rows when it is read.
+        if manifest.seq_length not in (None, config.cpt.seq_length):
             problems.append(
                 f"{where}: was packed with sequence length {manifest.seq_length}, but cpt.seq_length is "
                 f"{config.cpt.seq_length}; pack it again with --seq-length {config.cpt.seq_length}"
@@ -203,78 +269,3 @@ def _check_tokenizers(config: RunConfig, datasets: tuple[Dataset, ...], problems
             f"{config.locate('cpt', 'sources')}: the datasets {names} were packed with different tokenizers; "
             "pack them again with one"
         )
-
-
-def _settle_budget(
-    config: RunConfig, layout: Layout, sources: tuple[Dataset, ...], problems: list[str]
-) -> Budget | None:
-    sections, cpt = config.mindformers, config.cpt
-    runner = sections.get("runner_config") or {}
-    where = config.locate("cpt", "global_batch_size")
-    accumulation = runner.get("gradient_accumulation_steps")
-    if layout.pipeline_parallel > 1:
-        accumulation = (sections.get("parallel_config") or {}).get("micro_batch_num", accumulation)
-    try:
-        micro, steps = split_global_batch(
-            cpt.global_batch_size, layout.data_parallel, runner.get("batch_size"), accumulation
-        )
-    except ValueError as error:
-        problems.append(f"{where}: cpt.{error}")
-        return None
-    if steps > 1 and uses_cpu(config):
-        problems.append(
-            f"{where}: a CPU run cannot accumulate gradients ({steps} steps asked for): "
-            "MindFormers would drop them; remove runner_config.batch_size and gradient_accumulation_steps"
-        )
-    if layout.pipeline_parallel > 1 and steps < layout.pipeline_parallel:
-        problems.append(
-            f"{where}: pipeline_stage {layout.pipeline_parallel} needs at least as many micro batches, got {steps}; "
-            "raise cpt.global_batch_size or lower runner_config.batch_size"
-        )
-    tokens_per_step = cpt.global_batch_size * cpt.seq_length
-    if cpt.train_tokens is not None:
-        tokens = cpt.train_tokens
-        where = config.locate("cpt", "train_tokens")
-        if runner.get("epochs") is not None:
-            problems.append(f"{where}: cpt.train_tokens and runner_config.epochs are both set; keep one")
-    else:
-        num_rows = sum(source.manifest.num_rows for source in sources)
-        tokens = num_rows * cpt.seq_length * (runner.get("epochs") or 1)
-        where = config.locate("cpt", "sources")
-    try:
-        total_steps = count_steps(tokens, tokens_per_step)
-    except ValueError as error:
-        problems.append(f"{where}: {error}")
-        return None
-    return Budget(
-        seq_length=cpt.seq_length,
-        global_batch_size=cpt.global_batch_size,
-        micro_batch_size=micro,
-        num_accumulation_steps=steps,
-        total_steps=total_steps,
-    )
-
-
-def _settle_schedule(config: RunConfig, budget: Budget, problems: list[str]) -> Schedule | None:
-    schedule = config.cpt.schedule
-    where = f"{config.locate('cpt', 'schedule')}: cpt.schedule"
-    has_section = config.mindformers.get("lr_schedule") is not None
-    if schedule is None:
-        if not has_section:
-            problems.append(f"{config.path}: no learning rate; add cpt.schedule with peak_lr")
-        return None
-    if has_section:
-        problems.append(f"{where} and lr_schedule ({config.locate('lr_schedule')}) are both set; keep one")
-        return None
-    try:
-        warmup_steps = count_steps(schedule.warmup_tokens, budget.tokens_per_step) if schedule.warmup_tokens else 0
-        return Schedule(
-            kind=schedule.kind,
-            peak_lr=schedule.peak_lr,
-            final_lr=schedule.final_lr,
-            warmup_steps=warmup_steps,
-            total_steps=budget.total_steps,
-        )
-    except ValueError as error:
-        problems.append(f"{where}: {error}")
-        return None

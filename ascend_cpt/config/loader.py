@@ -149,6 +149,12 @@ def _convert(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: lis
         return _try(parse_interval, value, path, tree, problems)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, path, tree, problems)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected a list, got {value!r}")
+            return None
+        item_hint = typing.get_args(hint)[0]
+        return tuple(_convert(item_hint, item, (*path, str(index)), tree, problems) for index, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
             problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected names and values, got {value!r}")

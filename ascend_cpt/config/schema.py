@@ -24,20 +24,88 @@ class SourceConfig:
 
     path: str
     """Prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder that holds one manifest."""
+    max_epochs: float | None = None
+    """At most so many passes over it in the whole run; without it as many as the blend asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchScalingConfig:
+    """The learning rate follows the batch: the peak is given for a batch of `base_tokens` tokens."""
+
+    rule: str = "sqrt"
+    """`sqrt`: the rates are multiplied by √(tokens of a step / base_tokens)."""
+    base_tokens: Tokens
+    """Tokens in a step of the batch that the given rates belong to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the run: a linear warmup to the peak, then a decay to the final rate at the last step."""
+    """The learning rate over the run."""
 
-    kind: str = "cosine"
-    """`cosine`, `linear` or `constant`."""
-    peak_lr: float
-    """Learning rate after the warmup."""
-    final_lr: float = 0.0
-    """Learning rate at the last step (of `cosine` and `linear`)."""
-    warmup_tokens: Tokens = 0
-    """Tokens over which the rate rises from 0 to the peak."""
+    preset: str | None = None
+    """`reuse`, `rewarm`, `gentle` or `wsd`: fills in what is not given (docs/recipes.md)."""
+    kind: str | None = None
+    """`cosine` (the default), `linear`, `constant`, `wsd` or `infinite`."""
+    peak_lr: float | None = None
+    """Learning rate after the warmup; a preset may derive it from one of the next two."""
+    base_final_lr: float | None = None
+    """The rate with which the base model's pretraining ended, for preset `reuse`."""
+    base_peak_lr: float | None = None
+    """The highest rate of the base model's pretraining, for presets `rewarm` and `gentle`."""
+    final_lr: float | None = None
+    """Learning rate at the last step (0 without it)."""
+    warmup_tokens: Tokens | None = None
+    """Tokens over which the rate rises to the peak."""
+    warmup_share: float | None = None
+    """The same as a share of the run."""
+    decay_tokens: Tokens | None = None
+    """Length of the last decay of `wsd` and `infinite`, in tokens."""
+    decay_share: float | None = None
+    """The same as a share of the run."""
+    decay_shape: str | None = None
+    """Its shape: `linear` (the default), `cosine`, `sqrt` or `exponential`."""
+    cooldown_tokens: Tokens | None = None
+    """Tokens over which `infinite` falls from the peak to `constant_lr`."""
+    constant_lr: float | None = None
+    """The rate of `infinite` after that."""
+    cycles: Positive = 1
+    """The shape is run through so many times: re-warming and re-decaying."""
+    batch_scaling: BatchScalingConfig | None = None
+    """Scales the rates with the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilConfig:
+    """Where a phase ends; one of the two."""
+
+    tokens: Tokens | None = None
+    """At so many tokens from the start of the run."""
+    lr_fraction: float | None = None
+    """Where the learning rate has fallen to this fraction of its peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A part of the run with a blend of its own. The last one goes on to the end of the run."""
+
+    name: str
+    """For the progress lines and the report."""
+    tokens: Tokens | None = None
+    """Length of the phase in tokens."""
+    until: UntilConfig | None = None
+    """Or where it ends."""
+    blend: dict[str, float] = field(default_factory=dict)
+    """Weight of each source that takes part; they need not add up to 1. May be left out with a single source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """A source of the base model's kind of data that is mixed into every phase against forgetting."""
+
+    source: str
+    """Name of the source."""
+    fraction: float
+    """Its share of every phase, the others are scaled down: 0.05 for a weak shift, 0.25 for a strong one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +131,15 @@ class CptConfig:
     global_batch_size: Positive
     """Rows in one optimizer step over the whole cluster."""
     train_tokens: Tokens | None = None
-    """Token budget; without it `runner_config.epochs` passes over the data."""
+    """Token budget; without it the sum of the phases, or `runner_config.epochs` passes over the data."""
     schedule: ScheduleConfig | None = None
     """The learning rate; without it MindFormers' own `lr_schedule` section."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Named datasets to train on."""
+    phases: tuple[PhaseConfig, ...] = ()
+    """Parts of the run with blends of their own; without them all rows of all sources are shuffled together."""
+    replay: ReplayConfig | None = None
+    """Data that is replayed in every phase."""
     validation: ValidationConfig | None = None
     """Named held-out datasets."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -76,3 +148,5 @@ class CptConfig:
     """Progress output."""
     guards: GuardConfig = field(default_factory=GuardConfig)
     """What must not reach the weights."""
+    pad_length: int | None = None
+    """Accepted and unused: packed rows have no padding, whatever other tools' recipes say here."""

@@ -73,7 +73,8 @@ class IndexedReader:
         self._borders: npt.NDArray[np.int64] = ends[borders.view("<i8")]
         """In tokens: document k is from border k to border k + 1, of one sequence or several."""
         self.lengths: npt.NDArray[np.int64] = np.diff(self._borders)
-        self._ids = np.memmap(self.data_path, self.dtype, "r") if num_bytes else np.empty(0, self.dtype)
+        self.ids = np.memmap(self.data_path, self.dtype, "r") if num_bytes else np.empty(0, self.dtype)
+        """All ids, one document after the other."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -81,7 +82,7 @@ class IndexedReader:
     def read(self, begin: int, end: int) -> Encoded:
         """The documents `begin` to `end` (without it)."""
         borders = self._borders[begin : end + 1]
-        return Encoded(self._ids[borders[0] : borders[-1]].astype(np.int32), borders - borders[0])
+        return Encoded(self.ids[borders[0] : borders[-1]].astype(np.int32), borders - borders[0])
 
 
 class IndexedWriter:

@@ -1,58 +1,231 @@
-"""Learning-rate schedules as one pure function of the step: what the network looks up and what is reported is this."""
+"""Learning-rate schedules as one pure function of the step: what the network looks up and what is reported is this.
+
+A schedule is a row of segments, each going from one rate to another. Every kind is built of them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-KINDS = ("cosine", "linear", "constant")
+KINDS = ("cosine", "linear", "constant", "wsd", "infinite")
+WARMUP = "warmup"
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+    "sqrt": lambda progress: 1 - math.sqrt(progress),
+}
+SHAPES = (*_SHAPES, "exponential")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """A linear warmup from 0 to `peak_lr` in `warmup_steps`, then `kind` to `final_lr` at the last step."""
+class Segment:
+    """`num_steps` steps from `start_lr` to `end_lr`.
 
-    kind: str
-    peak_lr: float
-    final_lr: float
-    warmup_steps: int
-    total_steps: int
+    A warmup ends at `end_lr` with its last step and is above `start_lr` with its first, so that no step is lost to a
+    rate of 0. Every other segment has `start_lr` at its first step and `end_lr` at its last (a single step has
+    `end_lr`).
+
+    Shapes, with t from 0 to 1 over the segment, as the share of the way that is left:
+    linear 1 - t; cosine (1 + cos(π t)) / 2 (Loshchilov and Hutter, arXiv 1608.03983, one period);
+    sqrt 1 - √t (Hägele et al., arXiv 2405.18392); exponential start × (end / start)^t (Hu et al., arXiv 2404.06395).
+    """
+
+    name: str
+    shape: str
+    num_steps: int
+    start_lr: float
+    end_lr: float
 
     def __post_init__(self) -> None:
         """Check the numbers.
 
         Raises:
-            ValueError: unknown kind, rates out of order, or a warmup that does not fit into the run.
+            ValueError: unknown shape, a rate that is no rate, or no steps.
         """
-        if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
-        if not (math.isfinite(self.peak_lr) and self.peak_lr > 0):
-            raise ValueError(f"peak_lr must be above 0, got {self.peak_lr}")
-        if not 0 <= self.final_lr <= self.peak_lr:
-            raise ValueError(f"final_lr must lie between 0 and peak_lr {self.peak_lr}, got {self.final_lr}")
-        if not 0 <= self.warmup_steps < self.total_steps:
-            raise ValueError(f"the warmup of {self.warmup_steps} steps does not fit into {self.total_steps} steps")
+        if self.shape not in SHAPES:
+            raise ValueError(f"decay_shape {self.shape!r} is unknown; choose one of {', '.join(SHAPES)}")
+        for rate in (self.start_lr, self.end_lr):
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(f"a learning rate must be 0 or above, got {rate}")
+        if self.shape == "exponential" and not (self.start_lr > 0 and self.end_lr > 0):
+            raise ValueError(f"an exponential decay never reaches 0; give a final_lr above 0, got {self.end_lr}")
+        if self.num_steps < 1:
+            raise ValueError(f"the {self.name} has no steps")
+
+    def rate_at(self, index: int) -> float:
+        """Return the learning rate of the segment's step `index` (0 is its first)."""
+        if self.name == WARMUP:
+            return self.start_lr + (self.end_lr - self.start_lr) * (index + 1) / self.num_steps
+        progress = index / (self.num_steps - 1) if self.num_steps > 1 else 1.0
+        if self.shape == "exponential":
+            return float(self.start_lr * (self.end_lr / self.start_lr) ** progress)
+        return self.end_lr + (self.start_lr - self.end_lr) * _SHAPES[self.shape](progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate of a run: segments one after the other."""
+
+    kind: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all segments."""
+        return sum(segment.num_steps for segment in self.segments)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warmup that the run begins with; 0 without one."""
+        first = self.segments[0]
+        return first.num_steps if first.name == WARMUP else 0
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest rate."""
+        return max(max(segment.start_lr, segment.end_lr) for segment in self.segments)
+
+    @property
+    def final_lr(self) -> float:
+        """The rate of the last step."""
+        return self.segments[-1].end_lr
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the schedule as plain values, for YAML and JSON."""
+        return {"kind": self.kind, "segments": [dataclasses.asdict(segment) for segment in self.segments]}
+
+    @staticmethod
+    def from_record(kind: str, segments: Iterable[Mapping[str, Any]]) -> Schedule:
+        """Return the schedule that `to_record` described."""
+        return Schedule(kind=kind, segments=tuple(Segment(**segment) for segment in segments))
+
+
+def build_schedule(
+    kind: str,
+    *,
+    peak_lr: float,
+    final_lr: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    decay_steps: int | None = None,
+    decay_shape: str = "linear",
+    cooldown_steps: int | None = None,
+    constant_lr: float | None = None,
+    cycles: int = 1,
+) -> Schedule:
+    """Return the schedule of a run.
+
+    Args:
+        kind: `cosine` and `linear` decay from the peak to the final rate at the last step; `constant` stays at the
+            peak; `wsd` stays at the peak and decays over the last `decay_steps` (warmup, stable, decay: arXiv
+            2404.06395); `infinite` cools down by a cosine over `cooldown_steps` to `constant_lr`, stays there and
+            anneals over the last `decay_steps` (0: it stays, more data may follow; arXiv 2403.08763, section 7).
+        peak_lr: Rate after the warmup.
+        final_lr: Rate at the last step.
+        total_steps: Steps of the run.
+        warmup_steps: Steps of the linear rise to the peak, from 0 or, from the second cycle on, from the final rate.
+        decay_steps: Steps of the last decay, of `wsd` and `infinite`.
+        decay_shape: Shape of that decay, one of SHAPES.
+        cooldown_steps: Steps from the peak to `constant_lr`, of `infinite`.
+        constant_lr: The rate of `infinite` between cooldown and anneal.
+        cycles: The whole shape is run through so many times (re-warming and re-decaying).
+
+    Raises:
+        ValueError: unknown kind, rates out of order, or parts that do not fit into the run.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    if not (math.isfinite(peak_lr) and peak_lr > 0):
+        raise ValueError(f"peak_lr must be above 0, got {peak_lr}")
+    if not 0 <= final_lr <= peak_lr:
+        raise ValueError(f"final_lr must lie between 0 and peak_lr {peak_lr}, got {final_lr}")
+    if kind == "constant":
+        final_lr = peak_lr
+    bounds = [total_steps * cycle // cycles for cycle in range(cycles + 1)]
+    segments: list[Segment] = []
+    for first, stop in itertools.pairwise(bounds):
+        start_lr = segments[-1].end_lr if segments else 0.0
+        num_steps = stop - first - warmup_steps
+        if num_steps < 1:
+            raise ValueError(f"the warmup of {warmup_steps} steps does not fit into {stop - first} steps")
+        if warmup_steps:
+            segments.append(
+                Segment(name=WARMUP, shape="linear", num_steps=warmup_steps, start_lr=start_lr, end_lr=peak_lr)
+            )
+        if kind == "wsd":
+            segments += _stay_and_decay(num_steps, peak_lr, final_lr, decay_steps, decay_shape)
+        elif kind == "infinite":
+            cooldown = cooldown_steps or 0
+            constant = _check_constant_lr(constant_lr, peak_lr, final_lr)
+            if cooldown < 1 or cooldown >= num_steps:
+                raise ValueError(f"the cooldown of {cooldown} steps does not fit into the {num_steps} after the warmup")
+            segments.append(
+                Segment(name="cooldown", shape="cosine", num_steps=cooldown, start_lr=peak_lr, end_lr=constant)
+            )
+            segments += _stay_and_decay(num_steps - cooldown, constant, final_lr, decay_steps, decay_shape)
+        else:
+            shape = "linear" if kind == "constant" else kind
+            segments.append(Segment(name=kind, shape=shape, num_steps=num_steps, start_lr=peak_lr, end_lr=final_lr))
+    return Schedule(kind=kind, segments=tuple(segments))
+
+
+def _stay_and_decay(
+    num_steps: int, stable_lr: float, final_lr: float, decay_steps: int | None, shape: str
+) -> list[Segment]:
+    decay = decay_steps or 0
+    if decay >= num_steps:
+        raise ValueError(f"the decay of {decay} steps does not fit into the {num_steps} that are left for it")
+    stable = Segment(name="stable", shape="linear", num_steps=num_steps - decay, start_lr=stable_lr, end_lr=stable_lr)
+    if not decay:
+        return [stable]
+    return [stable, Segment(name="decay", shape=shape, num_steps=decay, start_lr=stable_lr, end_lr=final_lr)]
+
+
+def _check_constant_lr(constant_lr: float | None, peak_lr: float, final_lr: float) -> float:
+    if constant_lr is None or not final_lr <= constant_lr <= peak_lr:
+        raise ValueError(f"constant_lr must lie between final_lr {final_lr} and peak_lr {peak_lr}, got {constant_lr}")
+    return constant_lr
 
 
 def learning_rate_at(schedule: Schedule, step: int) -> float:
-    """Return the learning rate of step `step` (0 is the first); past the end the last rate holds.
-
-    Warmup: peak × (step + 1) / warmup_steps, so that no step is lost to a rate of 0 and the peak is reached exactly.
-    Cosine: final + (peak - final) × (1 + cos(π t)) / 2 with t from 0 at the end of the warmup to 1 at the last step
-    (Loshchilov and Hutter, arXiv 1608.03983, one period).
-    """
-    if step < schedule.warmup_steps:
-        return schedule.peak_lr * (step + 1) / schedule.warmup_steps
-    if schedule.kind == "constant":
-        return schedule.peak_lr
-    num_decay_steps = schedule.total_steps - 1 - schedule.warmup_steps
-    progress = min(1.0, (step - schedule.warmup_steps) / num_decay_steps) if num_decay_steps else 1.0
-    share = (1 + math.cos(math.pi * progress)) / 2 if schedule.kind == "cosine" else 1 - progress
-    return schedule.final_lr + (schedule.peak_lr - schedule.final_lr) * share
+    """Return the learning rate of step `step` (0 is the first); past the end the last rate holds."""
+    for segment in schedule.segments:
+        if step < segment.num_steps:
+            return segment.rate_at(step)
+        step -= segment.num_steps
+    return schedule.final_lr
 
 
 def tabulate(schedule: Schedule) -> np.ndarray:
     """Return the learning rate of every step, float32 of shape (total_steps,)."""
-    return np.array([learning_rate_at(schedule, step) for step in range(schedule.total_steps)], dtype=np.float32)
+    return _tabulate_exactly(schedule).astype(np.float32)
+
+
+def find_lr_fraction(schedule: Schedule, fraction: float) -> int:
+    """Return the first step after the peak whose rate is at most `fraction` of the peak.
+
+    Raises:
+        ValueError: when the rate never falls so low.
+    """
+    rates = _tabulate_exactly(schedule)
+    peak_step = int(np.argmax(rates))
+    low = np.nonzero(rates[peak_step:] <= fraction * schedule.peak_lr)[0]
+    if not low.size:
+        lowest = float(rates[peak_step:].min()) / schedule.peak_lr
+        raise ValueError(f"the rate never falls to {fraction:g} of the peak; it ends at {lowest:.3g} of it")
+    return peak_step + int(low[0])
+
+
+def _tabulate_exactly(schedule: Schedule) -> np.ndarray:
+    return np.array(
+        [segment.rate_at(index) for segment in schedule.segments for index in range(segment.num_steps)],
+        dtype=np.float64,
+    )

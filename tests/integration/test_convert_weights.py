@@ -89,7 +89,7 @@ def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
 
     folder = HfFolder(folder_path)
     manifest = load_manifest(packed)
-    rows = PackedRows([manifest]).read(np.arange(num_rows))
+    rows = PackedRows([manifest], manifest.seq_length).read(np.zeros(num_rows, int), np.arange(num_rows))
     pairs = [split_row(row, manifest.tokenizer.pad_id) for row in rows]
     inputs, labels = (np.stack(part) for part in zip(*pairs, strict=True))
     logits = compute_logits(

@@ -9,18 +9,25 @@ import numpy as np
 import pytest
 
 from ascend_cpt.backend.dataset import IGNORE_LABEL, CptPackedDataLoader, PackedRows, RunRows, split_row
-from ascend_cpt.data.manifest import load_manifest, manifest_path
+from ascend_cpt.data.indexed import IndexedWriter
+from ascend_cpt.data.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.mmap_rows import count_rows
+from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.errors import DataError
-from ascend_cpt.recipe.order import RowOrder
+from ascend_cpt.recipe.blend import settle_shares
+from ascend_cpt.recipe.phases import Phase, SampleOrder
+
+SEQ_LENGTH = 64
 
 
-def make_rows(packed: Path, num_ranks: int, rank: int, total_rows: int = 160) -> RunRows:
-    rows = PackedRows([load_manifest(packed)])
-    order = RowOrder(num_rows=rows.num_rows, seed=7)
-    batch_size = 8 // num_ranks
-    return RunRows(
-        rows, order, total_rows=total_rows, rank=rank, num_ranks=num_ranks, batch_size=batch_size, pad_id=511
-    )
+def make_order(num_steps: int = 20, **num_rows: int) -> SampleOrder:
+    phase = Phase(name="train", first_step=0, stop_step=num_steps)
+    return SampleOrder(num_rows=num_rows or {"train": 100}, phases=(phase,), global_batch_size=8, seed=7)
+
+
+def make_rows(packed: Path, num_ranks: int, rank: int) -> RunRows:
+    rows = PackedRows([load_manifest(packed)], SEQ_LENGTH)
+    return RunRows(rows, make_order(), rank=rank, num_ranks=num_ranks, batch_size=8 // num_ranks, pad_id=511)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
@@ -38,7 +45,7 @@ def test_rows_come_in_the_order_of_the_run(packed: Path) -> None:
     files = [str(manifest.folder / shard.file) for shard in manifest.shards]
     stored = [row[0] for row in ds.MindDataset(files, shuffle=False).create_tuple_iterator(output_numpy=True)]
     source = make_rows(packed, 1, 0)
-    order = RowOrder(num_rows=100, seed=7).rows_at(np.arange(160))
+    _, order = make_order().locate(np.arange(160))
     for index in (0, 1, 99, 100, 159, 3):  # over the border of an epoch, and back
         inputs, labels = source[index]
         assert inputs.tolist() == stored[order[index]][:-1].tolist()
@@ -63,8 +70,54 @@ def test_a_dataset_that_was_changed_is_refused(packed: Path) -> None:
         CptPackedDataLoader(
             manifests=[str(manifest_path(packed))],
             digests=["other"],
-            total_rows=8,
-            shuffle_seed=1,
+            seq_length=SEQ_LENGTH,
+            sample_order=make_order().to_record(),
             column_names=["input_ids", "labels"],
             batch_size=8,
         )
+
+
+@pytest.fixture(scope="module")
+def mmap_dataset(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the prefix of an mmap dataset of 640 ids in three documents: nine rows of 65 ids and one of 55."""
+    prefix = tmp_path_factory.mktemp("mmap") / "more_text_document"
+    writer = IndexedWriter(prefix, np.dtype(np.uint16))
+    writer.write(Encoded(np.arange(640, dtype=np.int32) % 500, np.array([0, 100, 400, 640])))
+    writer.close()
+    shard = Shard(
+        file=f"{prefix.name}.bin",
+        size_bytes=1280,
+        sha256="",
+        index_file=f"{prefix.name}.idx",
+        index_size_bytes=prefix.with_suffix(".idx").stat().st_size,
+        index_sha256="",
+        num_rows=0,
+        num_tokens=640,
+        num_documents=3,
+        text_bytes=640,
+    )
+    tokenizer = load_manifest(packed).tokenizer
+    manifest = Manifest(key="text", output_format="mmap", seq_length=None, tokenizer=tokenizer, shards=(shard,))
+    write_manifest(manifest, manifest_path(prefix))
+    return prefix
+
+
+def test_an_mmap_dataset_is_cut_into_rows(mmap_dataset: Path) -> None:
+    manifest = load_manifest(mmap_dataset)
+    assert count_rows(manifest, SEQ_LENGTH) == 10
+    rows = PackedRows([manifest], SEQ_LENGTH).read(np.zeros(3, np.int64), np.array([9, 0, 1]))
+    assert rows.dtype == np.int32 and rows.shape == (3, 65)
+    assert rows[0].tolist() == [*(np.arange(585, 640) % 500), *[511] * 10]
+    assert rows[1].tolist() == list(range(65)) and rows[2].tolist() == list(range(65, 130))
+
+
+def test_a_blend_of_both_formats(packed: Path, mmap_dataset: Path) -> None:
+    manifests = [load_manifest(packed), load_manifest(mmap_dataset)]
+    phase = Phase(name="train", first_step=0, stop_step=2, shares=settle_shares({"train": 3, "more": 1}))
+    order = SampleOrder(num_rows={"train": 100, "more": 10}, phases=(phase,), global_batch_size=8, seed=7)
+    source = RunRows(PackedRows(manifests, SEQ_LENGTH), order, rank=0, num_ranks=1, batch_size=8, pad_id=511)
+    sources, numbers = order.locate(np.arange(16))
+    assert sources.tolist().count(1) == 4
+    for index in range(16):
+        expected = PackedRows([manifests[sources[index]]], SEQ_LENGTH).read(np.array([0]), numbers[index : index + 1])
+        assert source[index][0].tolist() == expected[0][:-1].tolist()

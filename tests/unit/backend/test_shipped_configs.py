@@ -13,6 +13,7 @@ from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.recipe.phases import SampleOrder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name != "base")
@@ -55,7 +56,8 @@ def test_config_compiles(path: Path, make_manifest: Callable[..., Manifest]) -> 
     assert product == layout.world_size
     rows = plan.budget.micro_batch_size * plan.budget.num_accumulation_steps * layout.data_parallel
     assert rows == plan.config.cpt.global_batch_size
-    assert sections["train_dataset"]["data_loader"]["total_rows"] == plan.budget.total_steps * rows
+    loader = sections["train_dataset"]["data_loader"]
+    assert SampleOrder.from_record(loader["sample_order"]).total_rows == plan.budget.total_steps * rows
 
 
 def test_llama3_70b_uses_every_device_of_eight_nodes(make_manifest: Callable[..., Manifest]) -> None:

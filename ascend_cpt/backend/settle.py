@@ -1,0 +1,297 @@
+"""The numbers of a run, one after the other: batch and steps, learning rate, phases, order of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+from ascend_cpt.config.layout import Layout, uses_cpu
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.schema import PhaseConfig, SourceConfig
+from ascend_cpt.config.sections import nearest
+from ascend_cpt.config.values import Interval, format_count
+from ascend_cpt.recipe.blend import settle_shares
+from ascend_cpt.recipe.budget import Budget, count_steps, split_global_batch
+from ascend_cpt.recipe.phases import Phase, SampleOrder
+from ascend_cpt.recipe.presets import find_preset, settle_schedule
+from ascend_cpt.recipe.schedule import Schedule, find_lr_fraction
+
+MANY_EPOCHS = 4  # repeated data are worth about as much as new up to here: Muennighoff et al., arXiv 2305.16264
+
+
+def settle_budget(config: RunConfig, layout: Layout, num_rows: int, problems: list[str]) -> Budget | None:
+    """Return batch and number of steps, or None after noting what does not fit. `num_rows` is of all sources."""
+    split = _split_batch(config, layout, problems)
+    if split is None:
+        return None
+    micro, accumulation = split
+    tokens_per_step = config.cpt.global_batch_size * config.cpt.seq_length
+    tokens, where = _choose_total_tokens(config, num_rows, problems)
+    try:
+        total_steps = count_steps(tokens, tokens_per_step)
+    except ValueError as error:
+        problems.append(f"{where}: {error}")
+        return None
+    return Budget(
+        seq_length=config.cpt.seq_length,
+        global_batch_size=config.cpt.global_batch_size,
+        micro_batch_size=micro,
+        num_accumulation_steps=accumulation,
+        total_steps=total_steps,
+    )
+
+
+def _split_batch(config: RunConfig, layout: Layout, problems: list[str]) -> tuple[int, int] | None:
+    sections, cpt = config.mindformers, config.cpt
+    runner = sections.get("runner_config") or {}
+    where = config.locate("cpt", "global_batch_size")
+    accumulation = runner.get("gradient_accumulation_steps")
+    if layout.pipeline_parallel > 1:
+        accumulation = (sections.get("parallel_config") or {}).get("micro_batch_num", accumulation)
+    try:
+        micro, steps = split_global_batch(
+            cpt.global_batch_size, layout.data_parallel, runner.get("batch_size"), accumulation
+        )
+    except ValueError as error:
+        problems.append(f"{where}: cpt.{error}")
+        return None
+    if steps > 1 and uses_cpu(config):
+        problems.append(
+            f"{where}: a CPU run cannot accumulate gradients ({steps} steps asked for): "
+            "MindFormers would drop them; remove runner_config.batch_size and gradient_accumulation_steps"
+        )
+    if layout.pipeline_parallel > 1 and steps < layout.pipeline_parallel:
+        problems.append(
+            f"{where}: pipeline_stage {layout.pipeline_parallel} needs at least as many micro batches, got {steps}; "
+            "raise cpt.global_batch_size or lower runner_config.batch_size"
+        )
+    return micro, steps
+
+
+def _choose_total_tokens(config: RunConfig, num_rows: int, problems: list[str]) -> tuple[int, str]:
+    """Return the tokens of the run and where they were given: the budget, or the phases, or epochs over the data."""
+    cpt = config.cpt
+    epochs = (config.mindformers.get("runner_config") or {}).get("epochs")
+    tokens = cpt.train_tokens
+    where = config.locate("cpt", "train_tokens")
+    if tokens is None and cpt.phases and all(phase.tokens is not None for phase in cpt.phases):
+        tokens = sum(phase.tokens or 0 for phase in cpt.phases)
+        where = config.locate("cpt", "phases")
+    if tokens is None:
+        return num_rows * cpt.seq_length * (epochs or 1), config.locate("cpt", "sources")
+    if epochs is not None:
+        given = "cpt.train_tokens" if cpt.train_tokens is not None else "the tokens of cpt.phases"
+        problems.append(f"{where}: {given} and runner_config.epochs are both set; keep one")
+    return tokens, where
+
+
+def settle_rate(
+    config: RunConfig, budget: Budget, num_rows: int, problems: list[str]
+) -> tuple[Schedule | None, list[str]]:
+    """Return the schedule, or None where MindFormers' own is used or a problem was noted, and lines about it."""
+    schedule = config.cpt.schedule
+    where = f"{config.locate('cpt', 'schedule')}: cpt.schedule"
+    has_section = config.mindformers.get("lr_schedule") is not None
+    if schedule is None:
+        if not has_section:
+            problems.append(f"{config.path}: no learning rate; add cpt.schedule with peak_lr")
+        return None, []
+    if has_section:
+        problems.append(f"{where} and lr_schedule ({config.locate('lr_schedule')}) are both set; keep one")
+        return None, []
+    num_epochs = budget.total_steps * budget.global_batch_size / num_rows
+    try:
+        return settle_schedule(
+            schedule, total_steps=budget.total_steps, tokens_per_step=budget.tokens_per_step, num_epochs=num_epochs
+        )
+    except ValueError as error:
+        key = str(error).partition(":")[0].partition(".")[0]
+        where = f"{config.locate('cpt', 'schedule', key)}: cpt.schedule"
+        is_key = key.replace("_", "a").isidentifier() and hasattr(schedule, key)
+        problems.append(f"{where}{'.' if is_key else ': '}{error}")
+        return None, []
+
+
+def settle_phases(
+    config: RunConfig, budget: Budget, schedule: Schedule | None, num_rows: Mapping[str, int], problems: list[str]
+) -> tuple[Phase, ...]:
+    """Return the phases of the run; notes every end, weight and name that does not fit."""
+    phases = config.cpt.phases or (PhaseConfig(name="train"),)
+    _check_names(config, phases, num_rows, problems)
+    settled: list[Phase] = []
+    first = 0
+    for index, phase in enumerate(phases):
+        where = f"{config.locate('cpt', 'phases', str(index))}: cpt.phases[{index}] ({phase.name})"
+        is_last = index == len(phases) - 1
+        try:
+            stop = _find_stop(config, phase, first, budget, schedule, is_last=is_last)
+            if is_last and stop != budget.total_steps:
+                raise ValueError(
+                    f"ends at step {stop}, but the run has {budget.total_steps} steps "
+                    f"({format_count(budget.total_tokens)} tokens); make them equal or drop one"
+                )
+            if not is_last and not first < stop < budget.total_steps:
+                raise ValueError(
+                    f"would end at step {stop}, which is not between its start at step {first} and the end of the run "
+                    f"at step {budget.total_steps}; the phases after it need steps too"
+                )
+            shares = _settle_blend(config, phase, num_rows)
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            return ()
+        settled.append(Phase(name=phase.name, first_step=first, stop_step=stop, shares=shares))
+        first = stop
+    return tuple(settled)
+
+
+def _check_names(
+    config: RunConfig, phases: tuple[PhaseConfig, ...], num_rows: Mapping[str, int], problems: list[str]
+) -> None:
+    names = [phase.name for phase in phases]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            problems.append(
+                f"{config.locate('cpt', 'phases', str(index))}: cpt.phases: two are named {name!r}; rename one"
+            )
+    used: set[str] = set()
+    for index, phase in enumerate(phases):
+        used |= set(phase.blend) or (set(num_rows) if len(num_rows) == 1 or not config.cpt.phases else set())
+        for source in phase.blend:
+            if source not in num_rows:
+                where = config.locate("cpt", "phases", str(index), "blend", source)
+                problems.append(
+                    f"{where}: cpt.phases[{index}].blend.{source}: no such source{nearest(source, num_rows)}"
+                )
+    replay = config.cpt.replay
+    if replay is not None:
+        used.add(replay.source)
+        where = f"{config.locate('cpt', 'replay')}: cpt.replay"
+        if replay.source not in num_rows:
+            problems.append(f"{where}.source: no source {replay.source!r}{nearest(replay.source, num_rows)}")
+        if not 0 < replay.fraction < 1:
+            problems.append(f"{where}.fraction: must lie between 0 and 1, got {replay.fraction}")
+        if any(replay.source in phase.blend for phase in phases):
+            problems.append(f"{where}: {replay.source} has a weight in cpt.phases as well; keep one of the two")
+    for name in num_rows:
+        if name not in used and not problems:
+            problems.append(
+                f"{config.locate('cpt', 'sources', name)}: cpt.sources.{name}: no phase uses it; "
+                "give it a weight in a blend or remove it"
+            )
+
+
+def _find_stop(
+    config: RunConfig, phase: PhaseConfig, first: int, budget: Budget, schedule: Schedule | None, *, is_last: bool
+) -> int:
+    until = phase.until
+    given = [phase.tokens is not None, until is not None and until.tokens is not None]
+    given.append(until is not None and until.lr_fraction is not None)
+    if sum(given) > 1 or (until is not None and not any(given)):
+        raise ValueError("say once where it ends: tokens, or until with tokens or lr_fraction")
+    if phase.tokens is not None:
+        return first + count_steps(phase.tokens, budget.tokens_per_step)
+    if until is not None and until.tokens is not None:
+        return count_steps(until.tokens, budget.tokens_per_step)
+    fraction = until.lr_fraction if until is not None else None
+    preset = find_preset(config.cpt.schedule) if config.cpt.schedule is not None else None
+    if fraction is None and not is_last and preset is not None and len(config.cpt.phases) == 2:
+        fraction = preset.switch_lr_fraction
+    if fraction is not None:
+        if schedule is None:
+            raise ValueError("lr_fraction needs cpt.schedule; give tokens instead")
+        return find_lr_fraction(schedule, fraction)
+    if not is_last:
+        raise ValueError("has no end; add tokens, or until: {lr_fraction: 0.2}")
+    return budget.total_steps
+
+
+def _settle_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, Fraction] | None:
+    """Return the shares of a phase's sources, replay included; None where all rows are shuffled together."""
+    replay = config.cpt.replay
+    weights: Mapping[str, float] = phase.blend
+    if not weights:
+        others = {name: rows for name, rows in num_rows.items() if replay is None or name != replay.source}
+        if config.cpt.phases and len(others) > 1:
+            raise ValueError(f"has no blend; give the weight of each source ({', '.join(others)})")
+        if replay is None and not config.cpt.phases:
+            return None
+        weights = others
+    if replay is None:
+        return settle_shares(weights)
+    if not weights:
+        raise ValueError(f"there is nothing beside the replayed source {replay.source}; add a source")
+    fraction = Fraction(str(replay.fraction))
+    total = sum(Fraction(str(weight)) for weight in weights.values())
+    scaled = {name: Fraction(str(weight)) / total * (1 - fraction) for name, weight in weights.items()}
+    return settle_shares({**scaled, replay.source: fraction})
+
+
+def check_epochs(config: RunConfig, order: SampleOrder, problems: list[str]) -> list[str]:
+    """Note every source of which the run needs more passes than it may make; return lines on many passes."""
+    notes = []
+    for name, drawn in order.count(0, order.total_rows).items():
+        epochs = drawn / order.num_rows[name]
+        limit = config.cpt.sources.get(name, SourceConfig(path="")).max_epochs
+        have, need = (format_count(rows * config.cpt.seq_length) for rows in (order.num_rows[name], drawn))
+        if limit is not None and epochs > limit:
+            problems.append(
+                f"{config.locate('cpt', 'sources', name, 'max_epochs')}: cpt.sources.{name}: the run needs {need} "
+                f"tokens of it, {epochs:.3g} epochs of its {have}, but max_epochs is {limit:g}; lower its weight, "
+                "shorten the run, add data or raise max_epochs"
+            )
+        elif epochs > MANY_EPOCHS:
+            notes.append(
+                f"warning: {name}: {epochs:.3g} epochs; beyond about {MANY_EPOCHS} repeated data teach little "
+                "(arXiv 2305.16264)"
+            )
+    return notes
+
+
+def check_intervals(config: RunConfig, budget: Budget, problems: list[str]) -> None:
+    """Note intervals that are longer than the run: nothing would happen before its end."""
+    cpt = config.cpt
+    intervals: dict[tuple[str, str], Interval | None] = {("checkpoint", "every"): cpt.checkpoint.every}
+    if cpt.validation is not None:
+        intervals["validation", "every"] = cpt.validation.every
+    for keys, interval in intervals.items():
+        if interval is not None and interval.to_steps(budget.tokens_per_step) > budget.total_steps:
+            problems.append(
+                f"{config.locate('cpt', *keys)}: cpt.{'.'.join(keys)}: {interval} is longer than the run of "
+                f"{budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove the key "
+                "to have it at the end only"
+            )
+
+
+def note_rounding(config: RunConfig, budget: Budget, phases: tuple[Phase, ...]) -> list[str]:
+    """Return a line for everything given in tokens that is no whole number of steps."""
+    per_step = budget.tokens_per_step
+    asked: list[tuple[str, int | None, int]] = [("train_tokens", config.cpt.train_tokens, budget.total_steps)]
+    if config.cpt.schedule is not None and config.cpt.schedule.warmup_tokens:
+        asked.append(("warmup_tokens", config.cpt.schedule.warmup_tokens, budget.warmup_steps))
+    for given, phase in zip(config.cpt.phases, phases, strict=False):
+        asked.append((f"tokens of phase {phase.name}", given.tokens, phase.num_steps))
+        if given.until is not None:
+            asked.append((f"end of phase {phase.name}", given.until.tokens, phase.stop_step))
+    return [
+        f"rounded: {name} {tokens:,} → {steps:,} steps = {steps * per_step:,} tokens"
+        for name, tokens, steps in asked
+        if tokens is not None and tokens != steps * per_step
+    ]
+
+
+def note_advice(config: RunConfig) -> list[str]:
+    """Return a line for what is accepted without effect, and for what the literature warns of."""
+    notes = []
+    schedule = config.cpt.schedule
+    preset = find_preset(schedule) if schedule is not None else None
+    if preset is not None and preset.wants_replay and config.cpt.replay is None and len(config.cpt.sources) == 1:
+        notes.append(
+            f"warning: re-warming without old data forgets; replay some of the base model's kind of data (cpt.replay; "
+            f"5 % for a weak shift, 25 % for a strong one, {preset.source})"
+        )
+    if config.cpt.pad_length is not None:
+        notes.append(
+            f"unused: pad_length {config.cpt.pad_length} ({config.locate('cpt', 'pad_length')}): packed rows have no "
+            "padding"
+        )
+    return notes

@@ -1,0 +1,183 @@
+"""Phases of a run and the order of its rows: position in the run → source and row, computed, not stored.
+
+Each source keeps an order of its own (`RowOrder`), and a later phase goes on where the earlier ones left it. So the
+rows of a run depend on its sources, phases, batch size and seed, and on nothing else: not on the number of ranks and
+not on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ascend_cpt.recipe.blend import Blend
+from ascend_cpt.recipe.order import RowOrder
+
+ROWS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Steps `first_step` to `stop_step` (without it) of a run, with the share of each source that takes part.
+
+    `shares` is None where all rows of all sources are shuffled together, each source so by its size.
+    """
+
+    name: str
+    first_step: int
+    stop_step: int
+    shares: dict[str, Fraction] | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the phase."""
+        return self.stop_step - self.first_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOrder:
+    """The rows of a whole run. `num_rows` of each source in a fixed order; phases one after the other from step 0."""
+
+    num_rows: dict[str, int]
+    phases: tuple[Phase, ...]
+    global_batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Hold what the resolution of the configuration promises."""
+        assert all(rows > 0 for rows in self.num_rows.values())
+        assert [phase.first_step for phase in self.phases] == [0, *(phase.stop_step for phase in self.phases[:-1])]
+        assert len(self.phases) == 1 or all(phase.shares is not None for phase in self.phases)
+
+    @property
+    def total_rows(self) -> int:
+        """Rows that the whole run trains on, over all ranks."""
+        return self.phases[-1].stop_step * self.global_batch_size
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source (its number) and the row in it, int64 both, at each position (int64, from 0) of the run."""
+        positions = np.asarray(positions, dtype=np.int64)
+        if self.phases[0].shares is None:
+            return self._locate_shuffled_together(positions)
+        sources, ordinals = np.empty_like(positions), np.empty_like(positions)
+        for index, phase in enumerate(self.phases):
+            start, stop = (step * self.global_batch_size for step in (phase.first_step, phase.stop_step))
+            inside = (positions >= start) & (positions < stop)
+            if inside.any():
+                local, drawn = self._blends[index].locate(positions[inside] - start)
+                numbers = self._source_numbers[index][local]
+                sources[inside] = numbers
+                ordinals[inside] = drawn + self._drawn_before[index][numbers]
+        rows = np.empty_like(positions)
+        for number, (name, num_rows) in enumerate(self.num_rows.items()):
+            chosen = sources == number
+            if chosen.any():
+                order = RowOrder(num_rows=num_rows, seed=zlib.crc32(f"{self.seed}:{name}".encode()))
+                rows[chosen] = order.rows_at(ordinals[chosen])
+        return sources, rows
+
+    def count(self, first_position: int, stop_position: int) -> dict[str, int]:
+        """Return how many rows of each source lie at the positions `first_position` to `stop_position` (without it)."""
+        if self.phases[0].shares is None:
+            counts = self._count_shuffled_together(first_position, stop_position)
+        else:
+            counts = self._count_before(stop_position) - self._count_before(first_position)
+        return {name: int(count) for name, count in zip(self.num_rows, counts, strict=True)}
+
+    @cached_property
+    def _blends(self) -> list[Blend]:
+        return [Blend(shares=tuple((phase.shares or {}).values())) for phase in self.phases]
+
+    @cached_property
+    def _source_numbers(self) -> list[np.ndarray]:
+        """For each phase: the number of each of its sources among all."""
+        numbers = {name: number for number, name in enumerate(self.num_rows)}
+        return [np.array([numbers[name] for name in phase.shares or {}], dtype=np.int64) for phase in self.phases]
+
+    @cached_property
+    def _drawn_before(self) -> list[np.ndarray]:
+        """For each phase: how many rows of each source the phases before it have used."""
+        drawn = [np.zeros(len(self.num_rows), dtype=np.int64)]
+        for index, phase in enumerate(self.phases[:-1]):
+            counts = drawn[-1].copy()
+            counts[self._source_numbers[index]] += self._blends[index].count(phase.num_steps * self.global_batch_size)
+            drawn.append(counts)
+        return drawn
+
+    def _count_before(self, position: int) -> np.ndarray:
+        counts = np.zeros(len(self.num_rows), dtype=np.int64)
+        for index, phase in enumerate(self.phases):
+            first, stop = (step * self.global_batch_size for step in (phase.first_step, phase.stop_step))
+            if position > first:
+                counts[self._source_numbers[index]] += self._blends[index].count(min(position, stop) - first)
+        return counts
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        """The number of each source's first row when all are numbered through, and their sum."""
+        return np.concatenate([[0], np.cumsum(list(self.num_rows.values()))]).astype(np.int64)
+
+    def _locate_shuffled_together(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = RowOrder(num_rows=int(self._first_rows[-1]), seed=self.seed).rows_at(positions)
+        sources = np.searchsorted(self._first_rows, rows, side="right") - 1
+        return sources, rows - self._first_rows[sources]
+
+    def _count_shuffled_together(self, first_position: int, stop_position: int) -> np.ndarray:
+        sizes = np.diff(self._first_rows)
+        per_epoch = int(sizes.sum())
+        counts = np.zeros_like(sizes)
+        position = first_position
+        while position < stop_position:
+            if position % per_epoch == 0 and stop_position - position >= per_epoch:
+                # Whole epochs hold every row once; only what is left of one is looked at.
+                epochs = (stop_position - position) // per_epoch
+                counts += epochs * sizes
+                position += epochs * per_epoch
+                continue
+            stop = min(position + ROWS_AT_ONCE, stop_position, (position // per_epoch + 1) * per_epoch)
+            sources, _ = self._locate_shuffled_together(np.arange(position, stop))
+            counts += np.bincount(sources, minlength=len(sizes))
+            position = stop
+        return counts
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the order as plain values, for YAML and JSON."""
+        return {
+            "num_rows": [[name, rows] for name, rows in self.num_rows.items()],
+            "phases": [
+                [
+                    phase.name,
+                    phase.first_step,
+                    phase.stop_step,
+                    None if phase.shares is None else [[name, str(share)] for name, share in phase.shares.items()],
+                ]
+                for phase in self.phases
+            ],
+            "global_batch_size": self.global_batch_size,
+            "seed": self.seed,
+        }
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> SampleOrder:
+        """Return the order that `to_record` described."""
+        phases: Sequence[Any] = record["phases"]
+        return SampleOrder(
+            num_rows={name: int(rows) for name, rows in record["num_rows"]},
+            phases=tuple(
+                Phase(
+                    name=name,
+                    first_step=first,
+                    stop_step=stop,
+                    shares=None if shares is None else {source: Fraction(share) for source, share in shares},
+                )
+                for name, first, stop, shares in phases
+            ),
+            global_batch_size=record["global_batch_size"],
+            seed=record["seed"],
+        )

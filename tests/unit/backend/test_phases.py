@@ -1,0 +1,164 @@
+"""Phases, blends, replay and presets in a configuration: settled exactly, or refused with one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ascend_cpt.backend.describe import describe
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SOURCES = {"web": 10_000, "code": 4_000, "qa": 500}
+Settle = Callable[..., RunPlan]
+
+
+@pytest.fixture
+def settle(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Settle:
+    """Return a function that settles a run of 1000 steps of 8 rows of 256 tokens; arguments replace `cpt:` keys."""
+
+    def run(*, num_rows: dict[str, int] | None = None, **changes: Any) -> RunPlan:
+        rows = num_rows or SOURCES
+        cpt = {
+            "init_from": "random",
+            "seq_length": 256,
+            "global_batch_size": 8,
+            "train_tokens": 1000 * 8 * 256,
+            "schedule": {"preset": "reuse", "base_final_lr": 1e-4},
+            "sources": {name: {"path": name} for name in rows},
+            **changes,
+        }
+        bases = [str(REPOSITORY / f"configs/base/{name}.yaml") for name in ("cpu_tiny", "qwen3_tiny")]
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({"base_config": bases, "cpt": cpt}), encoding="utf-8")
+        manifests = {name: make_manifest(num_rows=count) for name, count in rows.items()}
+        return resolve(load_config(path), world_size=1, sources=manifests)
+
+    return run
+
+
+TWO_PHASES = [
+    {"name": "general", "blend": {"web": 0.7, "code": 0.3}},
+    {"name": "qa", "blend": {"web": 0.6, "code": 0.3, "qa": 0.1}},
+]
+
+
+def test_reuse_switches_at_a_fifth_of_the_peak(settle: Settle) -> None:
+    plan = settle(phases=TWO_PHASES)
+    assert [(phase.name, phase.first_step, phase.stop_step) for phase in plan.phases] == [
+        ("general", 0, 711),
+        ("qa", 711, 1000),
+    ]
+    assert plan.schedule is not None
+    assert (plan.schedule.warmup_steps, plan.schedule.peak_lr, plan.schedule.final_lr) == (0, 1e-4, pytest.approx(1e-6))
+    quotas = plan.count_source_rows(0, 1000)
+    assert quotas["qa"] == pytest.approx(0.1 * 289 * 8, abs=1) and sum(quotas.values()) == 8000
+    assert len(plan.list_rows(711)) == 8
+
+
+def test_ends_in_tokens(settle: Settle) -> None:
+    first = {**TWO_PHASES[0], "tokens": 100 * 2048}
+    assert settle(phases=[first, TWO_PHASES[1]]).phases[0].stop_step == 100
+    first = {**TWO_PHASES[0], "until": {"tokens": "1M"}}
+    plan = settle(phases=[first, TWO_PHASES[1]])
+    assert plan.phases[0].stop_step == 488
+    assert any("end of phase general 1,000,000 → 488 steps = 999,424 tokens" in note for note in plan.notes)
+
+
+def test_the_budget_may_be_the_sum_of_the_phases(settle: Settle) -> None:
+    phases = [{**phase, "tokens": 100 * 2048} for phase in TWO_PHASES]
+    assert settle(phases=phases, train_tokens=None).budget.total_steps == 200
+
+
+def test_replay_takes_its_fraction_of_every_phase(settle: Settle) -> None:
+    phases = [{"name": "code", "blend": {"code": 1}}]
+    plan = settle(phases=phases, replay={"source": "web", "fraction": 0.25}, num_rows={"web": 10_000, "code": 10_000})
+    assert plan.count_source_rows(0, 1000) == {"web": 2000, "code": 6000}
+    plan = settle(replay={"source": "web", "fraction": 0.05}, num_rows={"web": 10_000, "code": 10_000})
+    assert plan.count_source_rows(0, 1000) == {"web": 400, "code": 7600}
+
+
+def test_what_a_reader_sees(settle: Settle) -> None:
+    text = describe(settle(phases=TWO_PHASES, pad_length=128, train_tokens=2_050_000))
+    for part in (
+        "rate     from step 0 (0): cosine 0.0001 → 1e-06 over 1000 steps",
+        "phase    general: from step 0 (0) to 711, 1.46M tokens, rate 0.0001 at its start: web 0.7 = 1.02M",
+        "phase    qa: from step 711 (1.46M) to 1000",
+        "source   qa: 59.1K tokens = 0.46 epochs of 500 rows",
+        "note     preset reuse (arXiv 2407.07263): peak 0.0001, final 1e-06",
+        "note     rounded: train_tokens 2,050,000 → 1,000 steps = 2,048,000 tokens",
+        "note     unused: pad_length 128",
+    ):
+        assert part in text, text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phases": [TWO_PHASES[0], {"name": "qa"}]}, r"phases\[1\] \(qa\): has no blend; give the weight of each"),
+        ({"phases": [{**TWO_PHASES[0], "blend": {"wep": 1}}]}, "blend.wep: no such source; did you mean 'web'"),
+        ({"phases": [TWO_PHASES[0]]}, "cpt.sources.qa: no phase uses it"),
+        ({"phases": [TWO_PHASES[0], {**TWO_PHASES[1], "name": "general"}]}, "two are named 'general'"),
+        ({"phases": [{**TWO_PHASES[0], "tokens": "3M"}, TWO_PHASES[1]]}, "would end at step 1464"),
+        ({"phases": [{**TWO_PHASES[0], "tokens": 100}, TWO_PHASES[1]]}, "100 tokens are less than 1 step"),
+        ({"phases": [TWO_PHASES[0], {**TWO_PHASES[1], "tokens": "1K"}]}, "1000 tokens are less than 1 step"),
+        ({"phases": [TWO_PHASES[0], {**TWO_PHASES[1], "tokens": "20K"}]}, "ends at step 720, but the run has 1000"),
+        (
+            {"phases": [{**TWO_PHASES[0], "tokens": "1M", "until": {"lr_fraction": 0.2}}, TWO_PHASES[1]]},
+            "say once where it ends",
+        ),
+        ({"phases": [{**TWO_PHASES[0], "until": {}}, TWO_PHASES[1]]}, "say once where it ends"),
+        ({"phases": [{**TWO_PHASES[0], "until": {"lr_fraction": 0.001}}, TWO_PHASES[1]]}, "never falls to 0.001"),
+        ({"phases": [*TWO_PHASES, {**TWO_PHASES[1], "name": "more"}]}, r"\(general\): has no end; add tokens"),
+        ({"phases": [{**TWO_PHASES[0], "blend": {"web": 0}}, TWO_PHASES[1]]}, "web: a weight must be above 0"),
+        (
+            {"phases": TWO_PHASES, "replay": {"source": "web", "fraction": 0.1}},
+            "web has a weight in cpt.phases as well",
+        ),
+        ({"replay": {"source": "wep", "fraction": 0.1}}, "no source 'wep'; did you mean 'web'"),
+        ({"replay": {"source": "web", "fraction": 5}}, "fraction: must lie between 0 and 1"),
+        ({"phases": {"name": "x"}}, "cpt.phases: expected a list"),
+        ({"phases": [{"name": "x", "blent": {}}]}, "cpt.phases.0.blent: unknown key; did you mean 'blend'"),
+        ({"schedule": {"preset": "reuse"}}, "peak_lr: is missing; preset reuse derives it from base_final_lr"),
+        ({"schedule": {"preset": "reuze", "peak_lr": 1}}, "cpt.schedule.preset: 'reuze' is unknown"),
+        ({"schedule": {"preset": "reuse", "kind": "wsd", "peak_lr": 1}}, "preset reuse is a cosine schedule, not wsd"),
+        ({"schedule": {"kind": "wsd", "peak_lr": 1}}, "cpt.schedule.decay_share: is missing"),
+        ({"schedule": {"decay_share": 0.1, "peak_lr": 1}}, "decay_share: goes with kind wsd or infinite, not cosine"),
+        ({"schedule": {"peak_lr": 1, "base_peak_lr": 1}}, "base_peak_lr: has no use here"),
+        ({"schedule": {"peak_lr": 1, "warmup_tokens": 10}}, "warmup_tokens: 10 tokens are less than 1 step"),
+        ({"schedule": {"peak_lr": 1, "warmup_share": 2}}, "warmup_share: must lie between 0 and 1"),
+        ({"schedule": {"peak_lr": 1, "warmup_share": 0.1, "warmup_tokens": "1M"}}, "are both set; keep one"),
+        ({"schedule": {}}, "peak_lr: is missing"),
+        (
+            {"schedule": {"peak_lr": 1, "batch_scaling": {"rule": "linear", "base_tokens": 1}}},
+            "batch_scaling.rule: 'linear' is unknown",
+        ),
+        (
+            {"sources": {"web": {"path": "x", "max_epochs": 0.5}, "code": {"path": "x"}, "qa": {"path": "x"}}},
+            "cpt.sources.web: the run needs 1.4.M tokens of it, 0.55. epochs of its 2.56M, but max_epochs is 0.5",
+        ),
+    ],
+)
+def test_refused(settle: Settle, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        settle(**changes)
+    assert "config.yaml:" in str(caught.value)
+
+
+def test_many_epochs_and_missing_replay_are_warned_about(settle: Settle) -> None:
+    plan = settle(num_rows={"qa": 500}, schedule={"preset": "rewarm", "base_peak_lr": 3e-4})
+    assert any(note.startswith("warning: qa: 16 epochs") for note in plan.notes)
+    assert any(note.startswith("warning: re-warming without old data forgets") for note in plan.notes)
+
+
+def test_the_fingerprint_knows_phases_and_blends(settle: Settle) -> None:
+    plan = settle(phases=TWO_PHASES)
+    other = settle(phases=[TWO_PHASES[0], {**TWO_PHASES[1], "blend": {"web": 0.5, "code": 0.4, "qa": 0.1}}])
+    assert plan.fingerprint() == settle(phases=TWO_PHASES).fingerprint() != other.fingerprint()
