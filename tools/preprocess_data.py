@@ -137,7 +137,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from ascend_cpt.data.pipeline import preprocess
 
-    for manifest in preprocess(settings):
+    for manifest in preprocess(settings, fork=True):
         print(
             f"{manifest.path}: {manifest.num_documents} documents, {manifest.num_tokens} tokens "
             f"in {describe_rows(manifest)}, "

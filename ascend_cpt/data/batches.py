@@ -11,8 +11,8 @@ from ascend_cpt.data.documents import Document, Tally, extract_documents
 from ascend_cpt.data.handlers import load_handler
 from ascend_cpt.data.indexed import INDEX_SUFFIX, IndexedReader, iter_documents
 from ascend_cpt.data.spans import read_records
-from ascend_cpt.data.tokenizing.base import Encoded, Engine
-from ascend_cpt.data.tokenizing.choice import make_engine
+from ascend_cpt.data.tokenizing.base import Encoded
+from ascend_cpt.data.tokenizing.choice import load_engine
 from ascend_cpt.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def iter_batches(task: SubTask, tally: Tally) -> Iterator[Batch]:
     if any(span.file.format == INDEXED_FORMAT for span in task.spans):
         yield from _iter_indexed(task, tally)
         return
-    engine = _load_engine(task)
+    engine = load_engine(task.tokenizer, task.engine)
     for documents, weight in _iter_texts(task, tally):
         texts = zip(*(document.texts for document in documents), strict=True)
         text_bytes = tuple(map(sum, zip(*(document.text_bytes for document in documents), strict=True)))
@@ -95,15 +95,3 @@ def _strip_last(documents: Encoded, token: int) -> Encoded:
     removed = np.zeros(documents.ids.size + 1, np.int64)
     removed[ends + 1] = 1
     return Encoded(np.delete(documents.ids, ends), documents.offsets - np.cumsum(removed)[documents.offsets])
-
-
-_engine_cache: dict[object, Engine] = {}
-
-
-def _load_engine(task: SubTask) -> Engine:
-    """The engine, kept from one sub of this process to the next: loading a large vocabulary takes a second."""
-    key = (task.tokenizer, task.engine)
-    if key not in _engine_cache:
-        _engine_cache.clear()
-        _engine_cache[key] = make_engine(task.tokenizer, task.engine)
-    return _engine_cache[key]

@@ -85,9 +85,14 @@ def joins_records(handler: Handler) -> bool:
     return hasattr(handler, "begins_document")
 
 
+def is_known(handler: Handler) -> bool:
+    """Whether the handler is one of HANDLERS, not the user's own."""
+    return type(handler) in HANDLERS.values()
+
+
 def describe_handler(handler: Handler) -> str:
     """Name and, of the user's own, source code: what a rerun compares to notice a change."""
-    if type(handler) in HANDLERS.values():
+    if is_known(handler):
         return type(handler).__name__
     try:
         return inspect.getsource(type(handler))

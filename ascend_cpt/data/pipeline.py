@@ -14,7 +14,7 @@ from ascend_cpt import __version__
 from ascend_cpt.data import workspace
 from ascend_cpt.data.batches import INDEXED_FORMAT
 from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.handlers import describe_handler, joins_records, load_handler, needed_columns
+from ascend_cpt.data.handlers import describe_handler, is_known, joins_records, load_handler, needed_columns
 from ascend_cpt.data.identity import Identity, hash_identity, make_identity
 from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
 from ascend_cpt.data.manifest import Manifest, Shard, SourceFile
@@ -39,18 +39,22 @@ logger = logging.getLogger(__name__)
 _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoken", "sentencepiece", "tiktoken")
 
 
-def preprocess(settings: PreprocessSettings) -> list[Manifest]:
+def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Manifest]:
     """Pack the input into one dataset per key and return their manifests.
 
-    With `sub_range` only those subs are done, and no manifest is made.
+    With `sub_range` only those subs are done, and no manifest is made. With `fork` workers start in no time, as copies
+    of this process; only for a process that does nothing else: no threads, no MindSpore.
 
     A dataset that is there, whole, and made of the same input with the same settings is reused.
 
     Raises:
         DataError: bad input, too many bad records, or output that is there and differs.
     """
+    # One process per core is the parallelism; libraries' own threads would only get in each other's way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
+    fork = fork and is_known(handler)
     options = ReadOptions(
         columns=needed_columns(handler, settings.json_keys),
         txt_documents=settings.txt_documents,
@@ -75,15 +79,16 @@ def preprocess(settings: PreprocessSettings) -> list[Manifest]:
         else:
             sample = preview_texts(files, handler, settings.json_keys, options)
             engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
+            logger.info("tokenizing with %s %s (%s)", engine.name, engine.version, engine.check)
         work = workspace.open_work_folder(settings, identity)
         tasks = _plan_subs(settings, identity, files, options, tokenizer, engine, work)
         if settings.sub_range is not None:
-            _run_subs(settings, tasks[slice(*settings.sub_range)])
+            _run_subs(settings, tasks[slice(*settings.sub_range)], fork)
             logger.info(
                 "subs %d to %d are done; when all are, run this without --sub-range", *_inclusive(settings.sub_range)
             )
             return []
-        results = _run_subs(settings, tasks)
+        results = _run_subs(settings, tasks, fork)
         rejects = write_rejects(settings.output_prefix, results)
         check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
         shards = workspace.join_shards(settings, tasks, results)
@@ -144,7 +149,7 @@ def _plan_subs(
     ]
 
 
-def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -> list[SubResult]:
+def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask], fork: bool) -> list[SubResult]:
     """Do the subs that are not done yet; return the results of all in order."""
     results = workspace.load_finished_subs(settings, tasks)
     if results:
@@ -156,7 +161,7 @@ def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -> list[Su
         if settings.engine == "ray" and todo:
             results |= run_subs_on_ray(todo, settings.ray_address, progress.show)
         else:
-            results |= run_subs(todo, settings.workers, progress.show)
+            results |= run_subs(todo, settings.workers, progress.show, fork=fork)
     finally:
         progress.close()
     num_tokens = sum(shard.num_tokens for task in todo for shard in results[task.number].shards)

@@ -22,17 +22,20 @@ _slots: Any = None
 worker that is killed leaves none held."""
 
 
-def run_subs(tasks: Sequence[SubTask], workers: int, on_progress: Callable[[Progress], None]) -> dict[int, SubResult]:
+def run_subs(
+    tasks: Sequence[SubTask], workers: int, on_progress: Callable[[Progress], None], *, fork: bool = False
+) -> dict[int, SubResult]:
     """Run the subs on `workers` processes (in this one when that is enough); return their results by sub number.
 
-    `on_progress` gets the sum over the subs, several times a second.
+    `on_progress` gets the sum over the subs, several times a second. With `fork` the workers take over what is loaded
+    here, the tokenizer above all; that is safe only where no other thread is at work.
 
     Raises:
         DataError: a sub met bad input or could not write, or a worker died; finished subs stay committed.
     """
     if workers == 1 or len(tasks) <= 1:
         return _run_here(tasks, on_progress)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork" if fork else "spawn")
     slots = context.RawArray(ctypes.c_int64, 3 * len(tasks))
     num_processes = min(workers, len(tasks))
     pool = ProcessPoolExecutor(
@@ -88,8 +91,6 @@ def _begin_worker(slots: Any, main_process: int) -> None:
     global _slots
     _slots = slots
     _die_with(main_process)
-    # One process per core is the parallelism; libraries' own threads would only get in each other's way.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _die_with(main_process: int) -> None:

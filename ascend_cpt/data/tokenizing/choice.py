@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ascend_cpt.data.tokenizing.base import Engine, TokenizerFile
+from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile
 from ascend_cpt.data.tokenizing.gigatoken_engine import GigatokenEngine, UnsupportedTokenizerError
 from ascend_cpt.data.tokenizing.names import ENGINES
 from ascend_cpt.data.tokenizing.nasty_texts import NASTY_TEXTS
@@ -34,9 +35,15 @@ class EngineChoice:
         return asdict(self)
 
 
-def make_engine(file: TokenizerFile, choice: EngineChoice) -> Engine:
-    """Make the chosen engine."""
-    return GigatokenEngine(file) if choice.name == "gigatoken" else make_reference_engine(file)
+_last_made: dict[tuple[TokenizerFile, str], Engine] = {}
+
+
+def load_engine(file: TokenizerFile, choice: EngineChoice) -> Engine:
+    """The chosen engine. The last one is kept: loading a large vocabulary takes half a second."""
+    key = (file, choice.name)
+    if key not in _last_made:
+        _keep(file, GigatokenEngine(file) if choice.name == "gigatoken" else make_reference_engine(file))
+    return _last_made[key]
 
 
 def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) -> EngineChoice:
@@ -47,36 +54,52 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
     difference is told and overruled.
     """
     assert requested in ENGINES
-    reference = make_reference_engine(file)
     if requested == "reference":
-        return _describe(reference, "reference")
-    try:
-        fast = GigatokenEngine(file, reference)
-    except UnsupportedTokenizerError as error:
-        logger.warning("tokenizing with %s: gigatoken cannot load this tokenizer (%s)", reference.name, error)
-        return _describe(reference, f"reference: gigatoken cannot load it ({error})")
+        return _keep(file, make_reference_engine(file), "reference")
     texts = [*NASTY_TEXTS, *(f"a{text}b {text}" for text in file.control_strings[:64]), *sample]
-    difference, num_tokens = _compare(fast, reference, texts)
+    # The reference works beside the loading of gigatoken, for it lets other threads run.
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(_encode_with_reference, file, texts)
+        try:
+            fast, problem = GigatokenEngine(file), ""
+        except UnsupportedTokenizerError as error:
+            fast, problem = None, str(error)
+        reference, expected = future.result()
+    if fast is None:
+        logger.warning("tokenizing with %s: gigatoken cannot load this tokenizer (%s)", reference.name, problem)
+        return _keep(file, reference, f"reference: gigatoken cannot load it ({problem})")
+    fast.reference = reference
+    difference = _find_difference(fast, texts, expected)
+    counts = (len(texts), int(expected.offsets[-1]))
     if difference and requested == "auto":
         logger.warning("tokenizing with %s: gigatoken gives other ids for %s", reference.name, difference)
-        return _describe(reference, f"reference: gigatoken differs for {difference}", len(texts), num_tokens)
+        return _keep(file, reference, f"reference: gigatoken differs for {difference}", *counts)
     if difference:
         logger.warning("gigatoken gives other ids than %s for %s; used all the same", reference.name, difference)
-    check = f"overruled: differs for {difference}" if difference else "same ids"
-    return _describe(fast, check, len(texts), num_tokens)
+    return _keep(file, fast, f"overruled: differs for {difference}" if difference else "same ids", *counts)
 
 
-def _compare(fast: Engine, reference: Engine, texts: Sequence[str]) -> tuple[str, int]:
-    """Return the first text with other ids (shortened; empty when there is none) and the number of reference tokens."""
-    got, expected = fast.encode_batch(texts), reference.encode_batch(texts)
+def _encode_with_reference(file: TokenizerFile, texts: Sequence[str]) -> tuple[Engine, Encoded]:
+    reference = make_reference_engine(file)
+    return reference, reference.encode_batch(texts)
+
+
+def _find_difference(fast: Engine, texts: Sequence[str], expected: Encoded) -> str:
+    """Return the first text with other ids than `expected`, shortened; empty when there is none."""
+    got = fast.encode_batch(texts)
     for k, text in enumerate(texts):
         ids = got.ids[got.offsets[k] : got.offsets[k + 1]]
         if not np.array_equal(ids, expected.ids[expected.offsets[k] : expected.offsets[k + 1]]):
-            return ascii(text[:80]), int(expected.offsets[-1])
-    return "", int(expected.offsets[-1])
+            return ascii(text[:80])
+    return ""
 
 
-def _describe(engine: Engine, check: str, num_texts: int = 0, num_tokens: int = 0) -> EngineChoice:
+def _keep(
+    file: TokenizerFile, engine: Engine, check: str = "", num_texts: int = 0, num_tokens: int = 0
+) -> EngineChoice:
+    """Keep the engine for `load_engine`, and describe the choice of it."""
+    _last_made.clear()
+    _last_made[file, engine.name] = engine
     return EngineChoice(
         name=engine.name,
         version=importlib.metadata.version(engine.name),

@@ -5,21 +5,41 @@ Known differences of gigatoken 0.10 are led around: documents that may meet one 
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import orjson
 
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile, join_encoded
-from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE
+from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.data.tokenizing.tiktoken_engine import find_family
 
-# Characters younger than the reference's Unicode tables, whose class the two see differently: found by encoding every
-# code point with both.
-_YOUNG_CHARACTERS = re.compile("[\U000113c2\U0001611e\U00016d67\U00011de0-\U00011de9\U00016ff4-\U00016ff6]")
+# What is younger than the reference's Unicode tables and seen differently by the two. Found by encoding with both every
+# code point, each with a dozen combining marks before and after it, every pair of combining marks, every canonical
+# decomposition and every pair in the blocks that have compositions since then (a slow test does so again).
+_YOUNG_CHARACTERS = (
+    "\U00011380-\U000113ff\U00011de0-\U00011de9\U00016100-\U0001613f\U00016d40-\U00016d7f\U00016ff4-\U00016ff6"
+)
+_YOUNG_MARKS = (
+    "\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1add\u1ae0-\u1aeb\u1df6-\u1dfa\ua82c"
+    "\U000105d2\U000105da\U00010d24-\U00010d27\U00010d69-\U00010d6d\U00010eab-\U00010eac\U00010efa-\U00010eff"
+    "\U00010f46-\U00010f50\U00010f82-\U00010f85\U00011070\U0001133b\U0001145e\U00011839-\U0001183a\U00011930"
+    "\U0001193d-\U0001193e\U00011943\U000119e0\U00011a34\U00011a47\U00011a99\U00011d42\U00011d44-\U00011d45\U00011d97"
+    "\U00011f41-\U00011f42\U00016ff0-\U00016ff1\U0001e08f\U0001e130-\U0001e136\U0001e2ae\U0001e2ec-\U0001e2ef"
+    "\U0001e4ec-\U0001e4ef\U0001e5ee-\U0001e5ef\U0001e6e3\U0001e6e6\U0001e6ee-\U0001e6ef\U0001e6f5"
+)
+"""Of text that is brought to NFC: where they stand among other marks or what they are composed to."""
+_YOUNG_LEADS = np.zeros(256, bool)
+"""Bytes that the UTF-8 form of a young character begins with; few texts have one, and looking for bytes is quick."""
+_YOUNG_LEADS[[0xDF, 0xE0, 0xE1, 0xEA, 0xF0]] = True
+
+_MAX_GROWTH_BYTES = 256 << 20
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class UnsupportedTokenizerError(Exception):
@@ -27,45 +47,38 @@ class UnsupportedTokenizerError(Exception):
 
 
 class GigatokenEngine:
-    """The gigatoken library on one thread."""
+    """The gigatoken library on one thread.
 
-    def __init__(self, file: TokenizerFile, reference: Engine | None = None) -> None:
-        """Load the tokenizer; raise UnsupportedTokenizerError when gigatoken cannot.
+    It keeps every word that it has met, without a bound. So it is made anew when the process has grown by 256 MiB.
+    """
 
-        `reference` is made when it is first needed, if it is not given.
-        """
-        import gigatoken
-
+    def __init__(self, file: TokenizerFile) -> None:
+        """Load the tokenizer; raise UnsupportedTokenizerError when gigatoken cannot."""
         self.name = "gigatoken"
+        self.reference: Engine | None = None
+        """For the texts that gigatoken gets wrong; made when it is first needed, if it is not given."""
         self._file = file
-        self._reference = reference
-        self._normalizes_nfc = False
-        try:
-            if file.info.type == HUGGING_FACE:
-                plain = _make_plain_json(file)
-                self._normalizes_nfc = '"NFC"' in plain
-                self._tokenizer = gigatoken.Tokenizer.from_json(plain)
-            elif file.info.type == SENTENCE_PIECE:
-                self._tokenizer = gigatoken.Tokenizer.from_sentencepiece(file.path)
-            else:
-                family, _ = find_family(file.path)
-                if family.gigatoken_scheme is None or file.parse_control:
-                    raise UnsupportedTokenizerError(f"it does not read the ranks of {family.name}")
-                self._normalizes_nfc = family.normalizes_nfc
-                self._tokenizer = gigatoken.Tokenizer.from_tiktoken(file.path, family.gigatoken_scheme)
-        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-            raise UnsupportedTokenizerError(str(error)) from error
+        self._normalizes_nfc = file.info.type == TIKTOKEN and find_family(file.path)[0].normalizes_nfc
+        """Whether text has to be brought to NFC before gigatoken gets it."""
+        self._tokenizer, normalizes_nfc = _load(file)
+        self._young = re.compile(f"[{_YOUNG_CHARACTERS}{_YOUNG_MARKS if normalizes_nfc else ''}]")
         # Its SentencePiece backend makes control tokens of their names in the text, whatever the added tokens are.
         is_sentence_piece = type(self._tokenizer.backend).__name__ == "SentencePieceTokenizer"
         self._traps = file.control_strings if is_sentence_piece and not file.parse_control else ()
+        self._encode([""])  # it loads more at its first use
+        self._first_bytes = _measure_memory()
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        if _measure_memory() - self._first_bytes > _MAX_GROWTH_BYTES:
+            del self._tokenizer  # before the next one takes memory
+            self._tokenizer, _ = _load(self._file)
+            self._first_bytes = _measure_memory()
         detours = [k for k, text in enumerate(texts) if self._needs_reference(text)]
         if not detours:
             return self._encode(list(texts))
-        if self._reference is None:
-            self._reference = make_reference_engine(self._file)
-        slow = self._reference.encode_batch([texts[k] for k in detours])
+        if self.reference is None:
+            self.reference = make_reference_engine(self._file)
+        slow = self.reference.encode_batch([texts[k] for k in detours])
         detoured = set(detours)
         fast = self._encode(["" if k in detoured else text for k, text in enumerate(texts)])
         parts = np.split(fast.ids, fast.offsets[1:-1])
@@ -78,6 +91,8 @@ class GigatokenEngine:
         return content.decode("utf-8", "replace")
 
     def _encode(self, texts: list[str]) -> Encoded:
+        if self._normalizes_nfc:
+            texts = [unicodedata.normalize("NFC", text) for text in texts]
         layout = self._tokenizer.encode_batch(texts, parallel=False).layout
         ids = np.asarray(layout.content.data).view(np.int32)  # ids are far below 2^31
         return Encoded(ids, np.asarray(layout.offsets.data))
@@ -85,14 +100,36 @@ class GigatokenEngine:
     def _needs_reference(self, text: str) -> bool:
         if any(trap in text for trap in self._traps):
             return True
-        if text.isascii():
+        if text.isascii() or not _YOUNG_LEADS[np.frombuffer(text.encode(), np.uint8)].any():
             return False
-        if _YOUNG_CHARACTERS.search(text):
-            return True
-        return self._normalizes_nfc and not unicodedata.is_normalized("NFC", text)
+        return self._young.search(text) is not None
 
 
-def _make_plain_json(file: TokenizerFile) -> str:
+def _load(file: TokenizerFile) -> tuple[Any, bool]:
+    """Return gigatoken's tokenizer, and whether it brings text to NFC."""
+    import gigatoken
+
+    try:
+        if file.info.type == HUGGING_FACE:
+            plain = _make_plain_json(file)
+            return gigatoken.Tokenizer.from_json(plain), b'"NFC"' in plain
+        if file.info.type == SENTENCE_PIECE:
+            return gigatoken.Tokenizer.from_sentencepiece(file.path), False
+        family, _ = find_family(file.path)
+        if family.gigatoken_scheme is None or file.parse_control:
+            raise UnsupportedTokenizerError(f"it does not read the ranks of {family.name}")
+        return gigatoken.Tokenizer.from_tiktoken(file.path, family.gigatoken_scheme), False
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise UnsupportedTokenizerError(str(error)) from error
+
+
+def _measure_memory() -> int:
+    """Resident bytes of this process."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE_BYTES
+
+
+def _make_plain_json(file: TokenizerFile) -> bytes:
     """The tokenizer.json without its control tokens, unless these are parsed.
 
     Added tokens that are not control tokens (runs of blanks, say) stay: they are part of how text is encoded.
@@ -100,4 +137,4 @@ def _make_plain_json(file: TokenizerFile) -> str:
     content = orjson.loads(file.path.read_bytes())
     if not file.parse_control:
         content["added_tokens"] = [token for token in content.get("added_tokens") or () if not token.get("special")]
-    return orjson.dumps(content | {"truncation": None, "padding": None, "post_processor": None}).decode()
+    return orjson.dumps(content | {"truncation": None, "padding": None, "post_processor": None})

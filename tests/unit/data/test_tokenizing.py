@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from ascend_cpt.data.manifest import TokenizerInfo
-from ascend_cpt.data.tokenizing import choice
+from ascend_cpt.data.tokenizing import choice, gigatoken_engine
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile
-from ascend_cpt.data.tokenizing.choice import choose_engine, make_engine
+from ascend_cpt.data.tokenizing.choice import choose_engine, load_engine
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN
 from ascend_cpt.data.tokenizing.nasty_texts import NASTY_TEXTS
+from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "tokenizers"
@@ -123,12 +125,12 @@ def test_bad_tokenizers(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("requested", ["gigatoken", "reference"])
 def test_control_strings_stay_text_unless_asked(folder: Path, requested: str) -> None:
     file = open_tokenizer(HUGGING_FACE, folder)
-    engine = make_engine(file, choose_engine(file, requested, []))
+    engine = load_engine(file, choose_engine(file, requested, []))
     assert engine.name == ("gigatoken" if requested == "gigatoken" else "tokenizers")
     assert file.info.eod_id not in ids_of(engine, "the <|endoftext|> end")
     assert id_of(folder, "<think>") in ids_of(engine, "the <think> end"), "no control token: part of the text's rules"
     file = open_tokenizer(HUGGING_FACE, folder, parse_control=True)
-    engine = make_engine(file, choose_engine(file, requested, []))
+    engine = load_engine(file, choose_engine(file, requested, []))
     assert file.info.eod_id in ids_of(engine, "the <|endoftext|> end")
 
 
@@ -137,7 +139,7 @@ def test_gigatoken_is_taken_where_it_agrees(folder: Path) -> None:
     chosen = choose_engine(file, "auto", ["a document"])
     assert (chosen.name, chosen.check) == ("gigatoken", "same ids")
     assert chosen.num_checked_texts > len(NASTY_TEXTS) and chosen.num_checked_tokens > 1000
-    fast, reference = make_engine(file, chosen), make_engine(file, choose_engine(file, "reference", []))
+    fast, reference = load_engine(file, chosen), load_engine(file, choose_engine(file, "reference", []))
     got, expected = fast.encode_batch(NASTY_TEXTS), reference.encode_batch(NASTY_TEXTS)
     np.testing.assert_array_equal(got.ids, expected.ids)
     np.testing.assert_array_equal(got.offsets, expected.offsets)
@@ -165,7 +167,7 @@ def test_a_difference_falls_back_loudly(
 def test_a_tokenizer_that_gigatoken_cannot_load(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(file: TokenizerFile, reference: Engine) -> None:
+    def refuse(file: TokenizerFile) -> None:
         raise choice.UnsupportedTokenizerError("no such model")
 
     monkeypatch.setattr(choice, "GigatokenEngine", refuse)
@@ -191,7 +193,7 @@ def test_real_vocabularies(type_name: str, path: str, engine: str, expected: tup
     assert (info.vocab_size, info.eod_id, info.pad_id, info.bos_id) == expected
     chosen = choose_engine(file, "auto", [])
     assert chosen.name == engine
-    used = make_engine(file, chosen)
+    used = load_engine(file, chosen)
     for text in ("Hello </s> <|endoftext|> <|end_of_text|> world", "caf\u00e9 \u4f60\u597d\n\n  x = 1"):
         assert info.eod_id not in ids_of(used, text)
         assert used.decode(ids_of(used, text)).strip() == text
@@ -203,3 +205,55 @@ def test_a_wrong_type_says_which_is_right() -> None:
         open_tokenizer(SENTENCE_PIECE, SHARED / "llama3" / "tokenizer.model")
     with pytest.raises(DataError, match="is of type SentencePiece"):
         open_tokenizer(TIKTOKEN, SHARED / "llama2" / "tokenizer.model")
+
+
+def test_the_cache_is_bounded_by_making_the_engine_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = gigatoken_engine.GigatokenEngine(open_tokenizer(HUGGING_FACE, folder))
+    expected = engine.encode_batch(NASTY_TEXTS)
+    real, loaded = gigatoken_engine._load, []
+
+    def load(file: TokenizerFile) -> Any:
+        loaded.append(file)
+        return real(file)
+
+    monkeypatch.setattr(gigatoken_engine, "_load", load)
+    monkeypatch.setattr(gigatoken_engine, "_MAX_GROWTH_BYTES", -(1 << 40))
+    got = engine.encode_batch(NASTY_TEXTS)
+    assert len(loaded) == 1, "it had grown beyond the bound"
+    np.testing.assert_array_equal(got.ids, expected.ids)
+    monkeypatch.setattr(gigatoken_engine, "_MAX_GROWTH_BYTES", 1 << 40)
+    engine.encode_batch(NASTY_TEXTS)
+    assert len(loaded) == 1
+
+
+def test_only_young_characters_go_to_the_reference(folder: Path) -> None:
+    engine = gigatoken_engine.GigatokenEngine(open_tokenizer(HUGGING_FACE, folder))
+    for text in (
+        "plain",
+        "e\u0301 a\u0323\u0308",
+        "\u4f60\u597d \u2014 \u0928\u092e\u0938\u094d\u0924\u0947 \U0001f600",
+    ):
+        engine.encode_batch([text])
+        assert engine.reference is None, text
+    engine.encode_batch(["\u0c15\u0c3c\u0301"])
+    assert engine.reference is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not on this machine")
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_every_character_and_pair_of_marks(name: str) -> None:
+    file = open_tokenizer(HUGGING_FACE, SHARED / name)
+    fast, reference = gigatoken_engine.GigatokenEngine(file), make_reference_engine(file)
+    characters = [chr(k) for k in range(0x110000) if not 0xD800 <= k < 0xE000 and (k < 0x20000 or k % 8 == 0)]
+    marks = [mark for mark in characters if unicodedata.combining(mark)]
+    usual = "\u0300\u0301\u0302\u0307\u0308\u0323\u0334\u0345\u05b0\u0315\u094d\u3099"
+    decompositions = [unicodedata.decomposition(character) for character in characters]
+    new_blocks = (0x105C0, 0x10600), (0x11380, 0x11400), (0x11900, 0x11960), (0x16100, 0x16140), (0x16D40, 0x16D80)
+    texts = [*characters, *(a + b for a in marks for b in marks)]
+    texts += [text for a in characters[:0x20000] for b in usual for text in (f"a{a}{b}", f"a{b}{a}")]
+    texts += ["".join(chr(int(k, 16)) for k in entry.split()) for entry in decompositions if entry and entry[0] != "<"]
+    texts += [chr(a) + chr(b) for first, after in new_blocks for a in range(first, after) for b in range(first, after)]
+    for begin in range(0, len(texts), 20_000):
+        batch = texts[begin : begin + 20_000]
+        np.testing.assert_array_equal(fast.encode_batch(batch).ids, reference.encode_batch(batch).ids)
