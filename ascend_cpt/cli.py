@@ -14,20 +14,18 @@ from typing import Any, TextIO
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
 from ascend_cpt.backend.describe import describe, describe_end, describe_start
-from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, resolve, select_model_identity
+from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
+from ascend_cpt.backend.start import choose_start
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
-from ascend_cpt.errors import CheckpointError, ConfigError, CptError, DataError
+from ascend_cpt.errors import ConfigError, CptError, DataError
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses
-from ascend_cpt.resume.fingerprint import describe_differences
-from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
 from ascend_cpt.resume.lock import hold_run_folder
 from ascend_cpt.resume.state import write_text
-from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 RESOLVED_NAME = "resolved.yaml"
 
@@ -61,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         ),
     )
     if args.dry_run:
-        resume_from = choose_resume(plan, args, process)
-        print(f"{describe(plan)}\n{describe_start(resume_from, None if resume_from else choose_init(plan))}")
+        start = choose_start(plan, args.resume_training, extend=args.extend)
+        print(f"{describe(plan)}\n{describe_start(start)}")
         return 0
     make_run_folder(plan.run_dir)
     # Rank 0 speaks for the run: a second launch would have a rank 0 too.
@@ -72,18 +70,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
     """Choose what to start from, compile and train. Returns the exit code."""
-    resume_from = choose_resume(plan, args, process)
-    if resume_from is not None and resume_from.state.step >= plan.budget.total_steps:
+    start = choose_start(plan, args.resume_training, extend=args.extend)
+    for line in start.warnings if process.rank == 0 else ():
+        print(f"warning: passed over: {line}", file=sys.stderr)
+    if start.step >= plan.budget.total_steps:
         if process.rank == 0:
-            print(f"{plan.run_dir}: already complete at step {resume_from.state.step}; nothing to do")
+            print(f"{plan.run_dir}: already complete at step {start.step}; nothing to do")
         return 0
-    if resume_from is not None and args.stop_at_step is not None and args.stop_at_step <= resume_from.state.step:
+    if args.stop_at_step is not None and args.stop_at_step <= start.step:
         raise ConfigError(
-            f"--stop-at-step {args.stop_at_step}: the run is already at step {resume_from.state.step}; give a later "
+            f"--stop-at-step {args.stop_at_step}: the run is already at step {start.step}; give a later "
             "step, or leave the flag out to go on to the end"
         )
-    init_from = None if resume_from else choose_init(plan)
-    sections = compile_run(plan, resume_from=resume_from, init_from=init_from)
+    sections = compile_run(plan, resume_from=start.resume_from, init_from=start.init_from)
     heading = f"Compiled by ascend_cpt from {plan.config.path}: the YAML that is trained"
     # Every rank writes the same text, whole, so that none waits for another.
     write_text(plan.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
@@ -91,8 +90,8 @@ def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
     try:
         with captured_output(log_path) as console:
             if process.rank == 0:
-                print(f"{describe(plan)}\n{describe_start(resume_from, init_from)}", file=console, flush=True)
-            run_training(plan, resume_from, args.stop_at_step, console)
+                print(f"{describe(plan)}\n{describe_start(start)}", file=console, flush=True)
+            run_training(plan, start.step, args.stop_at_step, console)
             if process.rank == plan.report_rank:
                 draw_losses(plan.run_dir / "metrics.jsonl", plan.run_dir / "loss.png", title=plan.run_dir.name)
                 print(describe_end(plan, args.stop_at_step), file=console)
@@ -104,7 +103,7 @@ def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
     return 0
 
 
-def run_training(plan: RunPlan, resume_from: Checkpoint | None, stop_at_step: int | None, console: TextIO) -> None:
+def run_training(plan: RunPlan, initial_step: int, stop_at_step: int | None, console: TextIO) -> None:
     """Train. MindFormers is imported here and not above: it takes seconds, and a wrong configuration need not wait."""
     from ascend_cpt.backend.trainer import Launch, train
 
@@ -112,7 +111,7 @@ def run_training(plan: RunPlan, resume_from: Checkpoint | None, stop_at_step: in
         plan,
         Launch(
             resolved_yaml=plan.run_dir / RESOLVED_NAME,
-            initial_step=resume_from.state.step if resume_from else 0,
+            initial_step=initial_step,
             stop_at_step=stop_at_step,
             console=console,
         ),
@@ -151,6 +150,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--stop-at-step", type=int, metavar="N", help="save and stop after step N; run again to continue"
+    )
+    parser.add_argument(
+        "--extend", action="store_true", help="continue a run that has become longer: more tokens or further phases"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
@@ -237,76 +239,6 @@ def open_datasets(
             where = f"{config.locate(*section.split('.'), name)}: {section}.{name}"
             raise DataError(f"{where}: {error} (paths are relative to {Path.cwd()})") from None
     return opened
-
-
-def choose_resume(plan: RunPlan, args: argparse.Namespace, process: Process) -> Checkpoint | None:
-    """Return the checkpoint to continue from, or None for a new run.
-
-    Raises:
-        CheckpointError: when it is damaged or of another run, or when a new run would overwrite an old one.
-    """
-    wish = args.resume_training
-    if wish is None:
-        wish = str(plan.config.mindformers.get("resume_training", "auto"))
-    newest, passed_over = find_newest_complete(plan.checkpoint_root)
-    if wish.lower() in ("never", "false"):
-        if newest is not None:
-            raise CheckpointError(
-                f"{plan.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
-                "--resume_training auto, or start another run with --set cpt.run_name=NAME"
-            )
-        return None
-    if wish.lower() in ("auto", "true", "none"):
-        for line in passed_over if process.rank == 0 else []:
-            print(f"warning: passed over: {line}", file=sys.stderr)
-        chosen = newest
-    else:
-        chosen = locate_checkpoint(Path(wish))
-        if newest is not None and newest.state.step > chosen.state.step:
-            raise CheckpointError(
-                f"{plan.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
-                "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
-            )
-    if chosen is not None:
-        differences = describe_differences(chosen.state.fingerprint, plan.fingerprint())
-        if differences:
-            raise CheckpointError(
-                f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
-                f"({'; '.join(differences)}); restore them, or start another run with --set cpt.run_name=NAME"
-            )
-    return chosen
-
-
-def choose_init(plan: RunPlan) -> Path | None:
-    """Return the checkpoint or Hugging Face folder whose weights the run starts from, or None for random weights.
-
-    Raises:
-        ConfigError: when the configuration does not say which.
-        CheckpointError: when there is no complete checkpoint, or its model has other sizes.
-    """
-    config = plan.config
-    wish = config.cpt.init_from or config.mindformers.get("load_checkpoint")
-    if not wish:
-        raise ConfigError(
-            f"{config.path}: where do the weights come from? set cpt.init_from to a Hugging Face folder, a "
-            f"run or checkpoint folder, or to `{RANDOM_INIT}` to train from scratch"
-        )
-    if wish == RANDOM_INIT:
-        return None
-    if is_hf_folder(Path(wish)):
-        folder = HfFolder(Path(wish))
-        folder.check()
-        folder.check_model(plan.model)
-        return Path(wish)
-    checkpoint = locate_checkpoint(Path(wish))
-    saved = select_model_identity(checkpoint.state.fingerprint["model"])
-    differences = describe_differences(saved, select_model_identity(plan.model))
-    if differences:
-        raise CheckpointError(
-            f"{checkpoint.folder}: holds a model of other sizes than model.model_config ({'; '.join(differences)}); "
-            "make them equal or choose another checkpoint"
-        )
-    return checkpoint.folder
 
 
 def make_run_folder(run_dir: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.backend.start import Start
 from ascend_cpt.config.values import format_count
 from ascend_cpt.recipe.schedule import learning_rate_at
-from ascend_cpt.resume.locate import Checkpoint
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 from ascend_cpt.weights.mapping import list_hf_shapes
 
@@ -84,14 +82,17 @@ def _at(plan: RunPlan, step: int) -> str:
     return f"from step {step} ({format_count(step * plan.budget.tokens_per_step)})"
 
 
-def describe_start(resume_from: Checkpoint | None, init_from: Path | None) -> str:
-    """Return what the run starts from, in a line."""
-    if resume_from is not None:
-        return f"start    continuing at step {resume_from.state.step} from {resume_from.folder}"
-    if init_from is None:
-        return "start    random weights; compiling the graph first"
-    details = f" ({describe_hf_folder(HfFolder(init_from))})" if is_hf_folder(init_from) else ""
-    return f"start    weights of {init_from}{details}; compiling the graph first"
+def describe_start(start: Start) -> str:
+    """Return what the run starts from, and what is to be said about it, a line each."""
+    if start.resume_from is not None:
+        line = f"start    continuing at step {start.step} from {start.resume_from.folder}"
+    elif start.init_from is None:
+        line = "start    random weights; compiling the graph first"
+    else:
+        folder = start.init_from
+        details = f" ({describe_hf_folder(HfFolder(folder))})" if is_hf_folder(folder) else ""
+        line = f"start    weights of {folder}{details}; compiling the graph first"
+    return "\n".join([line, *(f"note     {note}" for note in start.notes)])
 
 
 def describe_hf_folder(folder: HfFolder) -> str:

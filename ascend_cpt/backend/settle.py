@@ -206,24 +206,27 @@ def _find_stop(
 
 
 def _settle_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, Fraction] | None:
-    """Return the shares of a phase's sources, replay included; None where all rows are shuffled together."""
+    """Return the shares of a phase's sources, replay included; None where all rows are shuffled together.
+
+    They are sorted by name: the order in which they are written must not change the order of the rows.
+    """
     replay = config.cpt.replay
     weights: Mapping[str, float] = phase.blend
     if not weights:
         others = {name: rows for name, rows in num_rows.items() if replay is None or name != replay.source}
         if config.cpt.phases and len(others) > 1:
             raise ValueError(f"has no blend; give the weight of each source ({', '.join(others)})")
-        if replay is None and not config.cpt.phases:
+        if replay is None and not config.cpt.phases and len(others) > 1:
             return None
         weights = others
     if replay is None:
-        return settle_shares(weights)
+        return settle_shares(dict(sorted(weights.items())))
     if not weights:
         raise ValueError(f"there is nothing beside the replayed source {replay.source}; add a source")
     fraction = Fraction(str(replay.fraction))
     total = sum(Fraction(str(weight)) for weight in weights.values())
     scaled = {name: Fraction(str(weight)) / total * (1 - fraction) for name, weight in weights.items()}
-    return settle_shares({**scaled, replay.source: fraction})
+    return settle_shares(dict(sorted({**scaled, replay.source: fraction}.items())))
 
 
 def check_epochs(config: RunConfig, order: SampleOrder, problems: list[str]) -> list[str]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+SOURCES = {"web": 10_000, "code": 4_000, "qa": 500}
 
 
 @pytest.fixture
@@ -61,3 +66,27 @@ def make_manifest() -> Callable[..., Manifest]:
         )
 
     return make
+
+
+@pytest.fixture
+def settle(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Callable[..., RunPlan]:
+    """Return a function that settles a run of 1000 steps of 8 rows of 256 tokens; arguments replace `cpt:` keys."""
+
+    def run(*, num_rows: dict[str, int] | None = None, **changes: Any) -> RunPlan:
+        rows = num_rows or SOURCES
+        cpt = {
+            "init_from": "random",
+            "seq_length": 256,
+            "global_batch_size": 8,
+            "train_tokens": 1000 * 8 * 256,
+            "schedule": {"preset": "reuse", "base_final_lr": 1e-4},
+            "sources": {name: {"path": name} for name in rows},
+            **changes,
+        }
+        bases = [str(REPOSITORY / f"configs/base/{name}.yaml") for name in ("cpu_tiny", "qwen3_tiny")]
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({"base_config": bases, "cpt": cpt}, sort_keys=False), encoding="utf-8")
+        manifests = {name: make_manifest(num_rows=count) for name, count in rows.items()}
+        return resolve(load_config(path), world_size=1, sources=manifests)
+
+    return run

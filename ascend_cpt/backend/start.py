@@ -1,0 +1,210 @@
+"""What a run starts from: its newest checkpoint, another run's or a published model's weights, or random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, select_model_identity
+from ascend_cpt.config.values import format_count
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
+from ascend_cpt.resume.fingerprint import describe_differences
+from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
+from ascend_cpt.resume.state import RunState
+from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
+
+EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
+JUMP = 1.2  # a rate that rises by more than this from one step to the next is a re-warming
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A checkpoint to continue exactly, or weights to begin with (a folder), or neither: random weights.
+
+    `notes` are lines for people; `warnings` name checkpoints that were passed over.
+    """
+
+    resume_from: Checkpoint | None = None
+    init_from: Path | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Steps that are already trained."""
+        return self.resume_from.state.step if self.resume_from else 0
+
+
+def choose_start(plan: RunPlan, resume_training: str | None, *, extend: bool = False) -> Start:
+    """Return what the run starts from.
+
+    Args:
+        plan: The settled run.
+        resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
+        extend: The run may have become longer, or got further phases, since its checkpoint was saved.
+
+    Raises:
+        ConfigError: when nothing says where the weights come from.
+        CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
+    """
+    chosen, passed_over = _choose_checkpoint(plan, resume_training)
+    if chosen is None:
+        if extend:
+            raise CheckpointError(f"{plan.run_dir}: holds no checkpoint to extend; leave out --extend")
+        return _choose_weights(plan, passed_over)
+    differences = describe_differences(chosen.state.fingerprint, plan.fingerprint())
+    notes: tuple[str, ...] = ()
+    if differences and extend:
+        notes = _check_extension(plan, chosen)
+    elif differences:
+        hint = ", or give --extend to make the run longer" if _is_longer(plan, chosen.state) else ""
+        raise CheckpointError(
+            f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
+            f"({'; '.join(differences)}); restore them{hint}, or start another run with --set cpt.run_name=NAME"
+        )
+    return Start(resume_from=chosen, notes=notes, warnings=passed_over)
+
+
+def _choose_checkpoint(plan: RunPlan, resume_training: str | None) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Return the checkpoint to continue from, or None for a new run, and a line for each that was passed over."""
+    wish = resume_training or str(plan.config.mindformers.get("resume_training", "auto"))
+    newest, passed_over = find_newest_complete(plan.checkpoint_root)
+    if wish.lower() in ("never", "false"):
+        if newest is not None:
+            raise CheckpointError(
+                f"{plan.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
+                "--resume_training auto, or start another run with --set cpt.run_name=NAME"
+            )
+        return None, ()
+    if wish.lower() in ("auto", "true", "none"):
+        return newest, tuple(passed_over)
+    chosen = locate_checkpoint(Path(wish))
+    if newest is not None and newest.state.step > chosen.state.step:
+        raise CheckpointError(
+            f"{plan.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
+            "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
+        )
+    return chosen, ()
+
+
+def _is_longer(plan: RunPlan, state: RunState) -> bool:
+    return plan.budget.total_steps > state.total_steps
+
+
+def _check_extension(plan: RunPlan, chosen: Checkpoint) -> tuple[str, ...]:
+    """Return lines that tell what the extension changes.
+
+    Raises:
+        CheckpointError: when more than the length changed, or what was trained would have been other rows.
+    """
+    state = chosen.state
+    saved, current = dict(state.fingerprint), plan.fingerprint()
+    others = describe_differences(
+        {key: value for key, value in saved.items() if key not in EXTENDABLE},
+        {key: value for key, value in current.items() if key not in EXTENDABLE},
+    )
+    if others:
+        raise CheckpointError(
+            f"{chosen.folder}: --extend makes a run longer; other settings must stay as they were ({'; '.join(others)})"
+        )
+    if not _is_longer(plan, state):
+        raise CheckpointError(
+            f"{plan.run_dir}: --extend, but the run has {plan.budget.total_steps} steps and had {state.total_steps}; "
+            "raise cpt.train_tokens or add a phase"
+        )
+    _check_same_rows(chosen, saved, current)
+    tokens = plan.budget.tokens_per_step
+    notes = [
+        f"extended at step {state.step}: {state.total_steps} → {plan.budget.total_steps} steps "
+        f"({format_count(state.total_steps * tokens)} → {format_count(plan.budget.total_tokens)} tokens)"
+    ]
+    if plan.schedule is not None and saved.get("schedule"):
+        before = learning_rate_at(Schedule.from_record(**saved["schedule"]), state.step - 1)
+        after = learning_rate_at(plan.schedule, state.step)
+        notes.append(
+            f"the rate goes from {before:.3g} at step {state.step - 1} to {after:.3g} at step {state.step} and ends at "
+            f"{plan.schedule.final_lr:.3g}"
+        )
+        if after > JUMP * before:
+            jump = f"a jump to {after / before:.3g} times the rate" if before else "a jump from nothing"
+            notes.append(
+                f"warning: that is {jump}; a schedule with a stable part (wsd, "
+                "infinite) can be extended without one (arXiv 2403.08763)"
+            )
+    return tuple(notes)
+
+
+def _check_same_rows(chosen: Checkpoint, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    digests = dict(current["sources"])
+    for name, digest in saved["sources"]:
+        if digests.get(name) != digest:
+            raise CheckpointError(
+                f"{chosen.folder}: --extend, but source {name} is no longer the dataset that was trained on; restore it"
+            )
+    step = chosen.state.step
+    trained, wanted = (_cut_phases(record["phases"], step) for record in (saved, current))
+    shuffled_together = any(shares is None for *_, shares in saved["phases"])
+    if trained != wanted or (shuffled_together and saved["sources"] != current["sources"]):
+        raise CheckpointError(
+            f"{chosen.folder}: --extend, but the phases up to step {step} are not what was trained: "
+            f"{_name_phases(trained)} → {_name_phases(wanted)}; keep their blends, and give their ends in tokens"
+        )
+
+
+def _cut_phases(phases: list[Any], step: int) -> list[tuple[int, int, Any]]:
+    """Return (first step, stop step, shares) of the phases up to `step`; names do not matter."""
+    return [(first, min(stop, step), shares) for _, first, stop, shares in phases if first < step]
+
+
+def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
+    return ", ".join(
+        f"{first} to {stop}: {' + '.join(f'{name} {share}' for name, share in shares) if shares else 'all together'}"
+        for first, stop, shares in phases
+    )
+
+
+def _choose_weights(plan: RunPlan, passed_over: tuple[str, ...]) -> Start:
+    config = plan.config
+    wish = config.cpt.init_from or config.mindformers.get("load_checkpoint")
+    if not wish:
+        raise ConfigError(
+            f"{config.path}: where do the weights come from? set cpt.init_from to a Hugging Face folder, a "
+            f"run or checkpoint folder, or to `{RANDOM_INIT}` to train from scratch"
+        )
+    if wish == RANDOM_INIT:
+        return Start(warnings=passed_over)
+    if is_hf_folder(Path(wish)):
+        folder = HfFolder(Path(wish))
+        folder.check()
+        folder.check_model(plan.model)
+        return Start(init_from=Path(wish), warnings=passed_over)
+    checkpoint = locate_checkpoint(Path(wish))
+    saved = select_model_identity(checkpoint.state.fingerprint["model"])
+    differences = describe_differences(saved, select_model_identity(plan.model))
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds a model of other sizes than model.model_config ({'; '.join(differences)}); "
+            "make them equal or choose another checkpoint"
+        )
+    return Start(init_from=checkpoint.folder, notes=_warn_of_rewarming(plan, checkpoint.state), warnings=passed_over)
+
+
+def _warn_of_rewarming(plan: RunPlan, state: RunState) -> tuple[str, ...]:
+    """Return a warning when the run trains on what the weights have seen, at a higher rate than they ended with."""
+    schedule = state.fingerprint.get("schedule")
+    if not schedule or plan.schedule is None:
+        return ()
+    seen = {digest: name for name, digest in state.fingerprint["sources"]}
+    again = [source.name for source in plan.sources if source.manifest.digest in seen]
+    ended_with = learning_rate_at(Schedule.from_record(**schedule), state.step - 1)
+    if not again or plan.schedule.peak_lr <= JUMP * ended_with:
+        return ()
+    return (
+        f"warning: re-warming on the same data: these weights were already trained on {', '.join(again)} and ended at "
+        f"rate {ended_with:.3g}; this run goes up to {plan.schedule.peak_lr:.3g}. That is worse than going on at a "
+        "constant rate and does not recover (arXiv 2308.04014); continue that run with --extend, or set "
+        f"cpt.schedule.peak_lr to {ended_with:.3g}",
+    )
