@@ -1,0 +1,394 @@
+"""Preprocessing beside its peers and beside what the machine can do at most.
+
+    python benchmarks/preprocess.py [--mb 200] [--tokenizer /models/Qwen3-8B-Base] [--json result.json]
+
+Gathers text on this machine (Python sources, documentation, headers; no file twice), packs it with
+tools/preprocess_data.py and lets the peers tokenize the same: a plain loop over the tokenizers library, datatrove (in
+its own environment, see --datatrove-python) and MindFormers' llama_preprocess.py (see --llama-preprocess), those that
+are there. Runs take turns; medians are told. `net` is without what the same command takes for a single document:
+start-up is paid once, the rest is the steady state. The ceiling is cores / (read + encode + write + checksum), seconds
+per token on one core with each part by itself. Wall times mean something on a quiet machine only; CPU seconds always.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PEERS = Path(__file__).with_name("preprocess_peers.py")
+ENDINGS = (".py", ".pyi", ".h", ".hpp", ".js", ".md", ".rst", ".txt")
+MAX_FILE_BYTES = 2_000_000
+SEQ_LENGTH = 4096
+MIN_OF_CEILING, MIN_OF_PLAIN, MIN_SCALING, MAX_PEAK_MB = 0.85, 8.0, 1.5, 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one process (with its children) took."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    """Of its largest process."""
+    num_tokens: int
+    begins_s: float = 0.0
+    """Until the first document is encoded."""
+    record: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A command, by input and output."""
+
+    name: str
+    command: tuple[str, ...]
+    """With {corpus}, {parts} (a folder with the corpus in one file per core) and {output} in it."""
+    tokens_from: str = "stdout"
+
+
+def gather(target: Path, num_bytes: int, roots: Sequence[Path]) -> None:
+    """Write distinct text files of this machine as JSON lines; exit when there are too few."""
+    seen: set[bytes] = set()
+    total = 0
+    with open(target, "w", encoding="utf-8") as output:
+        for path in (path for root in roots for path in walk(root)):
+            try:
+                text = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_FILE_BYTES else ""
+            except (OSError, UnicodeDecodeError):
+                continue
+            key = hashlib.sha1(text[:2000].encode()).digest()
+            if len(text) < 50 or key in seen:
+                continue
+            seen.add(key)
+            output.write(json.dumps({"text": text}) + "\n")
+            total += len(text.encode())
+            if total >= num_bytes:
+                print(f"corpus: {len(seen)} documents, {total / 1e6:.1f} MB of text")
+                return
+    sys.exit(f"only {total / 1e6:.0f} MB of distinct text found; name more folders with --text-root")
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Text files under a folder, in sorted order."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders.sort()
+        yield from (Path(folder, name) for name in sorted(names) if name.endswith(ENDINGS))
+
+
+def repeat(source: Path, target: Path, num_bytes: int) -> None:
+    """Write the source's lines again and again until `num_bytes`; each time around with its letters shifted by one.
+
+    So words stay new, as in a larger corpus.
+    """
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    total = shift = 0
+    with open(target, "w", encoding="utf-8") as output:
+        while total < num_bytes:
+            table = str.maketrans(letters, letters[shift:] + letters[:shift])
+            for line in open(source, encoding="utf-8"):  # noqa: SIM115
+                line = json.dumps({"text": json.loads(line)["text"].translate(table)}) + "\n"
+                total += output.write(line)
+                if total >= num_bytes:
+                    break
+            shift += 1
+
+
+def cut(source: Path, folder: Path, num_parts: int) -> Path:
+    """Write the lines to `num_parts` files of about the same size; return the folder."""
+    folder.mkdir(exist_ok=True)
+    size = source.stat().st_size
+    with open(source, "rb") as lines:
+        for k in range(num_parts):
+            with open(folder / f"{k}.jsonl", "wb") as part:
+                while lines.tell() < size * (k + 1) // num_parts:
+                    part.write(lines.readline())
+    return folder
+
+
+def execute(contender: Contender, corpus: Path, parts: Path, folder: Path) -> Run:
+    """Run the command once, in a new output folder."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        output = Path(name, "out")
+        command = [part.format(corpus=corpus, parts=parts, output=output) for part in contender.command]
+        begin_s = time.monotonic()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        errors: list[str] = []
+        begins: list[float] = []
+
+        def read_errors() -> None:
+            assert process.stderr is not None
+            for line in process.stderr:
+                errors.append(line)
+                if line.startswith("tokenizing with"):
+                    begins.append(time.monotonic() - begin_s)
+
+        reader = threading.Thread(target=read_errors)
+        reader.start()
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall_s = time.monotonic() - begin_s
+        reader.join()
+        if status:
+            raise RuntimeError(f"{contender.name}: {''.join(errors)[-2000:]}")
+        record = read_record(contender, output, printed)
+    return Run(
+        wall_s=wall_s,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_mb=usage.ru_maxrss / 1024,
+        num_tokens=record["num_tokens"],
+        begins_s=begins[0] if begins else 0.0,
+        record=record,
+    )
+
+
+def read_record(contender: Contender, output: Path, printed: str) -> dict[str, Any]:
+    """What the run says that it did."""
+    if contender.tokens_from == "manifest":
+        manifest = json.loads(Path(f"{output}_text_document.manifest.json").read_text(encoding="utf-8"))
+        return {"num_tokens": manifest["totals"]["num_tokens"]}
+    if contender.tokens_from == "mindrecord":
+        import sqlite3
+
+        (index,) = output.parent.glob("*.db")
+        with sqlite3.connect(index) as connection:
+            return {"num_tokens": connection.execute("SELECT COUNT(*) FROM INDEXES").fetchone()[0] * (SEQ_LENGTH + 1)}
+    record: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return record
+
+
+def ours(
+    name: str, num_subs: int, *tokenizer: str, source: str = "{corpus}", handling: Sequence[str] = ()
+) -> Contender:
+    """tools/preprocess_data.py."""
+    tool = (
+        sys.executable,
+        str(ROOT / "tools" / "preprocess_data.py"),
+        "--input",
+        source,
+        "--output-prefix",
+        "{output}",
+    )
+    sizes = ("--seq-length", str(SEQ_LENGTH), "--n-subs", str(num_subs), "--workers", str(num_subs))
+    return Contender(name=name, command=(*tool, *sizes, *tokenizer, *handling), tokens_from="manifest")
+
+
+def peer(name: str, key: str, *arguments: str, python: str = sys.executable) -> Contender:
+    """One of preprocess_peers.py."""
+    return Contender(name=name, command=(python, str(PEERS), key, *arguments))
+
+
+def compare(
+    contenders: Sequence[Contender], corpus: Path, folder: Path, repeats: int, reference: str
+) -> dict[str, dict[str, Any]]:
+    """Run all in turns, print a line for each, and return the medians by name; ratios are to `reference`."""
+    tiny = folder / f"tiny{corpus.suffix}"
+    with open(corpus, encoding="utf-8") as lines:
+        tiny.write_text(next(lines), encoding="utf-8")
+    num_parts = os.cpu_count() or 1
+    parts = cut(corpus, folder / f"{corpus.name}-parts", num_parts)
+    tiny_parts = cut(tiny, folder / f"{tiny.name}-parts", 1)
+    runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+    starts: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+    for _ in range(repeats):
+        for contender in contenders:
+            starts[contender.name].append(execute(contender, tiny, tiny_parts, folder))
+            runs[contender.name].append(execute(contender, corpus, parts, folder))
+    results = {name: summarize(runs[name], starts[name]) for name in runs}
+    print(f"{'':34}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}{'Mtok/s':>8}{'net':>8}{'/CPU-s':>8}{'ratio':>7}{'net':>7}")
+    for name, result in results.items():
+        other = results.get(reference, result)
+        for key in ("mtok_per_s", "net_mtok_per_s"):
+            result[f"{key}_ratio"] = result[key] / other[key]
+        print(
+            f"{name:34}{result['wall_s']:8.2f}{result['cpu_s']:8.2f}{result['peak_mb']:9.0f}{result['mtok_per_s']:8.2f}"
+            f"{result['net_mtok_per_s']:8.2f}{result['net_mtok_per_cpu_s']:8.2f}{result['mtok_per_s_ratio']:7.2f}"
+            f"{result['net_mtok_per_s_ratio']:7.2f}"
+        )
+    return results
+
+
+def summarize(runs: Sequence[Run], starts: Sequence[Run]) -> dict[str, Any]:
+    """Medians, with what start-up takes taken off for the net ones."""
+    wall_s, cpu_s, begins_s = (
+        statistics.median(getattr(run, key) for run in runs) for key in ("wall_s", "cpu_s", "begins_s")
+    )
+    start_wall_s = statistics.median(run.wall_s for run in starts)
+    start_cpu_s = statistics.median(run.cpu_s for run in starts)
+    num_tokens = runs[0].num_tokens
+    return {
+        "num_tokens": num_tokens,
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "start_wall_s": start_wall_s,
+        "start_cpu_s": start_cpu_s,
+        "begins_s": begins_s,
+        "peak_mb": max(run.peak_mb for run in runs),
+        "mtok_per_s": num_tokens / wall_s / 1e6,
+        "net_mtok_per_s": (num_tokens - starts[0].num_tokens) / max(wall_s - start_wall_s, 1e-3) / 1e6,
+        "net_mtok_per_cpu_s": (num_tokens - starts[0].num_tokens) / max(cpu_s - start_cpu_s, 1e-3) / 1e6,
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+def compare_with_ceiling(corpus: Path, tokenizer: str, folder: Path, repeats: int, result: dict[str, Any]) -> dict:
+    """Measure the ceiling and say how near to it the steady state is, by the clock and by CPU seconds."""
+    contender = peer("ceiling", "ceiling", "{corpus}", "{output}", tokenizer)
+    runs = [execute(contender, corpus, corpus, folder).record for _ in range(repeats)]
+    parts = {part: statistics.median(run["cpu_s"][part] for run in runs) for part in runs[0]["cpu_s"]}
+    per_cpu_s = runs[0]["num_tokens"] / sum(parts.values()) / 1e6
+    cores = os.cpu_count() or 1
+    told = ", ".join(f"{part} {runs[0]['num_tokens'] / seconds / 1e6:.1f}" for part, seconds in parts.items())
+    print(f"ceiling: {per_cpu_s * cores:.2f} Mtok/s on {cores} cores (Mtok/s of one core: {told})")
+    ceiling = {
+        "parts_cpu_s": parts,
+        "mtok_per_s": per_cpu_s * cores,
+        "reached_wall": result["net_mtok_per_s"] / per_cpu_s / cores,
+        "reached_cpu": result["net_mtok_per_cpu_s"] / per_cpu_s,
+    }
+    print(
+        f"steady state: {ceiling['reached_wall']:.2f} of it by the clock, {ceiling['reached_cpu']:.2f} by CPU seconds"
+    )
+    return ceiling
+
+
+def run_tokenizer(name: str, tokenizer: str, args: argparse.Namespace, corpus: Path, folder: Path) -> dict[str, Any]:
+    """All that one Hugging Face tokenizer is compared in."""
+    print(f"\n{name} tokenizer, {args.mb} MB, {args.repeats} runs each")
+    cores = os.cpu_count() or 1
+    flags = ("--tokenizer-name-or-path", tokenizer)
+    plain = "plain tokenizers loop"
+    contenders = [ours(f"ascend_cpt, {n} subs", n, *flags) for n in sorted({cores, 1}, reverse=True)]
+    contenders.append(peer(plain, "plain", "{corpus}", "{output}", tokenizer))
+    if args.datatrove_python:
+        arguments = ("{parts}", "{output}", tokenizer, str(cores))
+        contenders.append(peer(f"datatrove, {cores} workers", "datatrove", *arguments, python=args.datatrove_python))
+    results = compare(contenders, corpus, folder, args.repeats, plain)
+    own = results[contenders[0].name]
+    ceiling = compare_with_ceiling(corpus, tokenizer, folder, args.repeats, own)
+    print(f"first document encoded after {own['begins_s']:.2f} s")
+    judge(f"{name}: of the ceiling, by CPU seconds", ceiling["reached_cpu"], MIN_OF_CEILING)
+    judge(f"{name}: times the plain loop, whole process", own["mtok_per_s_ratio"], MIN_OF_PLAIN)
+    return {"results": results, "ceiling": ceiling}
+
+
+def run_sentence_piece(args: argparse.Namespace, corpus: Path, folder: Path) -> dict[str, Any]:
+    """MindFormers' script, which takes one text file of paragraphs and a SentencePiece model, on a tenth."""
+    print("\nSentencePiece, paragraphs of the first tenth as one text file")
+    text = folder / "tenth.txt"
+    with open(corpus, encoding="utf-8") as lines, open(text, "w", encoding="utf-8") as output:
+        while output.tell() < args.mb * 1e5:
+            output.write(json.loads(next(lines))["text"].replace("\r", "") + "\n")
+    script = f"import sys; sys.path.insert(0, {os.path.dirname(args.llama_preprocess)!r}); sys.argv[0] = 'x'; "
+    script += f"import runpy; runpy.run_path({args.llama_preprocess!r}, run_name='__main__')"
+    flags = ("--dataset_type", "wiki", "--input_glob", "{corpus}", "--output_file", "{output}")
+    model = ("--model_file", args.sentencepiece_model, "--seq_length", str(SEQ_LENGTH))
+    name = "MindFormers llama_preprocess"
+    contenders = [
+        ours(
+            "ascend_cpt, 1 sub", 1, "--tokenizer-type", "SentencePiece", "--tokenizer-model", args.sentencepiece_model
+        ),
+        Contender(name=name, command=(sys.executable, "-c", script, *flags, *model), tokens_from="mindrecord"),
+    ]
+    return compare(contenders, text, folder, args.repeats, name)
+
+
+def run_scaling(args: argparse.Namespace, tokenizer: str, corpus: Path, folder: Path) -> dict[str, Any]:
+    """One sub against two on a large file."""
+    print(f"\none sub and two, {args.scaling_mb} MB")
+    large = folder / "large.jsonl"
+    repeat(corpus, large, args.scaling_mb * 1_000_000)
+    flags = ("--tokenizer-name-or-path", tokenizer)
+    contenders = [ours(f"ascend_cpt, {n} subs", n, *flags) for n in (1, 2)]
+    results = compare(contenders, large, folder, args.repeats, contenders[0].name)
+    large.unlink()
+    judge("net speed with two subs over one", results[contenders[1].name]["net_mtok_per_s_ratio"], MIN_SCALING)
+    peak_mb = max(result["peak_mb"] for result in results.values())
+    print(f"peak memory of a process: {peak_mb:.0f} MB, at most {MAX_PEAK_MB} asked: {verdict(peak_mb <= MAX_PEAK_MB)}")
+    return results
+
+
+def judge(what: str, ratio: float, minimum: float) -> None:
+    """Tell whether a target is met."""
+    print(f"{what}: {ratio:.2f}, at least {minimum} asked: {verdict(ratio >= minimum)}")
+
+
+def verdict(is_met: bool) -> str:
+    """In a word."""
+    return "met" if is_met else "MISSED"
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--mb", type=int, default=200, help="text to gather [%(default)s]")
+    add("--text-root", type=Path, nargs="+", default=[], help="more folders with text")
+    add("--corpus", type=Path, help="JSON lines to take instead of gathering")
+    add("--tokenizer", help="Hugging Face folder with a real vocabulary [only the sample tokenizer]")
+    add("--no-sample", action="store_true", help="leave the sample tokenizer out")
+    add("--datatrove-python", help="Python of an environment with datatrove [left out]")
+    add("--llama-preprocess", help="MindFormers' llama_preprocess.py [left out]")
+    add("--sentencepiece-model", help="tokenizer.model for it")
+    add("--scaling-mb", type=int, default=0, help="size for comparing one sub with two [left out]")
+    add("--repeats", type=int, default=3, help="[%(default)s]")
+    add("--folder", type=Path, help="where to work [a temporary folder]")
+    add("--json", type=Path, help="write all figures here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the comparison."""
+    args = parse_args()
+    report: dict[str, Any] = {"machine": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()}
+    print(f"{os.cpu_count()} cores, load average at the beginning {os.getloadavg()[0]:.1f}")
+    for flag in ("tokenizer", "datatrove_python", "llama_preprocess"):
+        if not getattr(args, flag):
+            print(f"skipped, for want of --{flag.replace('_', '-')}: what needs it")
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        corpus = args.corpus or folder / "corpus.jsonl"
+        if not args.corpus:
+            roots = [
+                Path(path) for path in (*args.text_root, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+            ]
+            gather(corpus, args.mb * 1_000_000, [*roots, Path("/usr/share/doc"), Path("/usr/include")])
+        tokenizers = {"real": args.tokenizer} if args.tokenizer else {}
+        if not args.no_sample:
+            # In a process of its own: a process begins with the peak memory of the one that starts it.
+            maker = (
+                sys.executable,
+                str(ROOT / "tools" / "make_sample_corpus.py"),
+                "--output-dir",
+                str(folder / "sample"),
+            )
+            subprocess.run(maker, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            tokenizers["sample"] = str(folder / "sample" / "tokenizer")
+        for kind, tokenizer in tokenizers.items():
+            report[kind] = run_tokenizer(kind, tokenizer, args, corpus, folder)
+        if args.llama_preprocess:
+            report["sentencepiece"] = run_sentence_piece(args, corpus, folder)
+        if args.scaling_mb:
+            report["scaling"] = run_scaling(args, next(iter(tokenizers.values())), corpus, folder)
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
