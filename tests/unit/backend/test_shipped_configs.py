@@ -16,7 +16,9 @@ from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.recipe.phases import SampleOrder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-CONFIGS = sorted(path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name != "base")
+CONFIGS = sorted(
+    path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name not in ("base", "recipes")
+)
 WORLD_SIZES = {"cpt_llama3_70b": 64, "cpt_qwen3_8b": 8, "cpt_llama2_7b": 8}
 
 
