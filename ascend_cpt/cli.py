@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
 from ascend_cpt.backend.describe import describe, describe_end, describe_start
+from ascend_cpt.backend.plan_picture import draw_plan
 from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
 from ascend_cpt.backend.start import choose_start
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         start = choose_start(plan, args.resume_training, extend=args.extend)
         print(f"{describe(plan)}\n{describe_start(start)}")
+        save_plan_picture(plan)
         return 0
     make_run_folder(plan.run_dir)
     # Rank 0 speaks for the run: a second launch would have a rank 0 too.
@@ -239,6 +241,17 @@ def open_datasets(
             where = f"{config.locate(*section.split('.'), name)}: {section}.{name}"
             raise DataError(f"{where}: {error} (paths are relative to {Path.cwd()})") from None
     return opened
+
+
+def save_plan_picture(plan: RunPlan) -> None:
+    """Draw the plan into the run folder and say where; a dry run may be on a machine that cannot write there."""
+    path = plan.run_dir / "plan.png"
+    try:
+        make_run_folder(plan.run_dir)
+        draw_plan(plan, path)
+        print(f"picture  {path}")
+    except (OSError, ConfigError) as error:
+        print(f"picture  none: {error}")
 
 
 def make_run_folder(run_dir: Path) -> None:

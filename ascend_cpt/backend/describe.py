@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.backend.start import Start
-from ascend_cpt.config.values import format_count
+from ascend_cpt.config.values import format_bytes, format_count
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
-from ascend_cpt.weights.mapping import list_hf_shapes
+from ascend_cpt.weights.mapping import list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.weights.sizes import read_sizes
+
+PARAMETER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MOMENTS_BYTES = 8  # AdamW keeps two moments of four bytes for each parameter
 
 
 def describe(plan: RunPlan) -> str:
@@ -32,6 +38,7 @@ def describe(plan: RunPlan) -> str:
         lines.append(f"report   the last pipeline stage knows the loss: rank {plan.report_rank} shows the progress")
     if plan.validation:
         lines.append(f"validate {', '.join(dataset.name for dataset in plan.validation)}")
+    lines.append(describe_disk(plan))
     lines += [f"note     {note}" for note in plan.notes]
     return "\n".join(lines)
 
@@ -76,6 +83,24 @@ def describe_data(plan: RunPlan) -> list[str]:
             f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
         )
     return lines
+
+
+def describe_disk(plan: RunPlan) -> str:
+    """Return how large a checkpoint is and what the run needs on the disk at most, in a line."""
+    shapes = list_mindformers_shapes(read_sizes(plan.model)).values()
+    num_parameters = sum(math.prod(shape) for shape in shapes)
+    bytes_each = PARAMETER_BYTES.get(str(plan.model.get("params_dtype", "float32")), 4) + MOMENTS_BYTES
+    checkpoint, budget = plan.config.cpt.checkpoint, plan.budget
+    every = checkpoint.every.to_steps(budget.tokens_per_step) if checkpoint.every is not None else budget.total_steps
+    num_saves = -(-budget.total_steps // every)
+    # One more than is kept: an old checkpoint goes when the new one is complete.
+    num_held = min(num_saves, checkpoint.keep_last + 1) if checkpoint.keep_last else num_saves
+    size = num_parameters * bytes_each
+    held = f"{num_saves} are saved, at most {num_held} held at once: {format_bytes(size * num_held)}"
+    return (
+        f"disk     a checkpoint is {format_bytes(size)} ({format_count(num_parameters)} parameters × {bytes_each} "
+        f"bytes with the optimizer); {held}"
+    )
 
 
 def _at(plan: RunPlan, step: int) -> str:

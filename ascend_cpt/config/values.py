@@ -91,3 +91,11 @@ def format_count(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.3g}{suffix}"
     return f"{count:.3g}" if isinstance(count, float) else str(count)
+
+
+def format_bytes(count: float) -> str:
+    """Return a size for people, in decimal units: 950 B, 40.9 KB, 17.3 MB, 865 GB."""
+    for scale, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= scale:
+            return f"{count / scale:.3g} {suffix}"
+    return f"{count:.0f} B"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ascend_cpt.backend.describe import describe
+from ascend_cpt.backend.plan_picture import draw_plan
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.errors import ConfigError
 
@@ -65,6 +67,7 @@ def test_what_a_reader_sees(settle: Settle) -> None:
         "note     preset reuse (arXiv 2407.07263): peak 0.0001, final 1e-06",
         "note     rounded: train_tokens 2,050,000 → 1,000 steps = 2,048,000 tokens",
         "note     unused: pad_length 128",
+        "disk     a checkpoint is 17.3 MB (1.44M parameters × 12 bytes with the optimizer); 1 are saved",
     ):
         assert part in text, text
 
@@ -138,3 +141,16 @@ def test_the_order_of_writing_changes_nothing(settle: Settle) -> None:
     turned = [{**phase, "blend": dict(reversed(phase["blend"].items()))} for phase in TWO_PHASES]
     assert settle(phases=turned).order.phases == settle(phases=TWO_PHASES).order.phases
     assert settle(phases=turned).list_rows(0) == settle(phases=TWO_PHASES).list_rows(0)
+
+
+def test_disk_follows_from_intervals(settle: Settle) -> None:
+    checkpoint = {"every": "100 steps", "keep_last": 3}
+    assert "10 are saved, at most 4 held at once: 69.2 MB" in describe(settle(phases=TWO_PHASES, checkpoint=checkpoint))
+    checkpoint = {"every": "300 steps", "keep_last": 0}
+    assert "4 are saved, at most 4 held at once" in describe(settle(phases=TWO_PHASES, checkpoint=checkpoint))
+
+
+def test_the_plan_is_drawn_whole(settle: Settle, tmp_path: Path) -> None:
+    draw_plan(settle(phases=TWO_PHASES), tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.glob("*.png")] == ["plan.png"]
