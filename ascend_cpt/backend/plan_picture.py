@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.config.values import format_count
 from ascend_cpt.recipe.schedule import learning_rate_at
 
 NUM_POINTS = 1000
@@ -22,7 +23,7 @@ def draw_plan(plan: RunPlan, picture_path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import FuncFormatter
 
     tokens_per_step = plan.budget.tokens_per_step
     figure, (rate_axes, blend_axes) = plt.subplots(
@@ -58,7 +59,7 @@ def draw_plan(plan: RunPlan, picture_path: Path) -> None:
     blend_axes.set_ylim(0, 1)
     blend_axes.set_xlim(0, plan.budget.total_tokens)
     blend_axes.set_xlabel("tokens")
-    blend_axes.xaxis.set_major_formatter(EngFormatter())
+    blend_axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_count(int(tokens))))
     temporary = picture_path.with_name(f".{picture_path.stem}.tmp.png")
     figure.savefig(temporary, dpi=110)
     plt.close(figure)

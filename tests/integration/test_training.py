@@ -71,7 +71,7 @@ def test_resume_is_refused_or_survives(
 
     refused = train(config, "--set", "cpt.schedule.peak_lr=2e-3")
     assert refused.returncode == 2
-    assert "schedule.peak_lr: 0.001 → 0.002" in refused.stderr
+    assert "schedule.segments.warmup.end_lr: 0.001 → 0.002" in refused.stderr
     overwriting = train(config, "--resume_training", "False")
     assert overwriting.returncode == 2 and "holds checkpoints up to step 15" in overwriting.stderr
     missing = train(config, "--resume_training", str(tmp_path / "nowhere"))
