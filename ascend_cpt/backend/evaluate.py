@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from mindspore import Tensor, nn
 from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.dataset import IGNORE_LABEL, PackedRows, split_row
 from ascend_cpt.backend.resolve import Dataset
+from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.monitor.record import ValidationRecord
 
 
@@ -70,8 +72,13 @@ class Evaluator:
                 totals += loss * num_labels, num_labels
         if self._replicated:
             totals = sum_over_ranks(totals, self._num_ranks)
+        loss = float(totals[0] / totals[1])
         return ValidationRecord(
-            step=step, name=dataset.name, loss=float(totals[0] / totals[1]), num_labels=int(totals[1])
+            step=step,
+            name=dataset.name,
+            loss=loss,
+            num_labels=int(totals[1]),
+            bits_per_byte=compute_bits_per_byte(loss, dataset.manifest),
         )
 
     def _read_batch(self, rows: PackedRows, start: int, stop: int, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +91,17 @@ class Evaluator:
             inputs = np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)])
             labels = np.concatenate([labels, np.full((missing, labels.shape[1]), IGNORE_LABEL, dtype=np.int32)])
         return inputs, labels
+
+
+def compute_bits_per_byte(loss: float, manifest: Manifest) -> float | None:
+    """Return loss × tokens / (ln 2 × bytes): comparable between tokenizers, unlike the loss (nats per token) itself.
+
+    Tokens and bytes are those of the whole set, also where `max_rows` evaluates a part of it. None without text.
+    """
+    if not manifest.text_bytes:
+        return None
+    num_tokens = manifest.num_tokens + sum(shard.dropped_tokens for shard in manifest.shards)
+    return loss * num_tokens / (math.log(2) * manifest.text_bytes)
 
 
 def find_data_network(network: nn.Cell) -> nn.Cell:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from ascend_cpt.backend.monitoring_checks import find_monitoring_problems
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.layout import Layout, uses_cpu
-from ascend_cpt.config.values import Interval
+from ascend_cpt.config.loader import raise_problems
 from ascend_cpt.errors import ClusterError
-from ascend_cpt.resume.state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,60 +59,23 @@ def train(plan: RunPlan, launch: Launch) -> None:
     Trainer(mindformers_config, callbacks=callbacks).train()
 
 
-def _build_callbacks(plan: RunPlan, launch: Launch) -> list[object]:
-    from mindspore import nn
-
-    from ascend_cpt.backend.callbacks import RunKeeper, StepMonitor
+def _build_callbacks(plan: RunPlan, launch: Launch) -> list[Any]:
     from ascend_cpt.backend.collective import get_rank_and_size
-    from ascend_cpt.backend.evaluate import Evaluator
-    from ascend_cpt.backend.save import CheckpointWriter
-    from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink
+    from ascend_cpt.backend.watching import build_callbacks
 
-    cpt, budget = plan.config.cpt, plan.budget
     rank, num_ranks = get_rank_and_size(plan.layout.world_size > 1)
     _check_same_start(launch.initial_step, num_ranks)
-    sinks: list[ConsoleSink | JsonlSink] = []
-    if rank == plan.report_rank:
-        sinks = [
-            ConsoleSink(launch.console, cpt.monitor.print_every_steps),
-            JsonlSink(plan.run_dir / "metrics.jsonl", launch.initial_step),
-        ]
-    monitor = StepMonitor(budget=budget, initial_step=launch.initial_step, num_ranks=num_ranks, sinks=sinks)
-    writer = CheckpointWriter(
-        plan.checkpoint_root,
-        initial_state=RunState(
-            step=0, total_steps=budget.total_steps, tokens=0, position=0, fingerprint=plan.fingerprint()
-        ),
-        global_batch_size=budget.global_batch_size,
-        keep_last=cpt.checkpoint.keep_last,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
-    validation = cpt.validation
-
-    def build_evaluator(network: nn.Cell) -> Evaluator:
-        assert validation is not None
-        return Evaluator(
-            network,
-            plan.validation,
-            batch_size=budget.micro_batch_size,
-            rank=get_data_rank(plan.layout, rank),
-            num_ranks=plan.layout.data_parallel,
-            max_rows=validation.max_rows,
-        )
-
-    keeper = RunKeeper(
-        total_steps=budget.total_steps,
+    problems: list[str] = []
+    find_monitoring_problems(plan.config, plan.layout, problems)
+    raise_problems(plan.config.path, problems)
+    return build_callbacks(
+        plan,
         initial_step=launch.initial_step,
-        writer=writer,
-        save_every_steps=_to_steps(cpt.checkpoint.every, budget.tokens_per_step),
-        build_evaluator=build_evaluator if validation is not None else None,
-        validate_every_steps=_to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=launch.stop_at_step,
-        sinks=sinks,
-        monitor=monitor,
+        console=launch.console,
+        rank=rank,
+        data_rank=get_data_rank(plan.layout, rank),
     )
-    return [monitor, keeper]
 
 
 def _check_same_start(initial_step: int, num_ranks: int) -> None:
@@ -147,10 +110,6 @@ def _check_shared(checkpoint_root: Path) -> None:
             f"{checkpoint_root.absolute()}: several nodes save their checkpoints here, so it must be on shared "
             f"storage; if it is, say so on every node: export SHARED_PATHS={checkpoint_root.parent.absolute()}"
         )
-
-
-def _to_steps(interval: Interval | None, tokens_per_step: int) -> int | None:
-    return None if interval is None else interval.to_steps(tokens_per_step)
 
 
 def get_data_rank(layout: Layout, rank: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ascend_cpt.monitor.sinks import read_metrics
+from ascend_cpt.monitor.history import read_metrics
 
 
 def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:

@@ -1,13 +1,19 @@
-"""One line of a run's history, as a plain record."""
+"""What is written down about a run, as plain records."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What happened in an optimizer step. `step` counts from 1; rates are of the whole cluster."""
+    """What happened in an optimizer step. `step` counts from 1; rates are of the whole cluster unless named otherwise.
+
+    Times leave out validation and saving. `skipped` says why the weights were not updated, and is empty when they were.
+    """
 
     step: int
     total_steps: int
@@ -15,9 +21,22 @@ class StepRecord:
     learning_rate: float
     grad_norm: float | None
     tokens: int
+    """Tokens trained on since the start of the run."""
     step_time_s: float
+    """From the end of the last step to the end of this one."""
     tokens_per_s: float
-    overflow: bool = False
+    """Mean over the last steps, without the first one of a launch, which compiles."""
+    tokens_per_s_per_device: float = 0.0
+    mfu: float | None = None
+    """Model FLOPs utilization, 0 to 1; None where the device's peak is not known."""
+    data_wait_s: float | None = None
+    """Part of the step's time in which the host waited for the batch; None where the device fetches it (sink mode)."""
+    compute_s: float | None = None
+    """Rest of the step's time, until the loss was there; None as above."""
+    phase: str = ""
+    skipped: str = ""
+    num_skipped: int = 0
+    """Steps of the run that were left out so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +47,95 @@ class ValidationRecord:
     name: str
     loss: float
     num_labels: int
+    bits_per_byte: float | None = None
+    """loss × tokens / (ln 2 × bytes of text), with tokens per byte of the whole set."""
+    base_loss: float | None = None
+    """Its first loss in this run, normally before the first step."""
+    base_step: int | None = None
+    alarm: bool = False
+    """Whether the loss is above the base by more than `max_increase`."""
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss."""
+        return math.exp(min(self.loss, 700.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """What the run has trained on after `step` steps: exact, computed from the order of the rows."""
+
+    step: int
+    tokens: dict[str, dict[str, int]]
+    """Phase → source → tokens."""
+    epochs: dict[str, float]
+    """Passes over each source."""
+
+
+Record = StepRecord | ValidationRecord | DataRecord
+KINDS: dict[type, str] = {StepRecord: "step", ValidationRecord: "validation", DataRecord: "data"}
+
+
+def to_values(record: Record) -> dict[str, Any]:
+    """Return a record as JSON values, kind and step first; NaN and infinities are text, as JSON has no such numbers."""
+    values: dict[str, Any] = {"kind": KINDS[type(record)], **vars(record)}
+    if isinstance(record, ValidationRecord):
+        values["perplexity"] = record.perplexity
+    return {key: to_json_number(value) for key, value in values.items()}
+
+
+def to_scalars(record: Record) -> dict[str, float]:
+    """Return what can be drawn over the steps: `group/name` → number."""
+    if isinstance(record, ValidationRecord):
+        scalars = {"loss": record.loss, "perplexity": record.perplexity, "bits_per_byte": record.bits_per_byte}
+        return {f"validation/{record.name}/{name}": value for name, value in scalars.items() if value is not None}
+    if isinstance(record, DataRecord):
+        totals: dict[str, float] = {}
+        for by_source in record.tokens.values():
+            for source, tokens in by_source.items():
+                totals[f"tokens/{source}"] = totals.get(f"tokens/{source}", 0) + tokens
+        return totals | {f"epochs/{source}": epochs for source, epochs in record.epochs.items()}
+    numbers = {
+        "train/loss": record.loss,
+        "train/learning_rate": record.learning_rate,
+        "train/grad_norm": record.grad_norm,
+        "train/skipped": record.num_skipped,
+        "speed/tokens_per_s": record.tokens_per_s,
+        "speed/tokens_per_s_per_device": record.tokens_per_s_per_device,
+        "speed/mfu": record.mfu,
+        "speed/step_time_s": record.step_time_s,
+        "speed/data_wait_s": record.data_wait_s,
+    }
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def to_json_number(value: Any) -> Any:
+    """Return the value, with NaN and infinities as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What a report must know of a run beside its records; `run.json` in the run folder."""
+
+    name: str
+    model: str
+    """The model in a few words."""
+    num_parameters: int
+    num_devices: int
+    device_name: str
+    flops_per_token: float
+    peak_flops: float | None
+    """Of one device; None where it is not known."""
+    total_steps: int
+    tokens_per_step: int
+    phases: list[dict[str, Any]]
+    """`name`, `first_step`, `stop_step` (from 0, the last not included) and planned `tokens` by source."""
+    sources: dict[str, dict[str, int]]
+    """Source → `rows` and `tokens` of one pass."""
+    validation: dict[str, dict[str, Any]]
+    """Set → `rows` used, `of_rows`, `max_increase`, `on_increase`."""
+
+    def to_values(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dataclasses.asdict(self)

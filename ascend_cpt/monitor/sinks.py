@@ -1,22 +1,68 @@
-"""Where records go: the console and `metrics.jsonl`."""
+"""Where records go: the console, `metrics.jsonl` and what the configuration asks for besides."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from collections.abc import Iterator
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Protocol, TextIO
 
 from ascend_cpt.config.values import format_count
-from ascend_cpt.monitor.record import StepRecord, ValidationRecord
+from ascend_cpt.monitor.history import read_lines
+from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, ValidationRecord, to_values
 
-Record = StepRecord | ValidationRecord
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Takes the records of a run in their order."""
+
+    def write(self, record: Record) -> None:
+        """Take a record."""
+
+    def close(self) -> None:
+        """Write out what is still held back."""
+
+
+class SinkGroup:
+    """Several sinks as one. A sink that fails is dropped with one warning: watching must never end the training."""
+
+    def __init__(self, sinks: Sequence[Sink], console: TextIO | None) -> None:
+        self._sinks, self._console = list(sinks), console
+
+    def __bool__(self) -> bool:
+        return bool(self._sinks)
+
+    def write(self, record: Record) -> None:
+        """Hand a record to every sink."""
+        for sink in tuple(self._sinks):
+            try:
+                sink.write(record)
+            except Exception as error:
+                self._drop(sink, error)
+
+    def warn(self, message: str) -> None:
+        """Tell people something that is no record."""
+        logger.warning("%s", message)
+        if self._console is not None:
+            print(f"warning: {message}", file=self._console, flush=True)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in tuple(self._sinks):
+            try:
+                sink.close()
+            except Exception as error:
+                self._drop(sink, error)
+
+    def _drop(self, sink: Sink, error: Exception) -> None:
+        self._sinks.remove(sink)
+        self.warn(f"{type(sink).__name__} failed and gets nothing more in this launch: {error!r}")
 
 
 class ConsoleSink:
-    """Prints a line for every `print_every_steps` steps, for the last one and for each validation."""
+    """Prints a line every `print_every_steps` steps, for the first, the last and skipped ones, and each validation."""
 
     def __init__(self, stream: TextIO, print_every_steps: int) -> None:
         self._stream, self._every = stream, max(1, print_every_steps)
@@ -25,8 +71,13 @@ class ConsoleSink:
         """Print the record, if it is due."""
         if isinstance(record, ValidationRecord):
             print(format_validation(record), file=self._stream, flush=True)
-        elif record.step % self._every == 0 or record.step in (1, record.total_steps):
+        elif isinstance(record, StepRecord) and (
+            record.step % self._every == 0 or record.step in (1, record.total_steps) or record.skipped
+        ):
             print(format_step(record), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held back."""
 
 
 class JsonlSink:
@@ -34,53 +85,58 @@ class JsonlSink:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if resume_step else []
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            if resume_step:
+                file.writelines(line for _, line in read_lines(path, resume_step))
         temporary.replace(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
         """Append the record."""
-        kind = "validation" if isinstance(record, ValidationRecord) else "step"
-        values = {key: to_json_number(value) for key, value in dataclasses.asdict(record).items()}
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+        self._file.write(json.dumps(to_values(record)) + "\n")
 
-
-def to_json_number(value: Any) -> Any:
-    """Return the value, with NaN and infinities as text: JSON has none."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `metrics.jsonl`; a last line that was cut short by a crash is passed over."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                return
-            yield record
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def format_step(record: StepRecord) -> str:
     """Return the progress line of a step."""
-    remaining_s = (record.total_steps - record.step) * record.step_time_s
+    tokens_per_step = record.tokens / record.step
+    remaining_s = (record.total_steps - record.step) * tokens_per_step / record.tokens_per_s
     norm = "" if record.grad_norm is None else f"  grad-norm {record.grad_norm:.3g}"
-    overflow = "  OVERFLOW (step skipped)" if record.overflow else ""
+    mfu = "" if record.mfu is None else f"  MFU {record.mfu:.1%}"
+    skipped = f"  SKIPPED ({record.skipped}; {record.num_skipped} so far)" if record.skipped else ""
+    phase = f"  {record.phase}" if record.phase else ""
     return (
-        f"step {record.step:>{len(str(record.total_steps))}}/{record.total_steps}  loss {record.loss:.4f}  "
-        f"lr {record.learning_rate:.3e}{norm}  {format_count(record.tokens_per_s)} tokens/s  "
-        f"{format_count(record.tokens)} tokens  ETA {format_duration(remaining_s)}{overflow}"
+        f"step {record.step:>{len(str(record.total_steps))}}/{record.total_steps}{phase}  loss {record.loss:.4f}  "
+        f"lr {record.learning_rate:.3e}{norm}  {format_count(record.tokens_per_s)} tokens/s{mfu}  "
+        f"{format_count(record.tokens)} tokens  ETA {format_duration(remaining_s)}{skipped}"
     )
 
 
 def format_validation(record: ValidationRecord) -> str:
     """Return the line of a validation set."""
-    perplexity = math.exp(min(record.loss, 700.0))
-    return f"validation at step {record.step}: {record.name}  loss {record.loss:.4f}  perplexity {perplexity:.2f}"
+    line = (
+        f"validation at step {record.step}: {record.name}  loss {record.loss:.4f}  perplexity {record.perplexity:.2f}"
+    )
+    if record.bits_per_byte is not None:
+        line += f"  bits/byte {record.bits_per_byte:.4f}"
+    if record.base_loss is not None and record.step != record.base_step:
+        line += f"  ({record.loss - record.base_loss:+.4f} from step {record.base_step})"
+    return line + ("  ALARM" if record.alarm else "")
+
+
+def format_account(record: DataRecord) -> list[str]:
+    """Return a line for each source: tokens in each phase and passes over it."""
+    lines = []
+    for source, epochs in record.epochs.items():
+        by_phase = [
+            f"{format_count(tokens[source])} in {phase}" for phase, tokens in record.tokens.items() if source in tokens
+        ]
+        lines.append(f"{source}: {', '.join(by_phase) or 'none'}; {epochs:.2f} epochs")
+    return lines
 
 
 def format_duration(seconds: float) -> str:

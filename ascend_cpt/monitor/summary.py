@@ -7,7 +7,7 @@ from typing import Any
 
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
-from ascend_cpt.monitor.sinks import read_metrics
+from ascend_cpt.monitor.history import read_metrics
 
 
 def summarize_run(run_dir: Path) -> list[str]:

@@ -164,4 +164,5 @@ def free_ports() -> list[int]:
 def read_history(run_dir: Path) -> list[tuple[Any, ...]]:
     """Return what must not depend on interruptions: kind, step, loss, learning rate, gradient norm of every record."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [(r["kind"], r["step"], r["loss"], r.get("learning_rate"), r.get("grad_norm")) for r in records]
+    kept = [record for record in records if record["kind"] in ("step", "validation")]
+    return [(r["kind"], r["step"], r["loss"], r.get("learning_rate"), r.get("grad_norm")) for r in kept]

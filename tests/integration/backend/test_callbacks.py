@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,15 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from ascend_cpt.backend.callbacks import StepMonitor
+from ascend_cpt.backend.callbacks import Speed, StepMonitor
+from ascend_cpt.backend.guards import StepGuard
 from ascend_cpt.backend.save import CheckpointWriter
-from ascend_cpt.monitor.record import StepRecord, ValidationRecord
+from ascend_cpt.config.monitoring_schema import GuardConfig
+from ascend_cpt.monitor.accounting import PhaseSpan
+from ascend_cpt.monitor.guard import StepJudge
+from ascend_cpt.monitor.record import Record
+from ascend_cpt.monitor.sinks import SinkGroup
+from ascend_cpt.monitor.stop import RunStopped
 from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.resume.locate import check_checkpoint
 from ascend_cpt.resume.state import RunState
@@ -26,8 +34,11 @@ class Collected:
     def __init__(self) -> None:
         self.records: list[Any] = []
 
-    def write(self, record: StepRecord | ValidationRecord) -> None:
+    def write(self, record: Record) -> None:
         self.records.append(record)
+
+    def close(self) -> None:
+        pass
 
 
 class TrainOneStep(nn.Cell):
@@ -50,14 +61,84 @@ def test_loss_is_the_mean_over_micro_batches(num_accumulation_steps: int, loss: 
         total_steps=10,
     )
     sink = Collected()
-    monitor = StepMonitor(budget=budget, initial_step=5, num_ranks=1, sinks=[sink])  # type: ignore[list-item]
-    context = SimpleNamespace(original_args=lambda: SimpleNamespace(net_outputs=OUTPUTS, cur_step_num=2))
+    monitor = make_monitor(budget, sink)
+    context = make_context(2)
     monitor.on_train_begin(context)
     monitor.on_train_step_begin(context)
     monitor.on_train_step_end(context)
     record = sink.records[0]
     assert (record.step, record.loss, record.tokens) == (7, loss, 7 * 4 * num_accumulation_steps)
     assert record.learning_rate == pytest.approx(1e-3) and record.grad_norm == 0.5
+    assert record.mfu == pytest.approx(record.tokens_per_s * 100.0 / 1e12)
+
+
+def make_monitor(budget: Budget, sink: Collected, guard: StepGuard | None = None) -> StepMonitor:
+    judge = StepJudge(GuardConfig())
+    return StepMonitor(
+        budget=budget,
+        initial_step=5,
+        speed=Speed(num_devices=1, flops_per_token=100.0, peak_flops=1e12),
+        phases=[PhaseSpan(name="train", first_step=0, stop_step=10)],
+        guard=guard or StepGuard(judge, run_dir=Path(), list_rows=lambda step: [], reports=False),
+        account=None,
+        sinks=SinkGroup([sink], None),
+    )
+
+
+def make_context(cur_step_num: int, loss: float = 8.0, in_sink: bool = False) -> Any:
+    parameters = SimpleNamespace(
+        net_outputs=(Tensor(loss), *OUTPUTS[1:]),
+        cur_step_num=cur_step_num,
+        network=TrainOneStep(),
+        dataset_sink_mode=in_sink,
+    )
+    return SimpleNamespace(original_args=lambda: parameters)
+
+
+BUDGET = Budget(seq_length=4, global_batch_size=2, micro_batch_size=2, num_accumulation_steps=1, total_steps=10)
+
+
+def test_the_time_of_a_step_is_waiting_and_computing_and_nothing_else() -> None:
+    sink = Collected()
+    monitor = make_monitor(BUDGET, sink)
+    monitor.on_train_begin(make_context(0))
+    for step in (1, 2):
+        time.sleep(0.02)  # the data
+        monitor.on_train_step_begin(make_context(step))
+        time.sleep(0.05)  # the device
+        monitor.on_train_step_end(make_context(step))
+        time.sleep(0.5)  # validation and saving
+        monitor.mark_step_over()
+    for record in sink.records:
+        assert 0.02 <= record.data_wait_s < 0.4 and 0.05 <= record.compute_s < 0.4
+        assert record.step_time_s == pytest.approx(record.data_wait_s + record.compute_s)
+    assert sink.records[1].tokens_per_s == pytest.approx(8 / sink.records[1].step_time_s)
+
+
+def test_data_wait_is_not_known_where_the_device_fetches_the_batch() -> None:
+    sink = Collected()
+    monitor = make_monitor(BUDGET, sink)
+    monitor.on_train_begin(make_context(0))
+    monitor.on_train_step_begin(make_context(1, in_sink=True))
+    monitor.on_train_step_end(make_context(1, in_sink=True))
+    assert sink.records[0].data_wait_s is None and sink.records[0].compute_s is None
+    assert sink.records[0].step_time_s > 0
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_rows(tmp_path: Path) -> None:
+    sink = Collected()
+    rows = {6: [("web", 17), ("code", 3)]}
+    guard = StepGuard(StepJudge(GuardConfig()), run_dir=tmp_path, list_rows=rows.__getitem__, reports=True)
+    monitor = make_monitor(BUDGET, sink, guard)
+    monitor.on_train_begin(make_context(0))
+    monitor.on_train_step_begin(make_context(2))
+    with pytest.raises(RunStopped, match="stopped at step 7: the loss is nan; the rows of its batch are in") as error:
+        monitor.on_train_step_end(make_context(2, loss=float("nan")))
+    assert error.value.exit_code == 1 and "\n" not in str(error.value)
+    saved = json.loads((tmp_path / "stopped_at_step_7.json").read_text(encoding="utf-8"))
+    assert saved["rows"] == [{"source": "web", "row": 17}, {"source": "code", "row": 3}]
+    assert (saved["step"], saved["loss"], saved["reason"]) == (7, "nan", "the loss is nan")
+    assert math.isnan(sink.records[0].loss), "the record of the step is written before the end"
 
 
 def test_checkpoint_is_saved_from_the_network_behind_a_data_sink(tmp_path: Path) -> None:

@@ -6,17 +6,27 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.picture import draw_losses
-from ascend_cpt.monitor.record import StepRecord, ValidationRecord
-from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, format_duration, format_step, read_metrics
+from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, ValidationRecord
+from ascend_cpt.monitor.sinks import (
+    ConsoleSink,
+    JsonlSink,
+    SinkGroup,
+    format_account,
+    format_duration,
+    format_step,
+    format_validation,
+)
 from ascend_cpt.monitor.summary import summarize_run
 
 
-def make_step(step: int, loss: float = 2.0) -> StepRecord:
+def make_step(step: int, loss: float = 2.0, **changes: Any) -> StepRecord:
     return StepRecord(
         step=step,
         total_steps=20,
@@ -26,6 +36,7 @@ def make_step(step: int, loss: float = 2.0) -> StepRecord:
         tokens=step * 4096,
         step_time_s=2.0,
         tokens_per_s=2048.0,
+        **changes,
     )
 
 
@@ -101,3 +112,63 @@ def test_summary_tells_losses_before_and_after(tmp_path: Path) -> None:
     assert "held-out code     3.0000 before → 2.2500 after (-0.7500)" in text
     with pytest.raises(DataError, match="holds no run"):
         summarize_run(tmp_path / "nowhere")
+
+
+def test_a_skipped_step_is_always_shown() -> None:
+    stream = io.StringIO()
+    ConsoleSink(stream, 10).write(make_step(7, skipped="loss spike", num_skipped=2, phase="qa", mfu=0.4567))
+    line = stream.getvalue()
+    assert "SKIPPED (loss spike; 2 so far)" in line and "7/20  qa  loss" in line and "MFU 45.7%" in line
+
+
+def test_validation_line_tells_the_way_from_the_base() -> None:
+    record = ValidationRecord(
+        step=9, name="code", loss=2.5, num_labels=10, bits_per_byte=0.75, base_loss=2.25, base_step=0, alarm=True
+    )
+    assert format_validation(record).endswith("perplexity 12.18  bits/byte 0.7500  (+0.2500 from step 0)  ALARM")
+
+
+def test_account_lines() -> None:
+    record = DataRecord(
+        step=9,
+        tokens={"general": {"web": 3000}, "qa": {"web": 1000, "qa": 500}},
+        epochs={"web": 0.5, "qa": 2.0, "new": 0},
+    )
+    assert format_account(record) == [
+        "web: 3K in general, 1K in qa; 0.50 epochs",
+        "qa: 500 in qa; 2.00 epochs",
+        "new: none; 0.00 epochs",
+    ]
+
+
+class FailingSink:
+    def __init__(self) -> None:
+        self.num_calls = 0
+
+    def write(self, record: Record) -> None:
+        self.num_calls += 1
+        raise OSError("disk full")
+
+    def close(self) -> None:
+        self.num_calls += 1
+
+
+def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path: Path) -> None:
+    stream, failing = io.StringIO(), FailingSink()
+    group = SinkGroup([failing, JsonlSink(tmp_path / "metrics.jsonl", 0)], stream)
+    for step in (1, 2, 3):
+        group.write(make_step(step))
+    group.close()
+    assert failing.num_calls == 1
+    assert stream.getvalue().count("warning: FailingSink failed") == 1 and "disk full" in stream.getvalue()
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_group_that_lost_its_console_stays_quiet() -> None:
+    class ClosedConsole(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    group = SinkGroup([ConsoleSink(ClosedConsole(), 1)], io.StringIO())
+    group.write(make_step(1))
+    assert not group

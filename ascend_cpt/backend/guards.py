@@ -1,0 +1,168 @@
+"""Guards in the training step: the update of a spike is left out on the device, before the optimizer runs.
+
+MindFormers decides on the update in `construct` of its two wrappers: `if not overflow` and, with
+`use_skip_data_by_global_norm`, `if global_norm < threshold`. Our subclasses take their names in MindFormers' registry,
+put parameters in the place of the threshold and add the loss to the first condition. The host sets these parameters
+between steps, so the graph is compiled once, and it is the same in graph and PyNative mode, with and without data sink.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+from mindformers.wrapper.wrapper import MFPipelineWithLossScaleCell, MFTrainOneStepCell
+from mindspore import Parameter, Tensor, ops
+from mindspore.communication import get_group_size
+
+from ascend_cpt.config.monitoring_schema import GuardConfig
+from ascend_cpt.monitor.guard import StepJudge, Verdict
+from ascend_cpt.monitor.record import to_json_number
+from ascend_cpt.monitor.stop import RunStopped
+
+
+class _Guarded:
+    """What both wrappers get. The loss that counts is the mean over micro batches and ranks."""
+
+    guards_loss = False  # set for the process by `install_guards`: a constant in the graph
+    is_distributed: bool
+    use_clip_grad: bool
+    allreduce: Any
+    upstream_grads: Any
+    upstream_process: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.guarded_loss = Parameter(Tensor(0.0, ms.float32), name="guarded_loss", requires_grad=False)
+        self.loss_limit = Parameter(Tensor(math.inf, ms.float32), name="loss_limit", requires_grad=False)
+        self.grad_norm_limit = Parameter(Tensor(math.inf, ms.float32), name="grad_norm_limit", requires_grad=False)
+        self.num_losses = getattr(self, "micro_size", 1) * (get_group_size() if self.is_distributed else 1)
+        # Upstream's own condition, with a parameter for its constant. Without clipping there is no norm.
+        self.use_skip_data_by_global_norm = self.use_clip_grad
+        self.global_norm_spike_threshold = Parameter(
+            Tensor(math.inf, ms.float32), name="grad_norm_threshold", requires_grad=False
+        )
+
+    def grads_for_mcore(self, scaling_sens: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
+        """Return loss, gradients and their scale as upstream does; keep the loss and take over the norm's limit."""
+        loss, grads, grad_scale_factor = self.upstream_grads(scaling_sens, *inputs)
+        if self.guards_loss:
+            ops.assign(self.guarded_loss, ops.cast(loss, ms.float32).reshape(()))
+        # A parameter that only the branch reads keeps its first value there, whatever the host sets (CPU, graph mode).
+        ops.assign(self.global_norm_spike_threshold, self.grad_norm_limit + 0.0)
+        return loss, grads, grad_scale_factor
+
+    def process_loss_scale(self, overflow: Tensor) -> Tensor:
+        """Return whether to leave out the update. The loss scale itself follows real overflows only."""
+        left_out = self.upstream_process(overflow)
+        if self.guards_loss:
+            loss = self.guarded_loss + 0.0
+            if self.is_distributed:
+                loss = self.allreduce(loss)
+            left_out = ops.logical_or(left_out, loss / self.num_losses > self.loss_limit)
+        return left_out
+
+
+class GuardedTrainOneStepCell(_Guarded, MFTrainOneStepCell):
+    """MFTrainOneStepCell with limits."""
+
+    upstream_grads = MFTrainOneStepCell.grads_for_mcore
+    upstream_process = MFTrainOneStepCell.process_loss_scale
+
+
+class GuardedPipelineCell(_Guarded, MFPipelineWithLossScaleCell):
+    """MFPipelineWithLossScaleCell, which accumulates gradients and runs pipeline stages, with limits."""
+
+    upstream_grads = MFPipelineWithLossScaleCell.grads_for_mcore
+    upstream_process = MFPipelineWithLossScaleCell.process_loss_scale
+
+
+def install_guards(config: GuardConfig) -> None:
+    """Let MindFormers build the guarded wrappers if spikes are to be skipped; call it before the network is built."""
+    if config.loss_spike is None and config.grad_norm_spike is None:
+        return
+    _Guarded.guards_loss = config.loss_spike is not None
+    for upstream, guarded in (
+        (MFTrainOneStepCell, GuardedTrainOneStepCell),
+        (MFPipelineWithLossScaleCell, GuardedPipelineCell),
+    ):
+        MindFormerRegister.register_cls(guarded, MindFormerModuleType.WRAPPER, alias=upstream.__name__)
+
+
+class StepGuard:
+    """Carries the judge's limits to the device and its verdicts into the run.
+
+    Args:
+        judge: Holds the limits; every rank has one and comes to the same verdicts.
+        run_dir: Where the rows of a step that stopped the run are written.
+        list_rows: Step (from 0) → (source, row) of every row of its global batch.
+        reports: Whether this rank writes.
+    """
+
+    def __init__(
+        self,
+        judge: StepJudge,
+        *,
+        run_dir: Path,
+        list_rows: Callable[[int], Sequence[tuple[str, int]]],
+        reports: bool,
+    ) -> None:
+        self._judge, self._run_dir, self._list_rows, self._reports = judge, run_dir, list_rows, reports
+        self._limits = (math.inf, math.inf)
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps of the run that were left out so far."""
+        return self._judge.num_skipped
+
+    def set_limits(self, wrapper: Any) -> None:
+        """Give the device the limits of the next step."""
+        limits = (self._judge.loss_limit, self._judge.grad_norm_limit)
+        if limits != self._limits:
+            wrapper.loss_limit.set_data(Tensor(limits[0], ms.float32))
+            # Upstream wants the norm below its threshold: the next float32 above the largest norm that is no spike.
+            threshold = np.nextafter(np.float32(limits[1]), np.float32(np.inf))
+            wrapper.grad_norm_limit.set_data(Tensor(threshold, ms.float32))
+            self._limits = limits
+
+    def judge(self, wrapper: Any, *, step: int, loss: float, grad_norm: float | None, left_out: bool) -> Verdict:
+        """Return the verdict on a step that has run and prepare the next one."""
+        verdict = self._judge.judge(
+            step=step,
+            loss=loss,
+            grad_norm=grad_norm,
+            left_out=left_out,
+            scaled=getattr(wrapper, "loss_scaling_manager", None) is not None,
+        )
+        if verdict.skipped:
+            # The optimizer did not count this step. The learning rate belongs to the step and its data, not to the
+            # number of updates, so that a skipped step moves nothing else of the plan.
+            counter = wrapper.optimizer.global_step
+            counter.set_data(Tensor(np.full(counter.shape, step), counter.dtype))
+        self.set_limits(wrapper)
+        return verdict
+
+    def stop(self, reason: str, *, step: int, loss: float, grad_norm: float | None) -> RunStopped:
+        """Write down the rows of the step and return the error to raise."""
+        path = self._run_dir / f"stopped_at_step_{step}.json"
+        if self._reports:
+            content = {
+                "step": step,
+                "reason": reason,
+                "loss": to_json_number(loss),
+                "grad_norm": to_json_number(grad_norm),
+                "rows": [{"source": source, "row": row} for source, row in self._list_rows(step - 1)],
+            }
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        return RunStopped(
+            f"stopped at step {step}: {reason}; the rows of its batch are in {path}, and the newest checkpoint is of "
+            "an earlier step; look at the data, lower the learning rate, or see cpt.guards"
+        )

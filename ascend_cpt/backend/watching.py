@@ -1,0 +1,178 @@
+"""Puts together what watches a run: sinks, guards, alarms, validation and saving, as callbacks."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any, TextIO
+
+import mindspore as ms
+from mindspore import nn
+from mindspore.train import Callback
+
+from ascend_cpt.backend.callbacks import RunKeeper, Speed, StepMonitor
+from ascend_cpt.backend.evaluate import Evaluator
+from ascend_cpt.backend.guards import StepGuard, install_guards
+from ascend_cpt.backend.resolve import Dataset, RunPlan
+from ascend_cpt.backend.save import CheckpointWriter
+from ascend_cpt.config.layout import uses_cpu
+from ascend_cpt.config.values import Interval
+from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
+from ascend_cpt.monitor.flops import count_parameters, count_training_flops_per_token, find_peak_flops
+from ascend_cpt.monitor.forgetting import ForgettingAlarm
+from ascend_cpt.monitor.guard import StepJudge
+from ascend_cpt.monitor.history import read_history
+from ascend_cpt.monitor.record import RunInfo
+from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
+from ascend_cpt.monitor.trackers import open_trackers
+from ascend_cpt.resume.state import RunState, write_text
+
+METRICS_NAME = "metrics.jsonl"
+RUN_INFO_NAME = "run.json"
+
+
+def build_callbacks(
+    plan: RunPlan, *, initial_step: int, stop_at_step: int | None, console: TextIO, rank: int, data_rank: int
+) -> list[Callback]:
+    """Return the callbacks of a rank; the rank that reports has sinks. Call it before the network is built."""
+    cpt, budget = plan.config.cpt, plan.budget
+    reports = rank == plan.report_rank
+    install_guards(cpt.guards)
+    phases = [
+        PhaseSpan(name=phase.name, first_step=phase.first_step, stop_step=phase.stop_step) for phase in plan.phases
+    ]
+    judge = StepJudge(cpt.guards, first_steps=[phase.first_step for phase in phases])
+    # Every rank remembers the same: they must come to the same verdicts.
+    history = read_history(plan.run_dir / METRICS_NAME, initial_step, judge.window_steps)
+    judge.restore(history.steps, history.num_skipped)
+    info = describe_run(plan)
+    sinks = _open_sinks(plan, info, initial_step, console) if reports else SinkGroup([], None)
+    if (history.steps and history.steps[-1]["step"] != initial_step) or (initial_step and not history.steps):
+        sinks.warn(f"{plan.run_dir / METRICS_NAME}: has no records up to step {initial_step}; guards start anew")
+    monitor = StepMonitor(
+        budget=budget,
+        initial_step=initial_step,
+        speed=Speed(num_devices=info.num_devices, flops_per_token=info.flops_per_token, peak_flops=info.peak_flops),
+        phases=phases,
+        guard=StepGuard(judge, run_dir=plan.run_dir, list_rows=plan.list_rows, reports=reports),
+        account=_open_account(plan, phases) if reports else None,
+        sinks=sinks,
+    )
+    validation = cpt.validation
+    keeper = RunKeeper(
+        total_steps=budget.total_steps,
+        initial_step=initial_step,
+        writer=_build_writer(plan, rank),
+        save_every_steps=_to_steps(cpt.checkpoint.every, budget.tokens_per_step),
+        build_evaluator=partial(_build_evaluator, plan, data_rank) if validation else None,
+        validate_every_steps=_to_steps(validation.every if validation else None, budget.tokens_per_step),
+        stop_at_step=stop_at_step,
+        alarm=ForgettingAlarm(validation.sets if validation else {}),
+        recorded_validations=history.validations,
+        sinks=sinks,
+        monitor=monitor,
+    )
+    return [monitor, keeper]
+
+
+def describe_run(plan: RunPlan) -> RunInfo:
+    """Return what a report must know of a run beside its records."""
+    model, budget = plan.model, plan.budget
+    device_name = "CPU" if uses_cpu(plan.config) else str(ms.hal.get_device_name(0, "Ascend"))
+    return RunInfo(
+        name=plan.run_dir.name,
+        model=f"{model['model_type']}, {model['num_hidden_layers']} layers, hidden {model['hidden_size']}",
+        num_parameters=count_parameters(model),
+        num_devices=plan.layout.world_size,
+        device_name=device_name,
+        flops_per_token=count_training_flops_per_token(model, budget.seq_length),
+        peak_flops=find_peak_flops(device_name),
+        total_steps=budget.total_steps,
+        tokens_per_step=budget.tokens_per_step,
+        phases=[
+            {
+                "name": phase.name,
+                "first_step": phase.first_step,
+                "stop_step": phase.stop_step,
+                "tokens": {
+                    source: rows * budget.seq_length
+                    for source, rows in plan.count_source_rows(phase.first_step, phase.stop_step).items()
+                },
+            }
+            for phase in plan.phases
+        ],
+        sources={
+            source.name: {"rows": source.num_rows, "tokens": source.num_rows * budget.seq_length}
+            for source in plan.sources
+        },
+        validation={dataset.name: _describe_set(plan, dataset) for dataset in plan.validation},
+    )
+
+
+def _describe_set(plan: RunPlan, dataset: Dataset) -> dict[str, Any]:
+    validation = plan.config.cpt.validation
+    assert validation is not None
+    limits = validation.sets[dataset.name]
+    return {
+        "rows": min(dataset.num_rows, validation.max_rows or dataset.num_rows),
+        "of_rows": dataset.num_rows,
+        "max_increase": limits.max_increase,
+        "on_increase": limits.on_increase,
+    }
+
+
+def _open_sinks(plan: RunPlan, info: RunInfo, initial_step: int, console: TextIO) -> SinkGroup:
+    settings = plan.config.cpt.monitor
+    write_text(plan.run_dir / RUN_INFO_NAME, json.dumps(info.to_values(), indent=1) + "\n")
+    always: list[Sink] = [
+        ConsoleSink(console, settings.print_every_steps),
+        JsonlSink(plan.run_dir / METRICS_NAME, initial_step),
+    ]
+    trackers = open_trackers(
+        settings.sinks,
+        plan.run_dir,
+        resume_step=initial_step,
+        project=settings.project,
+        config=info.to_values(),
+        warn=SinkGroup([], console).warn,
+    )
+    return SinkGroup([*always, *trackers], console)
+
+
+def _open_account(plan: RunPlan, phases: list[PhaseSpan]) -> DataAccount:
+    return DataAccount(
+        plan.count_source_rows,
+        phases,
+        rows_per_epoch={source.name: source.num_rows for source in plan.sources},
+        seq_length=plan.budget.seq_length,
+    )
+
+
+def _build_writer(plan: RunPlan, rank: int) -> CheckpointWriter:
+    budget = plan.budget
+    return CheckpointWriter(
+        plan.checkpoint_root,
+        initial_state=RunState(
+            step=0, total_steps=budget.total_steps, tokens=0, position=0, fingerprint=plan.fingerprint()
+        ),
+        global_batch_size=budget.global_batch_size,
+        keep_last=plan.config.cpt.checkpoint.keep_last,
+        rank=rank,
+        num_ranks=plan.layout.world_size,
+    )
+
+
+def _build_evaluator(plan: RunPlan, data_rank: int, network: nn.Cell) -> Evaluator:
+    assert plan.config.cpt.validation is not None
+    return Evaluator(
+        network,
+        plan.validation,
+        batch_size=plan.budget.micro_batch_size,
+        rank=data_rank,
+        num_ranks=plan.layout.data_parallel,
+        max_rows=plan.config.cpt.validation.max_rows,
+    )
+
+
+def _to_steps(interval: Interval | None, tokens_per_step: int) -> int | None:
+    return None if interval is None else interval.to_steps(tokens_per_step)

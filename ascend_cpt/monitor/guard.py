@@ -1,0 +1,137 @@
+"""Which steps must not reach the weights: not finite, or spikes. Plain arithmetic; the backend acts on it.
+
+The limits of a step follow from the steps before it, so the comparison itself can be made on the device before the
+optimizer runs, and a continued run has the same limits as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig
+
+OVERFLOW, LOSS_SPIKE, GRAD_NORM_SPIKE = "not finite", "loss spike", "gradient-norm spike"
+
+
+class SpikeWindow:
+    """The last values of a quantity and the limit that follows: mean + sigmas × standard deviation.
+
+    Spikes enter the window, too: a lasting change of level becomes the new normal instead of being skipped for ever.
+    """
+
+    def __init__(self, config: SpikeConfig) -> None:
+        self._sigmas = config.sigmas
+        self._values: deque[float] = deque(maxlen=config.window_steps)
+        self._needed = max(2, config.window_steps // 2)
+
+    def add(self, value: float) -> None:
+        """Take in the value of a step; one that is not finite takes its place but does not count."""
+        self._values.append(value)
+
+    def clear(self) -> None:
+        """Forget all values: what follows is of another kind."""
+        self._values.clear()
+
+    @property
+    def limit(self) -> float:
+        """The largest value that is no spike, exactly a float32; infinite while too little is known."""
+        values = np.array(self._values)
+        values = values[np.isfinite(values)]
+        if len(values) < self._needed:
+            return math.inf
+        return float(np.float32(values.mean() + self._sigmas * values.std(ddof=1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """`skipped`: why the update was left out (empty: it was not); `stop`: why the run must end (empty: it goes on)."""
+
+    skipped: str = ""
+    stop: str = ""
+
+
+class StepJudge:
+    """Judges steps in order. `first_steps` are the steps (from 0) with which phases begin: new data, new window."""
+
+    def __init__(self, config: GuardConfig, first_steps: Collection[int] = ()) -> None:
+        self._config, self._first_steps = config, frozenset(first_steps)
+        self._loss = SpikeWindow(config.loss_spike) if config.loss_spike else None
+        self._grad_norm = SpikeWindow(config.grad_norm_spike) if config.grad_norm_spike else None
+        self._num_in_a_row = 0
+        self.num_skipped = 0
+
+    @property
+    def window_steps(self) -> int:
+        """Steps of the past that the next limits and counts depend on."""
+        spikes = (self._config.loss_spike, self._config.grad_norm_spike)
+        return max([self._config.max_skips_in_a_row, *(spike.window_steps for spike in spikes if spike)])
+
+    @property
+    def loss_limit(self) -> float:
+        """Loss above which the next step is left out."""
+        return self._loss.limit if self._loss else math.inf
+
+    @property
+    def grad_norm_limit(self) -> float:
+        """Gradient norm above which the next step is left out."""
+        return self._grad_norm.limit if self._grad_norm else math.inf
+
+    def restore(self, records: Iterable[Mapping[str, Any]], num_skipped: int) -> None:
+        """Take over the last recorded steps of a run that is continued and the number of all that were left out."""
+        for record in records:
+            grad_norm = record.get("grad_norm")
+            self._remember(
+                int(record["step"]), float(record["loss"]), None if grad_norm is None else float(grad_norm),
+                str(record.get("skipped", "")),
+            )  # fmt: skip
+        self.num_skipped = num_skipped
+
+    def judge(self, *, step: int, loss: float, grad_norm: float | None, left_out: bool, scaled: bool) -> Verdict:
+        """Return the verdict on a step.
+
+        Args:
+            step: Counted from 1.
+            loss: Mean over the batch, in nats per token.
+            grad_norm: Norm of all gradients before clipping, or None where it is not computed.
+            left_out: Whether the device left out the update for gradients that are not finite or for the loss.
+            scaled: Whether the loss scale adapts itself, which makes gradients overflow now and then.
+        """
+        finite_norm = grad_norm is None or math.isfinite(grad_norm)
+        if left_out:
+            skipped = LOSS_SPIKE if math.isfinite(loss) and finite_norm and loss > self.loss_limit else OVERFLOW
+        else:
+            above = grad_norm is not None and self._grad_norm is not None and not grad_norm <= self.grad_norm_limit
+            skipped = GRAD_NORM_SPIKE if above else ""
+        self._remember(step, loss, grad_norm, skipped)
+        return Verdict(skipped=skipped, stop=self._find_stop(loss, grad_norm, skipped, scaled))
+
+    def _find_stop(self, loss: float, grad_norm: float | None, skipped: str, scaled: bool) -> str:
+        if self._config.stop_on_non_finite:
+            if not math.isfinite(loss):
+                return f"the loss is {loss}"
+            if grad_norm is not None and not math.isfinite(grad_norm) and not scaled:
+                return f"the gradient norm is {grad_norm}"
+            if skipped == OVERFLOW and not scaled:
+                return "a gradient is not finite"
+        if self._num_in_a_row >= self._config.max_skips_in_a_row:
+            return f"{self._num_in_a_row} steps in a row were left out, the last one for: {skipped}"
+        return ""
+
+    def _remember(self, step: int, loss: float, grad_norm: float | None, skipped: str) -> None:
+        if self._loss:
+            self._loss.add(loss)
+        if self._grad_norm and grad_norm is not None:
+            self._grad_norm.add(grad_norm)
+        self._num_in_a_row = self._num_in_a_row + 1 if skipped else 0
+        self.num_skipped += bool(skipped)
+        # The next step, `step` counted from 0, is of another phase.
+        if step in self._first_steps:
+            for window in (self._loss, self._grad_norm):
+                if window:
+                    window.clear()

@@ -1,0 +1,62 @@
+"""Reading `metrics.jsonl`: all of it, what a report needs, or what a continued run must remember."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_HEAD = re.compile(r'\{"kind": "(\w+)", "step": (\d+), ')
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What a run that is continued must remember: the last steps, all validations, how many steps were left out."""
+
+    steps: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+    num_skipped: int
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a `metrics.jsonl`; a last line that was cut short by a crash is passed over."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                return
+            yield record
+
+
+def read_history(path: Path, resume_step: int, window_steps: int) -> History:
+    """Read what is known up to `resume_step`, of the steps only the last `window_steps`."""
+    steps: deque[str] = deque(maxlen=window_steps)
+    validations: list[dict[str, Any]] = []
+    num_skipped = 0
+    for kind, line in read_lines(path, resume_step):
+        if kind == "step":
+            steps.append(line)
+            num_skipped += '"skipped": "' in line and '"skipped": ""' not in line
+        elif kind == "validation":
+            validations.append(json.loads(line))
+    return History(steps=[json.loads(line) for line in steps], validations=validations, num_skipped=num_skipped)
+
+
+def read_lines(path: Path, last_step: int) -> Iterator[tuple[str, str]]:
+    """Yield kind and text of every whole line up to `last_step`, without parsing the values: there may be millions."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            head = _HEAD.match(line)
+            if head is None or not line.endswith("}\n"):
+                return
+            if int(head[2]) <= last_step:
+                yield head[1], line

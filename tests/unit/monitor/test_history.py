@@ -1,0 +1,47 @@
+"""What a continued run reads of its past."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ascend_cpt.monitor.history import read_history
+from ascend_cpt.monitor.record import DataRecord, ValidationRecord
+from ascend_cpt.monitor.sinks import JsonlSink
+from tests.unit.monitor.test_sinks import make_step
+
+
+def write_run(path: Path, num_steps: int) -> None:
+    sink = JsonlSink(path, 0)
+    sink.write(ValidationRecord(step=0, name="code", loss=3.0, num_labels=10))
+    for step in range(1, num_steps + 1):
+        sink.write(make_step(step, loss=1 / step, skipped="loss spike" if step % 4 == 0 else ""))
+        if step % 5 == 0:
+            sink.write(DataRecord(step=step, tokens={"train": {"code": step}}, epochs={"code": 0.5}))
+            sink.write(ValidationRecord(step=step, name="code", loss=2.0, num_labels=10))
+    sink.close()
+
+
+def test_only_the_last_steps_and_all_validations_up_to_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_run(path, 20)
+    history = read_history(path, 13, 4)
+    assert [step["step"] for step in history.steps] == [10, 11, 12, 13]
+    assert history.steps[0]["loss"] == 1 / 10
+    assert [record["step"] for record in history.validations] == [0, 5, 10]
+    assert history.num_skipped == 3
+
+
+def test_a_run_that_is_new_or_whose_file_is_gone_has_no_history(tmp_path: Path) -> None:
+    history = read_history(tmp_path / "metrics.jsonl", 5, 4)
+    assert (history.steps, history.validations, history.num_skipped) == ([], [], 0)
+
+
+def test_a_resume_keeps_the_bytes_of_what_stays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_run(path, 20)
+    before = path.read_text(encoding="utf-8").splitlines()
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"kind": "step", "step": 21, "lo')
+    JsonlSink(path, 13).close()
+    assert path.read_text(encoding="utf-8").splitlines() == [line for line in before if json.loads(line)["step"] <= 13]
