@@ -1,0 +1,175 @@
+"""Replay against forgetting, and re-warming against a constant rate, measured on a tiny model on the CPU.
+
+    python benchmarks/forgetting.py [--seeds 1 2 3] [--workers 2] [--output-dir output/forgetting]
+
+For each seed a tiny Qwen3 is trained on English prose (general), and then continued with the same tokens
+  - on source code with 0, 5 and 25 % of the prose replayed (preset-like: warm up again, decay by a cosine), and
+  - on the same prose, once at the constant rate that the base ended with and once warmed up to its peak again.
+Each run is a plain `run_cpt.py` command; runs that are there are reused, a stopped one goes on. Writes results.json,
+results.md and forgetting.png. About 20 minutes on two idle cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BASE_CONFIG = "configs/qwen3/cpt_qwen3_tiny_base.yaml"
+NEXT_CONFIG = "configs/qwen3/cpt_qwen3_tiny.yaml"
+GENERAL = "data/sample/packed/general_train_text_document"
+BASE_TOKENS, NEXT_TOKENS = 450_000, 150_000
+PEAK_LR, BASE_FINAL_LR = 4e-3, 4e-4  # of the base's configuration
+REPLAYS = (0.0, 0.05, 0.25)
+SETS = ("general", "code")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A kind of continuation: its name and the settings that make it."""
+
+    name: str
+    settings: tuple[str, ...]
+
+
+def list_trials() -> list[Trial]:
+    """Return the continuations that are compared."""
+    rewarm = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR / 2}, final_lr: {PEAK_LR / 20}, warmup_share: 0.01}}"
+    trials = []
+    for fraction in REPLAYS:
+        settings = [rewarm]
+        if fraction:
+            settings.append(f"cpt.sources.general={{path: {GENERAL}}}")
+            settings.append(f"cpt.replay={{source: general, fraction: {fraction}}}")
+        trials.append(Trial(name=f"replay_{round(fraction * 100):02d}", settings=tuple(settings)))
+    same = ("--train_dataset_dir", GENERAL)
+    constant = f"cpt.schedule={{kind: constant, peak_lr: {BASE_FINAL_LR}, final_lr: {BASE_FINAL_LR}}}"
+    again = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR}, final_lr: {BASE_FINAL_LR}, warmup_share: 0.01}}"
+    trials.append(Trial(name="same_constant", settings=(*same, constant)))
+    trials.append(Trial(name="same_rewarmed", settings=(*same, again)))
+    return trials
+
+
+def main() -> int:
+    """Run what is missing, print and write the results. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/forgetting"))
+    args = parser.parse_args()
+    subprocess.run(["bash", str(REPOSITORY / "scripts/prepare_sample.sh")], cwd=REPOSITORY, check=True)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir = args.output_dir.resolve()
+    trials = list_trials()
+    with ThreadPoolExecutor(args.workers) as pool:
+        list(pool.map(lambda seed: train_base(output_dir, seed), args.seeds))
+        jobs = [(seed, trial) for seed in args.seeds for trial in trials]
+        list(pool.map(lambda job: train_trial(output_dir, *job), jobs))
+    results = {
+        trial.name: [read_changes(output_dir / f"{trial.name}_{seed}") for seed in args.seeds] for trial in trials
+    }
+    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    table = render_table(results)
+    (output_dir / "results.md").write_text(table, encoding="utf-8")
+    draw(results, output_dir / "forgetting.png")
+    print(f"{table}\n{output_dir}/results.json, results.md and forgetting.png")
+    return 0
+
+
+def train_base(output_dir: Path, seed: int) -> None:
+    """Train the base model of a seed."""
+    train(BASE_CONFIG, output_dir, f"base_{seed}", seed, "random", (f"cpt.train_tokens={BASE_TOKENS}",))
+
+
+def train_trial(output_dir: Path, seed: int, trial: Trial) -> None:
+    """Train one continuation of a seed's base."""
+    settings = (f"cpt.train_tokens={NEXT_TOKENS}", *trial.settings)
+    train(NEXT_CONFIG, output_dir, f"{trial.name}_{seed}", seed, str(output_dir / f"base_{seed}"), settings)
+
+
+def train(config: str, output_dir: Path, name: str, seed: int, init_from: str, settings: tuple[str, ...]) -> None:
+    """Run `run_cpt.py` to the end; a run that is complete says so at once."""
+    assignments = (
+        f"seed={seed}",
+        f"cpt.run_name={name}",
+        f"cpt.init_from={init_from}",
+        "cpt.checkpoint={keep_last: 1}",
+    )
+    command = [sys.executable, "run_cpt.py", "--config", config, "--output_dir", str(output_dir)]
+    for setting in (*assignments, *settings):
+        command += [setting] if setting in ("--train_dataset_dir", GENERAL) else ["--set", setting]
+    print(f"{name} ...", flush=True)
+    with (output_dir / f"{name}.log").open("w", encoding="utf-8") as log:
+        subprocess.run(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, check=True)
+
+
+def read_changes(run_dir: Path) -> dict[str, float]:
+    """Return the change of each validation set's loss from before the run to its end, in nats per token."""
+    losses: dict[str, list[float]] = {name: [] for name in SETS}
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        record: dict[str, Any] = json.loads(line)
+        if record["kind"] == "validation":
+            losses[record["name"]].append(record["loss"])
+    return {name: values[-1] - values[0] for name, values in losses.items()}
+
+
+def render_table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Return mean ± standard deviation over the seeds as a Markdown table."""
+    lines = ["| continuation | general loss | code loss |", "| --- | --- | --- |"]
+    for name, changes in results.items():
+        cells = []
+        for domain in SETS:
+            values = [change[domain] for change in changes]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):+.3f} ± {spread:.3f}")
+        lines.append(f"| {name.replace('_', ' ')} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Draw every seed and the mean: forgetting against gain, and re-warming beside the constant rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (replay_axes, same_axes) = plt.subplots(1, 2, figsize=(10, 4.5), constrained_layout=True)
+    for index, (name, changes) in enumerate((n, c) for n, c in results.items() if n.startswith("replay")):
+        xs, ys = [-change["code"] for change in changes], [change["general"] for change in changes]
+        replay_axes.scatter(xs, ys, color=f"C{index}", alpha=0.4)
+        replay_axes.errorbar(
+            statistics.mean(xs),
+            statistics.mean(ys),
+            xerr=statistics.stdev(xs) if len(xs) > 1 else 0,
+            yerr=statistics.stdev(ys) if len(ys) > 1 else 0,
+            fmt="o",
+            color=f"C{index}",
+            label=f"{int(name[-2:])} % replay",
+        )
+    replay_axes.set_xlabel("gain: fall of the code loss (nats)")
+    replay_axes.set_ylabel("forgetting: rise of the general loss (nats)")
+    replay_axes.set_title("general → code")
+    replay_axes.legend()
+    replay_axes.grid(alpha=0.3)
+    for index, name in enumerate(("same_constant", "same_rewarmed")):
+        values = [change["general"] for change in results[name]]
+        same_axes.bar(index, statistics.mean(values), color=f"C{index}", alpha=0.5)
+        same_axes.scatter([index] * len(values), values, color="black", zorder=3)
+    same_axes.set_xticks([0, 1], ["constant rate", "warmed up again"])
+    same_axes.set_ylabel("change of the general loss (nats)")
+    same_axes.set_title("going on with the same data")
+    same_axes.axhline(0, color="black", lw=0.8)
+    same_axes.grid(alpha=0.3, axis="y")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
