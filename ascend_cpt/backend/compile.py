@@ -17,7 +17,14 @@ from ascend_cpt.resume.locate import Checkpoint
 
 LOADER_NAME = "CptPackedDataLoader"
 SCHEDULE_NAME = "CptTableLR"
-INPUT_COLUMNS = ["input_ids", "labels"]
+
+# Positions restart where MindFormers can shard it, on a CPU. With `ends` they run on: its restart does not compile with
+# several data-parallel ranks, and rotary attention within a document depends on differences of positions alone.
+BORDER_SETTINGS: dict[str, dict[str, bool]] = {
+    "none": {},
+    "mask": {"use_eod_reset": True},
+    "ends": {"use_eod_attn_mask_compression": True},
+}
 
 DATA_PARALLEL_MODE, SEMI_AUTO_PARALLEL_MODE = 0, 1  # parallel.parallel_mode
 
@@ -58,10 +65,11 @@ def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Pat
     )
     sections["parallel_config"] = _compile_parallel_config(plan, sections.get("parallel_config") or {})
     sections["parallel"] = _compile_parallel(plan, sections.get("parallel") or {}, cpu)
+    columns = list(plan.row_format.columns)
     dataset = {
         "data_loader": {"type": LOADER_NAME, **compile_loader(plan)},
-        "input_columns": list(INPUT_COLUMNS),
-        "construct_args_key": list(INPUT_COLUMNS),
+        "input_columns": columns,
+        "construct_args_key": columns,
         "num_parallel_workers": 1,
         "drop_remainder": True,
         "python_multiprocessing": False,
@@ -80,7 +88,8 @@ def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Pat
     # MindFormers' own default is 0.1.
     model.update(hidden_dropout=0.0, attention_dropout=0.0)
     # Padding must not be the end-of-document token: MindFormers drops the loss of what it takes for padding.
-    model.update(seq_length=plan.budget.seq_length, pad_token_id=plan.sources[0].manifest.tokenizer.pad_id)
+    model.update(seq_length=plan.budget.seq_length, pad_token_id=plan.row_format.pad_id)
+    model.update(BORDER_SETTINGS[plan.row_format.borders])
     return sections
 
 
@@ -89,7 +98,7 @@ def compile_loader(plan: RunPlan) -> dict[str, Any]:
     return {
         "manifests": [str(source.manifest.path) for source in plan.sources],
         "digests": [source.manifest.digest for source in plan.sources],
-        "seq_length": plan.budget.seq_length,
+        "row_format": plan.row_format.to_record(),
         "sample_order": plan.order.to_record(),
     }
 
@@ -121,7 +130,7 @@ def _compile_parallel(plan: RunPlan, section: dict[str, Any], cpu: bool) -> dict
         **defaults,
         **section,
         "full_batch": False,
-        "dataset_strategy": [[data, 1] for _ in INPUT_COLUMNS],
+        "dataset_strategy": [[data, *[1] * (rank - 1)] for rank in plan.row_format.ranks],
     }
 
 

@@ -14,12 +14,12 @@ import numpy as np
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from ascend_cpt.backend.compile import LOADER_NAME
+from ascend_cpt.backend.row_format import RowFormat
 from ascend_cpt.data.manifest import Manifest, load_manifest
 from ascend_cpt.data.mmap_rows import MmapRows
 from ascend_cpt.errors import DataError
 from ascend_cpt.recipe.phases import SampleOrder
 
-IGNORE_LABEL = -100  # MindFormers' ignore_token_id
 ROWS_PER_WINDOW = 2048
 
 
@@ -75,18 +75,6 @@ class PackedRows:
         return found
 
 
-def split_row(row: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the input ids and the labels of a packed row, both int32 of shape (seq_length,).
-
-    Labels are the ids one place further; where they are padding (a run of `pad_id` at the end) they carry no loss.
-    """
-    labels = row[1:].copy()
-    is_real = labels != pad_id
-    num_real = len(labels) - int(np.argmax(is_real[::-1])) if is_real.any() else 0
-    labels[num_real:] = IGNORE_LABEL
-    return row[:-1], labels
-
-
 class RunRows:
     """What one rank trains on, as a random-access source: item i is its i-th row of the run."""
 
@@ -98,10 +86,10 @@ class RunRows:
         rank: int,
         num_ranks: int,
         batch_size: int,
-        pad_id: int,
+        row_format: RowFormat,
     ) -> None:
         assert order.total_rows % (num_ranks * batch_size) == 0, "the run is a whole number of global batches"
-        self._rows, self._order, self._pad_id = rows, order, pad_id
+        self._rows, self._order, self._format = rows, order, row_format
         self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
         self._num_items = order.total_rows // num_ranks
         self._window_start, self._window = 0, np.empty((0, 0), dtype=np.int32)
@@ -109,7 +97,7 @@ class RunRows:
     def __len__(self) -> int:
         return self._num_items
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         index = int(index)
         if index >= self._num_items:
             raise IndexError(index)  # ends a plain for loop; a negative index is never asked for
@@ -119,7 +107,7 @@ class RunRows:
             sources, rows = self._order.locate(self.to_positions(items))
             self._window_start, self._window = index, self._rows.read(sources, rows)
             offset = 0
-        return split_row(self._window[offset], self._pad_id)
+        return self._format.make(self._window[offset], index % self._batch_size)
 
     def to_positions(self, items: np.ndarray) -> np.ndarray:
         """Return the positions in the run (int64) of this rank's items: its slice of every global batch."""
@@ -148,7 +136,7 @@ class CptPackedDataLoader:
         cls,
         manifests: list[str],
         digests: list[str],
-        seq_length: int,
+        row_format: dict[str, Any],
         sample_order: dict[str, Any],
         column_names: list[str],
         batch_size: int,
@@ -158,13 +146,15 @@ class CptPackedDataLoader:
     ) -> ds.GeneratorDataset:
         """Return the dataset of this rank (MindFormers passes its rank, the number of ranks and the batch)."""
         opened = open_manifests(manifests, digests)
+        settled = RowFormat.from_record(row_format)
+        assert list(settled.columns) == column_names
         source = RunRows(
-            PackedRows(opened, seq_length),
+            PackedRows(opened, settled.seq_length),
             SampleOrder.from_record(sample_order),
             rank=shard_id or 0,
             num_ranks=num_shards or 1,
             batch_size=batch_size,
-            pad_id=opened[0].tokenizer.pad_id,
+            row_format=settled,
         )
         return ds.GeneratorDataset(source, column_names=column_names, shuffle=False, num_parallel_workers=1)
 

@@ -9,8 +9,9 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
-from ascend_cpt.backend.dataset import IGNORE_LABEL, PackedRows, split_row
+from ascend_cpt.backend.dataset import PackedRows
 from ascend_cpt.backend.resolve import Dataset
+from ascend_cpt.backend.row_format import IGNORE_LABEL, RowFormat
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.monitor.record import ValidationRecord
 
@@ -22,9 +23,9 @@ class LossCell(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Return the language-model loss, float32; both inputs int32 of shape (batch, seq_length)."""
-        outputs = self.network(input_ids, labels)
+    def construct(self, *inputs: Tensor) -> Tensor:
+        """Return the language-model loss, float32; the inputs are those of `RowFormat`, in batches."""
+        outputs = self.network(*inputs)
         return outputs[0]  # the other outputs are auxiliary losses of mixtures of experts
 
 
@@ -36,6 +37,7 @@ class Evaluator:
         network: nn.Cell,
         datasets: Sequence[Dataset],
         *,
+        row_format: RowFormat,
         batch_size: int,
         rank: int,
         num_ranks: int,
@@ -49,7 +51,7 @@ class Evaluator:
             cell = _VirtualDatasetCell(cell)
         # Training mode: an mcore network computes a loss only then. Dropout would disturb it and is refused beforehand.
         self._cell = cell.set_train(True)
-        self._datasets, self._max_rows = datasets, max_rows
+        self._datasets, self._format, self._max_rows = datasets, row_format, max_rows
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
 
     def evaluate(self, step: int) -> list[ValidationRecord]:
@@ -62,9 +64,10 @@ class Evaluator:
         per_batch = self._batch_size * self._num_ranks
         totals = np.zeros(2)  # summed loss, number of labels
         for start in range(0, num_rows, per_batch):
-            inputs, labels = self._read_batch(rows, start, min(start + per_batch, num_rows), dataset)
+            batch = self._read_batch(rows, start, min(start + per_batch, num_rows))
             own = slice(self._rank * self._batch_size, (self._rank + 1) * self._batch_size)
-            loss = float(self._cell(Tensor(inputs[own]), Tensor(labels[own])).asnumpy().reshape(-1)[0])
+            loss = float(self._cell(*(Tensor(column[own]) for column in batch)).asnumpy().reshape(-1)[0])
+            labels = batch[1]
             # With the whole model on every rank the loss is of the own rows, otherwise of the whole batch.
             counted = labels[own] if self._replicated else labels
             num_labels = int((counted != IGNORE_LABEL).sum())
@@ -81,16 +84,15 @@ class Evaluator:
             bits_per_byte=compute_bits_per_byte(loss, dataset.manifest),
         )
 
-    def _read_batch(self, rows: PackedRows, start: int, stop: int, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs and labels of a global batch; a short one is filled up with rows without labels."""
-        pad_id = dataset.manifest.tokenizer.pad_id
-        pairs = [split_row(row, pad_id) for row in rows.read(np.zeros(stop - start, np.int64), np.arange(start, stop))]
-        inputs, labels = (np.stack(part).astype(np.int32) for part in zip(*pairs, strict=True))
-        missing = self._batch_size * self._num_ranks - len(inputs)
-        if missing:
-            inputs = np.concatenate([inputs, np.repeat(inputs[:1], missing, axis=0)])
-            labels = np.concatenate([labels, np.full((missing, labels.shape[1]), IGNORE_LABEL, dtype=np.int32)])
-        return inputs, labels
+    def _read_batch(self, rows: PackedRows, start: int, stop: int) -> list[np.ndarray]:
+        """Return the inputs of a global batch, column by column; a short one is filled up with rows without labels."""
+        packed = rows.read(np.zeros(stop - start, np.int64), np.arange(start, stop))
+        missing = self._batch_size * self._num_ranks - len(packed)
+        packed = np.concatenate([packed, np.repeat(packed[:1], missing, axis=0)])
+        made = [self._format.make(row, place) for place, row in enumerate(packed)]
+        columns = [np.stack(column) for column in zip(*made, strict=True)]
+        columns[1][stop - start :] = IGNORE_LABEL
+        return columns
 
 
 def compute_bits_per_byte(loss: float, manifest: Manifest) -> float | None:
@@ -105,7 +107,7 @@ def compute_bits_per_byte(loss: float, manifest: Manifest) -> float | None:
 
 
 def find_data_network(network: nn.Cell) -> nn.Cell:
-    """Return the cell that takes (input_ids, labels) inside MindFormers' wrappers for training."""
+    """Return the cell that takes the inputs of `RowFormat` inside MindFormers' wrappers for training."""
     from mindformers.wrapper.wrapper import DataOrderWrapperCell
 
     cell: object = network

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ascend_cpt.backend.borders import choose_borders, find_border_problems
 from ascend_cpt.backend.refusals import find_refusals
+from ascend_cpt.backend.row_format import RowFormat
 from ascend_cpt.backend.settle import (
     check_epochs,
     check_intervals,
@@ -30,6 +32,7 @@ from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.schedule import Schedule
 
 RANDOM_INIT = "random"
+VALIDATION = "validation.sets"
 DROPOUT = "pretraining uses none, it would make a resumed run differ and disturb the validation loss"
 
 
@@ -84,6 +87,18 @@ class RunPlan:
         return [(names[source], int(row)) for source, row in zip(sources, rows, strict=True)]
 
     @property
+    def row_format(self) -> RowFormat:
+        """How the network is given the rows."""
+        tokenizer = self.sources[0].manifest.tokenizer
+        return RowFormat(
+            seq_length=self.budget.seq_length,
+            pad_id=tokenizer.pad_id,
+            eod_id=tokenizer.eod_id,
+            borders=choose_borders(self.config),
+            micro_batch_size=self.budget.micro_batch_size,
+        )
+
+    @property
     def checkpoint_root(self) -> Path:
         """Folder that holds a folder for each saved step."""
         return self.run_dir / "checkpoint"
@@ -101,6 +116,7 @@ class RunPlan:
             # A list: rows are numbered in the order of the sources.
             "sources": [[source.name, source.manifest.digest] for source in self.sources],
             "seq_length": self.budget.seq_length,
+            "document_attention": self.config.cpt.document_attention,
             "global_batch_size": self.budget.global_batch_size,
             "total_steps": self.budget.total_steps,
             "schedule": self.schedule.to_record() if self.schedule else None,
@@ -159,8 +175,9 @@ def resolve(
     source_sets = _list_datasets(config, sources)
     validation_sets = _list_datasets(config, validation or {})
     _check_datasets(config, source_sets, "sources", problems)
-    _check_datasets(config, validation_sets, "validation.sets", problems)
+    _check_datasets(config, validation_sets, VALIDATION, problems)
     _check_tokenizers(config, source_sets + validation_sets, problems)
+    find_border_problems(config, layout, [*sources.items(), *(validation or {}).items()], problems)
     if validation_sets and layout.pipeline_parallel > 1:
         problems.append(
             f"{config.locate('cpt', 'validation')}: cpt.validation: needs pipeline_stage 1; remove one of them"
@@ -235,8 +252,9 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
         where = f"{config.locate('cpt', *kind.split('.'), dataset.name)}: cpt.{kind}.{dataset.name}"
         if not dataset.num_rows:
             problems.append(f"{where}: has no rows; pack it again from an input that has documents")
-        # An mmap dataset has no rows of its own: it is cut into rows when it is read.
-        if manifest.seq_length not in (None, config.cpt.seq_length):
+        # Shorter rows are filled up for validation. An mmap dataset is cut into rows when it is read.
+        too_short = dataset.seq_length < config.cpt.seq_length and kind != VALIDATION
+        if too_short or dataset.seq_length > config.cpt.seq_length:
             problems.append(
                 f"{where}: was packed with sequence length {manifest.seq_length}, but cpt.seq_length is "
                 f"{config.cpt.seq_length}; pack it again with --seq-length {config.cpt.seq_length}"
@@ -268,4 +286,10 @@ def _check_tokenizers(config: RunConfig, datasets: tuple[Dataset, ...], problems
         problems.append(
             f"{config.locate('cpt', 'sources')}: the datasets {names} were packed with different tokenizers; "
             "pack them again with one"
+        )
+    by_padding = {dataset.manifest.tokenizer.pad_id: dataset.name for dataset in datasets}
+    if len(by_padding) > 1:
+        told = ", ".join(f"{name} ({token})" for token, name in by_padding.items())
+        problems.append(
+            f"{config.locate('cpt', 'sources')}: the datasets pad with different tokens: {told}; pack them with one"
         )

@@ -128,6 +128,8 @@ class CptConfig:
     """`random`, or a Hugging Face folder, or a run or checkpoint folder, whose weights this run starts from."""
     seq_length: Positive
     """Tokens in a training row; must be the sequence length that the datasets were packed with."""
+    document_attention: str = "across"
+    """`across`: a token sees all of its row before it; `within`: only its own document, whose positions start anew."""
     global_batch_size: Positive
     """Rows in one optimizer step over the whole cluster."""
     train_tokens: Tokens | None = None

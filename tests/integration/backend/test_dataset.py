@@ -8,7 +8,8 @@ import mindspore.dataset as ds
 import numpy as np
 import pytest
 
-from ascend_cpt.backend.dataset import IGNORE_LABEL, CptPackedDataLoader, PackedRows, RunRows, split_row
+from ascend_cpt.backend.dataset import CptPackedDataLoader, PackedRows, RunRows
+from ascend_cpt.backend.row_format import IGNORE_LABEL, RowFormat
 from ascend_cpt.data.indexed import IndexedWriter
 from ascend_cpt.data.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.mmap_rows import count_rows
@@ -20,6 +21,9 @@ from ascend_cpt.recipe.phases import Phase, SampleOrder
 SEQ_LENGTH = 64
 
 
+ROW_FORMAT = RowFormat(seq_length=SEQ_LENGTH, pad_id=511, eod_id=0)
+
+
 def make_order(num_steps: int = 20, **num_rows: int) -> SampleOrder:
     phase = Phase(name="train", first_step=0, stop_step=num_steps)
     return SampleOrder(num_rows=num_rows or {"train": 100}, phases=(phase,), global_batch_size=8, seed=7)
@@ -27,7 +31,7 @@ def make_order(num_steps: int = 20, **num_rows: int) -> SampleOrder:
 
 def make_rows(packed: Path, num_ranks: int, rank: int) -> RunRows:
     rows = PackedRows([load_manifest(packed)], SEQ_LENGTH)
-    return RunRows(rows, make_order(), rank=rank, num_ranks=num_ranks, batch_size=8 // num_ranks, pad_id=511)
+    return RunRows(rows, make_order(), rank=rank, num_ranks=num_ranks, batch_size=8 // num_ranks, row_format=ROW_FORMAT)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
@@ -56,21 +60,12 @@ def test_rows_come_in_the_order_of_the_run(packed: Path) -> None:
         source[160]
 
 
-def test_padding_carries_no_loss() -> None:
-    row = np.array([5, 6, 9, 7, 9, 9, 9], dtype=np.int32)
-    inputs, labels = split_row(row, pad_id=9)
-    assert inputs.tolist() == [5, 6, 9, 7, 9, 9]
-    assert labels.tolist() == [6, 9, 7, IGNORE_LABEL, IGNORE_LABEL, IGNORE_LABEL]
-    assert split_row(row, pad_id=1)[1].tolist() == [6, 9, 7, 9, 9, 9]
-    assert split_row(np.full(4, 9, dtype=np.int32), pad_id=9)[1].tolist() == [IGNORE_LABEL] * 3
-
-
 def test_a_dataset_that_was_changed_is_refused(packed: Path) -> None:
     with pytest.raises(DataError, match="was changed after this run was configured"):
         CptPackedDataLoader(
             manifests=[str(manifest_path(packed))],
             digests=["other"],
-            seq_length=SEQ_LENGTH,
+            row_format=ROW_FORMAT.to_record(),
             sample_order=make_order().to_record(),
             column_names=["input_ids", "labels"],
             batch_size=8,
@@ -115,7 +110,7 @@ def test_a_blend_of_both_formats(packed: Path, mmap_dataset: Path) -> None:
     manifests = [load_manifest(packed), load_manifest(mmap_dataset)]
     phase = Phase(name="train", first_step=0, stop_step=2, shares=settle_shares({"train": 3, "more": 1}))
     order = SampleOrder(num_rows={"train": 100, "more": 10}, phases=(phase,), global_batch_size=8, seed=7)
-    source = RunRows(PackedRows(manifests, SEQ_LENGTH), order, rank=0, num_ranks=1, batch_size=8, pad_id=511)
+    source = RunRows(PackedRows(manifests, SEQ_LENGTH), order, rank=0, num_ranks=1, batch_size=8, row_format=ROW_FORMAT)
     sources, numbers = order.locate(np.arange(16))
     assert sources.tolist().count(1) == 4
     for index in range(16):

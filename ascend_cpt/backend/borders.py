@@ -1,0 +1,69 @@
+"""How the network is told of document borders, and what `cpt.document_attention: within` needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ascend_cpt.backend.row_format import ACROSS, DOCUMENT_ATTENTION
+from ascend_cpt.config.layout import Layout, uses_cpu
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.data.manifest import Manifest
+
+# MindFormers' one mask for all documents has this size and takes no shorter rows.
+MIN_SEQ_LENGTH_ON_ASCEND = 2048
+SPLIT_ROWS = "colossalai_cp"
+
+
+def choose_borders(config: RunConfig) -> str:
+    """Return the `RowFormat.borders` of a run."""
+    if config.cpt.document_attention == ACROSS:
+        return "none"
+    return "mask" if uses_cpu(config) else "ends"
+
+
+def find_border_problems(
+    config: RunConfig, layout: Layout, datasets: Sequence[tuple[str, Manifest]], problems: list[str]
+) -> None:
+    """Note why attention cannot be kept within documents, where that is asked for.
+
+    Args:
+        datasets: Name and manifest of every dataset of the run.
+    """
+    wish = config.cpt.document_attention
+    where = f"{config.locate('cpt', 'document_attention')}: cpt.document_attention"
+    if wish not in DOCUMENT_ATTENTION:
+        problems.append(f"{where}: {wish!r} is unknown; choose {' or '.join(DOCUMENT_ATTENTION)}")
+        return
+    if wish == ACROSS:
+        return
+    for name, manifest in datasets:
+        if manifest.settings.get("append_eod") is False:
+            problems.append(
+                f"{where}: {name} was packed without end-of-document tokens, so its borders are not known; "
+                "pack it again without --no-append-eod"
+            )
+    by_token = {manifest.tokenizer.eod_id: name for name, manifest in datasets}
+    if len(by_token) > 1:
+        told = ", ".join(f"{name} ({token})" for token, name in by_token.items())
+        problems.append(f"{where}: the datasets end documents with different tokens: {told}; pack them with one")
+    if not uses_cpu(config):
+        _find_ascend_problems(config, layout, where, problems)
+
+
+def _find_ascend_problems(config: RunConfig, layout: Layout, where: str, problems: list[str]) -> None:
+    if config.cpt.seq_length < MIN_SEQ_LENGTH_ON_ASCEND:
+        problems.append(
+            f"{where}: needs cpt.seq_length of at least {MIN_SEQ_LENGTH_ON_ASCEND} on Ascend, got "
+            f"{config.cpt.seq_length}"
+        )
+    model = config.mindformers["model"]["model_config"]
+    parallel = config.mindformers.get("parallel_config") or {}
+    if model.get("use_flash_attention") is False:
+        problems.append(f"{where}: needs flash attention; remove model.model_config.use_flash_attention")
+    if model.get("use_ring_attention"):
+        problems.append(f"{where}: ring attention knows no borders; remove model.model_config.use_ring_attention")
+    algorithm = parallel.get("context_parallel_algo", SPLIT_ROWS)
+    if layout.context_parallel > 1 and algorithm != SPLIT_ROWS:
+        problems.append(
+            f"{where}: parallel_config.context_parallel_algo {algorithm} was never tried with it; use {SPLIT_ROWS}"
+        )

@@ -1,0 +1,118 @@
+"""`cpt.document_attention`: what it compiles to, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.backend.compile import compile_run
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.config.loader import load_config, parse_assignments
+from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.errors import ConfigError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+TINY = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
+BIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+WITHIN = "cpt.document_attention=within"
+
+MakeManifest = Callable[..., Manifest]
+
+
+def settle(path: Path, manifest: Manifest, *assignments: str, validation: Manifest | None = None) -> RunPlan:
+    config = load_config(path, parse_assignments(assignments))
+    return resolve(
+        config,
+        world_size=1 if path == TINY else 64,
+        sources={"code": manifest},
+        validation={"general": validation} if validation else {},
+    )
+
+
+def settle_big(make_manifest: MakeManifest, *assignments: str) -> RunPlan:
+    length = 1024 if "cpt.seq_length=1024" in assignments else 8192
+    manifest = make_manifest(num_rows=10**7, seq_length=length, vocab_size=128256)
+    return settle(BIG, manifest, WITHIN, *assignments)
+
+
+def test_nothing_changes_without_the_option(make_manifest: MakeManifest) -> None:
+    sections = compile_run(settle(TINY, make_manifest()), resume_from=None, init_from=None)
+    assert sections["train_dataset"]["input_columns"] == ["input_ids", "labels"]
+    assert not {"use_eod_reset", "use_eod_attn_mask_compression"} & sections["model"]["model_config"].keys()
+
+
+def test_a_cpu_gets_positions_and_a_mask(make_manifest: MakeManifest) -> None:
+    sections = compile_run(settle(TINY, make_manifest(), WITHIN), resume_from=None, init_from=None)
+    columns = ["input_ids", "labels", "position_ids", "attention_mask"]
+    dataset = sections["train_dataset_task"]["dataset_config"]
+    assert dataset["input_columns"] == dataset["construct_args_key"] == columns
+    assert sections["model"]["model_config"]["use_eod_reset"] is True
+    assert dataset["data_loader"]["row_format"]["eod_id"] == 0
+
+
+def test_ascend_gets_the_ends_of_the_documents(make_manifest: MakeManifest) -> None:
+    sections = compile_run(settle_big(make_manifest), resume_from=None, init_from=None)
+    columns = ["input_ids", "labels", "actual_seq_len"]
+    dataset = sections["train_dataset"]
+    assert dataset["input_columns"] == dataset["construct_args_key"] == columns
+    dp = sections["parallel_config"]["data_parallel"]
+    assert sections["parallel"]["dataset_strategy"] == [[dp, 1]] * 3
+    assert sections["model"]["model_config"]["use_eod_attn_mask_compression"] is True
+    assert "use_eod_reset" not in sections["model"]["model_config"]
+
+
+def test_the_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> None:
+    across, within = settle(TINY, make_manifest()), settle(TINY, make_manifest(), WITHIN)
+    assert across.fingerprint() != within.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("cpt.seq_length=1024", "needs cpt.seq_length of at least 2048 on Ascend, got 1024"),
+        ("model.model_config.use_ring_attention=True", "ring attention knows no borders"),
+        ("model.model_config.use_flash_attention=False", "needs flash attention"),
+        ("model.model_config.use_eod_reset=True", "use_eod_reset: remove it; set cpt.document_attention"),
+    ],
+)
+def test_what_ascend_cannot_do_is_refused(make_manifest: MakeManifest, assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settle_big(make_manifest, assignment)
+
+
+def test_another_way_of_splitting_rows_is_refused(make_manifest: MakeManifest) -> None:
+    changes = ["parallel_config.context_parallel=2", "parallel_config.model_parallel=4"]
+    assert settle_big(make_manifest, *changes).row_format.borders == "ends"
+    with pytest.raises(ConfigError, match="context_parallel_algo ulysses_cp was never tried"):
+        settle_big(make_manifest, *changes, "parallel_config.context_parallel_algo=ulysses_cp")
+
+
+def test_a_misspelt_choice_is_refused(make_manifest: MakeManifest) -> None:
+    with pytest.raises(ConfigError, match="'inside' is unknown; choose across or within"):
+        settle(TINY, make_manifest(), "cpt.document_attention=inside")
+
+
+def test_datasets_without_borders_or_with_different_ones_are_refused(make_manifest: MakeManifest) -> None:
+    borderless = dataclasses.replace(make_manifest(), settings={"append_eod": False})
+    with pytest.raises(ConfigError, match="code was packed without end-of-document tokens"):
+        settle(TINY, borderless, WITHIN)
+    assert settle(TINY, borderless).row_format.borders == "none"
+    with pytest.raises(ConfigError, match=r"end documents with different tokens: code \(0\), general \(5\)"):
+        settle(TINY, make_manifest(), WITHIN, validation=make_manifest(eod_id=5))
+
+
+def test_validation_rows_may_be_shorter_than_the_runs(make_manifest: MakeManifest) -> None:
+    plan = settle(TINY, make_manifest(), validation=make_manifest(seq_length=128))
+    assert plan.validation[0].seq_length == 128
+    with pytest.raises(ConfigError, match="general: was packed with sequence length 512"):
+        settle(TINY, make_manifest(), validation=make_manifest(seq_length=512))
+    with pytest.raises(ConfigError, match="code: was packed with sequence length 128"):
+        settle(TINY, make_manifest(seq_length=128))
+
+
+def test_datasets_padded_with_different_tokens_are_refused(make_manifest: MakeManifest) -> None:
+    with pytest.raises(ConfigError, match=r"pad with different tokens: code \(1\), general \(7\)"):
+        settle(TINY, make_manifest(), validation=make_manifest(pad_id=7))
