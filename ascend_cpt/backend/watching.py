@@ -23,6 +23,7 @@ from ascend_cpt.monitor.forgetting import ForgettingAlarm
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import read_history
 from ascend_cpt.monitor.record import RunInfo
+from ascend_cpt.monitor.report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.resume.state import RunState, write_text
@@ -136,7 +137,7 @@ def _open_sinks(plan: RunPlan, info: RunInfo, initial_step: int, console: TextIO
         config=info.to_values(),
         warn=SinkGroup([], console).warn,
     )
-    return SinkGroup([*always, *trackers], console)
+    return SinkGroup([*always, *trackers, ReportSink(plan.run_dir)], console)
 
 
 def _open_account(plan: RunPlan, phases: list[PhaseSpan]) -> DataAccount:

@@ -8,6 +8,8 @@ from typing import Any
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.monitor.record import DataRecord
+from ascend_cpt.monitor.sinks import format_account
 
 
 def summarize_run(run_dir: Path) -> list[str]:
@@ -27,9 +29,14 @@ def summarize_run(run_dir: Path) -> list[str]:
         f"{float(last['loss']):.4f} at step {last['step']}",
     ]
     lines.extend(_describe_set(name, points) for name, points in collect_validation(records).items())
+    if last.get("num_skipped"):
+        lines.append(f"  left out         {last['num_skipped']} of the steps, by cpt.guards")
+    lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():
         lines.append(f"  loss picture     {run_dir / 'loss.png'}")
+    if (run_dir / "report.html").is_file():
+        lines.append(f"  report           {run_dir / 'report.html'}")
     return lines
 
 
@@ -42,7 +49,17 @@ def collect_validation(records: list[dict[str, Any]]) -> dict[str, list[dict[str
     return sets
 
 
+def _describe_data(records: list[dict[str, Any]]) -> list[str]:
+    accounts = [record for record in records if record["kind"] == "data"]
+    if not accounts:
+        return []
+    last = accounts[-1]
+    return format_account(DataRecord(step=last["step"], tokens=last["tokens"], epochs=last["epochs"]))
+
+
 def _describe_set(name: str, points: list[dict[str, Any]]) -> str:
     first, last = points[0], points[-1]
+    alarm = ", ALARM" if last.get("alarm") else ""
     change = float(last["loss"]) - float(first["loss"])
-    return f"  held-out {name:<9}{float(first['loss']):.4f} before → {float(last['loss']):.4f} after ({change:+.4f})"
+    losses = f"{float(first['loss']):.4f} before → {float(last['loss']):.4f} after"
+    return f"  held-out {name:<9}{losses} ({change:+.4f}{alarm})"

@@ -1,0 +1,186 @@
+"""The report: what is read, what survives thinning out, and that the page needs nothing from outside."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.record import DataRecord, RunInfo, ValidationRecord
+from ascend_cpt.monitor.report import ReportSink, render_report, write_report
+from ascend_cpt.monitor.report_data import load_run, make_curve, smooth, thin_out
+from ascend_cpt.monitor.sinks import JsonlSink
+from tests.unit.monitor.test_sinks import make_step
+
+PHASES = [
+    {"name": "general", "first_step": 0, "stop_step": 12, "tokens": {"web": 1200}},
+    {"name": "q&a <late>", "first_step": 12, "stop_step": 20, "tokens": {"web": 600, "qa": 200}},
+]
+
+
+def write_run(run_dir: Path, phases: list[dict[str, Any]] = PHASES) -> Path:
+    """Write a run of 20 steps: a spike at step 7, a NaN at 9, validation, account and `run.json`."""
+    sink = JsonlSink(run_dir / "metrics.jsonl", 0)
+    for step in range(21):
+        if step:
+            loss = {7: 90.0, 9: math.nan}.get(step, 3 - step / 20)
+            sink.write(make_step(step, loss=loss, skipped="loss spike" if step == 7 else "", data_wait_s=0.2))
+        if step % 10 == 0:
+            alarm = step == 20
+            sink.write(ValidationRecord(step=step, name="general", loss=2 + step / 200, num_labels=9, alarm=alarm))
+    sink.write(DataRecord(step=20, tokens={"q&a <late>": {"web": 600, "qa": 200}}, epochs={"web": 0.5, "qa": 2.0}))
+    sink.close()
+    info = RunInfo(
+        name="x", model="qwen3", num_parameters=10**9, num_devices=8, device_name="Ascend910B3", flops_per_token=1.0,
+        peak_flops=None, total_steps=20, tokens_per_step=100, phases=phases,
+        sources={"web": {"rows": 1, "tokens": 3600}, "qa": {"rows": 1, "tokens": 100}},
+        validation={"general": {"max_increase": 0.05}},
+    )  # fmt: skip
+    (run_dir / "run.json").write_text(json.dumps(info.to_values()), encoding="utf-8")
+    return run_dir
+
+
+def read_data(page: str) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert match
+    data: dict[str, Any] = json.loads(match[1].replace("<\\/", "</"))
+    return data
+
+
+def test_charts_of_a_run(tmp_path: Path) -> None:
+    page = render_report([load_run(write_run(tmp_path / "one"))])
+    data = read_data(page)
+    charts = {chart["title"]: chart for chart in data["charts"]}
+    loss = charts["Training loss (nats per token)"]
+    assert max(y for y in loss["lines"][0]["y"] if y is not None) == 90.0
+    assert loss["lines"][0]["y"][8] is None, "NaN is a gap"
+    assert loss["marks"] == [{"run": 0, "x": 7, "y": 90, "text": "left out: loss spike"}]
+    assert [phase["name"] for phase in loss["phases"]] == ["general", "q&a <late>"]
+    held = charts["Validation: general (nats per token)"]
+    assert held["lines"][0] == {"run": 0, "dots": True, "x": [0, 10, 20], "y": [2, 2.05, 2.1]}
+    assert [(level["y"], level.get("alarm", False)) for level in held["levels"]] == [(2, False), (2.05, True)]
+    assert "Learning rate" in charts and "Gradient norm" in charts and "MFU" not in charts
+
+
+def test_tables_of_a_run(tmp_path: Path) -> None:
+    page = render_report([load_run(write_run(tmp_path / "one"))])
+    for text in (
+        "<td>q&amp;a &lt;late&gt;</td><td>qa</td><td>200</td><td>25.0%</td><td>200 (25.0%)</td>",
+        "<td>qa</td><td>2.00</td><td>100</td>",
+        "qwen3, 1B parameters",
+        "8 × Ascend910B3",
+        "2.0000 → 2.1000 (+0.1000), ALARM",
+        "1 of the steps, the last: step 7 (loss spike)",
+        "2 s (median), of which 10.0% of all waiting for data",
+    ):
+        assert text in page, text
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    page = render_report([load_run(write_run(tmp_path / "one"))])
+    assert not re.search(r"https?://|@import|url\(|<link|src=", page)
+    assert not re.search(r"@[A-Z]+@", page), "every place of the template is filled"
+
+
+def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a/run")
+    other = write_run(tmp_path / "b/run", PHASES[:1])
+    data = read_data(render_report([load_run(first), load_run(other)]))
+    assert data["runs"] == ["run (1)", "run (2)"]
+    loss = data["charts"][0]
+    assert [line["run"] for line in loss["lines"]] == [0, 1]
+    assert loss["phases"] == [], "different phases cannot be shaded together"
+
+
+def test_a_name_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "x")
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "validation", "step": 20, "name": "</script><b>", "loss": 1.0, "num_labels": 1}\n')
+    page = render_report([load_run(run)])
+    assert "</script><b>" not in page and "Validation: </script><b>" in read_data(page)["charts"][2]["title"]
+
+
+def test_a_run_without_description_and_with_a_cut_line_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "x")
+    (run / "run.json").unlink()
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "step", "step": 21, "los')
+    assert read_data(render_report([load_run(run)]))["charts"][0]["phases"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no run"),
+        ("", "has no step yet"),
+        ("hello\n", "line 1 is no record"),
+        ('{"kind": "step", "step": 1}\n{}\n', "line 1 is no record"),
+        ("[1]\n", "line 1 is no record"),
+        ('{"kind": "validation", "step": 0, "name": "a", "loss": 1.0}\n', "has no step yet"),
+        ('{"kind": "validation", "step": 0, "name": "a", "loss": "many"}\n', "line 1 is no record"),
+    ],
+)
+def test_broken_runs_get_one_clear_line(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message) as error:
+        load_run(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_broken_description_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "x")
+    (run / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"run\.json: is no JSON"):
+        load_run(run)
+
+
+@given(values=arrays(np.float64, st.integers(1, 5000), elements=st.floats(-1e6, 1e6) | st.just(math.nan)))
+def test_thinning_keeps_ends_and_extremes_and_gaps(values: Any) -> None:
+    kept = thin_out(values, 50)
+    assert len(kept) <= 50 * 3 + 2 and kept[0] == 0 and kept[-1] == len(values) - 1
+    assert (np.diff(kept) > 0).all()
+    finite = values[np.isfinite(values)]
+    if len(finite):
+        assert np.nanmax(values[kept]) == finite.max() and np.nanmin(values[kept]) == finite.min()
+    assert np.isnan(values[kept]).any() == np.isnan(values).any()
+
+
+def test_smoothing_is_a_mean_and_passes_over_nan() -> None:
+    values = np.arange(1000.0)
+    values[500] = np.nan
+    means, window = smooth(values)
+    assert window == 21 and means[100] == 100.0 and means[0] == 5.0
+    assert means[505] == pytest.approx((sum(range(495, 516)) - 500) / 20)
+
+
+def test_a_column_without_values_has_no_curve() -> None:
+    assert make_curve(np.arange(3.0), np.full(3, np.nan)) is None
+
+
+def test_the_page_is_written_at_the_end_of_a_run(tmp_path: Path) -> None:
+    ReportSink(write_run(tmp_path / "x")).close()
+    assert "</html>" in (tmp_path / "x/report.html").read_text(encoding="utf-8")
+
+
+def test_command(tmp_path: Path, repo_root: Path) -> None:
+    run = write_run(tmp_path / "x")
+    command = [sys.executable, "tools/report.py", str(run), "--output", str(tmp_path / "sub/page.html")]
+    result = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "wrote" in result.stdout
+    first = (tmp_path / "sub/page.html").read_bytes()
+    write_report([run], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == first
+    result = subprocess.run([*command[:2], str(tmp_path)], cwd=repo_root, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "holds no run" in result.stderr

@@ -1,0 +1,32 @@
+"""Write one HTML page about runs: `python tools/report.py output/qwen3_tiny`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ascend_cpt.errors import run_command
+from ascend_cpt.monitor.report import write_report
+
+
+def main() -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(
+        description="Write one self-contained HTML page about one or several runs, which are laid over each other."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as output/qwen3_tiny")
+    parser.add_argument(
+        "--output", type=Path, metavar="HTML", help="file to write (default: RUN/report.html of the first)"
+    )
+    args = parser.parse_args()
+    output: Path = args.output or args.runs[0] / "report.html"
+    write_report(args.runs, output)
+    print(f"wrote {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
