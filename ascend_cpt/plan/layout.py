@@ -7,6 +7,8 @@ from typing import Any
 
 from ascend_cpt.config.layout import Layout
 
+MIN_COMPRESSED_SEQ_LENGTH = 2048
+
 
 def find_layout_problems(model: Mapping[str, Any], layout: Layout, seq_length: int) -> list[str]:
     """Return one line for each way in which `layout` does not divide the model.
@@ -35,6 +37,34 @@ def find_layout_problems(model: Mapping[str, Any], layout: Layout, seq_length: i
         problems.append(f"context_parallel {layout.context_parallel} does not divide seq_length {seq_length}")
     if heads and kv_heads and heads % kv_heads:
         problems.append(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    return problems
+
+
+def find_switch_problems(
+    model: Mapping[str, Any], layout: Layout, seq_length: int, *, sequence_parallel: bool
+) -> list[str]:
+    """Return one line for each switch that MindFormers refuses on this layout.
+
+    Args:
+        model: The `model.model_config` section.
+        layout: The parallel layout.
+        seq_length: Tokens in a row.
+        sequence_parallel: `parallel_config.use_seq_parallel`.
+    """
+    problems: list[str] = []
+    if sequence_parallel and layout.tensor_parallel == 1:
+        problems.append("use_seq_parallel needs model_parallel above 1; set it to False")
+    parts = layout.context_parallel * (layout.tensor_parallel if sequence_parallel else 1)
+    if seq_length % parts:
+        problems.append(
+            f"use_seq_parallel cuts the {seq_length} tokens of a row into {parts} parts (model_parallel × "
+            "context_parallel), which do not divide it"
+        )
+    if model.get("use_attn_mask_compression") and seq_length < MIN_COMPRESSED_SEQ_LENGTH:
+        problems.append(
+            f"model_config.use_attn_mask_compression needs rows of at least {MIN_COMPRESSED_SEQ_LENGTH} tokens, "
+            f"cpt.seq_length is {seq_length}; set it to False"
+        )
     return problems
 
 

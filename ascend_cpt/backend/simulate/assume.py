@@ -1,0 +1,183 @@
+"""A configuration settled on a machine that has neither its datasets nor its cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.config.layout import uses_cpu
+from ascend_cpt.config.loader import RunConfig, load_config, raise_problems
+from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.plan.case import ModelShape, TrainingCase, split_layers
+from ascend_cpt.plan.layout import find_switch_problems
+from ascend_cpt.weights.mapping import list_mindformers_shapes
+from ascend_cpt.weights.sizes import read_sizes
+
+NUM_ASSUMED_TOKENS = 10**12
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node: int) -> int:
+    """Return the devices of the cluster: the nodes of the command line, or what `parallel_config` multiplies to.
+
+    Raises:
+        ConfigError: when neither says it.
+    """
+    if num_nodes is not None:
+        return num_nodes * devices_per_node
+    section = config.mindformers.get("parallel_config") or {}
+    data = section.get("data_parallel")
+    if data is None:
+        raise ConfigError(
+            f"{config.locate('parallel_config')}: how large is the cluster? give --nodes, or set "
+            "parallel_config.data_parallel"
+        )
+    product = int(data)
+    for key in ("model_parallel", "pipeline_stage", "context_parallel"):
+        product *= int(section.get(key) or 1)
+    return product
+
+
+def settle_without_data(config: RunConfig, world_size: int) -> RunPlan:
+    """Settle every number of a run whose datasets are not here: they are assumed to fit.
+
+    Raises:
+        ConfigError: naming every number that does not fit, or that follows from the datasets.
+    """
+    if uses_cpu(config):
+        raise ConfigError(
+            f"{config.locate('context', 'device_target')}: context.device_target is CPU: plans are made for Ascend; "
+            "add --set context.device_target=Ascend to see what this model would take there"
+        )
+    cpt = config.cpt
+    if cpt.train_tokens is None and not (cpt.phases and all(phase.tokens for phase in cpt.phases)):
+        raise ConfigError(f"{config.path}: without the datasets the plan needs cpt.train_tokens; add it")
+    assumed = _assume_manifest(config)
+    sets = cpt.validation.sets if cpt.validation else {}
+    plan = resolve(
+        config,
+        world_size=world_size,
+        sources=dict.fromkeys(cpt.sources or ("assumed",), assumed),
+        validation=dict.fromkeys(sets, assumed),
+    )
+    raise_problems(config.path, find_case_problems(plan))
+    return plan
+
+
+def build_case(plan: RunPlan) -> TrainingCase:
+    """Return what memory and time of a settled run depend on."""
+    sections, model = plan.config.mindformers, plan.model
+    sizes = read_sizes(model)
+    parallel = sections.get("parallel") or {}
+    optimizer = parallel.get("parallel_optimizer_config") or {}
+    layers = split_layers(sizes.num_layers, plan.layout.pipeline_parallel, model.get("offset"))
+    recompute = sections.get("recompute_config") or {}
+    return TrainingCase(
+        model=ModelShape(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.hidden_size,
+            intermediate_size=sizes.intermediate_size,
+            num_layers=sizes.num_layers,
+            num_heads=sizes.num_heads,
+            num_kv_heads=sizes.num_kv_heads,
+            head_dim=sizes.head_dim,
+            parameters=list_mindformers_shapes(sizes),
+        ),
+        layout=plan.layout,
+        layers_per_stage=layers,
+        seq_length=plan.budget.seq_length,
+        micro_batch_size=plan.budget.micro_batch_size,
+        num_micro_batches=plan.budget.num_accumulation_steps,
+        sequence_parallel=bool((sections.get("parallel_config") or {}).get("use_seq_parallel")),
+        recomputed_layers=_read_recomputed_layers(recompute.get("recompute"), layers),
+        recomputes_selected=bool(recompute.get("select_recompute")),
+        shards_optimizer=bool(parallel.get("enable_parallel_optimizer", False)),
+        shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
+        shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
+        param_bytes=_BYTES[str(model.get("params_dtype", "float32"))],
+        compute_bytes=_BYTES[str(model.get("compute_dtype", "bfloat16"))],
+    )
+
+
+def load_shortened(
+    plan: RunPlan, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int
+) -> RunConfig:
+    """Return the configuration of a settled run with fewer layers and micro batches, everything else the same.
+
+    Args:
+        plan: The whole run.
+        overrides: What the command line changed when the run's configuration was loaded.
+        layers_per_stage: Layers on every pipeline stage; None keeps all.
+        micro_batches: Micro batches of a step at most.
+    """
+    config = plan.config
+    changed = dict(overrides)
+    num_micro = min(plan.budget.num_accumulation_steps, micro_batches)
+    changed["cpt.global_batch_size"] = plan.budget.micro_batch_size * plan.layout.data_parallel * num_micro
+    changed["runner_config.batch_size"] = plan.budget.micro_batch_size
+    for section, key in (("runner_config", "gradient_accumulation_steps"), ("parallel_config", "micro_batch_num")):
+        if (config.mindformers.get(section) or {}).get(key) is not None:
+            changed[f"{section}.{key}"] = num_micro
+    if layers_per_stage is not None:
+        changed["model.model_config.num_hidden_layers"] = layers_per_stage * plan.layout.pipeline_parallel
+        if plan.model.get("offset") is not None:
+            changed["model.model_config.offset"] = 0
+    return load_config(config.path, changed)
+
+
+def find_case_problems(plan: RunPlan) -> list[str]:
+    """Return one line for each switch that does not fit the layout, with its place in the configuration."""
+    section = plan.config.mindformers.get("parallel_config") or {}
+    problems = find_switch_problems(
+        plan.model,
+        plan.layout,
+        plan.budget.seq_length,
+        sequence_parallel=bool(section.get("use_seq_parallel")),
+    )
+    if plan.layout.world_size == 1 and plan.budget.num_accumulation_steps > 1:
+        problems.append(
+            f"one device cannot accumulate gradients ({plan.budget.num_accumulation_steps} micro batches asked for): "
+            "MindFormers would drop them; set cpt.global_batch_size to runner_config.batch_size"
+        )
+    return [f"{plan.config.locate('parallel_config')}: {problem}" for problem in problems]
+
+
+def _read_recomputed_layers(value: Any, layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the layers of each stage that `recompute_config.recompute` means: a switch, or a number per stage."""
+    if isinstance(value, list):
+        return tuple(min(int(count), most) for count, most in zip(value, layers, strict=True))
+    return layers if value else (0,) * len(layers)
+
+
+def _assume_manifest(config: RunConfig) -> Manifest:
+    """Return the manifest of a dataset that fits the configuration and is large enough."""
+    model = config.mindformers.get("model", {}).get("model_config") or {}
+    vocab_size = int(model.get("vocab_size") or 2)
+    pad_id = model.get("pad_token_id", vocab_size - 1)
+    num_rows = NUM_ASSUMED_TOKENS // config.cpt.seq_length
+    shard = Shard(
+        file="assumed",
+        size_bytes=0,
+        sha256="",
+        index_file="assumed",
+        index_size_bytes=0,
+        index_sha256="",
+        num_rows=num_rows,
+        num_tokens=NUM_ASSUMED_TOKENS,
+        num_documents=num_rows,
+        text_bytes=0,
+    )
+    tokenizer = TokenizerInfo(
+        type="assumed", name="assumed", fingerprint="", vocab_size=vocab_size, eod_id=int(pad_id == 0), pad_id=pad_id
+    )
+    return Manifest(
+        key="text",
+        output_format="mindrecord",
+        seq_length=config.cpt.seq_length,
+        tokenizer=tokenizer,
+        shards=(shard,),
+        path=Path("assumed.manifest.json"),
+    )

@@ -1,0 +1,42 @@
+"""Holds what MindSpore says after compiling a rank against the plan: one truth for slices and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from ascend_cpt.backend.simulate.job import ParameterOnRank
+from ascend_cpt.backend.simulate.launch import RankResult
+from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.slices import slice_parameters
+
+# What the training step adds to the model's parameters, by prefix: accumulated gradients and Adam's moments.
+ADDED_PREFIXES = ("accu_grads.", "adam_m.", "adam_v.")
+
+
+def select_model_parameters(parameters: Iterable[ParameterOnRank]) -> list[ParameterOnRank]:
+    """Return the parameters of the model itself."""
+    return [parameter for parameter in parameters if not parameter.name.startswith(ADDED_PREFIXES)]
+
+
+def count_elements(parameters: Iterable[ParameterOnRank]) -> int:
+    """Return the elements that the rank keeps of some parameters."""
+    return sum(math.prod(parameter.stored_shape) for parameter in parameters)
+
+
+def find_differences(case: TrainingCase, result: RankResult) -> list[str]:
+    """Return one line for each parameter that the plan and MindSpore cut differently."""
+    planned = {part.name: part for part in slice_parameters(case, result.stage)}
+    compiled = {parameter.name: parameter for parameter in select_model_parameters(result.parameters)}
+    differences = [f"{name}: not on stage {result.stage} in the plan" for name in sorted(compiled.keys() - planned)]
+    differences += [f"{name}: not compiled on stage {result.stage}" for name in sorted(planned.keys() - compiled)]
+    for name in sorted(planned.keys() & compiled.keys()):
+        plan, real = planned[name], compiled[name]
+        for what, expected, found in (
+            ("whole", plan.shape, real.shape),
+            ("after tensor parallel", plan.tensor_shape, real.tensor_shape),
+            ("stored", plan.stored_shape, real.stored_shape),
+        ):
+            if list(expected) != list(found):
+                differences.append(f"{name}: {what} {list(expected)} in the plan, {list(found)} compiled")
+    return differences

@@ -1,0 +1,186 @@
+"""From a configuration file to its plan, and on to compiling it, as `tools/plan.py` asks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.backend.simulate.assume import build_case, choose_world_size, load_shortened, settle_without_data
+from ascend_cpt.backend.simulate.check import count_elements, find_differences, select_model_parameters
+from ascend_cpt.backend.simulate.launch import RankResult, list_first_ranks, simulate_rank
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.plan.case import GIGABYTE, TrainingCase
+from ascend_cpt.plan.estimate import Estimate, Limits, estimate
+from ascend_cpt.plan.machines import find_machine
+from ascend_cpt.plan.memory import FLOAT32_BYTES, estimate_memory
+
+_POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)
+# Twice the stages fill a pipeline and drain it; more of the same only make the graph longer.
+MICRO_BATCHES_PER_STAGE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The cluster that the command line describes."""
+
+    num_nodes: int | None
+    devices_per_node: int
+    device: str
+    device_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """A simulated rank beside its plan."""
+
+    result: RankResult
+    differences: tuple[str, ...]
+    planned_peak_bytes: int
+
+
+def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[RunPlan, Estimate]:
+    """Return the settled run of a configuration and its plan.
+
+    Raises:
+        ConfigError: naming everything that does not fit together.
+    """
+    config = load_config(path, overrides)
+    world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
+    plan = settle_without_data(config, world_size)
+    machine = dataclasses.replace(find_machine(cluster.device), devices_per_node=cluster.devices_per_node)
+    checkpoint = config.cpt.checkpoint
+    tokens_per_step = plan.budget.tokens_per_step
+    return plan, estimate(
+        build_case(plan),
+        machine,
+        Limits(device_bytes=cluster.device_bytes, pool_bytes=_read_pool_bytes(plan, cluster)),
+        total_tokens=plan.budget.total_tokens,
+        num_kept=checkpoint.keep_last,
+        save_every_steps=checkpoint.every.to_steps(tokens_per_step) if checkpoint.every else None,
+    )
+
+
+def simulate_run(
+    plan: RunPlan,
+    overrides: dict[str, Any],
+    *,
+    ranks: Sequence[int] | None,
+    layers_per_stage: int | None,
+    num_steps: int,
+    timeout_s: float,
+    report: Callable[[str], None],
+    log_dir: Path | None = None,
+) -> tuple[TrainingCase, list[RankReport]]:
+    """Compile ranks of a run and hold them against the plan of what was compiled.
+
+    Args:
+        plan: The whole run.
+        overrides: What the command line changed in its configuration.
+        ranks: Ranks to compile; None takes the first of every pipeline stage.
+        layers_per_stage: Layers on every stage; None keeps all.
+        num_steps: Steps to run on the simulated device.
+        timeout_s: For each rank.
+        report: Takes lines about the progress.
+        log_dir: Keeps the output of the processes.
+
+    Raises:
+        ConfigError: for a rank that the cluster does not have.
+        ClusterError: when this machine cannot simulate.
+    """
+    world_size = plan.layout.world_size
+    wrong = [rank for rank in ranks or () if not 0 <= rank < world_size]
+    if wrong:
+        raise ConfigError(f"--ranks {wrong[0]}: the cluster has ranks 0 to {world_size - 1}")
+    most = MICRO_BATCHES_PER_STAGE * plan.layout.pipeline_parallel
+    short = load_shortened(plan, overrides, layers_per_stage=layers_per_stage, micro_batches=most)
+    short_plan = settle_without_data(short, world_size)
+    case = build_case(short_plan)
+    planned = estimate_memory(case)
+    reports = []
+    for rank in ranks or list_first_ranks(plan):
+        result = simulate_rank(
+            short_plan,
+            rank,
+            num_steps=num_steps,
+            timeout_s=timeout_s,
+            report=lambda line, rank=rank: report(f"rank {rank}: {line}"),  # type: ignore[misc]
+            log_dir=log_dir,
+        )
+        report(f"rank {rank}: {'failed' if result.error else 'done'} after {result.duration_s:.0f} s")
+        differences = [] if result.error else find_differences(case, result)
+        peak_bytes = planned[result.stage].peak_bytes
+        reports.append(RankReport(result=result, differences=tuple(differences), planned_peak_bytes=peak_bytes))
+    return case, reports
+
+
+def render_reports(case: TrainingCase, reports: Sequence[RankReport], *, shows_peaks: bool, pool_bytes: int) -> str:
+    """Return what compiling showed, in text."""
+    return "\n\n".join(_render_report(case, report, shows_peaks, pool_bytes) for report in reports)
+
+
+def _render_report(case: TrainingCase, report: RankReport, shows_peaks: bool, pool_bytes: int) -> str:
+    result = report.result
+    where = f"rank {result.rank} (pipeline stage {result.stage})"
+    if result.error:
+        return f"{where}: NOT compiled: {result.error}"
+    own = select_model_parameters(result.parameters)
+    stored = count_elements(own)
+    largest = max(own, key=lambda parameter: count_elements([parameter]))
+    kept_bytes = stored * (case.param_bytes + 2 * FLOAT32_BYTES)
+    lines = [
+        f"{where}: compiled in {result.duration_s:.0f} s with {result.host_bytes / GIGABYTE:.1f} GB of this machine",
+        f"  parameters  {len(own)} with {stored:,} elements on this rank; weights and optimizer "
+        f"{kept_bytes / GIGABYTE:.2f} GB",
+        f"  largest     {largest.name} {largest.shape}, after tensor parallel {largest.tensor_shape}, "
+        f"kept {largest.stored_shape}",
+    ]
+    lines += [
+        f"  exchange    {exchange.count} × {exchange.kind} between {exchange.group} ranks "
+        f"{_name_ranks(exchange.ranks)}: {exchange.output_bytes / 2**20:,.1f} MB"
+        for exchange in result.exchanges
+    ]
+    if shows_peaks:
+        ratio = report.planned_peak_bytes / result.peak_bytes - 1
+        lines.append(
+            f"  peak        {result.peak_bytes / GIGABYTE:.2f} GB of {pool_bytes / GIGABYTE:.0f} GB, says MindSpore: a "
+            f"lower bound, without workspaces of kernels; the plan {report.planned_peak_bytes / GIGABYTE:.2f} GB "
+            f"({ratio:+.1%})"
+        )
+    verdict = "as planned" if not report.differences else f"{len(report.differences)} differ from the plan:"
+    lines.append(f"  slices      {verdict}")
+    lines += [f"    {difference}" for difference in report.differences]
+    return "\n".join(lines)
+
+
+def reports_to_records(reports: Sequence[RankReport]) -> list[dict[str, Any]]:
+    """Return the reports as plain values."""
+    return [dataclasses.asdict(report) for report in reports]
+
+
+def _name_ranks(ranks: tuple[int, ...]) -> str:
+    steps = {second - first for first, second in itertools.pairwise(ranks)}
+    if len(ranks) > 2 and len(steps) == 1:
+        step = steps.pop()
+        return f"{ranks[0]}-{ranks[-1]}" + (f" by {step}" if step > 1 else "")
+    return ",".join(str(rank) for rank in ranks)
+
+
+def _read_pool_bytes(plan: RunPlan, cluster: Cluster) -> int:
+    """Return `context.max_device_memory`, or the device's memory where it is not set."""
+    given = (plan.config.mindformers.get("context") or {}).get("max_device_memory")
+    if given is None:
+        return cluster.device_bytes
+    match = _POOL.match(str(given))
+    if match is None:
+        raise ConfigError(
+            f"{plan.config.locate('context', 'max_device_memory')}: context.max_device_memory: expected a text such as "
+            f"58GB, got {given!r}"
+        )
+    return int(float(match[1]) * GIGABYTE)

@@ -1,0 +1,89 @@
+"""Activations of MindFormers' decoder layer and of its loss, in bytes on one rank for one micro batch.
+
+Notation: t tokens, s tokens of a sequence-parallel rank, h hidden, q and k the widths of the query and key heads of a
+tensor-parallel rank, f its part of the MLP, v its part of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from ascend_cpt.plan.case import TrainingCase
+
+FLOAT32_BYTES = 4
+# FlashAttention keeps the maximum and the sum of every row of every head, eight float32 each.
+SOFTMAX_BYTES_PER_ROW = 2 * 8 * FLOAT32_BYTES
+LOGITS_COPIES = 4  # float32: the one-hot labels, the log-softmax, and two of the products and differences between them
+
+
+def count_saved_bytes(case: TrainingCase, stage: int) -> int:
+    """Return what a stage keeps from forward to backward, of all micro batches that are under way at its peak."""
+    recomputed = min(case.recomputed_layers[stage], case.layers_per_stage[stage])
+    kept = case.layers_per_stage[stage] - recomputed
+    per_micro_batch = recomputed * _count_layer_input_bytes(case) + kept * count_layer_bytes(case)
+    return per_micro_batch * count_micro_batches_in_flight(case, stage)
+
+
+def count_micro_batches_in_flight(case: TrainingCase, stage: int) -> int:
+    """Return how many micro batches a stage has begun and not ended, at most, with one forward one backward."""
+    return min(case.num_micro_batches, case.num_stages - stage)
+
+
+def count_layer_bytes(case: TrainingCase) -> int:
+    """Return what a layer that is not recomputed keeps for its backward pass."""
+    width = _Widths(case)
+    norm_inputs = 2 * width.s * width.h * FLOAT32_BYTES
+    linear_inputs = 2 * width.t * width.h * case.compute_bytes
+    query_key_norms = width.t * (width.q + width.k) * FLOAT32_BYTES if width.normalizes_query_key else 0
+    attention = width.t * (3 * width.q + 2 * width.k) * case.compute_bytes
+    softmax = width.t * width.heads * SOFTMAX_BYTES_PER_ROW
+    mlp_copies = 2 if case.recomputes_selected else 4
+    mlp = mlp_copies * width.t * width.f * case.compute_bytes
+    return norm_inputs + linear_inputs + query_key_norms + attention + softmax + mlp
+
+
+def count_layer_backward_bytes(case: TrainingCase, stage: int) -> int:
+    """Return what the backward pass of one layer needs beside what was kept."""
+    width = _Widths(case)
+    output_gradient = width.t * width.h * case.compute_bytes
+    if not case.recomputed_layers[stage]:
+        # A layer's own tensors are let go as its gradients come.
+        return output_gradient + 2 * width.s * width.h * case.compute_bytes
+    return output_gradient + 2 * width.t * width.f * case.compute_bytes + count_layer_bytes(case)
+
+
+def count_loss_bytes(case: TrainingCase, stage: int) -> int:
+    """Return what the loss needs at its peak on the last stage."""
+    width = _Widths(case)
+    logits = LOGITS_COPIES * width.t * width.v * FLOAT32_BYTES
+    final_norm = 2 * width.s * width.h * FLOAT32_BYTES + width.t * width.h * case.compute_bytes
+    return logits + final_norm + _count_norm_outputs_bytes(case, stage)
+
+
+def _count_norm_outputs_bytes(case: TrainingCase, stage: int) -> int:
+    """Where gradients accumulate, layers keep the float32 outputs of their norms until their forward pass has ended."""
+    if not case.accumulates:
+        return 0
+    width = _Widths(case)
+    normalized = 2 * width.s * width.h + (width.t * (width.q + width.k) if width.normalizes_query_key else 0)
+    kept = case.layers_per_stage[stage] - min(case.recomputed_layers[stage], case.layers_per_stage[stage])
+    return kept * normalized * FLOAT32_BYTES
+
+
+def _count_layer_input_bytes(case: TrainingCase) -> int:
+    width = _Widths(case)
+    return width.s * width.h * case.compute_bytes
+
+
+class _Widths:
+    """The sizes of one rank, by the letters of the module's notation."""
+
+    def __init__(self, case: TrainingCase) -> None:
+        model, tensor = case.model, case.layout.tensor_parallel
+        self.t = case.tokens_per_rank
+        self.s = self.t // tensor if case.sequence_parallel else self.t
+        self.h = model.hidden_size
+        self.q = model.query_size // tensor
+        self.k = model.kv_size // tensor
+        self.f = model.intermediate_size // tensor
+        self.v = model.vocab_size // tensor
+        self.heads = model.num_heads // tensor
+        self.normalizes_query_key = any(name.endswith("q_layernorm.weight") for name in model.parameters)

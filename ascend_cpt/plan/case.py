@@ -1,0 +1,106 @@
+"""What memory and time of a training step depend on: the model's shape, the layout, the batch, a few switches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ascend_cpt.config.layout import Layout
+
+Shape = tuple[int, ...]
+
+KILOBYTE = 1024
+GIGABYTE = 1024**3  # as MindSpore and npu-smi count it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """The sizes of a dense decoder in elements, and the shape of every parameter by its MindFormers name."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    parameters: Mapping[str, Shape]
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained parameters, each counted once."""
+        return sum(math.prod(shape) for shape in self.parameters.values())
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads, which is also that of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCase:
+    """One model, trained in one way on one cluster."""
+
+    model: ModelShape
+    layout: Layout
+    layers_per_stage: tuple[int, ...]
+    seq_length: int
+    micro_batch_size: int
+    num_micro_batches: int
+    """Micro batches of one optimizer step: pipeline micro batches, or steps of gradient accumulation."""
+    sequence_parallel: bool = False
+    recomputed_layers: tuple[int, ...]
+    """Layers of each stage whose activations are computed again in the backward pass."""
+    recomputes_selected: bool = False
+    """Whether the other layers recompute SiLU and the product after it (`select_recompute`)."""
+    shards_optimizer: bool = True
+    """Whether weights and optimizer states are cut over the data-parallel ranks as well."""
+    shards_gradients: bool = False
+    """Whether accumulated gradients are (`gradient_accumulation_shard`)."""
+    shard_threshold_bytes: int = 64 * KILOBYTE
+    """Smaller parameters are not cut over the data-parallel ranks."""
+    param_bytes: int = 4
+    compute_bytes: int = 2
+
+    @property
+    def tokens_per_rank(self) -> int:
+        """Tokens of a micro batch that one rank holds outside of tensor parallel parts."""
+        return self.micro_batch_size * self.seq_length // self.layout.context_parallel
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over the cluster."""
+        return self.micro_batch_size * self.num_micro_batches * self.layout.data_parallel * self.seq_length
+
+    @property
+    def num_stages(self) -> int:
+        return self.layout.pipeline_parallel
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients are summed over several micro batches, which takes a buffer of their own."""
+        return self.num_micro_batches > 1 or self.num_stages > 1
+
+    def first_layer(self, stage: int) -> int:
+        """Return the number of the first layer of a stage."""
+        return sum(self.layers_per_stage[:stage])
+
+
+def split_layers(num_layers: int, num_stages: int, offset: Any = None) -> tuple[int, ...]:
+    """Return the layers of every stage; `offset` says how many more than the even share each of them has.
+
+    Raises:
+        ValueError: when the stages do not hold exactly all layers.
+    """
+    extra: Sequence[int] = offset if isinstance(offset, list) else [0] * num_stages
+    layers = tuple(num_layers // num_stages + more for more in extra)
+    if len(layers) != num_stages or sum(layers) != num_layers or min(layers) < 1:
+        raise ValueError(f"{list(layers)} layers in {num_stages} stages are not {num_layers} layers")
+    return layers

@@ -1,0 +1,51 @@
+"""The machines that a plan is made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.plan.throughput import Efficiency
+
+GIGA = 10**9
+TERA = 10**12
+
+# Fitted to the seven figures that benchmarks/plan_figures.yaml marks; see docs/planning.md.
+PUBLISHED = Efficiency(matmul=0.835, attention=0.305, exchange=0.949, activation_passes=2.51, layer_s=1.83e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Accelerators of one kind, and how they are connected. Rates are per device."""
+
+    name: str
+    chip: str
+    peak_flops: float
+    """Dense half-precision operations of the matrix units per second."""
+    memory_bytes_per_s: float = 1.6 * TERA
+    node_bytes_per_s: float = 7 * 28 * GIGA
+    """To the other devices of its node together, one direction: seven HCCS links."""
+    network_bytes_per_s: float = 25 * GIGA
+    """To devices of other nodes, one direction: 200 Gb/s."""
+    devices_per_node: int = 8
+    efficiency: Efficiency = PUBLISHED
+
+
+# The peak is cores × 8192 operations per core and cycle × 1.8 GHz, with 20 and 24 cores, the same as in
+# monitor/flops.py. MindFormers' model cards give figures for both machines; the same configuration runs 1.15 to 1.2
+# times as fast on the second.
+MACHINES = {
+    "910B": Machine(name="Atlas 800T A2", chip="Ascend910B3", peak_flops=294.912 * TERA),
+    "910B-pod": Machine(name="Atlas 900 A2 PoDc", chip="Ascend910B2", peak_flops=353.8944 * TERA),
+}
+
+
+def find_machine(name: str) -> Machine:
+    """Return the machine of a device name.
+
+    Raises:
+        ConfigError: for a name that is not in the table; speeds are never guessed.
+    """
+    if name not in MACHINES:
+        raise ConfigError(f"--device {name}: unknown, choose one of {', '.join(MACHINES)}")
+    return MACHINES[name]

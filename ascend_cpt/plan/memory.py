@@ -1,0 +1,147 @@
+"""Memory of one rank at the moments of a training step when it is highest, per pipeline stage.
+
+What MindSpore allocates was read from its own memory tracker on the simulated device, tensor by tensor;
+docs/planning.md shows how far the sums here are from its peaks. Workspaces of kernels and what lies outside of
+MindSpore's pool (the driver, HCCL's buffers) are not part of these figures: see `estimate.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ascend_cpt.plan.activations import (
+    count_layer_backward_bytes,
+    count_loss_bytes,
+    count_micro_batches_in_flight,
+    count_saved_bytes,
+)
+from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.slices import EMBEDDING, ParameterSlice, slice_parameters
+
+FLOAT32_BYTES = 4
+ADAM_STATES = 2  # first and second moment, float32
+# AdamW as a graph of single operators keeps the scaled gradient and both new moments of all parameters at once.
+UPDATE_COPIES = 3
+# Attention mask, rotary tables, micro-batch inputs, scalars.
+CONSTANT_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Bytes allocated at a moment of the step, beside weights, optimizer states and accumulated gradients."""
+
+    name: str
+    """`backward` of a layer, `loss`, `reduce` of the gradients or `update` of the weights."""
+    gradients_bytes: int = 0
+    activations_bytes: int = 0
+    communication_bytes: int = 0
+    """Weights gathered from the other data-parallel ranks, in the type of computation."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.gradients_bytes + self.activations_bytes + self.communication_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMemory:
+    """Bytes on every rank of a pipeline stage."""
+
+    stage: int
+    num_layers: int
+    num_parameters: int
+    """Parameters of this stage after tensor parallel."""
+    num_stored_parameters: int
+    """Of these, what a rank keeps after the optimizer's sharding."""
+    weights_bytes: int
+    optimizer_bytes: int
+    accumulated_bytes: int
+    """Sums of gradients over micro batches."""
+    training: Moment
+    """The highest moment of forward and backward."""
+    updating: Moment
+    """The highest moment after them."""
+    constants_bytes: int = CONSTANT_BYTES
+
+    @property
+    def peak(self) -> Moment:
+        """The highest moment of all."""
+        return max(self.training, self.updating, key=lambda moment: moment.total_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """What MindSpore's pool must hold, without workspaces and fragments."""
+        return self.static_bytes + self.peak.total_bytes
+
+    @property
+    def static_bytes(self) -> int:
+        """What is there all the time."""
+        return self.weights_bytes + self.optimizer_bytes + self.accumulated_bytes + self.constants_bytes
+
+
+def estimate_memory(case: TrainingCase) -> tuple[StageMemory, ...]:
+    """Return the memory of every pipeline stage."""
+    return tuple(_estimate_stage(case, stage) for stage in range(case.num_stages))
+
+
+def _estimate_stage(case: TrainingCase, stage: int) -> StageMemory:
+    slices = slice_parameters(case, stage)
+    stored = sum(part.num_stored_elements for part in slices)
+    return StageMemory(
+        stage=stage,
+        num_layers=case.layers_per_stage[stage],
+        num_parameters=sum(part.num_tensor_elements for part in slices),
+        num_stored_parameters=stored,
+        weights_bytes=stored * case.param_bytes,
+        optimizer_bytes=stored * ADAM_STATES * FLOAT32_BYTES,
+        accumulated_bytes=_count_accumulated_bytes(case, slices) if case.accumulates else 0,
+        training=max(_list_training_moments(case, stage, slices), key=lambda moment: moment.total_bytes),
+        updating=max(_list_updating_moments(slices), key=lambda moment: moment.total_bytes),
+    )
+
+
+def _list_training_moments(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> list[Moment]:
+    in_flight = count_micro_batches_in_flight(case, stage)
+    # The gathered embedding is let go once the last micro batch has gone forward.
+    gathered = sum(
+        _count_gathered_bytes(case, part)
+        for part in slices
+        if part.name != EMBEDDING or case.num_micro_batches > in_flight
+    )
+    stored = 0 if case.accumulates else FLOAT32_BYTES * sum(part.num_stored_elements for part in slices)
+    saved = count_saved_bytes(case, stage)
+    backward = Moment(
+        name="backward",
+        gradients_bytes=stored,
+        activations_bytes=saved + count_layer_backward_bytes(case, stage),
+        communication_bytes=gathered,
+    )
+    if stage != case.num_stages - 1:
+        return [backward]
+    loss = Moment(name="loss", activations_bytes=saved + count_loss_bytes(case, stage), communication_bytes=gathered)
+    return [backward, loss]
+
+
+def _list_updating_moments(slices: list[ParameterSlice]) -> list[Moment]:
+    stored = sum(part.num_stored_elements for part in slices) * FLOAT32_BYTES
+    largest_tensor = max(part.num_tensor_elements for part in slices) * FLOAT32_BYTES
+    largest_stored = max(part.num_stored_elements for part in slices) * FLOAT32_BYTES
+    return [
+        # Gradients are scaled one parameter after the other, then reduced to what is stored.
+        Moment(name="reduce", gradients_bytes=stored + 2 * largest_tensor),
+        Moment(name="update", gradients_bytes=UPDATE_COPIES * stored + largest_stored),
+    ]
+
+
+def _count_accumulated_bytes(case: TrainingCase, slices: list[ParameterSlice]) -> int:
+    return FLOAT32_BYTES * sum(
+        part.num_stored_elements if case.shards_gradients else part.num_tensor_elements for part in slices
+    )
+
+
+def _count_gathered_bytes(case: TrainingCase, part: ParameterSlice) -> int:
+    """The copy of a weight that the step computes with; the embedding is looked up in the type of the parameters."""
+    if len(part.shape) == 1:
+        return 0
+    if part.name == EMBEDDING:
+        return part.num_tensor_elements * case.param_bytes if part.is_sharded else 0
+    return part.num_tensor_elements * case.compute_bytes

@@ -1,0 +1,187 @@
+"""A plan for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ascend_cpt.config.values import format_count
+from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.plan.estimate import Estimate, needed_bytes, reserve_bytes
+from ascend_cpt.plan.memory import Moment, StageMemory
+from ascend_cpt.plan.suggest import make_offset
+
+MEMORY_PARTS = ("weights", "optimizer", "gradients", "activations", "communication", "constants")
+
+
+def render(plan: Estimate) -> str:
+    """Return the plan in a page of text."""
+    case, time, layout = plan.case, plan.time, plan.case.layout
+    recompute = _describe_recompute(plan)
+    sizes = f"{layout.data_parallel} × tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel}"
+    lines = [
+        f"model     {format_count(case.model.num_parameters)} parameters, {case.model.num_layers} layers; "
+        f"rows of {case.seq_length} tokens",
+        f"cluster   {layout.world_size} devices, {plan.machine.name} ({plan.machine.chip}): data {sizes} × context "
+        f"{layout.context_parallel}",
+        f"step      {format_count(case.tokens_per_step)} tokens: {case.micro_batch_size} rows × "
+        f"{case.num_micro_batches} micro batches × data {layout.data_parallel}; {recompute}",
+        "",
+        *_render_memory(plan),
+        "",
+        f"time      {time.step_s:.2f} s a step: computing {_share(time.compute_s, plan)}, tensor parallel "
+        f"{_share(time.tensor_exchange_s, plan)}, data parallel {_share(time.data_exchange_s, plan)}, pipeline "
+        f"{_share(time.pipeline_exchange_s, plan)}, bubble {_share(time.pipeline_bubble_s, plan)}, optimizer "
+        f"{_share(time.update_s, plan)}",
+        f"speed     {time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_device_s:,.0f} a device, MFU "
+        f"{time.model_flops_utilization:.0%} of {plan.machine.peak_flops / 1e12:.0f} TFLOPS (an estimate; errors in "
+        "docs/planning.md)",
+        f"budget    {format_count(plan.total_tokens)} tokens in {plan.days:.1f} days",
+        f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} a checkpoint, {plan.checkpoints.num_kept} kept: "
+        f"{format_gigabytes(plan.checkpoints.disk_bytes)}",
+        _render_verdict(plan),
+    ]
+    return "\n".join(lines)
+
+
+def render_suggestions(plans: Sequence[Estimate]) -> str:
+    """Return layouts that fit as a table, with what to write into the configuration for the first."""
+    if not plans:
+        return "no layout of these devices fits; take more nodes"
+    rows = [["data", "tensor", "pipeline", "rows", "micro batches", "recompute", "GB", "tokens/s", "MFU", "days"]]
+    for plan in plans:
+        layout, case = plan.case.layout, plan.case
+        rows.append(
+            [
+                str(layout.data_parallel),
+                str(layout.tensor_parallel),
+                str(layout.pipeline_parallel),
+                str(case.micro_batch_size),
+                str(case.num_micro_batches),
+                "yes" if any(case.recomputed_layers) else "no",
+                f"{max(map(needed_bytes, plan.stages)) / GIGABYTE:.1f}",
+                f"{plan.time.tokens_per_s:,.0f}",
+                f"{plan.time.model_flops_utilization:.0%}",
+                f"{plan.days:.1f}",
+            ]
+        )
+    return "\n".join([*_align(rows), "", *_render_settings(plans[0])])
+
+
+def to_record(plan: Estimate) -> dict[str, Any]:
+    """Return the plan as plain values: bytes, seconds, tokens."""
+    time = plan.time
+    return {
+        "fits": plan.fits,
+        "parameters": plan.case.model.num_parameters,
+        "layout": dataclasses.asdict(plan.case.layout),
+        "layers_per_stage": list(plan.case.layers_per_stage),
+        "recomputed_layers": list(plan.case.recomputed_layers),
+        "micro_batch_size": plan.case.micro_batch_size,
+        "num_micro_batches": plan.case.num_micro_batches,
+        "machine": plan.machine.name,
+        "usable_bytes": plan.limits.usable_bytes,
+        "stages": [
+            {
+                **dataclasses.asdict(stage),
+                "peak": stage.peak.name,
+                "peak_bytes": stage.peak_bytes,
+                "reserve_bytes": reserve_bytes(stage),
+            }
+            for stage in plan.stages
+        ],
+        "time": {
+            **dataclasses.asdict(time),
+            "step_s": time.step_s,
+            "tokens_per_s": time.tokens_per_s,
+            "tokens_per_device_s": time.tokens_per_device_s,
+            "model_flops_utilization": time.model_flops_utilization,
+        },
+        "total_tokens": plan.total_tokens,
+        "days": plan.days,
+        "checkpoint_bytes": plan.checkpoints.num_bytes,
+        "disk_bytes": plan.checkpoints.disk_bytes,
+    }
+
+
+def format_gigabytes(num_bytes: float) -> str:
+    """Return bytes for people, in units of 2^30."""
+    return f"{num_bytes / GIGABYTE:,.1f} GB"
+
+
+def _render_memory(plan: Estimate) -> list[str]:
+    limit_bytes = plan.limits.usable_bytes
+    heading = ["GB per rank", "layers", "moment", *MEMORY_PARTS, "reserve", "sum", f"of {limit_bytes / GIGABYTE:.0f}"]
+    rows = [heading]
+    for stage in plan.stages:
+        for moment in (stage.training, stage.updating):
+            parts = split_memory(stage, moment)
+            total = sum(parts.values()) + reserve_bytes(stage)
+            used = f"{total / limit_bytes:.0%}"
+            rows.append(
+                [
+                    f"stage {stage.stage}",
+                    str(stage.num_layers),
+                    moment.name,
+                    *(f"{parts[name] / GIGABYTE:.1f}" for name in MEMORY_PARTS),
+                    f"{reserve_bytes(stage) / GIGABYTE:.1f}",
+                    f"{total / GIGABYTE:.1f}",
+                    used if total <= limit_bytes else f"{used} too much",
+                ]
+            )
+    return _align(rows)
+
+
+def split_memory(stage: StageMemory, moment: Moment) -> dict[str, int]:
+    """Return the bytes of each of `MEMORY_PARTS` on a rank of a stage at a moment."""
+    return {
+        "weights": stage.weights_bytes,
+        "optimizer": stage.optimizer_bytes,
+        "gradients": stage.accumulated_bytes + moment.gradients_bytes,
+        "activations": moment.activations_bytes,
+        "communication": moment.communication_bytes,
+        "constants": stage.constants_bytes,
+    }
+
+
+def _render_verdict(plan: Estimate) -> str:
+    if plan.fits:
+        return "fits      yes"
+    worst = max(plan.stages, key=needed_bytes)
+    return (
+        f"fits      NO: stage {worst.stage} needs {format_gigabytes(needed_bytes(worst))} of "
+        f"{format_gigabytes(plan.limits.usable_bytes)}, highest in `{worst.peak.name}`; --suggest shows "
+        "layouts that fit"
+    )
+
+
+def _render_settings(plan: Estimate) -> list[str]:
+    layout, case = plan.case.layout, plan.case
+    lines = [
+        "the first as configuration:",
+        f"  parallel_config: {{data_parallel: {layout.data_parallel}, model_parallel: {layout.tensor_parallel}, "
+        f"pipeline_stage: {layout.pipeline_parallel}, use_seq_parallel: {case.sequence_parallel}}}",
+        f"  runner_config: {{batch_size: {case.micro_batch_size}}}",
+        f"  recompute_config: {{recompute: {any(case.recomputed_layers)}}}",
+    ]
+    offset = make_offset(case.model.num_layers, layout.pipeline_parallel)
+    return [*lines, f"  model: {{model_config: {{offset: {offset}}}}}"] if any(offset) else lines
+
+
+def _describe_recompute(plan: Estimate) -> str:
+    case = plan.case
+    if not any(case.recomputed_layers):
+        return "some operators recomputed" if case.recomputes_selected else "nothing recomputed"
+    if case.recomputed_layers == case.layers_per_stage:
+        return "all layers recomputed"
+    return f"layers recomputed by stage: {list(case.recomputed_layers)}"
+
+
+def _share(seconds: float, plan: Estimate) -> str:
+    return f"{seconds / plan.time.step_s:.0%}"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

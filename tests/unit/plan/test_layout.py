@@ -1,0 +1,62 @@
+"""Layouts and switches that do not fit are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ascend_cpt.config.layout import Layout
+from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
+
+MODEL = {
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 12288,
+    "vocab_size": 151936,
+    "num_hidden_layers": 36,
+}
+
+
+def make_layout(data: int = 1, tensor: int = 1, pipeline: int = 1, context: int = 1) -> Layout:
+    return Layout(
+        world_size=data * tensor * pipeline * context,
+        data_parallel=data,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        context_parallel=context,
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "model", "words"),
+    [
+        ({"tensor": 3}, {}, "model_parallel 3 does not divide num_attention_heads 32"),
+        ({"tensor": 16}, {}, "model_parallel 16 does not divide num_key_value_heads 8"),
+        ({"pipeline": 5}, {}, "pipeline_stage 5 does not divide num_hidden_layers 36"),
+        ({"pipeline": 5}, {"offset": [0, 0, 0, 0, 0]}, "offset"),
+        ({"pipeline": 5}, {"offset": [0, 1]}, "offset has 2 entries"),
+        ({"context": 3}, {}, "context_parallel 3 does not divide seq_length 4096"),
+        ({"tensor": 4}, {"vocab_size": 151_933}, "does not divide vocab_size 151933"),
+    ],
+)
+def test_a_layout_that_does_not_divide_is_named(sizes: dict[str, int], model: dict[str, Any], words: str) -> None:
+    problems = find_layout_problems({**MODEL, **model}, make_layout(**sizes), 4096)
+    assert any(words in problem for problem in problems)
+
+
+def test_a_layout_that_divides_has_no_problem() -> None:
+    assert not find_layout_problems(MODEL, make_layout(2, 8, 4), 4096)
+    assert not find_layout_problems({**MODEL, "offset": [0, 1, 0, 0, 0]}, make_layout(pipeline=5), 4096)
+
+
+def test_switches_that_mindformers_refuses_are_named() -> None:
+    layout = make_layout(2, 2)
+    assert not find_switch_problems(MODEL, layout, 4096, sequence_parallel=True)
+    (problem,) = find_switch_problems(MODEL, make_layout(2), 4096, sequence_parallel=True)
+    assert "use_seq_parallel" in problem
+    (problem,) = find_switch_problems(MODEL, layout, 4095, sequence_parallel=True)
+    assert "4095" in problem
+    compressed = {**MODEL, "use_attn_mask_compression": True}
+    (problem,) = find_switch_problems(compressed, layout, 1024, sequence_parallel=False)
+    assert "use_attn_mask_compression" in problem

@@ -1,0 +1,82 @@
+"""The memory model against peaks that MindSpore 2.9.0 told on its simulated device, and its parts by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.memory import estimate_memory
+from ascend_cpt.plan.slices import slice_parameters
+
+MakeCase = Callable[..., TrainingCase]
+NO_RECOMPUTE = {"recompute": False}
+LLAMA = {"model": {"model_type": "llama"}}
+ONE_STAGE = (2, 2, 1, 1)
+
+# (layout, changes, stage, peak in bytes): the model of conftest.py, `tools/plan.py --simulate`. docs/planning.md shows
+# the same table.
+SIMULATED: list[tuple[tuple[int, int, int, int], dict[str, Any], int, int]] = [
+    ((2, 2, 2, 1), {}, 0, 727_268_352),
+    ((2, 2, 2, 1), {}, 1, 1_599_392_256),
+    ((2, 2, 2, 1), NO_RECOMPUTE, 0, 1_485_968_384),
+    ((2, 2, 2, 1), NO_RECOMPUTE, 1, 2_163_414_016),
+    ((2, 2, 2, 1), {"seq_length": 8192}, 0, 909_995_520),
+    ((2, 2, 2, 1), {"seq_length": 8192}, 1, 2_691_202_048),
+    ((2, 2, 2, 1), {"model": {"head_dim": 128}, **NO_RECOMPUTE}, 0, 1_800_565_760),
+    ((2, 2, 2, 1), {**LLAMA, **NO_RECOMPUTE}, 0, 1_383_670_784),
+    ((1, 2, 2, 1), {}, 0, 1_242_195_456),
+    ((8, 1, 1, 1), {}, 0, 3_529_520_128),
+    ((2, 2, 2, 2), {}, 0, 512_345_088),
+    ((2, 2, 4, 1), {}, 0, 516_856_832),
+    (ONE_STAGE, {"num_micro_batches": 1, **NO_RECOMPUTE}, 0, 2_629_258_240),
+]
+
+
+@pytest.mark.parametrize(("layout", "changes", "stage", "peak_bytes"), SIMULATED)
+def test_peaks_are_those_of_the_simulated_device(
+    make_case: MakeCase, layout: tuple[int, int, int, int], changes: dict[str, Any], stage: int, peak_bytes: int
+) -> None:
+    memory = estimate_memory(make_case(layout, **changes))[stage]
+    assert memory.peak_bytes == pytest.approx(peak_bytes, rel=0.02)
+
+
+def test_static_memory_by_hand(make_case: MakeCase) -> None:
+    case = make_case()
+    memory = estimate_memory(case)[0]
+    layer = 1024 * (16 + 16) * 64 + 16 * 64 * 1024 + 3 * 1024 * 3072
+    sharded = (32000 * 1024 + 4 * layer) // 4  # tensor 2 × data 2
+    norms = 4 * (2 * 1024 + 2 * 64)
+    assert memory.num_stored_parameters == sharded + norms
+    assert memory.weights_bytes == 4 * (sharded + norms)
+    assert memory.optimizer_bytes == 2 * memory.weights_bytes
+    assert memory.accumulated_bytes == 4 * (2 * sharded + norms)
+
+
+def test_gradients_are_not_accumulated_in_one_micro_batch(make_case: MakeCase) -> None:
+    assert estimate_memory(make_case(ONE_STAGE, num_micro_batches=1))[0].accumulated_bytes == 0
+
+
+def test_more_data_parallel_ranks_take_less_each(make_case: MakeCase) -> None:
+    peaks = [estimate_memory(make_case((data, 2, 2, 1)))[0].static_bytes for data in (1, 2, 4, 8)]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_recomputing_takes_less(make_case: MakeCase) -> None:
+    kept = estimate_memory(make_case(recompute=False))[0].training.activations_bytes
+    assert estimate_memory(make_case())[0].training.activations_bytes < kept / 3
+
+
+def test_earlier_stages_keep_more_micro_batches(make_case: MakeCase) -> None:
+    stages = estimate_memory(make_case((1, 1, 8, 1), num_micro_batches=16))
+    saved = [stage.training.activations_bytes for stage in stages[:-1]]
+    assert saved == sorted(saved, reverse=True) and saved[0] > saved[-1]
+
+
+def test_a_broken_slice_rule_is_seen(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = slice_parameters(make_case(), 0)
+    monkeypatch.setitem(__import__("ascend_cpt.plan.slices", fromlist=["TENSOR_AXES"]).TENSOR_AXES,
+                        "mlp.linear_fc2.weight", 0)  # fmt: skip
+    assert slice_parameters(make_case(), 0) != good

@@ -1,0 +1,65 @@
+"""How parameters are cut over ranks and stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ascend_cpt.plan.case import TrainingCase, split_layers
+from ascend_cpt.plan.slices import slice_parameters
+
+MakeCase = Callable[..., TrainingCase]
+
+
+def test_slices_of_a_stage(make_case: MakeCase) -> None:
+    parts = {part.name: part for part in slice_parameters(make_case(), 0)}
+    assert parts["embedding.word_embeddings.weight"].tensor_shape == (16000, 1024)
+    assert parts["embedding.word_embeddings.weight"].stored_shape == (8000, 1024)
+    assert parts["decoder.layers.0.self_attention.linear_proj.weight"].tensor_shape == (1024, 512)
+    assert parts["decoder.layers.0.self_attention.linear_proj.weight"].stored_shape == (512, 512)
+    norm = parts["decoder.layers.3.input_layernorm.weight"]
+    assert norm.stored_shape == (1024,) and not norm.is_sharded
+    assert "decoder.layers.4.mlp.linear_fc1.weight" not in parts and "output_layer.weight" not in parts
+
+
+def test_a_tied_embedding_is_on_the_first_and_the_last_stage(make_case: MakeCase) -> None:
+    case = make_case((1, 1, 4, 1), model={"tie_word_embeddings": True})
+    with_embedding = [
+        stage
+        for stage in range(4)
+        if "embedding.word_embeddings.weight" in {part.name for part in slice_parameters(case, stage)}
+    ]
+    assert with_embedding == [0, 3]
+
+
+def test_nothing_is_sharded_when_the_optimizer_is_not_or_the_rows_do_not_divide(make_case: MakeCase) -> None:
+    whole = make_case(shards_optimizer=False)
+    assert not any(part.is_sharded for part in slice_parameters(whole, 0))
+    odd = make_case((3, 2, 2, 1))  # 16000 rows of the embedding are no multiple of 3
+    assert not next(part for part in slice_parameters(odd, 0) if part.name.startswith("embedding")).is_sharded
+
+
+@pytest.mark.parametrize("layout", [(2, 2, 2, 1), (1, 4, 2, 2), (8, 1, 1, 1), (1, 8, 8, 1)])
+def test_stages_and_tensor_parts_make_the_whole_model(make_case: MakeCase, layout: tuple[int, int, int, int]) -> None:
+    case = make_case(layout)
+    whole: dict[str, int] = {}
+    for stage in range(case.num_stages):
+        for part in slice_parameters(case, stage):
+            cut = math.prod(part.shape) // part.num_tensor_elements
+            assert cut in (1, layout[1])
+            whole[part.name] = part.num_tensor_elements * cut
+    assert sum(whole.values()) == case.model.num_parameters
+    assert whole.keys() == case.model.parameters.keys()
+
+
+@given(st.integers(1, 100), st.integers(1, 16))
+def test_split_layers_holds_all_layers_or_refuses(num_layers: int, num_stages: int) -> None:
+    if num_layers % num_stages:
+        with pytest.raises(ValueError, match="layers"):
+            split_layers(num_layers, num_stages)
+    else:
+        assert split_layers(num_layers, num_stages) == (num_layers // num_stages,) * num_stages

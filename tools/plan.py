@@ -1,0 +1,127 @@
+"""Know before the cluster is booked: does a configuration fit, how fast is it, does it compile? Needs no NPU.
+
+python tools/plan.py configs/qwen3/cpt_qwen3_8b.yaml
+python tools/plan.py configs/llama3/cpt_llama3_70b.yaml --nodes 8 --suggest
+python tools/plan.py configs/llama3/cpt_llama3_70b.yaml --compile --layers-per-stage 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ascend_cpt.backend.simulate.planning import (
+    Cluster,
+    plan_run,
+    render_reports,
+    reports_to_records,
+    simulate_run,
+)
+from ascend_cpt.config.loader import parse_assignments
+from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, ConfigError, run_command
+from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.plan.machines import MACHINES
+from ascend_cpt.plan.picture import draw_plan
+from ascend_cpt.plan.report import render, render_suggestions, to_record
+from ascend_cpt.plan.suggest import suggest
+
+STEPS = {"compile": 1, "simulate": 3}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        description="Plan a configuration's run on a cluster: memory, speed, disk; and compile it without NPUs.",
+        epilog="Exit code: 0 it fits (and compiles as planned), 1 it does not, 2 the configuration is wrong.",
+    )
+    parser.add_argument("config", type=Path, metavar="YAML", help="configuration file; its datasets need not be here")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
+    cluster = parser.add_argument_group("cluster")
+    cluster.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default: what the layout needs)")
+    cluster.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices of a node (default: 8)")
+    cluster.add_argument("--device", default="910B", metavar="NAME", help=f"{', '.join(MACHINES)} (default: 910B)")
+    cluster.add_argument("--hbm", type=float, default=64, metavar="GB", help="memory of a device (default: 64)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--suggest", action="store_true", help="also rank the layouts that fit")
+    output.add_argument("--json", action="store_true", help="print JSON instead of text")
+    output.add_argument("--picture", type=Path, metavar="PNG", help="draw memory and time into this file")
+    compiling = parser.add_argument_group("compiling without NPUs")
+    compiling.add_argument(
+        "--compile", action="store_true", help="compile the training step of each pipeline stage's first rank"
+    )
+    compiling.add_argument(
+        "--simulate", action="store_true", help="and run steps on MindSpore's simulated device, for its peak memory"
+    )
+    compiling.add_argument("--ranks", metavar="0,8,...", help="compile these ranks instead")
+    compiling.add_argument("--layers-per-stage", type=int, metavar="K", help="shorten the model, for a quick check")
+    compiling.add_argument("--timeout", type=float, default=3600, metavar="S", help="for each rank (default: 3600)")
+    compiling.add_argument("--log-dir", type=Path, metavar="DIR", help="keep what the processes say")
+    args = parser.parse_args()
+    for name in ("nodes", "devices_per_node", "hbm", "layers_per_stage", "timeout"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
+    return args
+
+
+def parse_ranks(text: str | None) -> list[int] | None:
+    """Return the numbers of `0,8,16`.
+
+    Raises:
+        ConfigError: when they are no whole numbers.
+    """
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--ranks {text}: expected numbers such as 0,8,16") from None
+
+
+def main() -> int:
+    """Print the plan and what compiling showed."""
+    args = parse_arguments()
+    cluster = Cluster(
+        num_nodes=args.nodes,
+        devices_per_node=args.devices_per_node,
+        device=args.device,
+        device_bytes=int(args.hbm * GIGABYTE),
+    )
+    overrides = parse_assignments(args.set)
+    run, plan = plan_run(args.config, overrides, cluster)
+    suggestions = suggest(plan) if args.suggest else []
+    record = to_record(plan)
+    if args.suggest:
+        record["suggestions"] = [to_record(suggestion) for suggestion in suggestions]
+    if args.picture:
+        draw_plan(plan, args.picture, title=args.config.stem)
+    if not args.json:
+        print(render(plan))
+        if args.suggest:
+            print(f"\n{render_suggestions(suggestions)}")
+    good = plan.fits
+    if args.compile or args.simulate:
+        case, reports = simulate_run(
+            run,
+            overrides,
+            ranks=parse_ranks(args.ranks),
+            layers_per_stage=args.layers_per_stage,
+            num_steps=STEPS["simulate" if args.simulate else "compile"],
+            timeout_s=args.timeout,
+            report=lambda line: print(line, file=sys.stderr, flush=True),
+            log_dir=args.log_dir,
+        )
+        good = good and not any(report.result.error or report.differences for report in reports)
+        record["ranks"] = reports_to_records(reports)
+        if not args.json:
+            text = render_reports(case, reports, shows_peaks=args.simulate, pool_bytes=plan.limits.pool_bytes)
+            print(f"\n{text}")
+    if args.json:
+        print(json.dumps(record, indent=1))
+    return EXIT_OK if good else EXIT_FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
