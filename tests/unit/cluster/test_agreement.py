@@ -1,0 +1,138 @@
+"""Processes agree before training: all hear all, one failure ends all, silence ends within the time."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ascend_cpt.cluster.agreement import Agreement, join_job
+from ascend_cpt.errors import ClusterError, ConfigError
+
+
+def find_free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+    return port
+
+
+def run_all(size: int, work: Callable[[Agreement, int], Any], *, timeout_s: float = 10.0) -> list[Any]:
+    """Run `work` for each rank, two on a node, and return the result or the error of each."""
+    port = find_free_port()
+
+    def run(rank: int) -> Any:
+        try:
+            channel = Agreement(rank=rank, size=size, node=rank // 2, address=("127.0.0.1", port), timeout_s=timeout_s)
+            with channel as agreement:
+                return work(agreement, rank)
+        except (ClusterError, ConfigError, RuntimeError) as error:
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(run, range(size)))
+
+
+def test_all_hear_all_over_several_rounds() -> None:
+    def work(agreement: Agreement, rank: int) -> list[Any]:
+        rounds = []
+        for number in range(20):
+            if rank % 3 == number % 3:
+                time.sleep(0.002)
+            rounds.append(agreement.exchange(f"round {number}", [rank, number]))
+        return rounds
+
+    expected = [[[rank, number] for rank in range(6)] for number in range(20)]
+    assert run_all(6, work) == [expected] * 6
+
+
+def test_the_first_of_a_node() -> None:
+    assert run_all(4, lambda agreement, _: agreement.first_local_rank) == [0, 0, 2, 2]
+
+
+def test_a_failure_is_told_to_all_with_its_node() -> None:
+    def work(agreement: Agreement, rank: int) -> list[Any]:
+        if rank == 3:
+            raise ConfigError("x.yaml:3: cpt.seq_length: is missing")
+        return agreement.exchange("data", rank)
+
+    results = run_all(4, work)
+    assert isinstance(results[3], ConfigError)
+    for error in results[:3]:
+        assert isinstance(error, ClusterError)
+        assert str(error) == f"node 1 ({socket.gethostname()}): x.yaml:3: cpt.seq_length: is missing"
+
+
+def test_a_failure_before_the_others_come_waits_for_them() -> None:
+    def work(agreement: Agreement, rank: int) -> list[Any]:
+        return agreement.exchange("data", rank)
+
+    port = find_free_port()
+
+    def run(rank: int) -> Any:
+        if rank == 1:
+            time.sleep(0.5)
+        try:
+            with Agreement(rank=rank, size=2, node=rank, address=("127.0.0.1", port), timeout_s=2) as agreement:
+                return work(agreement, rank)
+        except ClusterError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(2))) == [[0, 1], [0, 1]]
+
+
+def test_exit_codes_tell_mistakes_from_crashes() -> None:
+    def work(agreement: Agreement, rank: int) -> list[Any]:
+        if rank == 1:
+            raise ConfigError("wrong") if size == 2 else RuntimeError("crashed")
+        return agreement.exchange("data", rank)
+
+    for size, code in ((2, 2), (3, 1)):
+        assert [error.exit_code for error in run_all(size, work) if isinstance(error, ClusterError)] == [code] * (
+            size - 1
+        )
+
+
+def test_one_that_leaves_without_a_word() -> None:
+    def work(agreement: Agreement, rank: int) -> list[Any]:
+        if rank == 1:
+            return []
+        return agreement.exchange("data", rank)
+
+    results = run_all(2, work)
+    assert "ended without a word" in str(results[0])
+
+
+def test_one_that_never_answers() -> None:
+    def work(agreement: Agreement, rank: int) -> list[Any]:
+        if rank == 1:
+            time.sleep(1.0)
+            return []
+        return agreement.exchange("data", rank)
+
+    results = run_all(2, work, timeout_s=0.3)
+    assert isinstance(results[0], ClusterError)
+    assert "not all 2 processes answered on 'data' within 0 s" in str(results[0])
+
+
+def test_nobody_at_the_address() -> None:
+    with pytest.raises(ClusterError, match=r"cannot reach rank 0 at 127.0.0.1:\d+ within 0 s"):
+        Agreement(rank=1, size=2, node=1, address=("127.0.0.1", find_free_port()), timeout_s=0.3).__enter__()
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("", 0)) as taken:
+        address = ("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(ClusterError, match="another job may use it"):
+            Agreement(rank=0, size=2, node=0, address=address, timeout_s=1).__enter__()
+
+
+def test_alone_there_is_nobody_to_ask() -> None:
+    with join_job(0, 1, {}) as agreement:
+        assert agreement.exchange("data", {"x": 1}) == [{"x": 1}]
+        assert agreement.is_first_on_node
