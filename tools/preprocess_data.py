@@ -45,6 +45,9 @@ def parse_args() -> PreprocessSettings:
     )
     add("--max-bad-fraction", type=float, default=0.001, help="fail when more of the records are bad [%(default)s]")
 
+    add("--drop-duplicates", action="store_true", help="leave out documents whose text was there before")
+    add("--filters", metavar="YAML", help="leave out what datatrove's filters and MinHash find (docs/preprocessing.md)")
+
     add = parser.add_argument_group("tokenizer").add_argument
     add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
     add("--tokenizer-name-or-path", metavar="FOLDER", help=f"Hugging Face folder with tokenizer.json ({HUGGING_FACE})")
@@ -84,6 +87,8 @@ def parse_args() -> PreprocessSettings:
         json_keys=tuple(args.json_keys),
         handler_name=args.handler_name,
         txt_documents=args.txt_documents,
+        drop_duplicates=args.drop_duplicates,
+        filters_path=args.filters,
         max_bad_fraction=args.max_bad_fraction,
         tokenizer_type=args.tokenizer_type,
         tokenizer_path=choose_tokenizer_path(args),
@@ -131,6 +136,11 @@ def describe_rows(manifest: Manifest) -> str:
     return f"{manifest.num_rows} rows of {manifest.seq_length}, {len(manifest.shards)} files"
 
 
+def describe_left_out(manifest: Manifest) -> str:
+    """What was left out on purpose, when anything was."""
+    return "".join(f", {count} left out by {kind}" for kind, count in manifest.left_out.items())
+
+
 def main() -> None:
     """Run the command."""
     settings = parse_args()
@@ -141,7 +151,7 @@ def main() -> None:
         print(
             f"{manifest.path}: {manifest.num_documents} documents, {manifest.num_tokens} tokens "
             f"in {describe_rows(manifest)}, "
-            f"{sum(manifest.rejected.values())} records rejected"
+            f"{sum(manifest.rejected.values())} records rejected{describe_left_out(manifest)}"
         )
 
 

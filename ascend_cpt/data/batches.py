@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ascend_cpt.data.documents import Document, Tally, extract_documents
-from ascend_cpt.data.handlers import load_handler
+from ascend_cpt.data.documents import Document, Tally
 from ascend_cpt.data.indexed import INDEX_SUFFIX, IndexedReader, iter_documents
-from ascend_cpt.data.spans import read_records
+from ascend_cpt.data.selection import iter_selected
+from ascend_cpt.data.subtask import SubTask
 from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.data.tokenizing.choice import load_engine
 from ascend_cpt.errors import DataError
-
-if TYPE_CHECKING:
-    from ascend_cpt.data.subs import SubTask
 
 _BATCH_CHARS = 1 << 20
 _BATCH_DOCUMENTS = 4096
@@ -49,21 +46,16 @@ def iter_batches(task: SubTask, tally: Tally) -> Iterator[Batch]:
 
 
 def _iter_texts(task: SubTask, tally: Tally) -> Iterator[tuple[list[Document], int]]:
-    handler = load_handler(task.handler_name)
     batch: list[Document] = []
-    num_chars = weight_before = 0
-    for span in task.spans:
-        for record in read_records(span, task.read_options, handler):
-            for document in extract_documents(handler, task.keys, span.file, record, tally):
-                batch.append(document)
-                num_chars += sum(map(len, document.texts))
-            if num_chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
-                done = min(record.position, span.stop) - span.start
-                yield batch, weight_before + span.weight * done // (span.stop - span.start)
-                batch, num_chars = [], 0
-        weight_before += span.weight
+    num_chars = 0
+    for located in iter_selected(task, tally):
+        if num_chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch, located.weight
+            batch, num_chars = [], 0
+        batch.append(located.document)
+        num_chars += sum(map(len, located.document.texts))
     if batch:
-        yield batch, weight_before
+        yield batch, sum(span.weight for span in task.spans)
 
 
 def _iter_indexed(task: SubTask, tally: Tally) -> Iterator[Batch]:

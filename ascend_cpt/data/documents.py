@@ -35,7 +35,8 @@ class Reject:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What happened to the records of a sub: records + extra documents = packed documents + rejects + filtered."""
+    """What happened to the records of a sub: records + extra documents = packed documents + rejects + filtered +
+    left out."""
 
     num_records: int = 0
     num_extra: int = 0
@@ -44,9 +45,11 @@ class Tally:
     num_filtered: int = 0
     """Records that the handler left out."""
     rejects: list[Reject] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Documents left out on purpose, by kind."""
 
     def check(self) -> None:
-        accounted = self.num_documents + len(self.rejects) + self.num_filtered
+        accounted = self.num_documents + len(self.rejects) + self.num_filtered + sum(self.left_out.values())
         assert self.num_records + self.num_extra == accounted, "a record was lost without being counted"
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 _PAGE_BYTES = 4096
@@ -13,12 +14,12 @@ _READ_BYTES = 4 << 20
 _ZERO_PAGE = bytes(_PAGE_BYTES)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` under a temporary name, then rename: readers see the old file or the whole new one."""
+def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
+    """Write `text`, or its parts, to `path`, whole or not at all: under a temporary name, which is then renamed."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines((text,) if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

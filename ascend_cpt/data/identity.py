@@ -26,15 +26,21 @@ _DECISIVE_SETTINGS = (
     "dataset_name",
     "parse_special_tokens",
     "tokenizer_engine",
+    "drop_duplicates",
 )
 
 
 def make_identity(
-    settings: PreprocessSettings, handler: str, sources: Sequence[SourceFile], tokenizer: TokenizerInfo
+    settings: PreprocessSettings,
+    handler: str,
+    sources: Sequence[SourceFile],
+    tokenizer: TokenizerInfo,
+    filters: dict[str, Any] | None,
 ) -> Identity:
-    """The identity of the dataset that this run makes; `handler` is its description."""
+    """The identity of the dataset that this run makes; `handler` and `filters` are their descriptions."""
     record = {
-        "settings": {name: getattr(settings, name) for name in _DECISIVE_SETTINGS} | {"handler": handler},
+        "settings": {name: getattr(settings, name) for name in _DECISIVE_SETTINGS}
+        | {"handler": handler, "filters": filters},
         "sources": [dataclasses.asdict(source) for source in sources],
         "tokenizer": dataclasses.asdict(tokenizer),
     }
@@ -57,7 +63,8 @@ def describe_difference(before: Identity, now: Identity) -> str:
     for part in ("settings", "tokenizer"):
         for name in sorted({*before[part], *now[part]} - {"name"}):
             old, new = before[part].get(name), now[part].get(name)
-            if old != new:
+            # What an earlier version did not know was not done.
+            if (old or None) != (new or None):
                 return f"{part}: {name} was {old!r} and is {new!r}"
     return _describe_sources(before["sources"], now["sources"])
 

@@ -95,6 +95,8 @@ class Manifest:
     """Records that the handler left out."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Records that could not be packed, counted by kind; listed in `{output_prefix}.rejects.jsonl`."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Documents left out on purpose (duplicates, filters), counted by kind; listed there as well."""
     settings: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     """The tokenizing engine and how it was checked."""
@@ -138,7 +140,17 @@ class Manifest:
         Sources, settings, engine and versions are left out: they say how the dataset came about, not what is in it.
         """
         record = _to_record(self)
-        for name in ("sources", "num_records", "num_filtered", "rejected", "settings", "engine", "versions", "totals"):
+        for name in (
+            "sources",
+            "num_records",
+            "num_filtered",
+            "rejected",
+            "left_out",
+            "settings",
+            "engine",
+            "versions",
+            "totals",
+        ):
             record.pop(name)
         record["tokenizer"].pop("name")
         return hashlib.sha256(_dump_canonical(record)).hexdigest()

@@ -7,13 +7,15 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ascend_cpt import __version__
 from ascend_cpt.data import workspace
 from ascend_cpt.data.batches import INDEXED_FORMAT
 from ascend_cpt.data.documents import Reject
+from ascend_cpt.data.filtering import check_installed, load_plan
 from ascend_cpt.data.handlers import describe_handler, is_known, joins_records, load_handler, needed_columns
 from ascend_cpt.data.identity import Identity, hash_identity, make_identity
 from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
@@ -25,9 +27,12 @@ from ascend_cpt.data.progress import ProgressReporter
 from ascend_cpt.data.ray_workers import run_subs_on_ray
 from ascend_cpt.data.readers import ReadOptions, load_reader
 from ascend_cpt.data.rejects import check_rejects, count_kinds, write_rejects
+from ascend_cpt.data.selecting import select_documents
+from ascend_cpt.data.selection import LISTING_FILE
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.splitting import split_input
-from ascend_cpt.data.subs import SubResult, SubTask
+from ascend_cpt.data.subs import SubResult, pack_sub
+from ascend_cpt.data.subtask import SubTask
 from ascend_cpt.data.tokenizing.base import TokenizerFile
 from ascend_cpt.data.tokenizing.choice import EngineChoice, choose_engine
 from ascend_cpt.data.tokenizing.files import open_tokenizer
@@ -68,13 +73,19 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     )
     if settings.append_bos and tokenizer.info.bos_id is None:
         raise DataError(f"--append-bos: the tokenizer {settings.tokenizer_path} has no BOS token")
-    identity = make_identity(settings, describe_handler(handler), _describe_sources(files), tokenizer.info)
+    plan = None if settings.filters_path is None else load_plan(settings.filters_path)
+    filters = None if plan is None else plan.describe()
+    identity = make_identity(settings, describe_handler(handler), _describe_sources(files), tokenizer.info, filters)
     with workspace.lock_output(settings):
         finished = workspace.find_finished(settings, identity)
         if finished:
             logger.info("%s: already done, reusing", settings.output_prefix)
             return finished
+        if plan is not None:
+            check_installed(plan)
         if files[0].format == INDEXED_FORMAT:
+            if settings.selects:
+                raise DataError("--drop-duplicates, --filters: the input holds ids; they need text")
             engine = EngineChoice(name="none", version="", check="the input holds ids")
         else:
             sample = preview_texts(files, handler, settings.json_keys, options)
@@ -82,6 +93,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
             logger.info("tokenizing with %s %s (%s)", engine.name, engine.version, engine.check)
         work = workspace.open_work_folder(settings, identity)
         tasks = _plan_subs(settings, identity, files, options, tokenizer, engine, work)
+        tasks = select_documents(settings, tasks, plan, work, fork)
         if settings.sub_range is not None:
             _run_subs(settings, tasks[slice(*settings.sub_range)], fork)
             logger.info(
@@ -89,7 +101,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
             )
             return []
         results = _run_subs(settings, tasks, fork)
-        rejects = write_rejects(settings.output_prefix, results)
+        rejects = write_rejects(settings.output_prefix, results, [task.folder / LISTING_FILE for task in tasks])
         check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
         shards = workspace.join_shards(settings, tasks, results)
         manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards, rejects)
@@ -100,6 +112,13 @@ def _describe_sources(files: Sequence[InputFile]) -> tuple[SourceFile, ...]:
     return tuple(
         SourceFile(path=file.name, size_bytes=file.size_bytes, fingerprint=fingerprint_file(file)) for file in files
     )
+
+
+def _add_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items()))
 
 
 def _inclusive(sub_range: tuple[int, int]) -> tuple[int, int]:
@@ -161,7 +180,7 @@ def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask], fork: bool
         if settings.engine == "ray" and todo:
             results |= run_subs_on_ray(todo, settings.ray_address, progress.show)
         else:
-            results |= run_subs(todo, settings.workers, progress.show, fork=fork)
+            results |= run_subs(pack_sub, todo, settings.workers, progress.show, fork=fork)
     finally:
         progress.close()
     num_tokens = sum(shard.num_tokens for task in todo for shard in results[task.number].shards)
@@ -192,6 +211,7 @@ def _make_manifests(
             num_records=sum(result.num_records for result in results),
             num_filtered=sum(result.num_filtered for result in results),
             rejected=count_kinds(rejects),
+            left_out=_add_counts(result.left_out for result in results),
             settings=identity["settings"],
             engine=engine.to_record(),
             versions=versions,

@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from ascend_cpt.data.subs import Progress
+from ascend_cpt.data.subtask import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ascend_cpt
-from ascend_cpt.data.subs import Progress, SubResult, SubTask, pack_sub
+from ascend_cpt.data.subs import SubResult, pack_sub
+from ascend_cpt.data.subtask import Progress, SubTask
 from ascend_cpt.errors import DataError
 
 _MAX_RETRIES = 5
@@ -89,4 +90,10 @@ def _make_absolute(task: SubTask) -> SubTask:
         for span in task.spans
     )
     tokenizer = dataclasses.replace(task.tokenizer, path=Path(absolute(task.tokenizer.path)))
-    return dataclasses.replace(task, spans=spans, tokenizer=tokenizer, folder=Path(absolute(task.folder)))
+    return dataclasses.replace(
+        task,
+        spans=spans,
+        tokenizer=tokenizer,
+        folder=Path(absolute(task.folder)),
+        left_out=None if task.left_out is None else Path(absolute(task.left_out)),
+    )

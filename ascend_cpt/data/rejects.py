@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ascend_cpt.data.documents import Reject
@@ -21,13 +22,17 @@ def rejects_path(output_prefix: str) -> Path:
     return Path(f"{output_prefix}.rejects.jsonl")
 
 
-def write_rejects(output_prefix: str, results: Sequence[SubResult]) -> list[Reject]:
-    """List all rejects in the rejects file, with their lines; without any, remove an old list. Return them."""
+def write_rejects(output_prefix: str, results: Sequence[SubResult], listings: Sequence[Path] = ()) -> list[Reject]:
+    """List all rejects in the rejects file, with their lines; without any, remove an old list. Return them.
+
+    What was left out on purpose follows them, from the subs' `listings` that are there.
+    """
     rejects = _number_lines([reject for result in results for reject in result.rejects])
     path = rejects_path(output_prefix)
-    if rejects:
+    listings = [listing for listing in listings if listing.is_file() and listing.stat().st_size]
+    if rejects or listings:
         lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-        write_text_atomic(path, "".join(lines))
+        write_text_atomic(path, itertools.chain(lines, *map(_iter_lines, listings)))
     else:
         path.unlink(missing_ok=True)
     return rejects
@@ -54,6 +59,11 @@ def check_rejects(
 def count_kinds(rejects: Iterable[Reject]) -> dict[str, int]:
     """Number of rejects of each kind."""
     return dict(sorted(Counter(reject.kind for reject in rejects).items()))
+
+
+def _iter_lines(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8") as lines:
+        yield from lines
 
 
 def _number_lines(rejects: list[Reject]) -> list[Reject]:

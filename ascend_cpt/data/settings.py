@@ -47,6 +47,10 @@ class PreprocessSettings:
     tail: str = "pad"
     txt_documents: str = "line"
     max_bad_fraction: float = 0.001
+    drop_duplicates: bool = False
+    """Leave out documents whose text was there before, letter for letter."""
+    filters_path: str | None = None
+    """YAML file with what datatrove is to filter; see `filtering.py`."""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -78,10 +82,17 @@ class PreprocessSettings:
         if self.sub_range is not None and not 0 <= self.sub_range[0] < self.sub_range[1] <= self.num_subs:
             first, after = self.sub_range
             raise DataError(f"--sub-range {first}:{after}: must be A:B with 0 <= A < B <= --n-subs ({self.num_subs})")
+        if self.sub_range is not None and self.selects:
+            raise DataError("--sub-range: --drop-duplicates and --filters look at all documents; run without a range")
         assert self.engine in RUN_ENGINES
         assert self.tail in TAILS and self.txt_documents in TXT_DOCUMENTS and self.output_format in OUTPUT_FORMATS
         assert self.tokenizer_engine in ENGINES and self.tokenizer_type in TOKENIZER_TYPES
         assert self.input_format is None or self.input_format in INPUT_FORMATS
+
+    @property
+    def selects(self) -> bool:
+        """Whether documents are left out on purpose."""
+        return self.drop_duplicates or self.filters_path is not None
 
     def dataset_prefix(self, key: str) -> str:
         """Prefix of the dataset made of `key`."""

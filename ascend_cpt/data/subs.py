@@ -11,53 +11,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from ascend_cpt.data.batches import iter_batches
 from ascend_cpt.data.documents import Reject, Tally
 from ascend_cpt.data.files import write_text_atomic
 from ascend_cpt.data.manifest import Shard
 from ascend_cpt.data.outputs import open_output
-from ascend_cpt.data.packing import Layout
-from ascend_cpt.data.readers import ReadOptions
-from ascend_cpt.data.splitting import Span
-from ascend_cpt.data.tokenizing.base import TokenizerFile
-from ascend_cpt.data.tokenizing.choice import EngineChoice
+from ascend_cpt.data.subtask import Progress, SubTask
 from ascend_cpt.errors import DataError
 
 RESULT_FILE = "result.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubTask:
-    """All that a worker needs to know about a sub."""
-
-    number: int
-    run: str
-    """Identifies what the run makes; results of another are not taken."""
-    spans: tuple[Span, ...]
-    folder: Path
-    """Where the sub's files are once it is whole."""
-    file_names: tuple[str, ...]
-    """The data file of each key."""
-    keys: tuple[str, ...]
-    handler_name: str
-    read_options: ReadOptions
-    tokenizer: TokenizerFile
-    engine: EngineChoice
-    layout: Layout
-    output_format: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a sub has come."""
-
-    weight: int
-    """Of its spans' weight."""
-    num_documents: int
-    num_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +33,8 @@ class SubResult:
     num_records: int
     num_filtered: int
     rejects: tuple[Reject, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Documents left out on purpose, by kind."""
 
 
 def pack_sub(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
@@ -106,6 +72,7 @@ def load_result(task: SubTask) -> SubResult | None:
         num_records=record["num_records"],
         num_filtered=record["num_filtered"],
         rejects=tuple(Reject(**reject) for reject in record["rejects"]),
+        left_out=record["left_out"],
     )
 
 
@@ -126,4 +93,5 @@ def _pack(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
         num_records=tally.num_records,
         num_filtered=tally.num_filtered,
         rejects=tuple(tally.rejects),
+        left_out=tally.left_out,
     )

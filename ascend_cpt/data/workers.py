@@ -9,10 +9,13 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
-from ascend_cpt.data.subs import Progress, SubResult, SubTask, pack_sub
+from ascend_cpt.data.subtask import Progress, SubTask
 from ascend_cpt.errors import DataError
+
+T = TypeVar("T")
+Job = Callable[[SubTask, Callable[[Progress], None]], T]
 
 _POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1
@@ -23,9 +26,14 @@ worker that is killed leaves none held."""
 
 
 def run_subs(
-    tasks: Sequence[SubTask], workers: int, on_progress: Callable[[Progress], None], *, fork: bool = False
-) -> dict[int, SubResult]:
-    """Run the subs on `workers` processes (in this one when that is enough); return their results by sub number.
+    job: Job[T],
+    tasks: Sequence[SubTask],
+    workers: int,
+    on_progress: Callable[[Progress], None],
+    *,
+    fork: bool = False,
+) -> dict[int, T]:
+    """Do a job for each sub on `workers` processes (in this one when that is enough); return the results by sub number.
 
     `on_progress` gets the sum over the subs, several times a second. With `fork` the workers take over what is loaded
     here, the tokenizer above all; that is safe only where no other thread is at work.
@@ -34,14 +42,14 @@ def run_subs(
         DataError: a sub met bad input or could not write, or a worker died; finished subs stay committed.
     """
     if workers == 1 or len(tasks) <= 1:
-        return _run_here(tasks, on_progress)
+        return _run_here(job, tasks, on_progress)
     context = multiprocessing.get_context("fork" if fork else "spawn")
     slots = context.RawArray(ctypes.c_int64, 3 * len(tasks))
     num_processes = min(workers, len(tasks))
     pool = ProcessPoolExecutor(
         num_processes, mp_context=context, initializer=_begin_worker, initargs=(slots, os.getpid())
     )
-    futures = {pool.submit(_run_sub, task, slot): task for slot, task in enumerate(tasks)}
+    futures = {pool.submit(_run_sub, job, task, slot): task for slot, task in enumerate(tasks)}
     try:
         results = _collect(futures, lambda: on_progress(_sum_slots(slots)))
     except BrokenProcessPool as error:
@@ -55,7 +63,7 @@ def run_subs(
     return results
 
 
-def _run_here(tasks: Sequence[SubTask], on_progress: Callable[[Progress], None]) -> dict[int, SubResult]:
+def _run_here(job: Job[T], tasks: Sequence[SubTask], on_progress: Callable[[Progress], None]) -> dict[int, T]:
     slots = [0] * (3 * len(tasks))
     results = {}
     for slot, task in enumerate(tasks):
@@ -64,11 +72,11 @@ def _run_here(tasks: Sequence[SubTask], on_progress: Callable[[Progress], None])
             _fill_slot(slots, slot, progress)
             on_progress(_sum_slots(slots))
 
-        results[task.number] = pack_sub(task, report)
+        results[task.number] = job(task, report)
     return results
 
 
-def _collect(futures: dict[Future[SubResult], SubTask], on_poll: Callable[[], None]) -> dict[int, SubResult]:
+def _collect(futures: dict[Future[T], SubTask], on_poll: Callable[[], None]) -> dict[int, T]:
     results = {}
     pending = set(futures)
     while pending:
@@ -103,5 +111,5 @@ def _die_with(main_process: int) -> None:
         os._exit(1)
 
 
-def _run_sub(task: SubTask, slot: int) -> SubResult:
-    return pack_sub(task, lambda progress: _fill_slot(_slots, slot, progress))
+def _run_sub(job: Job[T], task: SubTask, slot: int) -> T:
+    return job(task, lambda progress: _fill_slot(_slots, slot, progress))

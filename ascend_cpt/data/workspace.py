@@ -23,7 +23,8 @@ from ascend_cpt.data.identity import Identity, describe_difference, identity_of
 from ascend_cpt.data.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.outputs import MINDRECORD, make_shard
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.subs import SubResult, SubTask, load_result
+from ascend_cpt.data.subs import SubResult, load_result
+from ascend_cpt.data.subtask import SubTask
 from ascend_cpt.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from tokenizers import Tokenizer
 
-from ascend_cpt.data import workers
+from ascend_cpt.data import pipeline
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.sample import make_sample
@@ -215,7 +215,7 @@ def test_a_stopped_run_goes_on(sample: Path, tmp_path: Path, monkeypatch: pytest
         done.append(task.number)
         return pack_sub(task, report)
 
-    monkeypatch.setattr(workers, "pack_sub", pack_some)
+    monkeypatch.setattr(pipeline, "pack_sub", pack_some)
     with pytest.raises(KeyboardInterrupt):
         pack(sample, source, tmp_path / "out", num_subs=6)
     assert not list(tmp_path.glob("out_text*")), "nothing is there before all is"
@@ -229,7 +229,7 @@ def test_a_stopped_run_goes_on(sample: Path, tmp_path: Path, monkeypatch: pytest
         again.append(task.number)
         return pack_sub(task, report)
 
-    monkeypatch.setattr(workers, "pack_sub", pack_rest)
+    monkeypatch.setattr(pipeline, "pack_sub", pack_rest)
     assert pack(sample, source, tmp_path / "out", num_subs=6).digest == expected.digest
     assert (done, again) == ([0, 1, 2], [1, 3, 4, 5]), "what was whole is kept"
 

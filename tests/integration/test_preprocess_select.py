@@ -1,0 +1,126 @@
+"""Leaving documents out on purpose, through the command line: duplicates, and what datatrove finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ascend_cpt.data.filtering import PYTHON_VARIABLE
+from ascend_cpt.data.indexed import IndexedReader
+from ascend_cpt.data.manifest import load_manifest
+from ascend_cpt.data.sample import make_sample
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# In datatrove's place: leaves out what has the filter's first letter in it.
+STAND_IN = """#!{python}
+import json, pathlib, sys
+if sys.argv[1] == "-c":
+    sys.exit(0)
+job = json.load(sys.stdin)
+texts = [json.loads(line) for path in sorted(pathlib.Path(job["text"]).iterdir()) for line in open(path)]
+for name in [name for name, _ in job["filters"]] + (["MinHash"] if job["minhash"] is not None else []):
+    texts = [text for text in texts if name[0] not in text["text"]]
+    folder = pathlib.Path(job["survivors"], name)
+    folder.mkdir(parents=True)
+    (folder / "0").write_text("".join(text["id"] + "\\n" for text in texts))
+if any("crash" in arguments for _, arguments in job["filters"]):
+    sys.exit("ValueError: told to")
+"""
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    make_sample(folder)
+    return folder
+
+
+def run(tokenizer: Path, folder: Path, prefix: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--input", str(folder / "in.jsonl")]
+    tool += ["--output-prefix", str(folder / prefix), "--tokenizer-name-or-path", str(tokenizer)]
+    command = [*tool, "--output-format", "mmap", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def write_input(folder: Path, texts: list[str]) -> None:
+    (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def read_documents(prefix: Path) -> list[list[int]]:
+    reader = IndexedReader(f"{prefix}_text_document")
+    ids, offsets = reader.read(0, len(reader))
+    return [part.tolist() for part in np.split(ids, offsets[1:-1])]
+
+
+def test_duplicates(sample: Path, tmp_path: Path) -> None:
+    texts = [f"number {k % 7} of seven" for k in range(20)]
+    write_input(tmp_path, texts)
+    flags = ("--drop-duplicates", "--max-bad-fraction", "0")
+    for num_subs in (1, 3):
+        done = run(sample / "tokenizer", tmp_path, f"out{num_subs}", *flags, "--n-subs", str(num_subs))
+        assert done.returncode == 0, done.stderr
+        assert "13 left out by duplicate" in done.stdout
+        manifest = load_manifest(tmp_path / f"out{num_subs}_text_document")
+        assert (manifest.num_documents, manifest.left_out, manifest.rejected) == (7, {"duplicate": 13}, {})
+        listed = [json.loads(line) for line in (tmp_path / f"out{num_subs}.rejects.jsonl").read_text().splitlines()]
+        assert [entry["position"] for entry in listed] == [30 * k for k in range(7, 20)], "lines of 30 bytes"
+    assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out3")
+    write_input(tmp_path, texts[:7])
+    assert run(sample / "tokenizer", tmp_path, "plain").returncode == 0
+    assert read_documents(tmp_path / "plain") == read_documents(tmp_path / "out1")
+
+
+def test_another_choice_is_another_dataset(sample: Path, tmp_path: Path) -> None:
+    write_input(tmp_path, ["one", "two", "one"])
+    assert run(sample / "tokenizer", tmp_path, "out").returncode == 0
+    done = run(sample / "tokenizer", tmp_path, "out", "--drop-duplicates")
+    assert done.returncode == 2 and "drop_duplicates was False and is True" in done.stderr
+    done = run(sample / "tokenizer", tmp_path, "out2", "--drop-duplicates", "--n-subs", "2", "--sub-range", "0:1")
+    assert done.returncode == 2 and "run without a range" in done.stderr
+    done = run(
+        sample / "tokenizer", tmp_path, "out3", "--drop-duplicates", "--input", f"{tmp_path}/out_text_document.idx"
+    )
+    assert done.returncode == 2 and "they need text" in done.stderr
+
+
+def test_filters_with_duplicates(sample: Path, tmp_path: Path) -> None:
+    write_input(tmp_path, ["one", "the Regex", "two", "one", "Minimal", "the Regex", "RM", "three"])
+    stand_in = tmp_path / "stand_in"
+    stand_in.write_text(STAND_IN.format(python=sys.executable))
+    stand_in.chmod(0o755)
+    plan = tmp_path / "filters.yaml"
+    plan.write_text(f"python: {stand_in}\nfilters: [RegexFilter: {{regex_exp: x}}]\nminhash: {{}}\n")
+    for num_subs in (1, 4):
+        flags = ("--drop-duplicates", "--filters", str(plan), "--n-subs", str(num_subs))
+        done = run(sample / "tokenizer", tmp_path, f"out{num_subs}", *flags)
+        assert done.returncode == 0, done.stderr
+        manifest = load_manifest(tmp_path / f"out{num_subs}_text_document")
+        assert manifest.left_out == {"MinHash": 1, "RegexFilter": 2, "duplicate": 2} and manifest.num_documents == 3
+        assert not (tmp_path / f"out{num_subs}.work").exists()
+    plan.write_text(f"python: {stand_in}\nfilters: [RegexFilter: {{crash: 1}}]\n")
+    done = run(sample / "tokenizer", tmp_path, "out5", "--filters", str(plan))
+    assert done.returncode == 2 and "error: --filters: datatrove failed: ValueError: told to" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} names no Python with datatrove")
+def test_datatrove_itself(sample: Path, tmp_path: Path) -> None:
+    words = np.random.default_rng(0).choice(["river", "stone", "light", "and", "the", "walks", "sings"], 300).tolist()
+    story = " ".join(words)
+    write_input(tmp_path, [story, "short", story + " again", "buy now\n" * 300, " ".join(reversed(words))])
+    plan = tmp_path / "filters.yaml"
+    plan.write_text("filters:\n- GopherRepetitionFilter: {top_n_grams: [], dup_n_grams: []}\nminhash: {n_grams: 3}\n")
+    for num_subs in (1, 2):
+        flags = ("--filters", str(plan), "--n-subs", str(num_subs))
+        done = run(sample / "tokenizer", tmp_path, f"out{num_subs}", *flags)
+        assert done.returncode == 0, done.stderr
+        manifest = load_manifest(tmp_path / f"out{num_subs}_text_document")
+        assert manifest.left_out == {"GopherRepetitionFilter": 1, "MinHash": 1}
+    assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out2")
