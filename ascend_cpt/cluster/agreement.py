@@ -89,6 +89,11 @@ class Agreement:
             self._collector.join(LINGER_S)
 
     @property
+    def rank(self) -> int:
+        """The rank of this process."""
+        return self._me.rank
+
+    @property
     def first_local_rank(self) -> int:
         """The lowest rank on this process's node: it does what is done once per node."""
         return min(member.rank for member in self.members if member.node == self._me.node)
