@@ -10,6 +10,7 @@ import yaml
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
 from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.backend.simulate.assume import choose_world_size
 from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest
@@ -19,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(
     path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name not in ("base", "recipes")
 )
-WORLD_SIZES = {"cpt_llama3_70b": 64, "cpt_qwen3_8b": 8, "cpt_llama2_7b": 8}
+PROMISED = {"cpt_llama3_70b", "cpt_qwen3_8b", "cpt_llama2_7b"}
 
 
 def settle(path: Path, make_manifest: Callable[..., Manifest]) -> RunPlan:
@@ -31,7 +32,7 @@ def settle(path: Path, make_manifest: Callable[..., Manifest]) -> RunPlan:
     sets = config.cpt.validation.sets if config.cpt.validation else {}
     return resolve(
         config,
-        world_size=2 if uses_cpu(config) else WORLD_SIZES[path.stem],
+        world_size=2 if uses_cpu(config) else choose_world_size(config, None, 8),
         sources=dict.fromkeys(config.cpt.sources, manifest),
         validation=dict.fromkeys(sets, manifest),
     )
@@ -39,7 +40,7 @@ def settle(path: Path, make_manifest: Callable[..., Manifest]) -> RunPlan:
 
 def test_the_promised_configs_are_there() -> None:
     names = {path.stem for path in CONFIGS}
-    assert {*WORLD_SIZES, "cpt_qwen3_tiny", "cpt_qwen3_tiny_base", "cpt_llama2_tiny", "cpt_llama3_tiny"} <= names
+    assert {*PROMISED, "cpt_qwen3_tiny", "cpt_qwen3_tiny_base", "cpt_llama2_tiny", "cpt_llama3_tiny"} <= names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,0 +1,88 @@
+"""A configuration is settled without data, shortened for compiling, and refused where it cannot be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.backend.simulate.assume import build_case, load_shortened
+from ascend_cpt.backend.simulate.planning import Cluster, plan_run
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.plan.case import GIGABYTE
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+QWEN3_8B = REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml"
+LLAMA3_70B = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+
+
+def make_cluster(num_nodes: int | None = None, device: str = "910B") -> Cluster:
+    return Cluster(num_nodes=num_nodes, devices_per_node=8, device=device, device_bytes=64 * GIGABYTE)
+
+
+def test_the_case_is_that_of_the_configuration() -> None:
+    run, plan = plan_run(LLAMA3_70B, {}, make_cluster())
+    case = build_case(run)
+    assert case == plan.case
+    assert case.layers_per_stage == case.recomputed_layers == (20, 20, 20, 20)
+    assert (case.micro_batch_size, case.num_micro_batches, case.sequence_parallel) == (1, 128, True)
+    assert (case.param_bytes, case.compute_bytes, case.shards_optimizer) == (4, 2, True)
+    assert plan.limits.usable_bytes == 58 * GIGABYTE
+    assert plan.total_tokens <= 50 * 10**9 < plan.total_tokens + case.tokens_per_step
+
+
+def test_shortening_keeps_the_layout_and_the_micro_batch() -> None:
+    run, _ = plan_run(LLAMA3_70B, {}, make_cluster())
+    _, plan = plan_run_of(load_shortened(run, {}, layers_per_stage=2, micro_batches=8).tree.data, LLAMA3_70B)
+    assert plan.case.layers_per_stage == (2, 2, 2, 2)
+    assert (plan.case.micro_batch_size, plan.case.num_micro_batches) == (1, 8)
+    assert plan.case.layout == run.layout
+
+
+def plan_run_of(data: dict, path: Path):  # type: ignore[no-untyped-def, type-arg]
+    changed = {
+        "model.model_config.num_hidden_layers": data["model"]["model_config"]["num_hidden_layers"],
+        "cpt.global_batch_size": data["cpt"]["global_batch_size"],
+    }
+    return plan_run(path, changed, make_cluster())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_nodes", "words"),
+    [
+        ({"parallel_config.model_parallel": 3}, None, "model_parallel 3 does not divide num_attention_heads 32"),
+        ({"parallel_config.pipeline_stage": 5}, None, "pipeline_stage 5 does not divide num_hidden_layers 36"),
+        ({}, 3, "but the launch has 24 devices"),
+        ({"cpt.global_batch_size": 127}, None, "global_batch_size 127"),
+        ({"parallel_config.model_parallel": 16}, None, "model_parallel 16 does not divide num_key_value_heads 8"),
+        ({"parallel_config.model_parallel": 1}, None, "use_seq_parallel needs model_parallel above 1"),
+        ({"cpt.seq_length": 1024}, None, "use_attn_mask_compression needs rows of at least 2048 tokens"),
+        ({"parallel_config.data_parallel": 1, "parallel_config.model_parallel": 1,
+          "parallel_config.use_seq_parallel": False}, None, "one device cannot accumulate gradients"),
+        ({"cpt.train_tokens": None}, None, "needs cpt.train_tokens"),
+        ({"context.device_target": "CPU"}, None, "context.device_target is CPU"),
+        ({"context.max_device_memory": "58"}, None, "expected a text such as 58GB"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_told_before_any_compile(
+    overrides: dict[str, object], num_nodes: int | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_run(QWEN3_8B, overrides, make_cluster(num_nodes))
+
+
+def test_an_unknown_device_is_no_guess() -> None:
+    with pytest.raises(ConfigError, match="--device 910Z: unknown"):
+        plan_run(QWEN3_8B, {}, make_cluster(device="910Z"))
+
+
+def test_the_cluster_must_be_known(tmp_path: Path) -> None:
+    config = tmp_path / "x.yaml"
+    config.write_text(
+        f"base_config: {QWEN3_8B}\nparallel_config: {{data_parallel: null}}\ncpt: {{run_name: x}}\n", encoding="utf-8"
+    )
+    assert load_config(config).cpt.run_name == "x"
+    with pytest.raises(ConfigError, match="how large is the cluster"):
+        plan_run(config, {}, make_cluster())
+    assert plan_run(config, {}, make_cluster(2))[0].layout.data_parallel == 4
