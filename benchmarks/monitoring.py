@@ -1,0 +1,176 @@
+"""What our monitoring costs beside MindFormers' own callbacks: `python benchmarks/monitoring.py`.
+
+One process trains a tiny Qwen3 on the CPU. MindFormers' MFLossMonitor runs at every step; our callbacks (records to
+console, metrics.jsonl and TensorBoard, guards, data account) run in every other block of steps, first and second in
+turn. Both kinds of block use the same graph, kernels and data, and a busy machine slows both. Validation and saving are
+left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ascend_cpt.backend import trainer
+from ascend_cpt.backend.compile import compile_run, render_yaml
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
+from ascend_cpt.errors import run_command
+from ascend_cpt.monitor.console import captured_output
+
+SEQ_LENGTH, VOCAB_SIZE, NUM_ROWS, BATCH_SIZE = 256, 4096, 400, 4
+WARM_STEPS = 20
+
+
+def make_dataset(folder: Path) -> Manifest:
+    """Write random rows as a packed dataset."""
+    from mindspore.mindrecord import FileWriter
+
+    path = folder / "rows_text_document.mindrecord0"
+    rows = np.random.default_rng(0).integers(1, VOCAB_SIZE - 1, (NUM_ROWS, SEQ_LENGTH + 1), dtype=np.int32)
+    writer = FileWriter(str(path), 1)
+    writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}})
+    writer.write_raw_data([{"input_ids": row} for row in rows])
+    writer.commit()
+    index = path.with_name(f"{path.name}.db")
+    shard = Shard(
+        file=path.name,
+        size_bytes=path.stat().st_size,
+        sha256="",
+        index_file=index.name,
+        index_size_bytes=index.stat().st_size,
+        index_sha256="",
+        num_rows=NUM_ROWS,
+        num_tokens=rows.size,
+        num_documents=NUM_ROWS,
+        text_bytes=4 * rows.size,
+    )
+    tokenizer = TokenizerInfo(
+        type="PretrainedFromHF", name="none", fingerprint="", vocab_size=VOCAB_SIZE, eod_id=0, pad_id=VOCAB_SIZE - 1
+    )
+    manifest = Manifest(
+        key="text", output_format="mindrecord", seq_length=SEQ_LENGTH, tokenizer=tokenizer, shards=(shard,)
+    )
+    prefix = folder / "rows_text_document"
+    write_manifest(manifest, manifest_path(prefix))
+    return load_manifest(str(prefix))
+
+
+def make_plan(folder: Path, total_steps: int, guards: bool) -> RunPlan:
+    """Settle a run of so many steps on random rows."""
+    path = folder / "run.yaml"
+    base = ROOT / "configs/base"
+    path.write_text(f"base_config: [{base / 'cpu_tiny.yaml'}, {base / 'qwen3_tiny.yaml'}]\n", encoding="utf-8")
+    overrides: dict[str, Any] = {
+        "output_dir": str(folder / "output"),
+        "cpt.init_from": "random",
+        "cpt.train_tokens": total_steps * BATCH_SIZE * SEQ_LENGTH,
+        "cpt.global_batch_size": BATCH_SIZE,
+        "cpt.schedule": {"kind": "constant", "peak_lr": 1e-4},
+        "cpt.sources": {"rows": {"path": str(folder)}},
+        "cpt.monitor": {"print_every_steps": 1},
+        "cpt.guards": {"loss_spike": {}, "grad_norm_spike": {}} if guards else {},
+    }
+    plan = resolve(load_config(path, overrides), world_size=1, sources={"rows": make_dataset(folder)})
+    plan.run_dir.mkdir(parents=True)
+    sections = compile_run(plan, resume_from=None, init_from=None)
+    (plan.run_dir / "resolved.yaml").write_text(render_yaml(sections, "benchmark"), encoding="utf-8")
+    return plan
+
+
+class Blocks:
+    """Which steps (from 1) have our callbacks: two blocks a round, ours first in every other round."""
+
+    def __init__(self, num_rounds: int, block_steps: int) -> None:
+        self.num_rounds, self.block_steps = num_rounds, block_steps
+        self.total_steps = WARM_STEPS + 2 * num_rounds * block_steps
+        self.ends_s: dict[int, float] = {}
+
+    def has_ours(self, step: int) -> bool:
+        """Return whether our callbacks run at a step; while warming up they do."""
+        block = (step - WARM_STEPS - 1) // self.block_steps
+        return block < 0 or (block + block // 2) % 2 == 0
+
+    def times_ms(self) -> tuple[list[float], list[float]]:
+        """Return the time of a step in each round: with MindFormers' callbacks alone, and with ours."""
+        alone, ours = [], []
+        for block in range(2 * self.num_rounds):
+            first = WARM_STEPS + block * self.block_steps
+            took_ms = (self.ends_s[first + self.block_steps] - self.ends_s[first]) * 1e3 / self.block_steps
+            (ours if self.has_ours(first + 1) else alone).append(took_ms)
+        return alone, ours
+
+
+def wrap_callbacks(blocks: Blocks) -> None:
+    """Let our callbacks run in their blocks only, and a clock at every step."""
+    from mindspore.train import Callback
+
+    build = trainer._build_callbacks
+
+    class Gate(Callback):
+        def __init__(self, callbacks: list[Any]) -> None:
+            self._callbacks = callbacks
+
+        def on_train_begin(self, run_context: Any) -> None:
+            for callback in self._callbacks:
+                callback.on_train_begin(run_context)
+
+        def on_train_step_begin(self, run_context: Any) -> None:
+            if blocks.has_ours(run_context.original_args().cur_step_num):
+                for callback in self._callbacks:
+                    callback.on_train_step_begin(run_context)
+
+        def on_train_step_end(self, run_context: Any) -> None:
+            step = run_context.original_args().cur_step_num
+            # The last step would save a checkpoint.
+            if blocks.has_ours(step) and step < blocks.total_steps:
+                for callback in self._callbacks:
+                    callback.on_train_step_end(run_context)
+            blocks.ends_s[step] = time.perf_counter()
+
+    def build_gated(plan: RunPlan, launch: trainer.Launch) -> list[Any]:
+        return [Gate(build(plan, launch))]
+
+    trainer._build_callbacks = build_gated
+
+
+def main() -> int:
+    """Train in blocks and print the figures."""
+    parser = argparse.ArgumentParser(description="Measure the cost of monitoring beside MindFormers' own callbacks.")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--block-steps", type=int, default=25, help="steps of a block")
+    parser.add_argument("--guards", action="store_true", help="with spike guards, which compare on the device")
+    args = parser.parse_args()
+    blocks = Blocks(args.rounds, args.block_steps)
+    with tempfile.TemporaryDirectory() as name:
+        plan = make_plan(Path(name), blocks.total_steps, args.guards)
+        wrap_callbacks(blocks)
+        with captured_output(plan.run_dir / "logs/rank_0.log"), open("/dev/null", "w", encoding="utf-8") as console:
+            launch = trainer.Launch(
+                resolved_yaml=plan.run_dir / "resolved.yaml", initial_step=0, stop_at_step=None, console=console
+            )
+            trainer.train(plan, launch)
+    alone, ours = blocks.times_ms()
+    overheads = [100 * (ours_ms / alone_ms - 1) for alone_ms, ours_ms in zip(alone, ours, strict=True)]
+    print("round  MindFormers' alone  with ours  overhead")
+    for number, row in enumerate(zip(alone, ours, overheads, strict=True), start=1):
+        print(f"{number:>5}  {row[0]:>15.2f} ms  {row[1]:>6.2f} ms  {row[2]:>+7.2f} %")
+    alone_ms, ours_ms = statistics.median(alone), statistics.median(ours)
+    print(f"median of a step: {alone_ms:.2f} ms alone, {ours_ms:.2f} ms with ours ({ours_ms - alone_ms:+.3f} ms)")
+    print(f"overhead: median {statistics.median(overheads):+.2f} %, {min(overheads):+.2f} to {max(overheads):+.2f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
