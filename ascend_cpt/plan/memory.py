@@ -133,7 +133,8 @@ def _list_updating_moments(slices: list[ParameterSlice]) -> list[Moment]:
 
 
 def _count_accumulated_bytes(case: TrainingCase, slices: list[ParameterSlice]) -> int:
-    return FLOAT32_BYTES * sum(
+    """The sums are copies of the parameters, of their type."""
+    return case.param_bytes * sum(
         part.num_stored_elements if case.shards_gradients else part.num_tensor_elements for part in slices
     )
 

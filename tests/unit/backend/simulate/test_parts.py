@@ -1,0 +1,115 @@
+"""The parts of simulation that need neither MindSpore nor a compiler."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.backend.simulate import stubs
+from ascend_cpt.backend.simulate.exchanges import name_group, read_exchanges
+from ascend_cpt.backend.simulate.explain import explain_error
+from ascend_cpt.backend.simulate.launch import make_environment, make_sections
+from ascend_cpt.backend.simulate.planning import Cluster, plan_run, simulate_run
+from ascend_cpt.backend.simulate.stub_code import render_assembly
+from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.errors import ClusterError, ConfigError
+from ascend_cpt.plan.case import GIGABYTE
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
+LAYOUT = Layout(world_size=16, data_parallel=2, tensor_parallel=2, pipeline_parallel=2, context_parallel=2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [
+        ((0, 1), "tensor"),
+        ((0, 2), "context"),
+        ((1, 5), "data"),
+        ((0, 8), "pipeline"),
+        ((0, 2, 4, 6), "data × context"),
+        (tuple(range(8)), "data × context × tensor"),
+    ],
+)
+def test_groups_are_named_by_the_dimensions_in_which_ranks_differ(ranks: tuple[int, ...], name: str) -> None:
+    assert name_group(ranks, LAYOUT) == name
+
+
+def test_exchanges_are_summed_by_kind_and_group(tmp_path: Path) -> None:
+    folder = tmp_path / "execute_order"
+    folder.mkdir()
+    (folder / "comm_execute_order.csv").write_text(
+        "index,group,comm_rank,primitive,input_size,output_size\n"
+        + '"1","a","0 1","AllGather","8","16"\n' * 4
+        + '"2","b","0 8","Send","8","8"\n' * 2
+        + '"3","c","0","AllReduce","8","8"\n',
+        encoding="utf-8",
+    )
+    gather, send = read_exchanges(tmp_path, LAYOUT, num_steps=2)
+    assert (gather.kind, gather.group, gather.count, gather.output_bytes) == ("AllGather", "tensor", 2, 32)
+    assert (send.kind, send.group, send.count, send.ranks) == ("Send", "pipeline", 1, (0, 8))
+    assert read_exchanges(tmp_path / "none", LAYOUT, num_steps=1) == []
+
+
+def test_an_error_becomes_a_paragraph_with_the_key() -> None:
+    config = load_config(CONFIG)
+    text = "RuntimeError: The strategy is not\n  divisible by 3\n" + "-" * 40 + "\n- C++ Call Stack: nothing for you"
+    told = explain_error(text, ending="", log="", config=config)
+    assert "Call Stack" not in told and "\n" not in told
+    assert "parallel_config" in told and "cpt_llama3_70b.yaml:" in told
+    assert "no key" in explain_error("ValueError: odd", ending="", log="", config=config)
+    died = explain_error("", ending="ended by signal SIGKILL", log="[WARNING] x\nlast words\n", config=config)
+    assert "SIGKILL" in died and "last words" in died and "WARNING" not in died
+
+
+def test_every_symbol_gets_code_or_data_by_its_name() -> None:
+    text = render_assembly(["aclrtGetSocName", "_ZTV3abc", "_ZTI3abc", "aclCreateDataBuffer", "rtMalloc"])
+    assert ".globl rtMalloc" in text and ".type rtMalloc,@function" in text
+    assert ".type _ZTV3abc,@object" in text and "_ZTI3abc: .zero 256" in text
+    assert '.asciz "Ascend910B1"' in text
+
+
+def test_another_machine_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(ClusterError, match="this machine is aarch64.*x86-64 only"):
+        stubs.check_machine()
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(stubs.shutil, "which", lambda tool: None if tool == "gcc" else tool)
+    with pytest.raises(ClusterError, match="gcc not found"):
+        stubs.check_machine()
+
+
+def test_a_real_cann_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    assert stubs.find_cann() is None
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64" / "libascendcl.so").touch()
+    assert stubs.find_cann() == tmp_path
+    run, _ = plan_run(CONFIG, {}, CLUSTER)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    environment = make_environment(run, 48, None)
+    assert "LD_LIBRARY_PATH" not in environment
+    assert (environment["RANK_ID"], environment["RANK_SIZE"], environment["MS_SIMULATION_LEVEL"]) == ("48", "64", "1")
+
+
+def test_the_simulated_yaml_needs_no_files(tmp_path: Path) -> None:
+    run, _ = plan_run(CONFIG, {}, CLUSTER)
+    sections = make_sections(run, 1, tmp_path)
+    loader = sections["train_dataset"]["data_loader"]
+    assert loader == sections["train_dataset_task"]["dataset_config"]["data_loader"]
+    assert loader["num_rows"] == 2 * 256 and not sections["load_checkpoint"]
+    assert [callback["type"] for callback in sections["callbacks"]] == ["SimulationWatch"]
+
+
+def test_a_rank_outside_the_cluster_is_refused() -> None:
+    run, _ = plan_run(CONFIG, {}, CLUSTER)
+    with pytest.raises(ConfigError, match="--ranks 64: the cluster has ranks 0 to 63"):
+        simulate_run(run, {}, ranks=[0, 64], layers_per_stage=1, num_steps=1, timeout_s=1, report=lambda line: None)
