@@ -1,0 +1,58 @@
+"""The commands and settings of docs/monitoring.md."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ascend_cpt.config.loader import load_config
+from tests.unit.monitor.test_report import write_run
+
+
+def read_blocks(repo_root: Path) -> list[str]:
+    """Return the indented blocks of the guide."""
+    guide = (repo_root / "docs/monitoring.md").read_text(encoding="utf-8")
+    return [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", guide, re.MULTILINE)]
+
+
+def test_commands_run(repo_root: Path, tmp_path: Path) -> None:
+    for name in ("qwen3_tiny_base", "qwen3_tiny"):
+        write_run(tmp_path / "output" / name)
+    commands = [line for block in read_blocks(repo_root) for line in block.splitlines() if line.startswith("python ")]
+    assert len(commands) == 4
+    for command in commands:
+        program, *arguments = command.split()[1:]
+        # The benchmark trains: here it only has to be there.
+        extra = ["--help"] if program.startswith("benchmarks") else []
+        result = subprocess.run(
+            [sys.executable, str(repo_root / program), *arguments, *extra],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, (command, result.stderr)
+    assert (tmp_path / "both.html").is_file() and (tmp_path / "output/qwen3_tiny/report.html").is_file()
+
+
+def test_settings_are_known(repo_root: Path, tmp_path: Path) -> None:
+    blocks = [block for block in read_blocks(repo_root) if block.startswith("cpt:")]
+    assert len(blocks) == 3
+    for block in blocks:
+        content = yaml.safe_load(block)
+        content["cpt"] |= {"seq_length": 8, "global_batch_size": 1}
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(content), encoding="utf-8")
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", "report.html", "tensorboard", "stopped_at_step_"])
+def test_files_have_these_names(repo_root: Path, name: str) -> None:
+    sources = [path for room in ("monitor", "backend") for path in (repo_root / "ascend_cpt" / room).glob("*.py")]
+    assert any(name in path.read_text(encoding="utf-8") for path in sources)
