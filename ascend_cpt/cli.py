@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
 from ascend_cpt.backend.describe import describe, describe_end, describe_start
 from ascend_cpt.backend.plan_picture import draw_plan
+from ascend_cpt.backend.readiness import check_job
 from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
-from ascend_cpt.backend.start import choose_start
+from ascend_cpt.backend.start import Start, choose_start
+from ascend_cpt.backend.trainer import Launch, train
+from ascend_cpt.cluster.agreement import join_job
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.schema import SourceConfig
@@ -47,11 +50,34 @@ def main(argv: list[str] | None = None) -> int:
         serve_workers()
         return 0
     process = read_process(args.world_size if args.dry_run else None)
+    if args.dry_run:
+        plan = settle_run(args, process)
+        start = choose_start(plan, args.resume_training, extend=args.extend)
+        print(f"{describe(plan)}\n{describe_start(start)}")
+        save_plan_picture(plan)
+        return 0
+    with join_job(process.rank, process.world_size) as agreement:
+        plan = settle_run(args, process)
+        make_run_folder(plan.run_dir)
+        check_job(plan, agreement)
+        # One process of each folder holds it: a second launch would have such a one, too.
+        holds = agreement.rank == 0 if plan.config.cpt.storage.shared else agreement.is_first_on_node
+        with hold_run_folder(plan.run_dir) if holds else nullcontext():
+            start = choose_start(plan, args.resume_training, extend=args.extend, agreement=agreement)
+            return train_run(plan, start, args, process, is_first_on_node=agreement.is_first_on_node)
+
+
+def settle_run(args: argparse.Namespace, process: Process) -> RunPlan:
+    """Return the run that the command line and its configuration ask for, settled in every number.
+
+    Raises:
+        CptError: naming what is wrong.
+    """
     config = load_config(
         args.config, collect_overrides(args), replace=("cpt.sources",) if args.train_dataset_dir else ()
     )
     check_launch(config, args, process)
-    plan = resolve(
+    return resolve(
         config,
         world_size=process.world_size,
         sources=open_datasets(config, "cpt.sources", config.cpt.sources),
@@ -59,20 +85,12 @@ def main(argv: list[str] | None = None) -> int:
             config, "cpt.validation.sets", config.cpt.validation.sets if config.cpt.validation else {}
         ),
     )
-    if args.dry_run:
-        start = choose_start(plan, args.resume_training, extend=args.extend)
-        print(f"{describe(plan)}\n{describe_start(start)}")
-        save_plan_picture(plan)
-        return 0
-    make_run_folder(plan.run_dir)
-    # Rank 0 speaks for the run: a second launch would have a rank 0 too.
-    with hold_run_folder(plan.run_dir) if process.rank == 0 else nullcontext():
-        return train_run(plan, args, process)
 
 
-def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
-    """Choose what to start from, compile and train. Returns the exit code."""
-    start = choose_start(plan, args.resume_training, extend=args.extend)
+def train_run(
+    plan: RunPlan, start: Start, args: argparse.Namespace, process: Process, *, is_first_on_node: bool
+) -> int:
+    """Compile and train. Returns the exit code."""
     for line in start.warnings if process.rank == 0 else ():
         print(f"warning: passed over: {line}", file=sys.stderr)
     if start.step >= plan.budget.total_steps:
@@ -93,7 +111,14 @@ def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
         with captured_output(log_path) as console:
             if process.rank == 0:
                 print(f"{describe(plan)}\n{describe_start(start)}", file=console, flush=True)
-            run_training(plan, start.step, args.stop_at_step, console)
+            launch = Launch(
+                resolved_yaml=plan.run_dir / RESOLVED_NAME,
+                initial_step=start.step,
+                stop_at_step=args.stop_at_step,
+                console=console,
+                is_first_on_node=is_first_on_node,
+            )
+            train(plan, launch)
             if process.rank == plan.report_rank:
                 draw_losses(plan.run_dir / "metrics.jsonl", plan.run_dir / "loss.png", title=plan.run_dir.name)
                 print(describe_end(plan, args.stop_at_step), file=console)
@@ -103,21 +128,6 @@ def train_run(plan: RunPlan, args: argparse.Namespace, process: Process) -> int:
         print(f"rank {process.rank} failed; what MindFormers and MindSpore said is in {log_path}", file=sys.stderr)
         raise
     return 0
-
-
-def run_training(plan: RunPlan, initial_step: int, stop_at_step: int | None, console: TextIO) -> None:
-    """Train. MindFormers is imported here and not above: it takes seconds, and a wrong configuration need not wait."""
-    from ascend_cpt.backend.trainer import Launch, train
-
-    train(
-        plan,
-        Launch(
-            resolved_yaml=plan.run_dir / RESOLVED_NAME,
-            initial_step=initial_step,
-            stop_at_step=stop_at_step,
-            console=console,
-        ),
-    )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -154,6 +164,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--stop-at-step", type=int, metavar="N", help="save and stop after step N; run again to continue"
     )
     parser.add_argument(
+        "--no-shared-storage",
+        action="store_true",
+        help="every node holds its own copy of the data and its own output (like cpt.storage.shared: false)",
+    )
+    parser.add_argument(
         "--extend", action="store_true", help="continue a run that has become longer: more tokens or further phases"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
@@ -186,6 +201,8 @@ def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
     overrides = parse_assignments(args.set)
     if args.train_dataset_dir:
         overrides["cpt.sources"] = {"train": {"path": args.train_dataset_dir}}
+    if args.no_shared_storage:
+        overrides["cpt.storage.shared"] = False
     if args.output_dir:
         overrides["output_dir"] = args.output_dir
     if args.load_checkpoint:

@@ -31,14 +31,26 @@ KEEP_ALL = 10**9  # old ones are removed by us: MindFormers forgets those of ear
 
 
 class CheckpointWriter:
-    """Saves weights, optimizer and state of a step; rank 0 writes the state last, which makes the step complete."""
+    """Saves weights, optimizer and state of a step; the state, written last, makes the step complete.
+
+    One rank completes a folder: rank 0 where all nodes share it, otherwise the first rank of every node.
+    """
 
     def __init__(
-        self, root: Path, *, initial_state: RunState, global_batch_size: int, keep_last: int, rank: int, num_ranks: int
+        self,
+        root: Path,
+        *,
+        initial_state: RunState,
+        global_batch_size: int,
+        keep_last: int,
+        keep_every_steps: int | None,
+        completes: bool,
+        num_ranks: int,
     ) -> None:
         self._root, self._state = root, initial_state
-        self._global_batch_size, self._keep_last = global_batch_size, keep_last
-        self._rank, self._num_ranks = rank, num_ranks
+        self._global_batch_size = global_batch_size
+        self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+        self._completes, self._num_ranks = completes, num_ranks
 
     def save(self, step: int, cb_params: Any) -> Path:
         """Save the training network of `cb_params` as step `step` and return the folder."""
@@ -54,7 +66,7 @@ class CheckpointWriter:
             global_batch_size=self._global_batch_size,
         )
         if is_pure_data_parallel():
-            if self._rank == 0:
+            if self._completes:
                 self._save_whole(folder, network, optimizer, common)
         else:
             save_checkpoint(
@@ -68,9 +80,12 @@ class CheckpointWriter:
                 sharded_tensor_metas=get_all_sharded_tensor(network=wrapper),
             )
         wait_for_ranks(self._num_ranks)
-        if self._rank == 0:
+        if self._completes:
             self._complete(folder, step)
         wait_for_ranks(self._num_ranks)
+        # Not before: until here an older step may be the newest that is complete on every node.
+        if self._completes:
+            self._remove_old(folder)
         return folder
 
     def _save_whole(self, folder: Path, network: ms.nn.Cell, optimizer: ms.nn.Cell, common: CommonInfo) -> None:
@@ -100,8 +115,13 @@ class CheckpointWriter:
         )
         write_state(folder, state)
         write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
-        for removed in remove_old_checkpoints(self._root, self._keep_last, keep=folder):
-            logger.info("removed the old checkpoint %s", removed)
+
+    def _remove_old(self, newest: Path) -> None:
+        removed = remove_old_checkpoints(
+            self._root, self._keep_last, keep=newest, keep_every_steps=self._keep_every_steps
+        )
+        for folder in removed:
+            logger.info("removed the old checkpoint %s", folder)
 
 
 def load_whole_checkpoints() -> None:

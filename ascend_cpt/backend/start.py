@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, select_model_identity
+from ascend_cpt.cluster.agreement import Agreement
+from ascend_cpt.cluster.storage import check_same, choose_common_step
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
-from ascend_cpt.resume.fingerprint import describe_differences
-from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, locate_checkpoint
-from ascend_cpt.resume.state import RunState
+from ascend_cpt.resume.fingerprint import describe_differences, hash_values
+from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, list_complete, locate_checkpoint
+from ascend_cpt.resume.state import STATE_NAME, RunState, read_state
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
@@ -38,19 +40,43 @@ class Start:
         return self.resume_from.state.step if self.resume_from else 0
 
 
-def choose_start(plan: RunPlan, resume_training: str | None, *, extend: bool = False) -> Start:
-    """Return what the run starts from.
+def choose_start(
+    plan: RunPlan, resume_training: str | None, *, extend: bool = False, agreement: Agreement | None = None
+) -> Start:
+    """Return what the run starts from; with an `agreement` all processes of the job choose the same.
 
     Args:
         plan: The settled run.
         resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
         extend: The run may have become longer, or got further phases, since its checkpoint was saved.
+        agreement: The channel to the other processes, in a launched job.
 
     Raises:
         ConfigError: when nothing says where the weights come from.
         CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
+        ClusterError: when the nodes do not start from the same, or one of them failed.
     """
-    chosen, passed_over = _choose_checkpoint(plan, resume_training)
+    start = _choose(plan, resume_training, extend, agreement)
+    if agreement is not None:
+        weights = start.resume_from.folder if start.resume_from else start.init_from
+        facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
+        check_same(agreement, "starting point", facts)
+    return start
+
+
+def identify_weights(folder: Path) -> str:
+    """Return what tells a checkpoint or Hugging Face folder from others without reading its tensors."""
+    state = folder / STATE_NAME
+    if state.is_file():
+        saved = read_state(folder)
+        # The files are left out: on a disk of its own a node holds its own part.
+        return f"step {saved.step} of {hash_values(saved.fingerprint)}"
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    return f"{len(sizes)} files, {hash_values(sizes)}"
+
+
+def _choose(plan: RunPlan, resume_training: str | None, extend: bool, agreement: Agreement | None) -> Start:
+    chosen, passed_over = _choose_checkpoint(plan, resume_training, agreement)
     if chosen is None:
         if extend:
             raise CheckpointError(f"{plan.run_dir}: holds no checkpoint to extend; leave out --extend")
@@ -68,7 +94,9 @@ def choose_start(plan: RunPlan, resume_training: str | None, *, extend: bool = F
     return Start(resume_from=chosen, notes=notes, warnings=passed_over)
 
 
-def _choose_checkpoint(plan: RunPlan, resume_training: str | None) -> tuple[Checkpoint | None, tuple[str, ...]]:
+def _choose_checkpoint(
+    plan: RunPlan, resume_training: str | None, agreement: Agreement | None
+) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Return the checkpoint to continue from, or None for a new run, and a line for each that was passed over."""
     wish = resume_training or str(plan.config.mindformers.get("resume_training", "auto"))
     newest, passed_over = find_newest_complete(plan.checkpoint_root)
@@ -80,7 +108,11 @@ def _choose_checkpoint(plan: RunPlan, resume_training: str | None) -> tuple[Chec
             )
         return None, ()
     if wish.lower() in ("auto", "true", "none"):
-        return newest, tuple(passed_over)
+        if agreement is None or plan.config.cpt.storage.shared:
+            return newest, tuple(passed_over)
+        complete, _ = list_complete(plan.checkpoint_root)
+        step, lines = choose_common_step(agreement, list(complete))
+        return (complete[step] if step is not None else None), (*passed_over, *lines)
     chosen = locate_checkpoint(Path(wish))
     if newest is not None and newest.state.step > chosen.state.step:
         raise CheckpointError(

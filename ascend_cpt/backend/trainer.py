@@ -16,12 +16,13 @@ from ascend_cpt.errors import ClusterError
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How this process takes part in the run."""
+    """How this process takes part in the run. `is_first_on_node`: it does what is done once per node."""
 
     resolved_yaml: Path
     initial_step: int
     stop_at_step: int | None
     console: TextIO
+    is_first_on_node: bool
 
 
 def train(plan: RunPlan, launch: Launch) -> None:
@@ -63,8 +64,7 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[Any]:
     from ascend_cpt.backend.collective import get_rank_and_size
     from ascend_cpt.backend.watching import build_callbacks
 
-    rank, num_ranks = get_rank_and_size(plan.layout.world_size > 1)
-    _check_same_start(launch.initial_step, num_ranks)
+    rank, _ = get_rank_and_size(plan.layout.world_size > 1)
     problems: list[str] = []
     find_monitoring_problems(plan.config, plan.layout, problems)
     raise_problems(plan.config.path, problems)
@@ -75,26 +75,8 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[Any]:
         console=launch.console,
         rank=rank,
         data_rank=get_data_rank(plan.layout, rank),
+        is_first_on_node=launch.is_first_on_node,
     )
-
-
-def _check_same_start(initial_step: int, num_ranks: int) -> None:
-    """Make sure that all ranks chose the same checkpoint, where they can ask each other before the first graph.
-
-    Raises:
-        ClusterError: when they did not.
-    """
-    import numpy as np
-
-    from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
-
-    if num_ranks > 1 and is_pure_data_parallel():
-        total = float(sum_over_ranks(np.array([initial_step]), num_ranks)[0])
-        if total != initial_step * num_ranks:
-            raise ClusterError(
-                f"this rank would start at step {initial_step}, others at another: they see different checkpoints; "
-                "check that all nodes see the same output folder, and start again"
-            )
 
 
 def _check_shared(checkpoint_root: Path) -> None:

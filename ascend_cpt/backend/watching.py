@@ -33,9 +33,20 @@ RUN_INFO_NAME = "run.json"
 
 
 def build_callbacks(
-    plan: RunPlan, *, initial_step: int, stop_at_step: int | None, console: TextIO, rank: int, data_rank: int
+    plan: RunPlan,
+    *,
+    initial_step: int,
+    stop_at_step: int | None,
+    console: TextIO,
+    rank: int,
+    data_rank: int,
+    is_first_on_node: bool,
 ) -> list[Callback]:
-    """Return the callbacks of a rank; the rank that reports has sinks. Call it before the network is built."""
+    """Return the callbacks of a rank; the rank that reports has sinks. Call it before the network is built.
+
+    Without shared storage the first rank of every node completes the checkpoints there, and keeps the records that a
+    continuation reads.
+    """
     cpt, budget = plan.config.cpt, plan.budget
     reports = rank == plan.report_rank
     install_guards(cpt.guards)
@@ -47,7 +58,12 @@ def build_callbacks(
     history = read_history(plan.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     info = describe_run(plan)
-    sinks = _open_sinks(plan, info, initial_step, console) if reports else SinkGroup([], None)
+    shared = cpt.storage.shared
+    if reports:
+        sinks = _open_sinks(plan, info, initial_step, console)
+    else:
+        keeps_records = is_first_on_node and not shared
+        sinks = SinkGroup([JsonlSink(plan.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
     if (history.steps and history.steps[-1]["step"] != initial_step) or (initial_step and not history.steps):
         sinks.warn(f"{plan.run_dir / METRICS_NAME}: has no records up to step {initial_step}; guards start anew")
     monitor = StepMonitor(
@@ -63,7 +79,7 @@ def build_callbacks(
     keeper = RunKeeper(
         total_steps=budget.total_steps,
         initial_step=initial_step,
-        writer=_build_writer(plan, rank),
+        writer=_build_writer(plan, completes=rank == 0 if shared else is_first_on_node),
         save_every_steps=_to_steps(cpt.checkpoint.every, budget.tokens_per_step),
         build_evaluator=partial(_build_evaluator, plan, data_rank) if validation else None,
         validate_every_steps=_to_steps(validation.every if validation else None, budget.tokens_per_step),
@@ -149,16 +165,17 @@ def _open_account(plan: RunPlan, phases: list[PhaseSpan]) -> DataAccount:
     )
 
 
-def _build_writer(plan: RunPlan, rank: int) -> CheckpointWriter:
-    budget = plan.budget
+def _build_writer(plan: RunPlan, *, completes: bool) -> CheckpointWriter:
+    budget, checkpoint = plan.budget, plan.config.cpt.checkpoint
     return CheckpointWriter(
         plan.checkpoint_root,
         initial_state=RunState(
             step=0, total_steps=budget.total_steps, tokens=0, position=0, fingerprint=plan.fingerprint()
         ),
         global_batch_size=budget.global_batch_size,
-        keep_last=plan.config.cpt.checkpoint.keep_last,
-        rank=rank,
+        keep_last=checkpoint.keep_last,
+        keep_every_steps=_to_steps(checkpoint.keep_every, budget.tokens_per_step),
+        completes=completes,
         num_ranks=plan.layout.world_size,
     )
 

@@ -116,6 +116,18 @@ class CheckpointConfig:
     """How often, in tokens (`5B`) or steps (`1000 steps`); without it only at the end."""
     keep_last: NotNegative = 3
     """Number of newest complete checkpoints to keep; 0 keeps all."""
+    keep_every: Interval | None = None
+    """Checkpoints at multiples of this are kept for good, beside the newest ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """Where the nodes of a job keep data and output."""
+
+    shared: bool = True
+    """True: all nodes see the same folders. False (`--no-shared-storage`): each holds its own data and output."""
+    verify_data: bool = True
+    """Without shared storage: compare the content of every data file with its checksum, once per node and file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,5 +162,7 @@ class CptConfig:
     """Progress output."""
     guards: GuardConfig = field(default_factory=GuardConfig)
     """What must not reach the weights."""
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """Shared or node-local disks."""
     pad_length: int | None = None
     """Accepted and unused: packed rows have no padding, whatever other tools' recipes say here."""

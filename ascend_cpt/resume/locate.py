@@ -63,6 +63,18 @@ def find_newest_complete(checkpoint_root: Path) -> tuple[Checkpoint | None, list
     return None, passed_over
 
 
+def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[str]]:
+    """Return step → checkpoint of all complete ones of a run, and a line for every one that is not."""
+    complete: dict[int, Checkpoint] = {}
+    incomplete: list[str] = []
+    for step, folder in list_step_folders(checkpoint_root):
+        try:
+            complete[step] = check_checkpoint(folder)
+        except CheckpointError as error:
+            incomplete.append(str(error))
+    return complete, incomplete
+
+
 def locate_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint that `path` names: a step's folder, a `checkpoint` folder or a run folder (newest step).
 
@@ -83,22 +95,26 @@ def locate_checkpoint(path: Path) -> Checkpoint:
     return found
 
 
-def remove_old_checkpoints(checkpoint_root: Path, keep_last: int, keep: Path | None = None) -> list[Path]:
+def remove_old_checkpoints(
+    checkpoint_root: Path, keep_last: int, *, keep: Path | None = None, keep_every_steps: int | None = None
+) -> list[Path]:
     """Delete all but the newest `keep_last` complete checkpoints (0 keeps all) and return the deleted folders.
 
-    The folder `keep`, just written, always stays. Incomplete folders older than the newest complete one are deleted as
-    well: they can never be continued from.
+    The folder `keep`, just written, always stays, and so do the steps that are multiples of `keep_every_steps`.
+    Incomplete folders older than the newest complete one are deleted as well: they can never be continued from.
     """
     if keep_last < 1:
         return []
     kept, deleted = 0, []
-    for _, folder in list_step_folders(checkpoint_root):
+    for step, folder in list_step_folders(checkpoint_root):
         try:
             check_checkpoint(folder)
-            kept += 1
-            stays = kept <= keep_last or folder == keep
         except CheckpointError:
             stays = kept == 0
+        else:
+            for_good = keep_every_steps is not None and step % keep_every_steps == 0
+            kept += not for_good
+            stays = for_good or kept <= keep_last or folder == keep
         if not stays:
             shutil.rmtree(folder)
             deleted.append(folder)

@@ -148,7 +148,15 @@ def test_checkpoint_is_saved_from_the_network_behind_a_data_sink(tmp_path: Path)
         network=wrapper, train_network=SimpleNamespace(network=wrapper), cur_epoch_num=1, net_outputs=OUTPUTS
     )
     state = RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4})
-    writer = CheckpointWriter(tmp_path, initial_state=state, global_batch_size=2, keep_last=1, rank=0, num_ranks=1)
+    writer = CheckpointWriter(
+        tmp_path,
+        initial_state=state,
+        global_batch_size=2,
+        keep_last=1,
+        keep_every_steps=None,
+        completes=True,
+        num_ranks=1,
+    )
     folder = writer.save(3, parameters)
     checkpoint = check_checkpoint(folder)
     assert (checkpoint.state.step, checkpoint.state.position, checkpoint.state.tokens) == (3, 6, 24)

@@ -8,7 +8,7 @@ import pytest
 
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.resume.fingerprint import describe_differences
-from ascend_cpt.resume.locate import find_newest_complete, locate_checkpoint, remove_old_checkpoints
+from ascend_cpt.resume.locate import find_newest_complete, list_complete, locate_checkpoint, remove_old_checkpoints
 from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
 
 
@@ -68,6 +68,21 @@ def test_old_ones_are_removed_but_never_the_newest_complete(tmp_path: Path) -> N
     assert sorted(path.name[-2:] for path in removed) == ["10", "15", "20"]
     assert newest_half.exists() and not half.exists()
     assert find_newest_complete(tmp_path)[0] is not None
+
+
+def test_multiples_are_kept_for_good(tmp_path: Path) -> None:
+    for step in range(10, 80, 10):
+        make_checkpoint(tmp_path, step)
+    removed = remove_old_checkpoints(tmp_path, 2, keep_every_steps=30)
+    assert sorted(path.name[-2:] for path in removed) == ["10", "20", "40"]
+
+
+def test_all_complete_ones_are_listed(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 20, complete=False)
+    make_checkpoint(tmp_path, 30)
+    complete, incomplete = list_complete(tmp_path)
+    assert sorted(complete) == [10, 30] and len(incomplete) == 1
 
 
 def test_the_folder_just_written_always_stays(tmp_path: Path) -> None:

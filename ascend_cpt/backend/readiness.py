@@ -1,0 +1,54 @@
+"""Before training: all processes of a job run the same software on the same recipe and data, on disks as declared."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from importlib import metadata
+from typing import Any
+
+from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.cluster.agreement import Agreement
+from ascend_cpt.cluster.storage import check_same, check_topology
+from ascend_cpt.data.verified import verify_once
+from ascend_cpt.resume.fingerprint import flatten
+
+VERIFIED_NAME = ".verified.json"
+PACKAGES = ("mindspore", "mindformers", "numpy", "safetensors")
+
+logger = logging.getLogger(__name__)
+
+
+def check_job(plan: RunPlan, agreement: Agreement) -> None:
+    """Make sure that the processes of a job fit together; what is read of data is read once per node.
+
+    Raises:
+        ClusterError: when a node differs, naming it and in what, or another process failed.
+        DataError: when a data file of this node differs from its manifest (without shared storage).
+    """
+    check_same(agreement, "software", list_software())
+    check_same(agreement, "recipe", list_facts(plan))
+    storage = plan.config.cpt.storage
+    check_topology(agreement, plan.run_dir, shared=storage.shared)
+    if not storage.shared and storage.verify_data:
+        if agreement.is_first_on_node:
+            for dataset in (*plan.sources, *plan.validation):
+                num_bytes = verify_once(dataset.manifest, plan.run_dir / VERIFIED_NAME)
+                logger.info("verified %s: %d bytes read", dataset.name, num_bytes)
+        agreement.exchange("data verified", True)
+
+
+def list_software() -> dict[str, str]:
+    """Return the versions that decide what is computed."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def list_facts(plan: RunPlan) -> dict[str, Any]:
+    """Return everything that must be equal on all nodes, by a name that tells people what it is."""
+    fingerprint = plan.fingerprint()
+    del fingerprint["sources"]
+    datasets = {f"data {dataset.name}": dataset.manifest.digest for dataset in (*plan.sources, *plan.validation)}
+    tokenizers = {f"tokenizer of {dataset.name}": dataset.manifest.tokenizer.fingerprint for dataset in plan.sources}
+    layout = {f"layout {name}": value for name, value in vars(plan.layout).items()}
+    storage = {"storage.shared": plan.config.cpt.storage.shared, "run folder": plan.run_dir.name}
+    return {**flatten(fingerprint), **datasets, **tokenizers, **layout, **storage}
