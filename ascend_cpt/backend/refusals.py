@@ -53,6 +53,14 @@ def find_refusals(config: RunConfig, layout: Layout, problems: list[str]) -> Non
     _find_unknown_name(config, "context.device_target", list(DEVICE_TARGETS), problems)
     for dotted, names in load_key_table()["names"].items():
         _find_unknown_name(config, dotted, names, problems)
+    model = find_section(sections, "model.model_config")
+    for key in ("rope_scaling", "rope_parameters"):
+        # MindFormers' class takes rope_theta alone, and says nothing.
+        if isinstance(model, Mapping) and model.get("model_type") == "qwen3" and model.get(key):
+            problems.append(
+                f"{config.locate('model', 'model_config', key)}: model.model_config.{key}: MindFormers' Qwen3 does not "
+                "read it; set rope_theta"
+            )
     given = (sections.get("parallel_config") or {}).get("data_parallel")
     if uses_cpu(config) and given is not None and given != layout.world_size:
         problems.append(

@@ -19,6 +19,7 @@ from ascend_cpt.resume.state import STATE_NAME, RunState, read_state
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 JUMP = 1.2  # a rate that rises by more than this from one step to the next is a re-warming
 
 
@@ -214,14 +215,22 @@ def _choose_weights(plan: RunPlan, passed_over: tuple[str, ...]) -> Start:
         folder.check_model(plan.model)
         return Start(init_from=Path(wish), warnings=passed_over)
     checkpoint = locate_checkpoint(Path(wish))
-    saved = select_model_identity(checkpoint.state.fingerprint["model"])
-    differences = describe_differences(saved, select_model_identity(plan.model))
+    before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], plan.model))
+    rope_before, rope_now = (
+        {key: fields.pop(key) for key in ROPE_KEYS if fields[key] is not None} for fields in (before, now)
+    )
+    differences = describe_differences(before, now)
     if differences:
         raise CheckpointError(
             f"{checkpoint.folder}: holds a model of other sizes than model.model_config ({'; '.join(differences)}); "
             "make them equal or choose another checkpoint"
         )
-    return Start(init_from=checkpoint.folder, notes=_warn_of_rewarming(plan, checkpoint.state), warnings=passed_over)
+    notes = _warn_of_rewarming(plan, checkpoint.state)
+    if rope_before != rope_now:
+        # A stage of longer rows may stretch its positions. No weight depends on it, but what they learnt does.
+        changes = "; ".join(describe_differences(rope_before, rope_now))
+        notes = (f"rotary positions differ from those that the weights were trained with: {changes}", *notes)
+    return Start(init_from=checkpoint.folder, notes=notes, warnings=passed_over)
 
 
 def _warn_of_rewarming(plan: RunPlan, state: RunState) -> tuple[str, ...]:

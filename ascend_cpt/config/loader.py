@@ -124,7 +124,7 @@ def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[s
     values: dict[str, Any] = {}
     for key, value in data.items():
         if key in fields:
-            values[key] = _convert(hints[key], value, (*path, key), tree, problems)
+            values[key] = convert_value(hints[key], value, (*path, key), tree, problems)
         else:
             location = tree.locate((*path, str(key)))
             problems.append(f"{location}: {'.'.join((*path, str(key)))}: unknown key{nearest(str(key), fields)}")
@@ -135,8 +135,10 @@ def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[s
     return cls(**values) if len(problems) == num_problems else None
 
 
-def _convert(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
-    """Return `value` as the annotated type, or None after noting a problem."""
+def convert_value(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
+    """Return `value`, found at `path` of `tree`, as the annotated type, or None after noting a problem."""
+    if hint is Any:
+        return value
     if hint is Tokens:
         return _try(parse_count, value, path, tree, problems)
     origin = typing.get_origin(hint)
@@ -144,7 +146,7 @@ def _convert(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: lis
         if value is None:
             return None
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        return _convert(inner[0], value, path, tree, problems)
+        return convert_value(inner[0], value, path, tree, problems)
     if hint is Interval:
         return _try(parse_interval, value, path, tree, problems)
     if dataclasses.is_dataclass(hint):
@@ -154,13 +156,17 @@ def _convert(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: lis
             problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected a list, got {value!r}")
             return None
         item_hint = typing.get_args(hint)[0]
-        return tuple(_convert(item_hint, item, (*path, str(index)), tree, problems) for index, item in enumerate(value))
+        return tuple(
+            convert_value(item_hint, item, (*path, str(index)), tree, problems) for index, item in enumerate(value)
+        )
     if origin is dict:
         if not isinstance(value, Mapping):
             problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected names and values, got {value!r}")
             return None
         item_hint = typing.get_args(hint)[1]
-        return {str(key): _convert(item_hint, item, (*path, str(key)), tree, problems) for key, item in value.items()}
+        return {
+            str(key): convert_value(item_hint, item, (*path, str(key)), tree, problems) for key, item in value.items()
+        }
     if hint in MINIMA:
         hint, minimum = int, MINIMA[hint]
         if isinstance(value, int) and not isinstance(value, bool) and value < minimum:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from ascend_cpt.data.indexed import IndexedWriter
 from ascend_cpt.data.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.tokenizing.base import Encoded
+from tests.integration.conftest import run_command
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 WriteConfig = Callable[..., Path]
@@ -69,3 +72,41 @@ def test_documents_are_kept_apart_in_training_and_in_validation_of_shorter_rows(
     assert losses["within"] != losses["across"], "the rows that are trained on have borders as well"
     changed = train(write_config(run_name="within"))
     assert changed.returncode == 2 and "document_attention: 'within' → 'across'" in changed.stderr
+
+
+def test_a_stage_is_held_and_the_next_one_starts_from_its_weights(
+    write_config: WriteConfig, long_rows: Path, free_ports: list[int], tmp_path: Path
+) -> None:
+    short = write_config(train_tokens=3 * 8 * 64)
+    longer = {
+        "cpt.seq_length": 128,
+        "cpt.train_tokens": 2 * 8 * 128,
+        "cpt.sources.train.path": str(long_rows),
+        "cpt.schedule.warmup_tokens": 0,
+        "model.model_config.max_position_embeddings": 128,
+    }
+    first = {
+        "name": "64",
+        "config": short.name,
+        "set": {"cpt.schedule.warmup_tokens": 0},
+        "advance_when": {"set": "held", "max_increase": -9.0},
+    }
+    stages = tmp_path / "two.yaml"
+    stages.write_text(
+        yaml.safe_dump({"stages": [first, {"name": "128", "config": short.name, "set": longer}]}), "utf-8"
+    )
+
+    def run(*arguments: str, port: int) -> subprocess.CompletedProcess[str]:
+        launch = ["2", str(port), str(tmp_path / "logs"), "False", "300"]
+        return run_command([sys.executable, "tools/train_stages.py", str(stages), *launch, *arguments])
+
+    held = run(port=free_ports[0])
+    assert held.returncode == 3, held.stdout + held.stderr
+    assert "stage 64: held: held is at" in held.stdout and not (tmp_path / "output/two_128").exists()
+    done = run("--advance", "64", port=free_ports[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stage 64 (1 of 2): complete" in done.stdout and "all 2 stages are complete" in done.stdout
+    ended_with = read_records(tmp_path / "output/two_64", "validation")[-1]["loss"]
+    started_with, *_ = read_records(tmp_path / "output/two_128", "validation")
+    assert started_with["step"] == 0 and started_with["loss"] == pytest.approx(ended_with, abs=1e-5)
+    assert [record["step"] for record in read_records(tmp_path / "output/two_128", "step")] == [1, 2]

@@ -21,6 +21,7 @@ STOREYS = (
     {"data", "recipe", "weights", "monitor", "resume", "cluster", "plan"},
     {"backend"},
     {"cli"},
+    {"stages"},
 )
 LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
 

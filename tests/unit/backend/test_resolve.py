@@ -49,6 +49,11 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("context.device_target=GPU", 1, "'GPU' is unknown"),
         ("parallel_config.data_parallel=7", 2, "the launch has 2 workers; remove the key"),
         ("micro_batch_interleave_num=2", 1, "micro_batch_interleave_num: remove it"),
+        (
+            "model.model_config.rope_parameters={rope_theta: 5e6}",
+            1,
+            "MindFormers' Qwen3 does not read it; set rope_theta",
+        ),
         ("runner_config.sink_size=10", 1, "runner_config.sink_size: remove it"),
         ("checkpoint.load_path=x", 1, "checkpoint: remove it; set cpt.init_from"),
         ("do_eval=True", 1, "do_eval: remove it; set cpt.validation"),

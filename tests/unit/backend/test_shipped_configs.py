@@ -18,7 +18,7 @@ from ascend_cpt.recipe.phases import SampleOrder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(
-    path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name not in ("base", "recipes")
+    path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name not in ("base", "recipes", "stages")
 )
 PROMISED = {"cpt_llama3_70b", "cpt_qwen3_8b", "cpt_llama2_7b"}
 

@@ -126,3 +126,22 @@ def test_rewarming_on_the_same_data_is_warned_about(settle: Settle, tmp_path: Pa
 def test_where_weights_come_from_must_be_said(settle: Settle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="where do the weights come from"):
         choose_start(dataclasses.replace(settle(init_from=None), run_dir=tmp_path / "run"), None)
+
+
+def set_model(plan: RunPlan, run_dir: Path, **fields: Any) -> RunPlan:
+    """Return the plan in another folder with other fields of the model."""
+    model = {"model_config": {**plan.model, **fields}}
+    config = dataclasses.replace(plan.config, mindformers={**plan.config.mindformers, "model": model})
+    return dataclasses.replace(plan, run_dir=run_dir, config=config)
+
+
+def test_longer_rows_may_stretch_rotary_positions_but_a_resumed_run_may_not(settle: Settle, tmp_path: Path) -> None:
+    saved = save(settle(), tmp_path / "run", 700)
+    plan = settle(init_from=str(saved.run_dir))
+    note = choose_start(set_model(plan, tmp_path / "next", rope_theta=4e4), None).notes[0]
+    assert note.endswith("differ from those that the weights were trained with: rope_theta: 10000.0 → 40000.0")
+    assert not any("rotary" in line for line in choose_start(set_model(plan, tmp_path / "next"), None).notes)
+    with pytest.raises(CheckpointError, match=r"model.rope_theta: 10000.0 → 40000.0"):
+        choose_start(set_model(plan, saved.run_dir, rope_theta=4e4), None)
+    with pytest.raises(CheckpointError, match="a model of other sizes"):
+        choose_start(set_model(plan, tmp_path / "next", hidden_size=64), None)

@@ -1,0 +1,233 @@
+"""Runs that follow one another, as from short rows to long ones.
+
+Each is a launch of its own (graphs are compiled for one length) and starts from the weights of the one before.
+
+Nothing is remembered beside the run folders: a stage is complete when its last step is saved, and what follows is read
+from there. So the same command goes on after an interruption, and every node of a cluster comes to the same decision.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.backend.describe import describe
+from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.backend.start import choose_start
+from ascend_cpt.cli import open_datasets
+from ascend_cpt.cluster import launcher
+from ascend_cpt.cluster.arguments import parse_launch
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.stages import AdvanceConfig, StageConfig, load_stages
+from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
+from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.resume.locate import find_newest_complete
+
+EXIT_HELD = 3
+METRICS_NAME = "metrics.jsonl"
+# Shared storage shows what another node wrote after a while.
+SHOW_UP_S = 120.0
+POLL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage that is settled: its run, the command that trains it, and when the next one may start."""
+
+    name: str
+    plan: RunPlan
+    command: str
+    advance_when: AdvanceConfig | None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last step of its run is saved."""
+        newest, _ = find_newest_complete(self.plan.checkpoint_root)
+        return newest is not None and newest.state.step >= self.plan.budget.total_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the command line says about stages, by their names."""
+
+    extend: str | None = None
+    """This one has become longer since it was complete."""
+    advance: str | None = None
+    """Go on after this one although its loss has not recovered."""
+    output_dir: str | None = None
+
+
+def train_stages(path: Path, launch: Sequence[str], wishes: Wishes, *, dry_run: bool = False) -> int:
+    """Train the stages of a file one after the other; return the exit code.
+
+    Args:
+        path: The file of stages.
+        launch: What scripts/msrun_launcher.sh takes after CMD.
+        wishes: The command line's say.
+        dry_run: Print the plan of every stage and start nothing.
+
+    Returns:
+        0: all are complete (or --dry-run). 3: a stage is held. Else the launcher's code of the stage that failed.
+
+    Raises:
+        CptError: before anything is started, for whatever does not fit in any of the stages.
+    """
+    stages = settle_stages(path, launch, wishes)
+    if dry_run:
+        for stage in stages:
+            print(f"--- stage {stage.name}{' (complete)' if stage.is_complete else ''}\n{describe(stage.plan)}")
+        return EXIT_OK
+    for number, stage in enumerate(stages, start=1):
+        title = f"stage {stage.name} ({number} of {len(stages)})"
+        extend = wishes.extend == stage.name
+        choose_start(stage.plan, None, extend=extend)  # refuses a run folder of other settings
+        if stage.is_complete:
+            print(f"{title}: complete in {stage.plan.run_dir}", flush=True)
+        else:
+            print(f"{title}: {stage.command}", flush=True)
+            code = launcher.main([f"{stage.command}{' --extend' if extend else ''}", *launch])
+            if code != EXIT_OK:
+                return code
+            _wait_until_complete(stage)
+        if number < len(stages) and not _may_advance(stages[0], stage, path, wishes):
+            return EXIT_HELD
+    print(f"all {len(stages)} stages are complete; the weights are in {stages[-1].plan.run_dir}")
+    return EXIT_OK
+
+
+def settle_stages(path: Path, launch: Sequence[str], wishes: Wishes) -> list[Stage]:
+    """Return the stages of a file, each settled as far as that is possible before the one before it has run.
+
+    Raises:
+        CptError: for whatever does not fit in any of them.
+    """
+    entries = load_stages(path)
+    names = [entry.name for entry in entries]
+    for option, name in (("--extend", wishes.extend), ("--advance", wishes.advance)):
+        if name is not None and name not in names:
+            raise ConfigError(f"{option} {name}: {path} has no such stage, only {', '.join(names)}")
+    stages: list[Stage] = []
+    for entry in entries:
+        stages.append(_settle_stage(path, entry, launch, wishes, stages[-1] if stages else None))
+        _check_comparable(stages[0], stages[-1])
+    _check_extension(stages, wishes)
+    return stages
+
+
+def _settle_stage(path: Path, entry: StageConfig, launch: Sequence[str], wishes: Wishes, before: Stage | None) -> Stage:
+    config_path = path.parent / entry.config
+    overrides: dict[str, Any] = {"cpt.run_name": f"{path.stem}_{entry.name}", **entry.set}
+    if wishes.output_dir is not None:
+        overrides["output_dir"] = wishes.output_dir
+    if before is not None:
+        overrides["cpt.init_from"] = str(before.plan.run_dir)
+    # JSON is YAML as well.
+    assignments = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
+    command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
+    workers = parse_launch([command, *launch], os.environ, Path.cwd()).num_workers
+    config = load_config(config_path, overrides)
+    validation = config.cpt.validation.sets if config.cpt.validation else {}
+    plan = resolve(
+        config,
+        world_size=workers,
+        sources=open_datasets(config, "cpt.sources", config.cpt.sources),
+        validation=open_datasets(config, "cpt.validation.sets", validation),
+    )
+    return Stage(name=entry.name, plan=plan, command=command, advance_when=entry.advance_when)
+
+
+def _check_comparable(first: Stage, stage: Stage) -> None:
+    """Make sure that the loss which decides means the same in the first stage and in this one.
+
+    Raises:
+        ConfigError: when one of them does not compute it, or on other rows, or in another way.
+    """
+    if stage.advance_when is None:
+        return
+    name = stage.advance_when.set
+    ways = []
+    for each in (first, stage):
+        cpt = each.plan.config.cpt
+        digests = {dataset.name: dataset.manifest.digest for dataset in each.plan.validation}
+        if name not in digests:
+            raise ConfigError(
+                f"stage {stage.name}: advance_when.set {name} is no validation set of stage {each.name}; add it to "
+                f"cpt.validation.sets in {each.plan.config.path}"
+            )
+        assert cpt.validation is not None
+        ways.append((digests[name], cpt.validation.max_rows, cpt.document_attention))
+    if ways[0] != ways[1]:
+        raise ConfigError(
+            f"stage {stage.name}: advance_when compares validation set {name} with stage {first.name}, which has "
+            "another dataset, validation.max_rows or document_attention; make them equal"
+        )
+
+
+def _check_extension(stages: Sequence[Stage], wishes: Wishes) -> None:
+    for stage, after in pairwise(stages):
+        if stage.name == wishes.extend and find_newest_complete(after.plan.checkpoint_root)[0] is not None:
+            raise ConfigError(
+                f"--extend {stage.name}: stage {after.name} has already started from its weights; move "
+                f"{after.plan.run_dir} away, or extend the last stage"
+            )
+
+
+def _wait_until_complete(stage: Stage) -> None:
+    deadline = time.monotonic() + SHOW_UP_S
+    while not stage.is_complete:
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{stage.plan.checkpoint_root}: the last step of stage {stage.name} is not there, though its launch "
+                "ended well; all nodes must see the same output folder"
+            )
+        time.sleep(POLL_S)
+
+
+def _may_advance(first: Stage, stage: Stage, path: Path, wishes: Wishes) -> bool:
+    """Tell whether the stage after this one may start, with a line that says why."""
+    rule = stage.advance_when
+    if rule is None:
+        return True
+    base = _find_loss(first, rule.set, 0)
+    now = _find_loss(stage, rule.set, stage.plan.budget.total_steps)
+    increase = now - base
+    figures = (
+        f"{rule.set} is at {now:.4f}, {increase:+.4f} over its base {base:.4f} before stage {first.name} "
+        f"(allowed: {rule.max_increase:+g})"
+    )
+    if increase <= rule.max_increase:
+        print(f"stage {stage.name}: recovered: {figures}", flush=True)
+        return True
+    if wishes.advance == stage.name:
+        print(f"stage {stage.name}: not recovered, going on as --advance says: {figures}", flush=True)
+        return True
+    print(
+        f"stage {stage.name}: held: {figures}. Raise its cpt.train_tokens in {path} and run the same command with "
+        f"--extend {stage.name}, or go on as it is with --advance {stage.name}",
+        flush=True,
+    )
+    return False
+
+
+def _find_loss(stage: Stage, name: str, step: int) -> float:
+    """Return the loss of a validation set at a step of a stage's run.
+
+    Raises:
+        CheckpointError: when it is not in the run's records, and does not come up.
+    """
+    path = stage.plan.run_dir / METRICS_NAME
+    deadline = time.monotonic() + SHOW_UP_S
+    while True:
+        for record in read_metrics(path):
+            if record["kind"] == "validation" and record["name"] == name and record["step"] == step:
+                return float(record["loss"])
+        if time.monotonic() > deadline:
+            raise CheckpointError(f"{path}: has no loss of validation set {name} at step {step}")
+        time.sleep(POLL_S)

@@ -1,0 +1,284 @@
+"""Stages: settled before the first one starts, started in order, held, skipped when complete; no real training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ascend_cpt import stages as stages_module
+from ascend_cpt.cli import collect_overrides, parse_arguments
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.resume.state import RunState, write_state
+from ascend_cpt.stages import EXIT_HELD, Stage, Wishes, settle_stages, train_stages
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ADVANCE = {"advance_when": {"set": "general", "max_increase": 0.02}}
+
+
+def write_dataset(folder: Path, seq_length: int) -> str:
+    """Write a manifest with files of one byte; return its prefix."""
+    prefix = folder / f"rows_{seq_length}"
+    for name in (f"{prefix.name}.mindrecord0", f"{prefix.name}.mindrecord0.db"):
+        (folder / name).write_bytes(b"x")
+    shard = Shard(
+        file=f"{prefix.name}.mindrecord0",
+        size_bytes=1,
+        sha256="",
+        index_file=f"{prefix.name}.mindrecord0.db",
+        index_size_bytes=1,
+        index_sha256="",
+        num_rows=1000,
+        num_tokens=1000 * (seq_length + 1),
+        num_documents=1000,
+        text_bytes=1000,
+    )
+    tokenizer = TokenizerInfo(type="x", name="x", fingerprint="x", vocab_size=4096, eod_id=0, pad_id=1)
+    manifest = Manifest(
+        key="text", output_format="mindrecord", seq_length=seq_length, tokenizer=tokenizer, shards=(shard,)
+    )
+    write_manifest(manifest, manifest_path(prefix))
+    return str(prefix)
+
+
+@pytest.fixture
+def write_stages(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a file of two stages, 256 and 512; arguments are merged into the two."""
+    short, long = write_dataset(tmp_path, 256), write_dataset(tmp_path, 512)
+    bases = [str(REPOSITORY / f"configs/base/{name}.yaml") for name in ("cpu_tiny", "qwen3_tiny")]
+    config = {
+        "base_config": bases,
+        "output_dir": str(tmp_path / "output"),
+        "cpt": {
+            "init_from": "random",
+            "train_tokens": 10 * 4 * 256,
+            "schedule": {"peak_lr": 1e-3},
+            "sources": {"code": {"path": short}},
+            "validation": {"sets": {"general": {"path": short}}},
+        },
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    longer = {"cpt.seq_length": 512, "cpt.sources": {"code": {"path": long}}, "model.model_config.rope_theta": 4e4}
+
+    def write(first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> Path:
+        one = {"name": "256", "config": "run.yaml", **(first or {})}
+        two = {"name": "512", "config": "run.yaml", **(second or {})}
+        two["set"] = {**longer, **two.get("set", {})}
+        path = tmp_path / "two.yaml"
+        path.write_text(yaml.safe_dump({"stages": [one, two]}), encoding="utf-8")
+        return path
+
+    return write
+
+
+class FakeLauncher:
+    """Takes the place of the launcher: "trains" at once, to the given losses of the validation set."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.commands: list[str] = []
+        self.losses = {"256": (5.0, 5.01), "512": (5.01, 5.0)}
+        self.code = 0
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        self.commands.append(arguments[0])
+        stage = self._find(arguments[0])
+        if self.code == 0:
+            self._save(stage)
+        return self.code
+
+    def _find(self, command: str) -> Stage:
+        for stage in settle_stages(self.path, [], Wishes()):
+            if command.removesuffix(" --extend") == stage.command:
+                return stage
+        raise AssertionError(command)
+
+    def _save(self, stage: Stage) -> None:
+        plan = stage.plan
+        steps = plan.budget.total_steps
+        folder = plan.checkpoint_root / f"iteration_{steps:08d}"
+        folder.mkdir(parents=True)
+        state = RunState(step=steps, total_steps=steps, tokens=1, position=1, fingerprint=plan.fingerprint())
+        write_state(folder, state)
+        before, after = self.losses[stage.name]
+        metrics = plan.run_dir / "metrics.jsonl"
+        values = [(0, before)] * (not metrics.exists()) + [(steps, after)]
+        with metrics.open("a", encoding="utf-8") as file:
+            for step, loss in values:
+                file.write(json.dumps({"kind": "validation", "step": step, "name": "general", "loss": loss}) + "\n")
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLauncher:
+    fake = FakeLauncher(tmp_path / "two.yaml")
+    monkeypatch.setattr("ascend_cpt.cluster.launcher.main", fake)
+    monkeypatch.setattr(stages_module, "SHOW_UP_S", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return fake
+
+
+def run(path: Path, **wishes: Any) -> int:
+    return train_stages(path, [], Wishes(**wishes))
+
+
+def test_each_stage_starts_from_the_one_before(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    path = write_stages(ADVANCE)
+    assert run(path) == 0
+    assert len(launcher.commands) == 2
+    first, second = settle_stages(path, [], Wishes())
+    assert first.plan.run_dir.name == "two_256" and second.plan.config.cpt.init_from == str(first.plan.run_dir)
+    assert second.plan.model["rope_theta"] == 4e4 and first.plan.model["rope_theta"] == 1e4
+    assert run(path) == 0
+    assert len(launcher.commands) == 2, "complete stages are skipped"
+
+
+def test_the_command_says_what_was_settled(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    """What the launcher splits and run_cpt.py parses gives the configuration that was checked."""
+    from ascend_cpt.cluster.arguments import parse_launch
+
+    path = write_stages(second={"set": {"cpt.schedule.peak_lr": 1e-5, "cpt.validation": None}})
+    for stage in settle_stages(path, ["2"], Wishes()):
+        words = parse_launch([stage.command, "2"], {}, Path.cwd()).script_arguments
+        args = parse_arguments(list(words))
+        config = load_config(args.config, collect_overrides(args))
+        assert config.cpt == stage.plan.config.cpt and config.mindformers == stage.plan.config.mindformers
+
+
+def test_a_failed_stage_ends_it_with_its_code_and_is_tried_again(
+    write_stages: Callable[..., Path], launcher: FakeLauncher
+) -> None:
+    path = write_stages()
+    launcher.code = 7
+    assert run(path) == 7 and len(launcher.commands) == 1
+    launcher.code = 0
+    assert run(path) == 0 and launcher.commands[0] == launcher.commands[1]
+
+
+def test_a_stage_is_held_until_the_loss_has_recovered(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_stages(ADVANCE)
+    launcher.losses["256"] = (5.0, 5.3)
+    assert run(path) == EXIT_HELD == 3
+    assert run(path) == EXIT_HELD, "the same again"
+    assert len(launcher.commands) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "stage 256: held: general is at 5.3000, +0.3000 over its base 5.0000" in line
+    assert f"Raise its cpt.train_tokens in {path}" in line and "--extend 256" in line and "--advance 256" in line
+    # Longer, it recovers.
+    path = write_stages({**ADVANCE, "set": {"cpt.train_tokens": 20 * 4 * 256}})
+    with pytest.raises(CheckpointError, match="give --extend to make the run longer"):
+        run(path)
+    launcher.losses["256"] = (5.0, 5.02)
+    assert run(path, extend="256") == 0
+    assert launcher.commands[1].endswith(" --extend") and "stage 256: recovered" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--extend 256: stage 512 has already started from its weights"):
+        run(path, extend="256")
+
+
+def test_a_held_stage_may_be_passed_by(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    path = write_stages(ADVANCE)
+    launcher.losses["256"] = (5.0, float("nan"))
+    assert run(path) == EXIT_HELD
+    assert run(path, advance="256") == 0 and len(launcher.commands) == 2
+
+
+def test_what_a_launch_should_have_left_is_missed(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ascend_cpt.cluster.launcher.main", lambda _: 0)
+    with pytest.raises(CheckpointError, match="the last step of stage 256 is not there"):
+        run(write_stages())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"nam": "x"}, {}, "nam: unknown key; did you mean 'name'"),
+        ({}, {"name": "256"}, "stage '256': is named twice"),
+        ({"name": "a/b"}, {}, "becomes part of a folder's name"),
+        ({}, {"set": {"cpt.init_from": "random"}}, "sets cpt.init_from, but starts from the stage before it"),
+        ({}, ADVANCE, "advance_when in the last stage"),
+        ({"advance_when": {"set": "general"}}, {}, "max_increase: is missing"),
+        ({"advance_when": {"set": "geneal", "max_increase": 0}}, {}, "geneal is no validation set of stage 256"),
+        ({}, {"set": {"cpt.seq_lenth": 1}}, "cpt.seq_lenth: unknown key"),
+        ({}, {"config": "nowhere.yaml"}, "nowhere.yaml: no such configuration file"),
+        ({}, {"set": {"cpt.seq_length": 1024}}, "packed with sequence length 512, but cpt.seq_length is 1024"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(
+    write_stages: Callable[..., Path],
+    launcher: FakeLauncher,
+    first: dict[str, Any],
+    second: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(write_stages(first, second))
+    assert not launcher.commands
+
+
+def test_losses_that_cannot_be_compared_are_refused(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    path = write_stages()
+    content = yaml.safe_load(path.read_text("utf-8"))
+    middle = {**content["stages"][1], "name": "middle", **ADVANCE}
+    middle["set"] = {**middle["set"], "cpt.document_attention": "within"}
+    content["stages"].insert(1, middle)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match="stage middle: advance_when compares validation set general with stage 256"):
+        run(path)
+
+
+def test_an_unknown_stage_on_the_command_line_is_named(
+    write_stages: Callable[..., Path], launcher: FakeLauncher
+) -> None:
+    with pytest.raises(ConfigError, match="--advance 128: .* has no such stage, only 256, 512"):
+        run(write_stages(), advance="128")
+
+
+def test_a_dry_run_starts_nothing(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_stages(write_stages(), [], Wishes(output_dir="elsewhere"), dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "--- stage 256\nrun      elsewhere/two_256" in printed and "2 rows × 512 tokens" not in printed
+    assert not launcher.commands
+
+
+@pytest.mark.parametrize(
+    ("name", "num_workers", "lengths"),
+    [("qwen3_tiny_256_512", 2, {"256": 256, "512": 512}), ("qwen3_8b_8k_32k", 64, {"8k": 8192, "32k": 32768})],
+)
+def test_the_shipped_stages_settle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_workers: int, lengths: dict[str, int]
+) -> None:
+    """Every dataset that they name is taken to be there, packed with the length that its folder says."""
+    folders = {"packed": 256, "packed_512": 512, "packed_8k": 8192, "packed_32k": 32768}
+
+    def open_datasets(_config: object, _section: str, entries: dict[str, Any]) -> dict[str, Manifest]:
+        made = {}
+        for key, entry in entries.items():
+            seq_length = folders[Path(entry.path).parent.name]
+            manifest = load_manifest(write_dataset(tmp_path, seq_length))
+            shards = (dataclasses.replace(manifest.shards[0], num_rows=10**7),)
+            made[key] = dataclasses.replace(manifest, shards=shards)
+        return made
+
+    monkeypatch.setattr(stages_module, "open_datasets", open_datasets)
+    launch = ["64", "8", "10.0.0.1", "8118", "0"] if num_workers == 64 else ["2"]
+    stages = settle_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, Wishes())
+    assert {stage.name: stage.plan.budget.seq_length for stage in stages} == lengths
+    assert {stage.plan.layout.world_size for stage in stages} == {num_workers}
+    for before, after in pairwise(stages):
+        assert before.advance_when is not None
+        assert before.plan.model["rope_theta"] < after.plan.model["rope_theta"]
+        assert after.plan.row_format.borders == ("ends" if num_workers == 64 else "mask")
+        assert after.plan.model["max_position_embeddings"] >= after.plan.budget.seq_length
