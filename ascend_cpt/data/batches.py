@@ -15,7 +15,7 @@ from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.data.tokenizing.choice import load_engine
 from ascend_cpt.errors import DataError
 
-_BATCH_CHARS = 1 << 20
+_BATCH_CHARS = 2 << 20
 _BATCH_DOCUMENTS = 4096
 _BATCH_TOKENS = 1 << 20
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile, join_encoded
@@ -34,6 +35,7 @@ _YOUNG_MARKS = (
     "\U0001e4ec-\U0001e4ef\U0001e5ee-\U0001e5ef\U0001e6e3\U0001e6e6\U0001e6ee-\U0001e6ef\U0001e6f5"
 )
 """Of text that is brought to NFC: where they stand among other marks or what they are composed to."""
+_YOUNG_END = 0x20000
 _YOUNG_LEADS = np.zeros(256, bool)
 """Bytes that the UTF-8 form of a young character begins with; few texts have one, and looking for bytes is quick."""
 _YOUNG_LEADS[[0xDF, 0xE0, 0xE1, 0xEA, 0xF0]] = True
@@ -61,7 +63,7 @@ class GigatokenEngine:
         self._normalizes_nfc = file.info.type == TIKTOKEN and find_family(file.path)[0].normalizes_nfc
         """Whether text has to be brought to NFC before gigatoken gets it."""
         self._tokenizer, normalizes_nfc = _load(file)
-        self._young = re.compile(f"[{_YOUNG_CHARACTERS}{_YOUNG_MARKS if normalizes_nfc else ''}]")
+        self._is_young = _tabulate(_YOUNG_CHARACTERS + _YOUNG_MARKS if normalizes_nfc else _YOUNG_CHARACTERS)
         # Its SentencePiece backend makes control tokens of their names in the text, whatever the added tokens are.
         is_sentence_piece = type(self._tokenizer.backend).__name__ == "SentencePieceTokenizer"
         self._traps = file.control_strings if is_sentence_piece and not file.parse_control else ()
@@ -102,7 +104,15 @@ class GigatokenEngine:
             return True
         if text.isascii() or not _YOUNG_LEADS[np.frombuffer(text.encode(), np.uint8)].any():
             return False
-        return self._young.search(text) is not None
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        return bool(self._is_young[codes[codes < len(self._is_young)]].any())
+
+
+def _tabulate(characters: str) -> npt.NDArray[np.bool_]:
+    """Whether a character is one of these (ranges as in a regular expression), by its code."""
+    table = np.zeros(_YOUNG_END, bool)
+    table[[ord(character) for character in re.findall(f"[{characters}]", "".join(map(chr, range(_YOUNG_END))))]] = True
+    return table
 
 
 def _load(file: TokenizerFile) -> tuple[Any, bool]:
