@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from importlib import metadata
 from typing import Any
@@ -13,6 +14,7 @@ from ascend_cpt.cluster.storage import check_same, check_topology
 from ascend_cpt.data.verified import verify_once
 from ascend_cpt.resume.fingerprint import flatten
 
+SHARED_PATHS = "SHARED_PATHS"  # read by MindFormers
 VERIFIED_NAME = ".verified.json"
 PACKAGES = ("mindspore", "mindformers", "numpy", "safetensors")
 
@@ -30,6 +32,10 @@ def check_job(plan: RunPlan, agreement: Agreement) -> None:
     check_same(agreement, "recipe", list_facts(plan))
     storage = plan.config.cpt.storage
     check_topology(agreement, plan.run_dir, shared=storage.shared)
+    if storage.shared:
+        # MindFormers recognises some file systems only; ours was just seen to be shared.
+        known = filter(None, [os.environ.get(SHARED_PATHS)])
+        os.environ[SHARED_PATHS] = ",".join([*known, str(plan.run_dir.absolute())])
     if not storage.shared and storage.verify_data:
         if agreement.is_first_on_node:
             for dataset in (*plan.sources, *plan.validation):

@@ -21,6 +21,7 @@ from mindformers.checkpoint.utils import (
 )
 
 from ascend_cpt.backend.collective import is_pure_data_parallel, wait_for_ranks
+from ascend_cpt.backend.own_shards import save_common_files, save_own_shards
 from ascend_cpt.resume.locate import remove_old_checkpoints
 from ascend_cpt.resume.state import STATE_NAME, RunState, write_state, write_text
 
@@ -44,13 +45,16 @@ class CheckpointWriter:
         global_batch_size: int,
         keep_last: int,
         keep_every_steps: int | None,
+        shared: bool,
         completes: bool,
+        rank: int,
         num_ranks: int,
     ) -> None:
         self._root, self._state = root, initial_state
         self._global_batch_size = global_batch_size
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
-        self._completes, self._num_ranks = completes, num_ranks
+        self._shared, self._completes = shared, completes
+        self._rank, self._num_ranks = rank, num_ranks
 
     def save(self, step: int, cb_params: Any) -> Path:
         """Save the training network of `cb_params` as step `step` and return the folder."""
@@ -68,6 +72,8 @@ class CheckpointWriter:
         if is_pure_data_parallel():
             if self._completes:
                 self._save_whole(folder, network, optimizer, common)
+        elif not self._shared:
+            self._save_on_node(folder, wrapper, common)
         else:
             save_checkpoint(
                 iteration=step,
@@ -87,6 +93,19 @@ class CheckpointWriter:
         if self._completes:
             self._remove_old(folder)
         return folder
+
+    def _save_on_node(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> None:
+        """Save every rank's shards on its own node; the folder gets its final name with the first file."""
+        if self._completes:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        wait_for_ranks(self._num_ranks)
+        save_own_shards(
+            folder, wrapper.network, wrapper.optimizer, prefix=PREFIX, rank=self._rank, num_ranks=self._num_ranks
+        )
+        sharded_tensors = get_all_sharded_tensor(network=wrapper)
+        if self._completes:
+            save_common_files(folder, wrapper.network, common, sharded_tensors, prefix=PREFIX)
 
     def _save_whole(self, folder: Path, network: ms.nn.Cell, optimizer: ms.nn.Cell, common: CommonInfo) -> None:
         """Save the whole model from one rank, under a temporary name until it is whole.

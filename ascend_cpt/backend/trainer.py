@@ -11,7 +11,6 @@ from ascend_cpt.backend.monitoring_checks import find_monitoring_problems
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.layout import Layout, uses_cpu
 from ascend_cpt.config.loader import raise_problems
-from ascend_cpt.errors import ClusterError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,12 @@ def train(plan: RunPlan, launch: Launch) -> None:
     set_output_path(str(plan.run_dir.absolute()))
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
-    if not cpu:
-        _check_shared(plan.checkpoint_root)
+    if not cpu and not plan.config.cpt.storage.shared:
+        from ascend_cpt.backend.collective import get_rank_and_size
+        from ascend_cpt.backend.own_shards import use_own_shards
+        from ascend_cpt.backend.save import PREFIX
+
+        use_own_shards(PREFIX, *get_rank_and_size(plan.layout.world_size > 1))
     callbacks = _build_callbacks(plan, launch)
     Trainer(mindformers_config, callbacks=callbacks).train()
 
@@ -77,21 +80,6 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[Any]:
         data_rank=get_data_rank(plan.layout, rank),
         is_first_on_node=launch.is_first_on_node,
     )
-
-
-def _check_shared(checkpoint_root: Path) -> None:
-    """Refuse a checkpoint folder that MindFormers does not take for shared, before hours are spent on the first save.
-
-    Raises:
-        ClusterError: when there are several nodes and nothing says that they share the folder.
-    """
-    from mindformers.utils.file_utils import is_publicly_accessible_path
-
-    if not is_publicly_accessible_path(str(checkpoint_root)):
-        raise ClusterError(
-            f"{checkpoint_root.absolute()}: several nodes save their checkpoints here, so it must be on shared "
-            f"storage; if it is, say so on every node: export SHARED_PATHS={checkpoint_root.parent.absolute()}"
-        )
 
 
 def get_data_rank(layout: Layout, rank: int) -> int:

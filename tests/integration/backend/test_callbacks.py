@@ -16,8 +16,10 @@ from mindspore import Parameter, Tensor, nn
 
 from ascend_cpt.backend.callbacks import Speed, StepMonitor
 from ascend_cpt.backend.guards import StepGuard
+from ascend_cpt.backend.own_shards import load_own_shards, save_own_shards
 from ascend_cpt.backend.save import CheckpointWriter
 from ascend_cpt.config.monitoring_schema import GuardConfig
+from ascend_cpt.errors import CheckpointError
 from ascend_cpt.monitor.accounting import PhaseSpan
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.record import Record
@@ -141,6 +143,20 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_rows(tmp_path: Path) -> 
     assert math.isnan(sink.records[0].loss), "the record of the step is written before the end"
 
 
+def test_ranks_save_and_load_their_own_shards(tmp_path: Path) -> None:
+    wrappers = [TrainOneStep() for _ in range(2)]
+    for rank, wrapper in enumerate(wrappers):
+        for parameter in wrapper.network.get_parameters():
+            parameter.set_data(ms.Tensor(np.full(parameter.shape, rank + 1.0, np.float32)))
+        save_own_shards(tmp_path, wrapper.network, wrapper.optimizer, prefix="cpt", rank=rank, num_ranks=2)
+    assert len(list(tmp_path.glob("cpt-model-*.safetensors"))) == 2
+    loaded = TrainOneStep()
+    load_own_shards(tmp_path, loaded.network, loaded.optimizer, prefix="cpt", rank=1, num_ranks=2)
+    assert all((parameter.asnumpy() == 2.0).all() for parameter in loaded.network.get_parameters())
+    with pytest.raises(CheckpointError, match="this node holds no such shard"):
+        load_own_shards(tmp_path, loaded.network, None, prefix="cpt", rank=2, num_ranks=4)
+
+
 def test_checkpoint_is_saved_from_the_network_behind_a_data_sink(tmp_path: Path) -> None:
     wrapper = TrainOneStep()
     # In sink mode MindSpore puts a cell that fetches the data in the place of the training network.
@@ -154,7 +170,9 @@ def test_checkpoint_is_saved_from_the_network_behind_a_data_sink(tmp_path: Path)
         global_batch_size=2,
         keep_last=1,
         keep_every_steps=None,
+        shared=True,
         completes=True,
+        rank=0,
         num_ranks=1,
     )
     folder = writer.save(3, parameters)

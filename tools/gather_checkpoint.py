@@ -1,0 +1,28 @@
+"""Gather the parts of a checkpoint that nodes without shared storage saved, copied to this machine, into one folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ascend_cpt.errors import run_command
+from ascend_cpt.resume.gather import gather_checkpoint
+
+
+def main() -> None:
+    """Parse the command line and gather."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", type=Path, nargs="+", help="each node's iteration_* folder, or its run folder")
+    parser.add_argument("--output", type=Path, required=True, help="the new checkpoint folder")
+    args = parser.parse_args()
+    checkpoint = gather_checkpoint(args.parts, args.output)
+    print(
+        f"{args.output}: step {checkpoint.state.step}, {len(checkpoint.state.files)} files from {len(args.parts)} nodes"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
