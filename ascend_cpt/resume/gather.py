@@ -22,7 +22,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
         output: The new folder; must not exist.
 
     Raises:
-        CheckpointError: a part is incomplete, of another step or run, or differs from another in a file of one name; the
+        CheckpointError: a part is incomplete, of another step or run, or differs from another in a file; the
             output exists or cannot be written.
     """
     if output.exists():
