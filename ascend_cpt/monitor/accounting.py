@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ascend_cpt.monitor.record import DataRecord
 
@@ -32,6 +33,14 @@ class DataAccount:
         self._rows_per_epoch, self._seq_length = rows_per_epoch, seq_length
         self._counted_steps = 0
         self._rows: dict[str, dict[str, int]] = {}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Go on from a recorded account, instead of counting a long run again from its start."""
+        self._counted_steps = int(record["step"])
+        self._rows = {
+            str(phase): {str(source): int(count) // self._seq_length for source, count in tokens.items()}
+            for phase, tokens in record["tokens"].items()
+        }
 
     def tally(self, step: int) -> DataRecord:
         """Return what was trained on in the first `step` steps; ask in ascending order."""

@@ -20,6 +20,8 @@ class History:
     steps: list[dict[str, Any]]
     validations: list[dict[str, Any]]
     num_skipped: int
+    account: dict[str, Any] | None = None
+    """The last data account."""
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -40,13 +42,18 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
     steps: deque[str] = deque(maxlen=window_steps)
     validations: list[dict[str, Any]] = []
     num_skipped = 0
+    account: dict[str, Any] | None = None
     for kind, line in read_lines(path, resume_step):
         if kind == "step":
             steps.append(line)
             num_skipped += '"skipped": "' in line and '"skipped": ""' not in line
         elif kind == "validation":
             validations.append(json.loads(line))
-    return History(steps=[json.loads(line) for line in steps], validations=validations, num_skipped=num_skipped)
+        elif kind == "data":
+            account = json.loads(line)
+    return History(
+        steps=[json.loads(line) for line in steps], validations=validations, num_skipped=num_skipped, account=account
+    )
 
 
 def read_lines(path: Path, last_step: int) -> Iterator[tuple[str, str]]:

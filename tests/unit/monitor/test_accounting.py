@@ -12,6 +12,7 @@ from ascend_cpt.monitor.flops import (
     count_training_flops_per_token,
     find_peak_flops,
 )
+from ascend_cpt.monitor.record import to_values
 
 LLAMA2_7B = {
     "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -82,6 +83,13 @@ def test_account_does_not_depend_on_when_it_was_asked(stops: list[int]) -> None:
     for stop in stops:
         record = account.tally(stop)
         assert record == make_account().tally(stop)
+
+
+@pytest.mark.parametrize("stop", [3, 6, 8])
+def test_a_recorded_account_goes_on(stop: int) -> None:
+    account = make_account()
+    account.restore(to_values(make_account().tally(stop)))
+    assert account.tally(10) == make_account().tally(10)
 
 
 def test_the_account_is_due_at_the_end_of_phases_and_not_too_often() -> None:

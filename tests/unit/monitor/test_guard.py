@@ -85,8 +85,10 @@ def test_without_the_stop_a_run_of_bad_steps_still_ends() -> None:
 
 def test_a_new_phase_starts_a_new_window() -> None:
     steps = StepJudge(SPIKES, first_steps=[0, 8])
-    for step in range(1, 9):
+    for step in range(1, 8):
         judge(steps, step, 2.0)
+    assert steps.loss_limit == 2.0, "step 8 is of the first phase"
+    judge(steps, 8, 2.0)
     assert steps.loss_limit == math.inf and judge(steps, 9, 50.0) == Verdict()
 
 

@@ -30,6 +30,7 @@ def test_only_the_last_steps_and_all_validations_up_to_the_checkpoint(tmp_path: 
     assert history.steps[0]["loss"] == 1 / 10
     assert [record["step"] for record in history.validations] == [0, 5, 10]
     assert history.num_skipped == 3
+    assert history.account is not None and history.account["tokens"] == {"train": {"code": 10}}
 
 
 def test_a_run_that_is_new_or_whose_file_is_gone_has_no_history(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Guards and alarms in real training: what stops, what is left behind, and that a continued run is the same run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.monitor.history import read_metrics
+
+Completed = subprocess.CompletedProcess[str]
+# So low that tiny, healthy training has spikes; a real run takes the defaults.
+NERVOUS = {
+    "loss_spike": {"sigmas": 0.7, "window_steps": 8},
+    "grad_norm_spike": {"sigmas": 1.2, "window_steps": 8},
+    "max_skips_in_a_row": 19,
+}
+MEASURED = ("step_time_s", "tokens_per_s", "tokens_per_s_per_device", "data_wait_s", "compute_s")
+
+
+def read_records(run_dir: Path) -> list[dict[str, Any]]:
+    """Return all records without what a clock measured."""
+    records = list(read_metrics(run_dir / "metrics.jsonl"))
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
+
+
+def is_one_line(result: Completed) -> bool:
+    return len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_guarded_run_continues_exactly(
+    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
+) -> None:
+    sets = {"held": {"path": str(packed), "max_increase": 0.5}}
+    validation = {"max_rows": 10, "every": "5 steps", "sets": sets}
+    schedule = {"kind": "constant", "peak_lr": 1e-5}  # the loss hardly falls, so that its noise has spikes
+    changes = {"guards": NERVOUS, "validation": validation, "schedule": schedule}
+    whole = train(write_config(run_name="whole", **changes))
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    config = write_config(run_name="stopped", **changes)
+    for arguments in (("--stop-at-step", "10"), ()):
+        result = train(config, *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+    records = read_records(tmp_path / "output/whole")
+    assert read_records(tmp_path / "output/stopped") == records
+    steps = [record for record in records if record["kind"] == "step"]
+    skipped = {record["skipped"] for record in steps if record["skipped"]}
+    assert skipped == {"loss spike", "gradient-norm spike"}, "both happen, before and after the stop"
+    numbers = [step["num_skipped"] for step in steps]
+    assert 0 < numbers[9] < numbers[-1] and "SKIPPED" in whole.stdout
+    held = [record for record in records if record["kind"] == "validation"]
+    assert [record["step"] for record in held] == [0, 5, 10, 15, 20]
+    assert {record["base_loss"] for record in held} == {held[0]["loss"]}, "not measured again"
+    # 100 rows, 50 of which carry 25 tokens less; bytes of the manifest.
+    assert held[0]["bits_per_byte"] > 0 and held[0]["perplexity"] > 1
+    account = [record for record in records if record["kind"] == "data"][-1]
+    assert account == {"kind": "data", "step": 20, "tokens": {"train": {"train": 10240}}, "epochs": {"train": 1.6}}
+    page = (tmp_path / "output/stopped/report.html").read_text(encoding="utf-8")
+    assert "20 of 20" in page and list((tmp_path / "output/stopped/tensorboard").glob("events.*"))
+
+
+def test_forgetting_stops_the_run_after_saving_and_stays_up(
+    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
+) -> None:
+    sets = {"held": {"path": str(packed), "max_increase": 0.01, "on_increase": "stop"}}
+    config = write_config(
+        validation={"max_rows": 10, "every": "3 steps", "sets": sets},
+        schedule={"kind": "constant", "peak_lr": 0.5},
+        checkpoint={"every": "2 steps"},
+    )
+    stopped = train(config)
+    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
+    for part in ("stopped by on_increase", "validation set held at step 3", "over its base", "saved in"):
+        assert part in stopped.stderr
+    assert is_one_line(stopped), stopped.stderr
+    assert (tmp_path / "output/run/checkpoint/iteration_00000003/cpt_state.json").is_file()
+    again = train(config)
+    assert again.returncode == 1 and "stopped by on_increase" in again.stderr and is_one_line(again), again.stderr
+    assert "step  4/20" not in again.stdout
+    on = train(config, "--set", "cpt.validation.sets.held.on_increase=warn", "--stop-at-step", "6")
+    assert on.returncode == 0, on.stderr
+    assert "step  4/20" in on.stdout and "ALARM" in on.stdout
+
+
+def test_nan_stops_the_run_and_leaves_rows_and_the_last_good_checkpoint(
+    write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
+) -> None:
+    config = write_config(
+        schedule={"kind": "constant", "peak_lr": 1e30}, checkpoint={"every": "1 steps"}, validation=None
+    )
+    result = train(config)
+    assert result.returncode == 1 and is_one_line(result), result.stdout + result.stderr
+    (path,) = (tmp_path / "output/run").glob("stopped_at_step_*.json")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    step = saved["step"]
+    assert f"stopped at step {step}: " in result.stderr and str(path) in result.stderr
+    assert len(saved["rows"]) == 8 and {row["source"] for row in saved["rows"]} == {"train"}
+    assert all(0 <= row["row"] < 100 for row in saved["rows"])
+    newest = max((tmp_path / "output/run/checkpoint").glob("iteration_*"))
+    assert newest.name == f"iteration_{step - 1:08d}"
+
+
+def test_wrong_settings_are_refused(write_config: Callable[..., Path], train: Callable[..., Completed]) -> None:
+    result = train(write_config(monitor={"sinks": ["tensorbord"]}))
+    assert result.returncode == 2 and "did you mean 'tensorboard'?" in result.stderr and is_one_line(result)
