@@ -41,7 +41,7 @@ class Trial:
 
 def list_trials() -> list[Trial]:
     """Return the continuations that are compared."""
-    rewarm = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR / 2}, final_lr: {PEAK_LR / 20}, warmup_share: 0.01}}"
+    rewarm = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR / 2}, final_lr: {PEAK_LR / 20}, warmup_tokens: 10K}}"
     trials = []
     for fraction in REPLAYS:
         settings = [rewarm]
@@ -50,8 +50,8 @@ def list_trials() -> list[Trial]:
             settings.append(f"cpt.replay={{source: general, fraction: {fraction}}}")
         trials.append(Trial(name=f"replay_{round(fraction * 100):02d}", settings=tuple(settings)))
     same = ("--train_dataset_dir", GENERAL)
-    constant = f"cpt.schedule={{kind: constant, peak_lr: {BASE_FINAL_LR}, final_lr: {BASE_FINAL_LR}}}"
-    again = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR}, final_lr: {BASE_FINAL_LR}, warmup_share: 0.01}}"
+    constant = f"cpt.schedule={{kind: constant, peak_lr: {BASE_FINAL_LR}, final_lr: {BASE_FINAL_LR}, warmup_tokens: 0}}"
+    again = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR}, final_lr: {BASE_FINAL_LR}, warmup_tokens: 10K}}"
     trials.append(Trial(name="same_constant", settings=(*same, constant)))
     trials.append(Trial(name="same_rewarmed", settings=(*same, again)))
     return trials
