@@ -155,18 +155,18 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
     ways = []
     for each in (first, stage):
         cpt = each.plan.config.cpt
-        digests = {dataset.name: dataset.manifest.digest for dataset in each.plan.validation}
-        if name not in digests:
+        rows = {dataset.name: (dataset.manifest.digest, dataset.seq_length) for dataset in each.plan.validation}
+        if name not in rows:
             raise ConfigError(
                 f"stage {stage.name}: advance_when.set {name} is no validation set of stage {each.name}; add it to "
                 f"cpt.validation.sets in {each.plan.config.path}"
             )
         assert cpt.validation is not None
-        ways.append((digests[name], cpt.validation.max_rows, cpt.document_attention))
+        ways.append((rows[name], cpt.validation.max_rows, cpt.document_attention))
     if ways[0] != ways[1]:
         raise ConfigError(
             f"stage {stage.name}: advance_when compares validation set {name} with stage {first.name}, which has "
-            "another dataset, validation.max_rows or document_attention; make them equal"
+            "another dataset, seq_length, max_rows or document_attention for it; make them equal"
         )
 
 

@@ -172,8 +172,9 @@ def resolve(
     check_model(config, layout, problems)
     find_refusals(config, layout, problems)
     raise_problems(config.path, problems)
-    source_sets = _list_datasets(config, sources)
-    validation_sets = _list_datasets(config, validation or {})
+    source_sets = _list_datasets(config, sources, {})
+    sets = config.cpt.validation.sets if config.cpt.validation else {}
+    validation_sets = _list_datasets(config, validation or {}, {name: entry.seq_length for name, entry in sets.items()})
     _check_datasets(config, source_sets, "sources", problems)
     _check_datasets(config, validation_sets, VALIDATION, problems)
     _check_tokenizers(config, source_sets + validation_sets, problems)
@@ -213,9 +214,16 @@ def resolve(
     )
 
 
-def _list_datasets(config: RunConfig, manifests: Mapping[str, Manifest]) -> tuple[Dataset, ...]:
+def _list_datasets(
+    config: RunConfig, manifests: Mapping[str, Manifest], lengths: Mapping[str, int | None]
+) -> tuple[Dataset, ...]:
+    """Return the datasets with the length of their rows: given, or what they were packed with, or the run's."""
     return tuple(
-        Dataset(name=name, manifest=manifest, seq_length=manifest.seq_length or config.cpt.seq_length)
+        Dataset(
+            name=name,
+            manifest=manifest,
+            seq_length=lengths.get(name) or manifest.seq_length or config.cpt.seq_length,
+        )
         for name, manifest in manifests.items()
     )
 
@@ -248,17 +256,13 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
     """Note datasets that were packed for another sequence length, vocabulary or tokenizer than this run's."""
     model = config.mindformers["model"]["model_config"]
     for dataset in datasets:
-        manifest, tokenizer = dataset.manifest, dataset.manifest.tokenizer
+        tokenizer = dataset.manifest.tokenizer
         where = f"{config.locate('cpt', *kind.split('.'), dataset.name)}: cpt.{kind}.{dataset.name}"
         if not dataset.num_rows:
             problems.append(f"{where}: has no rows; pack it again from an input that has documents")
-        # Shorter rows are filled up for validation. An mmap dataset is cut into rows when it is read.
-        too_short = dataset.seq_length < config.cpt.seq_length and kind != VALIDATION
-        if too_short or dataset.seq_length > config.cpt.seq_length:
-            problems.append(
-                f"{where}: was packed with sequence length {manifest.seq_length}, but cpt.seq_length is "
-                f"{config.cpt.seq_length}; pack it again with --seq-length {config.cpt.seq_length}"
-            )
+        problem = find_length_problem(dataset, config.cpt.seq_length, may_be_shorter=kind == VALIDATION)
+        if problem:
+            problems.append(f"{where}{problem}")
         if tokenizer.vocab_size > model["vocab_size"]:
             problems.append(
                 f"{where}: was packed with a tokenizer of {tokenizer.vocab_size} entries, but the model has "
@@ -275,6 +279,24 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
                 f"{where}: pads with the end-of-document token {tokenizer.eod_id}, whose loss would be lost; "
                 "pack it again with another --pad-token-id"
             )
+
+
+def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bool) -> str:
+    """Return why the rows of a dataset do not fit a run's `seq_length`, as the end of a message; empty when they do.
+
+    An mmap dataset has no rows of its own: it is cut into rows when it is read.
+    """
+    packed, asked = dataset.manifest.seq_length, dataset.seq_length
+    if packed not in (None, asked):
+        return f".seq_length: is {asked}, but the dataset has rows of {packed} tokens; remove the key"
+    if asked == seq_length or (may_be_shorter and asked < seq_length):
+        return ""
+    if packed is None:
+        return f".seq_length: is {asked}, more than cpt.seq_length {seq_length}; lower it"
+    return (
+        f": was packed with sequence length {packed}, but cpt.seq_length is {seq_length}; pack it again with "
+        f"--seq-length {seq_length}"
+    )
 
 
 def _check_tokenizers(config: RunConfig, datasets: tuple[Dataset, ...], problems: list[str]) -> None:

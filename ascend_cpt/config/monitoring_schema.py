@@ -19,6 +19,8 @@ class ValidationSetConfig:
 
     path: str
     """Prefix of the dataset, its manifest, or a folder that holds one manifest."""
+    seq_length: AtLeastOne | None = None
+    """Tokens in a row of an mmap dataset, up to the run's, as without it; a packed one has rows of its own."""
     max_increase: float | None = None
     """Alarm when the loss is more than so many nats above its base, the loss before the first step."""
     on_increase: str = "warn"

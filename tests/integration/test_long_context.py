@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import yaml
 from ascend_cpt.data.indexed import IndexedWriter
 from ascend_cpt.data.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.tokenizing.base import Encoded
-from tests.integration.conftest import run_command
+from tests.integration.conftest import REPOSITORY, run_command
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 WriteConfig = Callable[..., Path]
@@ -110,3 +112,28 @@ def test_a_stage_is_held_and_the_next_one_starts_from_its_weights(
     started_with, *_ = read_records(tmp_path / "output/two_128", "validation")
     assert started_with["step"] == 0 and started_with["loss"] == pytest.approx(ended_with, abs=1e-5)
     assert [record["step"] for record in read_records(tmp_path / "output/two_128", "step")] == [1, 2]
+
+
+def test_the_commands_of_the_guide_work_on_the_sample(tmp_path: Path) -> None:
+    """They are run as they stand there, in a folder of their own; training itself is the trial above."""
+    for name in ("tools", "configs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    guide = (REPOSITORY / "docs/long_context.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in re.findall(r"^    (python tools/\S+ .*)$", guide, re.MULTILINE)]
+    packing = [words for words in commands if words[1] == "tools/preprocess_data.py"]
+    dry_run, training = (words for words in commands if "configs/stages/qwen3_tiny_256_512.yaml" in words)
+    assert len(packing) == 2 and training == dry_run[:-1] and dry_run[-1] == "--dry-run"
+    sample = [
+        [*packing[0][:3], f"data/sample/{source}.parquet", *packing[0][4:7], f"data/sample/packed/{prefix}"]
+        for source, prefix in (
+            ("code/train", "code_train"),
+            ("code/valid", "code_valid"),
+            ("general/valid", "general_valid"),
+        )
+    ]
+    made = ["python", "tools/make_sample_corpus.py", "--output-dir", "data/sample"]
+    for words in (made, *([*words, "--seq-length", "256"] for words in sample), *packing, dry_run):
+        result = run_command([sys.executable, *words[1:]], cwd=tmp_path)
+        assert result.returncode == 0, f"{shlex.join(words)}\n{result.stderr}"
+    assert "--- stage 256\n" in result.stdout and "--- stage 512\n" in result.stdout
+    assert "rows × 512 tokens" in result.stdout

@@ -113,6 +113,18 @@ def test_validation_rows_may_be_shorter_than_the_runs(make_manifest: MakeManifes
         settle(TINY, make_manifest(seq_length=128))
 
 
+def test_an_mmap_set_is_cut_into_rows_of_the_length_asked_for(make_manifest: MakeManifest) -> None:
+    whole = dataclasses.replace(make_manifest(), output_format="mmap", seq_length=None)
+    key = "cpt.validation.sets.general.seq_length"
+    assert settle(TINY, make_manifest(), validation=whole).validation[0].seq_length == 256
+    plan = settle(TINY, make_manifest(), f"{key}=64", validation=whole)
+    assert plan.validation[0].seq_length == 64 and plan.validation[0].num_rows == -(-1000 * 257 // 65)
+    with pytest.raises(ConfigError, match="general.seq_length: is 512, more than cpt.seq_length 256; lower it"):
+        settle(TINY, make_manifest(), f"{key}=512", validation=whole)
+    with pytest.raises(ConfigError, match="seq_length: is 64, but the dataset has rows of 256 tokens; remove the key"):
+        settle(TINY, make_manifest(), f"{key}=64", validation=make_manifest())
+
+
 def test_datasets_padded_with_different_tokens_are_refused(make_manifest: MakeManifest) -> None:
     with pytest.raises(ConfigError, match=r"pad with different tokens: code \(1\), general \(7\)"):
         settle(TINY, make_manifest(), validation=make_manifest(pad_id=7))
