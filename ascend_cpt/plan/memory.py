@@ -23,7 +23,7 @@ ADAM_STATES = 2  # first and second moment, float32
 # AdamW as a graph of single operators keeps the scaled gradient and both new moments of all parameters at once.
 UPDATE_COPIES = 3
 # Attention mask, rotary tables, micro-batch inputs, scalars.
-CONSTANT_BYTES = 16 * 1024**2
+CONSTANT_BYTES = 12 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)

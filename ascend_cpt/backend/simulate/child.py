@@ -88,14 +88,22 @@ def register_rows_and_watch(job: Job) -> None:
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
     from mindspore import Callback, runtime
 
+    from ascend_cpt.backend.row_format import RowFormat
+
     class SimulatedRows:
-        """Rows of ones; the simulated device does not look at them."""
+        """Rows without content, as the run would have them; the simulated device does not look at them."""
 
         def __new__(
-            cls, num_rows: int, seq_length: int, column_names: list[str], num_shards: int | None = None, **_: Any
+            cls,
+            num_rows: int,
+            row_format: dict[str, Any],
+            column_names: list[str],
+            num_shards: int | None = None,
+            **_: Any,
         ) -> ds.GeneratorDataset:
-            row = np.ones(seq_length, np.int32)
-            rows = [tuple(row for _ in column_names)] * (num_rows // (num_shards or 1))
+            settled = RowFormat.from_record(row_format)
+            row = np.zeros(settled.seq_length + 1, np.int32)
+            rows = [settled.make(row, place) for place in range(num_rows // (num_shards or 1))]
             return ds.GeneratorDataset(rows, column_names=column_names, shuffle=False, num_parallel_workers=1)
 
     class SimulationWatch(Callback):

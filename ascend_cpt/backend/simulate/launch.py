@@ -116,7 +116,7 @@ def make_sections(plan: RunPlan, num_steps: int, work: Path) -> dict[str, Any]:
         "type": LOADER_NAME,
         # One step more than are run: the last one asks for the next batch.
         "num_rows": plan.budget.global_batch_size * (num_steps + 1),
-        "seq_length": plan.budget.seq_length,
+        "row_format": plan.row_format.to_record(),
     }
     sections["train_dataset"]["data_loader"] = loader
     sections["train_dataset_task"]["dataset_config"]["data_loader"] = copy.deepcopy(loader)
