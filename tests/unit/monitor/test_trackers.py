@@ -110,3 +110,21 @@ def test_tracking_id_is_new_when_the_file_is_gone(tmp_path: Path) -> None:
 
 def test_is_installed() -> None:
     assert is_installed("tensorboard")
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("wandb", "wandb/offline-run-*/run-*.wandb"), ("swanlab", "swanlab/run-*/*")]
+)
+def test_the_real_packages_take_a_run_and_its_continuation(
+    name: str, files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    monkeypatch.setenv(f"{name.upper()}_MODE", "offline")
+    for resume_step in (0, 3):
+        sinks, warnings = open_one(name, tmp_path, resume_step)
+        assert not warnings
+        for step in range(resume_step + 1, resume_step + 4):
+            sinks[0].write(make_step(step))
+        sinks[0].close()
+    runs = {path.parent.name.rsplit("-", 1)[-1] for path in tmp_path.glob(files)}
+    assert len(runs) == 1, "both launches are one run there"
