@@ -130,7 +130,7 @@ function draw(card, chart) {
     const ink = level.alarm ? "var(--alarm)" : color(level.run);
     out += `<path d="M${left} ${sy(level.y)}H${right}" stroke="${ink}" stroke-dasharray="6 4" opacity=".8"/>`;
     if (levels.length < 5) out += `<text class="halo" x="${right - 4}" text-anchor="end" style="fill:${ink}"
-      y="${sy(level.y) + (level.alarm ? -4 : 13)}">${escape(level.text)}</text>`;
+      y="${sy(level.y) + (level.alarm || sy(level.y) + 15 > bottom ? -4 : 13)}">${escape(level.text)}</text>`;
   }
   for (const line of lines) {
     let path = "", pen = "M";
@@ -172,7 +172,7 @@ function hover(card, event) {
     at = place(line.run, line.x[best]);
     text += `<div><i class="key" style="--run:${color(line.run)}"></i>${escape(data.runs[line.run])}:
       <b>${write(line.y[best], h.chart.form)}</b>${line.note ? ` (mean of ${escape(line.note)})` : ""}
-      at step ${count(line.x[best])}</div>`;
+      at step ${line.x[best].toLocaleString("en")}</div>`;
   }
   if (!text) { leave(card); return; }
   cross.setAttribute("d", `M${h.sx(at)} ${h.top}V${h.bottom}`);
