@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ascend_cpt.cluster import wire
+from ascend_cpt.cluster.options import describe_options, split_options
 from ascend_cpt.errors import ClusterError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +34,9 @@ usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
   JOIN              True or False, as msrun knows it; the launcher waits for the job and reports its end with either
   CLUSTER_TIME_OUT  seconds in which all nodes must have come, default {DEFAULT_CLUSTER_TIMEOUT_S}
 
+Options, anywhere:
+{describe_options()}
+
 Left out, these come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
 MASTER_PORT, NODE_RANK. DRY_RUN=1 prints the msrun command and starts nothing."""
 
@@ -53,6 +58,11 @@ class LaunchPlan:
     node_rank: int
     log_dir: Path
     cluster_timeout_s: int
+    launcher_port: int
+    max_restarts: int
+    restart_delay_s: int
+    rejoin_timeout_s: int
+    stop_grace_s: int
 
     @property
     def num_nodes(self) -> int:
@@ -75,13 +85,19 @@ class LaunchPlan:
     def msrun_log(self) -> Path:
         return self.log_dir / "msrun.log"
 
+    @property
+    def progress_file(self) -> Path:
+        """Where a worker of this node notes the last finished step."""
+        return self.log_dir / "last_step"
+
 
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchPlan:
-    """Return the plan for `arguments` (positional, CMD first); relative paths are taken from `folder`.
+    """Return the plan for `arguments` (CMD first, options anywhere); relative paths are taken from `folder`.
 
-    Positional values win over `environ`. Raises UsageError when the arguments fit no form, ClusterError for a wrong
+    Typed values win over `environ`. Raises UsageError when the arguments fit no form, ClusterError for a wrong
     value, a job that does not divide, or a script that does not exist.
     """
+    arguments, options = split_options(arguments, environ)
     values = _name_arguments(arguments)
     script, script_arguments = _split_command(arguments[0], folder)
     num_workers, num_local_workers = _count_workers(values, environ)
@@ -91,16 +107,25 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
         )
     num_nodes = num_workers // num_local_workers
     log_dir = folder / values.get("LOG_DIR", DEFAULT_LOG_DIR)
+    master_port = _number("MASTER_PORT", values, environ, default=DEFAULT_MASTER_PORT, minimum=1024, maximum=65535)
+    launcher_port = _number(wire.PORT, {}, environ, default=master_port + wire.PORT_OFFSET, minimum=1024, maximum=65535)
+    if num_nodes > 1 and launcher_port > 65535:
+        raise ClusterError(f"MASTER_PORT {master_port} is too high: several nodes need the next two ports as well")
     plan = LaunchPlan(
         script=script,
         script_arguments=script_arguments,
         num_workers=num_workers,
         num_local_workers=num_local_workers,
         master_addr=_master_addr(values, environ, num_nodes),
-        master_port=_number("MASTER_PORT", values, environ, default=DEFAULT_MASTER_PORT, minimum=1024, maximum=65535),
+        master_port=master_port,
         node_rank=_node_rank(values, environ, num_workers, num_nodes),
         log_dir=log_dir,
         cluster_timeout_s=_number("CLUSTER_TIME_OUT", values, {}, default=DEFAULT_CLUSTER_TIMEOUT_S, minimum=1),
+        launcher_port=launcher_port,
+        max_restarts=options["--max-restarts"],
+        restart_delay_s=options["--restart-delay"],
+        rejoin_timeout_s=options["--rejoin-timeout"],
+        stop_grace_s=options["--stop-grace"],
     )
     return replace(plan, log_dir=log_dir / f"node_{plan.node_rank}") if num_nodes > 1 else plan
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ascend_cpt.cluster import worker
 from ascend_cpt.cluster.arguments import REPO_ROOT, LaunchPlan
+from ascend_cpt.cluster.progress import PROGRESS_FILE
 
 
 def has_npu(device_folder: Path = Path("/dev")) -> bool:
@@ -58,6 +59,7 @@ def build_environment(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str,
         "PYTHONPATH": os.pathsep.join(python_path),
         worker.LAUNCHER_PID: str(os.getpid()),
         worker.NODE_RANK: str(plan.node_rank),
+        PROGRESS_FILE: str(plan.progress_file),
         worker.WORKER_PYTHON: sys.executable,
     }
     if plan.num_workers == 1:

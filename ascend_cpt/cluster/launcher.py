@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ascend_cpt.cluster.arguments import USAGE, UsageError, parse_launch
 from ascend_cpt.cluster.command import build_command, build_environment, format_command
+from ascend_cpt.cluster.job import run_job
 from ascend_cpt.cluster.preflight import check_master, claim_place
-from ascend_cpt.cluster.supervisor import Supervisor
-from ascend_cpt.cluster.worker_log import set_aside
 from ascend_cpt.errors import EXIT_OK, run_command
 
 
@@ -31,10 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_OK
     with claim_place(plan):
         check_master(plan, os.environ)
-        plan.log_dir.mkdir(parents=True, exist_ok=True)
-        if earlier := set_aside(plan.log_dir):
-            print(f"logs of the earlier launch are in {earlier}", file=sys.stderr)
-        return Supervisor(plan, command, build_environment(plan, os.environ)).run()
+        return run_job(plan, command, build_environment(plan, os.environ))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Start one node's processes, watch them, tell why they failed, and leave none behind.
+"""Start one node's processes for an attempt, watch them, tell why they failed, and leave none behind.
 
 msrun starts the scheduler (on node 0) and the workers and ends. Linux then gives its children to the nearest ancestor
 that asked for orphans, which is this process: so it sees the exit code of each worker the moment it dies.
@@ -14,60 +14,61 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
 from ascend_cpt.cluster.arguments import LaunchPlan
-from ascend_cpt.cluster.worker_log import LogFollower, describe_failure, explain_rendezvous
-from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR
+from ascend_cpt.cluster.council import Council
+from ascend_cpt.cluster.outcome import DONE, End, Outcome, count_memory_kills
+from ascend_cpt.cluster.progress import read_step
+from ascend_cpt.cluster.stop_requests import StopRequests, name_signal
+from ascend_cpt.cluster.worker_log import WANTED_STOP_HEAD, LogFollower, describe_failure, explain_rendezvous
+from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 POLL_S = 0.05
 # From the first failure to killing the rest: the others may print what they saw.
 FAILURE_GRACE_S = 5.0
-# From the user's signal to killing: a worker may save.
-STOP_GRACE_S = 20.0
 # The scheduler ends by itself about two seconds after the last worker.
 SCHEDULER_GRACE_S = 10.0
-FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A run that was asked to stop, saved and ended says so by its exit code, too.
+SIGNALLED_CODES = {128 + signal.SIGTERM, 128 + signal.SIGINT}
 
 
 class Supervisor:
-    """One launch on one node, from start to the exit code."""
+    """One attempt on one node, from start to end."""
 
-    def __init__(self, plan: LaunchPlan, command: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        command: list[str],
+        environment: Mapping[str, str],
+        requests: StopRequests,
+        council: Council,
+    ) -> None:
         self._plan = plan
         self._command = command
         self._environment = environment
+        self._received, self._council = requests.received, council
         self._follower = LogFollower(plan.worker_log(plan.first_rank), sys.stdout)
         self._starter_pid = 0
         self._ranks: dict[int, int] = {}
         self._scheduler_pid: int | None = None
         self._scheduler_code = 0
         self._failures: dict[int, int] = {}
-        self._received: list[int] = []
+        self._num_memory_kills = count_memory_kills()
 
-    def run(self) -> int:
-        """Run the job and return the launcher's exit code; every process of the job has ended then.
-
-        0: all workers ended well. 2: the worker that failed first ended with 2. 128 + n: stopped by signal n. Else 1.
-        """
+    def run(self) -> Outcome:
+        """Run the attempt and return how it ended; every process of it has ended then."""
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-        # What is ignored stays ignored: so nohup keeps the job when its terminal closes.
-        heard = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        previous = {number: signal.signal(number, self._receive) for number in heard}
         try:
             self._start()
-            return self._watch()
+            outcome = self._watch()
         finally:
             self._kill_all()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        self._received.append(number)
+        return replace(outcome, step=read_step(self._plan.progress_file))
 
     def _start(self) -> None:
         alone = self._plan.num_workers == 1
@@ -88,34 +89,39 @@ class Supervisor:
         else:
             self._starter_pid = process.pid
 
-    def _watch(self) -> int:
-        if self._starter_pid and (code := self._wait_for_starter()) is not None:
-            return code
-        self._wait_until(lambda: not self._ranks or bool(self._failures or self._received or self._scheduler_code))
+    def _watch(self) -> Outcome:
+        if self._starter_pid and (outcome := self._wait_for_starter()):
+            return outcome
+        self._wait_until(lambda: not self._ranks or bool(self._failures or self._scheduler_code) or self._must_end())
         if self._scheduler_code:
             # The workers are about to fail as well, and know more about the reason.
-            self._wait_until(lambda: not self._ranks or bool(self._failures or self._received), FAILURE_GRACE_S)
-        if not (self._failures or self._received):
+            self._wait_until(lambda: not self._ranks or bool(self._failures) or self._must_end(), FAILURE_GRACE_S)
+        if not (self._failures or self._must_end()):
             # The workers of other nodes may still need the scheduler.
             limit_s = SCHEDULER_GRACE_S if self._plan.num_nodes == 1 else self._plan.cluster_timeout_s
-            self._wait_until(lambda: not self._scheduler_pid or bool(self._received), limit_s)
+            self._wait_until(lambda: not self._scheduler_pid or self._must_end(), limit_s)
         if self._received:
             return self._stop()
         self._follower.pump(at_end=True)
-        return self._report_failure() if self._failures or self._scheduler_code else EXIT_OK
+        if self._failures or self._scheduler_code:
+            return self._report_failure()
+        return Outcome(end=End.CANCELLED, code=EXIT_FAILURE) if self._council.is_cancelled() else DONE
 
-    def _wait_for_starter(self) -> int | None:
-        """Wait until msrun has started all processes; return an exit code when the launch ends here."""
+    def _must_end(self) -> bool:
+        return bool(self._received) or self._council.is_cancelled()
+
+    def _wait_for_starter(self) -> Outcome | None:
+        """Wait until msrun has started all processes; return an outcome when the attempt ends here."""
         while not (ended := os.waitid(os.P_PID, self._starter_pid, os.WEXITED | os.WNOHANG)):
             self._follower.pump()
             time.sleep(POLL_S)
             if self._received:
                 return self._stop()
         if ended.si_status != 0:
-            for line in describe_failure(self._plan.msrun_log):
-                _say(line)
-            _say(f"error: msrun could not start the job; its log: {_relative(self._plan.msrun_log)}")
-            return EXIT_FAILURE
+            lines = describe_failure(self._plan.msrun_log)
+            reason = f"error: msrun could not start the job; its log: {_relative(self._plan.msrun_log)}"
+            _say("\n".join([*lines, reason]))
+            return Outcome(end=End.FAILED, code=EXIT_FAILURE, lines=tuple(lines), reason=reason)
         self._identify_children()
         return None
 
@@ -148,39 +154,64 @@ class Supervisor:
                 self._failures[rank] = code
         time.sleep(POLL_S)
 
-    def _report_failure(self) -> int:
-        """Tell which worker failed first and why; return the exit code."""
+    def _report_failure(self) -> Outcome:
+        """Tell which worker failed first and why, and return it."""
         if self._failures:
-            # Those that ended within one poll: the one that fell silent first.
-            rank = min(self._failures, key=lambda rank: (_last_write_ns(self._plan.worker_log(rank)), rank))
+            # Of those that ended within one poll: one that was killed, else the one that fell silent first.
+            rank = min(
+                self._failures,
+                key=lambda rank: (
+                    self._failures[rank] != -signal.SIGKILL,
+                    _last_write_ns(self._plan.worker_log(rank)),
+                    rank,
+                ),
+            )
             name, code, log = f"worker {rank}", self._failures[rank], self._plan.worker_log(rank)
         else:
             name, code, log = "the scheduler", self._scheduler_code, self._plan.scheduler_log
         lines = describe_failure(log)
         if explained := explain_rendezvous(lines, self._plan):
             line, code = explained
-            _say(line)
-            _say(f"{name} met this first; its log: {_relative(log)}")
+            reason = f"{name} met this first; its log: {_relative(log)}"
+            _say(f"{line}\n{reason}")
+            return Outcome(end=_judge(code, [line]), code=code, lines=(line,), reason=reason)
+        if not self._is_on_terminal(lines):
+            _say("\n".join(lines))
+        out_of_memory = code == -signal.SIGKILL and count_memory_kills() > self._num_memory_kills
+        if out_of_memory:
+            cause = "was killed by the kernel: this machine is out of memory (see dmesg)"
+        elif code == -signal.SIGKILL:
+            cause = "was killed by SIGKILL (by hand, by the scheduler of the cluster, or for memory by a container)"
         else:
-            if not self._is_on_terminal(lines):
-                _say("\n".join(lines))
-            hint = " (out of memory? see dmesg)" if code == -signal.SIGKILL else ""
-            cause = f"was killed by {_signal_name(-code)}{hint}" if code < 0 else f"failed with exit code {code}"
-            _say(f"{name} {cause}; its log: {_relative(log)}")
-        return EXIT_USER_ERROR if code == EXIT_USER_ERROR else EXIT_FAILURE
+            cause = f"was killed by {name_signal(-code)}" if code < 0 else f"failed with exit code {code}"
+        reason = f"{name} {cause}; its log: {_relative(log)}"
+        _say(reason)
+        end = End.FAILED if out_of_memory else _judge(code, lines)
+        kept = code if code in {EXIT_USER_ERROR, *SIGNALLED_CODES} else EXIT_FAILURE
+        return Outcome(end=end, code=kept, lines=tuple(lines), reason=reason)
 
     def _is_on_terminal(self, lines: list[str]) -> bool:
         """Tell whether the followed worker has just printed this where our own lines go, too."""
         return not lines or (os.path.sameopenfile(1, 2) and self._follower.has_shown(lines[0]))
 
-    def _stop(self) -> int:
+    def _stop(self) -> Outcome:
         """Pass the user's signal on and wait for the workers to end; a second signal kills at once."""
         number = self._received[0]
-        _say(f"{_signal_name(number)}: stopping {len(self._ranks)} workers (once more to kill them)")
+        self._council.announce_stop(number)
+        _say(
+            f"{name_signal(number)}: stopping {len(self._ranks)} workers, which have {self._plan.stop_grace_s} s to "
+            "save (once more to kill them)"
+        )
         self._signal_workers(number)
-        self._wait_until(lambda: not self._ranks or len(self._received) > 1, STOP_GRACE_S)
+        num_received = len(self._received)
+        self._wait_until(lambda: not self._ranks or len(self._received) > num_received, self._plan.stop_grace_s)
         self._follower.pump(at_end=True)
-        return 128 + number
+        if self._ranks:
+            _say(
+                f"{len(self._ranks)} workers did not end in time and are killed; the next start goes on from the "
+                "newest checkpoint"
+            )
+        return Outcome(end=End.STOPPED, code=128 + number)
 
     def _signal_workers(self, number: int) -> None:
         for pid in self._ranks:
@@ -230,11 +261,12 @@ def _last_write_ns(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _judge(code: int, lines: list[str]) -> End:
+    """Return what an exit code and the log's last words mean for another attempt."""
+    asked_for = code in SIGNALLED_CODES or bool(lines and lines[0].startswith(WANTED_STOP_HEAD))
+    if code == EXIT_USER_ERROR or asked_for:
+        return End.FINAL
+    return End.KILLED if code in (-signal.SIGKILL, -signal.SIGTERM) else End.FAILED
 
 
 def _relative(path: Path) -> str:

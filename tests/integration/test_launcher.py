@@ -136,6 +136,12 @@ def wait_for(condition: Callable[[], object], limit_s: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def accepts(port: int) -> bool:
+    """Return whether somebody listens on a port of this machine."""
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_two_workers_meet(launch: Launch, tmp_path: Path) -> None:
     result = launch("reducer.py", "2")
     assert result.returncode == 0, result.stderr
@@ -195,16 +201,16 @@ def test_the_same_node_rank_twice_is_refused_on_one_machine(
     here.mkdir()
     (here / "actor.py").write_text(ACTOR)
     allowed = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
-    arguments = ("actor.py save 1", "2", "1", "127.0.0.1", str(free_port), "1")
+    arguments = ("actor.py end", "2", "1", "127.0.0.1", str(free_port), "0")
     first = start(here, allowed, *arguments)
     try:
-        wait_for(lambda: "ready" in (here / "out.txt").read_text())
+        wait_for(lambda: accepts(free_port + 2))
         result = launch(*arguments, ASCEND_CPT_ALLOW_LOCAL_MASTER="1")
     finally:
         first.terminate()
         first.wait(TIMEOUT_S)
     assert result.returncode == 2
-    assert f"error: NODE_RANK 1 of the job at 127.0.0.1:{free_port} is already taken" in result.stderr
+    assert f"error: NODE_RANK 0 of the job at 127.0.0.1:{free_port} is already taken" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -1,0 +1,254 @@
+"""How one node's launcher learns when an attempt starts, when it must end, and whether another follows."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from ascend_cpt.cluster import wire
+from ascend_cpt.cluster.arguments import LaunchPlan
+from ascend_cpt.cluster.hub import FAREWELL_S, Hub
+from ascend_cpt.cluster.outcome import End, Outcome, RestartPolicy, Verdict
+from ascend_cpt.cluster.stop_requests import StopRequests, name_signal
+from ascend_cpt.errors import EXIT_FAILURE, ClusterError
+
+RETRY_S = 0.5
+POLL_S = 0.1
+LOST = "lost"
+
+
+class Council(Protocol):
+    """What a launcher asks between and during attempts."""
+
+    def gather(self) -> Verdict | None:
+        """Wait until every node may start the next attempt; return a verdict instead when the job is over."""
+
+    def is_cancelled(self) -> bool:
+        """Tell whether the running attempt must end because of another node, and say so once."""
+
+    def announce_stop(self, number: int) -> None:
+        """Tell the other nodes that this one was asked to stop."""
+
+    def conclude(self, outcome: Outcome) -> Verdict:
+        """Report how this node's part ended and return what follows."""
+
+
+@contextmanager
+def open_council(plan: LaunchPlan, requests: StopRequests) -> Iterator[Council]:
+    """Give the council of a job; with several nodes, node 0 serves the others meanwhile."""
+    policy = RestartPolicy(plan.max_restarts, plan.restart_delay_s)
+    if plan.num_nodes == 1:
+        yield LoneCouncil(policy)
+        return
+    hub = Hub(plan, policy) if plan.node_rank == 0 else None
+    if hub:
+        hub.start()
+    council = ClusterCouncil(plan, requests)
+    try:
+        yield council
+    finally:
+        council.close()
+        if hub:
+            hub.close()
+
+
+class LoneCouncil:
+    """One node decides for itself."""
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+
+    def gather(self) -> Verdict | None:
+        return None
+
+    def is_cancelled(self) -> bool:
+        return False
+
+    def announce_stop(self, number: int) -> None:
+        pass
+
+    def conclude(self, outcome: Outcome) -> Verdict:
+        return self._policy.decide(outcome)
+
+
+class ClusterCouncil:
+    """This node's line to node 0's hub. `gather` opens it, and opens it again when it broke."""
+
+    def __init__(self, plan: LaunchPlan, requests: StopRequests) -> None:
+        self._plan, self._requests = plan, requests
+        host = "127.0.0.1" if plan.node_rank == 0 else plan.master_addr.strip("[]")
+        self._address = (host, plan.launcher_port)
+        self._line: _Line | None = None
+        self._num_restarts = 0
+        self._num_attempts = 0
+        self._is_cancelled = False
+
+    def gather(self) -> Verdict | None:
+        """Join the next attempt, again after every broken line, until all nodes have come.
+
+        Raises:
+            ClusterError: when node 0 does not take this node.
+        """
+        plan = self._plan
+        limit_s = plan.rejoin_timeout_s if self._num_attempts else plan.cluster_timeout_s
+        deadline_s = time.monotonic() + limit_s
+        self._is_cancelled = False
+        if self._num_attempts:
+            _say("waiting for all nodes to join the next attempt")
+        has_joined = False
+        # Node 0 keeps the same time and names who is missing; a moment more for its answer.
+        while time.monotonic() < deadline_s + FAREWELL_S and not self._requests.received:
+            if self._line is None:
+                has_joined = self._connect() and self._join()
+                if not has_joined:
+                    time.sleep(RETRY_S)
+                    continue
+            elif not has_joined:
+                has_joined = self._join()
+            message = self._next_message(POLL_S)
+            if message["kind"] == "go":
+                self._num_attempts += 1
+                return None
+            if message["kind"] == "verdict":
+                return _to_verdict(message)
+            if message["kind"] == "refused":
+                raise ClusterError(message["message"])
+        if self._requests.received:
+            return Verdict(again=False, code=128 + self._requests.received[0])
+        host, port = self._address
+        return Verdict(
+            again=False,
+            code=EXIT_FAILURE,
+            message=f"error: node 0's launcher did not answer at {host}:{port} within {limit_s} s; is it started, and "
+            f"are ports {plan.master_port} to {port} open between the nodes?",
+        )
+
+    def is_cancelled(self) -> bool:
+        while not self._is_cancelled and (message := self._next_message(0))["kind"] != "none":
+            if message["kind"] == "cancel":
+                _say("\n".join([*message["lines"], message["reason"]]))
+                self._is_cancelled = True
+            elif message["kind"] == LOST:
+                _say("node 0 is lost: its launcher was killed, or the network is broken")
+                self._is_cancelled = True
+            else:
+                self._take_signal(message)
+        return self._is_cancelled
+
+    def announce_stop(self, number: int) -> None:
+        if self._line:
+            self._line.connection.send(kind="signal", number=number)
+
+    def conclude(self, outcome: Outcome) -> Verdict:
+        """Report, and wait for the verdict: it comes when all nodes have ended. A stopped node does not wait."""
+        if self._line:
+            self._line.connection.send(kind="ended", outcome=outcome.to_json())
+        while outcome.end is not End.STOPPED and self._line:
+            message = self._next_message(POLL_S)
+            if message["kind"] == "verdict":
+                verdict = _to_verdict(message)
+                self._num_restarts += verdict.again
+                return verdict
+            self._take_signal(message)
+            if self._requests.received:
+                self.announce_stop(self._requests.received[0])
+                return Verdict(again=False, code=128 + self._requests.received[0])
+        if outcome.end in (End.STOPPED, End.FINAL):
+            return Verdict(again=False, code=outcome.code)
+        return self._decide_alone(outcome)
+
+    def close(self) -> None:
+        """Leave."""
+        if self._line:
+            self._line.close()
+            self._line = None
+
+    def _decide_alone(self, outcome: Outcome) -> Verdict:
+        """Return what follows when node 0, which decides, is lost: the same as it would decide of a lost node."""
+        if self._num_restarts >= self._plan.max_restarts:
+            return Verdict(
+                again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job's end"
+            )
+        self._num_restarts += 1
+        return Verdict(
+            again=True,
+            message=f"restart {self._num_restarts} of {self._plan.max_restarts} when node 0 is back, within "
+            f"{self._plan.rejoin_timeout_s} s",
+        )
+
+    def _connect(self) -> bool:
+        try:
+            connection = wire.Connection(socket.create_connection(self._address, timeout=wire.SEND_TIMEOUT_S))
+        except OSError:
+            return False
+        self._line = _Line(connection)
+        self._line.start()
+        return True
+
+    def _join(self) -> bool:
+        assert self._line is not None
+        return self._line.connection.send(
+            kind="join",
+            node=self._plan.node_rank,
+            host=socket.gethostname(),
+            size=[self._plan.num_workers, self._plan.num_nodes],
+            num_restarts=self._num_restarts,
+        )
+
+    def _next_message(self, limit_s: float) -> wire.Message:
+        """Return the next message; of kind "none" when there is none within the time, "lost" when the line is."""
+        if self._line is None:
+            return {"kind": "none"}
+        try:
+            message = self._line.messages.get(timeout=limit_s) if limit_s else self._line.messages.get_nowait()
+        except queue.Empty:
+            return {"kind": "none"}
+        if message["kind"] == LOST:
+            self.close()
+        return message
+
+    def _take_signal(self, message: wire.Message) -> None:
+        if message["kind"] == "signal":
+            _say(f"{name_signal(message['number'])} on {message['by']}: the job stops")
+            self._requests.add(message["number"])
+
+
+class _Line(threading.Thread):
+    """Reads what the hub says and keeps saying that this launcher is there, whatever the main thread does."""
+
+    def __init__(self, connection: wire.Connection) -> None:
+        super().__init__(daemon=True, name="line to node 0")
+        self.connection = connection
+        self.messages: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
+        connection.socket.settimeout(wire.BEAT_S)
+
+    def run(self) -> None:
+        heard_s = time.monotonic()
+        while (messages := self.connection.receive()) is not None:
+            now_s = time.monotonic()
+            if messages:
+                heard_s = now_s
+            elif now_s - heard_s > wire.SILENCE_S:
+                break
+            self.connection.send(kind="beat")
+            for message in messages:
+                if message.get("kind") != "beat":
+                    self.messages.put(message)
+        self.messages.put({"kind": LOST})
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def _to_verdict(message: wire.Message) -> Verdict:
+    return Verdict(**{name: value for name, value in message.items() if name != "kind"})
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,233 @@
+"""Node 0's part of the talk between launchers: lets all nodes start an attempt together, end it together, and go on.
+
+A node joins when nothing of an earlier attempt runs on it any more. So an attempt never meets what an earlier one left.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+
+from ascend_cpt.cluster import wire
+from ascend_cpt.cluster.arguments import LaunchPlan
+from ascend_cpt.cluster.outcome import End, Outcome, RestartPolicy, Verdict
+from ascend_cpt.cluster.stop_requests import name_signal
+from ascend_cpt.errors import EXIT_FAILURE, ClusterError
+
+# A node number is given to a newcomer when its holder has been silent for this long.
+FRESH_S = 3 * wire.BEAT_S
+FAREWELL_S = 5.0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Peer:
+    connection: wire.Connection
+    node: int | None = None
+    host: str = "?"
+    heard_s: float = field(default_factory=time.monotonic)
+
+    def __str__(self) -> str:
+        return f"node {self.node} ({self.host})"
+
+
+class Hub(threading.Thread):
+    """Serves the launchers of all nodes, node 0's own among them, until the job is over."""
+
+    def __init__(self, plan: LaunchPlan, policy: RestartPolicy) -> None:
+        super().__init__(daemon=True, name="hub")
+        self._plan, self._policy = plan, policy
+        try:
+            self._listener = socket.create_server(("", plan.launcher_port), backlog=1024)
+        except OSError as error:
+            raise ClusterError(
+                f"port {plan.launcher_port} (MASTER_PORT + {wire.PORT_OFFSET}, where the launchers of all nodes meet): "
+                f"{error.strerror}; choose another MASTER_PORT, or set {wire.PORT} on every node"
+            ) from error
+        self._selector = selectors.DefaultSelector()
+        self._peers: list[_Peer] = []
+        self._joined: dict[int, _Peer] = {}
+        self._active: dict[int, _Peer] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._hosts: dict[int, str] = {}
+        self._num_attempts = 0
+        self._is_stopping = False
+        self._is_over = False
+        self._deadline_s = time.monotonic() + plan.cluster_timeout_s
+
+    def run(self) -> None:
+        """Serve; after the verdict that ends the job, wait a little for all to have read it."""
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        beat_s = 0.0
+        while not self._is_over or (self._peers and time.monotonic() < self._deadline_s):
+            for key, _ in self._selector.select(timeout=0.2):
+                if key.data is None:
+                    self._accept()
+                elif key.data in self._peers:
+                    self._read(key.data)
+            now_s = time.monotonic()
+            if now_s - beat_s > wire.BEAT_S:
+                beat_s = now_s
+                self._beat(now_s)
+            if not self._is_over and not self._active and now_s > self._deadline_s:
+                self._give_up()
+        for peer in list(self._peers):
+            self._drop(peer)
+        self._listener.close()
+
+    def close(self) -> None:
+        """End the service; after the job's last verdict not before the others have read it."""
+        if not self._is_over:
+            self._is_over, self._deadline_s = True, 0.0
+        self.join(FAREWELL_S + 1)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        peer = _Peer(connection=wire.Connection(connection))
+        self._peers.append(peer)
+        self._selector.register(connection, selectors.EVENT_READ, peer)
+
+    def _beat(self, now_s: float) -> None:
+        for peer in list(self._peers):
+            peer.connection.send(kind="beat")
+            if now_s - peer.heard_s > wire.SILENCE_S:
+                self._lose(peer, f"was not heard for {wire.SILENCE_S:.0f} s: it is down or the network is broken")
+
+    def _read(self, peer: _Peer) -> None:
+        messages = peer.connection.receive()
+        if messages is None:
+            self._lose(peer, "is gone: its launcher was killed or the node is down")
+            return
+        peer.heard_s = time.monotonic()
+        try:
+            for message in messages:
+                self._take(peer, message)
+        except (KeyError, TypeError, ValueError):
+            self._lose(peer, "sent what no launcher sends")
+
+    def _take(self, peer: _Peer, message: wire.Message) -> None:
+        kind = message["kind"]
+        if kind == "join":
+            self._join(peer, message)
+        elif kind == "ended" and peer.node in self._active:
+            self._end(peer, Outcome.from_json(message["outcome"]))
+        elif kind == "signal" and peer.node is not None:
+            self._pass_signal_on(peer, int(message["number"]))
+
+    def _join(self, peer: _Peer, message: wire.Message) -> None:
+        node, size = message["node"], message["size"]
+        expected = [self._plan.num_workers, self._plan.num_nodes]
+        holder = next((other for other in self._peers if other.node == node and other is not peer), None)
+        meeting_point = f"{self._plan.master_addr}:{self._plan.master_port}"
+        if size != expected:
+            peer.connection.send(
+                kind="refused",
+                message=f"node {node} was started for {size[0]} workers on {size[1]} nodes, node 0 for {expected[0]} "
+                f"on {expected[1]}; start all nodes with the same WORKER_NUM and LOCAL_WORKER",
+            )
+            return
+        if holder and time.monotonic() - holder.heard_s < FRESH_S:
+            peer.connection.send(
+                kind="refused",
+                message=f"NODE_RANK {node} is taken: another node registered the same workers at {meeting_point}; "
+                "give each node its own NODE_RANK, and each job its own MASTER_PORT",
+            )
+            return
+        if holder:
+            self._lose(holder, "fell silent and was started anew")
+        peer.node, peer.host = node, message["host"]
+        self._hosts[node] = peer.host
+        self._policy.count_earlier(message["num_restarts"])
+        self._joined[node] = peer
+        self._start_when_complete()
+
+    def _start_when_complete(self) -> None:
+        if self._is_over or self._active or len(self._joined) < self._plan.num_nodes:
+            return
+        self._active, self._joined, self._outcomes = self._joined, {}, {}
+        self._num_attempts += 1
+        for peer in self._active.values():
+            peer.connection.send(kind="go")
+
+    def _end(self, peer: _Peer, outcome: Outcome) -> None:
+        assert peer.node is not None
+        self._outcomes[peer.node] = outcome
+        if outcome.end in (End.FAILED, End.KILLED, End.FINAL) and not self._is_stopping:
+            self._cancel_others(str(peer), outcome)
+        if len(self._outcomes) == len(self._active):
+            self._conclude()
+
+    def _cancel_others(self, name: str, outcome: Outcome) -> None:
+        for node, peer in self._active.items():
+            if node not in self._outcomes:
+                peer.connection.send(kind="cancel", reason=f"{name}: {outcome.reason}", lines=outcome.lines)
+
+    def _conclude(self) -> None:
+        outcomes = self._outcomes.values()
+        root = min(outcomes, key=lambda outcome: _RANK[outcome.end])
+        steps = [outcome.step for outcome in outcomes if outcome.step is not None]
+        root = Outcome(end=root.end, code=root.code, reason=root.reason, step=max(steps, default=None))
+        verdict = self._policy.decide(root)
+        peers, self._active = self._active.values(), {}
+        if verdict.again:
+            self._deadline_s = time.monotonic() + verdict.delay_s + self._plan.rejoin_timeout_s
+        self._announce(list(peers), verdict)
+        self._start_when_complete()
+
+    def _announce(self, peers: list[_Peer], verdict: Verdict) -> None:
+        for peer in peers:
+            peer.connection.send(kind="verdict", **asdict(verdict))
+        if not verdict.again:
+            self._is_over = True
+            self._deadline_s = time.monotonic() + FAREWELL_S
+
+    def _pass_signal_on(self, peer: _Peer, number: int) -> None:
+        """Let all nodes save and stop when one is asked to."""
+        if not self._active:
+            message = f"{name_signal(number)} on {peer}: the job ends"
+            others = [other for other in self._joined.values() if other is not peer]
+            self._announce(others, Verdict(again=False, code=128 + number, message=message))
+            return
+        self._is_stopping = True
+        for other in self._active.values():
+            if other is not peer:
+                other.connection.send(kind="signal", number=number, by=str(peer))
+
+    def _lose(self, peer: _Peer, reason: str) -> None:
+        self._drop(peer)
+        if peer.node is None:
+            return
+        if self._joined.get(peer.node) is peer:
+            del self._joined[peer.node]
+        if self._active.get(peer.node) is peer and peer.node not in self._outcomes:
+            end = End.STOPPED if self._is_stopping else End.KILLED
+            self._end(peer, Outcome(end=end, code=EXIT_FAILURE, reason=reason))
+
+    def _drop(self, peer: _Peer) -> None:
+        self._peers.remove(peer)
+        self._selector.unregister(peer.connection.socket)
+        peer.connection.close()
+
+    def _give_up(self) -> None:
+        absent = [node for node in range(self._plan.num_nodes) if node not in self._joined]
+        names = ", ".join(
+            f"node {node} ({self._hosts[node]})" if node in self._hosts else f"node {node}" for node in absent
+        )
+        if self._num_attempts:
+            message = f"{names} did not come back within {self._plan.rejoin_timeout_s} s; start the job again to go on"
+        else:
+            message = (
+                f"the job's {self._plan.num_workers} workers did not meet at {self._plan.master_addr}:"
+                f"{self._plan.master_port} within {self._plan.cluster_timeout_s} s: {names} did not come; start all "
+                f"{self._plan.num_nodes} nodes with the same WORKER_NUM, MASTER_ADDR and MASTER_PORT, each with its "
+                "own NODE_RANK"
+            )
+        verdict = Verdict(again=False, code=EXIT_FAILURE, message=f"error: {message}")
+        self._announce(list(self._joined.values()), verdict)
+
+
+# The root cause of an attempt's end, the first of the lowest rank: what was killed makes others fail, also with an
+# explanation.
+_RANK = {End.STOPPED: 0, End.KILLED: 1, End.FINAL: 2, End.FAILED: 2, End.CANCELLED: 3, End.DONE: 4}
