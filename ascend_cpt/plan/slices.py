@@ -91,7 +91,8 @@ def _slice_parameter(case: TrainingCase, name: str, shape: Shape) -> ParameterSl
         assert cut[axis] % tensor == 0, f"{name}: {shape} is not divisible by model_parallel {tensor}"
         cut[axis] //= tensor
     stored = list(cut)
-    num_bytes = math.prod(cut) * case.param_bytes
+    # The threshold is compared with the whole parameter, before tensor parallel.
+    num_bytes = math.prod(shape) * case.param_bytes
     if case.shards_optimizer and num_bytes >= case.shard_threshold_bytes and cut[0] % replicas == 0:
         stored[0] //= replicas
     return ParameterSlice(name=name, shape=shape, tensor_shape=tuple(cut), stored_shape=tuple(stored))

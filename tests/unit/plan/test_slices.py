@@ -36,6 +36,13 @@ def test_a_tied_embedding_is_on_the_first_and_the_last_stage(make_case: MakeCase
     assert with_embedding == [0, 3]
 
 
+def test_the_threshold_counts_the_whole_parameter(make_case: MakeCase) -> None:
+    small = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "head_dim": 32}
+    parts = {part.name: part for part in slice_parameters(make_case((4, 8, 1, 1), model=small), 0)}
+    projection = parts["decoder.layers.0.self_attention.linear_proj.weight"]  # 256 KB, of which a rank has 32
+    assert (projection.tensor_shape, projection.stored_shape) == ((256, 32), (64, 32))
+
+
 def test_nothing_is_sharded_when_the_optimizer_is_not_or_the_rows_do_not_divide(make_case: MakeCase) -> None:
     whole = make_case(shards_optimizer=False)
     assert not any(part.is_sharded for part in slice_parameters(whole, 0))
