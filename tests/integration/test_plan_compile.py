@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -102,7 +103,18 @@ def test_a_rank_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     assert result.duration_s < 30
 
 
-def test_mindsporess_own_error_is_retold_with_the_key(tmp_path: Path) -> None:
+def test_nothing_is_left_behind_when_the_command_is_killed(tmp_path: Path) -> None:
+    config = write_config(tmp_path, {"data_parallel": 2})
+    command = [sys.executable, "tools/plan.py", str(config), "--compile"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "building" in process.stderr.readline()
+    (child,) = (entry for entry in psutil.Process(process.pid).children() if entry.is_running())
+    process.kill()
+    process.communicate()
+    child.wait(timeout=3)
+
+
+def test_mindspores_own_error_is_retold_with_the_key(tmp_path: Path) -> None:
     config = write_config(tmp_path, {"data_parallel": 2, "model_parallel": 2}, recompute_config={"recompute": True})
     run, _ = plan_run(config, {"model.model_config.use_flash_attention": False}, CLUSTER)
     result = simulate_rank(run, 0, num_steps=1, timeout_s=TIMEOUT_S, report=lambda line: None)

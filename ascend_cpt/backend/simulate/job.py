@@ -13,6 +13,7 @@ class Job:
     result_path: str
     num_steps: int
     uses_cann: bool
+    parent_pid: int
 
 
 @dataclass(frozen=True, kw_only=True)

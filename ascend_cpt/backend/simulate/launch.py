@@ -84,6 +84,7 @@ def simulate_rank(
             result_path=str(work / "result.json"),
             num_steps=num_steps,
             uses_cann=cann is not None,
+            parent_pid=os.getpid(),
         )
         text = render_yaml(make_sections(plan, num_steps, work), "Compiled by ascend_cpt for the simulated device")
         Path(job.yaml_path).write_text(text, encoding="utf-8")
