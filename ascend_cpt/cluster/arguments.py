@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ascend_cpt.cluster import wire
 from ascend_cpt.cluster.options import describe_options, split_options
+from ascend_cpt.cluster.schedulers import add_scheduler_values
 from ascend_cpt.errors import ClusterError
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,8 @@ Options, anywhere:
 {describe_options()}
 
 Left out, these come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
-MASTER_PORT, NODE_RANK. DRY_RUN=1 prints the msrun command and starts nothing."""
+MASTER_PORT, NODE_RANK; or from what Slurm (srun), Volcano, MindX, ModelArts or PAI set.
+DRY_RUN=1 prints the msrun command and starts nothing."""
 
 
 class UsageError(ClusterError):
@@ -98,6 +100,7 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
     value, a job that does not divide, or a script that does not exist.
     """
     arguments, options = split_options(arguments, environ)
+    environ = add_scheduler_values(environ)
     values = _name_arguments(arguments)
     script, script_arguments = _split_command(arguments[0], folder)
     num_workers, num_local_workers = _count_workers(values, environ)

@@ -20,6 +20,8 @@ from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
 RETRY_S = 0.5
 POLL_S = 0.1
+# A wait that is longer than this is told.
+PATIENCE_S = 10.0
 LOST = "lost"
 
 
@@ -97,13 +99,14 @@ class ClusterCouncil:
         """
         plan = self._plan
         limit_s = plan.rejoin_timeout_s if self._num_attempts else plan.cluster_timeout_s
-        deadline_s = time.monotonic() + limit_s
-        self._is_cancelled = False
-        if self._num_attempts:
-            _say("waiting for all nodes to join the next attempt")
-        has_joined = False
+        begin_s = time.monotonic()
+        deadline_s = begin_s + limit_s
+        self._is_cancelled = has_joined = has_told = False
         # Node 0 keeps the same time and names who is missing; a moment more for its answer.
         while time.monotonic() < deadline_s + FAREWELL_S and not self._requests.received:
+            if not has_told and time.monotonic() > begin_s + PATIENCE_S:
+                _say(f"waiting up to {limit_s} s for all {plan.num_nodes} nodes to join")
+                has_told = True
             if self._line is None:
                 has_joined = self._connect() and self._join()
                 if not has_joined:
