@@ -61,6 +61,19 @@ def test_a_guarded_run_continues_exactly(
     assert "20 of 20" in page and list((tmp_path / "output/stopped/tensorboard").glob("events.*"))
 
 
+def test_two_workers_decide_together(
+    write_config: Callable[..., Path], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
+) -> None:
+    schedule = {"kind": "constant", "peak_lr": 1e-5}
+    config = write_config(guards=NERVOUS, validation=None, schedule=schedule)
+    result = launch(config, port=free_ports[0], log_dir=tmp_path / "log")
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = [record for record in read_records(tmp_path / "output/run") if record["kind"] == "step"]
+    assert {step["skipped"] for step in steps} == {"", "loss spike", "gradient-norm spike"}
+    # Had one worker updated where the other did not, what they average would soon make no sense.
+    assert len(steps) == 20 and all(6.2 < step["loss"] < 6.5 for step in steps)
+
+
 def test_forgetting_stops_the_run_after_saving_and_stays_up(
     write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
 ) -> None:
