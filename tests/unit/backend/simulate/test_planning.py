@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.backend.simulate.assume import build_case, load_shortened
+from ascend_cpt.backend.simulate.assume import build_case, load_shortened, settle_without_data
 from ascend_cpt.backend.simulate.planning import Cluster, plan_run
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
@@ -34,18 +34,19 @@ def test_the_case_is_that_of_the_configuration() -> None:
 
 def test_shortening_keeps_the_layout_and_the_micro_batch() -> None:
     run, _ = plan_run(LLAMA3_70B, {}, make_cluster())
-    _, plan = plan_run_of(load_shortened(run, {}, layers_per_stage=2, micro_batches=8).tree.data, LLAMA3_70B)
-    assert plan.case.layers_per_stage == (2, 2, 2, 2)
-    assert (plan.case.micro_batch_size, plan.case.num_micro_batches) == (1, 8)
-    assert plan.case.layout == run.layout
+    short = load_shortened(run, {"seed": 7}, layers_per_stage=2, micro_batches=8)
+    case = build_case(settle_without_data(short, run.layout.world_size))
+    assert case.layers_per_stage == (2, 2, 2, 2)
+    assert (case.micro_batch_size, case.num_micro_batches) == (1, 8)
+    assert case.layout == run.layout and short.mindformers["seed"] == 7
 
 
-def plan_run_of(data: dict, path: Path):  # type: ignore[no-untyped-def, type-arg]
-    changed = {
-        "model.model_config.num_hidden_layers": data["model"]["model_config"]["num_hidden_layers"],
-        "cpt.global_batch_size": data["cpt"]["global_batch_size"],
-    }
-    return plan_run(path, changed, make_cluster())
+def test_shortening_takes_given_accumulation_along() -> None:
+    overrides = {"parallel_config.micro_batch_num": 128, "model.model_config.offset": [0, 0, 0, 0]}
+    run, _ = plan_run(LLAMA3_70B, overrides, make_cluster())
+    short = load_shortened(run, overrides, layers_per_stage=None, micro_batches=8)
+    case = build_case(settle_without_data(short, run.layout.world_size))
+    assert case.num_micro_batches == 8 and case.layers_per_stage == (20, 20, 20, 20)
 
 
 @pytest.mark.parametrize(
