@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from ascend_cpt.cluster.arguments import LaunchPlan
 from ascend_cpt.cluster.hub import FAREWELL_S, Hub
 from ascend_cpt.cluster.outcome import End, Outcome, RestartPolicy, Verdict
 from ascend_cpt.cluster.stop_requests import StopRequests, name_signal
+from ascend_cpt.cluster.terminal import say
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
 RETRY_S = 0.5
@@ -105,7 +105,7 @@ class ClusterCouncil:
         # Node 0 keeps the same time and names who is missing; a moment more for its answer.
         while time.monotonic() < deadline_s + FAREWELL_S and not self._requests.received:
             if not has_told and time.monotonic() > begin_s + PATIENCE_S:
-                _say(f"waiting up to {limit_s} s for all {plan.num_nodes} nodes to join")
+                say(f"waiting up to {limit_s} s for all {plan.num_nodes} nodes to join")
                 has_told = True
             if self._line is None:
                 has_joined = self._connect() and self._join()
@@ -135,10 +135,10 @@ class ClusterCouncil:
     def is_cancelled(self) -> bool:
         while not self._is_cancelled and (message := self._next_message(0))["kind"] != "none":
             if message["kind"] == "cancel":
-                _say("\n".join([*message["lines"], message["reason"]]))
+                _tell_cause(message)
                 self._is_cancelled = True
             elif message["kind"] == LOST:
-                _say("node 0 is lost: its launcher was killed, or the network is broken")
+                say("node 0 is lost: its launcher was killed, or the network is broken")
                 self._is_cancelled = True
             else:
                 self._take_signal(message)
@@ -159,6 +159,8 @@ class ClusterCouncil:
                 self._num_restarts += verdict.again
                 return verdict
             self._take_signal(message)
+            if message["kind"] == "cancel" and outcome.end is End.DONE:
+                _tell_cause(message)
             if self._requests.received:
                 self.announce_stop(self._requests.received[0])
                 return Verdict(again=False, code=128 + self._requests.received[0])
@@ -218,7 +220,7 @@ class ClusterCouncil:
 
     def _take_signal(self, message: wire.Message) -> None:
         if message["kind"] == "signal":
-            _say(f"{name_signal(message['number'])} on {message['by']}: the job stops")
+            say(f"{name_signal(message['number'])} on {message['by']}: the job stops")
             self._requests.add(message["number"])
 
 
@@ -253,5 +255,5 @@ def _to_verdict(message: wire.Message) -> Verdict:
     return Verdict(**{name: value for name, value in message.items() if name != "kind"})
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _tell_cause(message: wire.Message) -> None:
+    say("\n".join([*message["lines"], message["reason"]]))

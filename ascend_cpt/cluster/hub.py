@@ -161,7 +161,8 @@ class Hub(threading.Thread):
 
     def _cancel_others(self, name: str, outcome: Outcome) -> None:
         for node, peer in self._active.items():
-            if node not in self._outcomes:
+            # Those that have ended already learn why the job does not end.
+            if self._outcomes.get(node) is not outcome:
                 peer.connection.send(kind="cancel", reason=f"{name}: {outcome.reason}", lines=outcome.lines)
 
     def _conclude(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 
@@ -10,6 +9,7 @@ from ascend_cpt.cluster.arguments import LaunchPlan
 from ascend_cpt.cluster.council import Council, open_council
 from ascend_cpt.cluster.stop_requests import StopRequests, name_signal
 from ascend_cpt.cluster.supervisor import Supervisor
+from ascend_cpt.cluster.terminal import say
 from ascend_cpt.cluster.worker_log import set_aside
 
 POLL_S = 0.1
@@ -33,18 +33,18 @@ def _run_attempts(
         if verdict is None:
             plan.log_dir.mkdir(parents=True, exist_ok=True)
             if earlier := set_aside(plan.log_dir):
-                _say(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
+                say(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
             is_first = False
             verdict = council.conclude(Supervisor(plan, command, environment, requests, council).run())
         if verdict.message:
-            _say(verdict.message)
+            say(verdict.message)
         if requests.received:
             return 128 + requests.received[0]
         if not verdict.again:
             return verdict.code
         _wait(verdict.delay_s, requests)
         if requests.received:
-            _say(f"{name_signal(requests.received[0])}: no restart")
+            say(f"{name_signal(requests.received[0])}: no restart")
             return 128 + requests.received[0]
 
 
@@ -52,7 +52,3 @@ def _wait(delay_s: float, requests: StopRequests) -> None:
     deadline_s = time.monotonic() + delay_s
     while time.monotonic() < deadline_s and not requests.received:
         time.sleep(POLL_S)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from ascend_cpt.cluster.council import Council
 from ascend_cpt.cluster.outcome import DONE, End, Outcome, count_memory_kills
 from ascend_cpt.cluster.progress import read_step
 from ascend_cpt.cluster.stop_requests import StopRequests, name_signal
+from ascend_cpt.cluster.terminal import say
 from ascend_cpt.cluster.worker_log import WANTED_STOP_HEAD, LogFollower, describe_failure, explain_rendezvous
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
 
@@ -103,7 +104,8 @@ class Supervisor:
         if self._received:
             return self._stop()
         self._follower.pump(at_end=True)
-        if self._failures or self._scheduler_code:
+        # Workers that all ended well did not need the scheduler any more.
+        if self._failures or (self._scheduler_code and self._ranks):
             return self._report_failure()
         return Outcome(end=End.CANCELLED, code=EXIT_FAILURE) if self._council.is_cancelled() else DONE
 
@@ -120,7 +122,7 @@ class Supervisor:
         if ended.si_status != 0:
             lines = describe_failure(self._plan.msrun_log)
             reason = f"error: msrun could not start the job; its log: {_relative(self._plan.msrun_log)}"
-            _say("\n".join([*lines, reason]))
+            say("\n".join([*lines, reason]))
             return Outcome(end=End.FAILED, code=EXIT_FAILURE, lines=tuple(lines), reason=reason)
         self._identify_children()
         return None
@@ -173,10 +175,10 @@ class Supervisor:
         if explained := explain_rendezvous(lines, self._plan):
             line, code = explained
             reason = f"{name} met this first; its log: {_relative(log)}"
-            _say(f"{line}\n{reason}")
+            say(f"{line}\n{reason}")
             return Outcome(end=_judge(code, [line]), code=code, lines=(line,), reason=reason)
         if not self._is_on_terminal(lines):
-            _say("\n".join(lines))
+            say("\n".join(lines))
         out_of_memory = code == -signal.SIGKILL and count_memory_kills() > self._num_memory_kills
         if out_of_memory:
             cause = "was killed by the kernel: this machine is out of memory (see dmesg)"
@@ -185,7 +187,7 @@ class Supervisor:
         else:
             cause = f"was killed by {name_signal(-code)}" if code < 0 else f"failed with exit code {code}"
         reason = f"{name} {cause}; its log: {_relative(log)}"
-        _say(reason)
+        say(reason)
         end = End.FAILED if out_of_memory else _judge(code, lines)
         kept = code if code in {EXIT_USER_ERROR, *SIGNALLED_CODES} else EXIT_FAILURE
         return Outcome(end=end, code=kept, lines=tuple(lines), reason=reason)
@@ -198,16 +200,17 @@ class Supervisor:
         """Pass the user's signal on and wait for the workers to end; a second signal kills at once."""
         number = self._received[0]
         self._council.announce_stop(number)
-        _say(
+        say(
             f"{name_signal(number)}: stopping {len(self._ranks)} workers, which have {self._plan.stop_grace_s} s to "
             "save (once more to kill them)"
         )
-        self._signal_workers(number)
+        # Workers save at SIGTERM; a terminal that is gone means the same to them.
+        self._signal_workers(signal.SIGTERM if number == signal.SIGHUP else number)
         num_received = len(self._received)
         self._wait_until(lambda: not self._ranks or len(self._received) > num_received, self._plan.stop_grace_s)
         self._follower.pump(at_end=True)
         if self._ranks:
-            _say(
+            say(
                 f"{len(self._ranks)} workers did not end in time and are killed; the next start goes on from the "
                 "newest checkpoint"
             )
@@ -272,7 +275,3 @@ def _judge(code: int, lines: list[str]) -> End:
 def _relative(path: Path) -> str:
     """Return `path` as a person in this folder would type it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

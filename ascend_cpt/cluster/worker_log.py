@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import deque
 from pathlib import Path
@@ -52,9 +53,11 @@ class LogFollower:
         if at_end and self._unfinished:
             lines.append(self._unfinished)
             self._unfinished = b""
-        for line in lines:
-            self._show(line.decode("utf-8", errors="replace"))
-        self._terminal.flush()
+        # A terminal that is gone must not end the job.
+        with contextlib.suppress(OSError):
+            for line in lines:
+                self._show(line.decode("utf-8", errors="replace"))
+            self._terminal.flush()
 
     def has_shown(self, line: str) -> bool:
         """Tell whether this line was among the last that went to the terminal."""

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Starts a job on all nodes from one of them, by ssh, and shows what each says:
+#
+#     bash scripts/start_nodes.sh HOSTFILE "run_cpt.py --config ..." [LOCAL_WORKER [MASTER_PORT]] [--max-restarts N ...]
+#
+# HOSTFILE has one host per line; the first is node 0, and its name must lead to it from all others. "#" begins a comment,
+# what follows the name (slots=8) is not read. LOCAL_WORKER is 8 and MASTER_PORT 8118 unless given. Every node needs this
+# repository under the same path ($REMOTE_ROOT if it is not this one's) and must be reachable by ssh without a password.
+# Passed on: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. ENV_SCRIPT=/usr/local/Ascend/ascend-toolkit/set_env.sh is
+# sourced on each node first. Ctrl-C stops all. DRY_RUN=1 prints the ssh commands and starts nothing.
+#
+# Under Slurm no hostfile is needed:
+#     srun --nodes=2 --ntasks-per-node=1 bash scripts/msrun_launcher.sh "run_cpt.py --config ..."
+set -euo pipefail
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+usage="usage: bash scripts/start_nodes.sh HOSTFILE CMD [LOCAL_WORKER [MASTER_PORT]] [options of the launcher]"
+positional=() options=()
+while (($#)); do
+    case "$1" in
+        -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+        --*=*) options+=("$1") ;;
+        --*) options+=("$1" "${2-}"); shift $(($# > 1)) ;;
+        *) positional+=("$1") ;;
+    esac
+    shift
+done
+((${#positional[@]} >= 2 && ${#positional[@]} <= 4)) || fail "$usage"
+hostfile="${positional[0]}" command="${positional[1]}"
+local_worker="${positional[2]-8}" master_port="${positional[3]-8118}"
+[[ -r "$hostfile" ]] || fail "$hostfile: no such hostfile"
+[[ "$local_worker" =~ ^[1-9][0-9]*$ ]] || fail "LOCAL_WORKER must be a whole number of at least 1, not '$local_worker'"
+
+mapfile -t hosts < <(sed 's/#.*//' "$hostfile" | awk 'NF { print $1 }')
+((${#hosts[@]})) || fail "$hostfile names no host; one per line"
+repeated="$(printf '%s\n' "${hosts[@]}" | sort | uniq -d)"
+[[ -z "$repeated" ]] || fail "$hostfile names ${repeated//$'\n'/, } more than once"
+
+root="${REMOTE_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"
+passed=()
+while IFS= read -r name; do passed+=("$name=${!name}"); done \
+    < <(compgen -e | grep -E '^(ASCEND_CPT_.*|HCCL_.*|SHARED_PATHS|SKIP_DOCTOR)$' || true)
+
+# The command for the node of rank $1, quoted for the shell over there.
+remote_command() {
+    local words=(cd "$root")
+    printf '%q ' "${words[@]}"
+    [[ -z "${ENV_SCRIPT:-}" ]] || printf '&& source %q ' "$ENV_SCRIPT"
+    words=(exec env "${passed[@]}" bash scripts/msrun_launcher.sh "${options[@]}" "$command" "$((${#hosts[@]} * local_worker))"
+        "$local_worker" "${hosts[0]}" "$master_port" "$1")
+    printf '&& '
+    printf '%q ' "${words[@]}"
+}
+
+# A terminal over there (-tt) ends with the connection: then the launcher gets SIGHUP and stops its workers.
+ssh_words=(ssh -tt -o BatchMode=yes -o ServerAliveInterval=15)
+pids=()
+trap 'trap - INT TERM; echo "stopping all nodes" >&2; kill "${pids[@]}" 2>/dev/null || true' INT TERM
+for rank in "${!hosts[@]}"; do
+    remote="$(remote_command "$rank")"
+    if [[ "${DRY_RUN:-}" == 1 ]]; then
+        printf '%q ' "${ssh_words[@]}" "${hosts[rank]}" "$remote"
+        printf '\n'
+        continue
+    fi
+    "${ssh_words[@]}" "${hosts[rank]}" "$remote" </dev/null > >(sed -u "s/\r\$//; s|^|[${hosts[rank]}] |") 2>&1 &
+    pids+=($!)
+done
+
+worst=0
+for rank in "${!pids[@]}"; do
+    code=0
+    # A signal interrupts wait: ask again until the process itself has ended.
+    while wait "${pids[rank]}" || code=$?; kill -0 "${pids[rank]}" 2>/dev/null; do code=0; done
+    ((code == 0)) || echo "node $rank (${hosts[rank]}) ended with exit code $code" >&2
+    ((worst != 0)) || worst=$code
+done
+exit "$worst"

@@ -1,0 +1,107 @@
+"""scripts/start_nodes.sh with an ssh that runs the command here, as the user's shell on the other side would."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = REPO_ROOT / "scripts" / "start_nodes.sh"
+
+# `ssh -tt -o X -o Y HOST COMMAND`
+FAKE_SSH = '#!/usr/bin/env bash\nshift 5\nhost=$1; shift\nexport FAKE_HOST=$host\nexec bash -c "$*"\n'
+FAKE_LAUNCHER = """\
+#!/usr/bin/env bash
+printf '%s|' "$FAKE_HOST" "${HCCL_CONNECT_TIMEOUT-}" "$@"; echo
+[[ "$*" != *wait* ]] || { trap 'echo stopped; exit 143' TERM; echo ready; sleep 60 & wait; }
+[[ "$FAKE_HOST" != "${BAD_HOST-}" ]] || exit 3
+"""
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    for path, text in (("bin/ssh", FAKE_SSH), ("a root/scripts/msrun_launcher.sh", FAKE_LAUNCHER)):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text)
+        (tmp_path / path).chmod(0o755)
+    (tmp_path / "hosts").write_text("# two nodes\nn0 slots=8\n\n  n1   # the other\n")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND_CPT_", "HCCL_"))}
+    return kept | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "REMOTE_ROOT": str(tmp_path / "a root")}
+
+
+def run(tmp_path: Path, environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(SCRIPT), *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=environ, text=True, capture_output=True, timeout=60, check=False)
+
+
+def test_every_node_gets_its_rank(tmp_path: Path, environ: dict[str, str]) -> None:
+    environ["HCCL_CONNECT_TIMEOUT"] = "1800"
+    result = run(tmp_path, environ, "hosts", "run_cpt.py --x 'a b'", "4", "9000", "--max-restarts", "3")
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == [
+        f"[n{rank}] n{rank}|1800|--max-restarts|3|run_cpt.py --x 'a b'|8|4|n0|9000|{rank}|" for rank in (0, 1)
+    ]
+
+
+def test_dry_run_prints_the_commands(tmp_path: Path, environ: dict[str, str]) -> None:
+    environ |= {"DRY_RUN": "1", "ENV_SCRIPT": "/usr/local/Ascend/ascend-toolkit/set_env.sh", "ASCEND_CPT_PYTHON": "/p"}
+    result = run(tmp_path, environ, "hosts", "run_cpt.py --config x.yaml")
+    lines = [shlex.split(line) for line in result.stdout.splitlines()]
+    assert [line[:6] for line in lines] == [
+        ["ssh", "-tt", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15"] for _ in range(2)
+    ]
+    assert [line[6] for line in lines] == ["n0", "n1"]
+    remote = lines[1][7]
+    assert shlex.split(remote)[:2] == ["cd", environ["REMOTE_ROOT"]]
+    assert "&& source /usr/local/Ascend/ascend-toolkit/set_env.sh && exec env ASCEND_CPT_PYTHON=/p bash" in remote
+    assert shlex.split(remote)[-6:] == ["run_cpt.py --config x.yaml", "16", "8", "n0", "8118", "1"]
+
+
+def test_a_failed_node_is_named(tmp_path: Path, environ: dict[str, str]) -> None:
+    result = run(tmp_path, environ | {"BAD_HOST": "n1"}, "hosts", "run_cpt.py")
+    assert result.returncode == 3
+    assert result.stderr == "node 1 (n1) ended with exit code 3\n"
+
+
+def test_an_interrupt_stops_all_nodes(tmp_path: Path, environ: dict[str, str]) -> None:
+    with (tmp_path / "out.txt").open("w") as output:
+        process = subprocess.Popen(
+            ["bash", str(SCRIPT), "hosts", "run_cpt.py wait"],
+            cwd=tmp_path, env=environ, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while (tmp_path / "out.txt").read_text().count("ready") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    text = (tmp_path / "out.txt").read_text()
+    assert "stopping all nodes" in text
+    assert text.count("ended with exit code 143") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("hosts",), "usage: bash scripts/start_nodes.sh HOSTFILE CMD"),
+        (("absent", "run_cpt.py"), "absent: no such hostfile"),
+        (("empty", "run_cpt.py"), "empty names no host"),
+        (("twice", "run_cpt.py"), "twice names n1 more than once"),
+        (("hosts", "run_cpt.py", "x"), "LOCAL_WORKER must be a whole number of at least 1, not 'x'"),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    tmp_path: Path, environ: dict[str, str], arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").write_text("# nobody\n")
+    (tmp_path / "twice").write_text("n1\nn2\nn1\n")
+    result = run(tmp_path, environ, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stdout == ""
