@@ -209,7 +209,9 @@ def compare(
     for _ in range(repeats):
         for contender in contenders:
             starts[contender.name].append(execute(contender, tiny, tiny_parts, folder))
-            runs[contender.name].append(execute(contender, corpus, parts, folder))
+            run = execute(contender, corpus, parts, folder)
+            runs[contender.name].append(run)
+            print(f"  {contender.name}: {run.wall_s:.2f} s, {run.cpu_s:.2f} CPU-s", file=sys.stderr, flush=True)
     results = {name: summarize(runs[name], starts[name]) for name in runs}
     print(f"{'':34}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}{'Mtok/s':>8}{'net':>8}{'/CPU-s':>8}{'ratio':>7}{'net':>7}")
     for name, result in results.items():

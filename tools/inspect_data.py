@@ -47,11 +47,15 @@ def show_manifest(manifest: Manifest) -> None:
     """Print what the manifest says."""
     tokenizer = manifest.tokenizer
     rows = f"rows of {manifest.seq_length} + 1" if manifest.seq_length else "documents"
-    rejected = ", ".join(f"{count} {kind}" for kind, count in manifest.rejected.items()) or "none"
+    rejected, left_out = (
+        ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
+        for counts in (manifest.rejected, manifest.left_out)
+    )
     print(f"{manifest.path}")
     print(f"  {manifest.output_format}: {manifest.num_rows} {rows}, {manifest.num_tokens} tokens")
     print(f"  {manifest.num_documents} documents of {manifest.text_bytes} bytes, from {manifest.num_records} records")
     print(f"  rejected: {rejected}; filtered: {manifest.num_filtered}; dropped tokens: {manifest.dropped_tokens}")
+    print(f"  left out: {left_out}")
     print(
         f"  tokenizer: {tokenizer.type} {tokenizer.name}, {tokenizer.vocab_size} entries, EOD {tokenizer.eod_id}, ",
         end="",

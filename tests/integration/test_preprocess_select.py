@@ -72,6 +72,9 @@ def test_duplicates(sample: Path, tmp_path: Path) -> None:
         listed = [json.loads(line) for line in (tmp_path / f"out{num_subs}.rejects.jsonl").read_text().splitlines()]
         assert [entry["position"] for entry in listed] == [30 * k for k in range(7, 20)], "lines of 30 bytes"
     assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out3")
+    inspected = [sys.executable, str(ROOT / "tools" / "inspect_data.py"), str(tmp_path / "out1_text_document")]
+    told = subprocess.run(inspected, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "left out: 13 duplicate" in told
     write_input(tmp_path, texts[:7])
     assert run(sample / "tokenizer", tmp_path, "plain").returncode == 0
     assert read_documents(tmp_path / "plain") == read_documents(tmp_path / "out1")

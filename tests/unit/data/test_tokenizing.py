@@ -240,6 +240,7 @@ def test_only_young_characters_go_to_the_reference(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not on this machine")
 @pytest.mark.parametrize("name", ["qwen3", "llama3"])
 def test_every_character_and_pair_of_marks(name: str) -> None:
