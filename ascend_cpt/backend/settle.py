@@ -297,4 +297,10 @@ def note_advice(config: RunConfig) -> list[str]:
             f"unused: pad_length {config.cpt.pad_length} ({config.locate('cpt', 'pad_length')}): packed rows have no "
             "padding"
         )
+    longest = config.mindformers["model"]["model_config"].get("max_position_embeddings")
+    if longest is not None and config.cpt.seq_length > longest:
+        notes.append(
+            f"warning: cpt.seq_length {config.cpt.seq_length} is more than model.model_config.max_position_embeddings"
+            f" ({longest}), which an exported config.json repeats; raise it, and the rope's theta or scaling if need be"
+        )
     return notes

@@ -67,13 +67,13 @@ def test_documents_are_kept_apart_in_training_and_in_validation_of_shorter_rows(
         result = train(write_config(run_name=name, **changes), "--stop-at-step", "3")
         assert result.returncode == 0, result.stderr
         run_dir = tmp_path / "output" / name
-        base[name] = read_records(run_dir, "validation")[0]["loss"]
+        before = read_records(run_dir, "validation")[0]
+        assert before["step"] == 0 and before["num_labels"] == 10 * 64, "what fills up rows and batches carries no loss"
+        base[name] = before["loss"]
         losses[name] = [record["loss"] for record in read_records(run_dir, "step")]
     assert base["longer"] == pytest.approx(base["within"], abs=1e-5)
     assert abs(base["within"] - base["across"]) > 1e-4
     assert losses["within"] != losses["across"], "the rows that are trained on have borders as well"
-    changed = train(write_config(run_name="within"))
-    assert changed.returncode == 2 and "document_attention: 'within' → 'across'" in changed.stderr
 
 
 def test_a_stage_is_held_and_the_next_one_starts_from_its_weights(

@@ -125,6 +125,15 @@ def test_an_mmap_set_is_cut_into_rows_of_the_length_asked_for(make_manifest: Mak
         settle(TINY, make_manifest(), f"{key}=64", validation=make_manifest())
 
 
+def test_rows_longer_than_the_models_positions_are_noted(make_manifest: MakeManifest) -> None:
+    longer = settle(TINY, make_manifest(seq_length=512), "cpt.seq_length=512")
+    assert any(
+        "cpt.seq_length 512 is more than model.model_config.max_position_embeddings (256)" in note
+        for note in longer.notes
+    )
+    assert not any("max_position_embeddings" in note for note in settle(TINY, make_manifest()).notes)
+
+
 def test_datasets_padded_with_different_tokens_are_refused(make_manifest: MakeManifest) -> None:
     with pytest.raises(ConfigError, match=r"pad with different tokens: code \(1\), general \(7\)"):
         settle(TINY, make_manifest(), validation=make_manifest(pad_id=7))
