@@ -116,6 +116,8 @@ class ClusterCouncil:
                 has_joined = self._join()
             message = self._next_message(POLL_S)
             if message["kind"] == "go":
+                for warning in message["warnings"]:
+                    say(f"warning: {warning}")
                 self._num_attempts += 1
                 return None
             if message["kind"] == "verdict":
@@ -204,6 +206,7 @@ class ClusterCouncil:
             host=socket.gethostname(),
             size=[self._plan.num_workers, self._plan.num_nodes],
             num_restarts=self._num_restarts,
+            time_s=time.time(),
         )
 
     def _next_message(self, limit_s: float) -> wire.Message:

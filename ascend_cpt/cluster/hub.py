@@ -20,6 +20,8 @@ from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 # A node number is given to a newcomer when its holder has been silent for this long.
 FRESH_S = 3 * wire.BEAT_S
 FAREWELL_S = 5.0
+# Clocks that differ by more put the lines of several logs into a wrong order, and file times on shared storage.
+MAX_CLOCK_SKEW_S = 5.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -28,6 +30,7 @@ class _Peer:
     node: int | None = None
     host: str = "?"
     heard_s: float = field(default_factory=time.monotonic)
+    clock_skew_s: float = 0.0
 
     def __str__(self) -> str:
         return f"node {self.node} ({self.host})"
@@ -137,7 +140,7 @@ class Hub(threading.Thread):
             return
         if holder:
             self._lose(holder, "fell silent and was started anew")
-        peer.node, peer.host = node, message["host"]
+        peer.node, peer.host, peer.clock_skew_s = node, message["host"], message["time_s"] - time.time()
         self._hosts[node] = peer.host
         self._policy.count_earlier(message["num_restarts"])
         self._joined[node] = peer
@@ -148,8 +151,13 @@ class Hub(threading.Thread):
             return
         self._active, self._joined, self._outcomes = self._joined, {}, {}
         self._num_attempts += 1
+        warnings = [
+            f"the clock of {peer} differs by {peer.clock_skew_s:+.0f} s from node 0's; set both by NTP"
+            for peer in self._active.values()
+            if abs(peer.clock_skew_s) > MAX_CLOCK_SKEW_S
+        ]
         for peer in self._active.values():
-            peer.connection.send(kind="go")
+            peer.connection.send(kind="go", warnings=warnings)
 
     def _end(self, peer: _Peer, outcome: Outcome) -> None:
         assert peer.node is not None

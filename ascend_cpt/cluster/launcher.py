@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ascend_cpt.cluster.arguments import USAGE, UsageError, parse_launch
 from ascend_cpt.cluster.command import build_command, build_environment, format_command
+from ascend_cpt.cluster.doctor import examine_before_launch
 from ascend_cpt.cluster.job import run_job
-from ascend_cpt.cluster.preflight import check_master, claim_place
+from ascend_cpt.cluster.preflight import check_master, claim_place, describe_process, find_stale_workers
+from ascend_cpt.cluster.terminal import say
 from ascend_cpt.errors import EXIT_OK, run_command
 
 
@@ -30,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_OK
     with claim_place(plan):
         check_master(plan, os.environ)
+        for pid in find_stale_workers():
+            say(f"warning: process {describe_process(pid)} is left from an earlier launch; end it with: kill {pid}")
+        examine_before_launch(plan, os.environ)
         return run_job(plan, command, build_environment(plan, os.environ))
 
 

@@ -9,14 +9,19 @@ import ipaddress
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
+from ascend_cpt.cluster import worker
 from ascend_cpt.cluster.arguments import LaunchPlan
 from ascend_cpt.errors import ClusterError
 
 ALLOW_LOCAL_MASTER = "ASCEND_CPT_ALLOW_LOCAL_MASTER"
+MAX_COMMAND_CHARACTERS = 100
 
 
 def check_master(plan: LaunchPlan, environ: Mapping[str, str]) -> None:
@@ -55,12 +60,56 @@ def check_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, plan: Lau
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise ClusterError(
-                    f"MASTER_PORT {plan.master_port} is in use on {plan.master_addr}; choose another"
+                    f"MASTER_PORT {plan.master_port} is in use on {plan.master_addr}{name_listener(plan.master_port)}; "
+                    "choose another"
                 ) from error
             raise ClusterError(
                 f"MASTER_ADDR {plan.master_addr} is no address of this machine ({error.strerror}), but NODE_RANK 0 "
                 "must run there"
             ) from error
+
+
+def name_listener(port: int) -> str:
+    """Return " by process ..." for who listens on a port of this machine; "" when the kernel does not tell us."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            return f" by process {describe_process(connection.pid)}"
+    return ""
+
+
+def describe_process(pid: int) -> str:
+    """Return what a person needs to recognise a process: id, user, start and command."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            command = " ".join(process.cmdline()) or process.name()
+            started = time.strftime("%Y-%m-%d %H:%M", time.localtime(process.create_time()))
+            return f"{pid} ({process.username()}, since {started}: {command[:MAX_COMMAND_CHARACTERS]})"
+    except psutil.Error:
+        return str(pid)
+
+
+def find_stale_workers() -> list[int]:
+    """Return the ids of processes that a launcher on this machine started which is gone."""
+    stale = []
+    for process in psutil.process_iter():
+        try:
+            launcher = process.environ().get(worker.LAUNCHER_PID, "")
+            is_worker = launcher.isdecimal() and process.status() != psutil.STATUS_ZOMBIE
+            if is_worker and not _is_older(int(launcher), process):
+                stale.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return sorted(stale)
+
+
+def _is_older(pid: int, process: psutil.Process) -> bool:
+    """Tell whether `pid` runs and is older than `process`; a younger one got the number of a launcher that is gone."""
+    try:
+        older: bool = psutil.Process(pid).create_time() <= process.create_time()
+    except psutil.Error:
+        return False
+    return older
 
 
 @contextmanager

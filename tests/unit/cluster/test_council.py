@@ -275,6 +275,23 @@ def test_strangers_do_not_disturb(plan: LaunchPlan, serve: Callable[..., Hub]) -
     assert hub.is_alive()
 
 
+def test_clocks_that_differ_are_told(plan: LaunchPlan, serve: Callable[..., Hub]) -> None:
+    serve()
+    connections = []
+    for node, skew_s in ((0, 0.0), (1, -90.0)):
+        connection = wire.Connection(socket.create_connection(("127.0.0.1", plan.launcher_port)))
+        connection.send(
+            kind="join", node=node, host=f"h{node}", size=[4, 2], num_restarts=0, time_s=time.time() + skew_s
+        )
+        connections.append(connection)
+    for connection in connections:
+        messages: list[wire.Message] = []
+        while not messages:
+            messages = [message for message in connection.receive() or [] if message["kind"] == "go"]
+        assert [text.split(" s ")[0] for text in messages[0]["warnings"]] == ["the clock of node 1 (h1) differs by -90"]
+        connection.close()
+
+
 def test_a_taken_port_is_named(plan: LaunchPlan, serve: Callable[..., Hub]) -> None:
     serve()
     with pytest.raises(ClusterError, match=rf"port {plan.launcher_port} \(MASTER_PORT \+ 2"):
