@@ -46,8 +46,8 @@ def parse_npu_smi(text: str) -> Status:
     """Return what the table of `npu-smi info` says.
 
     Each chip has two rows: | card name | health | power ... | and | number [physical id] | bus | ... used / total |.
-    The processes follow in rows | card number | pid | name | memory | [pid in container] |. Raises ValueError when there
-    is no chip.
+    The processes follow in rows | card number | pid | name | memory | [pid in container] |. Raises ValueError when
+    there is no chip.
     """
     version = re.search(r"npu-smi\s+(\S+)", text)
     chips: list[Chip] = []
