@@ -65,6 +65,7 @@ def _run(job: Job) -> None:
 
     register_rows_and_watch(job)
     keep_optimizer_in_the_step()
+    leave_weights_empty()
     set_output_path(os.getcwd())
     config = MindFormerConfig(job.yaml_path)
     build_context(config)
@@ -86,6 +87,17 @@ def keep_optimizer_in_the_step() -> None:
     from mindspore.nn.wrap.loss_scale import TrainOneStepWithLossScaleCell
 
     TrainOneStepWithLossScaleCell.process_loss_scale = _never_overflows
+
+
+def leave_weights_empty() -> None:
+    """Spare the minutes and the memory that random weights of a large model take: nothing looks at them."""
+    from mindspore.common.initializer import Initializer
+
+    Initializer.__call__ = _initialize_nothing
+
+
+def _initialize_nothing(self: Any, array: Any) -> None:
+    return None
 
 
 def _never_overflows(self: Any, overflow: Any) -> bool:
