@@ -66,6 +66,8 @@ class TrainingCase:
     """Whether accumulated gradients are (`gradient_accumulation_shard`)."""
     shard_threshold_bytes: int = 64 * KILOBYTE
     """Smaller parameters are not cut over the data-parallel ranks."""
+    compresses_mask: bool = True
+    """Whether attention works with one small mask instead of one of seq_length²."""
     param_bytes: int = 4
     compute_bytes: int = 2
 

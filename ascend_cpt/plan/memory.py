@@ -22,7 +22,7 @@ FLOAT32_BYTES = 4
 ADAM_STATES = 2  # first and second moment, float32
 # AdamW as a graph of single operators keeps the scaled gradient and both new moments of all parameters at once.
 UPDATE_COPIES = 3
-# Attention mask, rotary tables, micro-batch inputs, scalars.
+# Compressed attention mask, rotary tables, micro-batch inputs, scalars.
 CONSTANT_BYTES = 12 * 1024**2
 
 
@@ -60,7 +60,7 @@ class StageMemory:
     """The highest moment of forward and backward."""
     updating: Moment
     """The highest moment after them."""
-    constants_bytes: int = CONSTANT_BYTES
+    constants_bytes: int
 
     @property
     def peak(self) -> Moment:
@@ -96,7 +96,13 @@ def _estimate_stage(case: TrainingCase, stage: int) -> StageMemory:
         accumulated_bytes=_count_accumulated_bytes(case, slices) if case.accumulates else 0,
         training=max(_list_training_moments(case, stage, slices), key=lambda moment: moment.total_bytes),
         updating=max(_list_updating_moments(slices), key=lambda moment: moment.total_bytes),
+        constants_bytes=CONSTANT_BYTES + (0 if case.compresses_mask else _count_mask_bytes(case)),
     )
+
+
+def _count_mask_bytes(case: TrainingCase) -> int:
+    """The whole triangle in the type of computation, and a byte for each of its entries and rows of a micro batch."""
+    return case.seq_length**2 * (case.compute_bytes + case.micro_batch_size)
 
 
 def _list_training_moments(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> list[Moment]:

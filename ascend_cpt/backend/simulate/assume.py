@@ -97,6 +97,7 @@ def build_case(plan: RunPlan) -> TrainingCase:
         shards_optimizer=bool(parallel.get("enable_parallel_optimizer", False)),
         shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
         shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
+        compresses_mask=bool(model.get("use_attn_mask_compression")) or plan.row_format.borders == "ends",
         param_bytes=_BYTES[str(model.get("params_dtype", "float32"))],
         compute_bytes=_BYTES[str(model.get("compute_dtype", "bfloat16"))],
     )

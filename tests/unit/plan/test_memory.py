@@ -14,6 +14,7 @@ from ascend_cpt.plan.memory import estimate_memory
 MakeCase = Callable[..., TrainingCase]
 NO_RECOMPUTE = {"recompute": False}
 LLAMA = {"model": {"model_type": "llama"}}
+SHORT = {"num_micro_batches": 2, "model": {"num_hidden_layers": 2}}
 ONE_STAGE = (2, 2, 1, 1)
 
 # (layout, changes, stage, peak in bytes): the model of conftest.py, `tools/plan.py --simulate`. docs/planning.md shows
@@ -32,6 +33,10 @@ SIMULATED: list[tuple[tuple[int, int, int, int], dict[str, Any], int, int]] = [
     ((2, 2, 2, 2), {}, 0, 512_345_088),
     ((2, 2, 4, 1), {}, 0, 516_856_832),
     (ONE_STAGE, {"num_micro_batches": 1, **NO_RECOMPUTE}, 0, 2_629_258_240),
+    (ONE_STAGE, NO_RECOMPUTE, 0, 3_274_852_864),
+    ((1, 2, 2, 1), {}, 1, 1_848_705_536),
+    ((2, 2, 2, 1), {"sequence_parallel": False}, 0, 773_419_520),
+    (ONE_STAGE, {**SHORT, "compresses_mask": False}, 0, 1_711_198_208),
 ]
 
 
