@@ -16,6 +16,8 @@ from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.evaluate import Evaluator
 from ascend_cpt.backend.guards import StepGuard
 from ascend_cpt.backend.save import CheckpointWriter
+from ascend_cpt.backend.stop_signal import StoppedBySignal, is_requested
+from ascend_cpt.cluster.progress import report_step
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, Verdict
 from ascend_cpt.monitor.record import StepRecord
@@ -154,6 +156,8 @@ class RunKeeper(Callback):
         build_evaluator: Callable[[nn.Cell], Evaluator] | None,
         validate_every_steps: int | None,
         stop_at_step: int | None,
+        num_ranks: int,
+        tells_launcher: bool,
         alarm: ForgettingAlarm,
         recorded_validations: Sequence[Mapping[str, Any]],
         sinks: SinkGroup,
@@ -165,6 +169,7 @@ class RunKeeper(Callback):
         self._build_evaluator, self._validate_every = build_evaluator, validate_every_steps
         self._evaluator: Evaluator | None = None
         self._stop_at_step = stop_at_step
+        self._num_ranks, self._tells_launcher = num_ranks, tells_launcher
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
 
@@ -187,16 +192,26 @@ class RunKeeper(Callback):
 
         Raises:
             RunStopped: when a validation set's alarm ends the run.
+            StoppedBySignal: when the run was asked to end, after saving.
         """
         cb_params = run_context.original_args()
         step = self._initial_step + cb_params.cur_step_num
+        if self._tells_launcher:
+            report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
+        interrupted = is_requested(self._num_ranks) and not last
         stopping: list[Verdict] = []
         if last or _is_due(step, self._validate_every):
             stopping = self._validate(step)
-        if last or stopping or _is_due(step, self._save_every):
+        if last or stopping or interrupted or _is_due(step, self._save_every):
             folder = self._writer.save(step, cb_params)
             self._end_if_asked(stopping, f"; saved in {folder}")
+            if interrupted:
+                self._sinks.close()
+                raise StoppedBySignal(
+                    f"stopped by SIGTERM after step {step} of {self._total_steps}; saved in {folder}; the same command "
+                    "goes on"
+                )
         if last:
             run_context.request_stop()
         self._monitor.mark_step_over()

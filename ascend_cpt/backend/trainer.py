@@ -48,6 +48,7 @@ def train(plan: RunPlan, launch: Launch) -> None:
     import ascend_cpt.backend.dataset
     import ascend_cpt.backend.lr
     import ascend_cpt.backend.models  # noqa: F401
+    from ascend_cpt.backend import stop_signal
 
     # MindFormers makes folders below its output path as soon as the context is built, by default in the current folder.
     set_output_path(str(plan.run_dir.absolute()))
@@ -60,6 +61,7 @@ def train(plan: RunPlan, launch: Launch) -> None:
 
         use_own_shards(PREFIX, *get_rank_and_size(plan.layout.world_size > 1))
     callbacks = _build_callbacks(plan, launch)
+    stop_signal.install()
     Trainer(mindformers_config, callbacks=callbacks).train()
 
 

@@ -90,6 +90,8 @@ def build_callbacks(
         build_evaluator=partial(_build_evaluator, plan, data_rank) if validation else None,
         validate_every_steps=_to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
+        num_ranks=plan.layout.world_size,
+        tells_launcher=is_first_on_node,
         alarm=ForgettingAlarm(validation.sets if validation else {}),
         recorded_validations=history.validations,
         sinks=sinks,
