@@ -8,7 +8,7 @@ from types import FrameType
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
-from mindspore.ops.communication import all_reduce
+from mindspore.mint.distributed import all_reduce
 
 from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.errors import CptError
@@ -40,7 +40,8 @@ def is_requested(num_ranks: int) -> bool:
         return bool(own[0])
     if is_pure_data_parallel():
         return bool(sum_over_ranks(own, num_ranks)[0] > 0)
-    total, _ = all_reduce(Tensor(own, ms.float32))
+    total = Tensor(own, ms.float32)
+    all_reduce(total)  # in place
     return bool(total.asnumpy()[0] > 0)
 
 
