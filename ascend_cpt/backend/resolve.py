@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.backend.borders import choose_borders, find_border_problems
+from ascend_cpt.backend.monitoring_checks import find_monitoring_problems
 from ascend_cpt.backend.refusals import find_refusals
 from ascend_cpt.backend.row_format import RowFormat
 from ascend_cpt.backend.settle import (
@@ -171,6 +172,7 @@ def resolve(
     layout = derive_layout(config, world_size)
     check_model(config, layout, problems)
     find_refusals(config, layout, problems)
+    find_monitoring_problems(config, layout, problems)
     raise_problems(config.path, problems)
     source_sets = _list_datasets(config, sources, {})
     sets = config.cpt.validation.sets if config.cpt.validation else {}

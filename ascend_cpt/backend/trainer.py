@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ascend_cpt.backend.monitoring_checks import find_monitoring_problems
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.layout import Layout, uses_cpu
-from ascend_cpt.config.loader import raise_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +68,6 @@ def _build_callbacks(plan: RunPlan, launch: Launch) -> list[Any]:
     from ascend_cpt.backend.watching import build_callbacks
 
     rank, _ = get_rank_and_size(plan.layout.world_size > 1)
-    problems: list[str] = []
-    find_monitoring_problems(plan.config, plan.layout, problems)
-    raise_problems(plan.config.path, problems)
     return build_callbacks(
         plan,
         initial_step=launch.initial_step,

@@ -56,6 +56,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ),
         ("runner_config.sink_size=10", 1, "runner_config.sink_size: remove it"),
         ("checkpoint.load_path=x", 1, "checkpoint: remove it; set cpt.init_from"),
+        ("use_skip_data_by_global_norm=True", 1, "use_skip_data_by_global_norm: remove it; set cpt.guards"),
         ("do_eval=True", 1, "do_eval: remove it; set cpt.validation"),
         ("train_dataset.seed=1", 1, "train_dataset: remove it; name the data in cpt.sources"),
         ("lr_schedule.type=CosineWithWarmUpLR", 1, "are both set; keep one"),
