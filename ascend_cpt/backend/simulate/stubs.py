@@ -125,13 +125,21 @@ def list_symbols(mindspore: Path) -> list[str]:
     if not all(path.is_file() for path in fronts):
         raise ClusterError(f"{plugin}: this MindSpore has no Ascend plugin; install the wheel of the package registry")
     defined = [*(mindspore / "lib").glob("*.so*"), *plugin.glob("libmindspore*.so*"), *ascend, *mindspore.glob("*.so")]
-    system = [path for name in _SYSTEM if (path := Path("/lib/x86_64-linux-gnu") / name).exists()]
+    system = [_find_system_library(name) for name in _SYSTEM]
     wanted = _read_symbols([*fronts, *ascend], "--undefined-only") - _read_symbols(
         [*defined, *system], "--defined-only"
     )
     for path in [*fronts, plugin / "ascend" / "libmindspore_ascend_res_manager.so"]:
         wanted |= set(_LOOKED_UP.findall(_run("strings", "-n", "4", str(path))))
     return sorted(name for name in wanted if not name.startswith(_NOT_OURS))
+
+
+def _find_system_library(name: str) -> Path:
+    """Return the file of a library of this system; its symbols must never be replaced by stubs."""
+    path = Path(_run("gcc", f"-print-file-name={name}").strip())
+    if not path.is_absolute():
+        raise ClusterError(f"{name} not found: gcc does not know this system's libraries; install its C++ compiler")
+    return path
 
 
 def _build(mindspore: Path, lib64: Path) -> None:

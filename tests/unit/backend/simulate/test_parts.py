@@ -113,3 +113,10 @@ def test_a_rank_outside_the_cluster_is_refused() -> None:
     run, _ = plan_run(CONFIG, {}, CLUSTER)
     with pytest.raises(ConfigError, match="--ranks 64: the cluster has ranks 0 to 63"):
         simulate_run(run, {}, ranks=[0, 64], layers_per_stage=1, num_steps=1, timeout_s=1, report=lambda line: None)
+
+
+@pytest.mark.skipif(stubs.shutil.which("gcc") is None, reason="no gcc")
+def test_the_systems_own_libraries_are_found_and_never_guessed() -> None:
+    assert stubs._find_system_library("libc.so.6").exists()
+    with pytest.raises(ClusterError, match=r"libnone\.so\.1 not found"):
+        stubs._find_system_library("libnone.so.1")
