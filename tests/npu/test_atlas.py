@@ -1,0 +1,77 @@
+"""What only NPUs can show, on a node of eight: scripts/ci_atlas.sh runs these on the sample corpus."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.npu.cases import CASES, NUM_DEVICES, NUM_STEPS, REPO_ROOT, Case, build_command, write_config
+
+DATASET = REPO_ROOT / "data/sample/packed/general_train_text_document"
+QWEN3 = Case(family="qwen3", layout="dp2_tp2_pp2")
+
+num_devices = len(list(Path("/dev").glob("davinci[0-9]*")))
+pytestmark = [
+    pytest.mark.npu,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(num_devices < NUM_DEVICES, reason=f"{NUM_DEVICES} NPUs needed, {num_devices} here"),
+    pytest.mark.skipif(not list(DATASET.parent.glob("*")), reason="no sample data: bash scripts/prepare_sample.sh"),
+]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "ASCEND_CPT_PYTHON": sys.executable}
+    result = subprocess.run(command, cwd=REPO_ROOT, env=environ, text=True, capture_output=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    return result
+
+
+def prepare(case: Case, folder: Path) -> Path:
+    return write_config(case, dataset=DATASET, seq_length=256, vocab_size=4096, folder=folder)
+
+
+def read_losses(folder: Path, case: Case) -> dict[int, float]:
+    lines = (folder / "output" / case.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_it_learns(case: Case, tmp_path: Path) -> None:
+    run(*build_command(prepare(case, tmp_path)))
+    losses = read_losses(tmp_path, case)
+    assert sorted(losses) == list(range(1, NUM_STEPS + 1))
+    assert losses[NUM_STEPS] < 0.9 * losses[1]
+
+
+def test_layouts_agree(tmp_path: Path) -> None:
+    first_losses = []
+    for case in (Case(family="qwen3", layout="dp8"), QWEN3):
+        run(*build_command(prepare(case, tmp_path / case.layout), "--stop-at-step", "3"))
+        first_losses.append(read_losses(tmp_path / case.layout, case))
+    # Weights are drawn per layout, so only the scale of the loss is the same: ln(vocabulary) before anything is learnt.
+    assert first_losses[0][1] == pytest.approx(first_losses[1][1], rel=0.05)
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    for name, stops in (("whole", ()), ("parts", ("--stop-at-step", "10"))):
+        run(*build_command(prepare(QWEN3, tmp_path / name), *stops))
+    run(*build_command(tmp_path / "parts" / f"{QWEN3.name}.yaml"))
+    whole, parts = (read_losses(tmp_path / name, QWEN3) for name in ("whole", "parts"))
+    assert whole == pytest.approx(parts, rel=1e-3)
+
+
+def test_the_export_of_a_sharded_run_is_verified(tmp_path: Path) -> None:
+    run(*build_command(prepare(QWEN3, tmp_path)))
+    tool, trained = "tools/convert_weights.py", str(tmp_path / "output" / QWEN3.name)
+    run(sys.executable, tool, "to-hf", trained, str(tmp_path / "hf"), "--like", "data/sample/tokenizer")
+    run(sys.executable, tool, "verify", str(tmp_path / "hf"), "--against", trained)
+
+
+def test_the_doctor_finds_nothing_in_the_way() -> None:
+    run(sys.executable, "tools/doctor.py")
