@@ -54,7 +54,8 @@ class Estimate:
     limits: Limits
     stages: tuple[StageMemory, ...]
     time: StepTime
-    total_tokens: int
+    total_tokens: int | None
+    """None where the budget is a number of epochs over datasets that are not here."""
     checkpoints: Checkpoints
 
     @property
@@ -63,8 +64,8 @@ class Estimate:
         return all(needed_bytes(stage) <= self.limits.usable_bytes for stage in self.stages)
 
     @property
-    def days(self) -> float:
-        return self.time.count_days(self.total_tokens)
+    def days(self) -> float | None:
+        return None if self.total_tokens is None else self.time.count_days(self.total_tokens)
 
 
 def needed_bytes(stage: StageMemory) -> int:
@@ -82,13 +83,16 @@ def estimate(
     machine: Machine,
     limits: Limits,
     *,
-    total_tokens: int,
+    total_tokens: int | None,
     num_kept: int = 1,
     save_every_steps: int | None = None,
 ) -> Estimate:
     """Return the plan of a run of `total_tokens`; `num_kept` 0 keeps all checkpoints."""
-    num_steps = max(1, total_tokens // case.tokens_per_step)
-    num_written = 1 if save_every_steps is None else -(-num_steps // save_every_steps)
+    if total_tokens is None:
+        num_written = num_kept + 1  # as many as there may be at once
+    else:
+        num_steps = max(1, total_tokens // case.tokens_per_step)
+        num_written = 1 if save_every_steps is None else -(-num_steps // save_every_steps)
     element_bytes = case.param_bytes + ADAM_STATES * FLOAT32_BYTES
     return Estimate(
         case=case,

@@ -37,7 +37,7 @@ def render(plan: Estimate) -> str:
         f"speed     {time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_device_s:,.0f} a device, MFU "
         f"{time.model_flops_utilization:.0%} of {plan.machine.peak_flops / 1e12:.0f} TFLOPS (an estimate; errors in "
         "docs/planning.md)",
-        f"budget    {format_count(plan.total_tokens)} tokens in {plan.days:.1f} days",
+        _render_budget(plan),
         f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} a checkpoint, {plan.checkpoints.num_kept} kept: "
         f"{format_gigabytes(plan.checkpoints.disk_bytes)}",
         _render_verdict(plan),
@@ -63,7 +63,7 @@ def render_suggestions(plans: Sequence[Estimate]) -> str:
                 f"{max(map(needed_bytes, plan.stages)) / GIGABYTE:.1f}",
                 f"{plan.time.tokens_per_s:,.0f}",
                 f"{plan.time.model_flops_utilization:.0%}",
-                f"{plan.days:.1f}",
+                "?" if plan.days is None else f"{plan.days:.1f}",
             ]
         )
     return "\n".join([*_align(rows), "", *_render_settings(plans[0])])
@@ -143,6 +143,12 @@ def split_memory(stage: StageMemory, moment: Moment) -> dict[str, int]:
         "communication": moment.communication_bytes,
         "constants": stage.constants_bytes,
     }
+
+
+def _render_budget(plan: Estimate) -> str:
+    if plan.total_tokens is None or plan.days is None:
+        return "budget    not known without the datasets; give cpt.train_tokens, as --set cpt.train_tokens=10B"
+    return f"budget    {format_count(plan.total_tokens)} tokens in {plan.days:.1f} days"
 
 
 def _render_verdict(plan: Estimate) -> str:

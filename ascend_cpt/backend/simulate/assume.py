@@ -45,7 +45,7 @@ def settle_without_data(config: RunConfig, world_size: int) -> RunPlan:
     """Settle every number of a run whose datasets are not here: they are assumed to fit.
 
     Raises:
-        ConfigError: naming every number that does not fit, or that follows from the datasets.
+        ConfigError: naming every number that does not fit.
     """
     if uses_cpu(config):
         raise ConfigError(
@@ -53,8 +53,6 @@ def settle_without_data(config: RunConfig, world_size: int) -> RunPlan:
             "add --set context.device_target=Ascend to see what this model would take there"
         )
     cpt = config.cpt
-    if cpt.train_tokens is None and not (cpt.phases and all(phase.tokens for phase in cpt.phases)):
-        raise ConfigError(f"{config.path}: without the datasets the plan needs cpt.train_tokens; add it")
     assumed = _assume_manifest(config)
     sets = cpt.validation.sets if cpt.validation else {}
     plan = resolve(
@@ -65,6 +63,12 @@ def settle_without_data(config: RunConfig, world_size: int) -> RunPlan:
     )
     raise_problems(config.path, find_case_problems(plan))
     return plan
+
+
+def knows_budget(config: RunConfig) -> bool:
+    """Return whether the token budget stands in the configuration; epochs need the datasets."""
+    cpt = config.cpt
+    return cpt.train_tokens is not None or (bool(cpt.phases) and all(phase.tokens for phase in cpt.phases))
 
 
 def build_case(plan: RunPlan) -> TrainingCase:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.backend.resolve import RunPlan
-from ascend_cpt.backend.simulate.assume import build_case, choose_world_size, load_shortened, settle_without_data
+from ascend_cpt.backend.simulate.assume import (
+    build_case,
+    choose_world_size,
+    knows_budget,
+    load_shortened,
+    settle_without_data,
+)
 from ascend_cpt.backend.simulate.check import count_elements, find_differences, select_model_parameters
 from ascend_cpt.backend.simulate.launch import RankResult, list_first_ranks, simulate_rank
 from ascend_cpt.config.loader import load_config
@@ -61,7 +67,7 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
         build_case(plan),
         machine,
         Limits(device_bytes=cluster.device_bytes, pool_bytes=_read_pool_bytes(plan, cluster)),
-        total_tokens=plan.budget.total_tokens,
+        total_tokens=plan.budget.total_tokens if knows_budget(config) else None,
         num_kept=checkpoint.keep_last,
         save_every_steps=checkpoint.every.to_steps(tokens_per_step) if checkpoint.every else None,
     )

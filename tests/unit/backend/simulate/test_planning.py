@@ -11,6 +11,7 @@ from ascend_cpt.backend.simulate.planning import Cluster, plan_run
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.plan.report import render
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 QWEN3_8B = REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml"
@@ -61,7 +62,6 @@ def test_shortening_takes_given_accumulation_along() -> None:
         ({"cpt.seq_length": 1024}, None, "use_attn_mask_compression needs rows of at least 2048 tokens"),
         ({"parallel_config.data_parallel": 1, "parallel_config.model_parallel": 1,
           "parallel_config.use_seq_parallel": False}, None, "one device cannot accumulate gradients"),
-        ({"cpt.train_tokens": None}, None, "needs cpt.train_tokens"),
         ({"context.device_target": "CPU"}, None, "context.device_target is CPU"),
         ({"context.max_device_memory": "58"}, None, "expected a text such as 58GB"),
     ],
@@ -71,6 +71,14 @@ def test_what_cannot_be_trained_is_told_before_any_compile(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         plan_run(QWEN3_8B, overrides, make_cluster(num_nodes))
+
+
+def test_epochs_over_datasets_that_are_not_here_leave_the_budget_open() -> None:
+    overrides = {"cpt.train_tokens": None, "runner_config.epochs": 2, "cpt.checkpoint.keep_last": 2}
+    _, plan = plan_run(QWEN3_8B, overrides, make_cluster())
+    assert plan.total_tokens is None and plan.days is None
+    assert plan.checkpoints.disk_bytes == 3 * plan.checkpoints.num_bytes
+    assert "budget    not known" in render(plan)
 
 
 def test_an_unknown_device_is_no_guess() -> None:
