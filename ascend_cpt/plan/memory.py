@@ -16,7 +16,7 @@ from ascend_cpt.plan.activations import (
     count_saved_bytes,
 )
 from ascend_cpt.plan.case import TrainingCase
-from ascend_cpt.plan.slices import EMBEDDING, ParameterSlice, slice_parameters
+from ascend_cpt.plan.slices import EMBEDDING, OUTPUT, ParameterSlice, slice_parameters
 
 FLOAT32_BYTES = 4
 ADAM_STATES = 2  # first and second moment, float32
@@ -113,6 +113,7 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: list[Paramete
         for part in slices
         if part.name != EMBEDDING or case.num_micro_batches > in_flight
     )
+    gathered += _count_tied_output_bytes(case, stage, slices)
     stored = 0 if case.accumulates else FLOAT32_BYTES * sum(part.num_stored_elements for part in slices)
     saved = count_saved_bytes(case, stage)
     backward = Moment(
@@ -143,6 +144,15 @@ def _count_accumulated_bytes(case: TrainingCase, slices: list[ParameterSlice]) -
     return case.param_bytes * sum(
         part.num_stored_elements if case.shards_gradients else part.num_tensor_elements for part in slices
     )
+
+
+def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> int:
+    """A tied embedding is the last stage's output as well; where the first stage is another one it is sent there."""
+    if OUTPUT in case.model.parameters or stage != case.num_stages - 1:
+        return 0
+    elements = next(part.num_tensor_elements for part in slices if part.name == EMBEDDING)
+    sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # what is received, and a buffer of the same size
+    return elements * (case.compute_bytes + sent)
 
 
 def _count_gathered_bytes(case: TrainingCase, part: ParameterSlice) -> int:

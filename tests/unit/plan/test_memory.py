@@ -37,6 +37,12 @@ SIMULATED: list[tuple[tuple[int, int, int, int], dict[str, Any], int, int]] = [
     ((1, 2, 2, 1), {}, 1, 1_848_705_536),
     ((2, 2, 2, 1), {"sequence_parallel": False}, 0, 773_419_520),
     (ONE_STAGE, {**SHORT, "compresses_mask": False}, 0, 1_711_198_208),
+    (
+        (1, 2, 2, 1),
+        {"num_micro_batches": 2, "model": {"num_hidden_layers": 2, "tie_word_embeddings": True}},
+        1,
+        1_627_403_264,
+    ),
 ]
 
 
