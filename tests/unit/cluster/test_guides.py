@@ -1,0 +1,138 @@
+"""The guides for clusters: their commands run (as far as they do without NPUs), their options and messages exist."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.cluster.options import OPTIONS
+from ascend_cpt.cluster.schedulers import SCHEDULERS
+
+REPO_ROOT = Path(__file__).resolve().parents[3]
+MULTI_NODE = (REPO_ROOT / "docs/multi_node.md").read_text(encoding="utf-8")
+TROUBLES = (REPO_ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+MIGRATION = (REPO_ROOT / "docs/migration.md").read_text(encoding="utf-8")
+CHINESE = (REPO_ROOT / "README.zh.md").read_text(encoding="utf-8")
+ENGLISH = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the commands of the bash blocks of a page; a trailing backslash joins lines."""
+    joined = "\n".join(BLOCK.findall(text)).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+
+
+COMMANDS = sorted({*commands_of(MULTI_NODE), *commands_of(TROUBLES), *commands_of(MIGRATION)})
+LAUNCHES = [line for line in COMMANDS if "scripts/" in line and not line.startswith("srun")]
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "hosts.txt").write_text("node-a\nnode-b\n")
+    variables = {"DRY_RUN": "1", "ASCEND_CPT_PYTHON": sys.executable, "MASTER": "10.0.0.1", "RANK": "1"}
+    return os.environ | variables
+
+
+def run(command: str, folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    words = command.replace("scripts/", f"{REPO_ROOT}/scripts/")
+    return subprocess.run(
+        ["bash", "-c", words], cwd=folder, env=environ, text=True, capture_output=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("command", LAUNCHES)
+def test_launches_would_start(command: str, tmp_path: Path, environ: dict[str, str]) -> None:
+    result = run(command, tmp_path, environ)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_the_slurm_line_takes_its_place_from_srun(tmp_path: Path, environ: dict[str, str]) -> None:
+    (line,) = [line for line in COMMANDS if line.startswith("srun")]
+    assert "--ntasks-per-node=1" in line
+    environ |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node-[a,b]", "SLURM_NODEID": "1"}
+    result = run(line[line.index("bash") :], tmp_path, environ)
+    assert "--worker_num=16" in result.stdout or "--worker_num=8" in result.stdout, result.stderr
+    assert "--node_rank=1" in result.stdout
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python ")])
+def test_tools_have_the_flags(command: str) -> None:
+    words = shlex.split(command)
+    script = REPO_ROOT / words[1]
+    assert script.is_file()
+    source = script.read_text(encoding="utf-8")
+    if words[1] == "run_cpt.py":
+        source += (REPO_ROOT / "ascend_cpt/cli.py").read_text(encoding="utf-8")
+    for flag in (word.partition("=")[0] for word in words[2:] if word.startswith("--")):
+        assert f'"{flag}"' in source, f"{words[1]} has no {flag}"
+
+
+def test_configurations_of_commands_exist() -> None:
+    names = {name for line in COMMANDS for name in re.findall(r"configs/\S+?\.yaml", line)}
+    assert names
+    assert all((REPO_ROOT / name).is_file() for name in names)
+
+
+def test_every_option_and_scheduler_variable_is_told() -> None:
+    for option in OPTIONS:
+        assert f"| `{option.name} " in MULTI_NODE
+        assert f"`{option.variable}` | {option.default} |" in MULTI_NODE
+    assert {sign for scheduler in SCHEDULERS for sign in scheduler.signs} <= set(re.findall(r"`([A-Z_]+)`", MULTI_NODE))
+
+
+def collect_texts(folder: Path) -> str:
+    """Return all string constants of the sources below `folder`, a placeholder of an f-string as one star."""
+    texts = []
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_of_the_page_are_those_of_the_source() -> None:
+    texts = collect_texts(REPO_ROOT / "ascend_cpt")
+    messages = re.findall(r"^\| `([^`]+)`", TROUBLES, re.MULTILINE)
+    assert len(messages) > 40
+    for message in messages:
+        pattern = r"[^\n]*".join(re.escape(part) for part in message.split("…"))
+        assert re.search(pattern, texts), f"not in the source any more: {message}"
+
+
+def test_every_message_of_the_launcher_is_on_the_page() -> None:
+    """Errors of the rooms that talk to operators of clusters; other rooms name cause and cure in the line itself."""
+    messages = re.findall(r"^\| `([^`]+)`", TROUBLES, re.MULTILINE)
+    patterns = [re.compile(r"[^\n]*".join(re.escape(part) for part in message.split("…"))) for message in messages]
+    missing = []
+    for path in (REPO_ROOT / "ascend_cpt/cluster").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
+                continue
+            if ast.unparse(node.exc.func) not in {"ClusterError", "UsageError", "MissingProcessError"}:
+                continue
+            argument = node.exc.args[0]
+            if isinstance(argument, ast.Constant | ast.JoinedStr):
+                parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
+                if not any(pattern.search(text) for pattern in patterns):
+                    missing.append(f"{path.name}:{node.lineno}: {text}")
+    assert not missing, "\n".join(missing)
+
+
+def test_the_chinese_readme_is_in_step() -> None:
+    assert commands_of(CHINESE) == commands_of(ENGLISH)
+    links = [re.findall(r"\]\((docs/[a-z_]+\.md)\)", text) for text in (CHINESE, ENGLISH)]
+    assert set(links[0]) >= set(links[1])
