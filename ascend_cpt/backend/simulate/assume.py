@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ascend_cpt.plan.case import ModelShape, TrainingCase, split_layers
 from ascend_cpt.plan.layout import find_switch_problems
 from ascend_cpt.weights.mapping import list_mindformers_shapes
 from ascend_cpt.weights.sizes import read_sizes
+
+logger = logging.getLogger(__name__)
 
 NUM_ASSUMED_TOKENS = 10**12
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -77,6 +80,11 @@ def build_case(plan: RunPlan) -> TrainingCase:
     sizes = read_sizes(model)
     parallel = sections.get("parallel") or {}
     optimizer = parallel.get("parallel_optimizer_config") or {}
+    if int(optimizer.get("optimizer_weight_shard_size") or -1) > 0:
+        logger.warning(
+            "%s: the plan does not know optimizer_weight_shard_size: weights and optimizer take more than it says",
+            plan.config.locate("parallel", "parallel_optimizer_config"),
+        )
     layers = split_layers(sizes.num_layers, plan.layout.pipeline_parallel, model.get("offset"))
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(

@@ -81,6 +81,11 @@ def test_epochs_over_datasets_that_are_not_here_leave_the_budget_open() -> None:
     assert "budget    not known" in render(plan)
 
 
+def test_what_the_plan_does_not_know_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    plan_run(QWEN3_8B, {"parallel.parallel_optimizer_config": {"optimizer_weight_shard_size": 2}}, make_cluster())
+    assert "does not know optimizer_weight_shard_size" in caplog.text
+
+
 def test_an_unknown_device_is_no_guess() -> None:
     with pytest.raises(ConfigError, match="--device 910Z: unknown"):
         plan_run(QWEN3_8B, {}, make_cluster(device="910Z"))
