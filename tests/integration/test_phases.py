@@ -37,60 +37,59 @@ def read_weights(run_dir: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((run_dir / "checkpoint/iteration_00000020").glob("*.safetensors"))]
 
 
-def without_validation(history: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return [record for record in history if record[0] == "step"]
+@pytest.fixture(scope="module")
+def schedule() -> dict[str, Any]:
+    """Return a schedule that does not depend on the length of the run."""
+    return {"kind": "constant", "peak_lr": 1e-3}
 
 
-def test_phases_resume_across_the_border_bit_by_bit(
-    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
+def test_across_the_border_bit_by_bit_resumed_or_extended(
+    write_config: Callable[..., Path],
+    train: Callable[..., Completed],
+    packed: Path,
+    tmp_path: Path,
+    schedule: dict[str, Any],
 ) -> None:
-    whole = train(write_config(run_name="whole", **two_phases(packed)))
+    keys = {**two_phases(packed), "schedule": schedule, "validation": None}
+    whole = train(write_config(run_name="whole", **keys))
     assert whole.returncode == 0, whole.stderr
     assert "phase    qa: from step 10 (5.12K) to 20" in whole.stdout
-    config = write_config(run_name="stopped", **two_phases(packed))
-    for stop in ("9", "11"):
-        assert train(config, "--stop-at-step", stop).returncode == 0
+
+    config = write_config(run_name="stopped", **keys)
+    assert train(config, "--stop-at-step", "9").returncode == 0
     resumed = train(config)
-    assert resumed.returncode == 0 and "continuing at step 11" in resumed.stdout
-    folders = [tmp_path / "output" / name for name in ("whole", "stopped")]
-    histories = [without_validation(read_history(folder)) for folder in folders]
-    assert len(histories[0]) == 20 and histories[0] == histories[1]
-    weights = [read_weights(folder) for folder in folders]
-    assert len(weights[0]) == 2 and weights[0] == weights[1]
+    assert resumed.returncode == 0 and "continuing at step 9" in resumed.stdout
 
-    changed = two_phases(packed)
-    changed["phases"][1]["blend"]["qa"] = 0.5
-    refused = train(write_config(run_name="stopped", **changed))
-    assert refused.returncode == 2 and "was saved by a run with other settings" in refused.stderr
-    assert "phases:" in refused.stderr and "'1/4'" in refused.stderr and "'2/5'" in refused.stderr
-
-
-def test_a_run_is_extended_by_a_phase(
-    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
-) -> None:
-    schedule = {"kind": "constant", "peak_lr": 1e-3}
-    first = {**two_phases(packed), "schedule": schedule, "train_tokens": None}
-    first["phases"] = first["phases"][:1]
-    del first["sources"]["qa"]
+    first = {**keys, "train_tokens": None, "phases": keys["phases"][:1]}
+    first["sources"] = {name: keys["sources"][name] for name in ("web", "code")}
     assert train(write_config(run_name="longer", **first)).returncode == 0
-    config = write_config(run_name="longer", **{**two_phases(packed), "schedule": schedule})
-    refused = train(config)
+    longer = write_config(run_name="longer", **keys)
+    refused = train(longer)
     assert refused.returncode == 2 and "or give --extend to make the run longer" in refused.stderr
-    extended = train(config, "--extend")
+    extended = train(longer, "--extend")
     assert extended.returncode == 0, extended.stderr
     assert "extended at step 10: 10 → 20 steps" in extended.stdout
     assert "the rate goes from 0.001 at step 9 to 0.001 at step 10" in extended.stdout
-    # On a constant rate the extended run is the one that was planned so from the start.
-    assert train(write_config(run_name="planned", **{**two_phases(packed), "schedule": schedule})).returncode == 0
-    histories = [without_validation(read_history(tmp_path / "output" / name)) for name in ("longer", "planned")]
-    assert histories[0] == histories[1]
+
+    folders = [tmp_path / "output" / name for name in ("whole", "stopped", "longer")]
+    histories = [read_history(folder) for folder in folders]
+    assert len(histories[0]) == 20 and histories[1] == histories[2] == histories[0]
+    weights = [read_weights(folder) for folder in folders]
+    assert len(weights[0]) == 2 and weights[1] == weights[2] == weights[0]
+
+    changed = two_phases(packed)
+    changed["phases"][1]["blend"]["qa"] = 0.5
+    other = train(write_config(run_name="stopped", **{**keys, **changed}))
+    assert other.returncode == 2 and "was saved by a run with other settings" in other.stderr
+    assert "'1/4'" in other.stderr and "'2/5'" in other.stderr
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4000)
 def test_kill_at_ten_random_steps(
     write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
 ) -> None:
-    keys = {**two_phases(packed), "checkpoint": {"every": "1 steps", "keep_last": 2}}
+    keys = {**two_phases(packed), "checkpoint": {"every": "1 steps", "keep_last": 2}, "validation": None}
     assert train(write_config(run_name="whole", **keys)).returncode == 0
     config = write_config(run_name="killed", **keys)
     run_dir = tmp_path / "output/killed"
@@ -110,7 +109,7 @@ def test_kill_at_ten_random_steps(
         process.wait()
     assert train(config).returncode == 0
     folders = [tmp_path / "output" / name for name in ("whole", "killed")]
-    histories = [without_validation(read_history(folder)) for folder in folders]
+    histories = [read_history(folder) for folder in folders]
     assert histories[0] == histories[1]
     assert read_weights(folders[0]) == read_weights(folders[1])
 

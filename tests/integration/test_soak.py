@@ -82,6 +82,7 @@ def newest_common_step(nodes: list[Node]) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4000)
 def test_thirty_kills_change_nothing(
     tmp_path: Path, packed: Path, write_config: Callable[..., Path], free_ports: list[int]
 ) -> None:
