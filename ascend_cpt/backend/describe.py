@@ -31,6 +31,7 @@ def describe(plan: RunPlan) -> str:
         f"{format_count(budget.tokens_per_step)} tokens a step "
         f"({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
+        f"rows     {budget.seq_length} tokens, attention {plan.config.cpt.document_attention} documents",
         *describe_rate(plan),
         *describe_data(plan),
     ]
