@@ -103,6 +103,7 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
     environ = add_scheduler_values(environ)
     values = _name_arguments(arguments)
     script, script_arguments = _split_command(arguments[0], folder)
+    _check_resume(script_arguments, options["--max-restarts"])
     num_workers, num_local_workers = _count_workers(values, environ)
     if num_workers % num_local_workers:
         raise ClusterError(
@@ -182,6 +183,20 @@ def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
         if candidate.is_file():
             return candidate.absolute(), tuple(words[1:])
     raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT})")
+
+
+def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:
+    """Refuse restarts of a command that would not go on where it was; raises ClusterError."""
+    values = []
+    for position, word in enumerate(script_arguments):
+        name, equals, value = word.partition("=")
+        if name == "--resume_training":
+            values.append(value if equals else " ".join(script_arguments[position + 1 : position + 2]))
+    if max_restarts and values and values[-1].lower() not in {"auto", "true"}:
+        raise ClusterError(
+            f"--max-restarts goes on from the newest checkpoint, but the command says --resume_training {values[-1]}; "
+            "leave one of them out"
+        )
 
 
 def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tuple[int, int]:

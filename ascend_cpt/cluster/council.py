@@ -125,6 +125,8 @@ class ClusterCouncil:
             if message["kind"] == "refused":
                 raise ClusterError(message["message"])
         if self._requests.received:
+            if self._num_attempts:
+                self.announce_stop(self._requests.received[0])
             return Verdict(again=False, code=128 + self._requests.received[0])
         host, port = self._address
         return Verdict(

@@ -196,7 +196,8 @@ class Hub(threading.Thread):
         """Let all nodes save and stop when one is asked to."""
         if not self._active:
             message = f"{name_signal(number)} on {peer}: the job ends"
-            others = [other for other in self._joined.values() if other is not peer]
+            # Those that still wait before they join read it then.
+            others = [other for other in self._peers if other.node is not None and other is not peer]
             self._announce(others, Verdict(again=False, code=128 + number, message=message))
             return
         self._is_stopping = True

@@ -45,6 +45,7 @@ def _run_attempts(
         _wait(verdict.delay_s, requests)
         if requests.received:
             say(f"{name_signal(requests.received[0])}: no restart")
+            council.announce_stop(requests.received[0])
             return 128 + requests.received[0]
 
 

@@ -215,11 +215,32 @@ def test_a_stop_reaches_every_node(plan: LaunchPlan, serve: Callable[..., Hub]) 
 
 def test_a_stop_between_attempts_reaches_every_node(plan: LaunchPlan, serve: Callable[..., Hub]) -> None:
     serve()
-    node = Node(on_node(plan, 1))
-    waiting = node.run(lambda node: node.council.gather())
+    nodes = start_attempt(plan)
+    failed = nodes[1].run(lambda node: node.council.conclude(BANG))
+    wait_for(nodes[0].council.is_cancelled)
+    assert nodes[0].council.conclude(CANCELLED).again
+    assert failed().again
+    # Node 1 still waits before it joins.
+    waiting = nodes[0].run(lambda node: node.council.gather())
     time.sleep(0.3)
-    node.requests.add(15)
+    nodes[0].requests.add(15)
     assert waiting().code == 143
+    verdict = nodes[1].council.gather()
+    assert verdict
+    assert (verdict.again, verdict.code) == (False, 143)
+    assert "SIGTERM on node 0 (" in verdict.message
+
+
+def test_a_node_that_leaves_before_the_start_may_come_again(plan: LaunchPlan, serve: Callable[..., Hub]) -> None:
+    serve()
+    waiting = Node(plan).run(lambda node: node.council.gather())
+    node = Node(on_node(plan, 1))
+    node.requests.add(2)
+    verdict = node.council.gather()
+    assert verdict
+    assert verdict.code == 130
+    assert ClusterCouncil(on_node(plan, 1), StopRequests()).gather() is None
+    assert waiting() is None
 
 
 def test_what_was_killed_is_the_cause_of_what_failed(plan: LaunchPlan, serve: Callable[..., Hub]) -> None:

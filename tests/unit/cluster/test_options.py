@@ -37,6 +37,15 @@ def test_a_wrong_variable_is_named() -> None:
         split_options([CMD], {"ASCEND_CPT_STOP_GRACE_S": "long"})
 
 
+@pytest.mark.parametrize("word", ["never", "False", "output/run"])
+def test_restarts_of_a_command_that_does_not_go_on_are_refused(word: str) -> None:
+    for command in (f"run_cpt.py --resume_training {word}", f"run_cpt.py --resume_training={word} --x"):
+        with pytest.raises(ClusterError, match=f"the command says --resume_training {word}"):
+            parse_launch([command, "2", "--max-restarts", "1"], {}, REPO_ROOT)
+        parse_launch([command, "2"], {}, REPO_ROOT)
+    parse_launch(["run_cpt.py --resume_training auto", "2", "--max-restarts", "1"], {}, REPO_ROOT)
+
+
 def test_an_unknown_option_fits_no_form() -> None:
     with pytest.raises(UsageError):
         parse_launch([CMD, "2", "--restarts", "3"], {}, REPO_ROOT)
