@@ -36,6 +36,9 @@ def tie_to_launcher(launcher_pid: int) -> None:
     """
     deadline = time.monotonic() + ADOPTION_TIMEOUT_S
     while os.getppid() != launcher_pid:
+        if not os.path.exists(f"/proc/{launcher_pid}"):
+            # It was killed while msrun was still starting us: nobody would ever end this process.
+            os.kill(os.getpid(), signal.SIGKILL)
         if time.monotonic() > deadline:
             return
         time.sleep(0.01)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ascend_cpt.cluster import worker
 from ascend_cpt.cluster.arguments import REPO_ROOT, LaunchPlan, parse_launch
 from ascend_cpt.cluster.preflight import ALLOW_LOCAL_MASTER, check_master, claim_place
 from ascend_cpt.errors import ClusterError
@@ -83,3 +85,12 @@ def test_checking_needs_no_mindspore() -> None:
         "sys.exit(any(name.split('.')[0] in {'mindspore', 'mindformers', 'numpy'} for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO_ROOT, check=False).returncode == 0
+
+
+def test_a_worker_whose_launcher_is_gone_ends_at_once(tmp_path: Path) -> None:
+    launcher = subprocess.Popen([sys.executable, "-c", ""])
+    launcher.wait()
+    (tmp_path / "script.py").write_text("import time; time.sleep(60)")
+    environ = {worker.LAUNCHER_PID: str(launcher.pid), worker.NODE_RANK: "0", worker.WORKER_PYTHON: sys.executable}
+    command = [sys.executable, worker.__file__, str(tmp_path / "script.py")]
+    assert subprocess.run(command, env=environ, check=False, timeout=5).returncode == -signal.SIGKILL
