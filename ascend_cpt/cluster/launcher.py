@@ -11,6 +11,7 @@ from ascend_cpt.cluster.command import build_command, build_environment, format_
 from ascend_cpt.cluster.doctor import examine_before_launch
 from ascend_cpt.cluster.job import run_job
 from ascend_cpt.cluster.preflight import check_master, claim_place, describe_process, find_stale_workers
+from ascend_cpt.cluster.schedulers import find_scheduler
 from ascend_cpt.cluster.terminal import say
 from ascend_cpt.errors import EXIT_OK, run_command
 
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError:
         print(USAGE, file=sys.stderr)
         raise
+    if scheduler := find_scheduler(os.environ):
+        place = f"node {plan.node_rank} of {plan.num_nodes}, meeting at {plan.master_addr}:{plan.master_port}"
+        say(f"started by {scheduler.name}: {place}")
     command = build_command(plan)
     if os.environ.get("DRY_RUN") == "1":
         print(format_command(command))

@@ -62,6 +62,7 @@ def test_the_slurm_line_takes_its_place_from_srun(tmp_path: Path, environ: dict[
     result = run(line[line.index("bash") :], tmp_path, environ)
     assert "--worker_num=16" in result.stdout or "--worker_num=8" in result.stdout, result.stderr
     assert "--node_rank=1" in result.stdout
+    assert result.stderr == "started by Slurm: node 1 of 2, meeting at node-a:8118\n"
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("python ")])
