@@ -35,7 +35,7 @@ def count_layer_bytes(case: TrainingCase) -> int:
     query_key_norms = width.t * (width.q + width.k) * FLOAT32_BYTES if width.normalizes_query_key else 0
     attention = width.t * (3 * width.q + 2 * width.k) * case.compute_bytes
     softmax = width.t * width.heads * SOFTMAX_BYTES_PER_ROW
-    mlp_copies = 2 if case.recomputes_selected else 4
+    mlp_copies = 3 if case.recomputes_selected else 4
     mlp = mlp_copies * width.t * width.f * case.compute_bytes
     return norm_inputs + linear_inputs + query_key_norms + attention + softmax + mlp
 
@@ -55,7 +55,14 @@ def count_loss_bytes(case: TrainingCase, stage: int) -> int:
     width = _Widths(case)
     logits = LOGITS_COPIES * width.t * width.v * FLOAT32_BYTES
     final_norm = 2 * width.s * width.h * FLOAT32_BYTES + width.t * width.h * case.compute_bytes
-    return logits + final_norm + _count_norm_outputs_bytes(case, stage)
+    return logits + final_norm + _count_norm_outputs_bytes(case, stage) + _count_moved_logits_bytes(case)
+
+
+def _count_moved_logits_bytes(case: TrainingCase) -> int:
+    """With context parallel the logits of the whole row are gathered, twice, and cut again."""
+    parts = case.layout.context_parallel
+    width = _Widths(case)
+    return (2 * parts + 2) * width.t * width.v * case.compute_bytes if parts > 1 else 0
 
 
 def _count_norm_outputs_bytes(case: TrainingCase, stage: int) -> int:

@@ -59,7 +59,7 @@ class TrainingCase:
     recomputed_layers: tuple[int, ...]
     """Layers of each stage whose activations are computed again in the backward pass."""
     recomputes_selected: bool = False
-    """Whether the other layers recompute SiLU and the product after it (`select_recompute`)."""
+    """Whether the other layers recompute SiLU (`select_recompute`)."""
     shards_optimizer: bool = True
     """Whether weights and optimizer states are cut over the data-parallel ranks as well."""
     shards_gradients: bool = False

@@ -15,6 +15,7 @@ MakeCase = Callable[..., TrainingCase]
 NO_RECOMPUTE = {"recompute": False}
 LLAMA = {"model": {"model_type": "llama"}}
 SHORT = {"num_micro_batches": 2, "model": {"num_hidden_layers": 2}}
+SELECTED = {"num_micro_batches": 2, "model": {"num_hidden_layers": 4}, "recomputes_selected": True, "recompute": False}
 ONE_STAGE = (2, 2, 1, 1)
 
 # (layout, changes, stage, peak in bytes): the model of conftest.py, `tools/plan.py --simulate`. docs/planning.md shows
@@ -37,6 +38,13 @@ SIMULATED: list[tuple[tuple[int, int, int, int], dict[str, Any], int, int]] = [
     ((1, 2, 2, 1), {}, 1, 1_848_705_536),
     ((2, 2, 2, 1), {"sequence_parallel": False}, 0, 773_419_520),
     (ONE_STAGE, {**SHORT, "compresses_mask": False}, 0, 1_711_198_208),
+    ((2, 2, 1, 2), {**SHORT, **NO_RECOMPUTE}, 0, 1_530_307_584),
+    (
+        (2, 2, 2, 1),
+        {**SHORT, "model": {"num_hidden_layers": 4}, "recomputes_selected": True, **NO_RECOMPUTE},
+        0,
+        756_696_576,
+    ),
     (
         (1, 2, 2, 1),
         {"num_micro_batches": 2, "model": {"num_hidden_layers": 2, "tie_word_embeddings": True}},
