@@ -76,20 +76,23 @@ class Job:
     environ: dict[str, str]
     port: int
     nodes: dict[int, subprocess.Popen[bytes]]
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    limit_s: float = TIMEOUT_S
 
     def start(self, node: int = 0, *, num_nodes: int = 2, total: int = 30, options: str = "--max-restarts 3") -> None:
         home = self.folder / f"node{node}"
         home.mkdir(exist_ok=True)
         (home / "actor.py").write_text(ACTOR)
-        form = ["2", "1", "127.0.0.1", str(self.port), str(node)] if num_nodes == 2 else ["2"]
-        command = ["bash", str(LAUNCHER), *options.split(), f"actor.py '{self.folder}' {total}", *form]
+        form = ["2", "1", self.address, str(self.port), str(node)] if num_nodes == 2 else ["2"]
+        command = [*self.prefix, "bash", str(LAUNCHER), *options.split(), f"actor.py '{self.folder}' {total}", *form]
         with (home / "out.txt").open("ab") as output:
             self.nodes[node] = subprocess.Popen(
                 command, cwd=home, env=self.environ, stdout=output, stderr=subprocess.STDOUT
             )
 
     def wait(self, node: int = 0) -> int:
-        return self.nodes[node].wait(TIMEOUT_S)
+        return self.nodes[node].wait(self.limit_s)
 
     def text(self, node: int = 0) -> str:
         return (self.folder / f"node{node}" / "out.txt").read_text()
