@@ -82,7 +82,7 @@ def describe_process(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
-            command = " ".join(process.cmdline()) or process.name()
+            command = " ".join(" ".join(process.cmdline()).split()) or process.name()
             started = time.strftime("%Y-%m-%d %H:%M", time.localtime(process.create_time()))
             return f"{pid} ({process.username()}, since {started}: {command[:MAX_COMMAND_CHARACTERS]})"
     except psutil.Error:

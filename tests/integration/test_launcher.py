@@ -334,7 +334,10 @@ def test_a_port_in_use_is_one_line(launch: Launch, environ: dict[str, str]) -> N
     with socket.create_server(("127.0.0.1", int(environ["MASTER_PORT"]))):
         result = launch("actor.py", "2")
     assert result.returncode == 2
-    assert result.stderr == f"error: MASTER_PORT {environ['MASTER_PORT']} is in use on 127.0.0.1; choose another\n"
+    place = f"error: MASTER_PORT {environ['MASTER_PORT']} is in use on 127.0.0.1 by process {os.getpid()} ("
+    assert result.stderr.startswith(place)
+    assert result.stderr.endswith("); choose another\n")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_launcher_works_from_a_path_with_spaces(tmp_path: Path, environ: dict[str, str]) -> None:
