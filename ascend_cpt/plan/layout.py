@@ -8,6 +8,7 @@ from typing import Any
 from ascend_cpt.config.layout import Layout
 
 MIN_COMPRESSED_SEQ_LENGTH = 2048
+NODE_DEVICES = 8  # MindSpore and MindFormers take this number for granted
 
 
 def find_layout_problems(model: Mapping[str, Any], layout: Layout, seq_length: int) -> list[str]:
@@ -59,6 +60,12 @@ def find_switch_problems(
         problems.append(
             f"use_seq_parallel cuts the {seq_length} tokens of a row into {parts} parts (model_parallel × "
             "context_parallel), which do not divide it"
+        )
+    per_stage = layout.world_size // layout.pipeline_parallel
+    if layout.world_size > NODE_DEVICES and per_stage % NODE_DEVICES and NODE_DEVICES % per_stage:
+        problems.append(
+            f"a pipeline stage has {per_stage} devices, no multiple and no part of a node's {NODE_DEVICES}: MindSpore "
+            "makes no group of devices at different places of their nodes; change pipeline_stage or the number of nodes"
         )
     if model.get("use_attn_mask_compression") and seq_length < MIN_COMPRESSED_SEQ_LENGTH:
         problems.append(
