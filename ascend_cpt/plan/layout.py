@@ -61,10 +61,9 @@ def find_switch_problems(
             f"use_seq_parallel cuts the {seq_length} tokens of a row into {parts} parts (model_parallel × "
             "context_parallel), which do not divide it"
         )
-    per_stage = layout.world_size // layout.pipeline_parallel
-    if layout.world_size > NODE_DEVICES and per_stage % NODE_DEVICES and NODE_DEVICES % per_stage:
+    if cuts_nodes_unevenly(layout):
         problems.append(
-            f"a pipeline stage has {per_stage} devices, no multiple and no part of a node's {NODE_DEVICES}: MindSpore "
+            f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of a node's {NODE_DEVICES}: MindSpore "
             "makes no group of devices at different places of their nodes; change pipeline_stage or the number of nodes"
         )
     if model.get("use_attn_mask_compression") and seq_length < MIN_COMPRESSED_SEQ_LENGTH:
@@ -73,6 +72,12 @@ def find_switch_problems(
             f"cpt.seq_length is {seq_length}; set it to False"
         )
     return problems
+
+
+def cuts_nodes_unevenly(layout: Layout) -> bool:
+    """Return whether the devices of a pipeline stage are neither whole nodes nor an even part of one."""
+    per_stage = layout.world_size // layout.pipeline_parallel
+    return layout.world_size > NODE_DEVICES and bool(per_stage % NODE_DEVICES) and bool(NODE_DEVICES % per_stage)
 
 
 def _find_pipeline_problems(layers: int, stages: int, offset: Any) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ascend_cpt.config.layout import Layout
 from ascend_cpt.plan.case import TrainingCase, split_layers
 from ascend_cpt.plan.estimate import Estimate, estimate
+from ascend_cpt.plan.layout import cuts_nodes_unevenly
 
 MAX_MICRO_BATCH = 8
 
@@ -41,6 +42,8 @@ def list_cases(case: TrainingCase, devices_per_node: int) -> Iterator[TrainingCa
             if global_rows % data:
                 continue
             layout = Layout(world_size=world, data_parallel=data, tensor_parallel=tensor, pipeline_parallel=stages)
+            if cuts_nodes_unevenly(layout):
+                continue
             yield from _list_batches(case, layout, global_rows // data)
 
 
