@@ -63,8 +63,8 @@ def find_switch_problems(
         )
     if cuts_nodes_unevenly(layout):
         problems.append(
-            f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of a "
-            f"node's {NODE_DEVICES}: MindSpore makes no group of devices at different places of their nodes; change "
+            f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of "
+            f"a node's {NODE_DEVICES}: MindSpore makes no group of devices at different places of their nodes; change "
             "pipeline_stage or the number of nodes"
         )
     if model.get("use_attn_mask_compression") and seq_length < MIN_COMPRESSED_SEQ_LENGTH:
