@@ -12,11 +12,17 @@ from ascend_cpt.plan.slices import slice_parameters
 
 # What the training step adds to the model's parameters, by prefix: accumulated gradients and Adam's moments.
 ADDED_PREFIXES = ("accu_grads.", "adam_m.", "adam_v.")
+# Single numbers of MindFormers' own, which only one device lists.
+SCALARS = {"scale_sense", "global_step", "lm_loss", "mtp_loss", "aux_loss", "indexer_loss"}
 
 
 def select_model_parameters(parameters: Iterable[ParameterOnRank]) -> list[ParameterOnRank]:
     """Return the parameters of the model itself."""
-    return [parameter for parameter in parameters if not parameter.name.startswith(ADDED_PREFIXES)]
+    return [
+        parameter
+        for parameter in parameters
+        if not parameter.name.startswith(ADDED_PREFIXES) and parameter.name not in SCALARS
+    ]
 
 
 def count_elements(parameters: Iterable[ParameterOnRank]) -> int:

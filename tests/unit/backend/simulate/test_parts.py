@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.backend.simulate import stubs
+from ascend_cpt.backend.simulate.check import select_model_parameters
 from ascend_cpt.backend.simulate.exchanges import name_group, read_exchanges
 from ascend_cpt.backend.simulate.explain import explain_error
+from ascend_cpt.backend.simulate.job import ParameterOnRank
 from ascend_cpt.backend.simulate.launch import make_environment, make_sections
 from ascend_cpt.backend.simulate.planning import Cluster, plan_run, simulate_run
 from ascend_cpt.backend.simulate.stub_code import render_assembly
@@ -120,3 +122,9 @@ def test_the_systems_own_libraries_are_found_and_never_guessed() -> None:
     assert stubs._find_system_library("libc.so.6").exists()
     with pytest.raises(ClusterError, match=r"libnone\.so\.1 not found"):
         stubs._find_system_library("libnone.so.1")
+
+
+def test_what_the_training_step_adds_is_no_parameter_of_the_model() -> None:
+    names = ["decoder.final_layernorm.weight", "adam_m.decoder.final_layernorm.weight", "accu_grads.x", "global_step"]
+    parameters = [ParameterOnRank(name=name, shape=[1], tensor_shape=[1], stored_shape=[1]) for name in names]
+    assert [parameter.name for parameter in select_model_parameters(parameters)] == names[:1]
