@@ -61,7 +61,12 @@ def find_switch_problems(
             f"use_seq_parallel cuts the {seq_length} tokens of a row into {parts} parts (model_parallel × "
             "context_parallel), which do not divide it"
         )
-    if cuts_nodes_unevenly(layout):
+    if layout.world_size % NODE_DEVICES and NODE_DEVICES % layout.world_size:
+        problems.append(
+            f"MindSpore starts on whole nodes of {NODE_DEVICES} devices, or on an even part of one, not on "
+            f"{layout.world_size} devices"
+        )
+    elif cuts_nodes_unevenly(layout):
         problems.append(
             f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of "
             f"a node's {NODE_DEVICES}: MindSpore makes no group of devices at different places of their nodes; change "

@@ -59,6 +59,8 @@ def test_switches_that_mindformers_refuses_are_named() -> None:
     assert "4095" in problem
     (problem,) = find_switch_problems(MODEL, make_layout(3, 2, 2, 2), 4096, sequence_parallel=True)
     assert "a pipeline stage has 12 devices" in problem
+    (problem,) = find_switch_problems(MODEL, make_layout(3, 2), 4096, sequence_parallel=True)
+    assert "not on 6 devices" in problem
     assert not find_switch_problems(MODEL, make_layout(4, 2, 4, 1), 4096, sequence_parallel=True)
     compressed = {**MODEL, "use_attn_mask_compression": True}
     (problem,) = find_switch_problems(compressed, layout, 1024, sequence_parallel=False)
