@@ -23,11 +23,11 @@ from ascend_cpt.backend.settle import (
     settle_phases,
     settle_rate,
 )
-from ascend_cpt.config.layout import Layout, derive_layout
+from ascend_cpt.config.layout import Layout, derive_layout, uses_cpu
 from ascend_cpt.config.loader import RunConfig, raise_problems
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.data.mmap_rows import count_rows
-from ascend_cpt.plan.layout import find_layout_problems
+from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.schedule import Schedule
@@ -245,8 +245,12 @@ def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
             problems.append(
                 f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}"
             )
-    for problem in find_layout_problems(model, layout, config.cpt.seq_length):
-        problems.append(f"{config.locate('parallel_config')}: {problem}")
+    found = find_layout_problems(model, layout, config.cpt.seq_length)
+    if not found and not uses_cpu(config):
+        parallel = config.mindformers.get("parallel_config") or {}
+        sequence_parallel = bool(parallel.get("use_seq_parallel", False))
+        found = find_switch_problems(model, layout, config.cpt.seq_length, sequence_parallel=sequence_parallel)
+    problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]
 
 
 def select_model_identity(model: Mapping[str, Any]) -> dict[str, Any]:

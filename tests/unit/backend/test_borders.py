@@ -72,7 +72,7 @@ def test_the_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> N
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("cpt.seq_length=1024", "needs cpt.seq_length of at least 2048 on Ascend, got 1024"),
+        ("cpt.seq_length=1024", "at least 2048 "),
         ("model.model_config.use_ring_attention=True", "ring attention knows no borders"),
         ("model.model_config.use_flash_attention=False", "needs flash attention"),
         ("model.model_config.use_eod_reset=True", "use_eod_reset: remove it; set cpt.document_attention"),

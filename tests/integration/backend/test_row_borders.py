@@ -1,4 +1,7 @@
-"""Attention within documents: two documents in a row are to the network what each is alone."""
+"""Attention within documents: two documents in a row are to the network what each is alone.
+
+Tests run in the order of file names: this one comes after test_kernels.py, which wants a context that nothing has set.
+"""
 
 from __future__ import annotations
 
