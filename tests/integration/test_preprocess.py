@@ -145,8 +145,9 @@ def test_options_reach_the_rows(sample: Path, tmp_path: Path) -> None:
     assert plain.tokenizer.eod_id not in np.concatenate(read_rows(plain))
     parsed = pack(sample, source, tmp_path / "parsed", parse_special_tokens=True, append_eod=False, seq_length=2)
     assert (np.concatenate(read_rows(parsed)) == parsed.tokenizer.eod_id).sum() == 1
-    dropped = pack(sample, source, tmp_path / "dropped", tail="drop", seq_length=6)
-    padded = pack(sample, source, tmp_path / "padded", seq_length=6)
+    # More than the documents can have, whatever the tokenizer of this Python's sample makes of them.
+    dropped = pack(sample, source, tmp_path / "dropped", tail="drop", seq_length=40)
+    padded = pack(sample, source, tmp_path / "padded", seq_length=40)
     assert padded.dropped_tokens == 0 and padded.shards[0].tail_tokens > 0
     assert dropped.num_rows == padded.num_rows - 1
     assert dropped.dropped_tokens == padded.shards[0].tail_tokens
