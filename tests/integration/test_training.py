@@ -140,13 +140,13 @@ def test_empty_folder_and_missing_shard(
     assert result.returncode == 2 and "mindrecord1: missing" in result.stderr
 
 
-def test_dry_run_plans_a_cluster_and_writes_nothing(
+def test_dry_run_plans_a_cluster_and_leaves_a_picture_only(
     write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
     result = train(write_config(), "--dry-run", "--world-size", "4")
     assert result.returncode == 0
     assert "4 devices = data 4" in result.stdout and "20 steps = 10.2K tokens" in result.stdout
-    assert not (tmp_path / "output").exists()
+    assert [path for path in (tmp_path / "output").rglob("*") if path.is_file()] == [tmp_path / "output/run/plan.png"]
 
 
 @pytest.mark.parametrize("family", ["llama2", "llama3", "qwen2"])
