@@ -56,6 +56,7 @@ def read_records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_documents_are_kept_apart_in_training_and_in_validation_of_shorter_rows(
     train: Train, write_config: WriteConfig, long_rows: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_guarded_run_continues_exactly(
     assert "20 of 20" in page and list((tmp_path / "output/stopped/tensorboard").glob("events.*"))
 
 
+@pytest.mark.slow
 def test_two_workers_decide_together(
     write_config: Callable[..., Path], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
 ) -> None:

@@ -42,6 +42,7 @@ sys.exit(run_command(main))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (Path(sys.executable).parent / "msrun").exists(), reason="no msrun beside this Python")
 @pytest.mark.parametrize("via", ["worker", "launcher"])
 def test_all_ranks_stop_after_the_same_step(
