@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ascend_cpt.monitor.history import read_metrics
 
 Completed = subprocess.CompletedProcess[str]
