@@ -26,10 +26,10 @@ from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.errors import ConfigError, CptError, DataError
+from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses
 from ascend_cpt.resume.lock import hold_run_folder
-from ascend_cpt.resume.state import write_text
 
 RESOLVED_NAME = "resolved.yaml"
 

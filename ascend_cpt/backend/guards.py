@@ -22,6 +22,7 @@ from mindspore import Parameter, Tensor, ops
 from mindspore.communication import get_group_size
 
 from ascend_cpt.config.monitoring_schema import GuardConfig
+from ascend_cpt.files import write_text
 from ascend_cpt.monitor.guard import StepJudge, Verdict
 from ascend_cpt.monitor.record import to_json_number
 from ascend_cpt.monitor.stop import RunStopped
@@ -159,9 +160,7 @@ class StepGuard:
                 "grad_norm": to_json_number(grad_norm),
                 "rows": [{"source": source, "row": row} for source, row in self._list_rows(step - 1)],
             }
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, json.dumps(content, indent=1) + "\n")
         return RunStopped(
             f"stopped at step {step}: {reason}; the rows of its batch are in {path}, and the newest checkpoint is of "
             "an earlier step; look at the data, lower the learning rate, or see cpt.guards"

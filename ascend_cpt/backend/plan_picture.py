@@ -8,6 +8,7 @@ import numpy as np
 
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.values import format_count
+from ascend_cpt.files import write_whole
 from ascend_cpt.recipe.schedule import learning_rate_at
 
 NUM_POINTS = 1000
@@ -60,7 +61,6 @@ def draw_plan(plan: RunPlan, picture_path: Path) -> None:
     blend_axes.set_xlim(0, plan.budget.total_tokens)
     blend_axes.set_xlabel("tokens")
     blend_axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: format_count(int(tokens))))
-    temporary = picture_path.with_name(f".{picture_path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with write_whole(picture_path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(picture_path)

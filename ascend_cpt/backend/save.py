@@ -22,8 +22,9 @@ from mindformers.checkpoint.utils import (
 
 from ascend_cpt.backend.collective import is_pure_data_parallel, wait_for_ranks
 from ascend_cpt.backend.own_shards import save_common_files, save_own_shards
+from ascend_cpt.files import write_text
 from ascend_cpt.resume.locate import remove_old_checkpoints
-from ascend_cpt.resume.state import STATE_NAME, RunState, write_state, write_text
+from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from ascend_cpt.backend.save import CheckpointWriter
 from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.values import Interval
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.files import write_text
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.flops import count_parameters, count_training_flops_per_token, find_peak_flops
 from ascend_cpt.monitor.forgetting import ForgettingAlarm
@@ -29,7 +30,7 @@ from ascend_cpt.monitor.report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase
-from ascend_cpt.resume.state import RunState, write_text
+from ascend_cpt.resume.state import RunState
 
 METRICS_NAME = "metrics.jsonl"
 RUN_INFO_NAME = "run.json"

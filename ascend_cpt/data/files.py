@@ -1,30 +1,15 @@
-"""Small operations on files that the data room shares: whole-or-not writes and checksums."""
+"""Checksums of files that may be sparse."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
-import uuid
-from collections.abc import Iterable
 from pathlib import Path
 
 _PAGE_BYTES = 4096
 _READ_BYTES = 4 << 20
 _ZERO_PAGE = bytes(_PAGE_BYTES)
-
-
-def write_text_atomic(path: Path, text: str | Iterable[str]) -> None:
-    """Write `text`, or its parts, to `path`, whole or not at all: under a temporary name, which is then renamed."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines((text,) if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def checksum_file(path: Path) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.data.files import checksum_file, write_text_atomic
+from ascend_cpt.data.files import checksum_file
 from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text
 
 FORMAT_VERSION = 1
 MANIFEST_SUFFIX = ".manifest.json"
@@ -160,7 +161,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> Manifest:
     """Write `manifest` to `path` (whole or not at all) and return it with its path set."""
     path = Path(path)
     record = _to_record(manifest) | {"digest": manifest.digest}
-    write_text_atomic(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return dataclasses.replace(manifest, path=path)
 
 

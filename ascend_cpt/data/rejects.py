@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.files import write_text_atomic
 from ascend_cpt.data.subs import SubResult
 from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text
 
 _BLOCK_BYTES = 4 << 20
 
@@ -32,7 +32,7 @@ def write_rejects(output_prefix: str, results: Sequence[SubResult], listings: Se
     listings = [listing for listing in listings if listing.is_file() and listing.stat().st_size]
     if rejects or listings:
         lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-        write_text_atomic(path, itertools.chain(lines, *map(_iter_lines, listings)))
+        write_text(path, itertools.chain(lines, *map(_iter_lines, listings)))
     else:
         path.unlink(missing_ok=True)
     return rejects

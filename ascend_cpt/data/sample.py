@@ -20,8 +20,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascend_cpt.data.files import checksum_file, write_text_atomic
+from ascend_cpt.data.files import checksum_file
 from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def make_sample(folder: Path, *, overwrite: bool = False) -> bool:
             "domains": {name: _count(split) for name, split in splits.items()},
             "files": {str(path.relative_to(folder)): checksum_file(path) for path in files},
         }
-        write_text_atomic(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+        write_text(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
     except OSError as error:
         raise DataError(f"{folder}: the sample corpus cannot be written: {error}") from error
     return True
@@ -202,10 +203,10 @@ def _write_domain(folder: Path, split: dict[str, list[Document]]) -> list[Path]:
     for name, documents in split.items():
         rows = [{"text": document.text, "source": document.source} for document in documents]
         jsonl = folder / f"{name}.jsonl"
-        write_text_atomic(jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        parquet, temporary = folder / f"{name}.parquet", folder / f".{name}.parquet.{os.getpid()}.tmp"
-        pq.write_table(pa.Table.from_pylist(rows), temporary, row_group_size=64, compression="zstd")
-        os.replace(temporary, parquet)
+        write_text(jsonl, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        parquet = folder / f"{name}.parquet"
+        with write_whole(parquet) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows), temporary, row_group_size=64, compression="zstd")
         paths += [jsonl, parquet]
     return paths
 
@@ -243,7 +244,7 @@ def _write_tokenizer(folder: Path, domains: list[list[Document]]) -> list[Path]:
         "special_tokens_map.json": json.dumps(specials, indent=1),
     }
     for name, content in contents.items():
-        write_text_atomic(folder / name, content + "\n")
+        write_text(folder / name, content + "\n")
     return [folder / name for name in contents]
 
 

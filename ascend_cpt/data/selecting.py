@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ascend_cpt.data.duplicates import KIND, drop_duplicates, hash_sub
-from ascend_cpt.data.files import write_text_atomic
 from ascend_cpt.data.filtering import FilterPlan, export_sub, filter_documents, make_text_folder
 from ascend_cpt.data.progress import ProgressReporter
 from ascend_cpt.data.selection import with_left_out
@@ -17,6 +16,7 @@ from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.subtask import SubTask
 from ascend_cpt.data.workers import Job, run_subs
 from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def select_documents(
             make_text_folder(tasks[0])
             _do(settings, tasks, export_sub, fork)
             filter_documents(tasks, plan, settings.workers, len(kinds) - len(plan.kinds))
-        write_text_atomic(done, json.dumps(tasks[0].run))
+        write_text(done, json.dumps(tasks[0].run))
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}") from error
     return tasks

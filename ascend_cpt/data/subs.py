@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 from ascend_cpt.data.batches import iter_batches
 from ascend_cpt.data.documents import Reject, Tally
-from ascend_cpt.data.files import write_text_atomic
 from ascend_cpt.data.manifest import Shard
 from ascend_cpt.data.outputs import open_output
 from ascend_cpt.data.subtask import Progress, SubTask
 from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text
 
 RESULT_FILE = "result.json"
 
@@ -51,7 +51,7 @@ def pack_sub(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
         attempt.mkdir(parents=True)
         result = _pack(dataclasses.replace(task, folder=attempt), report)
         record = dataclasses.asdict(result) | {"run": task.run}
-        write_text_atomic(attempt / RESULT_FILE, json.dumps(record))
+        write_text(attempt / RESULT_FILE, json.dumps(record))
         shutil.rmtree(task.folder, ignore_errors=True)
         os.rename(attempt, task.folder)
     except OSError as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ascend_cpt.data.files import checksum_file, write_text_atomic
+from ascend_cpt.data.files import checksum_file
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text
 
 
 def verify_once(manifest: Manifest, record_path: Path) -> int:
@@ -34,7 +35,7 @@ def verify_once(manifest: Manifest, record_path: Path) -> int:
                 )
             num_bytes += status.st_size
             verified[str(path)] = stamp
-            write_text_atomic(record_path, json.dumps(verified, indent=1) + "\n")
+            write_text(record_path, json.dumps(verified, indent=1) + "\n")
     return num_bytes
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ascend_cpt.data import indexed
-from ascend_cpt.data.files import checksum_file, write_text_atomic
+from ascend_cpt.data.files import checksum_file
 from ascend_cpt.data.identity import Identity, describe_difference, identity_of
 from ascend_cpt.data.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.outputs import MINDRECORD, make_shard
@@ -26,6 +26,7 @@ from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.subs import SubResult, load_result
 from ascend_cpt.data.subtask import SubTask
 from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
                 )
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(run_file, json.dumps(identity, indent=1))
+        write_text(run_file, json.dumps(identity, indent=1))
     except OSError as error:
         raise DataError(f"{work}: cannot be written: {error.strerror}") from error
     return work

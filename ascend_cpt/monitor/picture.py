@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ascend_cpt.files import write_whole
 from ascend_cpt.monitor.history import read_metrics
 
 
@@ -35,7 +36,6 @@ def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
     rate_axes.set_ylabel("learning rate")
     rate_axes.set_xlabel("step")
     rate_axes.grid(alpha=0.3)
-    temporary = picture_path.with_name(f".{picture_path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with write_whole(picture_path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(picture_path)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.config.values import format_count
+from ascend_cpt.files import write_text
 from ascend_cpt.monitor.record import Record
 from ascend_cpt.monitor.report_data import Floats, RunData, load_run, make_curve, round_digits, smooth
 from ascend_cpt.monitor.report_page import PAGE
@@ -37,9 +38,7 @@ def write_report(run_dirs: Sequence[Path], output: Path) -> None:
     """
     page = render_report([load_run(run_dir) for run_dir in run_dirs])
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(output)
+    write_text(output, page)
 
 
 class ReportSink:

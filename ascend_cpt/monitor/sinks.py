@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from ascend_cpt.config.values import format_count
+from ascend_cpt.files import write_text
 from ascend_cpt.monitor.history import read_lines
 from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, ValidationRecord, to_values
 
@@ -85,11 +86,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            if resume_step:
-                file.writelines(line for _, line in read_lines(path, resume_step))
-        temporary.replace(path)
+        write_text(path, (line for _, line in read_lines(path, resume_step)) if resume_step else "")
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ascend_cpt.files import write_text
 from ascend_cpt.monitor.record import Record, to_scalars
 from ascend_cpt.monitor.sinks import Sink
 
@@ -122,7 +123,5 @@ def choose_tracking_id(path: Path, resume_step: int) -> str:
     if resume_step and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     tracking_id = uuid.uuid4().hex[:21]
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(tracking_id + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, tracking_id + "\n")
     return tracking_id

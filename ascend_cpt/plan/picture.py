@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ascend_cpt.files import write_whole
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, reserve_bytes
 from ascend_cpt.plan.report import MEMORY_PARTS, split_memory
@@ -50,7 +51,6 @@ def draw_plan(plan: Estimate, path: Path, *, title: str) -> None:
         left += seconds
     time.set(xlabel="seconds of a step (estimate)", yticks=[])
     time.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with write_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(path)

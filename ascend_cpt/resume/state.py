@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.files import write_text
 
 STATE_NAME = "cpt_state.json"
 STATE_VERSION = 1
@@ -36,21 +35,6 @@ class RunState:
 def write_state(folder: Path, state: RunState) -> None:
     """Write the state of a checkpoint folder whole (temporary name, then rename)."""
     write_text(folder / STATE_NAME, json.dumps(dataclasses.asdict(state), indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole: a reader sees the old content or the new, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def read_state(folder: Path) -> RunState:

@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 60
 
 # Each storey may import the ones below it; rooms of one storey do not import each other.
 STOREYS = (
-    {"errors"},
+    {"errors", "files"},
     {"config"},
     {"data", "recipe", "weights", "monitor", "resume", "cluster", "plan"},
     {"backend"},

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.backend.simulate.job import Job, ParameterOnRank, RankOutcome
-from ascend_cpt.resume.state import write_text
+from ascend_cpt.files import write_text
 
 LOADER_NAME = "SimulatedRows"
 WATCH_NAME = "SimulationWatch"
