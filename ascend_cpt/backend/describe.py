@@ -7,13 +7,12 @@ import math
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.backend.start import Start
 from ascend_cpt.config.values import format_bytes, format_count
+from ascend_cpt.plan.case import DTYPE_BYTES
+from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 from ascend_cpt.weights.mapping import list_hf_shapes, list_mindformers_shapes
 from ascend_cpt.weights.sizes import read_sizes
-
-PARAMETER_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-MOMENTS_BYTES = 8  # AdamW keeps two moments of four bytes for each parameter
 
 
 def describe(plan: RunPlan) -> str:
@@ -88,19 +87,25 @@ def describe_data(plan: RunPlan) -> list[str]:
 
 def describe_disk(plan: RunPlan) -> str:
     """Return how large a checkpoint is and what the run needs on the disk at most, in a line."""
-    shapes = list_mindformers_shapes(read_sizes(plan.model)).values()
-    num_parameters = sum(math.prod(shape) for shape in shapes)
-    bytes_each = PARAMETER_BYTES.get(str(plan.model.get("params_dtype", "float32")), 4) + MOMENTS_BYTES
-    checkpoint, budget = plan.config.cpt.checkpoint, plan.budget
-    every = checkpoint.every.to_steps(budget.tokens_per_step) if checkpoint.every is not None else budget.total_steps
-    num_saves = -(-budget.total_steps // every)
-    # One more than is kept: an old checkpoint goes when the new one is complete.
-    num_held = min(num_saves, checkpoint.keep_last + 1) if checkpoint.keep_last else num_saves
-    size = num_parameters * bytes_each
-    held = f"{num_saves} are saved, at most {num_held} held at once: {format_bytes(size * num_held)}"
+    checkpoints = count_checkpoints(plan, plan.budget.total_steps)
     return (
-        f"disk     a checkpoint is {format_bytes(size)} ({format_count(num_parameters)} parameters × {bytes_each} "
-        f"bytes with the optimizer); {held}"
+        f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
+        f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
+        f"most {checkpoints.num_held} held at once: {format_bytes(checkpoints.disk_bytes)}"
+    )
+
+
+def count_checkpoints(plan: RunPlan, total_steps: int | None) -> Checkpoints:
+    """Return what a run writes in `total_steps`, which are None where its length is not known."""
+    checkpoint, tokens_per_step = plan.config.cpt.checkpoint, plan.budget.tokens_per_step
+    shapes = list_mindformers_shapes(read_sizes(plan.model)).values()
+    return plan_checkpoints(
+        sum(math.prod(shape) for shape in shapes),
+        DTYPE_BYTES[str(plan.model.get("params_dtype", "float32"))],
+        num_steps=total_steps,
+        save_every_steps=checkpoint.every.to_steps(tokens_per_step) if checkpoint.every else None,
+        keep_last=checkpoint.keep_last,
+        keep_every_steps=checkpoint.keep_every.to_steps(tokens_per_step) if checkpoint.keep_every else None,
     )
 
 

@@ -60,6 +60,11 @@ def _split_batch(config: RunConfig, layout: Layout, problems: list[str]) -> tupl
             f"{where}: a CPU run cannot accumulate gradients ({steps} steps asked for): "
             "MindFormers would drop them; remove runner_config.batch_size and gradient_accumulation_steps"
         )
+    elif steps > 1 and layout.world_size == 1:
+        problems.append(
+            f"{where}: one device cannot accumulate gradients ({steps} micro batches asked for): "
+            "MindFormers would drop them; set cpt.global_batch_size to runner_config.batch_size"
+        )
     if layout.pipeline_parallel > 1 and steps < layout.pipeline_parallel:
         problems.append(
             f"{where}: pipeline_stage {layout.pipeline_parallel} needs at least as many micro batches, got {steps}; "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
+from ascend_cpt.plan.checkpoints import Checkpoints
 from ascend_cpt.plan.machines import Machine
-from ascend_cpt.plan.memory import ADAM_STATES, FLOAT32_BYTES, StageMemory, estimate_memory
+from ascend_cpt.plan.memory import StageMemory, estimate_memory
 from ascend_cpt.plan.throughput import StepTime, estimate_step
 
 # Assumed, not measured, as no NPU was at hand. On the simulated device MindSpore's pool was 3 to 12 % larger than what
@@ -28,21 +29,6 @@ class Limits:
     @property
     def usable_bytes(self) -> int:
         return min(self.pool_bytes, self.device_bytes - OUTSIDE_BYTES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoints:
-    """What a run writes."""
-
-    num_bytes: int
-    """One checkpoint: weights and optimizer states, each once."""
-    num_kept: int
-    num_written: int
-
-    @property
-    def disk_bytes(self) -> int:
-        """A new checkpoint is written before an old one is removed."""
-        return self.num_bytes * min(self.num_written, self.num_kept + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +70,9 @@ def estimate(
     limits: Limits,
     *,
     total_tokens: int | None,
-    num_kept: int = 1,
-    save_every_steps: int | None = None,
+    checkpoints: Checkpoints,
 ) -> Estimate:
-    """Return the plan of a run of `total_tokens`; `num_kept` 0 keeps all checkpoints."""
-    if total_tokens is None:
-        num_written = num_kept + 1  # as many as there may be at once
-    else:
-        num_steps = max(1, total_tokens // case.tokens_per_step)
-        num_written = 1 if save_every_steps is None else -(-num_steps // save_every_steps)
-    element_bytes = case.param_bytes + ADAM_STATES * FLOAT32_BYTES
+    """Return the plan of a run of `total_tokens`."""
     return Estimate(
         case=case,
         machine=machine,
@@ -101,9 +80,5 @@ def estimate(
         stages=estimate_memory(case),
         time=estimate_step(case, machine, machine.efficiency),
         total_tokens=total_tokens,
-        checkpoints=Checkpoints(
-            num_bytes=case.model.num_parameters * element_bytes,
-            num_kept=num_kept or num_written,
-            num_written=num_written,
-        ),
+        checkpoints=checkpoints,
     )

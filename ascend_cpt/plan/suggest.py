@@ -21,9 +21,11 @@ def suggest(plan: Estimate, most: int = 10) -> list[Estimate]:
     """
     found = []
     for case in list_cases(plan.case, plan.machine.devices_per_node):
-        candidate = estimate(case, plan.machine, plan.limits, total_tokens=plan.total_tokens)
+        candidate = estimate(
+            case, plan.machine, plan.limits, total_tokens=plan.total_tokens, checkpoints=plan.checkpoints
+        )
         if candidate.fits:
-            found.append(dataclasses.replace(candidate, checkpoints=plan.checkpoints))
+            found.append(candidate)
     return sorted(found, key=lambda candidate: -candidate.time.tokens_per_s)[:most]
 
 

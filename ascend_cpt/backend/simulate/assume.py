@@ -9,18 +9,16 @@ from typing import Any
 
 from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.config.layout import uses_cpu
-from ascend_cpt.config.loader import RunConfig, load_config, raise_problems
+from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.plan.case import ModelShape, TrainingCase, split_layers
-from ascend_cpt.plan.layout import find_switch_problems
+from ascend_cpt.plan.case import DTYPE_BYTES, ModelShape, TrainingCase, split_layers
 from ascend_cpt.weights.mapping import list_mindformers_shapes
 from ascend_cpt.weights.sizes import read_sizes
 
 logger = logging.getLogger(__name__)
 
 NUM_ASSUMED_TOKENS = 10**12
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node: int) -> int:
@@ -58,14 +56,12 @@ def settle_without_data(config: RunConfig, world_size: int) -> RunPlan:
     cpt = config.cpt
     assumed = _assume_manifest(config)
     sets = cpt.validation.sets if cpt.validation else {}
-    plan = resolve(
+    return resolve(
         config,
         world_size=world_size,
         sources=dict.fromkeys(cpt.sources or ("assumed",), assumed),
         validation=dict.fromkeys(sets, assumed),
     )
-    raise_problems(config.path, find_case_problems(plan))
-    return plan
 
 
 def knows_budget(config: RunConfig) -> bool:
@@ -110,8 +106,8 @@ def build_case(plan: RunPlan) -> TrainingCase:
         shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
         shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
         compresses_mask=bool(model.get("use_attn_mask_compression")) or plan.row_format.borders == "ends",
-        param_bytes=_BYTES[str(model.get("params_dtype", "float32"))],
-        compute_bytes=_BYTES[str(model.get("compute_dtype", "bfloat16"))],
+        param_bytes=DTYPE_BYTES[str(model.get("params_dtype", "float32"))],
+        compute_bytes=DTYPE_BYTES[str(model.get("compute_dtype", "bfloat16"))],
     )
 
 
@@ -139,23 +135,6 @@ def load_shortened(
         if plan.model.get("offset") is not None:
             changed["model.model_config.offset"] = 0
     return load_config(config.path, changed)
-
-
-def find_case_problems(plan: RunPlan) -> list[str]:
-    """Return one line for each switch that does not fit the layout, with its place in the configuration."""
-    section = plan.config.mindformers.get("parallel_config") or {}
-    problems = find_switch_problems(
-        plan.model,
-        plan.layout,
-        plan.budget.seq_length,
-        sequence_parallel=bool(section.get("use_seq_parallel")),
-    )
-    if plan.layout.world_size == 1 and plan.budget.num_accumulation_steps > 1:
-        problems.append(
-            f"one device cannot accumulate gradients ({plan.budget.num_accumulation_steps} micro batches asked for): "
-            "MindFormers would drop them; set cpt.global_batch_size to runner_config.batch_size"
-        )
-    return [f"{plan.config.locate('parallel_config')}: {problem}" for problem in problems]
 
 
 def _read_recomputed_layers(value: Any, layers: tuple[int, ...]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ascend_cpt.backend.describe import count_checkpoints
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.backend.simulate.assume import (
     build_case,
@@ -61,15 +62,13 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
     world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
     plan = settle_without_data(config, world_size)
     machine = dataclasses.replace(find_machine(cluster.device), devices_per_node=cluster.devices_per_node)
-    checkpoint = config.cpt.checkpoint
-    tokens_per_step = plan.budget.tokens_per_step
+    is_length_known = knows_budget(config)
     return plan, estimate(
         build_case(plan),
         machine,
         Limits(device_bytes=cluster.device_bytes, pool_bytes=_read_pool_bytes(plan, cluster)),
-        total_tokens=plan.budget.total_tokens if knows_budget(config) else None,
-        num_kept=checkpoint.keep_last,
-        save_every_steps=checkpoint.every.to_steps(tokens_per_step) if checkpoint.every else None,
+        total_tokens=plan.budget.total_tokens if is_length_known else None,
+        checkpoints=count_checkpoints(plan, plan.budget.total_steps if is_length_known else None),
     )
 
 

@@ -15,6 +15,7 @@ import yaml
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.monitor.flops import PEAK_FLOPS, count_training_flops_per_token
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
+from ascend_cpt.plan.checkpoints import plan_checkpoints
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
 from ascend_cpt.plan.machines import MACHINES, find_machine
 from ascend_cpt.plan.picture import draw_plan
@@ -29,8 +30,15 @@ FIGURES = yaml.safe_load(
 LIMITS = Limits(device_bytes=64 * GIGABYTE, pool_bytes=58 * GIGABYTE)
 
 
-def plan_of(case: TrainingCase, **changes: Any) -> Estimate:
-    return estimate(case, MACHINES["910B"], LIMITS, total_tokens=10**9, **changes)
+def plan_of(case: TrainingCase, limits: Limits = LIMITS) -> Estimate:
+    checkpoints = plan_checkpoints(
+        case.model.num_parameters,
+        case.param_bytes,
+        num_steps=10**9 // case.tokens_per_step,
+        save_every_steps=None,
+        keep_last=1,
+    )
+    return estimate(case, MACHINES["910B"], limits, total_tokens=10**9, checkpoints=checkpoints)
 
 
 def case_of(figure: dict[str, Any], make_case: MakeCase) -> TrainingCase:
@@ -123,7 +131,7 @@ def test_an_unknown_machine_is_refused() -> None:
 def test_suggestions_fit_are_legal_and_sorted(make_case: MakeCase) -> None:
     case = make_case((8, 1, 1, 1), num_micro_batches=4)
     tight = dataclasses.replace(LIMITS, pool_bytes=int(5.5 * GIGABYTE))
-    plans = suggest(estimate(case, MACHINES["910B"], tight, total_tokens=10**9))
+    plans = suggest(plan_of(case, tight))
     assert plans
     speeds = [plan.time.tokens_per_s for plan in plans]
     assert speeds == sorted(speeds, reverse=True)
@@ -141,14 +149,39 @@ def test_layers_left_over_go_to_the_middle(num_layers: int, num_stages: int, off
     assert make_offset(num_layers, num_stages) == offset
 
 
-def test_checkpoints_and_disk(make_case: MakeCase) -> None:
-    case = make_case()
-    steps = 10**9 // case.tokens_per_step
-    plan = plan_of(case, num_kept=2, save_every_steps=steps // 10)
-    assert plan.checkpoints.num_bytes == 12 * case.model.num_parameters
-    assert plan.checkpoints.disk_bytes == 3 * plan.checkpoints.num_bytes
-    assert plan_of(case, num_kept=0, save_every_steps=steps // 10 + 1).checkpoints.num_kept == 10
-    assert plan_of(case, num_kept=3).checkpoints.disk_bytes == plan.checkpoints.num_bytes
+@pytest.mark.parametrize(
+    ("num_steps", "save_every_steps", "keep_last", "keep_every_steps", "num_written", "num_held"),
+    [
+        (100, 10, 2, None, 10, 3),
+        (101, 10, 2, None, 11, 3),
+        (100, 10, 0, None, 10, 10),
+        (100, None, 3, None, 1, 1),
+        (100, 50, 3, None, 2, 2),
+        (None, 10, 2, 20, 3, 3),
+        (100, 10, 2, 40, 10, 5),
+        (100, 10, 2, 15, 10, 6),
+        (100, 10, 2, 10, 10, 10),
+    ],
+)
+def test_checkpoints_and_disk(
+    num_steps: int | None,
+    save_every_steps: int | None,
+    keep_last: int,
+    keep_every_steps: int | None,
+    num_written: int,
+    num_held: int,
+) -> None:
+    checkpoints = plan_checkpoints(
+        1000,
+        4,
+        num_steps=num_steps,
+        save_every_steps=save_every_steps,
+        keep_last=keep_last,
+        keep_every_steps=keep_every_steps,
+    )
+    assert checkpoints.num_bytes == 12 * 1000
+    assert (checkpoints.num_written, checkpoints.num_held) == (num_written, num_held)
+    assert checkpoints.disk_bytes == num_held * checkpoints.num_bytes
 
 
 def test_report_record_and_picture(make_case: MakeCase, tmp_path: Path) -> None:
@@ -160,6 +193,5 @@ def test_report_record_and_picture(make_case: MakeCase, tmp_path: Path) -> None:
     assert record["fits"] and record["stages"][1]["peak_bytes"] == plan.stages[1].peak_bytes
     draw_plan(plan, tmp_path / "plan.png", title="x")
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
-    small = estimate(make_case(), MACHINES["910B"], Limits(device_bytes=5 * GIGABYTE, pool_bytes=58 * GIGABYTE),
-                     total_tokens=10**9)  # fmt: skip
+    small = plan_of(make_case(), Limits(device_bytes=5 * GIGABYTE, pool_bytes=58 * GIGABYTE))
     assert not small.fits and "fits      NO: stage 1" in render(small)

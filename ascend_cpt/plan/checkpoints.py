@@ -1,0 +1,71 @@
+"""What the checkpoints of a run take on the disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# AdamW keeps two moments of four bytes for each parameter, whatever the parameters' own type.
+MOMENTS_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """What a run writes. `num_kept` of the newest stay, `num_lasting` are kept for good."""
+
+    num_parameters: int
+    element_bytes: int
+    """Of a parameter with its optimizer states."""
+    num_written: int
+    num_kept: int
+    num_lasting: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """One checkpoint: weights and optimizer states, each once."""
+        return self.num_parameters * self.element_bytes
+
+    @property
+    def num_held(self) -> int:
+        """At once, at most: a new checkpoint is written before an old one is removed."""
+        return min(self.num_written, self.num_kept + 1 + self.num_lasting)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the disk must hold at most."""
+        return self.num_bytes * self.num_held
+
+
+def plan_checkpoints(
+    num_parameters: int,
+    param_bytes: int,
+    *,
+    num_steps: int | None,
+    save_every_steps: int | None,
+    keep_last: int,
+    keep_every_steps: int | None = None,
+) -> Checkpoints:
+    """Return what a run of `num_steps` writes.
+
+    Args:
+        num_parameters: Of the whole model.
+        param_bytes: Of one parameter.
+        num_steps: None where the length of the run is not known: then as many are written as there may be at once.
+        save_every_steps: None saves at the end only.
+        keep_last: The newest checkpoints that are kept; 0 keeps all.
+        keep_every_steps: Those at multiples of this are kept for good.
+    """
+    if num_steps is None:
+        num_written = keep_last + 1
+    else:
+        num_written = 1 if save_every_steps is None else -(-num_steps // save_every_steps)
+    num_lasting = 0
+    if num_steps is not None and save_every_steps is not None and keep_every_steps is not None:
+        num_lasting = num_steps // math.lcm(save_every_steps, keep_every_steps)
+    return Checkpoints(
+        num_parameters=num_parameters,
+        element_bytes=param_bytes + MOMENTS_BYTES,
+        num_written=num_written,
+        num_kept=keep_last or num_written,
+        num_lasting=num_lasting,
+    )
