@@ -7,8 +7,6 @@ instead of waiting for it.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import selectors
 import socket
@@ -19,12 +17,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from ascend_cpt.cluster.wire import Connection, Message
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError, CptError
 
 PORT = "ASCEND_CPT_AGREEMENT_PORT"
 TIMEOUT_S = 600.0
 RETRY_S = 0.2
 LINGER_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
+HELLO = "hello"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,8 @@ class Agreement:
         self._me = Member(rank=rank, node=node, host=socket.gethostname())
         self._size, self._timeout_s = size, timeout_s
         self._address = address
-        self._socket: socket.socket | None = None
+        self._connection: Connection | None = None
         self._collector: _Collector | None = None
-        self._received = b""
         self.members: tuple[Member, ...] = (self._me,)
 
     def __enter__(self) -> Agreement:
@@ -69,21 +69,21 @@ class Agreement:
                 self._collector = _Collector(self._size, self._address[1])
                 self._collector.start()
             self._connect(self._address)
-            self.members = tuple(Member(**value) for value in self.exchange("hello", vars(self._me)))
+            self.members = tuple(Member(**value) for value in self.exchange(HELLO, vars(self._me)))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         """Leave; when it is because of an error, tell the others first."""
-        if self._socket is None:
+        if self._connection is None:
             return
         # What came from another process is known to all already.
         if error is not None and not isinstance(error, (OtherProcessError, MissingProcessError)):
             text = str(error) if isinstance(error, CptError) else f"{type(error).__name__}: {error}"
             code = error.exit_code if isinstance(error, CptError) else EXIT_FAILURE
-            self._send({"failure": f"{self._me}: {text}", "exit_code": code})
-        self._socket.close()
+            self._connection.send(rank=self._me.rank, failure=f"{self._me}: {text}", exit_code=code)
+        self._connection.close()
         if error is not None and self._collector is not None:
             # The collector lives in this process: let it tell the others before we end.
             self._collector.join(LINGER_S)
@@ -111,8 +111,9 @@ class Agreement:
         """
         if self._size == 1:
             return [value]
-        self._send({"rank": self._me.rank, "topic": topic, "value": value})
-        answer = self._receive(topic)
+        assert self._connection is not None
+        self._connection.send(rank=self._me.rank, topic=topic, value=value)  # whether it arrived, the answer tells
+        answer = self._receive(topic, self._connection)
         if "failure" in answer:
             raise OtherProcessError(answer["failure"], answer["exit_code"])
         assert answer["topic"] == topic, f"the processes talk about {answer['topic']} and {topic}"
@@ -123,7 +124,7 @@ class Agreement:
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                self._socket = socket.create_connection(address, timeout=5)
+                self._connection = Connection(socket.create_connection(address, timeout=CONNECT_TIMEOUT_S))
                 return
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -133,33 +134,20 @@ class Agreement:
                     ) from None
                 time.sleep(RETRY_S)
 
-    def _send(self, message: Mapping[str, Any]) -> None:
-        assert self._socket is not None
-        with contextlib.suppress(OSError):  # The answer, or its absence, tells why.
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def _receive(self, topic: str) -> dict[str, Any]:
-        assert self._socket is not None
+    def _receive(self, topic: str, connection: Connection) -> Message:
         deadline = time.monotonic() + self._timeout_s
-        while b"\n" not in self._received:
-            self._socket.settimeout(max(0.1, deadline - time.monotonic()))
-            try:
-                part = self._socket.recv(1 << 16)
-            except TimeoutError:
-                raise MissingProcessError(
-                    f"{self._me}: not all {self._size} processes answered on {topic!r} within {self._timeout_s:.0f} s; "
-                    "look into the logs of the other nodes"
-                ) from None
-            except OSError as error:
-                part, reason = b"", f" ({error})"
-            else:
-                reason = ""
-            if not part:
-                raise MissingProcessError(f"rank 0 ended{reason}; its log tells why")
-            self._received += part
-        line, _, self._received = self._received.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        while (left_s := deadline - time.monotonic()) > 0:
+            connection.socket.settimeout(left_s)
+            messages = connection.receive()
+            if messages is None:
+                raise MissingProcessError("rank 0 ended; its log tells why")
+            if messages:
+                # One answer is on its way at most, but for a failure after it: the next exchange would tell that too.
+                return messages[-1]
+        raise MissingProcessError(
+            f"{self._me}: not all {self._size} processes answered on {topic!r} within {self._timeout_s:.0f} s; "
+            "look into the logs of the other nodes"
+        )
 
 
 class OtherProcessError(ClusterError):
@@ -200,46 +188,49 @@ class _Collector(threading.Thread):
                 f"choose another master port, or set {PORT} on every node"
             ) from None
         self._selector = selectors.DefaultSelector()
-        self._buffers: dict[socket.socket, bytes] = {}
+        self._connections: dict[socket.socket, Connection] = {}
+        self._ranks: dict[Connection, int] = {}
+        self._members: dict[int, Member] = {}
+        self._left: set[int] = set()
         self._values: dict[int, Any] = {}
         self._topic: str | None = None
-        self._failure: dict[str, Any] | None = None
-        self._num_left = 0
+        self._failure: Message | None = None
 
     def run(self) -> None:
         """Serve until every process has left."""
         self._selector.register(self._listener, selectors.EVENT_READ)
-        while self._num_left < self._size:
+        while len(self._left) < self._size:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
-                    connection, _ = self._listener.accept()
-                    self._buffers[connection] = b""
-                    self._selector.register(connection, selectors.EVENT_READ)
+                    peer, _ = self._listener.accept()
+                    self._connections[peer] = Connection(peer)
+                    self._selector.register(peer, selectors.EVENT_READ)
                     if self._failure is not None:
-                        self._answer([connection], self._failure)
+                        self._connections[peer].send(**self._failure)
                 else:
-                    self._read(key.fileobj)  # type: ignore[arg-type]
+                    self._read(self._connections[key.fileobj])  # type: ignore[index]
         self._listener.close()
 
-    def _read(self, connection: socket.socket) -> None:
-        try:
-            part = connection.recv(1 << 16)
-        except OSError:
-            part = b""
-        if not part:
-            self._selector.unregister(connection)
-            del self._buffers[connection]
-            connection.close()
-            self._num_left += 1
-            if self._values and self._failure is None:
-                self._fail("a process ended without a word while others waited for it; look into the logs of all nodes")
+    def _read(self, connection: Connection) -> None:
+        messages = connection.receive()
+        if messages is None or not all("rank" in message for message in messages):
+            self._part(connection)
             return
-        self._buffers[connection] += part
-        while b"\n" in self._buffers[connection]:
-            line, _, self._buffers[connection] = self._buffers[connection].partition(b"\n")
-            self._take(json.loads(line))
+        for message in messages:
+            self._ranks[connection] = message["rank"]
+            self._take(message)
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _part(self, connection: Connection) -> None:
+        """The peer has left, or is a stranger who does not speak our language."""
+        self._selector.unregister(connection.socket)
+        del self._connections[connection.socket]
+        connection.close()
+        rank = self._ranks.pop(connection, None)
+        if rank is not None:
+            self._left.add(rank)
+            self._miss_nobody()
+
+    def _take(self, message: Message) -> None:
         if self._failure is not None:
             return
         if "failure" in message:
@@ -250,19 +241,28 @@ class _Collector(threading.Thread):
             return
         self._topic = message["topic"]
         self._values[message["rank"]] = message["value"]
+        if message["topic"] == HELLO:
+            self._members[message["rank"]] = Member(**message["value"])
         if len(self._values) == self._size:
             values = [self._values[rank] for rank in range(self._size)]
             self._topic, self._values = None, {}
-            self._answer(list(self._buffers), {"topic": message["topic"], "values": values})
+            self._answer({"topic": message["topic"], "values": values})
+        else:
+            self._miss_nobody()
+
+    def _miss_nobody(self) -> None:
+        """Nobody may wait for one who has left."""
+        missing = self._left - self._values.keys()
+        if self._values and missing and self._failure is None:
+            rank = min(missing)
+            self._fail(
+                f"rank {rank} on {self._members[rank]} ended without a word while others waited for it; read its log"
+            )
 
     def _fail(self, reason: str, exit_code: int = EXIT_FAILURE) -> None:
         self._failure = {"failure": reason, "exit_code": exit_code}
-        self._answer(list(self._buffers), self._failure)
+        self._answer(self._failure)
 
-    def _answer(self, connections: list[socket.socket], answer: Mapping[str, Any]) -> None:
-        line = json.dumps(answer).encode() + b"\n"
-        for connection in connections:
-            try:
-                connection.sendall(line)
-            except OSError:
-                continue  # It has left; its socket says so next.
+    def _answer(self, answer: Message) -> None:
+        for connection in self._connections.values():
+            connection.send(**answer)  # One that has left says so by its socket.

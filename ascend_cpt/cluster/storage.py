@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import time
 from collections.abc import Mapping
@@ -71,16 +73,24 @@ def check_same(agreement: Agreement, topic: str, facts: Mapping[str, Any]) -> No
     Raises:
         ClusterError: naming the first node that differs, and in what.
     """
-    answers: list[Mapping[str, Any]] = agreement.exchange(topic, dict(facts))
-    for member, answer in zip(agreement.members, answers, strict=True):
-        names = sorted({*answers[0], *answer})
-        differing = [name for name in names if answers[0].get(name) != answer.get(name)]
-        if differing:
-            what = "; ".join(f"{name}: {answers[0].get(name)} → {answer.get(name)}" for name in differing)
-            raise ClusterError(
-                f"{member} differs from {agreement.members[0]} in its {topic} ({what}); make the nodes equal and "
-                "start again"
-            )
+    # Facts are long and processes many: all send a digest, and only two their facts, when they differ.
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digests = agreement.exchange(topic, digest)
+    first_different = next((rank for rank, other in enumerate(digests) if other != digests[0]), None)
+    if first_different is None:
+        return
+    told = dict(facts) if agreement.rank in (0, first_different) else None
+    answers = agreement.exchange(f"{topic} in full", told)
+    expected, found = answers[0], answers[first_different]
+    what = "; ".join(
+        f"{name}: {expected.get(name)} → {found.get(name)}"
+        for name in sorted({*expected, *found})
+        if expected.get(name) != found.get(name)
+    )
+    raise ClusterError(
+        f"{agreement.members[first_different]} differs from {agreement.members[0]} in its {topic} ({what}); make the "
+        "nodes equal and start again"
+    )
 
 
 def choose_common_step(agreement: Agreement, complete_steps: list[int]) -> tuple[int | None, list[str]]:

@@ -1,4 +1,7 @@
-"""Messages between the launchers of a job: one JSON object per line over TCP, and a beat that says "still here"."""
+"""Messages between the processes of a job, and between its launchers: one JSON object per line over TCP.
+
+Launchers also send a beat that says "still here".
+"""
 
 from __future__ import annotations
 

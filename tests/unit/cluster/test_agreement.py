@@ -12,13 +12,7 @@ import pytest
 
 from ascend_cpt.cluster.agreement import Agreement, join_job
 from ascend_cpt.errors import ClusterError, ConfigError
-
-
-def find_free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-    return port
+from tests.ports import find_free_port
 
 
 def run_all(size: int, work: Callable[[Agreement, int], Any], *, timeout_s: float = 10.0) -> list[Any]:
@@ -98,14 +92,29 @@ def test_exit_codes_tell_mistakes_from_crashes() -> None:
         )
 
 
-def test_one_that_leaves_without_a_word() -> None:
+@pytest.mark.parametrize("leaver_waits_s", [0.0, 0.3])
+@pytest.mark.parametrize("other_waits_s", [0.0, 0.15])
+def test_one_that_leaves_without_a_word(leaver_waits_s: float, other_waits_s: float) -> None:
+    def work(agreement: Agreement, rank: int) -> list[Any]:
+        time.sleep(leaver_waits_s if rank == 1 else other_waits_s)
+        return [] if rank == 1 else agreement.exchange("data", rank)
+
+    results = run_all(3, work)
+    reason = f"rank 1 on node 0 ({socket.gethostname()}) ended without a word while others waited for it"
+    assert [str(results[rank]).partition(";")[0] for rank in (0, 2)] == [reason] * 2
+
+
+def test_a_stranger_at_the_port_disturbs_nobody() -> None:
     def work(agreement: Agreement, rank: int) -> list[Any]:
         if rank == 1:
-            return []
+            assert agreement._address is not None
+            for words in (b"GET / HTTP/1.1\r\n", b"{}\n", b"[1]\n", b""):
+                with socket.create_connection(agreement._address) as stranger:
+                    stranger.sendall(words)
+            time.sleep(0.1)
         return agreement.exchange("data", rank)
 
-    results = run_all(2, work)
-    assert "ended without a word" in str(results[0])
+    assert run_all(2, work) == [[0, 1]] * 2
 
 
 def test_one_that_never_answers() -> None:
