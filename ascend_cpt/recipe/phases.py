@@ -84,11 +84,20 @@ class SampleOrder:
 
     def count(self, first_position: int, stop_position: int) -> dict[str, int]:
         """Return how many rows of each source lie at the positions `first_position` to `stop_position` (without it)."""
-        if self.phases[0].shares is None:
+        if (first_position, stop_position) == (0, self.total_rows):
+            counts = self._counts_of_run
+        elif self.phases[0].shares is None:
             counts = self._count_shuffled_together(first_position, stop_position)
         else:
             counts = self._count_before(stop_position) - self._count_before(first_position)
         return {name: int(count) for name, count in zip(self.num_rows, counts, strict=True)}
+
+    @cached_property
+    def _counts_of_run(self) -> np.ndarray:
+        """Asked for again and again at the start of a run, and looked up row by row for sources shuffled together."""
+        if self.phases[0].shares is None:
+            return self._count_shuffled_together(0, self.total_rows)
+        return self._count_before(self.total_rows)
 
     @cached_property
     def _blends(self) -> list[Blend]:
@@ -130,6 +139,8 @@ class SampleOrder:
 
     def _count_shuffled_together(self, first_position: int, stop_position: int) -> np.ndarray:
         sizes = np.diff(self._first_rows)
+        if len(sizes) == 1:
+            return np.array([stop_position - first_position])
         per_epoch = int(sizes.sum())
         counts = np.zeros_like(sizes)
         position = first_position
