@@ -3,6 +3,7 @@
 #
 #     bash scripts/run_tests.sh                      all of it
 #     bash scripts/run_tests.sh tests/unit -k data   arguments go to pytest
+#     TEST_WORKERS=4 bash scripts/run_tests.sh       tests run in two processes, or in so many
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh
@@ -18,4 +19,4 @@ ensure_env dev
 run "$PYTHON" -m ruff check .
 run "$PYTHON" -m ruff format --check .
 run "$PYTHON" -m mypy
-run "$PYTHON" -m pytest "$@"
+run "$PYTHON" -m pytest --numprocesses "${TEST_WORKERS:-2}" --dist loadgroup --no-loadscope-reorder "$@"

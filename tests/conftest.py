@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+from tests.ports import find_free_port
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,6 +19,20 @@ LAUNCH_VARIABLES = (
     "MS_LOCAL_WORKER", "MS_NODE_RANK", "RANK", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "VC_WORKER_HOSTS", "VC_TASK_INDEX",
     "SLURM_STEP_NUM_NODES", "ASCEND_CPT_ALLOW_LOCAL_MASTER", "ASCEND_CPT_MAX_RESTARTS",
 )  # fmt: skip
+
+# How long an example takes says nothing on a busy machine.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, in their order: they share fixtures.
+
+    Those of integration/backend share MindFormers' state in the process as well.
+    """
+    for item in items:
+        shares_process = item.path.parent.name == "backend" and "integration" in item.path.parts
+        item.add_marker(pytest.mark.xdist_group(str(item.path.parent if shares_process else item.path)))
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +50,7 @@ def repo_root() -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A port that nothing listens on, different for the workers of pytest that run at the same time."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return find_free_port()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, manifest_path, write_manifest
+from tests.ports import find_free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEQ_LENGTH, VOCAB_SIZE, EOD_ID, PAD_ID = 64, 512, 0, 511
@@ -152,13 +152,7 @@ def launch_nodes() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
 @pytest.fixture
 def free_ports() -> list[int]:
     """Return some ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(6)]
-    for held in sockets:
-        held.bind(("127.0.0.1", 0))
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
+    return [find_free_port() for _ in range(6)]
 
 
 def read_history(run_dir: Path) -> list[tuple[Any, ...]]:
