@@ -40,7 +40,7 @@ _YOUNG_LEADS = np.zeros(256, bool)
 """Bytes that the UTF-8 form of a young character begins with; few texts have one, and looking for bytes is quick."""
 _YOUNG_LEADS[[0xDF, 0xE0, 0xE1, 0xEA, 0xF0]] = True
 
-_MAX_GROWTH_BYTES = 192 << 20
+_MAX_GROWTH_BYTES = 96 << 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -51,7 +51,7 @@ class UnsupportedTokenizerError(Exception):
 class GigatokenEngine:
     """The gigatoken library on one thread.
 
-    It keeps every word that it has met, without a bound. So it is made anew when the process has grown by 192 MiB.
+    It keeps every word that it has met, without a bound. So it is made anew when the process has grown by 96 MiB.
     """
 
     def __init__(self, file: TokenizerFile) -> None:
