@@ -21,13 +21,14 @@ ORDER = SampleOrder(num_rows=NUM_ROWS, phases=TWO_PHASES, global_batch_size=8, s
 TOGETHER = SampleOrder(
     num_rows=NUM_ROWS, phases=(Phase(name="train", first_step=0, stop_step=40),), global_batch_size=8, seed=7
 )
+ALONE = SampleOrder(num_rows={"web": 70}, phases=TOGETHER.phases, global_batch_size=8, seed=7)
 
 
-@pytest.mark.parametrize("order", [ORDER, TOGETHER])
+@pytest.mark.parametrize("order", [ORDER, TOGETHER, ALONE])
 def test_counts_are_what_is_read_over_any_stretch(order: SampleOrder) -> None:
     sources, _ = order.locate(np.arange(order.total_rows))
     for first, stop in [(0, order.total_rows), (0, 1), (3, 90), (79, 81), (100, 159), (50, 50)]:
-        expected = {name: int((sources[first:stop] == number).sum()) for number, name in enumerate(NUM_ROWS)}
+        expected = {name: int((sources[first:stop] == number).sum()) for number, name in enumerate(order.num_rows)}
         assert order.count(first, stop) == expected
 
 
