@@ -16,7 +16,7 @@ from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.evaluate import Evaluator
 from ascend_cpt.backend.guards import StepGuard
 from ascend_cpt.backend.save import CheckpointWriter
-from ascend_cpt.backend.stop_signal import StoppedBySignal, is_requested
+from ascend_cpt.backend.stop_signal import StoppedBySignal, find_request, keep_listening
 from ascend_cpt.cluster.progress import report_step
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, Verdict
@@ -187,6 +187,10 @@ class RunKeeper(Callback):
                 self._validate(0)
         self._monitor.mark_step_over()
 
+    def on_train_step_begin(self, run_context: RunContext) -> None:
+        """Hear Ctrl-C again, which a data pipeline that was started meanwhile has taken for itself."""
+        keep_listening()
+
     def on_train_step_end(self, run_context: RunContext) -> None:
         """Do what is due after this step.
 
@@ -199,18 +203,19 @@ class RunKeeper(Callback):
         if self._tells_launcher:
             report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
-        interrupted = is_requested(self._num_ranks) and not last
+        request = None if last else find_request(self._num_ranks)
         stopping: list[Verdict] = []
         if last or _is_due(step, self._validate_every):
             stopping = self._validate(step)
-        if last or stopping or interrupted or _is_due(step, self._save_every):
+        if last or stopping or request or _is_due(step, self._save_every):
             folder = self._writer.save(step, cb_params)
             self._end_if_asked(stopping, f"; saved in {folder}")
-            if interrupted:
+            if request:
                 self._sinks.close()
                 raise StoppedBySignal(
-                    f"stopped by SIGTERM after step {step} of {self._total_steps}; saved in {folder}; the same command "
-                    "goes on"
+                    f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; the same "
+                    "command goes on",
+                    request,
                 )
         if last:
             run_context.request_stop()

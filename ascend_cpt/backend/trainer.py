@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ascend_cpt.backend.resolve import RunPlan
+from ascend_cpt.cluster.progress import report_own_stop
 from ascend_cpt.config.layout import Layout, uses_cpu
+from ascend_cpt.monitor.stop import RunStopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ def train(plan: RunPlan, launch: Launch) -> None:
 
     Raises:
         DataError: when a dataset does not match its manifest.
+        RunStopped: when a guard or an alarm ends the run.
     """
     os.environ.setdefault("LOG_MF_PATH", str(plan.run_dir / "logs" / "mindformers"))
     cpu = uses_cpu(plan.config)
@@ -59,8 +62,12 @@ def train(plan: RunPlan, launch: Launch) -> None:
 
         use_own_shards(PREFIX, *get_rank_and_size(plan.layout.world_size > 1))
     callbacks = _build_callbacks(plan, launch)
-    stop_signal.install()
-    Trainer(mindformers_config, callbacks=callbacks).train()
+    stop_signal.install(launch.console)
+    try:
+        Trainer(mindformers_config, callbacks=callbacks).train()
+    except RunStopped:
+        report_own_stop()
+        raise
 
 
 def _build_callbacks(plan: RunPlan, launch: Launch) -> list[Any]:

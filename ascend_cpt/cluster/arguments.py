@@ -92,6 +92,11 @@ class LaunchPlan:
         """Where a worker of this node notes the last finished step."""
         return self.log_dir / "last_step"
 
+    @property
+    def stop_file(self) -> Path:
+        """What a worker of this node makes when the run stops itself."""
+        return self.log_dir / "stopped_itself"
+
 
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchPlan:
     """Return the plan for `arguments` (CMD first, options anywhere); relative paths are taken from `folder`.

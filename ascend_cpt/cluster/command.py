@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ascend_cpt.cluster import worker
 from ascend_cpt.cluster.arguments import REPO_ROOT, LaunchPlan
-from ascend_cpt.cluster.progress import PROGRESS_FILE
+from ascend_cpt.cluster.progress import PROGRESS_FILE, STOP_FILE
 
 
 def has_npu(device_folder: Path = Path("/dev")) -> bool:
@@ -60,6 +60,7 @@ def build_environment(plan: LaunchPlan, environ: Mapping[str, str]) -> dict[str,
         worker.LAUNCHER_PID: str(os.getpid()),
         worker.NODE_RANK: str(plan.node_rank),
         PROGRESS_FILE: str(plan.progress_file),
+        STOP_FILE: str(plan.stop_file),
         worker.WORKER_PYTHON: sys.executable,
     }
     if plan.num_workers == 1:

@@ -1,4 +1,4 @@
-"""The last finished step of a job, told by its workers to the launcher through a file of the log folder."""
+"""What workers tell the launcher of their node by files: the last finished step, and that the run stops itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PROGRESS_FILE = "ASCEND_CPT_PROGRESS_FILE"
+STOP_FILE = "ASCEND_CPT_STOP_FILE"
 
 
 def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
@@ -25,3 +26,12 @@ def read_step(path: Path) -> int | None:
         return int(path.read_text(encoding="ascii"))
     except FileNotFoundError:
         return None
+
+
+def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
+    """Note that the run ends by its own decision (a guard, an alarm), so that another attempt would end there again.
+
+    Any process may do this, before it ends. Nothing happens without a launcher.
+    """
+    if name := environ.get(STOP_FILE):
+        Path(name).touch()

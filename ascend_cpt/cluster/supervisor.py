@@ -25,7 +25,7 @@ from ascend_cpt.cluster.outcome import DONE, End, Outcome, count_memory_kills
 from ascend_cpt.cluster.progress import read_step
 from ascend_cpt.cluster.stop_requests import StopRequests, name_signal
 from ascend_cpt.cluster.terminal import say
-from ascend_cpt.cluster.worker_log import WANTED_STOP_HEAD, LogFollower, describe_failure, explain_rendezvous
+from ascend_cpt.cluster.worker_log import LogFollower, describe_failure, explain_rendezvous
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -176,7 +176,7 @@ class Supervisor:
             line, code = explained
             reason = f"{name} met this first; its log: {_relative(log)}"
             say(f"{line}\n{reason}")
-            return Outcome(end=_judge(code, [line]), code=code, lines=(line,), reason=reason)
+            return Outcome(end=self._judge(code), code=code, lines=(line,), reason=reason)
         if not self._is_on_terminal(lines):
             say("\n".join(lines))
         out_of_memory = code == -signal.SIGKILL and count_memory_kills() > self._num_memory_kills
@@ -188,9 +188,15 @@ class Supervisor:
             cause = f"was killed by {name_signal(-code)}" if code < 0 else f"failed with exit code {code}"
         reason = f"{name} {cause}; its log: {_relative(log)}"
         say(reason)
-        end = End.FAILED if out_of_memory else _judge(code, lines)
+        end = End.FAILED if out_of_memory else self._judge(code)
         kept = code if code in {EXIT_USER_ERROR, *SIGNALLED_CODES} else EXIT_FAILURE
         return Outcome(end=end, code=kept, lines=tuple(lines), reason=reason)
+
+    def _judge(self, code: int) -> End:
+        """Return what a worker's exit code means for another attempt."""
+        if code == EXIT_USER_ERROR or code in SIGNALLED_CODES or self._plan.stop_file.exists():
+            return End.FINAL
+        return End.KILLED if code in (-signal.SIGKILL, -signal.SIGTERM) else End.FAILED
 
     def _is_on_terminal(self, lines: list[str]) -> bool:
         """Tell whether the followed worker has just printed this where our own lines go, too."""
@@ -262,14 +268,6 @@ def _reap() -> list[tuple[int, int]]:
 
 def _last_write_ns(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def _judge(code: int, lines: list[str]) -> End:
-    """Return what an exit code and the log's last words mean for another attempt."""
-    asked_for = code in SIGNALLED_CODES or bool(lines and lines[0].startswith(WANTED_STOP_HEAD))
-    if code == EXIT_USER_ERROR or asked_for:
-        return End.FINAL
-    return End.KILLED if code in (-signal.SIGKILL, -signal.SIGTERM) else End.FAILED
 
 
 def _relative(path: Path) -> str:

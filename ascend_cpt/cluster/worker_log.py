@@ -18,8 +18,6 @@ FRAMEWORK_RECORD = re.compile(
 )
 TRACEBACK_HEAD = "Traceback (most recent call last):"
 USER_ERROR_HEAD = "error: "
-# How a run tells that it stopped itself: a guard, an alarm.
-WANTED_STOP_HEAD = "error: stopped "
 # The exception's line: "RuntimeError: bang", "KeyboardInterrupt", "mindspore.x.SomeError: ...".
 EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(?::.*)?$")
 # MindSpore puts its own stack below a ruled heading.
@@ -141,7 +139,7 @@ def set_aside(log_dir: Path) -> Path | None:
 
     Only files that a launch writes are moved: the folder may hold other things of the user's.
     """
-    names = ("worker_*.log", "scheduler.log", "msrun.log", "last_step")
+    names = ("worker_*.log", "scheduler.log", "msrun.log", "last_step", "stopped_itself")
     logs = [path for name in names for path in sorted(log_dir.glob(name))]
     if not logs:
         return None

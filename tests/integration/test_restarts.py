@@ -25,7 +25,7 @@ ACTOR = """\
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, os.environ["ACTOR_ROOT"])
-from ascend_cpt.cluster.progress import report_step
+from ascend_cpt.cluster.progress import report_own_stop, report_step
 folder, total = Path(sys.argv[1]), int(sys.argv[2])
 if os.environ.get("MS_ROLE") == "MS_SCHED":
     (folder / f"pid_scheduler").write_text(str(os.getpid()))
@@ -48,7 +48,8 @@ while step < total:
         print("error: x.yaml:3: unknown key", file=sys.stderr)
         sys.exit(2)
     if (folder / f"stop_{rank}_{step}").exists():
-        print("error: stopped at step 3: the loss is not finite", file=sys.stderr)
+        report_own_stop()
+        print("error: the loss is not finite", file=sys.stderr)
         sys.exit(1)
     if (folder / f"bang_{rank}_{step}").exists():
         raise RuntimeError(f"bang at {step}")

@@ -1,38 +1,101 @@
-"""SIGTERM to the launcher: all workers save the same step and end; the same command goes on."""
+"""SIGTERM and Ctrl-C: a run saves the step it is at and ends; the same command goes on."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from ascend_cpt.resume.locate import find_newest_complete
-from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history
+from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history, run_command
+
+NUM_STEPS = 20_000
+DOUBLE = """\
+import os, signal, sys, time
+from ascend_cpt.backend import stop_signal
+stop_signal.install(sys.stdout)
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGTERM)  # what MindSpore makes of Ctrl-C: the same request
+print("still here", flush=True)
+time.sleep(stop_signal.ECHO_S + 0.1)
+os.kill(os.getpid(), signal.SIGINT)
+print("never said")
+"""
 
 
-def test_sigterm_saves_and_ends(write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]) -> None:
-    config = write_config(train_tokens=20_000 * 8 * SEQ_LENGTH, validation=None)
-    command = ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", "2", str(free_ports[0])]
-    launcher = subprocess.Popen(
-        [*command, str(tmp_path / "log"), "False", "300"],
+def stop_after_some_steps(command: list[str], run_dir: Path, number: int) -> tuple[int, str]:
+    """Start a command, send it a signal once its run is under way; return its exit code and its output."""
+    process = subprocess.Popen(
+        command,
         cwd=REPOSITORY,
-        env=dict(os.environ),
+        env={**os.environ, "ASCEND_CPT_PYTHON": sys.executable},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    run_dir = tmp_path / "output/run"
     deadline = time.monotonic() + 200
     while not (run_dir / "metrics.jsonl").is_file() or len(read_history(run_dir)) < 3:
-        assert launcher.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.2)
-    launcher.send_signal(signal.SIGTERM)
-    output, _ = launcher.communicate(timeout=60)
-    assert launcher.returncode == 128 + signal.SIGTERM, output
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    return process.returncode, output
+
+
+def assert_saved(run_dir: Path, output: str, *names: str) -> None:
     newest, passed_over = find_newest_complete(run_dir / "checkpoint")
     assert newest is not None and not passed_over
     assert newest.state.step == read_history(run_dir)[-1][1]
-    assert f"stopped by SIGTERM after step {newest.state.step} of 20000; saved in" in output
+    told = [line for line in output.splitlines() if line.startswith("error: ")]
+    heads = [f"error: stopped by {name} after step {newest.state.step} of {NUM_STEPS}; saved in" for name in names]
+    assert len(told) == 1 and told[0].startswith(tuple(heads)), output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_launched_run_saves_and_ends(
+    number: signal.Signals, write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
+) -> None:
+    config = write_config(train_tokens=NUM_STEPS * 8 * SEQ_LENGTH, validation=None)
+    command = ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", "2", str(free_ports[0])]
+    run_dir = tmp_path / "output/run"
+    code, output = stop_after_some_steps([*command, str(tmp_path / "log"), "False", "300"], run_dir, number)
+    assert code == 128 + number, output
+    assert f"{number.name}: stopping 2 workers" in output
+    assert_saved(run_dir, output, "SIGTERM", number.name)
+
+
+def test_ctrl_c_saves_and_ends_a_plain_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    config = write_config(train_tokens=NUM_STEPS * 8 * SEQ_LENGTH, validation=None)
+    run_dir = tmp_path / "output/run"
+    command = [sys.executable, "run_cpt.py", "--config", str(config)]
+    code, output = stop_after_some_steps(command, run_dir, signal.SIGINT)
+    # MindSpore turns it into SIGTERM while a step runs.
+    assert code in (128 + signal.SIGINT, 128 + signal.SIGTERM), output
+    assert "saves after this step and ends (once more: ends at once, without saving)" in output
+    assert_saved(run_dir, output, "SIGINT", "SIGTERM")
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    result = run_command([sys.executable, "-c", DOUBLE])
+    assert result.returncode == 128 + signal.SIGINT, result.stderr
+    answer = "SIGINT: saves after this step and ends (once more: ends at once, without saving)"
+    assert result.stdout.splitlines()[-3:] == [answer, "still here", "interrupted"]
+
+
+def test_a_run_that_stops_itself_is_not_started_again(
+    write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
+) -> None:
+    config = write_config(schedule={"kind": "constant", "peak_lr": 1e30}, validation=None)
+    command = ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", "1", str(free_ports[0])]
+    options = ["--max-restarts", "3", "--restart-delay", "0"]
+    result = run_command([*command, str(tmp_path / "log"), "False", "300", *options])
+    assert result.returncode == 1, result.stderr
+    assert "error: stopped at step" in result.stderr
+    assert "restart" not in result.stderr

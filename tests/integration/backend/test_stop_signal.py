@@ -31,12 +31,12 @@ def main():
     ms.set_device("CPU")
     init()
     ms.set_auto_parallel_context(parallel_mode="data_parallel")
-    stop_signal.install()
+    stop_signal.install(sys.stdout)
     for step in range(1, 10_000):
         Path(f"at_{get_rank()}").write_text(f"{os.getpid()} {step}")
         time.sleep(0.02 * get_rank())
-        if stop_signal.is_requested(get_group_size()):
-            raise stop_signal.StoppedBySignal(f"stopped by SIGTERM after step {step}")
+        if request := stop_signal.find_request(get_group_size()):
+            raise stop_signal.StoppedBySignal(f"stopped by {request.name} after step {step}", request)
 
 sys.exit(run_command(main))
 """

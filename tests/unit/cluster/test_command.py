@@ -43,6 +43,9 @@ def test_environment_leads_to_the_package_and_keeps_the_callers() -> None:
     assert environment["PATH"] == f"{Path(sys.executable).parent}:bin"
     assert (environment["LOG_MF_PATH"], environment["X"]) == ("there", "1")
     assert "RANK_ID" not in environment
+    logs = REPO_ROOT / "output/msrun_log"
+    assert environment["ASCEND_CPT_PROGRESS_FILE"] == str(logs / "last_step")
+    assert environment["ASCEND_CPT_STOP_FILE"] == str(logs / "stopped_itself")
     assert build_environment(parse("2"), {})["PYTHONPATH"] == str(REPO_ROOT)
 
 

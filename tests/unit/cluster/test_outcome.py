@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.cluster.outcome import DONE, End, Outcome, RestartPolicy, count_memory_kills
-from ascend_cpt.cluster.progress import PROGRESS_FILE, read_step, report_step
+from ascend_cpt.cluster.progress import PROGRESS_FILE, STOP_FILE, read_step, report_own_stop, report_step
 
 
 def make_failure(step: int | None = None, end: End = End.FAILED) -> Outcome:
@@ -92,3 +92,11 @@ def test_a_worker_tells_its_last_step(tmp_path: Path) -> None:
     report_step(21, {})
     assert read_step(path) == 20
     assert [entry.name for entry in tmp_path.iterdir()] == ["last_step"]
+
+
+def test_a_worker_tells_that_the_run_stops_itself(tmp_path: Path) -> None:
+    report_own_stop({})
+    path = tmp_path / "stopped_itself"
+    for _ in range(2):  # every rank does
+        report_own_stop({STOP_FILE: str(path)})
+    assert list(tmp_path.iterdir()) == [path]
