@@ -65,6 +65,9 @@ def parse_arguments() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
+    for name in ("ranks", "layers_per_stage", "log_dir"):
+        if getattr(args, name) is not None and not (args.compile or args.simulate):
+            parser.error(f"--{name.replace('_', '-')}: needs --compile or --simulate")
     return args
 
 
@@ -80,9 +83,22 @@ def parse_ranks(text: str | None) -> list[int] | None:
         raise ConfigError(f"--ranks {text}: expected numbers such as 0,8,16") from None
 
 
+def make_folder(folder: Path, flag: str) -> None:
+    """Make the folder that a flag names.
+
+    Raises:
+        ConfigError: when it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag}: {folder} cannot be made ({error.strerror}); name another folder") from None
+
+
 def main() -> int:
     """Print the plan and what compiling showed."""
     args = parse_arguments()
+    ranks = parse_ranks(args.ranks)
     cluster = Cluster(
         num_nodes=args.nodes,
         devices_per_node=args.devices_per_node,
@@ -95,6 +111,9 @@ def main() -> int:
     record = to_record(plan)
     if args.suggest:
         record["suggestions"] = [to_record(suggestion) for suggestion in suggestions]
+    for flag, folder in (("--picture", args.picture and args.picture.parent), ("--log-dir", args.log_dir)):
+        if folder:
+            make_folder(folder, flag)
     if args.picture:
         draw_plan(plan, args.picture, title=args.config.stem)
     if not args.json:
@@ -106,7 +125,7 @@ def main() -> int:
         case, reports = simulate_run(
             run,
             overrides,
-            ranks=parse_ranks(args.ranks),
+            ranks=ranks,
             layers_per_stage=args.layers_per_stage,
             num_steps=STEPS["simulate" if args.simulate else "compile"],
             timeout_s=args.timeout,

@@ -40,14 +40,22 @@ def count_layer_bytes(case: TrainingCase) -> int:
     return norm_inputs + linear_inputs + query_key_norms + attention + softmax + mlp
 
 
-def count_layer_backward_bytes(case: TrainingCase, stage: int) -> int:
-    """Return what the backward pass of one layer needs beside what was kept."""
+def count_backward_bytes(case: TrainingCase, stage: int) -> int:
+    """Return what the highest moment of a stage's backward pass needs, with what was kept for it."""
     width = _Widths(case)
+    saved = count_saved_bytes(case, stage)
     output_gradient = width.t * width.h * case.compute_bytes
-    if not case.recomputed_layers[stage]:
+    recomputed = min(case.recomputed_layers[stage], case.layers_per_stage[stage])
+    kept = case.layers_per_stage[stage] - recomputed
+    moments = []
+    if kept:
         # A layer's own tensors are let go as its gradients come.
-        return output_gradient + 2 * width.s * width.h * case.compute_bytes
-    return output_gradient + 2 * width.t * width.f * case.compute_bytes + count_layer_bytes(case)
+        moments.append(saved + output_gradient + 2 * width.s * width.h * case.compute_bytes)
+    if recomputed:
+        # These are the first layers of the stage: the others have been through, and let go.
+        left = saved - kept * count_layer_bytes(case)
+        moments.append(left + output_gradient + 2 * width.t * width.f * case.compute_bytes + count_layer_bytes(case))
+    return max(moments)
 
 
 def count_loss_bytes(case: TrainingCase, stage: int) -> int:
@@ -59,10 +67,12 @@ def count_loss_bytes(case: TrainingCase, stage: int) -> int:
 
 
 def _count_moved_logits_bytes(case: TrainingCase) -> int:
-    """With context parallel the logits of the whole row are gathered, twice, and cut again."""
+    """To flatten rows that data and context parallel cut, logits of whole rows are gathered, twice, and cut again."""
     parts = case.layout.context_parallel
+    if parts == 1 or case.layout.data_parallel == 1:
+        return 0
     width = _Widths(case)
-    return (2 * parts + 2) * width.t * width.v * case.compute_bytes if parts > 1 else 0
+    return (2 * parts + 2) * width.t * width.v * case.compute_bytes
 
 
 def _count_norm_outputs_bytes(case: TrainingCase, stage: int) -> int:

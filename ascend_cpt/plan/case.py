@@ -63,6 +63,8 @@ class TrainingCase:
     """Whether the other layers recompute SiLU (`select_recompute`)."""
     shards_optimizer: bool = True
     """Whether weights and optimizer states are cut over the data-parallel ranks as well."""
+    optimizer_shard_size: int | None = None
+    """Over how many of these ranks at most (`optimizer_weight_shard_size`); None takes all that hold the same part."""
     shards_gradients: bool = False
     """Whether accumulated gradients are (`gradient_accumulation_shard`)."""
     shard_threshold_bytes: int = 64 * KILOBYTE

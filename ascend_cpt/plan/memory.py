@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ascend_cpt.plan.activations import (
-    count_layer_backward_bytes,
+    count_backward_bytes,
     count_loss_bytes,
     count_micro_batches_in_flight,
     count_saved_bytes,
@@ -115,16 +115,19 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: list[Paramete
     )
     gathered += _count_tied_output_bytes(case, stage, slices)
     stored = 0 if case.accumulates else FLOAT32_BYTES * sum(part.num_stored_elements for part in slices)
-    saved = count_saved_bytes(case, stage)
     backward = Moment(
         name="backward",
         gradients_bytes=stored,
-        activations_bytes=saved + count_layer_backward_bytes(case, stage),
+        activations_bytes=count_backward_bytes(case, stage),
         communication_bytes=gathered,
     )
     if stage != case.num_stages - 1:
         return [backward]
-    loss = Moment(name="loss", activations_bytes=saved + count_loss_bytes(case, stage), communication_bytes=gathered)
+    loss = Moment(
+        name="loss",
+        activations_bytes=count_saved_bytes(case, stage) + count_loss_bytes(case, stage),
+        communication_bytes=gathered,
+    )
     return [backward, loss]
 
 

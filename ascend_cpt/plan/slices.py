@@ -93,6 +93,9 @@ def _slice_parameter(case: TrainingCase, name: str, shape: Shape) -> ParameterSl
     stored = list(cut)
     # The threshold is compared with the whole parameter, before tensor parallel.
     num_bytes = math.prod(shape) * case.param_bytes
-    if case.shards_optimizer and num_bytes >= case.shard_threshold_bytes and cut[0] % replicas == 0:
-        stored[0] //= replicas
+    # The size asked for is the most; one that does not divide the ranks with the same part leaves the parameter whole.
+    shards = min(case.optimizer_shard_size or replicas, replicas)
+    divides = replicas % shards == 0 and cut[0] % shards == 0
+    if case.shards_optimizer and num_bytes >= case.shard_threshold_bytes and divides:
+        stored[0] //= shards
     return ParameterSlice(name=name, shape=shape, tensor_shape=tuple(cut), stored_shape=tuple(stored))

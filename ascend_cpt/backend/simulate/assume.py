@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import DTYPE_BYTES, ModelShape, TrainingCase, split_layers
 from ascend_cpt.weights.mapping import list_mindformers_shapes
 from ascend_cpt.weights.sizes import read_sizes
-
-logger = logging.getLogger(__name__)
 
 NUM_ASSUMED_TOKENS = 10**12
 
@@ -76,11 +73,7 @@ def build_case(plan: RunPlan) -> TrainingCase:
     sizes = read_sizes(model)
     parallel = sections.get("parallel") or {}
     optimizer = parallel.get("parallel_optimizer_config") or {}
-    if int(optimizer.get("optimizer_weight_shard_size") or -1) > 0:
-        logger.warning(
-            "%s: the plan does not know optimizer_weight_shard_size: weights and optimizer take more than it says",
-            plan.config.locate("parallel", "parallel_optimizer_config"),
-        )
+    shard_size = int(optimizer.get("optimizer_weight_shard_size") or -1)
     layers = split_layers(sizes.num_layers, plan.layout.pipeline_parallel, model.get("offset"))
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(
@@ -103,6 +96,8 @@ def build_case(plan: RunPlan) -> TrainingCase:
         recomputed_layers=_read_recomputed_layers(recompute.get("recompute"), layers),
         recomputes_selected=bool(recompute.get("select_recompute")),
         shards_optimizer=bool(parallel.get("enable_parallel_optimizer", False)),
+        # MindSpore takes only sizes above 1 for such.
+        optimizer_shard_size=shard_size if shard_size > 1 else None,
         shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
         shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
         compresses_mask=bool(model.get("use_attn_mask_compression")) or plan.row_format.borders == "ends",
@@ -138,10 +133,12 @@ def load_shortened(
 
 
 def _read_recomputed_layers(value: Any, layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the layers of each stage that `recompute_config.recompute` means: a switch, or a number per stage."""
-    if isinstance(value, list):
-        return tuple(min(int(count), most) for count, most in zip(value, layers, strict=True))
-    return layers if value else (0,) * len(layers)
+    """Return the layers of each stage that `recompute_config.recompute` means: one switch, or a list by stage."""
+    counts = value if isinstance(value, list) else [bool(value)] * len(layers)
+    return tuple(
+        (most if count else 0) if isinstance(count, bool) else min(count, most)
+        for count, most in zip(counts, layers, strict=True)
+    )
 
 
 def _assume_manifest(config: RunConfig) -> Manifest:

@@ -79,8 +79,16 @@ def prepare_stubs(cache_dir: Path | None = None) -> Path:
     cache = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend_cpt"
     home = cache / f"cann-stubs-{_fingerprint()}"
     if not (home / _HOME).is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".stubs-") as temporary:
+        check_tools()
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=cache, prefix=".stubs-")
+        except OSError as error:
+            raise ClusterError(
+                f"{cache}: cannot be written ({error.strerror}), but the stand-ins for CANN go there; set "
+                "XDG_CACHE_HOME to another folder"
+            ) from None
+        with folder as temporary:
             built = Path(temporary) / "home"
             _build(mindspore, built / _HOME)
             try:
@@ -93,10 +101,10 @@ def prepare_stubs(cache_dir: Path | None = None) -> Path:
 
 
 def check_machine() -> None:
-    """Make sure that stubs can be made and run here.
+    """Make sure that stubs can run here.
 
     Raises:
-        ClusterError: saying what is missing.
+        ClusterError: when this is another kind of machine.
     """
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
@@ -104,6 +112,14 @@ def check_machine() -> None:
             f"this machine is {machine}: the stand-ins for CANN are made for x86-64 only; run this on such a machine, "
             "or where CANN is installed (source its set_env.sh first)"
         )
+
+
+def check_tools() -> None:
+    """Make sure that stubs can be made here.
+
+    Raises:
+        ClusterError: naming the programs that are missing.
+    """
     missing = [tool for tool in ("gcc", "nm", "strings") if shutil.which(tool) is None]
     if missing:
         raise ClusterError(

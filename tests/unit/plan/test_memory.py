@@ -62,6 +62,45 @@ def test_peaks_are_those_of_the_simulated_device(
     assert memory.peak_bytes == pytest.approx(peak_bytes, rel=0.02)
 
 
+SMALL_QWEN2 = {
+    "model_type": "qwen2",
+    "vocab_size": 8192,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "model", "num_micro_batches", "peak_bytes"),
+    [
+        ((2, 1, 1, 2), {}, 1, 331_708_416),
+        ((2, 1, 2, 2), {}, 2, 313_768_448),
+        # Nothing to flatten, so no logits are gathered: one data-parallel rank.
+        ((1, 2, 2, 2), {"vocab_size": 8196, "num_key_value_heads": 2}, 4, 119_409_152),
+    ],
+)
+def test_context_parallel_moves_logits_where_data_parallel_cuts_rows_too(
+    make_case: MakeCase,
+    layout: tuple[int, int, int, int],
+    model: dict[str, Any],
+    num_micro_batches: int,
+    peak_bytes: int,
+) -> None:
+    case = make_case(
+        layout,
+        model={**SMALL_QWEN2, **model},
+        recompute=False,
+        seq_length=2048,
+        num_micro_batches=num_micro_batches,
+        sequence_parallel=False,
+    )
+    assert estimate_memory(case)[-1].peak_bytes == pytest.approx(peak_bytes, rel=0.04)
+
+
 def test_static_memory_by_hand(make_case: MakeCase) -> None:
     case = make_case()
     memory = estimate_memory(case)[0]

@@ -50,6 +50,21 @@ def test_nothing_is_sharded_when_the_optimizer_is_not_or_the_rows_do_not_divide(
     assert not next(part for part in slice_parameters(odd, 0) if part.name.startswith("embedding")).is_sharded
 
 
+@pytest.mark.parametrize(
+    ("size", "projection", "norm"),
+    # What MindSpore 2.9.0 did: at most so many ranks, and whole where they do not divide those with the same part.
+    [(None, 256, 128), (2, 512, 512), (4, 256, 256), (8, 256, 128), (3, 1024, 1024), (16, 256, 128)],
+)
+def test_the_optimizer_cuts_over_so_many_ranks(
+    make_case: MakeCase, size: int | None, projection: int, norm: int
+) -> None:
+    layout = (4, 2, 1, 1)
+    case = make_case(layout, optimizer_shard_size=size, shard_threshold_bytes=0)
+    parts = {part.name: part for part in slice_parameters(case, 0)}
+    assert parts["decoder.layers.0.input_layernorm.weight"].stored_shape == (norm,)
+    assert parts["decoder.layers.0.self_attention.linear_proj.weight"].stored_shape == (projection, 512)
+
+
 @pytest.mark.parametrize("layout", [(2, 2, 2, 1), (1, 4, 2, 2), (8, 1, 1, 1), (1, 8, 8, 1)])
 def test_stages_and_tensor_parts_make_the_whole_model(make_case: MakeCase, layout: tuple[int, int, int, int]) -> None:
     case = make_case(layout)

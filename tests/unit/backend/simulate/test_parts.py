@@ -85,7 +85,27 @@ def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(stubs.shutil, "which", lambda tool: None if tool == "gcc" else tool)
     with pytest.raises(ClusterError, match="gcc not found"):
-        stubs.check_machine()
+        stubs.check_tools()
+
+
+def test_stubs_that_are_there_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(stubs.shutil, "which", lambda tool: None)
+    with pytest.raises(ClusterError, match="gcc, nm, strings not found"):
+        stubs.prepare_stubs(tmp_path)
+    assert not list(tmp_path.iterdir())
+    home = tmp_path / f"cann-stubs-{stubs._fingerprint()}" / "latest" / "lib64"
+    home.mkdir(parents=True)
+    assert stubs.prepare_stubs(tmp_path) == home
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stubs, "check_machine", lambda: None)
+    monkeypatch.setattr(stubs, "check_tools", lambda: None)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ClusterError, match="file/cache: cannot be written .*XDG_CACHE_HOME"):
+        stubs.prepare_stubs(file / "cache")
 
 
 def test_a_real_cann_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

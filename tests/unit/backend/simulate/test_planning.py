@@ -81,9 +81,11 @@ def test_epochs_over_datasets_that_are_not_here_leave_the_budget_open() -> None:
     assert "budget    not known" in render(plan)
 
 
-def test_what_the_plan_does_not_know_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    plan_run(QWEN3_8B, {"parallel.parallel_optimizer_config": {"optimizer_weight_shard_size": 2}}, make_cluster())
-    assert "does not know optimizer_weight_shard_size" in caplog.text
+@pytest.mark.parametrize(("given", "shards"), [(None, None), (-1, None), (1, None), (4, 4)])
+def test_the_size_of_the_optimizers_groups_is_the_configurations(given: int | None, shards: int | None) -> None:
+    overrides = {"parallel.parallel_optimizer_config.optimizer_weight_shard_size": given}
+    _, plan = plan_run(QWEN3_8B, overrides, make_cluster())
+    assert plan.case.optimizer_shard_size == shards
 
 
 def test_an_unknown_device_is_no_guess() -> None:
