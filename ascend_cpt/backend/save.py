@@ -21,6 +21,7 @@ from mindformers.checkpoint.utils import (
 )
 
 from ascend_cpt.backend.collective import is_pure_data_parallel, wait_for_ranks
+from ascend_cpt.backend.full_disk import tell_full_disk
 from ascend_cpt.backend.own_shards import save_common_files, save_own_shards
 from ascend_cpt.files import write_text
 from ascend_cpt.resume.locate import remove_old_checkpoints
@@ -29,6 +30,7 @@ from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
 logger = logging.getLogger(__name__)
 
 PREFIX = "cpt"
+TEMPORARY_NAME = ".{}.tmp"
 KEEP_ALL = 10**9  # old ones are removed by us: MindFormers forgets those of earlier launches
 
 
@@ -58,8 +60,25 @@ class CheckpointWriter:
         self._rank, self._num_ranks = rank, num_ranks
 
     def save(self, step: int, cb_params: Any) -> Path:
-        """Save the training network of `cb_params` as step `step` and return the folder."""
+        """Save the training network of `cb_params` as step `step` and return the folder.
+
+        Raises:
+            CheckpointError: when the disk is full; what was complete before is still there.
+        """
         folder = Path(get_checkpoint_iter_dir(str(self._root), step))
+        with tell_full_disk(folder, "saving"):
+            self._write(folder, step, cb_params)
+            wait_for_ranks(self._num_ranks)
+            if self._completes:
+                self._complete(folder, step)
+        wait_for_ranks(self._num_ranks)
+        # Not before: until here an older step may be the newest that is complete on every node.
+        if self._completes:
+            self._remove_old(folder)
+        return folder
+
+    def _write(self, folder: Path, step: int, cb_params: Any) -> None:
+        """Write the files of a step, those of this rank or of all ranks."""
         # Not `train_network`: in sink mode that is a wrapper which fetches the data.
         wrapper = cb_params.network
         network, optimizer = wrapper.network, wrapper.optimizer
@@ -86,14 +105,6 @@ class CheckpointWriter:
                 save_checkpoint_path=str(self._root),
                 sharded_tensor_metas=get_all_sharded_tensor(network=wrapper),
             )
-        wait_for_ranks(self._num_ranks)
-        if self._completes:
-            self._complete(folder, step)
-        wait_for_ranks(self._num_ranks)
-        # Not before: until here an older step may be the newest that is complete on every node.
-        if self._completes:
-            self._remove_old(folder)
-        return folder
 
     def _save_on_node(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> None:
         """Save every rank's shards on its own node; the folder gets its final name with the first file."""
@@ -113,22 +124,33 @@ class CheckpointWriter:
 
         Every rank holds the same parameters, for which MindFormers has no layout to save shards by.
         """
-        temporary = folder.with_name(f".{folder.name}.tmp")
+        temporary = folder.with_name(TEMPORARY_NAME.format(folder.name))
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        try:
+            temporary.mkdir(parents=True)
+            self._fill(temporary, network, optimizer, common)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _fill(self, folder: Path, network: ms.nn.Cell, optimizer: ms.nn.Cell, common: CommonInfo) -> None:
         model_names = set(network.parameters_dict())
-        model_file = get_checkpoint_name(str(temporary), PREFIX, 0, 1, FileType.MODEL)
-        optimizer_file = get_checkpoint_name(str(temporary), PREFIX, 0, 1, FileType.OPTIMIZER)
+        model_file = get_checkpoint_name(str(folder), PREFIX, 0, 1, FileType.MODEL)
+        optimizer_file = get_checkpoint_name(str(folder), PREFIX, 0, 1, FileType.OPTIMIZER)
         ms.save_checkpoint(network, model_file, format="safetensors")
         ms.save_checkpoint(
             optimizer, optimizer_file, format="safetensors", choice_func=lambda name: name not in model_names
         )
-        common.save_common(str(temporary / "common.json"))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        common.save_common(str(folder / "common.json"))
 
     def _complete(self, folder: Path, step: int) -> None:
-        files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != STATE_NAME}
+        paths = [path for path in sorted(folder.iterdir()) if path.name != STATE_NAME]
+        for path in paths:
+            # The state must not outlive a failure of the power that its files do not: older steps are deleted next.
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        files = {path.name: path.stat().st_size for path in paths}
         rows = step * self._global_batch_size
         state = dataclasses.replace(
             self._state, step=step, position=rows, tokens=rows * self._state.fingerprint["seq_length"], files=files
@@ -137,6 +159,8 @@ class CheckpointWriter:
         write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
 
     def _remove_old(self, newest: Path) -> None:
+        for unfinished in self._root.glob(TEMPORARY_NAME.format("*")):
+            shutil.rmtree(unfinished)  # of a process that was killed
         removed = remove_old_checkpoints(
             self._root, self._keep_last, keep=newest, keep_every_steps=self._keep_every_steps
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from ascend_cpt.backend.full_disk import tell_full_disk
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.cluster.progress import report_own_stop
 from ascend_cpt.config.layout import Layout, uses_cpu
@@ -29,6 +30,7 @@ def train(plan: RunPlan, launch: Launch) -> None:
 
     Raises:
         DataError: when a dataset does not match its manifest.
+        CheckpointError: when the disk is full.
         RunStopped: when a guard or an alarm ends the run.
     """
     os.environ.setdefault("LOG_MF_PATH", str(plan.run_dir / "logs" / "mindformers"))
@@ -64,7 +66,8 @@ def train(plan: RunPlan, launch: Launch) -> None:
     callbacks = _build_callbacks(plan, launch)
     stop_signal.install(launch.console)
     try:
-        Trainer(mindformers_config, callbacks=callbacks).train()
+        with tell_full_disk(plan.run_dir, "training"):
+            Trainer(mindformers_config, callbacks=callbacks).train()
     except RunStopped:
         report_own_stop()
         raise
