@@ -20,6 +20,7 @@ from ascend_cpt.backend.simulate.planning import (
     render_reports,
     reports_to_records,
     simulate_run,
+    suggest_runs,
 )
 from ascend_cpt.config.loader import parse_assignments
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, ConfigError, run_command
@@ -27,7 +28,6 @@ from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.machines import MACHINES
 from ascend_cpt.plan.picture import draw_plan
 from ascend_cpt.plan.report import render, render_suggestions, to_record
-from ascend_cpt.plan.suggest import suggest
 
 STEPS = {"compile": 1, "simulate": 3}
 
@@ -107,7 +107,7 @@ def main() -> int:
     )
     overrides = parse_assignments(args.set)
     run, plan = plan_run(args.config, overrides, cluster)
-    suggestions = suggest(plan) if args.suggest else []
+    suggestions = suggest_runs(run, plan) if args.suggest else []
     record = to_record(plan)
     if args.suggest:
         record["suggestions"] = [to_record(suggestion) for suggestion in suggestions]

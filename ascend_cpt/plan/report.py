@@ -167,7 +167,8 @@ def _render_settings(plan: Estimate) -> list[str]:
     lines = [
         "the first as configuration:",
         f"  parallel_config: {{data_parallel: {layout.data_parallel}, model_parallel: {layout.tensor_parallel}, "
-        f"pipeline_stage: {layout.pipeline_parallel}, use_seq_parallel: {case.sequence_parallel}}}",
+        f"pipeline_stage: {layout.pipeline_parallel}, context_parallel: {layout.context_parallel}, "
+        f"use_seq_parallel: {case.sequence_parallel}}}",
         f"  runner_config: {{batch_size: {case.micro_batch_size}}}",
         f"  recompute_config: {{recompute: {any(case.recomputed_layers)}}}",
     ]

@@ -13,14 +13,16 @@ from ascend_cpt.plan.layout import cuts_nodes_unevenly
 MAX_MICRO_BATCH = 8
 
 
-def suggest(plan: Estimate, most: int = 10) -> list[Estimate]:
+def suggest(plan: Estimate, *, max_stages: int | None = None, most: int = 10) -> list[Estimate]:
     """Return up to `most` plans of the same training on the same devices that fit, by tokens per second.
 
     The global batch stays as it is. Tensor parallel stays within a node; layers that do not divide go to the stages in
-    the middle, which hold neither embedding nor output.
+    the middle, which hold neither embedding nor output. There are at most `max_stages` pipeline stages.
     """
     found = []
     for case in list_cases(plan.case, plan.machine.devices_per_node):
+        if max_stages is not None and case.num_stages > max_stages:
+            continue
         candidate = estimate(
             case, plan.machine, plan.limits, total_tokens=plan.total_tokens, checkpoints=plan.checkpoints
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,15 +105,30 @@ def test_a_rank_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     assert result.duration_s < 30
 
 
-def test_nothing_is_left_behind_when_the_command_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_running_when_the_command_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     config = write_config(tmp_path, {"data_parallel": 2})
+    work = tmp_path / "work"
+    work.mkdir()
     command = [sys.executable, "tools/plan.py", str(config), "--compile"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(work)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever starts the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None and "building" in process.stderr.readline()
     (child,) = (entry for entry in psutil.Process(process.pid).children() if entry.is_running())
-    process.kill()
-    process.communicate()
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
     child.wait(timeout=3)
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and told.endswith("interrupted\n")
+        assert not list(work.iterdir())
 
 
 def test_mindspores_own_error_is_retold_with_the_key(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ascend_cpt.plan.case import GIGABYTE, TrainingCase
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate
 from ascend_cpt.plan.machines import find_machine
 from ascend_cpt.plan.memory import FLOAT32_BYTES, estimate_memory
+from ascend_cpt.plan.suggest import suggest
 
 _POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)
 # Twice the stages fill a pipeline and drain it; more of the same only make the graph longer.
@@ -70,6 +71,12 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
         total_tokens=plan.budget.total_tokens if is_length_known else None,
         checkpoints=count_checkpoints(plan, plan.budget.total_steps if is_length_known else None),
     )
+
+
+def suggest_runs(run: RunPlan, plan: Estimate) -> list[Estimate]:
+    """Return plans of the same run on the same devices that fit, the fastest first."""
+    # Validation is not possible with pipeline stages.
+    return suggest(plan, max_stages=1 if run.validation else None)
 
 
 def simulate_run(

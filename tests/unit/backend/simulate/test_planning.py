@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ascend_cpt.backend.simulate.assume import build_case, load_shortened, settle_without_data
-from ascend_cpt.backend.simulate.planning import Cluster, plan_run
+from ascend_cpt.backend.simulate.planning import Cluster, plan_run, suggest_runs
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
-from ascend_cpt.plan.report import render
+from ascend_cpt.plan.report import render, render_suggestions
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 QWEN3_8B = REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml"
@@ -86,6 +88,34 @@ def test_the_size_of_the_optimizers_groups_is_the_configurations(given: int | No
     overrides = {"parallel.parallel_optimizer_config.optimizer_weight_shard_size": given}
     _, plan = plan_run(QWEN3_8B, overrides, make_cluster())
     assert plan.case.optimizer_shard_size == shards
+
+
+@pytest.mark.parametrize(
+    ("path", "overrides"),
+    [
+        (QWEN3_8B, {}),  # with validation, which pipeline stages do not have
+        (QWEN3_8B, {"cpt.validation": None, "parallel_config.context_parallel": 2, "parallel_config.data_parallel": 1}),
+        (LLAMA3_70B, {}),
+    ],
+)
+def test_what_is_suggested_can_be_written_into_the_configuration(path: Path, overrides: dict[str, object]) -> None:
+    run, plan = plan_run(path, overrides, make_cluster())
+    best = suggest_runs(run, plan)[0]
+    told = render_suggestions([best]).split("the first as configuration:\n")[1]
+    _, again = plan_run(
+        path, {**split_keys(yaml.safe_load(textwrap.dedent(told))), **only_cpt(overrides)}, make_cluster()
+    )
+    assert again.case == best.case and again.fits
+    assert run.validation == () or best.case.num_stages == 1
+
+
+def split_keys(sections: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Return dotted key → value."""
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+
+
+def only_cpt(overrides: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in overrides.items() if key.startswith("cpt.")}
 
 
 def test_an_unknown_device_is_no_guess() -> None:
