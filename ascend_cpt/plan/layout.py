@@ -66,7 +66,13 @@ def find_switch_problems(
             f"MindSpore starts on whole nodes of {NODE_DEVICES} devices, or on an even part of one, not on "
             f"{layout.world_size} devices"
         )
-    elif cuts_nodes_unevenly(layout):
+    elif any(_is_uneven(layout, layout.tensor_parallel * context) for context in (1, layout.context_parallel)):
+        problems.append(
+            f"model_parallel {layout.tensor_parallel} × context_parallel {layout.context_parallel} does not divide a "
+            f"node's {NODE_DEVICES} devices, nor is it a multiple: MindSpore makes no group of devices at different "
+            "places of their nodes; change one of them"
+        )
+    elif _is_uneven(layout, layout.world_size // layout.pipeline_parallel):
         problems.append(
             f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of "
             f"a node's {NODE_DEVICES}: MindSpore makes no group of devices at different places of their nodes; change "
@@ -81,9 +87,15 @@ def find_switch_problems(
 
 
 def cuts_nodes_unevenly(layout: Layout) -> bool:
-    """Return whether the devices of a pipeline stage are neither whole nodes nor an even part of one."""
-    per_stage = layout.world_size // layout.pipeline_parallel
-    return layout.world_size > NODE_DEVICES and bool(per_stage % NODE_DEVICES) and bool(NODE_DEVICES % per_stage)
+    """Return whether some group of ranks would be at different places of its nodes, which MindSpore does not make."""
+    tensor = layout.tensor_parallel
+    sizes = (tensor, tensor * layout.context_parallel, layout.world_size // layout.pipeline_parallel)
+    return any(_is_uneven(layout, size) for size in sizes)
+
+
+def _is_uneven(layout: Layout, size: int) -> bool:
+    """Return whether groups of so many neighbours are neither whole nodes nor an even part of one."""
+    return layout.world_size > NODE_DEVICES and bool(size % NODE_DEVICES) and bool(NODE_DEVICES % size)
 
 
 def _find_pipeline_problems(layers: int, stages: int, offset: Any) -> list[str]:

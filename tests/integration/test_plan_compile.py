@@ -175,6 +175,7 @@ def test_where_the_plan_says_legal_compiling_agrees(tmp_path: Path) -> None:
         rank = generator.choice(list_first_ranks(run))
         result = simulate_rank(run, rank, num_steps=1, timeout_s=900, report=lambda line: None)
         differences = [result.error] if result.error else find_differences(plan.case, result)
+        print(num_compiled, layout, changes, f"rank {rank}", differences or f"agrees after {result.duration_s:.0f} s")
         if differences:
             disagreements.append((layout, changes, rank, differences[:2]))
     assert not disagreements
@@ -198,5 +199,6 @@ def test_shipped_config_compiles_on_every_stage(path: Path) -> None:
     case = build_case(settled)
     for rank in list_first_ranks(settled):
         result = simulate_rank(settled, rank, num_steps=1, timeout_s=1400, report=lambda line: None)
+        print(f"{path.stem} rank {rank}: {result.error or 'compiled'} after {result.duration_s:.0f} s")
         assert not result.error
         assert find_differences(case, result) == []

@@ -59,6 +59,11 @@ def test_switches_that_mindformers_refuses_are_named() -> None:
     assert "4095" in problem
     (problem,) = find_switch_problems(MODEL, make_layout(3, 2, 2, 2), 4096, sequence_parallel=True)
     assert "a pipeline stage has 12 devices" in problem
+    (problem,) = find_switch_problems(MODEL, make_layout(8, 3), 4096, sequence_parallel=False)
+    assert "model_parallel 3 × context_parallel 1 does not divide a node's 8 devices" in problem
+    (problem,) = find_switch_problems(MODEL, make_layout(8, 1, 1, 3), 4095, sequence_parallel=False)
+    assert "model_parallel 1 × context_parallel 3 does not divide a node's 8 devices" in problem
+    assert not find_switch_problems(MODEL, make_layout(3, 8), 4096, sequence_parallel=True)
     (problem,) = find_switch_problems(MODEL, make_layout(3, 2), 4096, sequence_parallel=True)
     assert "not on 6 devices" in problem
     assert not find_switch_problems(MODEL, make_layout(4, 2, 4, 1), 4096, sequence_parallel=True)
