@@ -113,7 +113,12 @@ def _choose_checkpoint(
             return newest, tuple(passed_over)
         complete, _ = list_complete(plan.checkpoint_root)
         step, lines = choose_common_step(agreement, list(complete))
-        return (complete[step] if step is not None else None), (*passed_over, *lines)
+        told = agreement.exchange("passed over", passed_over)
+        # The processes of a node say the same.
+        reasons = dict.fromkeys(
+            f"{member}: {line}" for member, own in zip(agreement.members, told, strict=True) for line in own
+        )
+        return (complete[step] if step is not None else None), (*reasons, *lines)
     chosen = locate_checkpoint(Path(wish))
     if newest is not None and newest.state.step > chosen.state.step:
         raise CheckpointError(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,42 @@ import pytest
 
 from ascend_cpt.data.files import checksum_file
 from ascend_cpt.data.manifest import load_manifest, manifest_path, write_manifest
+from ascend_cpt.resume.locate import list_complete
 from tests.integration.conftest import SEQ_LENGTH, read_history, run_command
+from tests.integration.network import CAN_MAKE_NAMESPACES, address_of, connected_nodes, run_on
 
 Completed = subprocess.CompletedProcess[str]
+Node = dict[str, Path]
 NUM_STEPS = 6
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, packed: Path, write_config: Callable[..., Path]) -> list[dict[str, Path]]:
-    """Return for each of two nodes its folder and its configuration, which names its own copy of the data."""
-    made = []
-    for index in range(2):
-        folder = tmp_path / f"node{index}"
-        shutil.copytree(packed.parent, folder / "data")
-        seal(folder / "data" / packed.name)
-        source = {"train": {"path": str(folder / "data" / packed.name)}}
-        config = write_config(
-            run_name="run",
-            train_tokens=NUM_STEPS * 8 * SEQ_LENGTH,
-            schedule={"peak_lr": 1e-3},
-            sources=source,
-            validation=None,
-            checkpoint={"every": "2 steps", "keep_last": 2},
-        )
-        made.append({"folder": folder, "config": config})
-    return made
+def make_nodes(tmp_path: Path, packed: Path, write_config: Callable[..., Path]) -> Callable[[int], list[Node]]:
+    """Return a function that gives for each node its folder and a configuration that names its own copy of the data."""
+
+    def make(num_nodes: int) -> list[Node]:
+        made = []
+        for index in range(num_nodes):
+            folder = tmp_path / f"node{index}"
+            shutil.copytree(packed.parent, folder / "data")
+            seal(folder / "data" / packed.name)
+            config = write_config(
+                run_name="run",
+                train_tokens=NUM_STEPS * 8 * SEQ_LENGTH,
+                schedule={"peak_lr": 1e-3},
+                sources={"train": {"path": str(folder / "data" / packed.name)}},
+                validation=None,
+                checkpoint={"every": "2 steps", "keep_last": 2},
+            )
+            made.append({"folder": folder, "config": config})
+        return made
+
+    return make
+
+
+@pytest.fixture
+def nodes(make_nodes: Callable[[int], list[Node]]) -> list[Node]:
+    return make_nodes(2)
 
 
 def seal(prefix: Path) -> None:
@@ -50,15 +62,24 @@ def seal(prefix: Path) -> None:
 
 
 def launch_nodes(
-    nodes: list[dict[str, Path]], port: int, *arguments: str, outputs: list[Path] | None = None
+    nodes: list[Node],
+    port: int,
+    *arguments: str,
+    outputs: list[Path] | None = None,
+    namespaces: bool = False,
 ) -> list[Completed]:
+    """Launch one worker on each node; with `namespaces` those of `connected_nodes`."""
+
     def run(rank: int) -> Completed:
         node = nodes[rank]
         output = outputs[rank] if outputs else node["folder"] / "output"
         command = f"run_cpt.py --config {node['config']} --output_dir {output} {' '.join(arguments)}"
-        form = ["2", "1", "127.0.0.1", str(port), str(rank), str(node["folder"] / "log"), "False", "120"]
+        address = address_of(0) if namespaces else "127.0.0.1"
+        form = [str(len(nodes)), "1", address, str(port), str(rank), str(node["folder"] / "log"), "False", "300"]
         return run_command(
-            ["bash", "scripts/msrun_launcher.sh", command, *form], env={"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
+            [*(run_on(rank) if namespaces else ()), "bash", "scripts/msrun_launcher.sh", command, *form],
+            env={} if namespaces else {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"},
+            timeout_s=500,
         )
 
     with ThreadPoolExecutor(len(nodes)) as pool:
@@ -75,8 +96,9 @@ def steps_of(run_dir: Path) -> list[tuple[Any, ...]]:
     return [record for record in read_history(run_dir) if record[0] == "step"]
 
 
+@pytest.mark.timeout(600)
 def test_two_nodes_with_disks_of_their_own(
-    nodes: list[dict[str, Path]], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
+    nodes: list[Node], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
 ) -> None:
     one = launch(
         nodes[0]["config"], "--output_dir", str(tmp_path / "one"), port=free_ports[0], log_dir=tmp_path / "log"
@@ -85,14 +107,23 @@ def test_two_nodes_with_disks_of_their_own(
     expected = steps_of(tmp_path / "one/run")
     assert len(expected) == NUM_STEPS
 
-    stopped = launch_nodes(nodes, free_ports[1], "--no-shared-storage", "--stop-at-step", "5")
-    assert_all(stopped, 0)
     runs = [node["folder"] / "output/run" for node in nodes]
+    newest = "checkpoint/iteration_0000000"
+    assert_all(launch_nodes(nodes, free_ports[1], "--no-shared-storage", "--stop-at-step", "3"), 0)
+    # A file of node 1's newest step is cut short: both go on from the one before, and say why.
+    model = next((runs[1] / f"{newest}3").glob("cpt-model-*"))
+    cut_short = model.read_bytes()[:1000]
+    model.unlink()
+    model.write_bytes(cut_short)
+    resumed = launch_nodes(nodes, free_ports[2], "--no-shared-storage", "--stop-at-step", "5")
+    assert_all(resumed, 0)
+    assert "continuing at step 2" in resumed[0].stdout
+    assert f"): {model}: has 1000 bytes but was saved with" in resumed[0].stdout + resumed[0].stderr
     for run in runs:
         assert [path.name[-1] for path in sorted((run / "checkpoint").glob("iteration_*"))] == ["4", "5"]
-    # Node 1 loses the newest step: both go on from the one before.
-    (runs[1] / "checkpoint/iteration_00000005/cpt_state.json").unlink()
-    resumed = launch_nodes(nodes, free_ports[2], "--no-shared-storage")
+    # Node 1 has not got the newest step at all.
+    shutil.rmtree(runs[1] / f"{newest}5")
+    resumed = launch_nodes(nodes, free_ports[3], "--no-shared-storage")
     assert_all(resumed, 0)
     assert "continuing at step 4" in resumed[0].stdout
     assert "step 5: not complete on node 1" in resumed[0].stdout + resumed[0].stderr
@@ -100,7 +131,32 @@ def test_two_nodes_with_disks_of_their_own(
         assert steps_of(run) == expected
 
 
-def test_what_does_not_fit_is_refused_on_every_node(nodes: list[dict[str, Path]], free_ports: list[int]) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_four_nodes_with_networks_and_disks_of_their_own(
+    make_nodes: Callable[[int], list[Node]], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
+) -> None:
+    nodes = make_nodes(4)
+    one = launch(
+        nodes[0]["config"],
+        "--output_dir",
+        str(tmp_path / "one"),
+        port=free_ports[0],
+        workers=4,
+        log_dir=tmp_path / "log",
+    )
+    assert one.returncode == 0, one.stderr
+    expected = steps_of(tmp_path / "one/run")
+    assert len(expected) == NUM_STEPS
+    with connected_nodes(4) if CAN_MAKE_NAMESPACES else nullcontext():
+        results = launch_nodes(nodes, free_ports[1], "--no-shared-storage", namespaces=CAN_MAKE_NAMESPACES)
+    assert_all(results, 0)
+    for node in nodes:
+        assert steps_of(node["folder"] / "output/run") == expected
+        assert list(list_complete(node["folder"] / "output/run/checkpoint")[0]) == [6, 4]
+
+
+def test_what_does_not_fit_is_refused_on_every_node(nodes: list[Node], free_ports: list[int]) -> None:
     assert_all(launch_nodes(nodes, free_ports[0]), 2, "this folder is not on shared storage")
     same = [nodes[0]["folder"] / "output"] * 2
     assert_all(launch_nodes(nodes, free_ports[1], "--no-shared-storage", outputs=same), 2, "storage.shared is false")
