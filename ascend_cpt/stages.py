@@ -3,7 +3,8 @@
 Each is a launch of its own (graphs are compiled for one length) and starts from the weights of the one before.
 
 Nothing is remembered beside the run folders: a stage is complete when its last step is saved, and what follows is read
-from there. So the same command goes on after an interruption, and every node of a cluster comes to the same decision.
+from there. So the same command goes on after an interruption, and every node of a cluster comes to the same decision:
+with disks of their own by launching every stage, whose processes compare what they hold, and end when all have it.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class Stage:
     plan: RunPlan
     command: str
     advance_when: AdvanceConfig | None
+    asks_nodes: bool
+    """Only a launch can tell whether it is complete: each node sees no more than a disk of its own."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last step of its run is saved."""
+        """Whether the last step of its run is saved, as far as this node sees."""
         newest, _ = find_newest_complete(self.plan.checkpoint_root)
         return newest is not None and newest.state.step >= self.plan.budget.total_steps
 
@@ -88,7 +91,7 @@ def train_stages(path: Path, launch: Sequence[str], wishes: Wishes, *, dry_run: 
         title = f"stage {stage.name} ({number} of {len(stages)})"
         extend = wishes.extend == stage.name
         choose_start(stage.plan, None, extend=extend)  # refuses a run folder of other settings
-        if stage.is_complete:
+        if stage.is_complete and not stage.asks_nodes:
             print(f"{title}: complete in {stage.plan.run_dir}", flush=True)
         else:
             print(f"{title}: {stage.command}", flush=True)
@@ -131,16 +134,22 @@ def _settle_stage(path: Path, entry: StageConfig, launch: Sequence[str], wishes:
     # JSON is YAML as well.
     assignments = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
     command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
-    workers = parse_launch([command, *launch], os.environ, Path.cwd()).num_workers
+    launched = parse_launch([command, *launch], os.environ, Path.cwd())
     config = load_config(config_path, overrides)
     validation = config.cpt.validation.sets if config.cpt.validation else {}
     plan = resolve(
         config,
-        world_size=workers,
+        world_size=launched.num_workers,
         sources=open_datasets(config, "cpt.sources", config.cpt.sources),
         validation=open_datasets(config, "cpt.validation.sets", validation),
     )
-    return Stage(name=entry.name, plan=plan, command=command, advance_when=entry.advance_when)
+    return Stage(
+        name=entry.name,
+        plan=plan,
+        command=command,
+        advance_when=entry.advance_when,
+        asks_nodes=launched.num_nodes > 1 and not config.cpt.storage.shared,
+    )
 
 
 def _check_comparable(first: Stage, stage: Stage) -> None:
@@ -185,7 +194,7 @@ def _wait_until_complete(stage: Stage) -> None:
         if time.monotonic() > deadline:
             raise CheckpointError(
                 f"{stage.plan.checkpoint_root}: the last step of stage {stage.name} is not there, though its launch "
-                "ended well; all nodes must see the same output folder"
+                "ended well; all nodes must see the same output folder, or set cpt.storage.shared: false"
             )
         time.sleep(POLL_S)
 

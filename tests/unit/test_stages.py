@@ -105,7 +105,7 @@ class FakeLauncher:
         plan = stage.plan
         steps = plan.budget.total_steps
         folder = plan.checkpoint_root / f"iteration_{steps:08d}"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         state = RunState(step=steps, total_steps=steps, tokens=1, position=1, fingerprint=plan.fingerprint())
         write_state(folder, state)
         before, after = self.losses[stage.name]
@@ -138,6 +138,17 @@ def test_each_stage_starts_from_the_one_before(write_stages: Callable[..., Path]
     assert second.plan.model["rope_theta"] == 4e4 and first.plan.model["rope_theta"] == 1e4
     assert run(path) == 0
     assert len(launcher.commands) == 2, "complete stages are skipped"
+
+
+def test_nodes_with_disks_of_their_own_are_asked_by_a_launch(
+    write_stages: Callable[..., Path], launcher: FakeLauncher
+) -> None:
+    own = {"set": {"cpt.storage.shared": False}}
+    path = write_stages(own, own)
+    for launch, num_more in ((["2"], 2), (["2"], 0), (["2", "1", "10.0.0.1", "8118", "1"], 2)):
+        launcher.commands.clear()
+        assert train_stages(path, launch, Wishes()) == 0
+        assert len(launcher.commands) == num_more
 
 
 def test_the_command_says_what_was_settled(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:

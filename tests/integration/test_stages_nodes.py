@@ -1,0 +1,71 @@
+"""Stages on two nodes with disks of their own: one after the other, and again after a node has lost a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ascend_cpt.resume.locate import list_complete
+from tests.integration.conftest import SEQ_LENGTH, run_command
+from tests.integration.test_nodes import Completed, assert_all, seal, steps_of
+
+NUM_STEPS = 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_stages_on_nodes_with_disks_of_their_own(
+    packed: Path, write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
+) -> None:
+    homes = [tmp_path / f"node{rank}" for rank in range(2)]
+    for home in homes:
+        shutil.copytree(packed.parent, home / "data")
+        seal(home / "data" / packed.name)
+        sources = {"train": {"path": str(home / "data" / packed.name)}}
+        config = write_config(
+            train_tokens=NUM_STEPS * 8 * SEQ_LENGTH,
+            sources=sources,
+            storage={"shared": False},
+            validation={"max_rows": 8, "sets": {"held": sources["train"]}},
+            checkpoint={"every": "2 steps"},
+        )
+        advance = {"advance_when": {"set": "held", "max_increase": 1.0}}
+        second = {"cpt.schedule": {"peak_lr": 1e-4}}
+        entries = [
+            {"name": "one", "config": str(config), **advance},
+            {"name": "two", "config": str(config), "set": second},
+        ]
+        (home / "both.yaml").write_text(yaml.safe_dump({"stages": entries}), encoding="utf-8")
+
+    def train(port: int) -> list[Completed]:
+        def run(rank: int) -> Completed:
+            home = homes[rank]
+            form = ["2", "1", "127.0.0.1", str(port), str(rank), str(home / "log"), "False", "120"]
+            command = [sys.executable, "tools/train_stages.py", str(home / "both.yaml"), *form]
+            return run_command(
+                [*command, "--output_dir", str(home / "output")], env={"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
+            )
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(run, range(2)))
+
+    assert_all(train(free_ports[0]), 0, "all 2 stages are complete")
+    first, second_run = ([home / f"output/both_{name}" for home in homes] for name in ("one", "two"))
+    for runs in (first, second_run):
+        assert steps_of(runs[0]) == steps_of(runs[1])
+        assert len(steps_of(runs[0])) == NUM_STEPS
+    expected = steps_of(second_run[0])
+    # Node 1 loses the end of both: all nodes train it again, and come to the same.
+    for runs in (first, second_run):
+        shutil.rmtree(runs[1] / "checkpoint/iteration_00000004")
+    again = train(free_ports[1])
+    assert_all(again, 0, "all 2 stages are complete")
+    assert again[0].stdout.count("continuing at step 2") == 2
+    assert steps_of(second_run[1]) == expected
+    assert sorted(list_complete(first[1] / "checkpoint")[0]) == [2, 4]
