@@ -5,64 +5,33 @@ Needs root and ip(8): `pytest tests/integration/test_partition.py -m slow`.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.network import CAN_MAKE_NAMESPACES, address_of, connected_nodes, cut, mend, run_on
 from tests.integration.test_restarts import Job, job
 
 __all__ = ["job"]  # a fixture of the tests below
 
-NAMESPACES = ("cpt_node0", "cpt_node1")
-ADDRESSES = ("10.77.31.1", "10.77.31.2")
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.getuid() != 0 or not shutil.which("ip"), reason="network namespaces need root and ip(8)"),
+    pytest.mark.skipif(not CAN_MAKE_NAMESPACES, reason="network namespaces need root and ip(8)"),
 ]
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 @pytest.fixture
 def network() -> Iterator[None]:
-    for name in NAMESPACES:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-        ip("netns", "add", name)
-        ip("-n", name, "link", "set", "lo", "up")
-    ip(
-        "link",
-        "add",
-        "cpt_line0",
-        "netns",
-        NAMESPACES[0],
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "cpt_line1",
-        "netns",
-        NAMESPACES[1],
-    )
-    for number, name in enumerate(NAMESPACES):
-        ip("-n", name, "address", "add", f"{ADDRESSES[number]}/24", "dev", f"cpt_line{number}")
-        ip("-n", name, "link", "set", f"cpt_line{number}", "up")
-    yield
-    for name in NAMESPACES:
-        ip("netns", "del", name)
+    with connected_nodes(2):
+        yield
 
 
 class NamespacedJob(Job):
     """A job whose nodes see each other through a line that can be cut."""
 
     def start(self, node: int = 0, *, num_nodes: int = 2, total: int = 30, options: str = "--max-restarts 3") -> None:
-        self.address, self.prefix = ADDRESSES[0], ("ip", "netns", "exec", NAMESPACES[node])
+        self.address, self.prefix = address_of(0), run_on(node)
         super().start(node, num_nodes=num_nodes, total=total, options=options)
 
 
@@ -71,21 +40,13 @@ def split_job(job: Job, network: None) -> NamespacedJob:
     return NamespacedJob(job.folder, job.environ, job.port, job.nodes, limit_s=240)
 
 
-def cut() -> None:
-    ip("-n", NAMESPACES[0], "link", "set", "cpt_line0", "down")
-
-
-def mend() -> None:
-    ip("-n", NAMESPACES[0], "link", "set", "cpt_line0", "up")
-
-
 def test_a_short_break_is_ridden_out(split_job: NamespacedJob) -> None:
     for node in (0, 1):
         split_job.start(node, total=60)
     split_job.wait_for_step(5)
-    cut()
+    cut(0)
     time.sleep(20)
-    mend()
+    mend(0)
     assert [split_job.wait(0), split_job.wait(1)] == [0, 0], split_job.text(0) + split_job.text(1)
     assert len(split_job.starts()) == 2
 
@@ -94,21 +55,21 @@ def test_a_line_that_stays_cut_ends_the_job_with_a_clear_line(split_job: Namespa
     for node in (0, 1):
         split_job.start(node, total=10000, options="--max-restarts 3 --rejoin-timeout 5")
     split_job.wait_for_step(5)
-    cut()
+    cut(0)
     assert [split_job.wait(0), split_job.wait(1)] == [1, 1], split_job.text(0) + split_job.text(1)
     assert "was not heard for 45 s: it is down or the network is broken" in split_job.text(0)
     assert ") did not come back within 5 s; start the job again to go on" in split_job.text(0)
     assert "node 0 is lost" in split_job.text(1)
-    assert f"node 0's launcher did not answer at {ADDRESSES[0]}:" in split_job.text(1)
+    assert f"node 0's launcher did not answer at {address_of(0)}:" in split_job.text(1)
 
 
 def test_a_long_break_is_followed_by_a_restart(split_job: NamespacedJob) -> None:
     for node in (0, 1):
         split_job.start(node, total=900)
     split_job.wait_for_step(5)
-    cut()
+    cut(0)
     time.sleep(60)
-    mend()
+    mend(0)
     assert [split_job.wait(0), split_job.wait(1)] == [0, 0], split_job.text(0) + split_job.text(1)
     assert "restart 1 of 3" in split_job.text(0)
     assert len(split_job.starts()) == 4
