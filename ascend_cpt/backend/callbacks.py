@@ -200,6 +200,7 @@ class RunKeeper(Callback):
         """
         cb_params = run_context.original_args()
         step = self._initial_step + cb_params.cur_step_num
+        self._writer.advance()
         if self._tells_launcher:
             report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
@@ -208,7 +209,7 @@ class RunKeeper(Callback):
         if last or _is_due(step, self._validate_every):
             stopping = self._validate(step)
         if last or stopping or request or _is_due(step, self._save_every):
-            folder = self._writer.save(step, cb_params)
+            folder = self._writer.save(step, cb_params, wait=bool(last or stopping or request))
             self._end_if_asked(stopping, f"; saved in {folder}")
             if request:
                 self._sinks.close()
@@ -220,6 +221,10 @@ class RunKeeper(Callback):
         if last:
             run_context.request_stop()
         self._monitor.mark_step_over()
+
+    def finish_saving(self) -> None:
+        """Complete what is still saved in the background, before the run ends by another callback."""
+        self._writer.finish()
 
     def on_train_end(self, run_context: RunContext) -> None:
         """Write out what the sinks hold back."""

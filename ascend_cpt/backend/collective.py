@@ -9,6 +9,7 @@ import numpy as np
 from mindformers.utils.parallel_utils import barrier_world
 from mindspore import Tensor, nn, ops
 from mindspore.communication import get_group_size, get_rank
+from mindspore.mint.distributed import all_reduce
 
 
 class _SumOverRanks(nn.Cell):
@@ -33,11 +34,17 @@ def is_pure_data_parallel() -> bool:
 
 
 def sum_over_ranks(values: np.ndarray, num_ranks: int) -> np.ndarray:
-    """Return the element-wise sum over all ranks of a one-dimensional float array, float32 (pure data parallel)."""
-    assert is_pure_data_parallel()
+    """Return the element-wise sum over all ranks of a one-dimensional float array, float32."""
+    own = values.astype(np.float32)
     if num_ranks == 1:
-        return values.astype(np.float32)
-    total: np.ndarray = _get_sum_cell()(Tensor(values.astype(np.float32))).asnumpy()
+        return own
+    tensor = Tensor(own)
+    if is_pure_data_parallel():
+        tensor = _get_sum_cell()(tensor)
+    else:
+        # A graph of our own may hold no communication in semi-auto parallel mode.
+        all_reduce(tensor)  # in place
+    total: np.ndarray = tensor.asnumpy()
     return total
 
 
@@ -46,7 +53,6 @@ def wait_for_ranks(num_ranks: int) -> None:
     if is_pure_data_parallel():
         sum_over_ranks(np.zeros(1), num_ranks)
     else:
-        # A graph of our own may hold no communication in semi-auto parallel mode.
         barrier_world("ranks to come to the same point")
 
 

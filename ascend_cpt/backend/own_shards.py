@@ -21,18 +21,25 @@ from ascend_cpt.errors import CheckpointError
 
 
 def save_own_shards(
-    folder: Path, network: nn.Cell, optimizer: nn.Cell, *, prefix: str, rank: int, num_ranks: int
+    folder: Path,
+    network: nn.Cell,
+    optimizer: nn.Cell,
+    *,
+    prefix: str,
+    rank: int,
+    num_ranks: int,
+    background: bool = False,
 ) -> None:
-    """Save what this rank holds of the model and of the optimizer into `folder`, which must exist."""
+    """Save what this rank holds of the model and of the optimizer into `folder`, which must exist.
+
+    With `background` the files are there some time after the return.
+    """
     model_names = set(network.parameters_dict())
-    model_file, optimizer_file = _name_files(folder, prefix, rank, num_ranks)
-    ms.save_checkpoint(network, str(model_file), integrated_save=False, format="safetensors")
+    model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
+    how = {"integrated_save": False, "format": "safetensors", "async_save": background}
+    ms.save_checkpoint(network, str(model_file.with_suffix("")), **how)
     ms.save_checkpoint(
-        optimizer,
-        str(optimizer_file),
-        integrated_save=False,
-        format="safetensors",
-        choice_func=lambda name: name not in model_names,
+        optimizer, str(optimizer_file.with_suffix("")), choice_func=lambda name: name not in model_names, **how
     )
 
 
@@ -53,9 +60,7 @@ def load_own_shards(
     Raises:
         CheckpointError: when this node holds no shards of this rank.
     """
-    model_file, optimizer_file = (
-        path.with_name(f"{path.name}.safetensors") for path in _name_files(folder, prefix, rank, num_ranks)
-    )
+    model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
     wanted = [model_file] if optimizer is None else [model_file, optimizer_file]
     for path in wanted:
         if not path.is_file():
@@ -86,8 +91,9 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
     trainer.load_checkpoint = load
 
 
-def _name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Path, Path]:
-    return (
-        Path(get_checkpoint_name(str(folder), prefix, rank, num_ranks, FileType.MODEL)),
-        Path(get_checkpoint_name(str(folder), prefix, rank, num_ranks, FileType.OPTIMIZER)),
-    )
+def name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Path, Path]:
+    """Return the files of a rank's part of the model and of the optimizer."""
+    names = [
+        get_checkpoint_name(str(folder), prefix, rank, num_ranks, kind) for kind in (FileType.MODEL, FileType.OPTIMIZER)
+    ]
+    return Path(f"{names[0]}.safetensors"), Path(f"{names[1]}.safetensors")

@@ -7,22 +7,23 @@ import importlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mindspore as ms
-from mindformers.checkpoint.checkpoint import CommonInfo, save_checkpoint
+import numpy as np
+from mindformers.checkpoint.checkpoint import AsyncSaveManager, CommonInfo, save_checkpoint
 from mindformers.checkpoint.sharded_tensor import get_all_sharded_tensor
-from mindformers.checkpoint.utils import (
-    FileType,
-    get_checkpoint_iter_dir,
-    get_checkpoint_name,
-    get_checkpoint_tracker_filename,
-)
+from mindformers.checkpoint.utils import get_checkpoint_iter_dir, get_checkpoint_tracker_filename
 
-from ascend_cpt.backend.collective import is_pure_data_parallel, wait_for_ranks
+from ascend_cpt.backend.background import BackgroundFiles, note_errors
+from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
 from ascend_cpt.backend.full_disk import tell_full_disk
-from ascend_cpt.backend.own_shards import save_common_files, save_own_shards
+from ascend_cpt.backend.own_shards import name_files, save_common_files, save_own_shards
+from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
 from ascend_cpt.resume.locate import remove_old_checkpoints
 from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
@@ -30,14 +31,23 @@ from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
 logger = logging.getLogger(__name__)
 
 PREFIX = "cpt"
-TEMPORARY_NAME = ".{}.tmp"
 KEEP_ALL = 10**9  # old ones are removed by us: MindFormers forgets those of earlier launches
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """A step that has been saved but for its state; `files` are those of this rank that are still being written."""
+
+    step: int
+    folder: Path
+    files: BackgroundFiles | None
 
 
 class CheckpointWriter:
     """Saves weights, optimizer and state of a step; the state, written last, makes the step complete.
 
-    One rank completes a folder: rank 0 where all nodes share it, otherwise the first rank of every node.
+    One rank completes a folder: rank 0 where all nodes share it, otherwise the first rank of every node. All ranks call
+    every method at the same steps.
     """
 
     def __init__(
@@ -52,97 +62,146 @@ class CheckpointWriter:
         completes: bool,
         rank: int,
         num_ranks: int,
+        background: bool = False,
     ) -> None:
         self._root, self._state = root, initial_state
         self._global_batch_size = global_batch_size
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
         self._shared, self._completes = shared, completes
         self._rank, self._num_ranks = rank, num_ranks
+        self._background = background
+        self._pending: _Pending | None = None
+        if background:
+            note_errors()
 
-    def save(self, step: int, cb_params: Any) -> Path:
+    def save(self, step: int, cb_params: Any, *, wait: bool = True) -> Path:
         """Save the training network of `cb_params` as step `step` and return the folder.
+
+        Without `wait` a background save goes on after the return; `advance` or `finish` completes it.
 
         Raises:
             CheckpointError: when the disk is full; what was complete before is still there.
         """
+        self.finish()
         folder = Path(get_checkpoint_iter_dir(str(self._root), step))
-        with tell_full_disk(folder, "saving"):
-            self._write(folder, step, cb_params)
+        with self._room_for(folder):
+            files = self._write(folder, step, cb_params)
+            self._pending = _Pending(
+                step=step, folder=folder, files=BackgroundFiles(files) if self._background else None
+            )
+        if wait or not self._background:
+            self.finish()
+        return folder
+
+    def advance(self) -> None:
+        """Complete a step that is saved in the background, if the files of all ranks are whole by now.
+
+        Raises:
+            CheckpointError: when the disk is full.
+        """
+        if self._pending is None:
+            return
+        assert self._pending.files is not None
+        num_writing = sum_over_ranks(np.array([not self._pending.files.are_done]), self._num_ranks)
+        if num_writing[0] == 0:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for what is saved in the background, and make the step complete.
+
+        Raises:
+            CheckpointError: when the disk is full.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        with self._room_for(pending.folder):
+            if pending.files is not None:
+                pending.files.wait()
             wait_for_ranks(self._num_ranks)
             if self._completes:
-                self._complete(folder, step)
+                self._complete(pending.folder, pending.step)
         wait_for_ranks(self._num_ranks)
         # Not before: until here an older step may be the newest that is complete on every node.
         if self._completes:
-            self._remove_old(folder)
-        return folder
+            self._remove_old(pending.folder)
 
-    def _write(self, folder: Path, step: int, cb_params: Any) -> None:
-        """Write the files of a step, those of this rank or of all ranks."""
+    @contextmanager
+    def _room_for(self, folder: Path) -> Iterator[None]:
+        """Tell of a full disk, and do not leave on it what was begun."""
+        try:
+            with tell_full_disk(folder, "saving"):
+                yield
+        except CheckpointError:
+            # Of several ranks that write, others may still be at it.
+            if self._completes and is_pure_data_parallel() and not (folder / STATE_NAME).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _write(self, folder: Path, step: int, cb_params: Any) -> tuple[Path, ...]:
+        """Write the files of a step and return those of this rank, which may still be on their way."""
         # Not `train_network`: in sink mode that is a wrapper which fetches the data.
         wrapper = cb_params.network
-        network, optimizer = wrapper.network, wrapper.optimizer
         common = CommonInfo(
             step_num=step,
             epoch_num=cb_params.cur_epoch_num,
-            global_step=int(optimizer.global_step.asnumpy().reshape(-1)[0]),
+            global_step=int(wrapper.optimizer.global_step.asnumpy().reshape(-1)[0]),
             loss_scale=float(cb_params.net_outputs[2].asnumpy().reshape(-1)[0]),
             global_batch_size=self._global_batch_size,
         )
         if is_pure_data_parallel():
-            if self._completes:
-                self._save_whole(folder, network, optimizer, common)
-        elif not self._shared:
-            self._save_on_node(folder, wrapper, common)
-        else:
+            return self._save_whole(folder, wrapper, common) if self._completes else ()
+        if self._shared:
             save_checkpoint(
                 iteration=step,
-                network=network,
-                optimizer=optimizer,
+                network=wrapper.network,
+                optimizer=wrapper.optimizer,
+                async_save_manager=AsyncSaveManager("thread") if self._background else None,
                 common_info=common,
                 keep_max_num=KEEP_ALL,
                 user_prefix=PREFIX,
                 save_checkpoint_path=str(self._root),
                 sharded_tensor_metas=get_all_sharded_tensor(network=wrapper),
             )
+        else:
+            self._save_on_node(folder, wrapper, common)
+        return name_files(folder, PREFIX, self._rank, self._num_ranks)
 
     def _save_on_node(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> None:
-        """Save every rank's shards on its own node; the folder gets its final name with the first file."""
+        """Save every rank's shards on its own node."""
         if self._completes:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            _make_empty(folder)
         wait_for_ranks(self._num_ranks)
         save_own_shards(
-            folder, wrapper.network, wrapper.optimizer, prefix=PREFIX, rank=self._rank, num_ranks=self._num_ranks
+            folder,
+            wrapper.network,
+            wrapper.optimizer,
+            prefix=PREFIX,
+            rank=self._rank,
+            num_ranks=self._num_ranks,
+            background=self._background,
         )
         sharded_tensors = get_all_sharded_tensor(network=wrapper)
         if self._completes:
             save_common_files(folder, wrapper.network, common, sharded_tensors, prefix=PREFIX)
 
-    def _save_whole(self, folder: Path, network: ms.nn.Cell, optimizer: ms.nn.Cell, common: CommonInfo) -> None:
-        """Save the whole model from one rank, under a temporary name until it is whole.
+    def _save_whole(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> tuple[Path, ...]:
+        """Save the whole model from one rank.
 
         Every rank holds the same parameters, for which MindFormers has no layout to save shards by.
         """
-        temporary = folder.with_name(TEMPORARY_NAME.format(folder.name))
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            temporary.mkdir(parents=True)
-            self._fill(temporary, network, optimizer, common)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _fill(self, folder: Path, network: ms.nn.Cell, optimizer: ms.nn.Cell, common: CommonInfo) -> None:
-        model_names = set(network.parameters_dict())
-        model_file = get_checkpoint_name(str(folder), PREFIX, 0, 1, FileType.MODEL)
-        optimizer_file = get_checkpoint_name(str(folder), PREFIX, 0, 1, FileType.OPTIMIZER)
-        ms.save_checkpoint(network, model_file, format="safetensors")
-        ms.save_checkpoint(
-            optimizer, optimizer_file, format="safetensors", choice_func=lambda name: name not in model_names
+        _make_empty(folder)
+        save_own_shards(
+            folder,
+            wrapper.network,
+            wrapper.optimizer,
+            prefix=PREFIX,
+            rank=0,
+            num_ranks=1,
+            background=self._background,
         )
         common.save_common(str(folder / "common.json"))
+        return name_files(folder, PREFIX, 0, 1)
 
     def _complete(self, folder: Path, step: int) -> None:
         paths = [path for path in sorted(folder.iterdir()) if path.name != STATE_NAME]
@@ -159,13 +218,17 @@ class CheckpointWriter:
         write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
 
     def _remove_old(self, newest: Path) -> None:
-        for unfinished in self._root.glob(TEMPORARY_NAME.format("*")):
-            shutil.rmtree(unfinished)  # of a process that was killed
         removed = remove_old_checkpoints(
             self._root, self._keep_last, keep=newest, keep_every_steps=self._keep_every_steps
         )
         for folder in removed:
             logger.info("removed the old checkpoint %s", folder)
+
+
+def _make_empty(folder: Path) -> None:
+    """Make the folder of a step, in place of one that was not saved to the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def load_whole_checkpoints() -> None:

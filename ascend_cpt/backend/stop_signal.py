@@ -10,12 +10,9 @@ from functools import partial
 from types import FrameType
 from typing import TextIO
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor
-from mindspore.mint.distributed import all_reduce
 
-from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
+from ascend_cpt.backend.collective import sum_over_ranks
 from ascend_cpt.cluster.worker import LAUNCHER_PID
 from ascend_cpt.errors import CptError
 
@@ -61,15 +58,7 @@ def find_request(num_ranks: int) -> signal.Signals | None:
 
     A rank may hear it a step earlier than another, and then only one of them would save and leave.
     """
-    own = np.array([float(number in _received) for number in SIGNALS])
-    if num_ranks == 1:
-        total = own
-    elif is_pure_data_parallel():
-        total = sum_over_ranks(own, num_ranks)
-    else:
-        tensor = Tensor(own, ms.float32)
-        all_reduce(tensor)  # in place
-        total = tensor.asnumpy()
+    total = sum_over_ranks(np.array([float(number in _received) for number in SIGNALS]), num_ranks)
     return next((number for number, count in zip(SIGNALS, total, strict=True) if count > 0), None)
 
 

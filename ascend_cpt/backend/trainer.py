@@ -70,6 +70,7 @@ def train(plan: RunPlan, launch: Launch) -> None:
             Trainer(mindformers_config, callbacks=callbacks).train()
     except RunStopped:
         report_own_stop()
+        callbacks[-1].finish_saving()
         raise
 
 

@@ -223,6 +223,7 @@ def _build_writer(plan: RunPlan, rank: int, *, completes: bool) -> CheckpointWri
         completes=completes,
         rank=rank,
         num_ranks=plan.layout.world_size,
+        background=checkpoint.background,
     )
 
 

@@ -118,6 +118,8 @@ class CheckpointConfig:
     """Number of newest complete checkpoints to keep; 0 keeps all."""
     keep_every: Interval | None = None
     """Checkpoints at multiples of this are kept for good, beside the newest ones."""
+    background: bool = False
+    """Train on while the files are written, from a copy of model and optimizer in the memory of each process."""
 
 
 @dataclass(frozen=True, kw_only=True)

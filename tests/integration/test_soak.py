@@ -25,6 +25,7 @@ from tests.integration.conftest import REPOSITORY, SEQ_LENGTH
 from tests.integration.test_nodes import launch_nodes, seal, steps_of
 
 NUM_STEPS = 400
+NUM_KILLS = int(os.environ.get("ASCEND_CPT_SOAK_KILLS", "30"))
 TIMEOUT_S = 3600.0
 
 
@@ -85,15 +86,21 @@ def newest_common_step(nodes: list[Node]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4000)
-def test_thirty_kills_change_nothing(
-    tmp_path: Path, packed: Path, write_config: Callable[..., Path], free_ports: list[int]
+@pytest.mark.parametrize(("background", "num_kills"), [(False, NUM_KILLS), (True, NUM_KILLS // 3)])
+def test_kills_change_nothing(
+    tmp_path: Path,
+    packed: Path,
+    write_config: Callable[..., Path],
+    free_ports: list[int],
+    background: bool,
+    num_kills: int,
 ) -> None:
     settings = {
         "run_name": "run",
         "train_tokens": NUM_STEPS * 8 * SEQ_LENGTH,
         "schedule": {"peak_lr": 1e-3},
         "validation": None,
-        "checkpoint": {"every": "1 steps", "keep_last": 3},
+        "checkpoint": {"every": "1 steps", "keep_last": 3, "background": background},
     }
     folders = [tmp_path / f"node{rank}" for rank in range(2)]
     configs = []
@@ -109,7 +116,7 @@ def test_thirty_kills_change_nothing(
 
     nodes = [Node(rank, folders[rank], configs[rank], free_ports[2], tmp_path / f"log{rank}") for rank in range(2)]
     try:
-        kills = strike(nodes, int(os.environ.get("ASCEND_CPT_SOAK_KILLS", "30")))
+        kills = strike(nodes, num_kills)
         for node in nodes:
             code = node.process.wait(timeout=TIMEOUT_S)
             assert code == 0, "".join((tmp_path / f"log{rank}").read_text()[-3000:] for rank in range(2))
