@@ -15,9 +15,9 @@ import pytest
 
 from ascend_cpt.resume.locate import list_complete
 from tests.integration.conftest import SEQ_LENGTH, read_history
-from tests.integration.test_nodes import NUM_STEPS, assert_all, launch_nodes, nodes, steps_of
+from tests.integration.test_nodes import NUM_STEPS, assert_all, launch_nodes, make_nodes, nodes, steps_of
 
-__all__ = ["nodes"]  # a fixture of the tests below
+__all__ = ["make_nodes", "nodes"]  # fixtures of the tests below
 
 Completed = subprocess.CompletedProcess[str]
 # Room for records and logs, but not for a checkpoint of 2 MB.
