@@ -16,10 +16,19 @@ import pytest
 import yaml
 
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, manifest_path, write_manifest
+from ascend_cpt.data.sample import make_sample
 from tests.ports import find_free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEQ_LENGTH, VOCAB_SIZE, EOD_ID, PAD_ID = 64, 512, 0, 511
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the sample corpus and its tokenizer: to be read only."""
+    folder = tmp_path_factory.mktemp("sample")
+    make_sample(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

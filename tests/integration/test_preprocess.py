@@ -19,20 +19,12 @@ from tokenizers import Tokenizer
 from ascend_cpt.data import pipeline
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
-from ascend_cpt.data.sample import make_sample
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.subs import Progress, SubResult, SubTask, pack_sub
 from ascend_cpt.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL = REPOSITORY / "tools" / "preprocess_data.py"
-
-
-@pytest.fixture(scope="session")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    make_sample(folder)
-    return folder
 
 
 def run_tool(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -13,16 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ascend_cpt.data.sample import make_sample
-
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "preprocess_data.py"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    make_sample(folder)
-    return folder / "tokenizer"
+def tokenizer(sample: Path) -> Path:
+    return sample / "tokenizer"
 
 
 def run(tokenizer: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

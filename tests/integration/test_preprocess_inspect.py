@@ -17,7 +17,6 @@ from ascend_cpt.data.manifest import Manifest, load_manifest
 from ascend_cpt.data.mindrecord import MindRecordWriter
 from ascend_cpt.data.outputs import make_shard
 from ascend_cpt.data.pipeline import preprocess
-from ascend_cpt.data.sample import make_sample
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.errors import DataError
 
@@ -26,10 +25,10 @@ TEXTS = ["one", "two words", "x " * 500, "four"]
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     """A folder with the sample tokenizer and TEXTS packed as `rows` (MindRecord) and `whole` (mmap)."""
     folder = tmp_path_factory.mktemp("inspect")
-    make_sample(folder / "sample")
+    (folder / "sample").symlink_to(sample)
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     for name, output_format in (("rows", "mindrecord"), ("whole", "mmap")):
         preprocess(

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
-from ascend_cpt.data.sample import make_sample
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.errors import DataError
 
@@ -23,9 +22,9 @@ TEXTS = ["one two three", "x" * 3000, "four \u00e9\n\n", "<|endoftext|>"] * 10
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     folder = tmp_path_factory.mktemp("mmap")
-    make_sample(folder / "sample")
+    (folder / "sample").symlink_to(sample)
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return folder
 

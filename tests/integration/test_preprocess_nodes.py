@@ -15,7 +15,6 @@ import pytest
 
 from ascend_cpt.data.manifest import load_manifest
 from ascend_cpt.data.pipeline import preprocess
-from ascend_cpt.data.sample import make_sample
 from ascend_cpt.data.settings import PreprocessSettings
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "preprocess_data.py"
@@ -23,10 +22,10 @@ NUM_SUBS = 6
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corpus(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     """A folder with the sample tokenizer, `in.jsonl` (4 MB), and `expected/`, packed by one process."""
     folder = tmp_path_factory.mktemp("nodes")
-    make_sample(folder / "sample")
+    (folder / "sample").symlink_to(sample)
     texts = [json.loads(line)["text"] for line in (folder / "sample" / "code" / "train.jsonl").open()]
     (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     preprocess(

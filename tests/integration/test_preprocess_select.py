@@ -14,7 +14,6 @@ import pytest
 from ascend_cpt.data.filtering import PYTHON_VARIABLE
 from ascend_cpt.data.indexed import IndexedReader
 from ascend_cpt.data.manifest import load_manifest
-from ascend_cpt.data.sample import make_sample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,13 +32,6 @@ for name in [name for name, _ in job["filters"]] + (["MinHash"] if job["minhash"
 if any("crash" in arguments for _, arguments in job["filters"]):
     sys.exit("ValueError: told to")
 """
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    make_sample(folder)
-    return folder
 
 
 def run(tokenizer: Path, folder: Path, prefix: str, *flags: str) -> subprocess.CompletedProcess[str]:
