@@ -25,14 +25,27 @@ hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
+# What takes minutes starts first, behind the unit tests: at the end no worker waits for the other.
+LONGEST = ("integration/test_training.py", "integration/backend", "integration/test_phases.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file on one worker, in their order: they share fixtures.
 
     Those of integration/backend share MindFormers' state in the process as well.
     """
+    tests = Path(__file__).parent
     for item in items:
-        shares_process = item.path.parent.name == "backend" and "integration" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group(str(item.path.parent if shares_process else item.path)))
+        group = item.path.relative_to(tests)
+        if group.parts[:2] == ("integration", "backend"):
+            group = group.parent
+        item.add_marker(pytest.mark.xdist_group(group.as_posix()))
+
+    def rank(item: pytest.Item) -> tuple[bool, bool]:
+        place = item.path.relative_to(tests).as_posix()
+        return not place.startswith("unit"), not place.startswith(LONGEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)

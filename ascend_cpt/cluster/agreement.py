@@ -84,8 +84,8 @@ class Agreement:
             code = error.exit_code if isinstance(error, CptError) else EXIT_FAILURE
             self._connection.send(rank=self._me.rank, failure=f"{self._me}: {text}", exit_code=code)
         self._connection.close()
-        if error is not None and self._collector is not None:
-            # The collector lives in this process: let it tell the others before we end.
+        if self._collector is not None:
+            # The collector lives in this process, which may end now: let it tell the others what it has to.
             self._collector.join(LINGER_S)
 
     @property

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,8 @@ import pytest
 from ascend_cpt.cluster.agreement import Agreement, join_job
 from ascend_cpt.errors import ClusterError, ConfigError
 from tests.ports import find_free_port
+
+REPO_ROOT = Path(__file__).resolve().parents[3]
 
 
 def run_all(size: int, work: Callable[[Agreement, int], Any], *, timeout_s: float = 10.0) -> list[Any]:
@@ -102,6 +107,20 @@ def test_one_that_leaves_without_a_word(leaver_waits_s: float, other_waits_s: fl
     results = run_all(3, work)
     reason = f"rank 1 on node 0 ({socket.gethostname()}) ended without a word while others waited for it"
     assert [str(results[rank]).partition(";")[0] for rank in (0, 2)] == [reason] * 2
+
+
+def test_rank_0_ends_right_after_the_last_exchange() -> None:
+    script = """
+import sys
+from ascend_cpt.cluster.agreement import Agreement
+rank, size, port = map(int, sys.argv[1:])
+with Agreement(rank=rank, size=size, node=0, address=("127.0.0.1", port), timeout_s=60) as agreement:
+    assert len(agreement.exchange("much", "x" * 20_000)) == size
+"""
+    size, port = 12, find_free_port()
+    command = [sys.executable, "-c", script]
+    ranks = [subprocess.Popen([*command, str(rank), str(size), str(port)], cwd=REPO_ROOT) for rank in range(size)]
+    assert [rank.wait() for rank in ranks] == [0] * size
 
 
 def test_a_stranger_at_the_port_disturbs_nobody() -> None:
