@@ -14,6 +14,7 @@ from typing import Any
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
 from ascend_cpt.backend.describe import describe, describe_end, describe_start
+from ascend_cpt.backend.full_disk import tell_full_disk
 from ascend_cpt.backend.plan_picture import draw_plan
 from ascend_cpt.backend.readiness import check_job
 from ascend_cpt.backend.resolve import RunPlan, resolve
@@ -62,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         check_job(plan, agreement)
         # One process of each folder holds it: a second launch would have such a one, too.
         holds = agreement.rank == 0 if plan.config.cpt.storage.shared else agreement.is_first_on_node
-        with hold_run_folder(plan.run_dir) if holds else nullcontext():
+        lock = hold_run_folder(plan.run_dir) if holds else nullcontext()
+        with tell_full_disk(plan.run_dir, "writing what belongs to the run"), lock:
             start = choose_start(plan, args.resume_training, extend=args.extend, agreement=agreement)
             return train_run(plan, start, args, process, is_first_on_node=agreement.is_first_on_node)
 

@@ -40,10 +40,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(disk: Path) -> Path:
-    """Leave little room on the disk; return the file that takes the rest."""
+def fill(disk: Path, room_bytes: int = ROOM_BYTES) -> Path:
+    """Leave little room on the disk, or none; return the file that takes the rest."""
     path = disk / "filler"
-    path.write_bytes(bytes(shutil.disk_usage(disk).free - ROOM_BYTES))
+    path.write_bytes(bytes(shutil.disk_usage(disk).free - room_bytes))
     return path
 
 
@@ -68,6 +68,12 @@ def test_one_process(
     folder = small_disk / "run/checkpoint/iteration_00000004"
     assert f"error: {folder}: the disk is full while saving; free space, then the same command goes on" in failed.stderr
     assert_step_2_is_what_there_is(small_disk / "run")
+    filler.unlink()
+    filler = fill(small_disk, room_bytes=0)
+    failed = train(config, "--output_dir", str(small_disk))
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert failed.stderr.count("\n") == 1
+    assert f"error: {small_disk}/run: the disk is full while writing what belongs to the run; free" in failed.stderr
     filler.unlink()
     resumed = train(config, "--output_dir", str(small_disk))
     assert resumed.returncode == 0, resumed.stderr
