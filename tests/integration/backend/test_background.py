@@ -70,8 +70,12 @@ def test_a_step_counts_when_its_files_are_whole(
     weight = wrapper.network.weight
     before = weight.asnumpy().copy()
     folder = save_step(3)
-    # The training goes on and changes what is being saved.
+    # The training goes on and changes what is being saved, where it lies.
     weight.set_data(ms.Tensor(np.full(weight.shape, 7.0, np.float32)))
+    moment = next(parameter for parameter in wrapper.optimizer.get_parameters() if "moment" in parameter.name)
+    moment_before = moment.asnumpy().copy()
+    moment.asnumpy()[...] = 7.0
+    assert not np.array_equal(moment.asnumpy(), moment_before), "on a CPU this is the memory itself"
     writer.advance()
     assert list(list_complete(tmp_path)[0]) == []
     released.set()
@@ -80,6 +84,8 @@ def test_a_step_counts_when_its_files_are_whole(
     assert list(list_complete(tmp_path)[0]) == [3]
     saved = ms.load_checkpoint(str(next(folder.glob("cpt-model-*"))), format="safetensors")
     assert np.array_equal(saved[weight.name].asnumpy(), before)
+    saved = ms.load_checkpoint(str(next(folder.glob("cpt-opt-*"))), format="safetensors")
+    assert np.array_equal(saved[moment.name].asnumpy(), moment_before)
     save_step(4)
     save_step(5)  # waits for the one before
     assert list(list_complete(tmp_path)[0]) == [4, 3]
