@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -44,11 +45,14 @@ class ClusterError(CptError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's `main` and return its exit code.
 
-    A `CptError` is printed as one line (`error: ...`) and gives 2; an interrupt gives 130; anything else prints its
-    traceback and gives 1. With `ASCEND_CPT_TRACEBACK=1` the user's mistakes show their traceback as well.
+    A `CptError` is printed as one line (`error: ...`) and gives 2; an interrupt gives 130; a reader of the output who
+    has left (`| head`) gives 1; anything else prints its traceback and gives 1. With `ASCEND_CPT_TRACEBACK=1` the
+    user's mistakes show their traceback as well.
     """
     try:
-        return main() or EXIT_OK
+        code = main() or EXIT_OK
+        sys.stdout.flush()
+        return code
     except CptError as error:
         if os.environ.get("ASCEND_CPT_TRACEBACK") == "1":
             traceback.print_exc()
@@ -57,6 +61,17 @@ def run_command(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if not (isinstance(error, BrokenPipeError) and _has_reader_left()):
+            traceback.print_exc()
         return EXIT_FAILURE
+
+
+def _has_reader_left() -> bool:
+    """Whether nobody reads the standard output any more; then it goes nowhere, as Python would complain at its end."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

@@ -248,8 +248,14 @@ def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
     found = find_layout_problems(model, layout, config.cpt.seq_length)
     if not found and not uses_cpu(config):
         parallel = config.mindformers.get("parallel_config") or {}
-        sequence_parallel = bool(parallel.get("use_seq_parallel", False))
-        found = find_switch_problems(model, layout, config.cpt.seq_length, sequence_parallel=sequence_parallel)
+        recompute = config.mindformers.get("recompute_config") or {}
+        found = find_switch_problems(
+            model,
+            layout,
+            config.cpt.seq_length,
+            sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
+            recompute=recompute.get("recompute"),
+        )
     problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]
 
 

@@ -52,9 +52,9 @@ BOOL_KEYS = {
     "parallel_config": ["use_seq_parallel", "vocab_emb_dp"],
     "model.model_config": ["tie_word_embeddings", "qk_layernorm", "attention_bias", "use_flash_attention"],
     "runner_wrapper": ["use_clip_grad"],
-    "recompute_config": ["recompute"],
     "": ["use_parallel"],
 }
+SWITCH_BY_STAGE_KEYS = {"recompute_config": ["recompute"]}
 
 
 @lru_cache(maxsize=1)
@@ -72,6 +72,7 @@ def check_sections(sections: dict[str, Any], tree: YamlTree, problems: list[str]
         (INT_KEYS, "a whole number above 0", _to_positive),
         (COUNT_KEYS, "a whole number of at least 0", _to_count),
         (BOOL_KEYS, "True or False", _to_bool),
+        (SWITCH_BY_STAGE_KEYS, "True, False or a list: for each pipeline stage that or a number of layers", _to_switch),
         (FLOAT_KEYS, "a number", parse_float),
         (TEXT_KEYS, "text", _to_text),
     ):
@@ -158,3 +159,9 @@ def _to_bool(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError
     return value
+
+
+def _to_switch(value: object) -> bool | list[bool | int]:
+    if isinstance(value, list):
+        return [item if isinstance(item, bool) else _to_count(item) for item in value]
+    return _to_bool(value)

@@ -36,13 +36,17 @@ def find_layout_problems(model: Mapping[str, Any], layout: Layout, seq_length: i
         problems.extend(_find_pipeline_problems(layers, layout.pipeline_parallel, model.get("offset")))
     if seq_length % layout.context_parallel:
         problems.append(f"context_parallel {layout.context_parallel} does not divide seq_length {seq_length}")
+    hidden_size = model.get("hidden_size")
+    if heads and hidden_size and hidden_size % heads:
+        # MindFormers insists on it, also where head_dim is given.
+        problems.append(f"num_attention_heads {heads} does not divide hidden_size {hidden_size}")
     if heads and kv_heads and heads % kv_heads:
         problems.append(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
     return problems
 
 
 def find_switch_problems(
-    model: Mapping[str, Any], layout: Layout, seq_length: int, *, sequence_parallel: bool
+    model: Mapping[str, Any], layout: Layout, seq_length: int, *, sequence_parallel: bool, recompute: Any = False
 ) -> list[str]:
     """Return one line for each switch that MindFormers refuses on this layout.
 
@@ -51,6 +55,7 @@ def find_switch_problems(
         layout: The parallel layout.
         seq_length: Tokens in a row.
         sequence_parallel: `parallel_config.use_seq_parallel`.
+        recompute: `recompute_config.recompute`, a switch or a list by stage.
     """
     problems: list[str] = []
     if sequence_parallel and layout.tensor_parallel == 1:
@@ -77,6 +82,10 @@ def find_switch_problems(
             f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of "
             f"a node's {NODE_DEVICES}: MindSpore makes no group of devices at different places of their nodes; change "
             "pipeline_stage or the number of nodes"
+        )
+    if isinstance(recompute, list) and len(recompute) != layout.pipeline_parallel:
+        problems.append(
+            f"recompute_config.recompute has {len(recompute)} entries, but pipeline_stage is {layout.pipeline_parallel}"
         )
     if model.get("use_attn_mask_compression") and seq_length < MIN_COMPRESSED_SEQ_LENGTH:
         problems.append(

@@ -37,6 +37,7 @@ def make_layout(data: int = 1, tensor: int = 1, pipeline: int = 1, context: int 
         ({"pipeline": 5}, {"offset": [0, 0, 0, 0, 0]}, "offset"),
         ({"pipeline": 5}, {"offset": [0, 1]}, "offset has 2 entries"),
         ({"context": 3}, {}, "context_parallel 3 does not divide seq_length 4096"),
+        ({}, {"hidden_size": 4097}, "num_attention_heads 32 does not divide hidden_size 4097"),
         ({"tensor": 4}, {"vocab_size": 151_933}, "does not divide vocab_size 151933"),
     ],
 )
@@ -67,6 +68,10 @@ def test_switches_that_mindformers_refuses_are_named() -> None:
     (problem,) = find_switch_problems(MODEL, make_layout(3, 2), 4096, sequence_parallel=True)
     assert "not on 6 devices" in problem
     assert not find_switch_problems(MODEL, make_layout(4, 2, 4, 1), 4096, sequence_parallel=True)
+    by_stage = {"sequence_parallel": False, "recompute": [4, True]}
+    assert not find_switch_problems(MODEL, make_layout(4, 1, 2), 4096, **by_stage)
+    (problem,) = find_switch_problems(MODEL, make_layout(2, 1, 4), 4096, **by_stage)
+    assert "recompute has 2 entries, but pipeline_stage is 4" in problem
     compressed = {**MODEL, "use_attn_mask_compression": True}
     (problem,) = find_switch_problems(compressed, layout, 1024, sequence_parallel=False)
     assert "use_attn_mask_compression" in problem

@@ -118,6 +118,27 @@ def only_cpt(overrides: dict[str, object]) -> dict[str, object]:
     return {key: value for key, value in overrides.items() if key.startswith("cpt.")}
 
 
+@pytest.mark.parametrize(
+    ("given", "layers"), [(True, (20, 20, 20, 20)), (False, (0, 0, 0, 0)), ([10, 50, False, True], (10, 20, 0, 20))]
+)
+def test_recomputation_is_a_switch_or_a_list_by_stage(given: object, layers: tuple[int, ...]) -> None:
+    _, plan = plan_run(LLAMA3_70B, {"recompute_config.recompute": given}, make_cluster())
+    assert plan.case.recomputed_layers == layers
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([1, 2], "has 2 entries, but pipeline_stage is 4"),
+        ([1, -1, 0, 0], "expected True, False or a list"),
+        ("all", "expected True, False or a list"),
+    ],
+)
+def test_recomputation_that_is_neither_is_refused(given: object, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_run(LLAMA3_70B, {"recompute_config.recompute": given}, make_cluster())
+
+
 def test_an_unknown_device_is_no_guess() -> None:
     with pytest.raises(ConfigError, match="--device 910Z: unknown"):
         plan_run(QWEN3_8B, {}, make_cluster(device="910Z"))
