@@ -25,6 +25,8 @@ TIMEOUT_S = 600.0
 RETRY_S = 0.2
 LINGER_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
+# An answer holds what every process said: the steps of some hundred checkpoints, say, from some hundred processes.
+MAX_LINE_BYTES = 64 << 20
 HELLO = "hello"
 
 
@@ -124,7 +126,8 @@ class Agreement:
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
-                self._connection = Connection(socket.create_connection(address, timeout=CONNECT_TIMEOUT_S))
+                peer = socket.create_connection(address, timeout=CONNECT_TIMEOUT_S)
+                self._connection = Connection(peer, MAX_LINE_BYTES)
                 return
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -203,7 +206,7 @@ class _Collector(threading.Thread):
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
                     peer, _ = self._listener.accept()
-                    self._connections[peer] = Connection(peer)
+                    self._connections[peer] = Connection(peer, MAX_LINE_BYTES)
                     self._selector.register(peer, selectors.EVENT_READ)
                     if self._failure is not None:
                         self._connections[peer].send(**self._failure)

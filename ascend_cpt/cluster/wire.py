@@ -25,8 +25,9 @@ Message = dict[str, Any]
 class Connection:
     """A TCP connection of messages. One thread reads; sends are small and whole."""
 
-    def __init__(self, peer: socket.socket) -> None:
+    def __init__(self, peer: socket.socket, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self.socket = peer
+        self._max_line_bytes = max_line_bytes
         self._unfinished = b""
         peer.settimeout(SEND_TIMEOUT_S)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -51,7 +52,7 @@ class Connection:
             return []
         except (OSError, ValueError):
             return None
-        if len(self._unfinished) > MAX_LINE_BYTES or not all(isinstance(message, dict) for message in messages):
+        if len(self._unfinished) > self._max_line_bytes or not all(isinstance(message, dict) for message in messages):
             return None
         return messages
 

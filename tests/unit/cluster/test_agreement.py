@@ -49,6 +49,11 @@ def test_all_hear_all_over_several_rounds() -> None:
     assert run_all(6, work) == [expected] * 6
 
 
+def test_answers_may_be_long() -> None:
+    text = "x" * 500_000
+    assert run_all(4, lambda agreement, _: len(agreement.exchange("much", text))) == [4] * 4
+
+
 def test_the_first_of_a_node() -> None:
     assert run_all(4, lambda agreement, _: agreement.first_local_rank) == [0, 0, 2, 2]
 
