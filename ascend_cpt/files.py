@@ -13,6 +13,12 @@ _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
 
+def sync_file(path: Path) -> None:
+    """Return when what was written to a file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; that file takes the place of `path` at the end.
@@ -22,8 +28,7 @@ def write_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(temporary)
         temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     finally:

@@ -6,12 +6,13 @@ file has its final name and is on the disk.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from mindformers.checkpoint.checkpoint import AsyncSaveManager
+
+from ascend_cpt.files import sync_file
 
 THREAD_NAME = "asyn_save_ckpt"  # MindSpore's
 
@@ -45,8 +46,7 @@ class BackgroundFiles:
             for path in self._files:
                 if not path.is_file():
                     raise _errors.pop() if _errors else FileNotFoundError(f"{path}: was not written")
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                sync_file(path)
         except BaseException as error:  # raised where the training can be ended by it
             self._error = error
 

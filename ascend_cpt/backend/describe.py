@@ -6,7 +6,7 @@ import math
 
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.backend.start import Start
-from ascend_cpt.config.values import format_bytes, format_count
+from ascend_cpt.config.values import format_bytes, format_count, to_steps
 from ascend_cpt.plan.case import DTYPE_BYTES
 from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
 from ascend_cpt.recipe.schedule import learning_rate_at
@@ -103,9 +103,9 @@ def count_checkpoints(plan: RunPlan, total_steps: int | None) -> Checkpoints:
         sum(math.prod(shape) for shape in shapes),
         DTYPE_BYTES[str(plan.model.get("params_dtype", "float32"))],
         num_steps=total_steps,
-        save_every_steps=checkpoint.every.to_steps(tokens_per_step) if checkpoint.every else None,
+        save_every_steps=to_steps(checkpoint.every, tokens_per_step),
         keep_last=checkpoint.keep_last,
-        keep_every_steps=checkpoint.keep_every.to_steps(tokens_per_step) if checkpoint.keep_every else None,
+        keep_every_steps=to_steps(checkpoint.keep_every, tokens_per_step),
     )
 
 

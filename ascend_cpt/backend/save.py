@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks,
 from ascend_cpt.backend.full_disk import tell_full_disk
 from ascend_cpt.backend.own_shards import name_files, save_common_files, save_own_shards
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.files import write_text
+from ascend_cpt.files import sync_file, write_text
 from ascend_cpt.resume.locate import remove_old_checkpoints
 from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
 
@@ -207,8 +206,7 @@ class CheckpointWriter:
         paths = [path for path in sorted(folder.iterdir()) if path.name != STATE_NAME]
         for path in paths:
             # The state must not outlive a failure of the power that its files do not: older steps are deleted next.
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
         files = {path.name: path.stat().st_size for path in paths}
         rows = step * self._global_batch_size
         state = dataclasses.replace(

@@ -17,7 +17,7 @@ from ascend_cpt.backend.guards import StepGuard, install_guards
 from ascend_cpt.backend.resolve import Dataset, RunPlan
 from ascend_cpt.backend.save import CheckpointWriter
 from ascend_cpt.config.layout import uses_cpu
-from ascend_cpt.config.values import Interval
+from ascend_cpt.config.values import to_steps
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
@@ -87,9 +87,9 @@ def build_callbacks(
         total_steps=budget.total_steps,
         initial_step=initial_step,
         writer=_build_writer(plan, rank, completes=rank == 0 if shared else is_first_on_node),
-        save_every_steps=_to_steps(cpt.checkpoint.every, budget.tokens_per_step),
+        save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
         build_evaluator=partial(_build_evaluator, plan, data_rank) if validation else None,
-        validate_every_steps=_to_steps(validation.every if validation else None, budget.tokens_per_step),
+        validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
         num_ranks=plan.layout.world_size,
         tells_launcher=is_first_on_node,
@@ -218,7 +218,7 @@ def _build_writer(plan: RunPlan, rank: int, *, completes: bool) -> CheckpointWri
         ),
         global_batch_size=budget.global_batch_size,
         keep_last=checkpoint.keep_last,
-        keep_every_steps=_to_steps(checkpoint.keep_every, budget.tokens_per_step),
+        keep_every_steps=to_steps(checkpoint.keep_every, budget.tokens_per_step),
         shared=plan.config.cpt.storage.shared,
         completes=completes,
         rank=rank,
@@ -238,7 +238,3 @@ def _build_evaluator(plan: RunPlan, data_rank: int, network: nn.Cell) -> Evaluat
         num_ranks=plan.layout.data_parallel,
         max_rows=plan.config.cpt.validation.max_rows,
     )
-
-
-def _to_steps(interval: Interval | None, tokens_per_step: int) -> int | None:
-    return None if interval is None else interval.to_steps(tokens_per_step)

@@ -28,6 +28,11 @@ class Interval:
         return f"{self.count} {self.unit}"
 
 
+def to_steps(interval: Interval | None, tokens_per_step: int) -> int | None:
+    """Return an interval that may not be given in optimizer steps."""
+    return None if interval is None else interval.to_steps(tokens_per_step)
+
+
 def parse_count(value: object) -> int:
     """Return a whole number from `300B`, `1.6M`, `1_638_400`, `1e9` or an int.
 

@@ -6,9 +6,8 @@ tensor-parallel rank, f its part of the MLP, v its part of the vocabulary.
 
 from __future__ import annotations
 
-from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 
-FLOAT32_BYTES = 4
 # FlashAttention keeps the maximum and the sum of every row of every head, eight float32 each.
 SOFTMAX_BYTES_PER_ROW = 2 * 8 * FLOAT32_BYTES
 LOGITS_COPIES = 4  # float32: the one-hot labels, the log-softmax, and two of the products and differences between them

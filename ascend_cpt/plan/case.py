@@ -14,6 +14,7 @@ Shape = tuple[int, ...]
 KILOBYTE = 1024
 GIGABYTE = 1024**3  # as MindSpore and npu-smi count it
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+FLOAT32_BYTES = DTYPE_BYTES["float32"]
 
 
 @dataclass(frozen=True, kw_only=True)

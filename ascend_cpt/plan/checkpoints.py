@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# AdamW keeps two moments of four bytes for each parameter, whatever the parameters' own type.
-MOMENTS_BYTES = 8
+from ascend_cpt.plan.case import FLOAT32_BYTES
+from ascend_cpt.plan.memory import ADAM_STATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def plan_checkpoints(
         num_lasting = num_steps // math.lcm(save_every_steps, keep_every_steps)
     return Checkpoints(
         num_parameters=num_parameters,
-        element_bytes=param_bytes + MOMENTS_BYTES,
+        element_bytes=param_bytes + ADAM_STATES * FLOAT32_BYTES,
         num_written=num_written,
         num_kept=keep_last or num_written,
         num_lasting=num_lasting,

@@ -71,13 +71,13 @@ def find_switch_problems(
             f"MindSpore starts on whole nodes of {NODE_DEVICES} devices, or on an even part of one, not on "
             f"{layout.world_size} devices"
         )
-    elif any(_is_uneven(layout, layout.tensor_parallel * context) for context in (1, layout.context_parallel)):
+    elif _cuts_tensor_groups(layout):
         problems.append(
             f"model_parallel {layout.tensor_parallel} × context_parallel {layout.context_parallel} does not divide a "
             f"node's {NODE_DEVICES} devices, nor is it a multiple: MindSpore makes no group of devices at different "
             "places of their nodes; change one of them"
         )
-    elif _is_uneven(layout, layout.world_size // layout.pipeline_parallel):
+    elif _cuts_stages(layout):
         problems.append(
             f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of "
             f"a node's {NODE_DEVICES}: MindSpore makes no group of devices at different places of their nodes; change "
@@ -97,9 +97,15 @@ def find_switch_problems(
 
 def cuts_nodes_unevenly(layout: Layout) -> bool:
     """Return whether some group of ranks would be at different places of its nodes, which MindSpore does not make."""
-    tensor = layout.tensor_parallel
-    sizes = (tensor, tensor * layout.context_parallel, layout.world_size // layout.pipeline_parallel)
-    return any(_is_uneven(layout, size) for size in sizes)
+    return _cuts_tensor_groups(layout) or _cuts_stages(layout)
+
+
+def _cuts_tensor_groups(layout: Layout) -> bool:
+    return any(_is_uneven(layout, layout.tensor_parallel * context) for context in (1, layout.context_parallel))
+
+
+def _cuts_stages(layout: Layout) -> bool:
+    return _is_uneven(layout, layout.world_size // layout.pipeline_parallel)
 
 
 def _is_uneven(layout: Layout, size: int) -> bool:

@@ -15,10 +15,9 @@ from ascend_cpt.plan.activations import (
     count_micro_batches_in_flight,
     count_saved_bytes,
 )
-from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 from ascend_cpt.plan.slices import EMBEDDING, OUTPUT, ParameterSlice, slice_parameters
 
-FLOAT32_BYTES = 4
 ADAM_STATES = 2  # first and second moment, float32
 # AdamW as a graph of single operators keeps the scaled gradient and both new moments of all parameters at once.
 UPDATE_COPIES = 3

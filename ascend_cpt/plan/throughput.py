@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 from ascend_cpt.plan.slices import slice_parameters
 
 BACKWARD_MATMUL = 2.0  # gradients of inputs and of weights
@@ -19,7 +19,6 @@ BACKWARD_ATTENTION = 2.5  # FlashAttention computes the scores once more
 # Tensors of the size of a micro batch's hidden states that tensor parallel ranks exchange for a layer.
 FORWARD_EXCHANGES = 4
 BACKWARD_EXCHANGES = 4
-FLOAT32_BYTES = 4
 # Float32 tensors of the size of the logits that the loss and its gradient read or write.
 LOGITS_PASSES = 14
 # Float32 tensors of the size of the parameters that the optimizer reads or writes.

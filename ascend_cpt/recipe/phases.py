@@ -84,20 +84,20 @@ class SampleOrder:
 
     def count(self, first_position: int, stop_position: int) -> dict[str, int]:
         """Return how many rows of each source lie at the positions `first_position` to `stop_position` (without it)."""
-        if (first_position, stop_position) == (0, self.total_rows):
-            counts = self._counts_of_run
-        elif self.phases[0].shares is None:
-            counts = self._count_shuffled_together(first_position, stop_position)
-        else:
-            counts = self._count_before(stop_position) - self._count_before(first_position)
+        is_whole_run = (first_position, stop_position) == (0, self.total_rows)
+        counts = self._counts_of_run if is_whole_run else self._count_between(first_position, stop_position)
         return {name: int(count) for name, count in zip(self.num_rows, counts, strict=True)}
 
     @cached_property
     def _counts_of_run(self) -> np.ndarray:
         """Asked for again and again at the start of a run, and looked up row by row for sources shuffled together."""
+        return self._count_between(0, self.total_rows)
+
+    def _count_between(self, first_position: int, stop_position: int) -> np.ndarray:
         if self.phases[0].shares is None:
-            return self._count_shuffled_together(0, self.total_rows)
-        return self._count_before(self.total_rows)
+            return self._count_shuffled_together(first_position, stop_position)
+        counts: np.ndarray = self._count_before(stop_position) - self._count_before(first_position)
+        return counts
 
     @cached_property
     def _blends(self) -> list[Blend]:

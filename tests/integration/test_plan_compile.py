@@ -26,19 +26,11 @@ from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan import slices
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
 from ascend_cpt.plan.memory import estimate_memory
+from tests.small_model import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
 TIMEOUT_S = 280
-SMALL = {
-    "vocab_size": 8192,
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-}
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="the stand-ins for CANN need x86-64 and gcc"

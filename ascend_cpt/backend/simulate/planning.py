@@ -23,10 +23,10 @@ from ascend_cpt.backend.simulate.check import count_elements, find_differences, 
 from ascend_cpt.backend.simulate.launch import RankResult, list_first_ranks, simulate_rank
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.plan.case import GIGABYTE, TrainingCase
+from ascend_cpt.plan.case import FLOAT32_BYTES, GIGABYTE, TrainingCase
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate
 from ascend_cpt.plan.machines import find_machine
-from ascend_cpt.plan.memory import FLOAT32_BYTES, estimate_memory
+from ascend_cpt.plan.memory import estimate_memory
 from ascend_cpt.plan.suggest import suggest
 
 _POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)

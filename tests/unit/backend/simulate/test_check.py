@@ -16,6 +16,7 @@ from ascend_cpt.backend.simulate.launch import RankResult
 from ascend_cpt.backend.simulate.planning import Cluster, plan_run
 from ascend_cpt.plan import slices
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
+from tests.small_model import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 # What MindSpore 2.9.0 said of rank 0 of `write_config`, compiled on the simulated device: name, shape, shape after
@@ -44,17 +45,7 @@ def write_config(folder: Path) -> Path:
         },
         "runner_config": {"batch_size": 1},
         "cpt": {"init_from": "random", "seq_length": 2048, "global_batch_size": 4},
-        "model": {
-            "model_config": {
-                "vocab_size": 8192,
-                "hidden_size": 256,
-                "intermediate_size": 768,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 8,
-                "num_key_value_heads": 4,
-                "head_dim": 32,
-            }
-        },
+        "model": {"model_config": SMALL},
     }
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
