@@ -4,8 +4,8 @@
     python benchmarks/snapshot.py /tmp/after             in the tree after it
     diff -r /tmp/before /tmp/after
 
-Resolved YAMLs and plans of all shipped configurations, --help of all tools, checksums of a small packed dataset, and with
---train the losses of a tiny run that is stopped and resumed (about two minutes more).
+Resolved YAMLs and plans of all shipped configurations, --help of all tools, checksums of a small packed dataset, and
+with --train the losses of a tiny run that is stopped and resumed (about two minutes more).
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def run(script: str, *arguments: str) -> str:
         SystemExit: with its output when it crashes.
     """
     environ = os.environ | {"COLUMNS": "100"}
-    result = subprocess.run([sys.executable, str(ROOT / script), *arguments], text=True, capture_output=True, env=environ)
+    command = [sys.executable, str(ROOT / script), *arguments]
+    result = subprocess.run(command, text=True, capture_output=True, env=environ)
     if "Traceback" in result.stderr or result.returncode not in (0, 1):
         sys.exit(f"{script} {' '.join(arguments)}: exit code {result.returncode}\n{result.stdout}{result.stderr}")
     return result.stdout.replace(str(ROOT), ".")
