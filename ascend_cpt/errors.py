@@ -75,3 +75,13 @@ def _has_reader_left() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
+
+
+class RunStopped(CptError):
+    """A guard or an alarm ended the run, told in one line.
+
+    The exit code is 1: nothing is wrong with the configuration (2), but the run is not complete, so that what a script
+    does after a good run must not happen.
+    """
+
+    exit_code = EXIT_FAILURE

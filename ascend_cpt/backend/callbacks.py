@@ -18,11 +18,11 @@ from ascend_cpt.backend.guards import StepGuard
 from ascend_cpt.backend.save import CheckpointWriter
 from ascend_cpt.backend.stop_signal import StoppedBySignal, find_request, keep_listening
 from ascend_cpt.cluster.progress import report_step
+from ascend_cpt.errors import RunStopped
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, Verdict
 from ascend_cpt.monitor.record import StepRecord
 from ascend_cpt.monitor.sinks import SinkGroup
-from ascend_cpt.monitor.stop import RunStopped
 from ascend_cpt.recipe.budget import Budget
 
 RATE_STEPS = 20

@@ -11,8 +11,8 @@ from ascend_cpt.backend.network import InferenceNetwork
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
+from ascend_cpt.model.sizes import read_config
 from ascend_cpt.weights.hf_folder import is_hf_folder
-from ascend_cpt.weights.sizes import read_config
 
 
 class TextModel:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.backend.start import Start
 from ascend_cpt.config.values import format_bytes, format_count, to_steps
+from ascend_cpt.model.parameters import count_parameters, list_hf_shapes
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.case import DTYPE_BYTES
 from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
-from ascend_cpt.weights.mapping import list_hf_shapes, list_mindformers_shapes
-from ascend_cpt.weights.sizes import read_sizes
 
 
 def describe(plan: RunPlan) -> str:
@@ -98,9 +96,8 @@ def describe_disk(plan: RunPlan) -> str:
 def count_checkpoints(plan: RunPlan, total_steps: int | None) -> Checkpoints:
     """Return what a run writes in `total_steps`, which are None where its length is not known."""
     checkpoint, tokens_per_step = plan.config.cpt.checkpoint, plan.budget.tokens_per_step
-    shapes = list_mindformers_shapes(read_sizes(plan.model)).values()
     return plan_checkpoints(
-        sum(math.prod(shape) for shape in shapes),
+        count_parameters(read_sizes(plan.model)),
         DTYPE_BYTES[str(plan.model.get("params_dtype", "float32"))],
         num_steps=total_steps,
         save_every_steps=to_steps(checkpoint.every, tokens_per_step),

@@ -22,10 +22,10 @@ from mindspore import Parameter, Tensor, ops
 from mindspore.communication import get_group_size
 
 from ascend_cpt.config.monitoring_schema import GuardConfig
+from ascend_cpt.errors import RunStopped
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.guard import StepJudge, Verdict
 from ascend_cpt.monitor.record import to_json_number
-from ascend_cpt.monitor.stop import RunStopped
 
 
 class _Guarded:

@@ -13,11 +13,12 @@ from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.model.parameters import list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.weights.dtypes import to_float32
-from ascend_cpt.weights.families import HF_EMBEDDING, HF_OUTPUT
 from ascend_cpt.weights.hf_folder import HfFolder
-from ascend_cpt.weights.layout import Shape
-from ascend_cpt.weights.mapping import check_tied, iterate_to_mindformers, list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.weights.mapping import check_tied, iterate_to_mindformers
 from ascend_cpt.weights.sources import TensorSource
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 from ascend_cpt.config.layout import Layout, uses_cpu
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.sections import find_section, load_key_table
-from ascend_cpt.weights.families import ARCHITECTURES
+from ascend_cpt.model.families import ARCHITECTURES
 
 # Dotted key → the values it may have beside being absent, and what to write instead.
 OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -11,7 +11,7 @@ from ascend_cpt.backend.full_disk import tell_full_disk
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.cluster.progress import report_own_stop
 from ascend_cpt.config.layout import Layout, uses_cpu
-from ascend_cpt.monitor.stop import RunStopped
+from ascend_cpt.errors import RunStopped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,13 @@ from ascend_cpt.backend.resolve import Dataset, RunPlan
 from ascend_cpt.backend.save import CheckpointWriter
 from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.values import to_steps
+from ascend_cpt.devices import find_peak_flops
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
+from ascend_cpt.model.flops import count_training_flops_per_token
+from ascend_cpt.model.parameters import count_parameters
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
-from ascend_cpt.monitor.flops import count_parameters, count_training_flops_per_token, find_peak_flops
 from ascend_cpt.monitor.forgetting import ForgettingAlarm
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import read_history
@@ -74,7 +77,7 @@ def build_callbacks(
         initial_step=initial_step,
         speed=Speed(
             num_devices=plan.layout.world_size,
-            flops_per_token=count_training_flops_per_token(plan.model, budget.seq_length),
+            flops_per_token=count_training_flops_per_token(read_sizes(plan.model), budget.seq_length),
             peak_flops=find_peak_flops(_get_device_name(plan)),
         ),
         phases=phases,
@@ -103,15 +106,15 @@ def build_callbacks(
 
 def describe_run(plan: RunPlan) -> RunInfo:
     """Return what a report must know of a run beside its records."""
-    model, budget = plan.model, plan.budget
+    model, sizes, budget = plan.model, read_sizes(plan.model), plan.budget
     device_name = _get_device_name(plan)
     return RunInfo(
         name=plan.run_dir.name,
         model=f"{model['model_type']}, {model['num_hidden_layers']} layers, hidden {model['hidden_size']}",
-        num_parameters=count_parameters(model),
+        num_parameters=count_parameters(sizes),
         num_devices=plan.layout.world_size,
         device_name=device_name,
-        flops_per_token=count_training_flops_per_token(model, budget.seq_length),
+        flops_per_token=count_training_flops_per_token(sizes, budget.seq_length),
         peak_flops=find_peak_flops(device_name),
         total_steps=budget.total_steps,
         tokens_per_step=budget.tokens_per_step,

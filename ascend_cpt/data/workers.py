@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -13,12 +12,12 @@ from typing import Any, TypeVar
 
 from ascend_cpt.data.subtask import Progress, SubTask
 from ascend_cpt.errors import DataError
+from ascend_cpt.processes import die_with_parent
 
 T = TypeVar("T")
 Job = Callable[[SubTask, Callable[[Progress], None]], T]
 
 _POLL_S = 0.2
-_PR_SET_PDEATHSIG = 1
 
 _slots: Any = None
 """In a worker: three numbers per sub, shared with the main process. Each sub writes its own, so no lock is needed and a
@@ -98,17 +97,8 @@ def _sum_slots(slots: Any) -> Progress:
 def _begin_worker(slots: Any, main_process: int) -> None:
     global _slots
     _slots = slots
-    _die_with(main_process)
-
-
-def _die_with(main_process: int) -> None:
-    """Have the kernel kill this worker when the main process dies, however that dies.
-
-    A worker that lived on would write into the folders of the next run's subs.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != main_process:  # it died before
-        os._exit(1)
+    # A worker that lived on would write into the folders of the next run.
+    die_with_parent(main_process)
 
 
 def _run_sub(job: Job[T], task: SubTask, slot: int) -> T:

@@ -102,4 +102,4 @@ class _Widths:
         self.f = model.intermediate_size // tensor
         self.v = model.vocab_size // tensor
         self.heads = model.num_heads // tensor
-        self.normalizes_query_key = any(name.endswith("q_layernorm.weight") for name in model.parameters)
+        self.normalizes_query_key = any(name.endswith("q_layernorm.weight") for name in case.parameters)

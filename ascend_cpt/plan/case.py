@@ -1,4 +1,4 @@
-"""What memory and time of a training step depend on: the model's shape, the layout, the batch, a few switches."""
+"""What memory and time of a training step depend on: the model, the layout, the batch, a few switches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ascend_cpt.config.layout import Layout
-
-Shape = tuple[int, ...]
+from ascend_cpt.model.sizes import ModelSizes
+from ascend_cpt.model.tensor_layout import Shape
 
 KILOBYTE = 1024
 GIGABYTE = 1024**3  # as MindSpore and npu-smi count it
@@ -18,39 +18,12 @@ FLOAT32_BYTES = DTYPE_BYTES["float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """The sizes of a dense decoder in elements, and the shape of every parameter by its MindFormers name."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    parameters: Mapping[str, Shape]
-
-    @property
-    def num_parameters(self) -> int:
-        """Trained parameters, each counted once."""
-        return sum(math.prod(shape) for shape in self.parameters.values())
-
-    @property
-    def query_size(self) -> int:
-        """Width of all query heads."""
-        return self.num_heads * self.head_dim
-
-    @property
-    def kv_size(self) -> int:
-        """Width of all key heads, which is also that of all value heads."""
-        return self.num_kv_heads * self.head_dim
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainingCase:
     """One model, trained in one way on one cluster."""
 
-    model: ModelShape
+    model: ModelSizes
+    parameters: Mapping[str, Shape]
+    """Shape of every parameter of the model by its MindFormers name."""
     layout: Layout
     layers_per_stage: tuple[int, ...]
     seq_length: int
@@ -74,6 +47,11 @@ class TrainingCase:
     """Whether attention works with one small mask instead of one of seq_length²."""
     param_bytes: int = 4
     compute_bytes: int = 2
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained parameters, each counted once."""
+        return sum(math.prod(shape) for shape in self.parameters.values())
 
     @property
     def tokens_per_rank(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ascend_cpt.devices import PEAK_FLOPS
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.throughput import Efficiency
 
@@ -20,8 +21,6 @@ class Machine:
 
     name: str
     chip: str
-    peak_flops: float
-    """Dense half-precision operations of the matrix units per second."""
     memory_bytes_per_s: float = 1.6 * TERA
     node_bytes_per_s: float = 7 * 28 * GIGA
     """To the other devices of its node together, one direction: seven HCCS links."""
@@ -30,13 +29,17 @@ class Machine:
     devices_per_node: int = 8
     efficiency: Efficiency = PUBLISHED
 
+    @property
+    def peak_flops(self) -> float:
+        """Dense BF16 operations of the matrix units per second."""
+        return PEAK_FLOPS[self.chip]
 
-# The peak is cores × 8192 operations per core and cycle × 1.8 GHz, with 20 and 24 cores, the same as in
-# monitor/flops.py. MindFormers' model cards give figures for both machines; the same configuration runs 1.15 to 1.2
-# times as fast on the second.
+
+# MindFormers' model cards give figures for both machines; the same configuration runs 1.15 to 1.2 times as fast on the
+# second.
 MACHINES = {
-    "910B": Machine(name="Atlas 800T A2", chip="Ascend910B3", peak_flops=294.912 * TERA),
-    "910B-pod": Machine(name="Atlas 900 A2 PoDc", chip="Ascend910B2", peak_flops=353.8944 * TERA),
+    "910B": Machine(name="Atlas 800T A2", chip="Ascend910B3"),
+    "910B-pod": Machine(name="Atlas 900 A2 PoDc", chip="Ascend910B2"),
 }
 
 

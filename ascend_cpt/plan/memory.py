@@ -150,7 +150,7 @@ def _count_accumulated_bytes(case: TrainingCase, slices: list[ParameterSlice]) -
 
 def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> int:
     """A tied embedding is the last stage's output as well; where the first stage is another one it is sent there."""
-    if OUTPUT in case.model.parameters or stage != case.num_stages - 1:
+    if OUTPUT in case.parameters or stage != case.num_stages - 1:
         return 0
     elements = next(part.num_tensor_elements for part in slices if part.name == EMBEDDING)
     sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # what is received, and a buffer of the same size

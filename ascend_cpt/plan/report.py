@@ -21,7 +21,7 @@ def render(plan: Estimate) -> str:
     recompute = _describe_recompute(plan)
     sizes = f"{layout.data_parallel} × tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel}"
     lines = [
-        f"model     {format_count(case.model.num_parameters)} parameters, {case.model.num_layers} layers; "
+        f"model     {format_count(case.num_parameters)} parameters, {case.model.num_layers} layers; "
         f"rows of {case.seq_length} tokens",
         f"cluster   {layout.world_size} devices, {plan.machine.name} ({plan.machine.chip}): data {sizes} × context "
         f"{layout.context_parallel}",
@@ -74,7 +74,7 @@ def to_record(plan: Estimate) -> dict[str, Any]:
     time = plan.time
     return {
         "fits": plan.fits,
-        "parameters": plan.case.model.num_parameters,
+        "parameters": plan.case.num_parameters,
         "layout": dataclasses.asdict(plan.case.layout),
         "layers_per_stage": list(plan.case.layers_per_stage),
         "recomputed_layers": list(plan.case.recomputed_layers),

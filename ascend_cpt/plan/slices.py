@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ascend_cpt.plan.case import Shape, TrainingCase
+from ascend_cpt.model.tensor_layout import Shape
+from ascend_cpt.plan.case import TrainingCase
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
@@ -57,9 +58,7 @@ class ParameterSlice:
 def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
     """Return what every rank of a pipeline stage holds of the parameters of that stage."""
     return [
-        _slice_parameter(case, name, shape)
-        for name, shape in case.model.parameters.items()
-        if is_in_stage(case, name, stage)
+        _slice_parameter(case, name, shape) for name, shape in case.parameters.items() if is_in_stage(case, name, stage)
     ]
 
 
@@ -70,7 +69,7 @@ def is_in_stage(case: TrainingCase, name: str, stage: int) -> bool:
     """
     last = case.num_stages - 1
     if name == EMBEDDING:
-        is_tied = OUTPUT not in case.model.parameters
+        is_tied = OUTPUT not in case.parameters
         return stage == 0 or (is_tied and stage == last)
     if name in (OUTPUT, FINAL_NORM):
         return stage == last

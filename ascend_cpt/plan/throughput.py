@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from ascend_cpt.model.flops import count_layer_matmul_parameters, count_training_flops_per_token
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 from ascend_cpt.plan.slices import slice_parameters
 
@@ -123,25 +124,9 @@ def estimate_step(case: TrainingCase, machine: Rates, efficiency: Efficiency) ->
         update_s=update_s,
         tokens=case.tokens_per_step,
         num_devices=case.layout.world_size,
-        model_flops=count_model_flops_per_token(case) * case.tokens_per_step,
+        model_flops=count_training_flops_per_token(case.model, case.seq_length) * case.tokens_per_step,
         peak_flops=machine.peak_flops,
     )
-
-
-def count_model_flops_per_token(case: TrainingCase) -> float:
-    """Return the operations of forward and backward for one token: 6 per matrix element, 12 per layer, head and token.
-
-    Recomputation does not count, attention looks at the whole length (PaLM, arXiv:2204.02311, appendix B).
-    """
-    model = case.model
-    matmul = model.num_layers * _count_layer_matmul(case) + 2 * model.hidden_size * model.vocab_size
-    return 3.0 * matmul + 12.0 * model.num_layers * model.query_size * case.seq_length
-
-
-def _count_layer_matmul(case: TrainingCase) -> float:
-    model = case.model
-    attention = model.hidden_size * (model.query_size + 2 * model.kv_size) + model.query_size * model.hidden_size
-    return 2.0 * (attention + 3 * model.hidden_size * model.intermediate_size)
 
 
 def _count_layer_attention(case: TrainingCase) -> float:
@@ -154,7 +139,7 @@ def _estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: 
     layers = case.layers_per_stage[stage]
     recomputed = min(case.recomputed_layers[stage], layers)
     tensor, tokens = case.layout.tensor_parallel, case.tokens_per_rank
-    matmul = _count_layer_matmul(case) * ((1 + BACKWARD_MATMUL) * layers + recomputed)
+    matmul = 2.0 * count_layer_matmul_parameters(case.model) * ((1 + BACKWARD_MATMUL) * layers + recomputed)
     attention = _count_layer_attention(case) * ((1 + BACKWARD_ATTENTION) * layers + recomputed)
     logits_s = 0.0
     if stage == case.num_stages - 1:

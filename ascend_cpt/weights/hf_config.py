@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_cpt.weights.families import ARCHITECTURES
-from ascend_cpt.weights.sizes import read_sizes
+from ascend_cpt.model.families import ARCHITECTURES
+from ascend_cpt.model.sizes import read_sizes
 
 # What a config.json of these families says, in the network's configuration by the same names.
 _FIELDS = (

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.parameters import list_hf_shapes
+from ascend_cpt.model.sizes import ModelSizes, read_config, read_sizes
 from ascend_cpt.weights.dtypes import Array
-from ascend_cpt.weights.mapping import check_hf_names, list_hf_shapes
+from ascend_cpt.weights.mapping import check_hf_names
 from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
-from ascend_cpt.weights.sizes import ModelSizes, read_config, read_sizes
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.weights.dtypes import STORAGE, Array
-from ascend_cpt.weights.layout import Shape
 from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
 
 METADATA_NAME = "metadata.json"

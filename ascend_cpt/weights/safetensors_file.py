@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.weights.dtypes import STORAGE, Array, get_item_bytes
-from ascend_cpt.weights.layout import Shape
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000

@@ -16,8 +16,8 @@ MAX_FUNCTION_LINES = 60
 
 # Each storey may import the ones below it; rooms of one storey do not import each other.
 STOREYS = (
-    {"errors", "files"},
-    {"config"},
+    {"errors", "files", "devices", "processes"},
+    {"config", "model"},
     {"data", "recipe", "weights", "monitor", "resume", "cluster", "plan"},
     {"backend"},
     {"cli"},

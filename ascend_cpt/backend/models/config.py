@@ -10,7 +10,7 @@ from mindformers.parallel_core.transformer_config import TransformerConfig
 from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY, is_float_32
 
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.weights.sizes import ModelSizes, read_sizes
+from ascend_cpt.model.sizes import ModelSizes, read_sizes
 
 # In MindFormers a token equal to pad_token_id carries no loss and is not attended to. No token is -1.
 NO_PADDING = -1

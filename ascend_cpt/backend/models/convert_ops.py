@@ -14,8 +14,8 @@ from mindformers.checkpoint.converter.convert_op import (
 )
 from mindformers.checkpoint.converter.template import WeightTemplate
 
-from ascend_cpt.weights.families import FAMILIES, Row
-from ascend_cpt.weights.layout import Array, GroupedQkv, InterleavedRows, Same
+from ascend_cpt.model.families import FAMILIES, Row
+from ascend_cpt.model.tensor_layout import Array, GroupedQkv, InterleavedRows, Same
 
 
 class GroupedBiasConvertOp(QKVBiasConvertOp):

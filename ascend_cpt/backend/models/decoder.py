@@ -13,7 +13,7 @@ from mindspore import Tensor
 
 from ascend_cpt.backend.models.config import DecoderConfig
 from ascend_cpt.backend.models.convert_ops import DecoderTemplate, make_convert_ops
-from ascend_cpt.weights.rope import compute_inverse_frequencies
+from ascend_cpt.model.rope import compute_inverse_frequencies
 
 
 class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):

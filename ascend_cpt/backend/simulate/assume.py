@@ -11,9 +11,9 @@ from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.plan.case import DTYPE_BYTES, ModelShape, TrainingCase, split_layers
-from ascend_cpt.weights.mapping import list_mindformers_shapes
-from ascend_cpt.weights.sizes import read_sizes
+from ascend_cpt.model.parameters import list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.plan.case import DTYPE_BYTES, TrainingCase, split_layers
 
 NUM_ASSUMED_TOKENS = 10**12
 
@@ -77,16 +77,8 @@ def build_case(plan: RunPlan) -> TrainingCase:
     layers = split_layers(sizes.num_layers, plan.layout.pipeline_parallel, model.get("offset"))
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(
-        model=ModelShape(
-            vocab_size=sizes.vocab_size,
-            hidden_size=sizes.hidden_size,
-            intermediate_size=sizes.intermediate_size,
-            num_layers=sizes.num_layers,
-            num_heads=sizes.num_heads,
-            num_kv_heads=sizes.num_kv_heads,
-            head_dim=sizes.head_dim,
-            parameters=list_mindformers_shapes(sizes),
-        ),
+        model=sizes,
+        parameters=list_mindformers_shapes(sizes),
         layout=plan.layout,
         layers_per_stage=layers,
         seq_length=plan.budget.seq_length,

@@ -6,12 +6,10 @@ data and callbacks are ours. What was found is written to the job's result file;
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
 import resource
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -19,18 +17,18 @@ from typing import Any
 
 from ascend_cpt.backend.simulate.job import Job, ParameterOnRank, RankOutcome
 from ascend_cpt.files import write_text
+from ascend_cpt.processes import die_with_parent
 
 LOADER_NAME = "SimulatedRows"
 WATCH_NAME = "SimulationWatch"
 NUM_LAYOUT_ENTRIES = 8
 KILOBYTE = 1024
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(job_path: Path) -> int:
     """Compile and run the steps of a job."""
     job = Job(**json.loads(job_path.read_text(encoding="utf-8")))
-    die_with(job.parent_pid)
+    die_with_parent(job.parent_pid)
     try:
         _run(job)
     except Exception as error:
@@ -40,13 +38,6 @@ def main(job_path: Path) -> int:
         write_text(Path(job.result_path), json.dumps(dataclasses.asdict(outcome)))
         return 1
     return 0
-
-
-def die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when the command dies, however that dies: compiling takes minutes."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before
-        os._exit(1)
 
 
 def _run(job: Job) -> None:

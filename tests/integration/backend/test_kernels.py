@@ -11,10 +11,10 @@ import pytest
 ms = pytest.importorskip("mindspore")
 pytest.importorskip("mindformers")
 
-from mindspore import Tensor, nn, ops  # noqa: E402
+from mindspore import Tensor, nn, ops
 
-from ascend_cpt.backend.cpu import install_cpu_kernels, is_installed, kernels  # noqa: E402
-from ascend_cpt.errors import ConfigError  # noqa: E402
+from ascend_cpt.backend.cpu import install_cpu_kernels, is_installed, kernels
+from ascend_cpt.errors import ConfigError
 
 Array = np.ndarray
 BATCH, LENGTH, HEAD_DIM = 2, 7, 8

@@ -12,27 +12,28 @@ import pytest
 ms = pytest.importorskip("mindspore")
 pytest.importorskip("mindformers")
 
-from mindformers import build_context  # noqa: E402
-from mindformers.checkpoint.checkpoint import load_hf_checkpoint  # noqa: E402
-from mindformers.models.build_config import get_model_config  # noqa: E402
-from mindformers.models.build_model import build_network  # noqa: E402
-from mindformers.models.utils import (  # noqa: E402
+from mindformers import build_context
+from mindformers.checkpoint.checkpoint import load_hf_checkpoint
+from mindformers.models.build_config import get_model_config
+from mindformers.models.build_model import build_network
+from mindformers.models.utils import (
     convert_transformer_config_to_args_for_tflops,
     num_floating_point_operations,
 )
-from mindformers.tools.register import MindFormerConfig  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from mindformers.tools.register import MindFormerConfig
+from safetensors.numpy import load_file
 
-from ascend_cpt.backend.cpu import install_cpu_kernels  # noqa: E402
-from ascend_cpt.backend.models import (  # noqa: E402
+from ascend_cpt.backend.cpu import install_cpu_kernels
+from ascend_cpt.backend.models import (
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2ForCausalLM,
     register_models,
 )
-from ascend_cpt.errors import ConfigError  # noqa: E402
-from ascend_cpt.weights.mapping import list_mindformers_shapes, to_mindformers  # noqa: E402
-from ascend_cpt.weights.sizes import read_sizes  # noqa: E402
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.model.parameters import list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.weights.mapping import to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["llama2", "llama31", "llama32_tied", "qwen25_tied"]

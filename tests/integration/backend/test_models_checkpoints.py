@@ -14,25 +14,25 @@ import pytest
 ms = pytest.importorskip("mindspore")
 pytest.importorskip("mindformers")
 
-from mindformers import build_context  # noqa: E402
-from mindformers.checkpoint.checkpoint import load_hf_checkpoint  # noqa: E402
-from mindformers.checkpoint.metadata import save_metadata  # noqa: E402
-from mindformers.checkpoint.reshard import infer_slice_area_by_rank  # noqa: E402
-from mindformers.checkpoint.sharded_tensor import get_sharded_tensor_from_strategy_metadata  # noqa: E402
-from mindformers.models.build_model import build_network  # noqa: E402
-from mindformers.tools.register import MindFormerConfig  # noqa: E402
-from mindspore.parallel import Layout  # noqa: E402
-from safetensors.numpy import load_file, save_file  # noqa: E402
+from mindformers import build_context
+from mindformers.checkpoint.checkpoint import load_hf_checkpoint
+from mindformers.checkpoint.metadata import save_metadata
+from mindformers.checkpoint.reshard import infer_slice_area_by_rank
+from mindformers.checkpoint.sharded_tensor import get_sharded_tensor_from_strategy_metadata
+from mindformers.models.build_model import build_network
+from mindformers.tools.register import MindFormerConfig
+from mindspore.parallel import Layout
+from safetensors.numpy import load_file, save_file
 
-from ascend_cpt.backend.cpu import install_cpu_kernels  # noqa: E402
-from ascend_cpt.backend.load_hf import load_hf  # noqa: E402
-from ascend_cpt.backend.models import register_models  # noqa: E402
-from ascend_cpt.errors import CheckpointError  # noqa: E402
-from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers  # noqa: E402
-from ascend_cpt.weights.hf_folder import HfFolder  # noqa: E402
-from ascend_cpt.weights.mapping import to_mindformers  # noqa: E402
-from ascend_cpt.weights.mindformers_folder import MindFormersFolder  # noqa: E402
-from ascend_cpt.weights.sizes import read_config  # noqa: E402
+from ascend_cpt.backend.cpu import install_cpu_kernels
+from ascend_cpt.backend.load_hf import load_hf
+from ascend_cpt.backend.models import register_models
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.sizes import read_config
+from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
+from ascend_cpt.weights.hf_folder import HfFolder
+from ascend_cpt.weights.mapping import to_mindformers
+from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama31", "llama32_tied", "qwen25_tied"]

@@ -19,16 +19,16 @@ import pytest
 ms = pytest.importorskip("mindspore")
 pytest.importorskip("mindformers")
 
-from mindformers import build_context  # noqa: E402
-from mindformers.models.build_model import build_network  # noqa: E402
-from mindformers.tools.register import MindFormerConfig  # noqa: E402
-from mindspore import Tensor  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from mindformers import build_context
+from mindformers.models.build_model import build_network
+from mindformers.tools.register import MindFormerConfig
+from mindspore import Tensor
+from safetensors.numpy import load_file
 
-from ascend_cpt.backend.cpu import install_cpu_kernels  # noqa: E402
-from ascend_cpt.backend.models import LlamaForCausalLM, register_models  # noqa: E402
-from ascend_cpt.weights.mapping import to_hf, to_mindformers  # noqa: E402
-from ascend_cpt.weights.sizes import read_sizes  # noqa: E402
+from ascend_cpt.backend.cpu import install_cpu_kernels
+from ascend_cpt.backend.models import LlamaForCausalLM, register_models
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.weights.mapping import to_hf, to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]

@@ -16,19 +16,19 @@ import pytest
 ms = pytest.importorskip("mindspore")
 pytest.importorskip("mindformers")
 
-from mindformers import build_context  # noqa: E402
-from mindformers.models.build_model import build_network  # noqa: E402
-from mindformers.tools.register import MindFormerConfig  # noqa: E402
-from mindformers.wrapper.wrapper import DataOrderWrapperCell  # noqa: E402
-from mindspore import Tensor  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from mindformers import build_context
+from mindformers.models.build_model import build_network
+from mindformers.tools.register import MindFormerConfig
+from mindformers.wrapper.wrapper import DataOrderWrapperCell
+from mindspore import Tensor
+from safetensors.numpy import load_file
 
-from ascend_cpt.backend.compile import BORDER_SETTINGS  # noqa: E402
-from ascend_cpt.backend.cpu import install_cpu_kernels  # noqa: E402
-from ascend_cpt.backend.models import register_models  # noqa: E402
-from ascend_cpt.backend.row_format import IGNORE_LABEL, RowFormat  # noqa: E402
-from ascend_cpt.weights.mapping import to_mindformers  # noqa: E402
-from ascend_cpt.weights.sizes import read_sizes  # noqa: E402
+from ascend_cpt.backend.compile import BORDER_SETTINGS
+from ascend_cpt.backend.cpu import install_cpu_kernels
+from ascend_cpt.backend.models import register_models
+from ascend_cpt.backend.row_format import IGNORE_LABEL, RowFormat
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.weights.mapping import to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 LENGTH, BORDER, EOD, PAD = 32, 20, 126, 127

@@ -74,8 +74,8 @@ def test_stages_and_tensor_parts_make_the_whole_model(make_case: MakeCase, layou
             cut = math.prod(part.shape) // part.num_tensor_elements
             assert cut in (1, layout[1])
             whole[part.name] = part.num_tensor_elements * cut
-    assert sum(whole.values()) == case.model.num_parameters
-    assert whole.keys() == case.model.parameters.keys()
+    assert sum(whole.values()) == case.num_parameters
+    assert whole.keys() == case.parameters.keys()
 
 
 @given(st.integers(1, 100), st.integers(1, 16))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ascend_cpt.weights.layout import GroupedQkv, InterleavedRows, Layout, Same
-from ascend_cpt.weights.sizes import ModelSizes
+from ascend_cpt.model.sizes import ModelSizes
+from ascend_cpt.model.tensor_layout import GroupedQkv, InterleavedRows, Layout, Same
 
 HF_OUTPUT = "lm_head.weight"
 HF_EMBEDDING = "model.embed_tokens.weight"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.weights.rope import Rope, read_rope
+from ascend_cpt.model.rope import Rope, read_rope
 
 CONFIG_NAME = "config.json"
 # Fields that change the mathematics of the model, with the only value that is supported.
@@ -38,6 +38,16 @@ class ModelSizes:
     tie_word_embeddings: bool
     rms_norm_eps: float
     rope: Rope
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads, which is also that of all value heads."""
+        return self.num_kv_heads * self.head_dim
 
 
 def read_config(folder: Path) -> dict[str, Any]:

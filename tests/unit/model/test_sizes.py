@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.weights.sizes import read_config, read_sizes
+from ascend_cpt.model.sizes import read_config, read_sizes
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

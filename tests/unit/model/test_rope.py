@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.weights.rope import Llama3Scaling, Rope, compute_inverse_frequencies, read_rope
-from ascend_cpt.weights.sizes import read_sizes
+from ascend_cpt.model.rope import Llama3Scaling, Rope, compute_inverse_frequencies, read_rope
+from ascend_cpt.model.sizes import read_sizes
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ascend_cpt.weights.sizes import ModelSizes
+from ascend_cpt.model.sizes import ModelSizes
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
