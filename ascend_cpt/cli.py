@@ -14,13 +14,14 @@ from typing import Any
 
 from ascend_cpt.backend.compile import compile_run, render_yaml
 from ascend_cpt.backend.describe import describe, describe_end, describe_start
-from ascend_cpt.backend.full_disk import tell_full_disk
 from ascend_cpt.backend.plan_picture import draw_plan
 from ascend_cpt.backend.readiness import check_job
 from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
 from ascend_cpt.backend.start import Start, choose_start
 from ascend_cpt.backend.trainer import Launch, train
+from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.agreement import join_job
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
@@ -30,7 +31,6 @@ from ascend_cpt.errors import ConfigError, CptError, DataError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses
-from ascend_cpt.resume.lock import hold_run_folder
 
 RESOLVED_NAME = "resolved.yaml"
 

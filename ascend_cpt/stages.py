@@ -22,6 +22,7 @@ from typing import Any
 from ascend_cpt.backend.describe import describe
 from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.backend.start import choose_start
+from ascend_cpt.checkpoint.locate import find_newest_complete
 from ascend_cpt.cli import open_datasets
 from ascend_cpt.cluster import launcher
 from ascend_cpt.cluster.arguments import parse_launch
@@ -29,7 +30,6 @@ from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
-from ascend_cpt.resume.locate import find_newest_complete
 
 EXIT_HELD = 3
 METRICS_NAME = "metrics.jsonl"

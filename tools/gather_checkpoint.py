@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.checkpoint.gather import gather_checkpoint
 from ascend_cpt.errors import run_command
-from ascend_cpt.resume.gather import gather_checkpoint
 
 
 def main() -> None:

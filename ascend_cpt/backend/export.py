@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from ascend_cpt.checkpoint.locate import Checkpoint, check_checkpoint, list_step_folders, locate_checkpoint
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.sizes import CONFIG_NAME, ModelSizes, read_config, read_sizes
-from ascend_cpt.resume.locate import Checkpoint, check_checkpoint, list_step_folders, locate_checkpoint
 from ascend_cpt.weights.hf_config import make_config
 from ascend_cpt.weights.hf_folder import list_companions
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder

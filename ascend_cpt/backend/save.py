@@ -20,12 +20,12 @@ from mindformers.checkpoint.utils import get_checkpoint_iter_dir, get_checkpoint
 
 from ascend_cpt.backend.background import BackgroundFiles, note_errors
 from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
-from ascend_cpt.backend.full_disk import tell_full_disk
 from ascend_cpt.backend.own_shards import name_files, save_common_files, save_own_shards
+from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.locate import remove_old_checkpoints
+from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import sync_file, write_text
-from ascend_cpt.resume.locate import remove_old_checkpoints
-from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
 
 logger = logging.getLogger(__name__)
 

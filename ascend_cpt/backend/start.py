@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, select_model_identity
+from ascend_cpt.checkpoint.fingerprint import describe_differences, hash_values
+from ascend_cpt.checkpoint.locate import Checkpoint, find_newest_complete, list_complete, locate_checkpoint
+from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.cluster.agreement import Agreement
 from ascend_cpt.cluster.storage import check_same, choose_common_step
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
-from ascend_cpt.resume.fingerprint import describe_differences, hash_values
-from ascend_cpt.resume.locate import Checkpoint, find_newest_complete, list_complete, locate_checkpoint
-from ascend_cpt.resume.state import STATE_NAME, RunState, read_state
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ascend_cpt.resume.locate import list_complete
+from ascend_cpt.checkpoint.locate import list_complete
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history
 
 Completed = subprocess.CompletedProcess[str]

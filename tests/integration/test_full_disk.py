@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.resume.locate import list_complete
+from ascend_cpt.checkpoint.locate import list_complete
 from tests.integration.conftest import SEQ_LENGTH, read_history
 from tests.integration.test_nodes import NUM_STEPS, assert_all, launch_nodes, make_nodes, nodes, steps_of
 

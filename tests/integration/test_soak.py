@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ascend_cpt.resume.locate import list_complete
+from ascend_cpt.checkpoint.locate import list_complete
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH
 from tests.integration.test_nodes import launch_nodes, seal, steps_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ascend_cpt.resume.locate import list_complete
+from ascend_cpt.checkpoint.locate import list_complete
 from tests.integration.conftest import SEQ_LENGTH, run_command
 from tests.integration.test_nodes import Completed, assert_all, seal, steps_of
 

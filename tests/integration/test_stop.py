@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.resume.locate import find_newest_complete
+from ascend_cpt.checkpoint.locate import find_newest_complete
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history, run_command
 
 NUM_STEPS = 20_000

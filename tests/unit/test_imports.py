@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60
 STOREYS = (
     {"errors", "files", "devices", "processes"},
     {"config", "model"},
-    {"data", "recipe", "weights", "monitor", "resume", "cluster", "plan"},
+    {"data", "recipe", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"backend"},
     {"cli"},
     {"stages"},

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from ascend_cpt import stages as stages_module
+from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.cli import collect_overrides, parse_arguments
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.resume.state import RunState, write_state
 from ascend_cpt.stages import EXIT_HELD, Stage, Wishes, settle_stages, train_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ from mindspore.train import serialization
 from safetensors import SafetensorError
 
 from ascend_cpt.backend.save import CheckpointWriter
+from ascend_cpt.checkpoint.locate import list_complete
+from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.resume.locate import list_complete
-from ascend_cpt.resume.state import RunState
 from tests.integration.backend.test_callbacks import OUTPUTS, TrainOneStep
 
 WAIT_S = 10.0

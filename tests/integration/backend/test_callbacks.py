@@ -18,6 +18,8 @@ from ascend_cpt.backend.callbacks import Speed, StepMonitor
 from ascend_cpt.backend.guards import StepGuard
 from ascend_cpt.backend.own_shards import load_own_shards, save_own_shards
 from ascend_cpt.backend.save import CheckpointWriter
+from ascend_cpt.checkpoint.locate import check_checkpoint
+from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.monitoring_schema import GuardConfig
 from ascend_cpt.errors import CheckpointError, RunStopped
 from ascend_cpt.monitor.accounting import PhaseSpan
@@ -25,8 +27,6 @@ from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.record import Record
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.recipe.budget import Budget
-from ascend_cpt.resume.locate import check_checkpoint
-from ascend_cpt.resume.state import RunState
 
 OUTPUTS = (Tensor(8.0), Tensor(False), Tensor(1.0), Tensor(1e-3), Tensor(0.5))
 

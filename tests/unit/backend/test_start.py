@@ -11,8 +11,8 @@ import pytest
 
 from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.backend.start import Start, choose_start
+from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.resume.state import RunState, write_state
 
 Settle = Callable[..., RunPlan]
 STEP_TOKENS = 8 * 256

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from ascend_cpt.checkpoint.state import RunState, read_state
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.resume.state import RunState, read_state
 
 FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # MindFormers' own name
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from ascend_cpt.backend.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.errors import CheckpointError
 
 

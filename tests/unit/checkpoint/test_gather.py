@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ascend_cpt.checkpoint.gather import gather_checkpoint
+from ascend_cpt.checkpoint.locate import check_checkpoint
+from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.resume.gather import gather_checkpoint
-from ascend_cpt.resume.locate import check_checkpoint
-from ascend_cpt.resume.state import RunState, write_state
 
 
 def make_part(folder: Path, ranks: range, *, step: int = 10, seed: int = 1) -> Path:

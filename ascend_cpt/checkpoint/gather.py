@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ascend_cpt.checkpoint.fingerprint import describe_differences
+from ascend_cpt.checkpoint.locate import Checkpoint, locate_checkpoint
+from ascend_cpt.checkpoint.state import write_state
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.resume.fingerprint import describe_differences
-from ascend_cpt.resume.locate import Checkpoint, locate_checkpoint
-from ascend_cpt.resume.state import write_state
 
 
 def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.resume.lock import hold_run_folder
 
 
 def test_second_run_is_refused_and_the_lock_is_given_back(tmp_path: Path) -> None:

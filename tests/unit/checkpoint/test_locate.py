@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ascend_cpt.checkpoint.fingerprint import describe_differences
+from ascend_cpt.checkpoint.locate import find_newest_complete, list_complete, locate_checkpoint, remove_old_checkpoints
+from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.resume.fingerprint import describe_differences
-from ascend_cpt.resume.locate import find_newest_complete, list_complete, locate_checkpoint, remove_old_checkpoints
-from ascend_cpt.resume.state import STATE_NAME, RunState, write_state
 
 
 def make_checkpoint(root: Path, step: int, *, complete: bool = True) -> Path:
