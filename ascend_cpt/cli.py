@@ -6,31 +6,28 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.compile import compile_run, render_yaml
-from ascend_cpt.backend.describe import describe, describe_end, describe_start
-from ascend_cpt.backend.plan_picture import draw_plan
-from ascend_cpt.backend.readiness import check_job
-from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
-from ascend_cpt.backend.start import Start, choose_start
 from ascend_cpt.backend.trainer import Launch, train
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.agreement import join_job
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
-from ascend_cpt.config.monitoring_schema import ValidationSetConfig
-from ascend_cpt.config.schema import SourceConfig
-from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
-from ascend_cpt.errors import ConfigError, CptError, DataError
+from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses
+from ascend_cpt.run.checks.job import check_job
+from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
+from ascend_cpt.run.picture import draw_plan
+from ascend_cpt.run.resolve import open_datasets, resolve
+from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.starting_point import Start, choose_start
+from ascend_cpt.run.summary import describe, describe_end, describe_start
 
 RESOLVED_NAME = "resolved.yaml"
 
@@ -241,25 +238,6 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
         )
     if args.stop_at_step is not None and args.stop_at_step < 1:
         raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
-
-
-def open_datasets(
-    config: RunConfig, section: str, entries: Mapping[str, SourceConfig | ValidationSetConfig]
-) -> dict[str, Manifest]:
-    """Return the manifest of each entry after checking that its files are there in full size.
-
-    Raises:
-        DataError: missing or damaged dataset.
-    """
-    opened: dict[str, Manifest] = {}
-    for name, entry in entries.items():
-        try:
-            opened[name] = load_manifest(entry.path)
-            check_shards(opened[name])
-        except DataError as error:
-            where = f"{config.locate(*section.split('.'), name)}: {section}.{name}"
-            raise DataError(f"{where}: {error} (paths are relative to {Path.cwd()})") from None
-    return opened
 
 
 def save_plan_picture(plan: RunPlan) -> None:

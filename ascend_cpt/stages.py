@@ -19,17 +19,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.describe import describe
-from ascend_cpt.backend.resolve import RunPlan, resolve
-from ascend_cpt.backend.start import choose_start
 from ascend_cpt.checkpoint.locate import find_newest_complete
-from ascend_cpt.cli import open_datasets
 from ascend_cpt.cluster import launcher
 from ascend_cpt.cluster.arguments import parse_launch
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.run.resolve import open_datasets, resolve
+from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.starting_point import choose_start
+from ascend_cpt.run.summary import describe
 
 EXIT_HELD = 3
 METRICS_NAME = "metrics.jsonl"

@@ -22,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ascend_cpt.backend import trainer
-from ascend_cpt.backend.compile import compile_run, render_yaml
-from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
 from ascend_cpt.errors import run_command
 from ascend_cpt.monitor.console import captured_output
+from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
+from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.resolved_run import RunPlan
 
 SEQ_LENGTH, VOCAB_SIZE, NUM_ROWS, BATCH_SIZE = 256, 4096, 400, 4
 WARM_STEPS = 20

@@ -23,12 +23,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ascend_cpt.backend.compile import compile_run, render_yaml
-from ascend_cpt.backend.resolve import resolve
-from ascend_cpt.backend.simulate.assume import choose_world_size
 from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
+from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
+from ascend_cpt.run.planning.assumed_run import choose_world_size
+from ascend_cpt.run.resolve import resolve
 
 METRIC_KEYS = ("kind", "step", "name", "loss", "lr", "learning_rate", "grad_norm", "tokens")
 NUM_ROWS = 10**9

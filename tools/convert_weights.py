@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.backend.export import open_trained
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
+from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.compare import KindReport, compare_folders, compare_round_trip
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
 from ascend_cpt.weights.dtypes import DTYPES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ascend_cpt.backend.export import open_trained
 from ascend_cpt.backend.generate import Sampling, generate
 from ascend_cpt.backend.load_hf import load_hf, load_trained
 from ascend_cpt.backend.network import InferenceNetwork
@@ -12,6 +11,7 @@ from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
 from ascend_cpt.model.sizes import read_config
+from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
 

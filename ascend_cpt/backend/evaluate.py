@@ -10,10 +10,10 @@ from mindspore import Tensor, nn
 
 from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.dataset import PackedRows
-from ascend_cpt.backend.resolve import Dataset
-from ascend_cpt.backend.row_format import IGNORE_LABEL, RowFormat
 from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.monitor.record import ValidationRecord
+from ascend_cpt.run.resolved_run import Dataset
 
 
 class LossCell(nn.Cell):

@@ -9,8 +9,8 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindspore import Tensor, ops
 from mindspore.nn.learning_rate_schedule import LearningRateSchedule
 
-from ascend_cpt.backend.compile import SCHEDULE_NAME
 from ascend_cpt.recipe.schedule import Schedule, tabulate
+from ascend_cpt.run.mindformers_yaml import SCHEDULE_NAME
 
 
 @MindFormerRegister.register(MindFormerModuleType.LR)

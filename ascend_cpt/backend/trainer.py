@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.cluster.progress import report_own_stop
 from ascend_cpt.config.layout import Layout, uses_cpu
 from ascend_cpt.errors import RunStopped
+from ascend_cpt.run.resolved_run import RunPlan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from mindspore.train import Callback
 from ascend_cpt.backend.callbacks import RunKeeper, Speed, StepMonitor
 from ascend_cpt.backend.evaluate import Evaluator
 from ascend_cpt.backend.guards import StepGuard, install_guards
-from ascend_cpt.backend.resolve import Dataset, RunPlan
 from ascend_cpt.backend.save import CheckpointWriter
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.layout import uses_cpu
@@ -34,6 +33,7 @@ from ascend_cpt.monitor.report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase
+from ascend_cpt.run.resolved_run import Dataset, RunPlan
 
 METRICS_NAME = "metrics.jsonl"
 RUN_INFO_NAME = "run.json"

@@ -102,7 +102,7 @@ def register_rows_and_watch(job: Job) -> None:
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
     from mindspore import Callback, runtime
 
-    from ascend_cpt.backend.row_format import RowFormat
+    from ascend_cpt.data.network_inputs import RowFormat
 
     class SimulatedRows:
         """Rows without content, as the run would have them; the simulated device does not look at them."""

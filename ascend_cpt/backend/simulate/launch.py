@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.compile import compile_run, render_yaml
-from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.backend.simulate.child import LOADER_NAME, WATCH_NAME
 from ascend_cpt.backend.simulate.exchanges import Exchange, read_exchanges
 from ascend_cpt.backend.simulate.explain import explain_error
 from ascend_cpt.backend.simulate.job import Job, ParameterOnRank, RankOutcome
 from ascend_cpt.backend.simulate.stubs import find_cann, list_library_paths, prepare_stubs
+from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
+from ascend_cpt.run.resolved_run import RunPlan
 
 MODULE = "ascend_cpt.backend.simulate.child"
 POLL_S = 0.5

@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.describe import count_checkpoints
-from ascend_cpt.backend.resolve import RunPlan
-from ascend_cpt.backend.simulate.assume import (
-    build_case,
-    choose_world_size,
-    knows_budget,
-    load_shortened,
-    settle_without_data,
-)
 from ascend_cpt.backend.simulate.check import count_elements, find_differences, select_model_parameters
 from ascend_cpt.backend.simulate.launch import RankResult, list_first_ranks, simulate_rank
-from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import FLOAT32_BYTES, GIGABYTE, TrainingCase
-from ascend_cpt.plan.estimate import Estimate, Limits, estimate
-from ascend_cpt.plan.machines import find_machine
 from ascend_cpt.plan.memory import estimate_memory
-from ascend_cpt.plan.suggest import suggest
+from ascend_cpt.run.planning.assumed_run import settle_without_data
+from ascend_cpt.run.planning.training_case import build_case
+from ascend_cpt.run.resolved_run import RunPlan
 
-_POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)
 # Twice the stages fill a pipeline and drain it; more of the same only make the graph longer.
 MICRO_BATCHES_PER_STAGE = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """The cluster that the command line describes."""
-
-    num_nodes: int | None
-    devices_per_node: int
-    device: str
-    device_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,32 +30,6 @@ class RankReport:
     result: RankResult
     differences: tuple[str, ...]
     planned_peak_bytes: int
-
-
-def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[RunPlan, Estimate]:
-    """Return the settled run of a configuration and its plan.
-
-    Raises:
-        ConfigError: naming everything that does not fit together.
-    """
-    config = load_config(path, overrides)
-    world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
-    plan = settle_without_data(config, world_size)
-    machine = dataclasses.replace(find_machine(cluster.device), devices_per_node=cluster.devices_per_node)
-    is_length_known = knows_budget(config)
-    return plan, estimate(
-        build_case(plan),
-        machine,
-        Limits(device_bytes=cluster.device_bytes, pool_bytes=_read_pool_bytes(plan, cluster)),
-        total_tokens=plan.budget.total_tokens if is_length_known else None,
-        checkpoints=count_checkpoints(plan, plan.budget.total_steps if is_length_known else None),
-    )
-
-
-def suggest_runs(run: RunPlan, plan: Estimate) -> list[Estimate]:
-    """Return plans of the same run on the same devices that fit, the fastest first."""
-    # Validation is not possible with pipeline stages.
-    return suggest(plan, max_stages=1 if run.validation else None)
 
 
 def simulate_run(
@@ -184,15 +137,27 @@ def _name_ranks(ranks: tuple[int, ...]) -> str:
     return ",".join(str(rank) for rank in ranks)
 
 
-def _read_pool_bytes(plan: RunPlan, cluster: Cluster) -> int:
-    """Return `context.max_device_memory`, or the device's memory where it is not set."""
-    given = (plan.config.mindformers.get("context") or {}).get("max_device_memory")
-    if given is None:
-        return cluster.device_bytes
-    match = _POOL.match(str(given))
-    if match is None:
-        raise ConfigError(
-            f"{plan.config.locate('context', 'max_device_memory')}: context.max_device_memory: expected a text such as "
-            f"58GB, got {given!r}"
-        )
-    return int(float(match[1]) * GIGABYTE)
+def load_shortened(
+    plan: RunPlan, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int
+) -> RunConfig:
+    """Return the configuration of a settled run with fewer layers and micro batches, everything else the same.
+
+    Args:
+        plan: The whole run.
+        overrides: What the command line changed when the run's configuration was loaded.
+        layers_per_stage: Layers on every pipeline stage; None keeps all.
+        micro_batches: Micro batches of a step at most.
+    """
+    config = plan.config
+    changed = dict(overrides)
+    num_micro = min(plan.budget.num_accumulation_steps, micro_batches)
+    changed["cpt.global_batch_size"] = plan.budget.micro_batch_size * plan.layout.data_parallel * num_micro
+    changed["runner_config.batch_size"] = plan.budget.micro_batch_size
+    for section, key in (("runner_config", "gradient_accumulation_steps"), ("parallel_config", "micro_batch_num")):
+        if (config.mindformers.get(section) or {}).get(key) is not None:
+            changed[f"{section}.{key}"] = num_micro
+    if layers_per_stage is not None:
+        changed["model.model_config.num_hidden_layers"] = layers_per_stage * plan.layout.pipeline_parallel
+        if plan.model.get("offset") is not None:
+            changed["model.model_config.offset"] = 0
+    return load_config(config.path, changed)

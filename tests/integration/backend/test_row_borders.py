@@ -23,11 +23,11 @@ from mindformers.wrapper.wrapper import DataOrderWrapperCell
 from mindspore import Tensor
 from safetensors.numpy import load_file
 
-from ascend_cpt.backend.compile import BORDER_SETTINGS
 from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.models import register_models
-from ascend_cpt.backend.row_format import IGNORE_LABEL, RowFormat
+from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.run.mindformers_yaml import BORDER_SETTINGS
 from ascend_cpt.weights.mapping import to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"

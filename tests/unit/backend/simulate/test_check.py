@@ -13,9 +13,9 @@ import yaml
 from ascend_cpt.backend.simulate.check import find_differences
 from ascend_cpt.backend.simulate.job import ParameterOnRank
 from ascend_cpt.backend.simulate.launch import RankResult
-from ascend_cpt.backend.simulate.planning import Cluster, plan_run
 from ascend_cpt.plan import slices
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
+from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from tests.small_model import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[4]

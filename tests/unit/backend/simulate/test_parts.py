@@ -13,12 +13,13 @@ from ascend_cpt.backend.simulate.exchanges import name_group, read_exchanges
 from ascend_cpt.backend.simulate.explain import explain_error
 from ascend_cpt.backend.simulate.job import ParameterOnRank
 from ascend_cpt.backend.simulate.launch import make_environment, make_sections
-from ascend_cpt.backend.simulate.planning import Cluster, plan_run, simulate_run
+from ascend_cpt.backend.simulate.planning import simulate_run
 from ascend_cpt.backend.simulate.stub_code import render_assembly
 from ascend_cpt.config.layout import Layout
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ClusterError, ConfigError
 from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ascend_cpt.backend.simulate.assume import build_case, load_shortened, settle_without_data
-from ascend_cpt.backend.simulate.planning import Cluster, plan_run, suggest_runs
+from ascend_cpt.backend.simulate.planning import load_shortened
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.report import render, render_suggestions
+from ascend_cpt.run.planning.assumed_run import settle_without_data
+from ascend_cpt.run.planning.plan_run import Cluster, plan_run, suggest_runs
+from ascend_cpt.run.planning.training_case import build_case
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 QWEN3_8B = REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml"

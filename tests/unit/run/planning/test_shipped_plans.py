@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.backend.simulate.planning import Cluster, plan_run
 from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.backend.describe import describe
-from ascend_cpt.backend.plan_picture import draw_plan
-from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.run.picture import draw_plan
+from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.summary import describe
 
 Settle = Callable[..., RunPlan]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.backend.compile import compile_run
-from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.recipe.schedule import learning_rate_at
+from ascend_cpt.run.mindformers_yaml import compile_run
+from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.resolved_run import RunPlan
 
 RECIPES = Path(__file__).resolve().parents[3] / "configs/recipes"
 ROWS = {"qa": 680_000, "wikitext2": 650}  # the paper's pool of question answering: 2.8B tokens

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.checkpoint.locate import Checkpoint
 from ascend_cpt.config.layout import uses_cpu
+from ascend_cpt.run.resolved_run import RunPlan
 
 LOADER_NAME = "CptPackedDataLoader"
 SCHEDULE_NAME = "CptTableLR"

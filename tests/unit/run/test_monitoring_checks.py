@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.backend import monitoring_checks
-from ascend_cpt.backend.monitoring_checks import find_monitoring_problems
 from ascend_cpt.config.layout import derive_layout
 from ascend_cpt.config.loader import load_config
+from ascend_cpt.run.checks import monitoring as monitoring_checks
+from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 
 WRAPPER = {"type": "MFTrainOneStepCell", "use_clip_grad": True, "scale_sense": 1.0}
 

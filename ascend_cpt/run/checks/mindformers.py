@@ -10,6 +10,7 @@ from ascend_cpt.config.layout import Layout, uses_cpu
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.model.families import ARCHITECTURES
+from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 
 # Dotted key → the values it may have beside being absent, and what to write instead.
 OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -79,3 +80,35 @@ def _find_unknown_name(config: RunConfig, dotted: str, names: list[str], problem
     matches = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(names)}"
     problems.append(f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} is unknown; {hint}")
+
+
+DROPOUT = "pretraining uses none, it would make a resumed run differ and disturb the validation loss"
+
+
+def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
+    """Note what is missing from the model section or does not fit the layout."""
+    model = (config.mindformers.get("model") or {}).get("model_config")
+    if not isinstance(model, dict):
+        problems.append(f"{config.path}: model.model_config is missing; give the model's sizes there")
+        return
+    where = config.locate("model", "model_config")
+    for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if model.get(key) is None:
+            problems.append(f"{where}: model.model_config.{key} is missing; add it")
+    for key in ("hidden_dropout", "attention_dropout"):
+        if model.get(key):
+            problems.append(
+                f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}"
+            )
+    found = find_layout_problems(model, layout, config.cpt.seq_length)
+    if not found and not uses_cpu(config):
+        parallel = config.mindformers.get("parallel_config") or {}
+        recompute = config.mindformers.get("recompute_config") or {}
+        found = find_switch_problems(
+            model,
+            layout,
+            config.cpt.seq_length,
+            sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
+            recompute=recompute.get("recompute"),
+        )
+    problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.backend.resolve import RunPlan
-from ascend_cpt.backend.start import Start, choose_start
 from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.starting_point import Start, choose_start
 
 Settle = Callable[..., RunPlan]
 STEP_TOKENS = 8 * 256

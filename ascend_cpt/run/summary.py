@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from ascend_cpt.backend.resolve import RunPlan
-from ascend_cpt.backend.start import Start
-from ascend_cpt.config.values import format_bytes, format_count, to_steps
-from ascend_cpt.model.parameters import count_parameters, list_hf_shapes
-from ascend_cpt.model.sizes import read_sizes
-from ascend_cpt.plan.case import DTYPE_BYTES
-from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
+from ascend_cpt.config.values import format_bytes, format_count
+from ascend_cpt.model.parameters import list_hf_shapes
 from ascend_cpt.recipe.schedule import learning_rate_at
+from ascend_cpt.run.planning.training_case import count_checkpoints
+from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.starting_point import Start
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 
@@ -90,19 +88,6 @@ def describe_disk(plan: RunPlan) -> str:
         f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
         f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
         f"most {checkpoints.num_held} held at once: {format_bytes(checkpoints.disk_bytes)}"
-    )
-
-
-def count_checkpoints(plan: RunPlan, total_steps: int | None) -> Checkpoints:
-    """Return what a run writes in `total_steps`, which are None where its length is not known."""
-    checkpoint, tokens_per_step = plan.config.cpt.checkpoint, plan.budget.tokens_per_step
-    return plan_checkpoints(
-        count_parameters(read_sizes(plan.model)),
-        DTYPE_BYTES[str(plan.model.get("params_dtype", "float32"))],
-        num_steps=total_steps,
-        save_every_steps=to_steps(checkpoint.every, tokens_per_step),
-        keep_last=checkpoint.keep_last,
-        keep_every_steps=to_steps(checkpoint.keep_every, tokens_per_step),
     )
 
 

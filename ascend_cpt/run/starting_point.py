@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.resolve import RANDOM_INIT, RunPlan, select_model_identity
 from ascend_cpt.checkpoint.fingerprint import describe_differences, hash_values
 from ascend_cpt.checkpoint.locate import Checkpoint, find_newest_complete, list_complete, locate_checkpoint
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
@@ -16,6 +15,7 @@ from ascend_cpt.cluster.storage import check_same, choose_common_step
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
+from ascend_cpt.run.resolved_run import RANDOM_INIT, RunPlan
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
@@ -254,3 +254,26 @@ def _warn_of_rewarming(plan: RunPlan, state: RunState) -> tuple[str, ...]:
         "constant rate and does not recover (arXiv 2308.04014); continue that run with --extend, or set "
         f"cpt.schedule.peak_lr to {ended_with:.3g}",
     )
+
+
+MODEL_IDENTITY_KEYS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+)
+
+
+def select_model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `model_config` that its weights depend on."""
+    return {key: model.get(key) for key in MODEL_IDENTITY_KEYS}

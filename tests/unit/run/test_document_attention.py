@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.backend.compile import compile_run
-from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.run.mindformers_yaml import compile_run
+from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.resolved_run import RunPlan
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.backend.row_format import IGNORE_LABEL, RowFormat, draw_mask, find_ends, split_row
+from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat, draw_mask, find_ends, split_row
 
 EOD, PAD = 0, 9
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ascend_cpt.backend.resolve import RunPlan, resolve
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
+from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.resolved_run import RunPlan
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = {"web": 10_000, "code": 4_000, "qa": 500}

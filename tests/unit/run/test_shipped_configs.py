@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ascend_cpt.backend.compile import compile_run, render_yaml
-from ascend_cpt.backend.resolve import RunPlan, resolve
-from ascend_cpt.backend.simulate.assume import choose_world_size
 from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.recipe.phases import SampleOrder
+from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
+from ascend_cpt.run.planning.assumed_run import choose_world_size
+from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.resolved_run import RunPlan
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ascend_cpt.backend.resolve import RunPlan
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_whole
 from ascend_cpt.recipe.schedule import learning_rate_at
+from ascend_cpt.run.resolved_run import RunPlan
 
 NUM_POINTS = 1000
 

@@ -1,0 +1,73 @@
+"""Do the packed datasets fit the run?"""
+
+from __future__ import annotations
+
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.run.resolved_run import Dataset
+
+VALIDATION = "validation.sets"
+
+
+def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str, problems: list[str]) -> None:
+    """Note datasets that were packed for another sequence length, vocabulary or tokenizer than this run's."""
+    model = config.mindformers["model"]["model_config"]
+    for dataset in datasets:
+        tokenizer = dataset.manifest.tokenizer
+        where = f"{config.locate('cpt', *kind.split('.'), dataset.name)}: cpt.{kind}.{dataset.name}"
+        if not dataset.num_rows:
+            problems.append(f"{where}: has no rows; pack it again from an input that has documents")
+        problem = find_length_problem(dataset, config.cpt.seq_length, may_be_shorter=kind == VALIDATION)
+        if problem:
+            problems.append(f"{where}{problem}")
+        if tokenizer.vocab_size > model["vocab_size"]:
+            problems.append(
+                f"{where}: was packed with a tokenizer of {tokenizer.vocab_size} entries, but the model has "
+                f"vocab_size {model['vocab_size']}; use the model's own tokenizer"
+            )
+        if model.get("pad_token_id") not in (None, tokenizer.pad_id):
+            problems.append(
+                f"{config.locate('model', 'model_config', 'pad_token_id')}: model.model_config.pad_token_id "
+                f"{model['pad_token_id']} is not what {dataset.name} is padded with ({tokenizer.pad_id}; its "
+                f"end-of-document token is {tokenizer.eod_id}); remove the key, it follows from the dataset"
+            )
+        if tokenizer.pad_id == tokenizer.eod_id:
+            problems.append(
+                f"{where}: pads with the end-of-document token {tokenizer.eod_id}, whose loss would be lost; "
+                "pack it again with another --pad-token-id"
+            )
+
+
+def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bool) -> str:
+    """Return why the rows of a dataset do not fit a run's `seq_length`, as the end of a message; empty when they do.
+
+    An mmap dataset has no rows of its own: it is cut into rows when it is read.
+    """
+    packed, asked = dataset.manifest.seq_length, dataset.seq_length
+    if packed not in (None, asked):
+        return f".seq_length: is {asked}, but the dataset has rows of {packed} tokens; remove the key"
+    if asked == seq_length or (may_be_shorter and asked < seq_length):
+        return ""
+    if packed is None:
+        return f".seq_length: is {asked}, more than cpt.seq_length {seq_length}; lower it"
+    return (
+        f": was packed with sequence length {packed}, but cpt.seq_length is {seq_length}; pack it again with "
+        f"--seq-length {seq_length}"
+    )
+
+
+def _check_tokenizers(config: RunConfig, datasets: tuple[Dataset, ...], problems: list[str]) -> None:
+    fingerprints: dict[str, str] = {}
+    for dataset in datasets:
+        fingerprints.setdefault(dataset.manifest.tokenizer.fingerprint, dataset.name)
+    if len(fingerprints) > 1:
+        names = ", ".join(fingerprints.values())
+        problems.append(
+            f"{config.locate('cpt', 'sources')}: the datasets {names} were packed with different tokenizers; "
+            "pack them again with one"
+        )
+    by_padding = {dataset.manifest.tokenizer.pad_id: dataset.name for dataset in datasets}
+    if len(by_padding) > 1:
+        told = ", ".join(f"{name} ({token})" for token, name in by_padding.items())
+        problems.append(
+            f"{config.locate('cpt', 'sources')}: the datasets pad with different tokens: {told}; pack them with one"
+        )

@@ -1,0 +1,72 @@
+"""From a configuration file to its plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.plan.estimate import Estimate, Limits, estimate
+from ascend_cpt.plan.machines import find_machine
+from ascend_cpt.plan.suggest import suggest
+from ascend_cpt.run.planning.assumed_run import choose_world_size, knows_budget, settle_without_data
+from ascend_cpt.run.planning.training_case import build_case, count_checkpoints
+from ascend_cpt.run.resolved_run import RunPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The cluster that the command line describes."""
+
+    num_nodes: int | None
+    devices_per_node: int
+    device: str
+    device_bytes: int
+
+
+_POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)
+
+
+def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[RunPlan, Estimate]:
+    """Return the settled run of a configuration and its plan.
+
+    Raises:
+        ConfigError: naming everything that does not fit together.
+    """
+    config = load_config(path, overrides)
+    world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
+    plan = settle_without_data(config, world_size)
+    machine = dataclasses.replace(find_machine(cluster.device), devices_per_node=cluster.devices_per_node)
+    is_length_known = knows_budget(config)
+    return plan, estimate(
+        build_case(plan),
+        machine,
+        Limits(device_bytes=cluster.device_bytes, pool_bytes=_read_pool_bytes(plan, cluster)),
+        total_tokens=plan.budget.total_tokens if is_length_known else None,
+        checkpoints=count_checkpoints(plan, plan.budget.total_steps if is_length_known else None),
+    )
+
+
+def suggest_runs(run: RunPlan, plan: Estimate) -> list[Estimate]:
+    """Return plans of the same run on the same devices that fit, the fastest first."""
+    # Validation is not possible with pipeline stages.
+    return suggest(plan, max_stages=1 if run.validation else None)
+
+
+def _read_pool_bytes(plan: RunPlan, cluster: Cluster) -> int:
+    """Return `context.max_device_memory`, or the device's memory where it is not set."""
+    given = (plan.config.mindformers.get("context") or {}).get("max_device_memory")
+    if given is None:
+        return cluster.device_bytes
+    match = _POOL.match(str(given))
+    if match is None:
+        raise ConfigError(
+            f"{plan.config.locate('context', 'max_device_memory')}: context.max_device_memory: expected a text such as "
+            f"58GB, got {given!r}"
+        )
+    return int(float(match[1]) * GIGABYTE)

@@ -1,0 +1,117 @@
+"""A run that is resolved in every number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.data.mmap_rows import count_rows
+from ascend_cpt.data.network_inputs import RowFormat
+from ascend_cpt.recipe.budget import Budget
+from ascend_cpt.recipe.phases import Phase, SampleOrder
+from ascend_cpt.recipe.schedule import Schedule
+from ascend_cpt.run.document_attention import choose_borders
+
+RANDOM_INIT = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A dataset of the run: its name in the configuration, its manifest, and its rows as this run reads them."""
+
+    name: str
+    manifest: Manifest
+    seq_length: int
+    """Trained tokens in a row; an mmap dataset is cut into rows of the run's length."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows it has."""
+        return count_rows(self.manifest, self.seq_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """A run that is settled in every number. `schedule` is None where MindFormers' own `lr_schedule` is used.
+
+    `notes` are lines for people: what was filled in, rounded or looks unwise.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    layout: Layout
+    budget: Budget
+    schedule: Schedule | None
+    sources: tuple[Dataset, ...]
+    validation: tuple[Dataset, ...]
+    seed: int
+    order: SampleOrder
+    notes: tuple[str, ...] = ()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run; a run without any has one that is named `train`."""
+        return self.order.phases
+
+    def count_source_rows(self, first_step: int, stop_step: int) -> dict[str, int]:
+        """Return how many rows of each source the steps `first_step` to `stop_step` (without it) train on."""
+        batch = self.budget.global_batch_size
+        return self.order.count(first_step * batch, stop_step * batch)
+
+    def list_rows(self, step: int) -> list[tuple[str, int]]:
+        """Return the (source, row in it) of every row of the global batch of `step` (0 is the first)."""
+        batch = self.budget.global_batch_size
+        sources, rows = self.order.locate(np.arange(step * batch, (step + 1) * batch))
+        names = list(self.order.num_rows)
+        return [(names[source], int(row)) for source, row in zip(sources, rows, strict=True)]
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How the network is given the rows."""
+        tokenizer = self.sources[0].manifest.tokenizer
+        return RowFormat(
+            seq_length=self.budget.seq_length,
+            pad_id=tokenizer.pad_id,
+            eod_id=tokenizer.eod_id,
+            borders=choose_borders(self.config),
+            micro_batch_size=self.budget.micro_batch_size,
+        )
+
+    @property
+    def checkpoint_root(self) -> Path:
+        """Folder that holds a folder for each saved step."""
+        return self.run_dir / "checkpoint"
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The `model.model_config` section."""
+        section: Mapping[str, Any] = self.config.mindformers["model"]["model_config"]
+        return section
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what must not change between the start of a run and its continuation."""
+        return {
+            "model": dict(self.model),
+            # A list: rows are numbered in the order of the sources.
+            "sources": [[source.name, source.manifest.digest] for source in self.sources],
+            "seq_length": self.budget.seq_length,
+            "document_attention": self.config.cpt.document_attention,
+            "global_batch_size": self.budget.global_batch_size,
+            "total_steps": self.budget.total_steps,
+            "schedule": self.schedule.to_record() if self.schedule else None,
+            "phases": self.order.to_record()["phases"],
+            "seed": self.seed,
+            **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
+        }
+
+    @property
+    def report_rank(self) -> int:
+        """The rank that reports: with pipeline stages the loss is known to the last stage only."""
+        return self.layout.world_size - self.layout.world_size // self.layout.pipeline_parallel
