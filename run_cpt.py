@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ascend_cpt.cli import main
 from ascend_cpt.errors import run_command
+from ascend_cpt.train import main
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -23,10 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
-from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
+from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.planning.assumed_run import choose_world_size
 from ascend_cpt.run.resolve import resolve
 
@@ -90,7 +90,7 @@ def render_resolved(path: Path) -> str:
         )
     except ValueError as error:
         return f"refused: {str(error).replace(str(ROOT), '.')}\n"
-    text = render_yaml(compile_run(plan, resume_from=None, init_from=None), "snapshot")
+    text = render_yaml(make_mindformers_config(plan, resume_from=None, init_from=None), "snapshot")
     return text + "# fingerprint: " + json.dumps(plan.fingerprint(), sort_keys=True, default=str) + "\n"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.errors import run_command
-from ascend_cpt.stages import Wishes, train_stages
+from ascend_cpt.train_stages import Wishes, train_stages
 
 
 def parse_args() -> argparse.Namespace:

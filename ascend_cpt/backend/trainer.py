@@ -9,9 +9,9 @@ from typing import Any, TextIO
 
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.cluster.progress import report_own_stop
-from ascend_cpt.config.layout import Layout, uses_cpu
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Launch:
     is_first_on_node: bool
 
 
-def train(plan: RunPlan, launch: Launch) -> None:
+def train(run: ResolvedRun, launch: Launch) -> None:
     """Train `plan` from its resolved YAML to the last step (or `stop_at_step`); every rank calls this.
 
     Raises:
@@ -33,8 +33,8 @@ def train(plan: RunPlan, launch: Launch) -> None:
         CheckpointError: when the disk is full.
         RunStopped: when a guard or an alarm ends the run.
     """
-    os.environ.setdefault("LOG_MF_PATH", str(plan.run_dir / "logs" / "mindformers"))
-    cpu = uses_cpu(plan.config)
+    os.environ.setdefault("LOG_MF_PATH", str(run.run_dir / "logs" / "mindformers"))
+    cpu = uses_cpu(run.config)
     if cpu:
         from ascend_cpt.backend.cpu import install_cpu_kernels
 
@@ -54,19 +54,19 @@ def train(plan: RunPlan, launch: Launch) -> None:
     from ascend_cpt.backend import stop_signal
 
     # MindFormers makes folders below its output path as soon as the context is built, by default in the current folder.
-    set_output_path(str(plan.run_dir.absolute()))
+    set_output_path(str(run.run_dir.absolute()))
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
-    if not cpu and not plan.config.cpt.storage.shared:
+    if not cpu and not run.config.cpt.storage.shared:
         from ascend_cpt.backend.collective import get_rank_and_size
         from ascend_cpt.backend.own_shards import use_own_shards
         from ascend_cpt.backend.save import PREFIX
 
-        use_own_shards(PREFIX, *get_rank_and_size(plan.layout.world_size > 1))
-    callbacks = _build_callbacks(plan, launch)
+        use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
+    callbacks = _build_callbacks(run, launch)
     stop_signal.install(launch.console)
     try:
-        with tell_full_disk(plan.run_dir, "training"):
+        with tell_full_disk(run.run_dir, "training"):
             Trainer(mindformers_config, callbacks=callbacks).train()
     except RunStopped:
         report_own_stop()
@@ -74,23 +74,23 @@ def train(plan: RunPlan, launch: Launch) -> None:
         raise
 
 
-def _build_callbacks(plan: RunPlan, launch: Launch) -> list[Any]:
+def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
     from ascend_cpt.backend.collective import get_rank_and_size
     from ascend_cpt.backend.watching import build_callbacks
 
-    rank, _ = get_rank_and_size(plan.layout.world_size > 1)
+    rank, _ = get_rank_and_size(run.layout.world_size > 1)
     return build_callbacks(
-        plan,
+        run,
         initial_step=launch.initial_step,
         stop_at_step=launch.stop_at_step,
         console=launch.console,
         rank=rank,
-        data_rank=get_data_rank(plan.layout, rank),
+        data_rank=get_data_rank(run.layout, rank),
         is_first_on_node=launch.is_first_on_node,
     )
 
 
-def get_data_rank(layout: Layout, rank: int) -> int:
+def get_data_rank(layout: ParallelLayout, rank: int) -> int:
     """Return which data-parallel part a rank works on: within a pipeline stage the ranks of a part are neighbours."""
     ranks_per_stage = layout.world_size // layout.pipeline_parallel
     return rank % ranks_per_stage // (ranks_per_stage // layout.data_parallel)

@@ -117,7 +117,8 @@ def find_ends(inputs: Ids, eod_id: int) -> Ids:
 def count_positions(ends: Ids) -> Ids:
     """Return the position of each token in its document, int32 of shape (seq_length,)."""
     starts = np.concatenate((ends[:1] * 0, ends[:-1]))
-    return np.arange(ends[-1], dtype=np.int32) - np.repeat(starts, ends - starts)
+    positions: Ids = np.arange(ends[-1], dtype=np.int32) - np.repeat(starts, ends - starts)
+    return positions
 
 
 def draw_mask(ends: Ids) -> npt.NDArray[np.uint8]:

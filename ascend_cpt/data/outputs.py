@@ -12,7 +12,7 @@ from ascend_cpt.data.files import checksum_file
 from ascend_cpt.data.manifest import Shard
 from ascend_cpt.data.mindrecord import MindRecordWriter
 from ascend_cpt.data.mindrecord_format import INDEX_SUFFIX
-from ascend_cpt.data.packing import Layout, Packer, add_borders
+from ascend_cpt.data.packing import Packer, RowLayout, add_borders
 from ascend_cpt.data.tokenizing.base import Encoded
 
 MINDRECORD = "mindrecord"
@@ -30,7 +30,7 @@ class Output(Protocol):
     def close(self, num_documents: int, text_bytes: int) -> Shard: ...
 
 
-def open_output(output_format: str, path: Path, layout: Layout, vocab_size: int) -> Output:
+def open_output(output_format: str, path: Path, layout: RowLayout, vocab_size: int) -> Output:
     """Begin the file `path` (for an indexed dataset the .bin)."""
     return MmapOutput(path, layout, vocab_size) if output_format == MMAP else MindRecordOutput(path, layout)
 
@@ -38,7 +38,7 @@ def open_output(output_format: str, path: Path, layout: Layout, vocab_size: int)
 class MindRecordOutput:
     """Packs documents into rows and writes these to a MindRecord file."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: RowLayout) -> None:
         self.num_tokens = 0
         self._path = path
         self._row_tokens = layout.seq_length + 1
@@ -71,7 +71,7 @@ class MindRecordOutput:
 class MmapOutput:
     """Writes whole documents to a part of an indexed dataset."""
 
-    def __init__(self, path: Path, layout: Layout, vocab_size: int) -> None:
+    def __init__(self, path: Path, layout: RowLayout, vocab_size: int) -> None:
         self.num_tokens = 0
         self._prefix = path.with_suffix("")
         self._layout = layout

@@ -13,7 +13,7 @@ Rows = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class RowLayout:
     """How documents become rows."""
 
     seq_length: int
@@ -41,7 +41,7 @@ class Tail:
 class Packer:
     """Packs a stream of documents: rows do not overlap, and long documents run on over rows."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
         self._row_tokens = layout.seq_length + 1
         self._rest: Rows = np.empty(0, np.int32)
@@ -67,7 +67,7 @@ class Packer:
         return Tail(rows=row, tail_tokens=rest.size, dropped_tokens=0)
 
 
-def add_borders(documents: Encoded, layout: Layout) -> Encoded:
+def add_borders(documents: Encoded, layout: RowLayout) -> Encoded:
     """The documents, each with its BOS and EOD."""
     extra = (layout.bos_id is not None) + (layout.eod_id is not None)
     if not extra:

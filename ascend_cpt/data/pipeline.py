@@ -21,7 +21,7 @@ from ascend_cpt.data.identity import Identity, hash_identity, make_identity
 from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
 from ascend_cpt.data.manifest import Manifest, Shard, SourceFile
 from ascend_cpt.data.outputs import MINDRECORD
-from ascend_cpt.data.packing import Layout
+from ascend_cpt.data.packing import RowLayout
 from ascend_cpt.data.preview import preview_texts
 from ascend_cpt.data.progress import ProgressReporter
 from ascend_cpt.data.ray_workers import run_subs_on_ray
@@ -135,7 +135,7 @@ def _plan_subs(
     work: Path,
 ) -> list[SubTask]:
     extents = [load_reader(file.format).measure(file) for file in files]
-    layout = Layout(
+    layout = RowLayout(
         seq_length=settings.seq_length,
         pad_id=tokenizer.info.pad_id,
         eod_id=tokenizer.info.eod_id if settings.append_eod else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascend_cpt.data.packing import Layout
+from ascend_cpt.data.packing import RowLayout
 from ascend_cpt.data.readers import ReadOptions
 from ascend_cpt.data.splitting import Span
 from ascend_cpt.data.tokenizing.base import TokenizerFile
@@ -29,7 +29,7 @@ class SubTask:
     read_options: ReadOptions
     tokenizer: TokenizerFile
     engine: EngineChoice
-    layout: Layout
+    layout: RowLayout
     output_format: str
     left_out: Path | None = None
     """The file that says which documents are left out, None for none."""

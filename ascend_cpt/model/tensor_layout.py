@@ -15,7 +15,7 @@ Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 
-class Layout(Protocol):
+class TensorLayout(Protocol):
     """Joins the Hugging Face tensors of a group into the MindFormers tensor; `split` undoes `join` exactly."""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array: ...

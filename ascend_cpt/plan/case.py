@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.model.sizes import ModelSizes
 from ascend_cpt.model.tensor_layout import Shape
 
@@ -24,7 +24,7 @@ class TrainingCase:
     model: ModelSizes
     parameters: Mapping[str, Shape]
     """Shape of every parameter of the model by its MindFormers name."""
-    layout: Layout
+    layout: ParallelLayout
     layers_per_stage: tuple[int, ...]
     seq_length: int
     micro_batch_size: int

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.parallel_layout import ParallelLayout
 
 MIN_COMPRESSED_SEQ_LENGTH = 2048
 NODE_DEVICES = 8  # MindSpore and MindFormers take this number for granted
 
 
-def find_layout_problems(model: Mapping[str, Any], layout: Layout, seq_length: int) -> list[str]:
+def find_layout_problems(model: Mapping[str, Any], layout: ParallelLayout, seq_length: int) -> list[str]:
     """Return one line for each way in which `layout` does not divide the model.
 
     Args:
@@ -46,7 +46,12 @@ def find_layout_problems(model: Mapping[str, Any], layout: Layout, seq_length: i
 
 
 def find_switch_problems(
-    model: Mapping[str, Any], layout: Layout, seq_length: int, *, sequence_parallel: bool, recompute: Any = False
+    model: Mapping[str, Any],
+    layout: ParallelLayout,
+    seq_length: int,
+    *,
+    sequence_parallel: bool,
+    recompute: Any = False,
 ) -> list[str]:
     """Return one line for each switch that MindFormers refuses on this layout.
 
@@ -95,20 +100,20 @@ def find_switch_problems(
     return problems
 
 
-def cuts_nodes_unevenly(layout: Layout) -> bool:
+def cuts_nodes_unevenly(layout: ParallelLayout) -> bool:
     """Return whether some group of ranks would be at different places of its nodes, which MindSpore does not make."""
     return _cuts_tensor_groups(layout) or _cuts_stages(layout)
 
 
-def _cuts_tensor_groups(layout: Layout) -> bool:
+def _cuts_tensor_groups(layout: ParallelLayout) -> bool:
     return any(_is_uneven(layout, layout.tensor_parallel * context) for context in (1, layout.context_parallel))
 
 
-def _cuts_stages(layout: Layout) -> bool:
+def _cuts_stages(layout: ParallelLayout) -> bool:
     return _is_uneven(layout, layout.world_size // layout.pipeline_parallel)
 
 
-def _is_uneven(layout: Layout, size: int) -> bool:
+def _is_uneven(layout: ParallelLayout, size: int) -> bool:
     """Return whether groups of so many neighbours are neither whole nodes nor an even part of one."""
     return layout.world_size > NODE_DEVICES and bool(size % NODE_DEVICES) and bool(NODE_DEVICES % size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.plan.case import TrainingCase, split_layers
 from ascend_cpt.plan.estimate import Estimate, estimate
 from ascend_cpt.plan.layout import cuts_nodes_unevenly
@@ -45,13 +45,15 @@ def list_cases(case: TrainingCase, devices_per_node: int) -> Iterator[TrainingCa
             data = world // tensor // stages
             if global_rows % data:
                 continue
-            layout = Layout(world_size=world, data_parallel=data, tensor_parallel=tensor, pipeline_parallel=stages)
+            layout = ParallelLayout(
+                world_size=world, data_parallel=data, tensor_parallel=tensor, pipeline_parallel=stages
+            )
             if cuts_nodes_unevenly(layout):
                 continue
             yield from _list_batches(case, layout, global_rows // data)
 
 
-def _list_batches(case: TrainingCase, layout: Layout, rows_per_rank: int) -> Iterator[TrainingCase]:
+def _list_batches(case: TrainingCase, layout: ParallelLayout, rows_per_rank: int) -> Iterator[TrainingCase]:
     layers = _spread_layers(case.model.num_layers, layout.pipeline_parallel)
     for micro in _divisors(rows_per_rank):
         num_micro = rows_per_rank // micro

@@ -18,7 +18,7 @@ import numpy as np
 MAX_PATTERN_ROWS = 100_000
 
 
-def settle_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fraction]:
+def normalize_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fraction]:
     """Return the share of each source: its weight over the sum of the weights, exactly as written (0.7 is 7/10).
 
     Shares whose common denominator is above MAX_PATTERN_ROWS are rounded to parts of it.

@@ -95,7 +95,7 @@ yours.
 PRESETS = {"reuse": REUSE, "rewarm": REWARM, "gentle": GENTLE, "wsd": WSD}
 
 
-def settle_schedule(
+def resolve_schedule(
     config: ScheduleConfig, *, total_steps: int, tokens_per_step: int, num_epochs: float
 ) -> tuple[Schedule, list[str]]:
     """Return the schedule of a run, and lines that tell what was filled in, scaled or is unwise.
@@ -112,7 +112,7 @@ def settle_schedule(
     notes: list[str] = []
     preset = find_preset(config)
     kind = config.kind or (preset.kind if preset else "cosine")
-    peak_lr = _settle_peak(config, preset)
+    peak_lr = _resolve_peak(config, preset)
     final_lr = config.final_lr
     if final_lr is None:
         final_lr = peak_lr * preset.final_over_peak if preset else 0.0
@@ -127,7 +127,7 @@ def settle_schedule(
             f"batch scaling: √({format_count(tokens_per_step)} / {format_count(config.batch_scaling.base_tokens)} "
             f"tokens a step) = {factor:.4g}: peak {peak_lr:g}, final {final_lr:g}"
         )
-    warmup_steps = _settle_warmup(config, preset, total_steps, tokens_per_step, num_epochs, notes)
+    warmup_steps = _resolve_warmup(config, preset, total_steps, tokens_per_step, num_epochs, notes)
     decay_steps = _count_part(
         "decay",
         config.decay_tokens,
@@ -181,7 +181,7 @@ def find_preset(config: ScheduleConfig) -> Preset | None:
     return preset
 
 
-def _settle_peak(config: ScheduleConfig, preset: Preset | None) -> float:
+def _resolve_peak(config: ScheduleConfig, preset: Preset | None) -> float:
     bases = {
         "base_final_lr": (config.base_final_lr, preset.peak_over_base_final if preset else None),
         "base_peak_lr": (config.base_peak_lr, preset.peak_over_base_peak if preset else None),
@@ -209,7 +209,7 @@ def _scale_by_batch(config: BatchScalingConfig, tokens_per_step: int) -> float:
     return math.sqrt(tokens_per_step / config.base_tokens)
 
 
-def _settle_warmup(
+def _resolve_warmup(
     config: ScheduleConfig,
     preset: Preset | None,
     total_steps: int,

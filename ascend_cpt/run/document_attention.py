@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ascend_cpt.config.layout import Layout, uses_cpu
 from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.data.network_inputs import ACROSS, DOCUMENT_ATTENTION
 
@@ -21,21 +21,21 @@ def choose_borders(config: RunConfig) -> str:
     return "mask" if uses_cpu(config) else "ends"
 
 
-def find_border_problems(
-    config: RunConfig, layout: Layout, datasets: Sequence[tuple[str, Manifest]], problems: list[str]
-) -> None:
-    """Note why attention cannot be kept within documents, where that is asked for.
+def find_boundary_problems(
+    config: RunConfig, layout: ParallelLayout, datasets: Sequence[tuple[str, Manifest]]
+) -> list[str]:
+    """Return why attention cannot be limited to documents, where that is asked for.
 
     Args:
         datasets: Name and manifest of every dataset of the run.
     """
-    wish = config.cpt.document_attention
+    requested = config.cpt.document_attention
     where = f"{config.locate('cpt', 'document_attention')}: cpt.document_attention"
-    if wish not in DOCUMENT_ATTENTION:
-        problems.append(f"{where}: {wish!r} is unknown; choose {' or '.join(DOCUMENT_ATTENTION)}")
-        return
-    if wish == ACROSS:
-        return
+    if requested not in DOCUMENT_ATTENTION:
+        return [f"{where}: {requested!r} is unknown; choose {' or '.join(DOCUMENT_ATTENTION)}"]
+    if requested == ACROSS:
+        return []
+    problems: list[str] = []
     for name, manifest in datasets:
         if manifest.settings.get("append_eod") is False:
             problems.append(
@@ -47,10 +47,12 @@ def find_border_problems(
         told = ", ".join(f"{name} ({token})" for token, name in by_token.items())
         problems.append(f"{where}: the datasets end documents with different tokens: {told}; pack them with one")
     if not uses_cpu(config):
-        _find_ascend_problems(config, layout, where, problems)
+        problems += _find_ascend_problems(config, layout, where)
+    return problems
 
 
-def _find_ascend_problems(config: RunConfig, layout: Layout, where: str, problems: list[str]) -> None:
+def _find_ascend_problems(config: RunConfig, layout: ParallelLayout, where: str) -> list[str]:
+    problems: list[str] = []
     if config.cpt.seq_length < MIN_SEQ_LENGTH_ON_ASCEND:
         problems.append(
             f"{where}: needs cpt.seq_length of at least {MIN_SEQ_LENGTH_ON_ASCEND} on Ascend, got "
@@ -67,3 +69,4 @@ def _find_ascend_problems(config: RunConfig, layout: Layout, where: str, problem
         problems.append(
             f"{where}: parallel_config.context_parallel_algo {algorithm} was never tried with it; use {SPLIT_ROWS}"
         )
+    return problems

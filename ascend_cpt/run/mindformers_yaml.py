@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from ascend_cpt.checkpoint.locate import Checkpoint
-from ascend_cpt.config.layout import uses_cpu
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 LOADER_NAME = "CptPackedDataLoader"
 SCHEDULE_NAME = "CptTableLR"
@@ -29,24 +29,26 @@ BORDER_SETTINGS: dict[str, dict[str, bool]] = {
 DATA_PARALLEL_MODE, SEMI_AUTO_PARALLEL_MODE = 0, 1  # parallel.parallel_mode
 
 
-def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Path | None) -> dict[str, Any]:
+def make_mindformers_config(
+    run: ResolvedRun, *, resume_from: Checkpoint | None, init_from: Path | None
+) -> dict[str, Any]:
     """Return the MindFormers configuration of a run.
 
     Args:
-        plan: The settled run.
+        run: The resolved run.
         resume_from: A checkpoint to continue exactly, or None.
         init_from: A checkpoint folder whose weights alone are loaded, or None.
     """
     assert resume_from is None or init_from is None
-    cpu = uses_cpu(plan.config)
-    sections = copy.deepcopy(plan.config.mindformers)
+    cpu = uses_cpu(run.config)
+    sections = copy.deepcopy(run.config.mindformers)
     for key in ("train_dataset", "train_dataset_task", "callbacks", "load_checkpoint", "resume_training"):
         sections.pop(key, None)
     sections.update(
-        seed=plan.seed,
-        output_dir=str(plan.run_dir),
+        seed=run.seed,
+        output_dir=str(run.run_dir),
         run_mode="train",
-        use_parallel=plan.layout.world_size > 1,
+        use_parallel=run.layout.world_size > 1,
         use_legacy=False,
         use_legacy_format=False,
         load_ckpt_format="safetensors",
@@ -54,20 +56,20 @@ def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Pat
         load_checkpoint=str((resume_from.folder if resume_from else init_from) or ""),
         callbacks=[{"type": "MFLossMonitor"}],
     )
-    sections.setdefault("trainer", {"type": "CausalLanguageModelingTrainer", "model_name": plan.model["model_type"]})
+    sections.setdefault("trainer", {"type": "CausalLanguageModelingTrainer", "model_name": run.model["model_type"]})
     runner = sections.setdefault("runner_config", {})
     runner.update(
         epochs=1,  # the loader holds the whole run: an epoch of MindFormers is our run, however often the data repeats
-        batch_size=plan.budget.micro_batch_size,
-        gradient_accumulation_steps=1 if plan.layout.pipeline_parallel > 1 else plan.budget.num_accumulation_steps,
+        batch_size=run.budget.micro_batch_size,
+        gradient_accumulation_steps=1 if run.layout.pipeline_parallel > 1 else run.budget.num_accumulation_steps,
         sink_mode=False if cpu else runner.get("sink_mode", True),
         sink_size=1,  # callbacks see every step
     )
-    sections["parallel_config"] = _compile_parallel_config(plan, sections.get("parallel_config") or {})
-    sections["parallel"] = _compile_parallel(plan, sections.get("parallel") or {}, cpu)
-    columns = list(plan.row_format.columns)
+    sections["parallel_config"] = _compile_parallel_config(run, sections.get("parallel_config") or {})
+    sections["parallel"] = _compile_parallel(run, sections.get("parallel") or {}, cpu)
+    columns = list(run.row_format.columns)
     dataset = {
-        "data_loader": {"type": LOADER_NAME, **compile_loader(plan)},
+        "data_loader": {"type": LOADER_NAME, **compile_loader(run)},
         "input_columns": columns,
         "construct_args_key": columns,
         "num_parallel_workers": 1,
@@ -78,33 +80,33 @@ def compile_run(plan: RunPlan, *, resume_from: Checkpoint | None, init_from: Pat
     }
     sections["train_dataset"] = dataset
     sections["train_dataset_task"] = {"type": "CausalLanguageModelDataset", "dataset_config": copy.deepcopy(dataset)}
-    if plan.schedule is not None:
+    if run.schedule is not None:
         sections["lr_schedule"] = {
             "type": SCHEDULE_NAME,
-            **plan.schedule.to_record(),
-            "total_steps": plan.schedule.total_steps,
+            **run.schedule.to_record(),
+            "total_steps": run.schedule.total_steps,
         }
     model = sections["model"]["model_config"]
     # MindFormers' own default is 0.1.
     model.update(hidden_dropout=0.0, attention_dropout=0.0)
     # Padding must not be the end-of-document token: MindFormers drops the loss of what it takes for padding.
-    model.update(seq_length=plan.budget.seq_length, pad_token_id=plan.row_format.pad_id)
-    model.update(BORDER_SETTINGS[plan.row_format.borders])
+    model.update(seq_length=run.budget.seq_length, pad_token_id=run.row_format.pad_id)
+    model.update(BORDER_SETTINGS[run.row_format.borders])
     return sections
 
 
-def compile_loader(plan: RunPlan) -> dict[str, Any]:
+def compile_loader(run: ResolvedRun) -> dict[str, Any]:
     """Return the arguments of the training data loader."""
     return {
-        "manifests": [str(source.manifest.path) for source in plan.sources],
-        "digests": [source.manifest.digest for source in plan.sources],
-        "row_format": plan.row_format.to_record(),
-        "sample_order": plan.order.to_record(),
+        "manifests": [str(source.manifest.path) for source in run.sources],
+        "digests": [source.manifest.digest for source in run.sources],
+        "row_format": run.row_format.to_record(),
+        "sample_order": run.order.to_record(),
     }
 
 
-def _compile_parallel_config(plan: RunPlan, section: dict[str, Any]) -> dict[str, Any]:
-    layout = plan.layout
+def _compile_parallel_config(run: ResolvedRun, section: dict[str, Any]) -> dict[str, Any]:
+    layout = run.layout
     compiled = {
         **section,
         "data_parallel": layout.data_parallel,
@@ -113,14 +115,14 @@ def _compile_parallel_config(plan: RunPlan, section: dict[str, Any]) -> dict[str
         "context_parallel": layout.context_parallel,
     }
     if layout.pipeline_parallel > 1:
-        compiled["micro_batch_num"] = plan.budget.num_accumulation_steps
+        compiled["micro_batch_num"] = run.budget.num_accumulation_steps
     return compiled
 
 
-def _compile_parallel(plan: RunPlan, section: dict[str, Any], cpu: bool) -> dict[str, Any]:
+def _compile_parallel(run: ResolvedRun, section: dict[str, Any], cpu: bool) -> dict[str, Any]:
     if cpu:
         return {"parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False}
-    data = plan.layout.data_parallel
+    data = run.layout.data_parallel
     defaults = {
         "parallel_mode": SEMI_AUTO_PARALLEL_MODE,
         "enable_alltoall": True,
@@ -130,7 +132,7 @@ def _compile_parallel(plan: RunPlan, section: dict[str, Any], cpu: bool) -> dict
         **defaults,
         **section,
         "full_batch": False,
-        "dataset_strategy": [[data, *[1] * (rank - 1)] for rank in plan.row_format.ranks],
+        "dataset_strategy": [[data, *[1] * (rank - 1)] for rank in run.row_format.ranks],
     }
 
 

@@ -1,32 +1,55 @@
-"""From a checked configuration to a run that is settled in every number: layout, batch, steps, schedule, data."""
+"""From a configuration file to a run that is resolved in every number: layout, batch, steps, schedule, data."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ascend_cpt.config.layout import derive_layout
-from ascend_cpt.config.loader import RunConfig, raise_problems
+from ascend_cpt.config.loader import RunConfig, load_config, raise_problems
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout, derive_layout
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.errors import DataError
-from ascend_cpt.recipe.phases import SampleOrder
-from ascend_cpt.run.checks.datasets import VALIDATION, _check_datasets, _check_tokenizers
-from ascend_cpt.run.checks.mindformers import check_model, find_refusals
+from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems
+from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
-from ascend_cpt.run.document_attention import find_border_problems
-from ascend_cpt.run.resolve_recipe import (
-    check_epochs,
-    check_intervals,
-    note_advice,
-    note_rounding,
-    settle_budget,
-    settle_phases,
-    settle_rate,
-)
-from ascend_cpt.run.resolved_run import Dataset, RunPlan
+from ascend_cpt.run.document_attention import find_boundary_problems
+from ascend_cpt.run.resolve_recipe import resolve_recipe
+from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
+
+
+def load_run(
+    path: Path,
+    overrides: Mapping[str, Any],
+    *,
+    world_size: int,
+    replace: Sequence[str] = (),
+    check_config: Callable[[RunConfig], None] | None = None,
+) -> ResolvedRun:
+    """Load a configuration, open its datasets and resolve every number of the run.
+
+    Args:
+        path: The configuration file.
+        overrides: Dotted key → value, set over the file.
+        world_size: Devices of the launch.
+        replace: Dotted keys whose section `overrides` replaces instead of merging into it.
+        check_config: Called with the loaded configuration before a dataset is opened; it raises ConfigError.
+
+    Raises:
+        CptError: naming what is wrong.
+    """
+    config = load_config(path, dict(overrides), replace=tuple(replace))
+    if check_config is not None:
+        check_config(config)
+    sets = config.cpt.validation.sets if config.cpt.validation else {}
+    return resolve(
+        config,
+        world_size=world_size,
+        sources=open_datasets(config, "cpt.sources", config.cpt.sources),
+        validation=open_datasets(config, f"cpt.{VALIDATION}", sets),
+    )
 
 
 def resolve(
@@ -35,8 +58,8 @@ def resolve(
     world_size: int,
     sources: Mapping[str, Manifest],
     validation: Mapping[str, Manifest] | None = None,
-) -> RunPlan:
-    """Settle every number of a run.
+) -> ResolvedRun:
+    """Resolve every number of a run.
 
     Args:
         config: The checked configuration.
@@ -47,52 +70,47 @@ def resolve(
     Raises:
         ConfigError: naming every number that does not fit.
     """
-    problems: list[str] = []
     layout = derive_layout(config, world_size)
-    check_model(config, layout, problems)
-    find_refusals(config, layout, problems)
-    find_monitoring_problems(config, layout, problems)
-    raise_problems(config.path, problems)
+    raise_problems(
+        config.path,
+        find_model_problems(config, layout) + find_refusals(config, layout) + find_monitoring_problems(config, layout),
+    )
     source_sets = _list_datasets(config, sources, {})
     sets = config.cpt.validation.sets if config.cpt.validation else {}
     validation_sets = _list_datasets(config, validation or {}, {name: entry.seq_length for name, entry in sets.items()})
-    _check_datasets(config, source_sets, "sources", problems)
-    _check_datasets(config, validation_sets, VALIDATION, problems)
-    _check_tokenizers(config, source_sets + validation_sets, problems)
-    find_border_problems(config, layout, [*sources.items(), *(validation or {}).items()], problems)
-    if validation_sets and layout.pipeline_parallel > 1:
-        problems.append(
-            f"{config.locate('cpt', 'validation')}: cpt.validation: needs pipeline_stage 1; remove one of them"
-        )
-    raise_problems(config.path, problems)
+    raise_problems(config.path, _find_data_problems(config, layout, source_sets, validation_sets))
     seed = config.mindformers.get("seed", 42)
-    num_rows = {source.name: source.num_rows for source in source_sets}
-    budget = settle_budget(config, layout, sum(num_rows.values()), problems)
-    raise_problems(config.path, problems)
-    assert budget is not None
-    check_intervals(config, budget, problems)
-    schedule, notes = settle_rate(config, budget, sum(num_rows.values()), problems)
-    raise_problems(config.path, problems)
-    if schedule is not None:
-        budget = dataclasses.replace(budget, warmup_steps=schedule.warmup_steps)
-    phases = settle_phases(config, budget, schedule, num_rows, problems)
-    raise_problems(config.path, problems)
-    order = SampleOrder(num_rows=num_rows, phases=phases, global_batch_size=budget.global_batch_size, seed=seed)
-    notes += note_rounding(config, budget, phases) + check_epochs(config, order, problems) + note_advice(config)
-    raise_problems(config.path, problems)
+    recipe = resolve_recipe(config, layout, {source.name: source.num_rows for source in source_sets}, seed)
     output_dir = Path(config.mindformers.get("output_dir") or "output")
-    return RunPlan(
+    return ResolvedRun(
         config=config,
         run_dir=output_dir / (config.cpt.run_name or config.path.stem),
         layout=layout,
-        budget=budget,
-        schedule=schedule,
+        budget=recipe.budget,
+        schedule=recipe.schedule,
         sources=source_sets,
         validation=validation_sets,
         seed=seed,
-        order=order,
-        notes=tuple(notes),
+        order=recipe.order,
+        notes=recipe.notes,
     )
+
+
+def _find_data_problems(
+    config: RunConfig, layout: ParallelLayout, sources: tuple[Dataset, ...], validation: tuple[Dataset, ...]
+) -> list[str]:
+    datasets = sources + validation
+    problems = [
+        *find_dataset_problems(config, sources, "sources"),
+        *find_dataset_problems(config, validation, VALIDATION),
+        *find_tokenizer_problems(config, datasets),
+        *find_boundary_problems(config, layout, [(dataset.name, dataset.manifest) for dataset in datasets]),
+    ]
+    if validation and layout.pipeline_parallel > 1:
+        problems.append(
+            f"{config.locate('cpt', 'validation')}: cpt.validation: needs pipeline_stage 1; remove one of them"
+        )
+    return problems
 
 
 def _list_datasets(

@@ -1,37 +1,74 @@
-"""The numbers of a run, one after the other: batch and steps, learning rate, phases, order of the rows."""
+"""The recipe of a run in numbers: batch and steps, learning rate, phases, order of the rows."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
-from ascend_cpt.config.layout import Layout, uses_cpu
-from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.loader import RunConfig, raise_problems
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.schema import PhaseConfig, SourceConfig
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.config.values import Interval, format_count
-from ascend_cpt.recipe.blend import settle_shares
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.recipe.blend import normalize_shares
 from ascend_cpt.recipe.budget import Budget, count_steps, split_global_batch
 from ascend_cpt.recipe.phases import Phase, SampleOrder
-from ascend_cpt.recipe.presets import find_preset, settle_schedule
+from ascend_cpt.recipe.presets import find_preset, resolve_schedule
 from ascend_cpt.recipe.schedule import Schedule, find_lr_fraction
 
 MANY_EPOCHS = 4  # repeated data are worth about as much as new up to here: Muennighoff et al., arXiv 2305.16264
 
 
-def settle_budget(config: RunConfig, layout: Layout, num_rows: int, problems: list[str]) -> Budget | None:
-    """Return batch and number of steps, or None after noting what does not fit. `num_rows` is of all sources."""
-    split = _split_batch(config, layout, problems)
-    if split is None:
-        return None
-    micro, accumulation = split
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRecipe:
+    """Batch and steps, learning rate, phases and row order of a run. `schedule` is None for MindFormers' own.
+
+    `notes` are lines for people: what was filled in or rounded, and advice.
+    """
+
+    budget: Budget
+    schedule: Schedule | None
+    order: SampleOrder
+    notes: tuple[str, ...]
+
+
+def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str, int], seed: int) -> ResolvedRecipe:
+    """Resolve batch, steps, learning rate, phases and order, each from the ones before it.
+
+    Args:
+        config: The checked configuration.
+        layout: Its parallel layout.
+        num_rows: Rows of each source.
+        seed: Of the row order.
+
+    Raises:
+        ConfigError: naming every problem of the first of them that has any.
+    """
+    budget = _resolve_budget(config, layout, sum(num_rows.values()))
+    raise_problems(config.path, _find_interval_problems(config, budget))
+    schedule, notes = _resolve_rate(config, budget, sum(num_rows.values()))
+    if schedule is not None:
+        budget = dataclasses.replace(budget, warmup_steps=schedule.warmup_steps)
+    phases = _resolve_phases(config, budget, schedule, num_rows)
+    order = SampleOrder(num_rows=num_rows, phases=phases, global_batch_size=budget.global_batch_size, seed=seed)
+    problems, epoch_notes = _check_epochs(config, order)
+    raise_problems(config.path, problems)
+    notes += _note_rounding(config, budget, phases) + epoch_notes + _note_advice(config)
+    return ResolvedRecipe(budget=budget, schedule=schedule, order=order, notes=tuple(notes))
+
+
+def _resolve_budget(config: RunConfig, layout: ParallelLayout, num_rows: int) -> Budget:
+    """Return batch and number of steps. `num_rows` is of all sources."""
+    micro, accumulation = _split_batch(config, layout)
     tokens_per_step = config.cpt.global_batch_size * config.cpt.seq_length
-    tokens, where = _choose_total_tokens(config, num_rows, problems)
+    tokens, where = _choose_total_tokens(config, num_rows)
     try:
         total_steps = count_steps(tokens, tokens_per_step)
     except ValueError as error:
-        problems.append(f"{where}: {error}")
-        return None
+        raise ConfigError(f"{where}: {error}") from None
     return Budget(
         seq_length=config.cpt.seq_length,
         global_batch_size=config.cpt.global_batch_size,
@@ -41,7 +78,9 @@ def settle_budget(config: RunConfig, layout: Layout, num_rows: int, problems: li
     )
 
 
-def _split_batch(config: RunConfig, layout: Layout, problems: list[str]) -> tuple[int, int] | None:
+def _split_batch(config: RunConfig, layout: ParallelLayout) -> tuple[int, int]:
+    """Return the rows of a micro batch and the micro batches of a step."""
+    problems: list[str] = []
     sections, cpt = config.mindformers, config.cpt
     runner = sections.get("runner_config") or {}
     where = config.locate("cpt", "global_batch_size")
@@ -53,8 +92,7 @@ def _split_batch(config: RunConfig, layout: Layout, problems: list[str]) -> tupl
             cpt.global_batch_size, layout.data_parallel, runner.get("batch_size"), accumulation
         )
     except ValueError as error:
-        problems.append(f"{where}: cpt.{error}")
-        return None
+        raise ConfigError(f"{where}: cpt.{error}") from None
     if steps > 1 and uses_cpu(config):
         problems.append(
             f"{where}: a CPU run cannot accumulate gradients ({steps} steps asked for): "
@@ -70,10 +108,11 @@ def _split_batch(config: RunConfig, layout: Layout, problems: list[str]) -> tupl
             f"{where}: pipeline_stage {layout.pipeline_parallel} needs at least as many micro batches, got {steps}; "
             "raise cpt.global_batch_size or lower runner_config.batch_size"
         )
+    raise_problems(config.path, problems)
     return micro, steps
 
 
-def _choose_total_tokens(config: RunConfig, num_rows: int, problems: list[str]) -> tuple[int, str]:
+def _choose_total_tokens(config: RunConfig, num_rows: int) -> tuple[int, str]:
     """Return the tokens of the run and where they were given: the budget, or the phases, or epochs over the data."""
     cpt = config.cpt
     epochs = (config.mindformers.get("runner_config") or {}).get("epochs")
@@ -86,44 +125,40 @@ def _choose_total_tokens(config: RunConfig, num_rows: int, problems: list[str]) 
         return num_rows * cpt.seq_length * (epochs or 1), config.locate("cpt", "sources")
     if epochs is not None:
         given = "cpt.train_tokens" if cpt.train_tokens is not None else "the tokens of cpt.phases"
-        problems.append(f"{where}: {given} and runner_config.epochs are both set; keep one")
+        raise ConfigError(f"{where}: {given} and runner_config.epochs are both set; keep one")
     return tokens, where
 
 
-def settle_rate(
-    config: RunConfig, budget: Budget, num_rows: int, problems: list[str]
-) -> tuple[Schedule | None, list[str]]:
-    """Return the schedule, or None where MindFormers' own is used or a problem was noted, and lines about it."""
+def _resolve_rate(config: RunConfig, budget: Budget, num_rows: int) -> tuple[Schedule | None, list[str]]:
+    """Return the schedule, or None where MindFormers' own is used, and notes about it."""
     schedule = config.cpt.schedule
     where = f"{config.locate('cpt', 'schedule')}: cpt.schedule"
     has_section = config.mindformers.get("lr_schedule") is not None
     if schedule is None:
         if not has_section:
-            problems.append(f"{config.path}: no learning rate; add cpt.schedule with peak_lr")
+            raise ConfigError(f"{config.path}: no learning rate; add cpt.schedule with peak_lr")
         return None, []
     if has_section:
-        problems.append(f"{where} and lr_schedule ({config.locate('lr_schedule')}) are both set; keep one")
-        return None, []
+        raise ConfigError(f"{where} and lr_schedule ({config.locate('lr_schedule')}) are both set; keep one")
     num_epochs = budget.total_steps * budget.global_batch_size / num_rows
     try:
-        return settle_schedule(
+        return resolve_schedule(
             schedule, total_steps=budget.total_steps, tokens_per_step=budget.tokens_per_step, num_epochs=num_epochs
         )
     except ValueError as error:
         key = str(error).partition(":")[0].partition(".")[0]
         where = f"{config.locate('cpt', 'schedule', key)}: cpt.schedule"
         is_key = key.replace("_", "a").isidentifier() and hasattr(schedule, key)
-        problems.append(f"{where}{'.' if is_key else ': '}{error}")
-        return None, []
+        raise ConfigError(f"{where}{'.' if is_key else ': '}{error}") from None
 
 
-def settle_phases(
-    config: RunConfig, budget: Budget, schedule: Schedule | None, num_rows: Mapping[str, int], problems: list[str]
+def _resolve_phases(
+    config: RunConfig, budget: Budget, schedule: Schedule | None, num_rows: Mapping[str, int]
 ) -> tuple[Phase, ...]:
-    """Return the phases of the run; notes every end, weight and name that does not fit."""
+    """Return the phases of the run."""
     phases = config.cpt.phases or (PhaseConfig(name="train"),)
-    _check_names(config, phases, num_rows, problems)
-    settled: list[Phase] = []
+    problems = _find_name_problems(config, phases, num_rows)
+    resolved: list[Phase] = []
     first = 0
     for index, phase in enumerate(phases):
         where = f"{config.locate('cpt', 'phases', str(index))}: cpt.phases[{index}] ({phase.name})"
@@ -140,18 +175,18 @@ def settle_phases(
                     f"would end at step {stop}, which is not between its start at step {first} and the end of the run "
                     f"at step {budget.total_steps}; the phases after it need steps too"
                 )
-            shares = _settle_blend(config, phase, num_rows)
+            shares = _resolve_blend(config, phase, num_rows)
         except ValueError as error:
             problems.append(f"{where}: {error}")
-            return ()
-        settled.append(Phase(name=phase.name, first_step=first, stop_step=stop, shares=shares))
+            break
+        resolved.append(Phase(name=phase.name, first_step=first, stop_step=stop, shares=shares))
         first = stop
-    return tuple(settled)
+    raise_problems(config.path, problems)
+    return tuple(resolved)
 
 
-def _check_names(
-    config: RunConfig, phases: tuple[PhaseConfig, ...], num_rows: Mapping[str, int], problems: list[str]
-) -> None:
+def _find_name_problems(config: RunConfig, phases: tuple[PhaseConfig, ...], num_rows: Mapping[str, int]) -> list[str]:
+    problems: list[str] = []
     names = [phase.name for phase in phases]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -183,6 +218,7 @@ def _check_names(
                 f"{config.locate('cpt', 'sources', name)}: cpt.sources.{name}: no phase uses it; "
                 "give it a weight in a blend or remove it"
             )
+    return problems
 
 
 def _find_stop(
@@ -210,7 +246,7 @@ def _find_stop(
     return budget.total_steps
 
 
-def _settle_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, Fraction] | None:
+def _resolve_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, Fraction] | None:
     """Return the shares of a phase's sources, replay included; None where all rows are shuffled together.
 
     They are sorted by name: the order in which they are written must not change the order of the rows.
@@ -225,18 +261,18 @@ def _settle_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, 
             return None
         weights = others
     if replay is None:
-        return settle_shares(dict(sorted(weights.items())))
+        return normalize_shares(dict(sorted(weights.items())))
     if not weights:
         raise ValueError(f"there is nothing beside the replayed source {replay.source}; add a source")
     fraction = Fraction(str(replay.fraction))
     total = sum(Fraction(str(weight)) for weight in weights.values())
     scaled = {name: Fraction(str(weight)) / total * (1 - fraction) for name, weight in weights.items()}
-    return settle_shares(dict(sorted({**scaled, replay.source: fraction}.items())))
+    return normalize_shares(dict(sorted({**scaled, replay.source: fraction}.items())))
 
 
-def check_epochs(config: RunConfig, order: SampleOrder, problems: list[str]) -> list[str]:
-    """Note every source of which the run needs more passes than it may make; return lines on many passes."""
-    notes = []
+def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], list[str]]:
+    """Return a problem for each source of which the run needs more epochs than it may make, and notes on many."""
+    problems, notes = [], []
     for name, drawn in order.count(0, order.total_rows).items():
         epochs = drawn / order.num_rows[name]
         limit = config.cpt.sources.get(name, SourceConfig(path="")).max_epochs
@@ -252,11 +288,12 @@ def check_epochs(config: RunConfig, order: SampleOrder, problems: list[str]) -> 
                 f"warning: {name}: {epochs:.3g} epochs; beyond about {MANY_EPOCHS} repeated data teach little "
                 "(arXiv 2305.16264)"
             )
-    return notes
+    return problems, notes
 
 
-def check_intervals(config: RunConfig, budget: Budget, problems: list[str]) -> None:
-    """Note intervals that are longer than the run: nothing would happen before its end."""
+def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
+    """Return a problem for each interval that is longer than the run: nothing would happen before its end."""
+    problems: list[str] = []
     cpt = config.cpt
     intervals: dict[tuple[str, str], Interval | None] = {("checkpoint", "every"): cpt.checkpoint.every}
     if cpt.validation is not None:
@@ -268,9 +305,10 @@ def check_intervals(config: RunConfig, budget: Budget, problems: list[str]) -> N
                 f"{budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove the key "
                 "to have it at the end only"
             )
+    return problems
 
 
-def note_rounding(config: RunConfig, budget: Budget, phases: tuple[Phase, ...]) -> list[str]:
+def _note_rounding(config: RunConfig, budget: Budget, phases: tuple[Phase, ...]) -> list[str]:
     """Return a line for everything given in tokens that is no whole number of steps."""
     per_step = budget.tokens_per_step
     asked: list[tuple[str, int | None, int]] = [("train_tokens", config.cpt.train_tokens, budget.total_steps)]
@@ -287,7 +325,7 @@ def note_rounding(config: RunConfig, budget: Budget, phases: tuple[Phase, ...]) 
     ]
 
 
-def note_advice(config: RunConfig) -> list[str]:
+def _note_advice(config: RunConfig) -> list[str]:
     """Return a line for what is accepted without effect, and for what the literature warns of."""
     notes = []
     schedule = config.cpt.schedule

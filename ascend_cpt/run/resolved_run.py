@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ascend_cpt.config.layout import Layout
 from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.data.mmap_rows import count_rows
 from ascend_cpt.data.network_inputs import RowFormat
@@ -38,7 +38,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan:
+class ResolvedRun:
     """A run that is settled in every number. `schedule` is None where MindFormers' own `lr_schedule` is used.
 
     `notes` are lines for people: what was filled in, rounded or looks unwise.
@@ -46,7 +46,7 @@ class RunPlan:
 
     config: RunConfig
     run_dir: Path
-    layout: Layout
+    layout: ParallelLayout
     budget: Budget
     schedule: Schedule | None
     sources: tuple[Dataset, ...]

@@ -15,7 +15,7 @@ from ascend_cpt.cluster.storage import check_same, choose_common_step
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
-from ascend_cpt.run.resolved_run import RANDOM_INIT, RunPlan
+from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
@@ -42,12 +42,12 @@ class Start:
 
 
 def choose_start(
-    plan: RunPlan, resume_training: str | None, *, extend: bool = False, agreement: Agreement | None = None
+    run: ResolvedRun, resume_training: str | None, *, extend: bool = False, agreement: Agreement | None = None
 ) -> Start:
     """Return what the run starts from; with an `agreement` all processes of the job choose the same.
 
     Args:
-        plan: The settled run.
+        run: The resolved run.
         resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
         extend: The run may have become longer, or got further phases, since its checkpoint was saved.
         agreement: The channel to the other processes, in a launched job.
@@ -57,7 +57,7 @@ def choose_start(
         CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
         ClusterError: when the nodes do not start from the same, or one of them failed.
     """
-    start = _choose(plan, resume_training, extend, agreement)
+    start = _choose(run, resume_training, extend, agreement)
     if agreement is not None:
         weights = start.resume_from.folder if start.resume_from else start.init_from
         facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
@@ -76,18 +76,18 @@ def identify_weights(folder: Path) -> str:
     return f"{len(sizes)} files, {hash_values(sizes)}"
 
 
-def _choose(plan: RunPlan, resume_training: str | None, extend: bool, agreement: Agreement | None) -> Start:
-    chosen, passed_over = _choose_checkpoint(plan, resume_training, agreement)
+def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, agreement: Agreement | None) -> Start:
+    chosen, passed_over = _choose_checkpoint(run, resume_training, agreement)
     if chosen is None:
         if extend:
-            raise CheckpointError(f"{plan.run_dir}: holds no checkpoint to extend; leave out --extend")
-        return _choose_weights(plan, passed_over)
-    differences = describe_differences(chosen.state.fingerprint, plan.fingerprint())
+            raise CheckpointError(f"{run.run_dir}: holds no checkpoint to extend; leave out --extend")
+        return _choose_weights(run, passed_over)
+    differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
     notes: tuple[str, ...] = ()
     if differences and extend:
-        notes = _check_extension(plan, chosen)
+        notes = _check_extension(run, chosen)
     elif differences:
-        hint = ", or give --extend to make the run longer" if _is_longer(plan, chosen.state) else ""
+        hint = ", or give --extend to make the run longer" if _is_longer(run, chosen.state) else ""
         raise CheckpointError(
             f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
             f"({'; '.join(differences)}); restore them{hint}, or start another run with --set cpt.run_name=NAME"
@@ -96,22 +96,22 @@ def _choose(plan: RunPlan, resume_training: str | None, extend: bool, agreement:
 
 
 def _choose_checkpoint(
-    plan: RunPlan, resume_training: str | None, agreement: Agreement | None
+    run: ResolvedRun, resume_training: str | None, agreement: Agreement | None
 ) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Return the checkpoint to continue from, or None for a new run, and a line for each that was passed over."""
-    wish = resume_training or str(plan.config.mindformers.get("resume_training", "auto"))
-    newest, passed_over = find_newest_complete(plan.checkpoint_root)
+    wish = resume_training or str(run.config.mindformers.get("resume_training", "auto"))
+    newest, passed_over = find_newest_complete(run.checkpoint_root)
     if wish.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
-                f"{plan.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
+                f"{run.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
                 "--resume_training auto, or start another run with --set cpt.run_name=NAME"
             )
         return None, ()
     if wish.lower() in ("auto", "true", "none"):
-        if agreement is None or plan.config.cpt.storage.shared:
+        if agreement is None or run.config.cpt.storage.shared:
             return newest, tuple(passed_over)
-        complete, _ = list_complete(plan.checkpoint_root)
+        complete, _ = list_complete(run.checkpoint_root)
         step, lines = choose_common_step(agreement, list(complete))
         told = agreement.exchange("passed over", passed_over)
         # The processes of a node say the same.
@@ -122,24 +122,24 @@ def _choose_checkpoint(
     chosen = locate_checkpoint(Path(wish))
     if newest is not None and newest.state.step > chosen.state.step:
         raise CheckpointError(
-            f"{plan.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
+            f"{run.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
             "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
         )
     return chosen, ()
 
 
-def _is_longer(plan: RunPlan, state: RunState) -> bool:
-    return plan.budget.total_steps > state.total_steps
+def _is_longer(run: ResolvedRun, state: RunState) -> bool:
+    return run.budget.total_steps > state.total_steps
 
 
-def _check_extension(plan: RunPlan, chosen: Checkpoint) -> tuple[str, ...]:
+def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
     """Return lines that tell what the extension changes.
 
     Raises:
         CheckpointError: when more than the length changed, or what was trained would have been other rows.
     """
     state = chosen.state
-    saved, current = dict(state.fingerprint), plan.fingerprint()
+    saved, current = dict(state.fingerprint), run.fingerprint()
     others = describe_differences(
         {key: value for key, value in saved.items() if key not in EXTENDABLE},
         {key: value for key, value in current.items() if key not in EXTENDABLE},
@@ -148,23 +148,23 @@ def _check_extension(plan: RunPlan, chosen: Checkpoint) -> tuple[str, ...]:
         raise CheckpointError(
             f"{chosen.folder}: --extend makes a run longer; other settings must stay as they were ({'; '.join(others)})"
         )
-    if not _is_longer(plan, state):
+    if not _is_longer(run, state):
         raise CheckpointError(
-            f"{plan.run_dir}: --extend, but the run has {plan.budget.total_steps} steps and had {state.total_steps}; "
+            f"{run.run_dir}: --extend, but the run has {run.budget.total_steps} steps and had {state.total_steps}; "
             "raise cpt.train_tokens or add a phase"
         )
     _check_same_rows(chosen, saved, current)
-    tokens = plan.budget.tokens_per_step
+    tokens = run.budget.tokens_per_step
     notes = [
-        f"extended at step {state.step}: {state.total_steps} → {plan.budget.total_steps} steps "
-        f"({format_count(state.total_steps * tokens)} → {format_count(plan.budget.total_tokens)} tokens)"
+        f"extended at step {state.step}: {state.total_steps} → {run.budget.total_steps} steps "
+        f"({format_count(state.total_steps * tokens)} → {format_count(run.budget.total_tokens)} tokens)"
     ]
-    if plan.schedule is not None and saved.get("schedule"):
+    if run.schedule is not None and saved.get("schedule"):
         before = learning_rate_at(Schedule.from_record(**saved["schedule"]), state.step - 1)
-        after = learning_rate_at(plan.schedule, state.step)
+        after = learning_rate_at(run.schedule, state.step)
         notes.append(
             f"the rate goes from {before:.3g} at step {state.step - 1} to {after:.3g} at step {state.step} and ends at "
-            f"{plan.schedule.final_lr:.3g}"
+            f"{run.schedule.final_lr:.3g}"
         )
         if after > JUMP * before:
             jump = f"a jump to {after / before:.3g} times the rate" if before else "a jump from nothing"
@@ -204,8 +204,8 @@ def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
     )
 
 
-def _choose_weights(plan: RunPlan, passed_over: tuple[str, ...]) -> Start:
-    config = plan.config
+def _choose_weights(run: ResolvedRun, passed_over: tuple[str, ...]) -> Start:
+    config = run.config
     wish = config.cpt.init_from or config.mindformers.get("load_checkpoint")
     if not wish:
         raise ConfigError(
@@ -217,10 +217,10 @@ def _choose_weights(plan: RunPlan, passed_over: tuple[str, ...]) -> Start:
     if is_hf_folder(Path(wish)):
         folder = HfFolder(Path(wish))
         folder.check()
-        folder.check_model(plan.model)
+        folder.check_model(run.model)
         return Start(init_from=Path(wish), warnings=passed_over)
     checkpoint = locate_checkpoint(Path(wish))
-    before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], plan.model))
+    before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
     rope_before, rope_now = (
         {key: fields.pop(key) for key in ROPE_KEYS if fields[key] is not None} for fields in (before, now)
     )
@@ -230,7 +230,7 @@ def _choose_weights(plan: RunPlan, passed_over: tuple[str, ...]) -> Start:
             f"{checkpoint.folder}: holds a model of other sizes than model.model_config ({'; '.join(differences)}); "
             "make them equal or choose another checkpoint"
         )
-    notes = _warn_of_rewarming(plan, checkpoint.state)
+    notes = _warn_of_rewarming(run, checkpoint.state)
     if rope_before != rope_now:
         # A stage of longer rows may stretch its positions. No weight depends on it, but what they learnt does.
         changes = "; ".join(describe_differences(rope_before, rope_now))
@@ -238,19 +238,19 @@ def _choose_weights(plan: RunPlan, passed_over: tuple[str, ...]) -> Start:
     return Start(init_from=checkpoint.folder, notes=notes, warnings=passed_over)
 
 
-def _warn_of_rewarming(plan: RunPlan, state: RunState) -> tuple[str, ...]:
+def _warn_of_rewarming(run: ResolvedRun, state: RunState) -> tuple[str, ...]:
     """Return a warning when the run trains on what the weights have seen, at a higher rate than they ended with."""
     schedule = state.fingerprint.get("schedule")
-    if not schedule or plan.schedule is None:
+    if not schedule or run.schedule is None:
         return ()
     seen = {digest: name for name, digest in state.fingerprint["sources"]}
-    again = [source.name for source in plan.sources if source.manifest.digest in seen]
+    again = [source.name for source in run.sources if source.manifest.digest in seen]
     ended_with = learning_rate_at(Schedule.from_record(**schedule), state.step - 1)
-    if not again or plan.schedule.peak_lr <= JUMP * ended_with:
+    if not again or run.schedule.peak_lr <= JUMP * ended_with:
         return ()
     return (
         f"warning: re-warming on the same data: these weights were already trained on {', '.join(again)} and ended at "
-        f"rate {ended_with:.3g}; this run goes up to {plan.schedule.peak_lr:.3g}. That is worse than going on at a "
+        f"rate {ended_with:.3g}; this run goes up to {run.schedule.peak_lr:.3g}. That is worse than going on at a "
         "constant rate and does not recover (arXiv 2308.04014); continue that run with --extend, or set "
         f"cpt.schedule.peak_lr to {ended_with:.3g}",
     )

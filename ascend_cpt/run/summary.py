@@ -6,19 +6,19 @@ from ascend_cpt.config.values import format_bytes, format_count
 from ascend_cpt.model.parameters import list_hf_shapes
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.run.planning.training_case import count_checkpoints
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 
-def describe(plan: RunPlan) -> str:
+def describe(run: ResolvedRun) -> str:
     """Return the plan of a run in a few lines."""
-    budget, layout = plan.budget, plan.layout
-    model = plan.model
+    budget, layout = run.budget, run.layout
+    model = run.model
     sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
     accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
     lines = [
-        f"run      {plan.run_dir}",
+        f"run      {run.run_dir}",
         f"model    {model['model_type']}: {sizes}",
         f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
         f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
@@ -26,64 +26,64 @@ def describe(plan: RunPlan) -> str:
         f"{format_count(budget.tokens_per_step)} tokens a step "
         f"({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
-        f"rows     {budget.seq_length} tokens, attention {plan.config.cpt.document_attention} documents",
-        *describe_rate(plan),
-        *describe_data(plan),
+        f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
+        *describe_rate(run),
+        *describe_data(run),
     ]
-    if plan.report_rank:
-        lines.append(f"report   the last pipeline stage knows the loss: rank {plan.report_rank} shows the progress")
-    if plan.validation:
-        lines.append(f"validate {', '.join(dataset.name for dataset in plan.validation)}")
-    lines.append(describe_disk(plan))
-    lines += [f"note     {note}" for note in plan.notes]
+    if run.report_rank:
+        lines.append(f"report   the last pipeline stage knows the loss: rank {run.report_rank} shows the progress")
+    if run.validation:
+        lines.append(f"validate {', '.join(dataset.name for dataset in run.validation)}")
+    lines.append(describe_disk(run))
+    lines += [f"note     {note}" for note in run.notes]
     return "\n".join(lines)
 
 
-def describe_rate(plan: RunPlan) -> list[str]:
+def describe_rate(run: ResolvedRun) -> list[str]:
     """Return the parts of the learning-rate schedule, one line each, with the step and tokens they begin at."""
-    if plan.schedule is None:
+    if run.schedule is None:
         return []
     lines, step = [], 0
-    for segment in plan.schedule.segments:
+    for segment in run.schedule.segments:
         is_flat = segment.start_lr == segment.end_lr
         change = f"{segment.end_lr:g}" if is_flat else f"{segment.start_lr:g} → {segment.end_lr:g}"
         shape = "" if is_flat or segment.name == segment.shape else f" ({segment.shape})"
-        lines.append(f"rate     {_at(plan, step)}: {segment.name}{shape} {change} over {segment.num_steps} steps")
+        lines.append(f"rate     {_at(run, step)}: {segment.name}{shape} {change} over {segment.num_steps} steps")
         step += segment.num_steps
     return lines
 
 
-def describe_data(plan: RunPlan) -> list[str]:
+def describe_data(run: ResolvedRun) -> list[str]:
     """Return what each phase trains on, and how many epochs of each source the run makes."""
     lines = []
-    for phase in plan.phases:
-        counts = plan.count_source_rows(phase.first_step, phase.stop_step)
+    for phase in run.phases:
+        counts = run.count_source_rows(phase.first_step, phase.stop_step)
         total = sum(counts.values())
         parts = [
-            f"{name} {rows / total:.3g} = {format_count(rows * plan.budget.seq_length)}"
+            f"{name} {rows / total:.3g} = {format_count(rows * run.budget.seq_length)}"
             for name, rows in counts.items()
             if rows
         ]
         rate = ""
-        if plan.schedule is not None:
-            rate = f", rate {learning_rate_at(plan.schedule, phase.first_step):.3g} at its start"
+        if run.schedule is not None:
+            rate = f", rate {learning_rate_at(run.schedule, phase.first_step):.3g} at its start"
         lines.append(
-            f"phase    {phase.name}: {_at(plan, phase.first_step)} to {phase.stop_step}, "
-            f"{format_count(phase.num_steps * plan.budget.tokens_per_step)} tokens{rate}: {', '.join(parts)}"
+            f"phase    {phase.name}: {_at(run, phase.first_step)} to {phase.stop_step}, "
+            f"{format_count(phase.num_steps * run.budget.tokens_per_step)} tokens{rate}: {', '.join(parts)}"
         )
-    drawn = plan.count_source_rows(0, plan.budget.total_steps)
-    for source in plan.sources:
+    drawn = run.count_source_rows(0, run.budget.total_steps)
+    for source in run.sources:
         rows = drawn[source.name]
         lines.append(
-            f"source   {source.name}: {format_count(rows * plan.budget.seq_length)} tokens = "
+            f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens = "
             f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
         )
     return lines
 
 
-def describe_disk(plan: RunPlan) -> str:
+def describe_disk(run: ResolvedRun) -> str:
     """Return how large a checkpoint is and what the run needs on the disk at most, in a line."""
-    checkpoints = count_checkpoints(plan, plan.budget.total_steps)
+    checkpoints = count_checkpoints(run, run.budget.total_steps)
     return (
         f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
         f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
@@ -91,8 +91,8 @@ def describe_disk(plan: RunPlan) -> str:
     )
 
 
-def _at(plan: RunPlan, step: int) -> str:
-    return f"from step {step} ({format_count(step * plan.budget.tokens_per_step)})"
+def _at(run: ResolvedRun, step: int) -> str:
+    return f"from step {step} ({format_count(step * run.budget.tokens_per_step)})"
 
 
 def describe_start(start: Start) -> str:
@@ -117,10 +117,10 @@ def describe_hf_folder(folder: HfFolder) -> str:
     return f"{len(used)} tensors, {format_count(num_parameters)} parameters, none missing{rest}"
 
 
-def describe_end(plan: RunPlan, stop_at_step: int | None) -> str:
+def describe_end(run: ResolvedRun, stop_at_step: int | None) -> str:
     """Return how the run ended and where its files are, in a line."""
-    total = plan.budget.total_steps
-    files = f"checkpoints, metrics.jsonl and loss.png are in {plan.run_dir}"
+    total = run.budget.total_steps
+    files = f"checkpoints, metrics.jsonl and loss.png are in {run.run_dir}"
     if stop_at_step is not None and stop_at_step < total:
         return f"stopped  after step {stop_at_step} of {total}; without --stop-at-step it goes on; {files}"
     return f"done     {files}"

@@ -24,7 +24,7 @@ def save_slowly(tensors, name, **settings):
         time.sleep(600)
     save(tensors, name, **settings)
 serialization.save_file = save_slowly
-from ascend_cpt.cli import main
+from ascend_cpt.train import main
 from ascend_cpt.errors import run_command
 sys.exit(run_command(main))
 """

@@ -25,7 +25,7 @@ from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan import slices
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
 from ascend_cpt.plan.memory import estimate_memory
-from ascend_cpt.run.planning.assumed_run import settle_without_data
+from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.training_case import build_case
 from tests.small_model import SMALL
@@ -189,10 +189,10 @@ def test_shipped_config_compiles_on_every_stage(path: Path) -> None:
     run, _ = plan_run(path, {}, CLUSTER)
     short = load_shortened(run, {}, layers_per_stage=2, micro_batches=run.layout.pipeline_parallel)
     assert load_config(path).cpt.seq_length == short.cpt.seq_length
-    settled = settle_without_data(short, run.layout.world_size)
-    case = build_case(settled)
-    for rank in list_first_ranks(settled):
-        result = simulate_rank(settled, rank, num_steps=1, timeout_s=1400, report=lambda line: None)
+    resolved = resolve_without_data(short, run.layout.world_size)
+    case = build_case(resolved)
+    for rank in list_first_ranks(resolved):
+        result = simulate_rank(resolved, rank, num_steps=1, timeout_s=1400, report=lambda line: None)
         print(f"{path.stem} rank {rank}: {result.error or 'compiled'} after {result.duration_s:.0f} s")
         assert not result.error
         assert find_differences(case, result) == []

@@ -12,7 +12,7 @@ from ascend_cpt.backend.simulate.planning import load_shortened
 from ascend_cpt.backend.simulate.stubs import find_cann
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.memory import estimate_memory
-from ascend_cpt.run.planning.assumed_run import settle_without_data
+from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.training_case import build_case
 
@@ -26,9 +26,9 @@ def test_a_rank_compiles_as_planned_with_cann() -> None:
     if find_cann() is None:
         pytest.skip("no CANN here: ASCEND_HOME_PATH names none")
     run, _ = plan_run(REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml", {}, CLUSTER)
-    settled = settle_without_data(load_shortened(run, {}, layers_per_stage=2, micro_batches=2), run.layout.world_size)
-    case = build_case(settled)
-    result = simulate_rank(settled, 0, num_steps=1, timeout_s=1500, report=print)
+    resolved = resolve_without_data(load_shortened(run, {}, layers_per_stage=2, micro_batches=2), run.layout.world_size)
+    case = build_case(resolved)
+    result = simulate_rank(resolved, 0, num_steps=1, timeout_s=1500, report=print)
     assert not result.error
     assert find_differences(case, result) == []
     # Workspaces are real here, so the peak may be above the plan's, which leaves them out.

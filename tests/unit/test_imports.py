@@ -21,8 +21,8 @@ STOREYS = (
     {"data", "recipe", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
-    {"cli"},
-    {"stages"},
+    {"train"},
+    {"train_stages"},
 )
 LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
 
@@ -126,7 +126,7 @@ def test_mindrecord_imports_mindspore_lazily() -> None:
         ("recipe", "import mindspore"),
         ("data", "def f():\n    from mindformers.tools import x"),
         ("plan", "import importlib\nimportlib.import_module('mindspore.ops')"),
-        ("backend", "from ascend_cpt.cli import main"),
+        ("backend", "from ascend_cpt.train import main"),
         ("cluster", "from . import launcher"),
         ("errors", "from ascend_cpt.config import schema"),
     ],
@@ -141,7 +141,7 @@ def test_a_wrong_import_is_found(room: str, source: str) -> None:
         ("data", "from ascend_cpt.errors import DataError"),
         ("data", "from ascend_cpt.data.manifest import x"),
         ("backend", "import mindspore\nfrom mindformers import x\nfrom ascend_cpt.recipe.budget import y"),
-        ("cli", "from ascend_cpt.backend.trainer import x"),
+        ("train", "from ascend_cpt.backend.trainer import x"),
     ],
 )
 def test_a_right_import_passes(room: str, source: str) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.parallel_layout import ParallelLayout
 
 CSV_NAME = "comm_execute_order.csv"
 POINT_TO_POINT = {"Send", "Receive"}
@@ -30,7 +30,7 @@ class Exchange:
     """Sum of what the operators return on this rank."""
 
 
-def read_exchanges(folder: Path, layout: Layout, num_steps: int) -> list[Exchange]:
+def read_exchanges(folder: Path, layout: ParallelLayout, num_steps: int) -> list[Exchange]:
     """Return the communication operators of a step from MindSpore's own record of a rank, most bytes first.
 
     Args:
@@ -64,7 +64,7 @@ def read_exchanges(folder: Path, layout: Layout, num_steps: int) -> list[Exchang
     return sorted(found, key=lambda exchange: -exchange.output_bytes)
 
 
-def name_group(ranks: tuple[int, ...], layout: Layout) -> str:
+def name_group(ranks: tuple[int, ...], layout: ParallelLayout) -> str:
     """Return the dimensions of the layout in which ranks differ."""
     sizes = (layout.pipeline_parallel, layout.data_parallel, layout.context_parallel, layout.tensor_parallel)
     places = [_locate(rank, sizes) for rank in ranks]

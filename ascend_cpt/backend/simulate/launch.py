@@ -21,8 +21,8 @@ from ascend_cpt.backend.simulate.exchanges import Exchange, read_exchanges
 from ascend_cpt.backend.simulate.explain import explain_error
 from ascend_cpt.backend.simulate.job import Job, ParameterOnRank, RankOutcome
 from ascend_cpt.backend.simulate.stubs import find_cann, list_library_paths, prepare_stubs
-from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 MODULE = "ascend_cpt.backend.simulate.child"
 POLL_S = 0.5
@@ -46,14 +46,14 @@ class RankResult:
     error: str = ""
 
 
-def list_first_ranks(plan: RunPlan) -> list[int]:
+def list_first_ranks(run: ResolvedRun) -> list[int]:
     """Return the first rank of every pipeline stage."""
-    per_stage = plan.layout.world_size // plan.layout.pipeline_parallel
-    return [stage * per_stage for stage in range(plan.layout.pipeline_parallel)]
+    per_stage = run.layout.world_size // run.layout.pipeline_parallel
+    return [stage * per_stage for stage in range(run.layout.pipeline_parallel)]
 
 
 def simulate_rank(
-    plan: RunPlan,
+    run: ResolvedRun,
     rank: int,
     *,
     num_steps: int,
@@ -64,7 +64,7 @@ def simulate_rank(
     """Compile the training step of one rank and run it on the simulated device.
 
     Args:
-        plan: The settled run.
+        run: The resolved run.
         rank: Rank in the cluster.
         num_steps: Steps to run.
         timeout_s: After this many seconds the process is stopped and an error reported.
@@ -76,7 +76,7 @@ def simulate_rank(
     """
     cann = find_cann()
     lib64 = None if cann else prepare_stubs()
-    stage = rank // (plan.layout.world_size // plan.layout.pipeline_parallel)
+    stage = rank // (run.layout.world_size // run.layout.pipeline_parallel)
     with tempfile.TemporaryDirectory(prefix="ascend_cpt_simulate_") as folder:
         work = Path(folder)
         job = Job(
@@ -86,38 +86,38 @@ def simulate_rank(
             uses_cann=cann is not None,
             parent_pid=os.getpid(),
         )
-        text = render_yaml(make_sections(plan, num_steps, work), "Compiled by ascend_cpt for the simulated device")
+        text = render_yaml(make_sections(run, num_steps, work), "Compiled by ascend_cpt for the simulated device")
         Path(job.yaml_path).write_text(text, encoding="utf-8")
         (work / "job.json").write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
         started = time.monotonic()
         log_path = (log_dir or work) / f"simulate_rank_{rank}.log"
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        ending = _run_process(work, log_path, make_environment(plan, rank, lib64), timeout_s, report)
+        ending = _run_process(work, log_path, make_environment(run, rank, lib64), timeout_s, report)
         duration_s = time.monotonic() - started
         outcome = _read_outcome(Path(job.result_path))
         if outcome is None or outcome.error:
             log = log_path.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:]
-            error = explain_error(outcome.error if outcome else "", ending=ending, log=log, config=plan.config)
+            error = explain_error(outcome.error if outcome else "", ending=ending, log=log, config=run.config)
             return RankResult(rank=rank, stage=stage, duration_s=duration_s, error=error)
         return RankResult(
             rank=rank,
             stage=stage,
             parameters=tuple(outcome.parameters),
-            exchanges=tuple(read_exchanges(work / f"rank_{rank}", plan.layout, outcome.num_steps)),
+            exchanges=tuple(read_exchanges(work / f"rank_{rank}", run.layout, outcome.num_steps)),
             peak_bytes=outcome.peak_bytes,
             host_bytes=outcome.host_bytes,
             duration_s=duration_s,
         )
 
 
-def make_sections(plan: RunPlan, num_steps: int, work: Path) -> dict[str, Any]:
+def make_sections(run: ResolvedRun, num_steps: int, work: Path) -> dict[str, Any]:
     """Return the run's MindFormers configuration with rows out of the air, random weights and our callback alone."""
-    sections = compile_run(plan, resume_from=None, init_from=None)
+    sections = make_mindformers_config(run, resume_from=None, init_from=None)
     loader = {
         "type": LOADER_NAME,
         # One step more than are run: the last one asks for the next batch.
-        "num_rows": plan.budget.global_batch_size * (num_steps + 1),
-        "row_format": plan.row_format.to_record(),
+        "num_rows": run.budget.global_batch_size * (num_steps + 1),
+        "row_format": run.row_format.to_record(),
     }
     sections["train_dataset"]["data_loader"] = loader
     sections["train_dataset_task"]["dataset_config"]["data_loader"] = copy.deepcopy(loader)
@@ -125,13 +125,13 @@ def make_sections(plan: RunPlan, num_steps: int, work: Path) -> dict[str, Any]:
     return sections
 
 
-def make_environment(plan: RunPlan, rank: int, lib64: Path | None) -> dict[str, str]:
+def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[str, str]:
     """Return the environment of a rank's process: as in simulation, with the stubs where there is no CANN."""
     launch_variables = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "RANK_TABLE_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in launch_variables}
     environment |= {
         "MS_SIMULATION_LEVEL": "1",
-        "RANK_SIZE": str(plan.layout.world_size),
+        "RANK_SIZE": str(run.layout.world_size),
         "RANK_ID": str(rank),
         "DEVICE_ID": "0",
         # Otherwise the step's graph cannot be built kernel by kernel in simulation.

@@ -15,9 +15,9 @@ from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import FLOAT32_BYTES, GIGABYTE, TrainingCase
 from ascend_cpt.plan.memory import estimate_memory
-from ascend_cpt.run.planning.assumed_run import settle_without_data
+from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.training_case import build_case
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 # Twice the stages fill a pipeline and drain it; more of the same only make the graph longer.
 MICRO_BATCHES_PER_STAGE = 2
@@ -33,7 +33,7 @@ class RankReport:
 
 
 def simulate_run(
-    plan: RunPlan,
+    run: ResolvedRun,
     overrides: dict[str, Any],
     *,
     ranks: Sequence[int] | None,
@@ -46,7 +46,7 @@ def simulate_run(
     """Compile ranks of a run and hold them against the plan of what was compiled.
 
     Args:
-        plan: The whole run.
+        run: The resolved run.
         overrides: What the command line changed in its configuration.
         ranks: Ranks to compile; None takes the first of every pipeline stage.
         layers_per_stage: Layers on every stage; None keeps all.
@@ -59,19 +59,19 @@ def simulate_run(
         ConfigError: for a rank that the cluster does not have.
         ClusterError: when this machine cannot simulate.
     """
-    world_size = plan.layout.world_size
+    world_size = run.layout.world_size
     wrong = [rank for rank in ranks or () if not 0 <= rank < world_size]
     if wrong:
         raise ConfigError(f"--ranks {wrong[0]}: the cluster has ranks 0 to {world_size - 1}")
-    most = MICRO_BATCHES_PER_STAGE * plan.layout.pipeline_parallel
-    short = load_shortened(plan, overrides, layers_per_stage=layers_per_stage, micro_batches=most)
-    short_plan = settle_without_data(short, world_size)
-    case = build_case(short_plan)
+    most = MICRO_BATCHES_PER_STAGE * run.layout.pipeline_parallel
+    short = load_shortened(run, overrides, layers_per_stage=layers_per_stage, micro_batches=most)
+    short_run = resolve_without_data(short, world_size)
+    case = build_case(short_run)
     planned = estimate_memory(case)
     reports = []
-    for rank in ranks or list_first_ranks(plan):
+    for rank in ranks or list_first_ranks(run):
         result = simulate_rank(
-            short_plan,
+            short_run,
             rank,
             num_steps=num_steps,
             timeout_s=timeout_s,
@@ -138,26 +138,26 @@ def _name_ranks(ranks: tuple[int, ...]) -> str:
 
 
 def load_shortened(
-    plan: RunPlan, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int
+    run: ResolvedRun, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int
 ) -> RunConfig:
     """Return the configuration of a settled run with fewer layers and micro batches, everything else the same.
 
     Args:
-        plan: The whole run.
+        run: The resolved run.
         overrides: What the command line changed when the run's configuration was loaded.
         layers_per_stage: Layers on every pipeline stage; None keeps all.
         micro_batches: Micro batches of a step at most.
     """
-    config = plan.config
+    config = run.config
     changed = dict(overrides)
-    num_micro = min(plan.budget.num_accumulation_steps, micro_batches)
-    changed["cpt.global_batch_size"] = plan.budget.micro_batch_size * plan.layout.data_parallel * num_micro
-    changed["runner_config.batch_size"] = plan.budget.micro_batch_size
+    num_micro = min(run.budget.num_accumulation_steps, micro_batches)
+    changed["cpt.global_batch_size"] = run.budget.micro_batch_size * run.layout.data_parallel * num_micro
+    changed["runner_config.batch_size"] = run.budget.micro_batch_size
     for section, key in (("runner_config", "gradient_accumulation_steps"), ("parallel_config", "micro_batch_num")):
         if (config.mindformers.get(section) or {}).get(key) is not None:
             changed[f"{section}.{key}"] = num_micro
     if layers_per_stage is not None:
-        changed["model.model_config.num_hidden_layers"] = layers_per_stage * plan.layout.pipeline_parallel
-        if plan.model.get("offset") is not None:
+        changed["model.model_config.num_hidden_layers"] = layers_per_stage * run.layout.pipeline_parallel
+        if run.model.get("offset") is not None:
             changed["model.model_config.offset"] = 0
     return load_config(config.path, changed)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.run.resolved_run import Dataset
 
 VALIDATION = "validation.sets"
 
 
-def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str, problems: list[str]) -> None:
-    """Note datasets that were packed for another sequence length, vocabulary or tokenizer than this run's."""
+def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: str) -> list[str]:
+    """Return a problem for each dataset that was packed for another row length, vocabulary or padding than the run's.
+
+    Args:
+        config: The run's configuration.
+        datasets: Those of one section.
+        kind: The section within `cpt`: `sources` or `validation.sets`.
+    """
+    problems: list[str] = []
     model = config.mindformers["model"]["model_config"]
     for dataset in datasets:
         tokenizer = dataset.manifest.tokenizer
@@ -35,6 +44,7 @@ def _check_datasets(config: RunConfig, datasets: tuple[Dataset, ...], kind: str,
                 f"{where}: pads with the end-of-document token {tokenizer.eod_id}, whose loss would be lost; "
                 "pack it again with another --pad-token-id"
             )
+    return problems
 
 
 def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bool) -> str:
@@ -55,7 +65,9 @@ def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bo
     )
 
 
-def _check_tokenizers(config: RunConfig, datasets: tuple[Dataset, ...], problems: list[str]) -> None:
+def find_tokenizer_problems(config: RunConfig, datasets: Sequence[Dataset]) -> list[str]:
+    """Return a problem for datasets that were packed with different tokenizers or padding."""
+    problems: list[str] = []
     fingerprints: dict[str, str] = {}
     for dataset in datasets:
         fingerprints.setdefault(dataset.manifest.tokenizer.fingerprint, dataset.name)
@@ -71,3 +83,4 @@ def _check_tokenizers(config: RunConfig, datasets: tuple[Dataset, ...], problems
         problems.append(
             f"{config.locate('cpt', 'sources')}: the datasets pad with different tokens: {told}; pack them with one"
         )
+    return problems

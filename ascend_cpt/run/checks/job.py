@@ -12,7 +12,7 @@ from ascend_cpt.checkpoint.fingerprint import flatten
 from ascend_cpt.cluster.agreement import Agreement
 from ascend_cpt.cluster.storage import check_same, check_topology
 from ascend_cpt.data.verified import verify_once
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 SHARED_PATHS = "SHARED_PATHS"  # read by MindFormers
 VERIFIED_NAME = ".verified.json"
@@ -21,7 +21,7 @@ PACKAGES = ("mindspore", "mindformers", "numpy", "safetensors")
 logger = logging.getLogger(__name__)
 
 
-def check_job(plan: RunPlan, agreement: Agreement) -> None:
+def check_job(run: ResolvedRun, agreement: Agreement) -> None:
     """Make sure that the processes of a job fit together; what is read of data is read once per node.
 
     Raises:
@@ -29,17 +29,17 @@ def check_job(plan: RunPlan, agreement: Agreement) -> None:
         DataError: when a data file of this node differs from its manifest (without shared storage).
     """
     check_same(agreement, "software", list_software())
-    check_same(agreement, "recipe", list_facts(plan))
-    storage = plan.config.cpt.storage
-    check_topology(agreement, plan.run_dir, shared=storage.shared)
+    check_same(agreement, "recipe", list_facts(run))
+    storage = run.config.cpt.storage
+    check_topology(agreement, run.run_dir, shared=storage.shared)
     if storage.shared:
         # MindFormers recognises some file systems only; ours was just seen to be shared.
         known = filter(None, [os.environ.get(SHARED_PATHS)])
-        os.environ[SHARED_PATHS] = ",".join([*known, str(plan.run_dir.absolute())])
+        os.environ[SHARED_PATHS] = ",".join([*known, str(run.run_dir.absolute())])
     if not storage.shared and storage.verify_data:
         if agreement.is_first_on_node:
-            for dataset in (*plan.sources, *plan.validation):
-                num_bytes = verify_once(dataset.manifest, plan.run_dir / VERIFIED_NAME)
+            for dataset in (*run.sources, *run.validation):
+                num_bytes = verify_once(dataset.manifest, run.run_dir / VERIFIED_NAME)
                 logger.info("verified %s: %d bytes read", dataset.name, num_bytes)
         agreement.exchange("data verified", True)
 
@@ -49,12 +49,12 @@ def list_software() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
-def list_facts(plan: RunPlan) -> dict[str, Any]:
+def list_facts(run: ResolvedRun) -> dict[str, Any]:
     """Return everything that must be equal on all nodes, by a name that tells people what it is."""
-    fingerprint = plan.fingerprint()
+    fingerprint = run.fingerprint()
     del fingerprint["sources"]
-    datasets = {f"data {dataset.name}": dataset.manifest.digest for dataset in (*plan.sources, *plan.validation)}
-    tokenizers = {f"tokenizer of {dataset.name}": dataset.manifest.tokenizer.fingerprint for dataset in plan.sources}
-    layout = {f"layout {name}": value for name, value in vars(plan.layout).items()}
-    storage = {"storage.shared": plan.config.cpt.storage.shared, "run folder": plan.run_dir.name}
+    datasets = {f"data {dataset.name}": dataset.manifest.digest for dataset in (*run.sources, *run.validation)}
+    tokenizers = {f"tokenizer of {dataset.name}": dataset.manifest.tokenizer.fingerprint for dataset in run.sources}
+    layout = {f"layout {name}": value for name, value in vars(run.layout).items()}
+    storage = {"storage.shared": run.config.cpt.storage.shared, "run folder": run.run_dir.name}
     return {**flatten(fingerprint), **datasets, **tokenizers, **layout, **storage}

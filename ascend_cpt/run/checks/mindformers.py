@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_cpt.config.layout import Layout, uses_cpu
 from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
@@ -40,8 +40,9 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
 DEVICE_TARGETS = ("Ascend", "CPU")
 
 
-def find_refusals(config: RunConfig, layout: Layout, problems: list[str]) -> None:
-    """Note every key that the compilation owns and every name that MindFormers does not know."""
+def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
+    """Return a problem for every key that the program sets itself and every name that MindFormers does not know."""
+    problems: list[str] = []
     sections = config.mindformers
     for dotted, (allowed, advice) in OWNED_KEYS.items():
         parent, _, key = dotted.rpartition(".")
@@ -51,10 +52,13 @@ def find_refusals(config: RunConfig, layout: Layout, problems: list[str]) -> Non
             equal = dotted == "model.model_config.seq_length" and value == config.cpt.seq_length
             if not equal:
                 problems.append(f"{config.locate(*dotted.split('.'))}: {dotted}: remove it; {advice}")
-    _find_unknown_name(config, "model.model_config.model_type", sorted(ARCHITECTURES), problems)
-    _find_unknown_name(config, "context.device_target", list(DEVICE_TARGETS), problems)
-    for dotted, names in load_key_table()["names"].items():
-        _find_unknown_name(config, dotted, names, problems)
+    known_names = {
+        "model.model_config.model_type": sorted(ARCHITECTURES),
+        "context.device_target": list(DEVICE_TARGETS),
+        **load_key_table()["names"],
+    }
+    for dotted, names in known_names.items():
+        problems += _find_unknown_name(config, dotted, names)
     model = find_section(sections, "model.model_config")
     for key in ("rope_scaling", "rope_parameters"):
         # MindFormers' class takes rope_theta alone, and says nothing.
@@ -69,28 +73,29 @@ def find_refusals(config: RunConfig, layout: Layout, problems: list[str]) -> Non
             f"{config.locate('parallel_config', 'data_parallel')}: parallel_config.data_parallel {given}: the launch "
             f"has {layout.world_size} workers; remove the key"
         )
+    return problems
 
 
-def _find_unknown_name(config: RunConfig, dotted: str, names: list[str], problems: list[str]) -> None:
+def _find_unknown_name(config: RunConfig, dotted: str, names: list[str]) -> list[str]:
     parent, _, key = dotted.rpartition(".")
     section = find_section(config.mindformers, parent)
     value = section.get(key) if isinstance(section, Mapping) else None
     if value is None or value in names:
-        return
+        return []
     matches = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(names)}"
-    problems.append(f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} is unknown; {hint}")
+    return [f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} is unknown; {hint}"]
 
 
 DROPOUT = "pretraining uses none, it would make a resumed run differ and disturb the validation loss"
 
 
-def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
-    """Note what is missing from the model section or does not fit the layout."""
+def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
+    """Return what is missing from the model section or does not fit the layout."""
+    problems: list[str] = []
     model = (config.mindformers.get("model") or {}).get("model_config")
     if not isinstance(model, dict):
-        problems.append(f"{config.path}: model.model_config is missing; give the model's sizes there")
-        return
+        return [f"{config.path}: model.model_config is missing; give the model's sizes there"]
     where = config.locate("model", "model_config")
     for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
         if model.get(key) is None:
@@ -111,4 +116,4 @@ def check_model(config: RunConfig, layout: Layout, problems: list[str]) -> None:
             sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
             recompute=recompute.get("recompute"),
         )
-    problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]
+    return problems + [f"{config.locate('parallel_config')}: {problem}" for problem in found]

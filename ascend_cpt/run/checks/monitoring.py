@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from ascend_cpt.config.layout import Layout
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.monitoring_schema import ON_INCREASE, OPTIONAL_SINKS
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.monitor.trackers import PACKAGES, is_installed
 
 GUARDED_WRAPPERS = ("MFTrainOneStepCell", "MFPipelineWithLossScaleCell")
 
 
-def find_monitoring_problems(config: RunConfig, layout: Layout, problems: list[str]) -> None:
-    """Note every setting of validation, sinks and guards that cannot work."""
-    _check_alarms(config, problems)
-    _check_sinks(config, problems)
-    _check_guards(config, layout, problems)
+def find_monitoring_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
+    """Return a problem for every setting of validation, sinks and guards that cannot work."""
+    return _check_alarms(config) + _check_sinks(config) + _check_guards(config, layout)
 
 
-def _check_alarms(config: RunConfig, problems: list[str]) -> None:
+def _check_alarms(config: RunConfig) -> list[str]:
+    problems: list[str] = []
     for name, entry in (config.cpt.validation.sets if config.cpt.validation else {}).items():
         keys = ("cpt", "validation", "sets", name)
         where = f"{config.locate(*keys)}: {'.'.join(keys)}"
@@ -28,9 +27,11 @@ def _check_alarms(config: RunConfig, problems: list[str]) -> None:
             problems.append(f"{where}: on_increase stop needs max_increase (nats over the loss before the first step)")
         if entry.max_increase is not None and not entry.max_increase >= 0:
             problems.append(f"{where}.max_increase: must not be negative, got {entry.max_increase:g}")
+    return problems
 
 
-def _check_sinks(config: RunConfig, problems: list[str]) -> None:
+def _check_sinks(config: RunConfig) -> list[str]:
+    problems: list[str] = []
     where = f"{config.locate('cpt', 'monitor', 'sinks')}: cpt.monitor.sinks"
     for name in config.cpt.monitor.sinks:
         if name not in OPTIONAL_SINKS:
@@ -39,9 +40,11 @@ def _check_sinks(config: RunConfig, problems: list[str]) -> None:
         elif not is_installed(name):
             package = PACKAGES[name]
             problems.append(f"{where}: {name} needs the package {package}; pip install {package}, or leave it out")
+    return problems
 
 
-def _check_guards(config: RunConfig, layout: Layout, problems: list[str]) -> None:
+def _check_guards(config: RunConfig, layout: ParallelLayout) -> list[str]:
+    problems: list[str] = []
     guards = config.cpt.guards
     wrapper = config.mindformers.get("runner_wrapper") or {}
     where = f"{config.locate('cpt', 'guards')}: cpt.guards"
@@ -64,3 +67,4 @@ def _check_guards(config: RunConfig, layout: Layout, problems: list[str]) -> Non
             f"{where}.loss_spike: with pipeline stages only the last one knows the loss before the update; "
             "use grad_norm_spike"
         )
+    return problems

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.resolve import resolve
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 NUM_ASSUMED_TOKENS = 10**12
 
@@ -35,7 +35,7 @@ def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node
     return product
 
 
-def settle_without_data(config: RunConfig, world_size: int) -> RunPlan:
+def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
     """Settle every number of a run whose datasets are not here: they are assumed to fit.
 
     Raises:

@@ -14,9 +14,9 @@ from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate
 from ascend_cpt.plan.machines import find_machine
 from ascend_cpt.plan.suggest import suggest
-from ascend_cpt.run.planning.assumed_run import choose_world_size, knows_budget, settle_without_data
+from ascend_cpt.run.planning.assumed_run import choose_world_size, knows_budget, resolve_without_data
 from ascend_cpt.run.planning.training_case import build_case, count_checkpoints
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,41 +32,41 @@ class Cluster:
 _POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)
 
 
-def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[RunPlan, Estimate]:
-    """Return the settled run of a configuration and its plan.
+def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[ResolvedRun, Estimate]:
+    """Return the resolved run of a configuration and its plan.
 
     Raises:
         ConfigError: naming everything that does not fit together.
     """
     config = load_config(path, overrides)
     world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
-    plan = settle_without_data(config, world_size)
+    run = resolve_without_data(config, world_size)
     machine = dataclasses.replace(find_machine(cluster.device), devices_per_node=cluster.devices_per_node)
     is_length_known = knows_budget(config)
-    return plan, estimate(
-        build_case(plan),
+    return run, estimate(
+        build_case(run),
         machine,
-        Limits(device_bytes=cluster.device_bytes, pool_bytes=_read_pool_bytes(plan, cluster)),
-        total_tokens=plan.budget.total_tokens if is_length_known else None,
-        checkpoints=count_checkpoints(plan, plan.budget.total_steps if is_length_known else None),
+        Limits(device_bytes=cluster.device_bytes, pool_bytes=_read_pool_bytes(run, cluster)),
+        total_tokens=run.budget.total_tokens if is_length_known else None,
+        checkpoints=count_checkpoints(run, run.budget.total_steps if is_length_known else None),
     )
 
 
-def suggest_runs(run: RunPlan, plan: Estimate) -> list[Estimate]:
+def suggest_runs(run: ResolvedRun, plan: Estimate) -> list[Estimate]:
     """Return plans of the same run on the same devices that fit, the fastest first."""
     # Validation is not possible with pipeline stages.
     return suggest(plan, max_stages=1 if run.validation else None)
 
 
-def _read_pool_bytes(plan: RunPlan, cluster: Cluster) -> int:
+def _read_pool_bytes(run: ResolvedRun, cluster: Cluster) -> int:
     """Return `context.max_device_memory`, or the device's memory where it is not set."""
-    given = (plan.config.mindformers.get("context") or {}).get("max_device_memory")
+    given = (run.config.mindformers.get("context") or {}).get("max_device_memory")
     if given is None:
         return cluster.device_bytes
     match = _POOL.match(str(given))
     if match is None:
         raise ConfigError(
-            f"{plan.config.locate('context', 'max_device_memory')}: context.max_device_memory: expected a text such as "
+            f"{run.config.locate('context', 'max_device_memory')}: context.max_device_memory: expected a text such as "
             f"58GB, got {given!r}"
         )
     return int(float(match[1]) * GIGABYTE)

@@ -9,15 +9,15 @@ from ascend_cpt.model.parameters import count_parameters, list_mindformers_shape
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.case import DTYPE_BYTES, TrainingCase, split_layers
 from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 
-def count_checkpoints(plan: RunPlan, total_steps: int | None) -> Checkpoints:
+def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
     """Return what a run writes in `total_steps`, which are None where its length is not known."""
-    checkpoint, tokens_per_step = plan.config.cpt.checkpoint, plan.budget.tokens_per_step
+    checkpoint, tokens_per_step = run.config.cpt.checkpoint, run.budget.tokens_per_step
     return plan_checkpoints(
-        count_parameters(read_sizes(plan.model)),
-        DTYPE_BYTES[str(plan.model.get("params_dtype", "float32"))],
+        count_parameters(read_sizes(run.model)),
+        DTYPE_BYTES[str(run.model.get("params_dtype", "float32"))],
         num_steps=total_steps,
         save_every_steps=to_steps(checkpoint.every, tokens_per_step),
         keep_last=checkpoint.keep_last,
@@ -25,23 +25,23 @@ def count_checkpoints(plan: RunPlan, total_steps: int | None) -> Checkpoints:
     )
 
 
-def build_case(plan: RunPlan) -> TrainingCase:
+def build_case(run: ResolvedRun) -> TrainingCase:
     """Return what memory and time of a settled run depend on."""
-    sections, model = plan.config.mindformers, plan.model
+    sections, model = run.config.mindformers, run.model
     sizes = read_sizes(model)
     parallel = sections.get("parallel") or {}
     optimizer = parallel.get("parallel_optimizer_config") or {}
     shard_size = int(optimizer.get("optimizer_weight_shard_size") or -1)
-    layers = split_layers(sizes.num_layers, plan.layout.pipeline_parallel, model.get("offset"))
+    layers = split_layers(sizes.num_layers, run.layout.pipeline_parallel, model.get("offset"))
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(
         model=sizes,
         parameters=list_mindformers_shapes(sizes),
-        layout=plan.layout,
+        layout=run.layout,
         layers_per_stage=layers,
-        seq_length=plan.budget.seq_length,
-        micro_batch_size=plan.budget.micro_batch_size,
-        num_micro_batches=plan.budget.num_accumulation_steps,
+        seq_length=run.budget.seq_length,
+        micro_batch_size=run.budget.micro_batch_size,
+        num_micro_batches=run.budget.num_accumulation_steps,
         sequence_parallel=bool((sections.get("parallel_config") or {}).get("use_seq_parallel")),
         recomputed_layers=_read_recomputed_layers(recompute.get("recompute"), layers),
         recomputes_selected=bool(recompute.get("select_recompute")),
@@ -50,7 +50,7 @@ def build_case(plan: RunPlan) -> TrainingCase:
         optimizer_shard_size=shard_size if shard_size > 1 else None,
         shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
         shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
-        compresses_mask=bool(model.get("use_attn_mask_compression")) or plan.row_format.borders == "ends",
+        compresses_mask=bool(model.get("use_attn_mask_compression")) or run.row_format.borders == "ends",
         param_bytes=DTYPE_BYTES[str(model.get("params_dtype", "float32"))],
         compute_bytes=DTYPE_BYTES[str(model.get("compute_dtype", "bfloat16"))],
     )

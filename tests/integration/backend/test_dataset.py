@@ -15,7 +15,7 @@ from ascend_cpt.data.mmap_rows import count_rows
 from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.errors import DataError
-from ascend_cpt.recipe.blend import settle_shares
+from ascend_cpt.recipe.blend import normalize_shares
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 
 SEQ_LENGTH = 64
@@ -108,7 +108,7 @@ def test_an_mmap_dataset_is_cut_into_rows(mmap_dataset: Path) -> None:
 
 def test_a_blend_of_both_formats(packed: Path, mmap_dataset: Path) -> None:
     manifests = [load_manifest(packed), load_manifest(mmap_dataset)]
-    phase = Phase(name="train", first_step=0, stop_step=2, shares=settle_shares({"train": 3, "more": 1}))
+    phase = Phase(name="train", first_step=0, stop_step=2, shares=normalize_shares({"train": 3, "more": 1}))
     order = SampleOrder(num_rows={"train": 100, "more": 10}, phases=(phase,), global_batch_size=8, seed=7)
     source = RunRows(PackedRows(manifests, SEQ_LENGTH), order, rank=0, num_ranks=1, batch_size=8, row_format=ROW_FORMAT)
     sources, numbers = order.locate(np.arange(16))

@@ -71,7 +71,7 @@ def test_tools_have_the_flags(command: str) -> None:
     assert script.is_file()
     source = script.read_text(encoding="utf-8")
     if words[1] == "run_cpt.py":
-        source += (REPO_ROOT / "ascend_cpt/cli.py").read_text(encoding="utf-8")
+        source += (REPO_ROOT / "ascend_cpt/train.py").read_text(encoding="utf-8")
     for flag in (word.partition("=")[0] for word in words[2:] if word.startswith("--")):
         assert f'"{flag}"' in source, f"{words[1]} has no {flag}"
 

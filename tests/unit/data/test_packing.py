@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.data.packing import Layout, Packer, Rows
+from ascend_cpt.data.packing import Packer, RowLayout, Rows
 from ascend_cpt.data.tokenizing.base import Encoded, join_encoded
 
 EOD, BOS, PAD = 900, 901, 902
 DOCUMENTS = st.lists(st.lists(st.integers(0, 99), max_size=30), max_size=20)
 
 
-def pack(layout: Layout, batches: list[Encoded]) -> tuple[Rows, int, int, Packer]:
+def pack(layout: RowLayout, batches: list[Encoded]) -> tuple[Rows, int, int, Packer]:
     packer = Packer(layout)
     rows = [packer.add(batch) for batch in batches]
     tail = packer.finish()
@@ -32,7 +32,7 @@ def pack(layout: Layout, batches: list[Encoded]) -> tuple[Rows, int, int, Packer
 def test_rows_give_back_the_documents(
     documents: list[list[int]], seq_length: int, batch: int, eod: bool, bos: bool, drop: bool
 ) -> None:
-    layout = Layout(
+    layout = RowLayout(
         seq_length=seq_length, pad_id=PAD, eod_id=EOD if eod else None, bos_id=BOS if bos else None, drop_tail=drop
     )
     batches = [join_encoded(documents[k : k + batch]) for k in range(0, len(documents), batch)]
@@ -50,7 +50,7 @@ def test_rows_give_back_the_documents(
 
 
 def test_rows_do_not_depend_on_batches() -> None:
-    layout = Layout(seq_length=6, pad_id=PAD, eod_id=EOD)
+    layout = RowLayout(seq_length=6, pad_id=PAD, eod_id=EOD)
     documents = [list(range(k)) for k in (0, 1, 17, 3, 0, 6)]
     one, *_ = pack(layout, [join_encoded(documents)])
     many, *_ = pack(layout, [join_encoded([document]) for document in documents])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.model.parameters import list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.case import TrainingCase, split_layers
@@ -49,7 +49,7 @@ def make_case() -> Callable[..., TrainingCase]:
         return TrainingCase(
             model=sizes,
             parameters=list_mindformers_shapes(sizes),
-            layout=Layout(
+            layout=ParallelLayout(
                 world_size=data * tensor * pipeline * context,
                 data_parallel=data,
                 tensor_parallel=tensor,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.config.layout import Layout
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 
 MODEL = {
@@ -18,8 +18,8 @@ MODEL = {
 }
 
 
-def make_layout(data: int = 1, tensor: int = 1, pipeline: int = 1, context: int = 1) -> Layout:
-    return Layout(
+def make_layout(data: int = 1, tensor: int = 1, pipeline: int = 1, context: int = 1) -> ParallelLayout:
+    return ParallelLayout(
         world_size=data * tensor * pipeline * context,
         data_parallel=data,
         tensor_parallel=tensor,

@@ -12,7 +12,7 @@ import yaml
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
 from ascend_cpt.run.resolve import resolve
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SOURCES = {"web": 10_000, "code": 4_000, "qa": 500}
@@ -70,10 +70,10 @@ def make_manifest() -> Callable[..., Manifest]:
 
 
 @pytest.fixture
-def settle(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Callable[..., RunPlan]:
+def resolve_run(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Callable[..., ResolvedRun]:
     """Return a function that settles a run of 1000 steps of 8 rows of 256 tokens; arguments replace `cpt:` keys."""
 
-    def run(*, num_rows: dict[str, int] | None = None, **changes: Any) -> RunPlan:
+    def run(*, num_rows: dict[str, int] | None = None, **changes: Any) -> ResolvedRun:
         rows = num_rows or SOURCES
         cpt = {
             "init_from": "random",

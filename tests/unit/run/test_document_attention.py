@@ -11,9 +11,9 @@ import pytest
 from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.run.mindformers_yaml import compile_run
+from ascend_cpt.run.mindformers_yaml import make_mindformers_config
 from ascend_cpt.run.resolve import resolve
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
@@ -23,7 +23,7 @@ WITHIN = "cpt.document_attention=within"
 MakeManifest = Callable[..., Manifest]
 
 
-def settle(path: Path, manifest: Manifest, *assignments: str, validation: Manifest | None = None) -> RunPlan:
+def resolve_run(path: Path, manifest: Manifest, *assignments: str, validation: Manifest | None = None) -> ResolvedRun:
     config = load_config(path, parse_assignments(assignments))
     return resolve(
         config,
@@ -33,20 +33,20 @@ def settle(path: Path, manifest: Manifest, *assignments: str, validation: Manife
     )
 
 
-def settle_big(make_manifest: MakeManifest, *assignments: str) -> RunPlan:
+def resolve_big(make_manifest: MakeManifest, *assignments: str) -> ResolvedRun:
     length = 1024 if "cpt.seq_length=1024" in assignments else 8192
     manifest = make_manifest(num_rows=10**7, seq_length=length, vocab_size=128256)
-    return settle(BIG, manifest, WITHIN, *assignments)
+    return resolve_run(BIG, manifest, WITHIN, *assignments)
 
 
 def test_nothing_changes_without_the_option(make_manifest: MakeManifest) -> None:
-    sections = compile_run(settle(TINY, make_manifest()), resume_from=None, init_from=None)
+    sections = make_mindformers_config(resolve_run(TINY, make_manifest()), resume_from=None, init_from=None)
     assert sections["train_dataset"]["input_columns"] == ["input_ids", "labels"]
     assert not {"use_eod_reset", "use_eod_attn_mask_compression"} & sections["model"]["model_config"].keys()
 
 
 def test_a_cpu_gets_positions_and_a_mask(make_manifest: MakeManifest) -> None:
-    sections = compile_run(settle(TINY, make_manifest(), WITHIN), resume_from=None, init_from=None)
+    sections = make_mindformers_config(resolve_run(TINY, make_manifest(), WITHIN), resume_from=None, init_from=None)
     columns = ["input_ids", "labels", "position_ids", "attention_mask"]
     dataset = sections["train_dataset_task"]["dataset_config"]
     assert dataset["input_columns"] == dataset["construct_args_key"] == columns
@@ -55,7 +55,7 @@ def test_a_cpu_gets_positions_and_a_mask(make_manifest: MakeManifest) -> None:
 
 
 def test_ascend_gets_the_ends_of_the_documents(make_manifest: MakeManifest) -> None:
-    sections = compile_run(settle_big(make_manifest), resume_from=None, init_from=None)
+    sections = make_mindformers_config(resolve_big(make_manifest), resume_from=None, init_from=None)
     columns = ["input_ids", "labels", "actual_seq_len"]
     dataset = sections["train_dataset"]
     assert dataset["input_columns"] == dataset["construct_args_key"] == columns
@@ -66,7 +66,7 @@ def test_ascend_gets_the_ends_of_the_documents(make_manifest: MakeManifest) -> N
 
 
 def test_the_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> None:
-    across, within = settle(TINY, make_manifest()), settle(TINY, make_manifest(), WITHIN)
+    across, within = resolve_run(TINY, make_manifest()), resolve_run(TINY, make_manifest(), WITHIN)
     assert across.fingerprint() != within.fingerprint()
 
 
@@ -81,60 +81,60 @@ def test_the_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> N
 )
 def test_what_ascend_cannot_do_is_refused(make_manifest: MakeManifest, assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        settle_big(make_manifest, assignment)
+        resolve_big(make_manifest, assignment)
 
 
 def test_another_way_of_splitting_rows_is_refused(make_manifest: MakeManifest) -> None:
     changes = ["parallel_config.context_parallel=2", "parallel_config.model_parallel=4"]
-    assert settle_big(make_manifest, *changes).row_format.borders == "ends"
+    assert resolve_big(make_manifest, *changes).row_format.borders == "ends"
     with pytest.raises(ConfigError, match="context_parallel_algo ulysses_cp was never tried"):
-        settle_big(make_manifest, *changes, "parallel_config.context_parallel_algo=ulysses_cp")
+        resolve_big(make_manifest, *changes, "parallel_config.context_parallel_algo=ulysses_cp")
 
 
 def test_a_misspelt_choice_is_refused(make_manifest: MakeManifest) -> None:
     with pytest.raises(ConfigError, match="'inside' is unknown; choose across or within"):
-        settle(TINY, make_manifest(), "cpt.document_attention=inside")
+        resolve_run(TINY, make_manifest(), "cpt.document_attention=inside")
 
 
 def test_datasets_without_borders_or_with_different_ones_are_refused(make_manifest: MakeManifest) -> None:
     borderless = dataclasses.replace(make_manifest(), settings={"append_eod": False})
     with pytest.raises(ConfigError, match="code was packed without end-of-document tokens"):
-        settle(TINY, borderless, WITHIN)
-    assert settle(TINY, borderless).row_format.borders == "none"
+        resolve_run(TINY, borderless, WITHIN)
+    assert resolve_run(TINY, borderless).row_format.borders == "none"
     with pytest.raises(ConfigError, match=r"end documents with different tokens: code \(0\), general \(5\)"):
-        settle(TINY, make_manifest(), WITHIN, validation=make_manifest(eod_id=5))
+        resolve_run(TINY, make_manifest(), WITHIN, validation=make_manifest(eod_id=5))
 
 
 def test_validation_rows_may_be_shorter_than_the_runs(make_manifest: MakeManifest) -> None:
-    plan = settle(TINY, make_manifest(), validation=make_manifest(seq_length=128))
-    assert plan.validation[0].seq_length == 128
+    run = resolve_run(TINY, make_manifest(), validation=make_manifest(seq_length=128))
+    assert run.validation[0].seq_length == 128
     with pytest.raises(ConfigError, match="general: was packed with sequence length 512"):
-        settle(TINY, make_manifest(), validation=make_manifest(seq_length=512))
+        resolve_run(TINY, make_manifest(), validation=make_manifest(seq_length=512))
     with pytest.raises(ConfigError, match="code: was packed with sequence length 128"):
-        settle(TINY, make_manifest(seq_length=128))
+        resolve_run(TINY, make_manifest(seq_length=128))
 
 
 def test_an_mmap_set_is_cut_into_rows_of_the_length_asked_for(make_manifest: MakeManifest) -> None:
     whole = dataclasses.replace(make_manifest(), output_format="mmap", seq_length=None)
     key = "cpt.validation.sets.general.seq_length"
-    assert settle(TINY, make_manifest(), validation=whole).validation[0].seq_length == 256
-    plan = settle(TINY, make_manifest(), f"{key}=64", validation=whole)
-    assert plan.validation[0].seq_length == 64 and plan.validation[0].num_rows == -(-1000 * 257 // 65)
+    assert resolve_run(TINY, make_manifest(), validation=whole).validation[0].seq_length == 256
+    run = resolve_run(TINY, make_manifest(), f"{key}=64", validation=whole)
+    assert run.validation[0].seq_length == 64 and run.validation[0].num_rows == -(-1000 * 257 // 65)
     with pytest.raises(ConfigError, match="general.seq_length: is 512, more than cpt.seq_length 256; lower it"):
-        settle(TINY, make_manifest(), f"{key}=512", validation=whole)
+        resolve_run(TINY, make_manifest(), f"{key}=512", validation=whole)
     with pytest.raises(ConfigError, match="seq_length: is 64, but the dataset has rows of 256 tokens; remove the key"):
-        settle(TINY, make_manifest(), f"{key}=64", validation=make_manifest())
+        resolve_run(TINY, make_manifest(), f"{key}=64", validation=make_manifest())
 
 
 def test_rows_longer_than_the_models_positions_are_noted(make_manifest: MakeManifest) -> None:
-    longer = settle(TINY, make_manifest(seq_length=512), "cpt.seq_length=512")
+    longer = resolve_run(TINY, make_manifest(seq_length=512), "cpt.seq_length=512")
     assert any(
         "cpt.seq_length 512 is more than model.model_config.max_position_embeddings (256)" in note
         for note in longer.notes
     )
-    assert not any("max_position_embeddings" in note for note in settle(TINY, make_manifest()).notes)
+    assert not any("max_position_embeddings" in note for note in resolve_run(TINY, make_manifest()).notes)
 
 
 def test_datasets_padded_with_different_tokens_are_refused(make_manifest: MakeManifest) -> None:
     with pytest.raises(ConfigError, match=r"pad with different tokens: code \(1\), general \(7\)"):
-        settle(TINY, make_manifest(), validation=make_manifest(pad_id=7))
+        resolve_run(TINY, make_manifest(), validation=make_manifest(pad_id=7))

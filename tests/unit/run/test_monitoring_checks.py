@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.config.layout import derive_layout
 from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.parallel_layout import derive_layout
 from ascend_cpt.run.checks import monitoring as monitoring_checks
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 
@@ -18,9 +18,7 @@ def find(tmp_path: Any, overrides: dict[str, Any]) -> list[str]:
     path = tmp_path / "run.yaml"
     path.write_text("context: {device_target: Ascend}\ncpt: {seq_length: 8, global_batch_size: 8}\n", encoding="utf-8")
     config = load_config(path, {"runner_wrapper": WRAPPER, **overrides})
-    problems: list[str] = []
-    find_monitoring_problems(config, derive_layout(config, 8), problems)
-    return problems
+    return find_monitoring_problems(config, derive_layout(config, 8))
 
 
 def alarm(**settings: Any) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import pytest
 
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.picture import draw_plan
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.summary import describe
 
-Settle = Callable[..., RunPlan]
+Settle = Callable[..., ResolvedRun]
 
 
 TWO_PHASES = [
@@ -22,43 +22,45 @@ TWO_PHASES = [
 ]
 
 
-def test_reuse_switches_at_a_fifth_of_the_peak(settle: Settle) -> None:
-    plan = settle(phases=TWO_PHASES)
-    assert [(phase.name, phase.first_step, phase.stop_step) for phase in plan.phases] == [
+def test_reuse_switches_at_a_fifth_of_the_peak(resolve_run: Settle) -> None:
+    run = resolve_run(phases=TWO_PHASES)
+    assert [(phase.name, phase.first_step, phase.stop_step) for phase in run.phases] == [
         ("general", 0, 711),
         ("qa", 711, 1000),
     ]
-    assert plan.schedule is not None
-    assert (plan.schedule.warmup_steps, plan.schedule.peak_lr, plan.schedule.final_lr) == (0, 1e-4, pytest.approx(1e-6))
-    quotas = plan.count_source_rows(0, 1000)
+    assert run.schedule is not None
+    assert (run.schedule.warmup_steps, run.schedule.peak_lr, run.schedule.final_lr) == (0, 1e-4, pytest.approx(1e-6))
+    quotas = run.count_source_rows(0, 1000)
     assert quotas["qa"] == pytest.approx(0.1 * 289 * 8, abs=1) and sum(quotas.values()) == 8000
-    assert len(plan.list_rows(711)) == 8
+    assert len(run.list_rows(711)) == 8
 
 
-def test_ends_in_tokens(settle: Settle) -> None:
+def test_ends_in_tokens(resolve_run: Settle) -> None:
     first = {**TWO_PHASES[0], "tokens": 100 * 2048}
-    assert settle(phases=[first, TWO_PHASES[1]]).phases[0].stop_step == 100
+    assert resolve_run(phases=[first, TWO_PHASES[1]]).phases[0].stop_step == 100
     first = {**TWO_PHASES[0], "until": {"tokens": "1M"}}
-    plan = settle(phases=[first, TWO_PHASES[1]])
-    assert plan.phases[0].stop_step == 488
-    assert any("end of phase general 1,000,000 → 488 steps = 999,424 tokens" in note for note in plan.notes)
+    run = resolve_run(phases=[first, TWO_PHASES[1]])
+    assert run.phases[0].stop_step == 488
+    assert any("end of phase general 1,000,000 → 488 steps = 999,424 tokens" in note for note in run.notes)
 
 
-def test_the_budget_may_be_the_sum_of_the_phases(settle: Settle) -> None:
+def test_the_budget_may_be_the_sum_of_the_phases(resolve_run: Settle) -> None:
     phases = [{**phase, "tokens": 100 * 2048} for phase in TWO_PHASES]
-    assert settle(phases=phases, train_tokens=None).budget.total_steps == 200
+    assert resolve_run(phases=phases, train_tokens=None).budget.total_steps == 200
 
 
-def test_replay_takes_its_fraction_of_every_phase(settle: Settle) -> None:
+def test_replay_takes_its_fraction_of_every_phase(resolve_run: Settle) -> None:
     phases = [{"name": "code", "blend": {"code": 1}}]
-    plan = settle(phases=phases, replay={"source": "web", "fraction": 0.25}, num_rows={"web": 10_000, "code": 10_000})
-    assert plan.count_source_rows(0, 1000) == {"web": 2000, "code": 6000}
-    plan = settle(replay={"source": "web", "fraction": 0.05}, num_rows={"web": 10_000, "code": 10_000})
-    assert plan.count_source_rows(0, 1000) == {"web": 400, "code": 7600}
+    run = resolve_run(
+        phases=phases, replay={"source": "web", "fraction": 0.25}, num_rows={"web": 10_000, "code": 10_000}
+    )
+    assert run.count_source_rows(0, 1000) == {"web": 2000, "code": 6000}
+    run = resolve_run(replay={"source": "web", "fraction": 0.05}, num_rows={"web": 10_000, "code": 10_000})
+    assert run.count_source_rows(0, 1000) == {"web": 400, "code": 7600}
 
 
-def test_what_a_reader_sees(settle: Settle) -> None:
-    text = describe(settle(phases=TWO_PHASES, pad_length=128, train_tokens=2_050_000))
+def test_what_a_reader_sees(resolve_run: Settle) -> None:
+    text = describe(resolve_run(phases=TWO_PHASES, pad_length=128, train_tokens=2_050_000))
     for part in (
         "rate     from step 0 (0): cosine 0.0001 → 1e-06 over 1000 steps",
         "phase    general: from step 0 (0) to 711, 1.46M tokens, rate 0.0001 at its start: web 0.7 = 1.02M",
@@ -119,38 +121,40 @@ def test_what_a_reader_sees(settle: Settle) -> None:
         ),
     ],
 )
-def test_refused(settle: Settle, changes: dict[str, Any], message: str) -> None:
+def test_refused(resolve_run: Settle, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        settle(**changes)
+        resolve_run(**changes)
     assert "config.yaml:" in str(caught.value)
 
 
-def test_many_epochs_and_missing_replay_are_warned_about(settle: Settle) -> None:
-    plan = settle(num_rows={"qa": 500}, schedule={"preset": "rewarm", "base_peak_lr": 3e-4})
-    assert any(note.startswith("warning: qa: 16 epochs") for note in plan.notes)
-    assert any(note.startswith("warning: re-warming without old data forgets") for note in plan.notes)
+def test_many_epochs_and_missing_replay_are_warned_about(resolve_run: Settle) -> None:
+    run = resolve_run(num_rows={"qa": 500}, schedule={"preset": "rewarm", "base_peak_lr": 3e-4})
+    assert any(note.startswith("warning: qa: 16 epochs") for note in run.notes)
+    assert any(note.startswith("warning: re-warming without old data forgets") for note in run.notes)
 
 
-def test_the_fingerprint_knows_phases_and_blends(settle: Settle) -> None:
-    plan = settle(phases=TWO_PHASES)
-    other = settle(phases=[TWO_PHASES[0], {**TWO_PHASES[1], "blend": {"web": 0.5, "code": 0.4, "qa": 0.1}}])
-    assert plan.fingerprint() == settle(phases=TWO_PHASES).fingerprint() != other.fingerprint()
+def test_the_fingerprint_knows_phases_and_blends(resolve_run: Settle) -> None:
+    run = resolve_run(phases=TWO_PHASES)
+    other = resolve_run(phases=[TWO_PHASES[0], {**TWO_PHASES[1], "blend": {"web": 0.5, "code": 0.4, "qa": 0.1}}])
+    assert run.fingerprint() == resolve_run(phases=TWO_PHASES).fingerprint() != other.fingerprint()
 
 
-def test_the_order_of_writing_changes_nothing(settle: Settle) -> None:
+def test_the_order_of_writing_changes_nothing(resolve_run: Settle) -> None:
     turned = [{**phase, "blend": dict(reversed(phase["blend"].items()))} for phase in TWO_PHASES]
-    assert settle(phases=turned).order.phases == settle(phases=TWO_PHASES).order.phases
-    assert settle(phases=turned).list_rows(0) == settle(phases=TWO_PHASES).list_rows(0)
+    assert resolve_run(phases=turned).order.phases == resolve_run(phases=TWO_PHASES).order.phases
+    assert resolve_run(phases=turned).list_rows(0) == resolve_run(phases=TWO_PHASES).list_rows(0)
 
 
-def test_disk_follows_from_intervals(settle: Settle) -> None:
+def test_disk_follows_from_intervals(resolve_run: Settle) -> None:
     checkpoint = {"every": "100 steps", "keep_last": 3}
-    assert "10 are saved, at most 4 held at once: 69.2 MB" in describe(settle(phases=TWO_PHASES, checkpoint=checkpoint))
+    assert "10 are saved, at most 4 held at once: 69.2 MB" in describe(
+        resolve_run(phases=TWO_PHASES, checkpoint=checkpoint)
+    )
     checkpoint = {"every": "300 steps", "keep_last": 0}
-    assert "4 are saved, at most 4 held at once" in describe(settle(phases=TWO_PHASES, checkpoint=checkpoint))
+    assert "4 are saved, at most 4 held at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
 
 
-def test_the_plan_is_drawn_whole(settle: Settle, tmp_path: Path) -> None:
-    draw_plan(settle(phases=TWO_PHASES), tmp_path / "plan.png")
+def test_the_plan_is_drawn_whole(resolve_run: Settle, tmp_path: Path) -> None:
+    draw_plan(resolve_run(phases=TWO_PHASES), tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.glob("*.png")] == ["plan.png"]

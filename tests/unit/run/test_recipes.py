@@ -11,18 +11,18 @@ from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.recipe.schedule import learning_rate_at
-from ascend_cpt.run.mindformers_yaml import compile_run
+from ascend_cpt.run.mindformers_yaml import make_mindformers_config
 from ascend_cpt.run.resolve import resolve
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 RECIPES = Path(__file__).resolve().parents[3] / "configs/recipes"
 ROWS = {"qa": 680_000, "wikitext2": 650}  # the paper's pool of question answering: 2.8B tokens
-Settle = Callable[..., RunPlan]
+Settle = Callable[..., ResolvedRun]
 
 
 @pytest.fixture
-def settle(make_manifest: Callable[..., Manifest]) -> Settle:
-    def run(name: str, world_size: int, *assignments: str) -> RunPlan:
+def resolve_run(make_manifest: Callable[..., Manifest]) -> Settle:
+    def run(name: str, world_size: int, *assignments: str) -> ResolvedRun:
         config = load_config(RECIPES / f"{name}.yaml", parse_assignments(assignments))
         vocab_size = config.mindformers["model"]["model_config"]["vocab_size"]
 
@@ -33,14 +33,14 @@ def settle(make_manifest: Callable[..., Manifest]) -> Settle:
             )
 
         sets = config.cpt.validation.sets if config.cpt.validation else {}
-        plan = resolve(
+        run = resolve(
             config,
             world_size=world_size,
             sources={source: make(source) for source in config.cpt.sources},
             validation={source: make(source) for source in sets},
         )
-        assert compile_run(plan, resume_from=None, init_from=None)["lr_schedule"]["type"]
-        return plan
+        assert make_mindformers_config(run, resume_from=None, init_from=None)["lr_schedule"]["type"]
+        return run
 
     return run
 
@@ -51,57 +51,57 @@ def test_every_recipe_is_tested() -> None:
     assert len(list(RECIPES.glob("*.yaml"))) >= 5
 
 
-def test_pai_is_50_steps_of_which_5_warm_up(settle: Settle) -> None:
-    plan = settle("pai_qwen2_72b", 32)
-    assert (plan.budget.total_steps, plan.budget.warmup_steps) == (50, 5)
-    assert plan.schedule is not None
-    assert (plan.schedule.peak_lr, plan.schedule.final_lr) == (5e-5, 5e-6)
-    assert any("unused: pad_length 128" in note for note in plan.notes)
+def test_pai_is_50_steps_of_which_5_warm_up(resolve_run: Settle) -> None:
+    run = resolve_run("pai_qwen2_72b", 32)
+    assert (run.budget.total_steps, run.budget.warmup_steps) == (50, 5)
+    assert run.schedule is not None
+    assert (run.schedule.peak_lr, run.schedule.final_lr) == (5e-5, 5e-6)
+    assert any("unused: pad_length 128" in note for note in run.notes)
 
 
-def test_pai_would_never_have_saved(settle: Settle) -> None:
+def test_pai_would_never_have_saved(resolve_run: Settle) -> None:
     with pytest.raises(ConfigError, match="checkpoint.every: 1000 steps is longer than the run of 50 steps"):
-        settle("pai_qwen2_72b", 32, "cpt.checkpoint.every=1000 steps")
+        resolve_run("pai_qwen2_72b", 32, "cpt.checkpoint.every=1000 steps")
 
 
-def test_wikitext_follows_from_epochs(settle: Settle) -> None:
-    plan = settle("mindformers_llama2_7b_wikitext", 8)
-    budget = plan.budget
+def test_wikitext_follows_from_epochs(resolve_run: Settle) -> None:
+    run = resolve_run("mindformers_llama2_7b_wikitext", 8)
+    budget = run.budget
     assert (budget.micro_batch_size, budget.num_accumulation_steps, budget.global_batch_size) == (1, 8, 64)
     assert (budget.total_steps, budget.warmup_steps) == (650 * 2 // 64, 1)
-    assert plan.schedule is not None and (plan.schedule.peak_lr, plan.schedule.final_lr) == (5e-5, 0.0)
+    assert run.schedule is not None and (run.schedule.peak_lr, run.schedule.final_lr) == (5e-5, 0.0)
 
 
-def test_rule_of_thumb_is_a_tenth_of_the_peak(settle: Settle) -> None:
-    plan = settle("rule_of_thumb_7b", 8)
-    assert plan.schedule is not None and plan.schedule.peak_lr == pytest.approx(3e-5)
-    assert plan.budget.warmup_steps == round(0.01 * plan.budget.total_steps)
-    four_times = settle("rule_of_thumb_7b", 8, "cpt.global_batch_size=4096")
+def test_rule_of_thumb_is_a_tenth_of_the_peak(resolve_run: Settle) -> None:
+    run = resolve_run("rule_of_thumb_7b", 8)
+    assert run.schedule is not None and run.schedule.peak_lr == pytest.approx(3e-5)
+    assert run.budget.warmup_steps == round(0.01 * run.budget.total_steps)
+    four_times = resolve_run("rule_of_thumb_7b", 8, "cpt.global_batch_size=4096")
     assert four_times.schedule is not None and four_times.schedule.peak_lr == pytest.approx(6e-5)
-    drawn = plan.count_source_rows(0, plan.budget.total_steps)
+    drawn = run.count_source_rows(0, run.budget.total_steps)
     assert drawn["general"] == pytest.approx(0.1 * sum(drawn.values()), abs=1)
 
 
-def test_mindspeed_is_2000_steps(settle: Settle) -> None:
-    plan = settle("mindspeed_qwen3_8b", 8)
-    assert (plan.budget.total_steps, plan.budget.warmup_steps) == (2000, 20)
-    assert plan.schedule is not None
-    assert (plan.schedule.peak_lr, plan.schedule.final_lr) == (1.25e-6, 1.25e-7)
-    assert plan.budget.num_accumulation_steps == 16
+def test_mindspeed_is_2000_steps(resolve_run: Settle) -> None:
+    run = resolve_run("mindspeed_qwen3_8b", 8)
+    assert (run.budget.total_steps, run.budget.warmup_steps) == (2000, 20)
+    assert run.schedule is not None
+    assert (run.schedule.peak_lr, run.schedule.final_lr) == (1.25e-6, 1.25e-7)
+    assert run.budget.num_accumulation_steps == 16
 
 
-def test_nvidia_switches_at_a_fifth_of_the_peak(settle: Settle) -> None:
-    plan = settle("nvidia_300b_two_phases", 128)
-    assert plan.schedule is not None
-    assert (plan.schedule.warmup_steps, plan.schedule.peak_lr) == (0, 4.5e-5)
-    assert plan.schedule.final_lr == pytest.approx(4.5e-7)
-    general, qa = plan.phases
-    assert general.stop_step / plan.budget.total_steps == pytest.approx(0.711, abs=1e-3)
-    assert learning_rate_at(plan.schedule, qa.first_step) == pytest.approx(9e-6, rel=1e-3)
-    drawn = plan.count_source_rows(qa.first_step, qa.stop_step)
+def test_nvidia_switches_at_a_fifth_of_the_peak(resolve_run: Settle) -> None:
+    run = resolve_run("nvidia_300b_two_phases", 128)
+    assert run.schedule is not None
+    assert (run.schedule.warmup_steps, run.schedule.peak_lr) == (0, 4.5e-5)
+    assert run.schedule.final_lr == pytest.approx(4.5e-7)
+    general, qa = run.phases
+    assert general.stop_step / run.budget.total_steps == pytest.approx(0.711, abs=1e-3)
+    assert learning_rate_at(run.schedule, qa.first_step) == pytest.approx(9e-6, rel=1e-3)
+    drawn = run.count_source_rows(qa.first_step, qa.stop_step)
     assert drawn["qa"] == pytest.approx(0.1 * sum(drawn.values()), abs=1)
 
 
-def test_nvidia_knows_that_two_epochs_are_not_enough(settle: Settle) -> None:
+def test_nvidia_knows_that_two_epochs_are_not_enough(resolve_run: Settle) -> None:
     with pytest.raises(ConfigError, match=r"sources.qa: the run needs 8.66B tokens of it, 3.11 epochs of its 2.79B"):
-        settle("nvidia_300b_two_phases", 128, "cpt.sources.qa.max_epochs=2")
+        resolve_run("nvidia_300b_two_phases", 128, "cpt.sources.qa.max_epochs=2")

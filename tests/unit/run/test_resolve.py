@@ -12,14 +12,16 @@ from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.resolve import resolve
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
 BIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
 
 
-def settle(path: Path, manifest: Manifest, *assignments: str, world_size: int = 2, **manifests: Any) -> RunPlan:
+def resolve_run(
+    path: Path, manifest: Manifest, *assignments: str, world_size: int = 2, **manifests: Any
+) -> ResolvedRun:
     config = load_config(path, parse_assignments(assignments))
     return resolve(config, world_size=world_size, sources={"code": manifest}, **manifests)
 
@@ -67,7 +69,7 @@ def test_tiny_config_refused(
     make_manifest: Callable[..., Manifest], assignment: str, world_size: int, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
-        settle(TINY, make_manifest(), assignment, world_size=world_size)
+        resolve_run(TINY, make_manifest(), assignment, world_size=world_size)
 
 
 @pytest.mark.parametrize(
@@ -84,18 +86,18 @@ def test_cluster_config_refused(
     make_manifest: Callable[..., Manifest], assignment: str, world_size: int, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        settle(BIG, big_manifest(make_manifest), assignment, world_size=world_size)
+        resolve_run(BIG, big_manifest(make_manifest), assignment, world_size=world_size)
 
 
 def test_data_parallel_follows_from_the_launch(make_manifest: Callable[..., Manifest]) -> None:
-    plan = settle(
+    run = resolve_run(
         BIG,
         big_manifest(make_manifest),
         "parallel_config.data_parallel=null",
         "cpt.global_batch_size=512",
         world_size=256,
     )
-    assert plan.layout.data_parallel == 8
+    assert run.layout.data_parallel == 8
 
 
 @pytest.mark.parametrize(
@@ -110,28 +112,28 @@ def test_dataset_of_another_kind_refused(
     make_manifest: Callable[..., Manifest], other: dict[str, int], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        settle(TINY, make_manifest(**other))
+        resolve_run(TINY, make_manifest(**other))
 
 
 def test_validation_set_of_another_tokenizer_refused(make_manifest: Callable[..., Manifest]) -> None:
     with pytest.raises(ConfigError, match="different tokenizers"):
-        settle(TINY, make_manifest(), validation={"code": make_manifest(fingerprint="other")})
+        resolve_run(TINY, make_manifest(), validation={"code": make_manifest(fingerprint="other")})
 
 
 def test_steps_follow_from_epochs(make_manifest: Callable[..., Manifest]) -> None:
-    plan = settle(
+    run = resolve_run(
         TINY,
         make_manifest(num_rows=100),
         "cpt.train_tokens=null",
         "runner_config.epochs=3",
         "cpt.schedule.warmup_tokens=0",
     )
-    assert plan.budget.total_steps == 100 * 3 // 4
+    assert run.budget.total_steps == 100 * 3 // 4
 
 
 def test_fingerprint_names_what_a_resume_depends_on(make_manifest: Callable[..., Manifest]) -> None:
-    plan = settle(TINY, make_manifest())
-    assert plan.fingerprint() == settle(TINY, make_manifest()).fingerprint()
+    run = resolve_run(TINY, make_manifest())
+    assert run.fingerprint() == resolve_run(TINY, make_manifest()).fingerprint()
     for assignment in (
         "seed=7",
         "cpt.train_tokens=900K",
@@ -140,8 +142,8 @@ def test_fingerprint_names_what_a_resume_depends_on(make_manifest: Callable[...,
         "model.model_config.rms_norm_eps=1e-3",
         "runner_wrapper.max_grad_norm=2.0",
     ):
-        assert plan.fingerprint() != settle(TINY, make_manifest(), assignment).fingerprint()
-    assert plan.fingerprint() != settle(TINY, make_manifest(num_rows=999)).fingerprint()
+        assert run.fingerprint() != resolve_run(TINY, make_manifest(), assignment).fingerprint()
+    assert run.fingerprint() != resolve_run(TINY, make_manifest(num_rows=999)).fingerprint()
 
 
 def test_order_of_sources_is_part_of_the_fingerprint(make_manifest: Callable[..., Manifest]) -> None:
@@ -153,5 +155,5 @@ def test_order_of_sources_is_part_of_the_fingerprint(make_manifest: Callable[...
 
 
 def test_the_last_pipeline_stage_reports(make_manifest: Callable[..., Manifest]) -> None:
-    assert settle(BIG, big_manifest(make_manifest), world_size=64).report_rank == 48
-    assert settle(TINY, make_manifest()).report_rank == 0
+    assert resolve_run(BIG, big_manifest(make_manifest), world_size=64).report_rank == 48
+    assert resolve_run(TINY, make_manifest()).report_rank == 0

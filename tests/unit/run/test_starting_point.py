@@ -11,71 +11,71 @@ import pytest
 
 from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
 
-Settle = Callable[..., RunPlan]
+Settle = Callable[..., ResolvedRun]
 STEP_TOKENS = 8 * 256
 WSD = {"kind": "wsd", "peak_lr": 1e-3, "decay_tokens": 100 * STEP_TOKENS}
 GENERAL = {"name": "general", "tokens": 600 * STEP_TOKENS, "blend": {"web": 0.7, "code": 0.3}}
 QA = {"name": "qa", "blend": {"web": 0.6, "qa": 0.4}}
 
 
-def save(plan: RunPlan, run_dir: Path, step: int) -> RunPlan:
+def save(run: ResolvedRun, run_dir: Path, step: int) -> ResolvedRun:
     """Write the state of a checkpoint of `plan` at `step`; return the plan in that folder."""
-    plan = dataclasses.replace(plan, run_dir=run_dir)
-    folder = plan.checkpoint_root / f"iteration_{step:08d}"
+    run = dataclasses.replace(run, run_dir=run_dir)
+    folder = run.checkpoint_root / f"iteration_{step:08d}"
     folder.mkdir(parents=True)
     state = RunState(
         step=step,
-        total_steps=plan.budget.total_steps,
+        total_steps=run.budget.total_steps,
         tokens=step * STEP_TOKENS,
         position=step * 8,
-        fingerprint=plan.fingerprint(),
+        fingerprint=run.fingerprint(),
     )
     write_state(folder, state)
-    return plan
+    return run
 
 
-def extend(settle: Settle, tmp_path: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> Start:
-    saved = save(settle(**before), tmp_path / "run", step)
-    longer = dataclasses.replace(settle(**after), run_dir=saved.run_dir)
+def extend(resolve_run: Settle, tmp_path: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> Start:
+    saved = save(resolve_run(**before), tmp_path / "run", step)
+    longer = dataclasses.replace(resolve_run(**after), run_dir=saved.run_dir)
     with pytest.raises(CheckpointError, match="or give --extend to make the run longer"):
         choose_start(longer, None)
     return choose_start(longer, None, extend=True)
 
 
-def test_the_same_run_goes_on(settle: Settle, tmp_path: Path) -> None:
-    plan = save(settle(phases=[GENERAL, QA]), tmp_path / "run", 700)
-    assert choose_start(plan, None).step == 700
+def test_the_same_run_goes_on(resolve_run: Settle, tmp_path: Path) -> None:
+    run = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
+    assert choose_start(run, None).step == 700
 
 
-def test_changed_weights_of_a_blend_are_named(settle: Settle, tmp_path: Path) -> None:
-    saved = save(settle(phases=[GENERAL, QA]), tmp_path / "run", 700)
-    other = settle(phases=[GENERAL, {**QA, "blend": {"web": 0.5, "qa": 0.5}}])
+def test_changed_weights_of_a_blend_are_named(resolve_run: Settle, tmp_path: Path) -> None:
+    saved = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
+    other = resolve_run(phases=[GENERAL, {**QA, "blend": {"web": 0.5, "qa": 0.5}}])
     with pytest.raises(CheckpointError, match=r"phases: .*'3/5'.* → .*'1/2'") as caught:
         choose_start(dataclasses.replace(other, run_dir=saved.run_dir), None)
     assert "--extend" not in str(caught.value)
 
 
-def test_more_tokens_on_a_stable_rate(settle: Settle, tmp_path: Path) -> None:
+def test_more_tokens_on_a_stable_rate(resolve_run: Settle, tmp_path: Path) -> None:
     one = {"schedule": WSD, "num_rows": {"web": 10_000}}
-    start = extend(settle, tmp_path, 850, one, {**one, "train_tokens": 2000 * STEP_TOKENS})
+    start = extend(resolve_run, tmp_path, 850, one, {**one, "train_tokens": 2000 * STEP_TOKENS})
     assert start.step == 850
     assert start.notes[0] == "extended at step 850: 1000 → 2000 steps (2.05M → 4.1M tokens)"
     assert start.notes[1:] == ("the rate goes from 0.001 at step 849 to 0.001 at step 850 and ends at 0",)
 
 
-def test_a_new_phase_with_a_new_source(settle: Settle, tmp_path: Path) -> None:
+def test_a_new_phase_with_a_new_source(resolve_run: Settle, tmp_path: Path) -> None:
     before = {"schedule": WSD, "phases": [GENERAL], "train_tokens": None, "num_rows": {"web": 10_000, "code": 4_000}}
-    start = extend(settle, tmp_path, 600, before, {"schedule": WSD, "phases": [GENERAL, QA]})
+    start = extend(resolve_run, tmp_path, 600, before, {"schedule": WSD, "phases": [GENERAL, QA]})
     assert start.notes[0].startswith("extended at step 600: 600 → 1000 steps")
     assert any("jump" in note for note in start.notes), "the decay was already paid"
 
 
-def test_stretching_a_cosine_is_told(settle: Settle, tmp_path: Path) -> None:
+def test_stretching_a_cosine_is_told(resolve_run: Settle, tmp_path: Path) -> None:
     one = {"schedule": {"peak_lr": 1e-3, "final_lr": 1e-5}, "num_rows": {"web": 10_000}}
-    notes = extend(settle, tmp_path, 1000, one, {**one, "train_tokens": 2000 * STEP_TOKENS}).notes
+    notes = extend(resolve_run, tmp_path, 1000, one, {**one, "train_tokens": 2000 * STEP_TOKENS}).notes
     assert notes[1] == "the rate goes from 1e-05 at step 999 to 0.000505 at step 1000 and ends at 1e-05"
     assert "jump to 50.5 times the rate" in notes[2]
 
@@ -92,56 +92,58 @@ def test_stretching_a_cosine_is_told(settle: Settle, tmp_path: Path) -> None:
         ({"phases": [GENERAL, QA], "num_rows": {"web": 9_999, "code": 4_000, "qa": 500}}, "source web is no longer"),
     ],
 )
-def test_what_was_trained_must_stay(settle: Settle, tmp_path: Path, after: dict[str, Any], message: str) -> None:
+def test_what_was_trained_must_stay(resolve_run: Settle, tmp_path: Path, after: dict[str, Any], message: str) -> None:
     before = {"phases": [GENERAL], "train_tokens": None, "num_rows": {"web": 10_000, "code": 4_000}}
     common = {"schedule": {"peak_lr": 1e-3}}
-    saved = save(settle(**common, **before), tmp_path / "run", 600)
+    saved = save(resolve_run(**common, **before), tmp_path / "run", 600)
     with pytest.raises(CheckpointError, match=message):
-        choose_start(dataclasses.replace(settle(**common, **after), run_dir=saved.run_dir), None, extend=True)
+        choose_start(dataclasses.replace(resolve_run(**common, **after), run_dir=saved.run_dir), None, extend=True)
 
 
-def test_an_extension_must_extend_something(settle: Settle, tmp_path: Path) -> None:
+def test_an_extension_must_extend_something(resolve_run: Settle, tmp_path: Path) -> None:
     one = {"schedule": WSD, "num_rows": {"web": 10_000}}
-    saved = save(settle(**one), tmp_path / "run", 850)
-    shorter = dataclasses.replace(settle(**one, train_tokens=900 * STEP_TOKENS), run_dir=saved.run_dir)
+    saved = save(resolve_run(**one), tmp_path / "run", 850)
+    shorter = dataclasses.replace(resolve_run(**one, train_tokens=900 * STEP_TOKENS), run_dir=saved.run_dir)
     with pytest.raises(CheckpointError, match="the run has 900 steps and had 1000"):
         choose_start(shorter, None, extend=True)
     with pytest.raises(CheckpointError, match="holds no checkpoint to extend"):
         choose_start(dataclasses.replace(saved, run_dir=tmp_path / "other"), None, extend=True)
 
 
-def test_rewarming_on_the_same_data_is_warned_about(settle: Settle, tmp_path: Path) -> None:
+def test_rewarming_on_the_same_data_is_warned_about(resolve_run: Settle, tmp_path: Path) -> None:
     one = {"schedule": {"peak_lr": 1e-3, "final_lr": 1e-4}, "num_rows": {"web": 10_000}}
-    saved = save(settle(**one), tmp_path / "run", 1000)
-    again = dataclasses.replace(settle(**one, init_from=str(saved.run_dir)), run_dir=tmp_path / "again")
+    saved = save(resolve_run(**one), tmp_path / "run", 1000)
+    again = dataclasses.replace(resolve_run(**one, init_from=str(saved.run_dir)), run_dir=tmp_path / "again")
     (note,) = choose_start(again, None).notes
     assert "already trained on web and ended at rate 0.0001; this run goes up to 0.001" in note
     constant = {"schedule": {"kind": "constant", "peak_lr": 1e-4}, "num_rows": {"web": 10_000}}
-    calm = dataclasses.replace(settle(**constant, init_from=str(saved.run_dir)), run_dir=tmp_path / "calm")
+    calm = dataclasses.replace(resolve_run(**constant, init_from=str(saved.run_dir)), run_dir=tmp_path / "calm")
     assert choose_start(calm, None).notes == ()
-    other = settle(schedule=one["schedule"], num_rows={"web": 9_000}, init_from=str(saved.run_dir))
+    other = resolve_run(schedule=one["schedule"], num_rows={"web": 9_000}, init_from=str(saved.run_dir))
     assert choose_start(dataclasses.replace(other, run_dir=tmp_path / "other"), None).notes == ()
 
 
-def test_where_weights_come_from_must_be_said(settle: Settle, tmp_path: Path) -> None:
+def test_where_weights_come_from_must_be_said(resolve_run: Settle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="where do the weights come from"):
-        choose_start(dataclasses.replace(settle(init_from=None), run_dir=tmp_path / "run"), None)
+        choose_start(dataclasses.replace(resolve_run(init_from=None), run_dir=tmp_path / "run"), None)
 
 
-def set_model(plan: RunPlan, run_dir: Path, **fields: Any) -> RunPlan:
+def set_model(run: ResolvedRun, run_dir: Path, **fields: Any) -> ResolvedRun:
     """Return the plan in another folder with other fields of the model."""
-    model = {"model_config": {**plan.model, **fields}}
-    config = dataclasses.replace(plan.config, mindformers={**plan.config.mindformers, "model": model})
-    return dataclasses.replace(plan, run_dir=run_dir, config=config)
+    model = {"model_config": {**run.model, **fields}}
+    config = dataclasses.replace(run.config, mindformers={**run.config.mindformers, "model": model})
+    return dataclasses.replace(run, run_dir=run_dir, config=config)
 
 
-def test_longer_rows_may_stretch_rotary_positions_but_a_resumed_run_may_not(settle: Settle, tmp_path: Path) -> None:
-    saved = save(settle(), tmp_path / "run", 700)
-    plan = settle(init_from=str(saved.run_dir))
-    note = choose_start(set_model(plan, tmp_path / "next", rope_theta=4e4), None).notes[0]
+def test_longer_rows_may_stretch_rotary_positions_but_a_resumed_run_may_not(
+    resolve_run: Settle, tmp_path: Path
+) -> None:
+    saved = save(resolve_run(), tmp_path / "run", 700)
+    run = resolve_run(init_from=str(saved.run_dir))
+    note = choose_start(set_model(run, tmp_path / "next", rope_theta=4e4), None).notes[0]
     assert note.endswith("differ from those that the weights were trained with: rope_theta: 10000.0 → 40000.0")
-    assert not any("rotary" in line for line in choose_start(set_model(plan, tmp_path / "next"), None).notes)
+    assert not any("rotary" in line for line in choose_start(set_model(run, tmp_path / "next"), None).notes)
     with pytest.raises(CheckpointError, match=r"model.rope_theta: 10000.0 → 40000.0"):
-        choose_start(set_model(plan, saved.run_dir, rope_theta=4e4), None)
+        choose_start(set_model(run, saved.run_dir, rope_theta=4e4), None)
     with pytest.raises(CheckpointError, match="a model of other sizes"):
-        choose_start(set_model(plan, tmp_path / "next", hidden_size=64), None)
+        choose_start(set_model(run, tmp_path / "next", hidden_size=64), None)

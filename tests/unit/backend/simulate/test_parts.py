@@ -15,8 +15,8 @@ from ascend_cpt.backend.simulate.job import ParameterOnRank
 from ascend_cpt.backend.simulate.launch import make_environment, make_sections
 from ascend_cpt.backend.simulate.planning import simulate_run
 from ascend_cpt.backend.simulate.stub_code import render_assembly
-from ascend_cpt.config.layout import Layout
 from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.errors import ClusterError, ConfigError
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
@@ -24,7 +24,7 @@ from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 REPOSITORY = Path(__file__).resolve().parents[4]
 CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
 CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
-LAYOUT = Layout(world_size=16, data_parallel=2, tensor_parallel=2, pipeline_parallel=2, context_parallel=2)
+LAYOUT = ParallelLayout(world_size=16, data_parallel=2, tensor_parallel=2, pipeline_parallel=2, context_parallel=2)
 
 
 @pytest.mark.parametrize(

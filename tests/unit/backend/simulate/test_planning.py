@@ -13,7 +13,7 @@ from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.report import render, render_suggestions
-from ascend_cpt.run.planning.assumed_run import settle_without_data
+from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run, suggest_runs
 from ascend_cpt.run.planning.training_case import build_case
 
@@ -40,7 +40,7 @@ def test_the_case_is_that_of_the_configuration() -> None:
 def test_shortening_keeps_the_layout_and_the_micro_batch() -> None:
     run, _ = plan_run(LLAMA3_70B, {}, make_cluster())
     short = load_shortened(run, {"seed": 7}, layers_per_stage=2, micro_batches=8)
-    case = build_case(settle_without_data(short, run.layout.world_size))
+    case = build_case(resolve_without_data(short, run.layout.world_size))
     assert case.layers_per_stage == (2, 2, 2, 2)
     assert (case.micro_batch_size, case.num_micro_batches) == (1, 8)
     assert case.layout == run.layout and short.mindformers["seed"] == 7
@@ -50,7 +50,7 @@ def test_shortening_takes_given_accumulation_along() -> None:
     overrides = {"parallel_config.micro_batch_num": 128, "model.model_config.offset": [0, 0, 0, 0]}
     run, _ = plan_run(LLAMA3_70B, overrides, make_cluster())
     short = load_shortened(run, overrides, layers_per_stage=None, micro_batches=8)
-    case = build_case(settle_without_data(short, run.layout.world_size))
+    case = build_case(resolve_without_data(short, run.layout.world_size))
     assert case.num_micro_batches == 8 and case.layers_per_stage == (20, 20, 20, 20)
 
 

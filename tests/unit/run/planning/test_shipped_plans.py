@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.config.layout import uses_cpu
 from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 

@@ -16,16 +16,16 @@ from ascend_cpt.backend.trainer import Launch, train
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.agreement import join_job
-from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
+from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses
 from ascend_cpt.run.checks.job import check_job
-from ascend_cpt.run.mindformers_yaml import compile_run, render_yaml
+from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
-from ascend_cpt.run.resolve import open_datasets, resolve
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolve import load_run
+from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
 from ascend_cpt.run.summary import describe, describe_end, describe_start
 
@@ -49,78 +49,73 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     process = read_process(args.world_size if args.dry_run else None)
     if args.dry_run:
-        plan = settle_run(args, process)
-        start = choose_start(plan, args.resume_training, extend=args.extend)
-        print(f"{describe(plan)}\n{describe_start(start)}")
-        save_plan_picture(plan)
+        run = load_run_of_arguments(args, process)
+        start = choose_start(run, args.resume_training, extend=args.extend)
+        print(f"{describe(run)}\n{describe_start(start)}")
+        save_plan_picture(run)
         return 0
     with join_job(process.rank, process.world_size) as agreement:
-        plan = settle_run(args, process)
-        make_run_folder(plan.run_dir)
-        check_job(plan, agreement)
+        run = load_run_of_arguments(args, process)
+        make_run_folder(run.run_dir)
+        check_job(run, agreement)
         # One process of each folder holds it: a second launch would have such a one, too.
-        holds = agreement.rank == 0 if plan.config.cpt.storage.shared else agreement.is_first_on_node
-        lock = hold_run_folder(plan.run_dir) if holds else nullcontext()
-        with tell_full_disk(plan.run_dir, "writing what belongs to the run"), lock:
-            start = choose_start(plan, args.resume_training, extend=args.extend, agreement=agreement)
-            return train_run(plan, start, args, process, is_first_on_node=agreement.is_first_on_node)
+        holds = agreement.rank == 0 if run.config.cpt.storage.shared else agreement.is_first_on_node
+        lock = hold_run_folder(run.run_dir) if holds else nullcontext()
+        with tell_full_disk(run.run_dir, "writing what belongs to the run"), lock:
+            start = choose_start(run, args.resume_training, extend=args.extend, agreement=agreement)
+            return train_run(run, start, args, process, is_first_on_node=agreement.is_first_on_node)
 
 
-def settle_run(args: argparse.Namespace, process: Process) -> RunPlan:
-    """Return the run that the command line and its configuration ask for, settled in every number.
+def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
+    """Return the run that the command line and its configuration ask for.
 
     Raises:
         CptError: naming what is wrong.
     """
-    config = load_config(
-        args.config, collect_overrides(args), replace=("cpt.sources",) if args.train_dataset_dir else ()
-    )
-    check_launch(config, args, process)
-    return resolve(
-        config,
+    return load_run(
+        args.config,
+        collect_overrides(args),
         world_size=process.world_size,
-        sources=open_datasets(config, "cpt.sources", config.cpt.sources),
-        validation=open_datasets(
-            config, "cpt.validation.sets", config.cpt.validation.sets if config.cpt.validation else {}
-        ),
+        replace=("cpt.sources",) if args.train_dataset_dir else (),
+        check_config=lambda config: check_launch(config, args, process),
     )
 
 
 def train_run(
-    plan: RunPlan, start: Start, args: argparse.Namespace, process: Process, *, is_first_on_node: bool
+    run: ResolvedRun, start: Start, args: argparse.Namespace, process: Process, *, is_first_on_node: bool
 ) -> int:
     """Compile and train. Returns the exit code."""
     for line in start.warnings if process.rank == 0 else ():
         print(f"warning: passed over: {line}", file=sys.stderr)
-    if start.step >= plan.budget.total_steps:
+    if start.step >= run.budget.total_steps:
         if process.rank == 0:
-            print(f"{plan.run_dir}: already complete at step {start.step}; nothing to do")
+            print(f"{run.run_dir}: already complete at step {start.step}; nothing to do")
         return 0
     if args.stop_at_step is not None and args.stop_at_step <= start.step:
         raise ConfigError(
             f"--stop-at-step {args.stop_at_step}: the run is already at step {start.step}; give a later "
             "step, or leave the flag out to go on to the end"
         )
-    sections = compile_run(plan, resume_from=start.resume_from, init_from=start.init_from)
-    heading = f"Compiled by ascend_cpt from {plan.config.path}: the YAML that is trained"
+    sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
+    heading = f"Compiled by ascend_cpt from {run.config.path}: the YAML that is trained"
     # Every rank writes the same text, whole, so that none waits for another.
-    write_text(plan.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
-    log_path = plan.run_dir / "logs" / f"rank_{process.rank}.log"
+    write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
+    log_path = run.run_dir / "logs" / f"rank_{process.rank}.log"
     try:
         with captured_output(log_path) as console:
             if process.rank == 0:
-                print(f"{describe(plan)}\n{describe_start(start)}", file=console, flush=True)
+                print(f"{describe(run)}\n{describe_start(start)}", file=console, flush=True)
             launch = Launch(
-                resolved_yaml=plan.run_dir / RESOLVED_NAME,
+                resolved_yaml=run.run_dir / RESOLVED_NAME,
                 initial_step=start.step,
                 stop_at_step=args.stop_at_step,
                 console=console,
                 is_first_on_node=is_first_on_node,
             )
-            train(plan, launch)
-            if process.rank == plan.report_rank:
-                draw_losses(plan.run_dir / "metrics.jsonl", plan.run_dir / "loss.png", title=plan.run_dir.name)
-                print(describe_end(plan, args.stop_at_step), file=console)
+            train(run, launch)
+            if process.rank == run.report_rank:
+                draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
+                print(describe_end(run, args.stop_at_step), file=console)
     except CptError:
         raise
     except Exception:
@@ -240,12 +235,12 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
         raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
 
 
-def save_plan_picture(plan: RunPlan) -> None:
+def save_plan_picture(run: ResolvedRun) -> None:
     """Draw the plan into the run folder and say where; a dry run may be on a machine that cannot write there."""
-    path = plan.run_dir / "plan.png"
+    path = run.run_dir / "plan.png"
     try:
-        make_run_folder(plan.run_dir)
-        draw_plan(plan, path)
+        make_run_folder(run.run_dir)
+        draw_plan(run, path)
         print(f"picture  {path}")
     except (OSError, ConfigError) as error:
         print(f"picture  none: {error}")

@@ -9,7 +9,7 @@ from ascend_cpt.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class ParallelLayout:
     """How the processes of a run share its work; the product of the parallel sizes is `world_size`."""
 
     world_size: int
@@ -19,7 +19,7 @@ class Layout:
     context_parallel: int = 1
 
 
-def derive_layout(config: RunConfig, world_size: int) -> Layout:
+def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
     """Return the layout of `parallel_config` on `world_size` devices; data_parallel follows from the rest if not given.
 
     Raises:
@@ -37,7 +37,7 @@ def derive_layout(config: RunConfig, world_size: int) -> Layout:
                 f"{where}: parallel_config: a CPU run is data parallel only; "
                 f"set model_parallel, pipeline_stage and context_parallel to 1 (got {tensor}, {pipeline}, {context})"
             )
-        return Layout(world_size=world_size, data_parallel=world_size)
+        return ParallelLayout(world_size=world_size, data_parallel=world_size)
     inner = tensor * pipeline * context
     if data is None:
         if world_size % inner:
@@ -51,7 +51,7 @@ def derive_layout(config: RunConfig, world_size: int) -> Layout:
             f"{where}: parallel_config: data_parallel {data} × model_parallel {tensor} × pipeline_stage {pipeline} × "
             f"context_parallel {context} = {data * inner}, but the launch has {world_size} devices"
         )
-    return Layout(
+    return ParallelLayout(
         world_size=world_size,
         data_parallel=data,
         tensor_parallel=tensor,

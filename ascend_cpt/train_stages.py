@@ -22,12 +22,11 @@ from typing import Any
 from ascend_cpt.checkpoint.locate import find_newest_complete
 from ascend_cpt.cluster import launcher
 from ascend_cpt.cluster.arguments import parse_launch
-from ascend_cpt.config.loader import load_config
-from ascend_cpt.config.stages import AdvanceConfig, StageConfig, load_stages
+from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
-from ascend_cpt.run.resolve import open_datasets, resolve
-from ascend_cpt.run.resolved_run import RunPlan
+from ascend_cpt.run.resolve import load_run
+from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import choose_start
 from ascend_cpt.run.summary import describe
 
@@ -43,7 +42,7 @@ class Stage:
     """A stage that is settled: its run, the command that trains it, and when the next one may start."""
 
     name: str
-    plan: RunPlan
+    run: ResolvedRun
     command: str
     advance_when: AdvanceConfig | None
     asks_nodes: bool
@@ -52,8 +51,8 @@ class Stage:
     @property
     def is_complete(self) -> bool:
         """Whether the last step of its run is saved, as far as this node sees."""
-        newest, _ = find_newest_complete(self.plan.checkpoint_root)
-        return newest is not None and newest.state.step >= self.plan.budget.total_steps
+        newest, _ = find_newest_complete(self.run.checkpoint_root)
+        return newest is not None and newest.state.step >= self.run.budget.total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +81,17 @@ def train_stages(path: Path, launch: Sequence[str], wishes: Wishes, *, dry_run: 
     Raises:
         CptError: before anything is started, for whatever does not fit in any of the stages.
     """
-    stages = settle_stages(path, launch, wishes)
+    stages = resolve_stages(path, launch, wishes)
     if dry_run:
         for stage in stages:
-            print(f"--- stage {stage.name}{' (complete)' if stage.is_complete else ''}\n{describe(stage.plan)}")
+            print(f"--- stage {stage.name}{' (complete)' if stage.is_complete else ''}\n{describe(stage.run)}")
         return EXIT_OK
     for number, stage in enumerate(stages, start=1):
         title = f"stage {stage.name} ({number} of {len(stages)})"
         extend = wishes.extend == stage.name
-        choose_start(stage.plan, None, extend=extend)  # refuses a run folder of other settings
+        choose_start(stage.run, None, extend=extend)  # refuses a run folder of other settings
         if stage.is_complete and not stage.asks_nodes:
-            print(f"{title}: complete in {stage.plan.run_dir}", flush=True)
+            print(f"{title}: complete in {stage.run.run_dir}", flush=True)
         else:
             print(f"{title}: {stage.command}", flush=True)
             code = launcher.main([f"{stage.command}{' --extend' if extend else ''}", *launch])
@@ -101,11 +100,11 @@ def train_stages(path: Path, launch: Sequence[str], wishes: Wishes, *, dry_run: 
             _wait_until_complete(stage)
         if number < len(stages) and not _may_advance(stages[0], stage, path, wishes):
             return EXIT_HELD
-    print(f"all {len(stages)} stages are complete; the weights are in {stages[-1].plan.run_dir}")
+    print(f"all {len(stages)} stages are complete; the weights are in {stages[-1].run.run_dir}")
     return EXIT_OK
 
 
-def settle_stages(path: Path, launch: Sequence[str], wishes: Wishes) -> list[Stage]:
+def resolve_stages(path: Path, launch: Sequence[str], wishes: Wishes) -> list[Stage]:
     """Return the stages of a file, each settled as far as that is possible before the one before it has run.
 
     Raises:
@@ -118,37 +117,32 @@ def settle_stages(path: Path, launch: Sequence[str], wishes: Wishes) -> list[Sta
             raise ConfigError(f"{option} {name}: {path} has no such stage, only {', '.join(names)}")
     stages: list[Stage] = []
     for entry in entries:
-        stages.append(_settle_stage(path, entry, launch, wishes, stages[-1] if stages else None))
+        stages.append(_resolve_stage(path, entry, launch, wishes, stages[-1] if stages else None))
         _check_comparable(stages[0], stages[-1])
     _check_extension(stages, wishes)
     return stages
 
 
-def _settle_stage(path: Path, entry: StageConfig, launch: Sequence[str], wishes: Wishes, before: Stage | None) -> Stage:
+def _resolve_stage(
+    path: Path, entry: StageConfig, launch: Sequence[str], wishes: Wishes, before: Stage | None
+) -> Stage:
     config_path = path.parent / entry.config
     overrides: dict[str, Any] = {"cpt.run_name": f"{path.stem}_{entry.name}", **entry.set}
     if wishes.output_dir is not None:
         overrides["output_dir"] = wishes.output_dir
     if before is not None:
-        overrides["cpt.init_from"] = str(before.plan.run_dir)
+        overrides["cpt.init_from"] = str(before.run.run_dir)
     # JSON is YAML as well.
     assignments = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
     command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
     launched = parse_launch([command, *launch], os.environ, Path.cwd())
-    config = load_config(config_path, overrides)
-    validation = config.cpt.validation.sets if config.cpt.validation else {}
-    plan = resolve(
-        config,
-        world_size=launched.num_workers,
-        sources=open_datasets(config, "cpt.sources", config.cpt.sources),
-        validation=open_datasets(config, "cpt.validation.sets", validation),
-    )
+    run = load_run(config_path, overrides, world_size=launched.num_workers)
     return Stage(
         name=entry.name,
-        plan=plan,
+        run=run,
         command=command,
         advance_when=entry.advance_when,
-        asks_nodes=launched.num_nodes > 1 and not config.cpt.storage.shared,
+        asks_nodes=launched.num_nodes > 1 and not run.config.cpt.storage.shared,
     )
 
 
@@ -163,12 +157,12 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
     name = stage.advance_when.set
     ways = []
     for each in (first, stage):
-        cpt = each.plan.config.cpt
-        rows = {dataset.name: (dataset.manifest.digest, dataset.seq_length) for dataset in each.plan.validation}
+        cpt = each.run.config.cpt
+        rows = {dataset.name: (dataset.manifest.digest, dataset.seq_length) for dataset in each.run.validation}
         if name not in rows:
             raise ConfigError(
                 f"stage {stage.name}: advance_when.set {name} is no validation set of stage {each.name}; add it to "
-                f"cpt.validation.sets in {each.plan.config.path}"
+                f"cpt.validation.sets in {each.run.config.path}"
             )
         assert cpt.validation is not None
         ways.append((rows[name], cpt.validation.max_rows, cpt.document_attention))
@@ -181,10 +175,10 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
 
 def _check_extension(stages: Sequence[Stage], wishes: Wishes) -> None:
     for stage, after in pairwise(stages):
-        if stage.name == wishes.extend and find_newest_complete(after.plan.checkpoint_root)[0] is not None:
+        if stage.name == wishes.extend and find_newest_complete(after.run.checkpoint_root)[0] is not None:
             raise ConfigError(
                 f"--extend {stage.name}: stage {after.name} has already started from its weights; move "
-                f"{after.plan.run_dir} away, or extend the last stage"
+                f"{after.run.run_dir} away, or extend the last stage"
             )
 
 
@@ -193,7 +187,7 @@ def _wait_until_complete(stage: Stage) -> None:
     while not stage.is_complete:
         if time.monotonic() > deadline:
             raise CheckpointError(
-                f"{stage.plan.checkpoint_root}: the last step of stage {stage.name} is not there, though its launch "
+                f"{stage.run.checkpoint_root}: the last step of stage {stage.name} is not there, though its launch "
                 "ended well; all nodes must see the same output folder, or set cpt.storage.shared: false"
             )
         time.sleep(POLL_S)
@@ -205,7 +199,7 @@ def _may_advance(first: Stage, stage: Stage, path: Path, wishes: Wishes) -> bool
     if rule is None:
         return True
     base = _find_loss(first, rule.set, 0)
-    now = _find_loss(stage, rule.set, stage.plan.budget.total_steps)
+    now = _find_loss(stage, rule.set, stage.run.budget.total_steps)
     increase = now - base
     figures = (
         f"{rule.set} is at {now:.4f}, {increase:+.4f} over its base {base:.4f} before stage {first.name} "
@@ -231,7 +225,7 @@ def _find_loss(stage: Stage, name: str, step: int) -> float:
     Raises:
         CheckpointError: when it is not in the run's records, and does not come up.
     """
-    path = stage.plan.run_dir / METRICS_NAME
+    path = stage.run.run_dir / METRICS_NAME
     deadline = time.monotonic() + SHOW_UP_S
     while True:
         for record in read_metrics(path):

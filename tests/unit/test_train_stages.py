@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from ascend_cpt import stages as stages_module
+from ascend_cpt import train_stages as stages_module
 from ascend_cpt.checkpoint.state import RunState, write_state
-from ascend_cpt.cli import collect_overrides, parse_arguments
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.stages import EXIT_HELD, Stage, Wishes, settle_stages, train_stages
+from ascend_cpt.train import collect_overrides, parse_arguments
+from ascend_cpt.train_stages import EXIT_HELD, Stage, Wishes, resolve_stages, train_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADVANCE = {"advance_when": {"set": "general", "max_increase": 0.02}}
@@ -96,13 +96,13 @@ class FakeLauncher:
         return self.code
 
     def _find(self, command: str) -> Stage:
-        for stage in settle_stages(self.path, [], Wishes()):
+        for stage in resolve_stages(self.path, [], Wishes()):
             if command.removesuffix(" --extend") == stage.command:
                 return stage
         raise AssertionError(command)
 
     def _save(self, stage: Stage) -> None:
-        plan = stage.plan
+        plan = stage.run
         steps = plan.budget.total_steps
         folder = plan.checkpoint_root / f"iteration_{steps:08d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,9 +133,9 @@ def test_each_stage_starts_from_the_one_before(write_stages: Callable[..., Path]
     path = write_stages(ADVANCE)
     assert run(path) == 0
     assert len(launcher.commands) == 2
-    first, second = settle_stages(path, [], Wishes())
-    assert first.plan.run_dir.name == "two_256" and second.plan.config.cpt.init_from == str(first.plan.run_dir)
-    assert second.plan.model["rope_theta"] == 4e4 and first.plan.model["rope_theta"] == 1e4
+    first, second = resolve_stages(path, [], Wishes())
+    assert first.run.run_dir.name == "two_256" and second.run.config.cpt.init_from == str(first.run.run_dir)
+    assert second.run.model["rope_theta"] == 4e4 and first.run.model["rope_theta"] == 1e4
     assert run(path) == 0
     assert len(launcher.commands) == 2, "complete stages are skipped"
 
@@ -156,11 +156,11 @@ def test_the_command_says_what_was_settled(write_stages: Callable[..., Path], la
     from ascend_cpt.cluster.arguments import parse_launch
 
     path = write_stages(second={"set": {"cpt.schedule.peak_lr": 1e-5, "cpt.validation": None}})
-    for stage in settle_stages(path, ["2"], Wishes()):
+    for stage in resolve_stages(path, ["2"], Wishes()):
         words = parse_launch([stage.command, "2"], {}, Path.cwd()).script_arguments
         args = parse_arguments(list(words))
         config = load_config(args.config, collect_overrides(args))
-        assert config.cpt == stage.plan.config.cpt and config.mindformers == stage.plan.config.mindformers
+        assert config.cpt == stage.run.config.cpt and config.mindformers == stage.run.config.mindformers
 
 
 def test_a_failed_stage_ends_it_with_its_code_and_is_tried_again(
@@ -283,13 +283,13 @@ def test_the_shipped_stages_settle(
             made[key] = dataclasses.replace(manifest, shards=shards)
         return made
 
-    monkeypatch.setattr(stages_module, "open_datasets", open_datasets)
+    monkeypatch.setattr("ascend_cpt.run.resolve.open_datasets", open_datasets)
     launch = ["64", "8", "10.0.0.1", "8118", "0"] if num_workers == 64 else ["2"]
-    stages = settle_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, Wishes())
-    assert {stage.name: stage.plan.budget.seq_length for stage in stages} == lengths
-    assert {stage.plan.layout.world_size for stage in stages} == {num_workers}
+    stages = resolve_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, Wishes())
+    assert {stage.name: stage.run.budget.seq_length for stage in stages} == lengths
+    assert {stage.run.layout.world_size for stage in stages} == {num_workers}
     for before, after in pairwise(stages):
         assert before.advance_when is not None
-        assert before.plan.model["rope_theta"] < after.plan.model["rope_theta"]
-        assert after.plan.row_format.borders == ("ends" if num_workers == 64 else "mask")
-        assert after.plan.model["max_position_embeddings"] >= after.plan.budget.seq_length
+        assert before.run.model["rope_theta"] < after.run.model["rope_theta"]
+        assert after.run.row_format.borders == ("ends" if num_workers == 64 else "mask")
+        assert after.run.model["max_position_embeddings"] >= after.run.budget.seq_length
