@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
-from ascend_cpt.backend.trainer import Launch, train
+from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
+from ascend_cpt.backend.training.trainer import Launch, train
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.agreement import join_job

@@ -98,7 +98,7 @@ def print_tensors(title: str, reports: Sequence[KindReport]) -> bool:
 
 def print_logits(folder: Path) -> bool:
     """Print how far the network's logits are from an independent computation and return whether that is close."""
-    from ascend_cpt.backend.verify import compare_logits
+    from ascend_cpt.backend.inference.compare_logits import compare_logits
     from ascend_cpt.monitor.console import captured_output
 
     with tempfile.TemporaryDirectory() as logs, captured_output(Path(logs) / "mindformers.log"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.backend.generate import Sampling
+from ascend_cpt.backend.inference.sampling import Sampling
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import run_command
 from ascend_cpt.monitor.console import captured_output
@@ -41,7 +41,7 @@ def main() -> int:
     args = parse_args()
     with tempfile.TemporaryDirectory() as logs, captured_output(Path(logs) / "mindformers.log") as console:
         os.environ.setdefault("LOG_MF_PATH", logs)
-        from ascend_cpt.backend.complete import TextModel
+        from ascend_cpt.backend.inference.text_model import TextModel
 
         model = TextModel(
             args.model,

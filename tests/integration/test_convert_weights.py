@@ -85,7 +85,7 @@ def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Pat
 
 def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
     """Return the mean loss over the labels of the first rows of a packed dataset, by the NumPy forward pass."""
-    from ascend_cpt.backend.dataset import PackedRows
+    from ascend_cpt.backend.training.data_loader import PackedRows
     from ascend_cpt.data.network_inputs import IGNORE_LABEL, split_row
 
     folder = HfFolder(folder_path)

@@ -18,7 +18,7 @@ from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history, run
 NUM_STEPS = 20_000
 DOUBLE = """\
 import os, signal, sys, time
-from ascend_cpt.backend import stop_signal
+from ascend_cpt.backend.training import stop_signals as stop_signal
 stop_signal.install(sys.stdout)
 os.kill(os.getpid(), signal.SIGINT)
 os.kill(os.getpid(), signal.SIGTERM)  # what MindSpore makes of Ctrl-C: the same request

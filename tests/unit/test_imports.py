@@ -141,7 +141,7 @@ def test_a_wrong_import_is_found(room: str, source: str) -> None:
         ("data", "from ascend_cpt.errors import DataError"),
         ("data", "from ascend_cpt.data.manifest import x"),
         ("backend", "import mindspore\nfrom mindformers import x\nfrom ascend_cpt.recipe.budget import y"),
-        ("train", "from ascend_cpt.backend.trainer import x"),
+        ("train", "from ascend_cpt.backend.training.trainer import x"),
     ],
 )
 def test_a_right_import_passes(room: str, source: str) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 
-from ascend_cpt.backend.callbacks import Speed, StepMonitor
-from ascend_cpt.backend.guards import StepGuard
-from ascend_cpt.backend.own_shards import load_own_shards, save_own_shards
-from ascend_cpt.backend.save import CheckpointWriter
+from ascend_cpt.backend.checkpointing.node_local import load_own_shards, save_own_shards
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.backend.training.spike_guards import StepGuard
+from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.checkpoint.locate import check_checkpoint
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.monitoring_schema import GuardConfig

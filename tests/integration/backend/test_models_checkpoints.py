@@ -25,7 +25,7 @@ from mindspore.parallel import Layout
 from safetensors.numpy import load_file, save_file
 
 from ascend_cpt.backend.cpu import install_cpu_kernels
-from ascend_cpt.backend.load_hf import load_hf
+from ascend_cpt.backend.inference.load_weights import load_hf
 from ascend_cpt.backend.models import register_models
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.sizes import read_config

@@ -11,10 +11,11 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback
 
-from ascend_cpt.backend.callbacks import RunKeeper, Speed, StepMonitor
-from ascend_cpt.backend.evaluate import Evaluator
-from ascend_cpt.backend.guards import StepGuard, install_guards
-from ascend_cpt.backend.save import CheckpointWriter
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.backend.training.run_controller import RunController
+from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
+from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
+from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.config.values import to_steps
@@ -86,7 +87,7 @@ def build_callbacks(
         sinks=sinks,
     )
     validation = cpt.validation
-    keeper = RunKeeper(
+    keeper = RunController(
         total_steps=budget.total_steps,
         initial_step=initial_step,
         writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.backend.watching import _accept_lost_records, _plan_tokens
+from ascend_cpt.backend.training.build_callbacks import _accept_lost_records, _plan_tokens
 from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig, ValidationConfig, ValidationSetConfig
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.monitor.sinks import SinkGroup

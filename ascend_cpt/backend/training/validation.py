@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor, nn
 
-from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks
-from ascend_cpt.backend.dataset import PackedRows
+from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
+from ascend_cpt.backend.training.data_loader import PackedRows
 from ascend_cpt.data.manifest import Manifest
 from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.monitor.record import ValidationRecord

@@ -8,7 +8,7 @@ import mindspore.dataset as ds
 import numpy as np
 import pytest
 
-from ascend_cpt.backend.dataset import CptPackedDataLoader, PackedRows, RunRows
+from ascend_cpt.backend.training.data_loader import CptPackedDataLoader, PackedRows, RunRows
 from ascend_cpt.data.indexed import IndexedWriter
 from ascend_cpt.data.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.mmap_rows import count_rows

@@ -14,7 +14,7 @@ import pytest
 from mindspore.train import serialization
 from safetensors import SafetensorError
 
-from ascend_cpt.backend.save import CheckpointWriter
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.errors import CheckpointError

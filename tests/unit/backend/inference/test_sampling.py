@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ascend_cpt.backend.generate import Sampling, choose_token, generate
+from ascend_cpt.backend.inference.sampling import Sampling, choose_token, generate
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
 

@@ -14,9 +14,9 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from mindformers.wrapper.wrapper import MFTrainOneStepCell
 from mindspore import Parameter, Tensor, nn
 
-from ascend_cpt.backend import guards
 from ascend_cpt.backend.cpu import install_cpu_kernels
-from ascend_cpt.backend.guards import StepGuard, install_guards
+from ascend_cpt.backend.training import spike_guards as guards
+from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig
 from ascend_cpt.monitor.guard import GRAD_NORM_SPIKE, LOSS_SPIKE, OVERFLOW, StepJudge, Verdict
 

@@ -39,7 +39,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         from ascend_cpt.backend.cpu import install_cpu_kernels
 
         install_cpu_kernels()
-        from ascend_cpt.backend.save import load_whole_checkpoints
+        from ascend_cpt.backend.checkpointing.writer import load_whole_checkpoints
 
         load_whole_checkpoints()
     # Imported for their effect: they register themselves with MindFormers.
@@ -48,19 +48,16 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     from mindformers.trainer import Trainer
     from mindformers.utils.file_utils import set_output_path
 
-    import ascend_cpt.backend.dataset
-    import ascend_cpt.backend.lr
-    import ascend_cpt.backend.models  # noqa: F401
-    from ascend_cpt.backend import stop_signal
+    from ascend_cpt.backend.training import stop_signals as stop_signal
 
     # MindFormers makes folders below its output path as soon as the context is built, by default in the current folder.
     set_output_path(str(run.run_dir.absolute()))
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
     if not cpu and not run.config.cpt.storage.shared:
-        from ascend_cpt.backend.collective import get_rank_and_size
-        from ascend_cpt.backend.own_shards import use_own_shards
-        from ascend_cpt.backend.save import PREFIX
+        from ascend_cpt.backend.checkpointing.node_local import use_own_shards
+        from ascend_cpt.backend.checkpointing.writer import PREFIX
+        from ascend_cpt.backend.collectives import get_rank_and_size
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
     callbacks = _build_callbacks(run, launch)
@@ -75,8 +72,8 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
 
 def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
-    from ascend_cpt.backend.collective import get_rank_and_size
-    from ascend_cpt.backend.watching import build_callbacks
+    from ascend_cpt.backend.collectives import get_rank_and_size
+    from ascend_cpt.backend.training.build_callbacks import build_callbacks
 
     rank, _ = get_rank_and_size(run.layout.world_size > 1)
     return build_callbacks(

@@ -38,8 +38,8 @@ def compare_logits(path: Path, *, length: int = 32, seed: int = 0) -> LogitsRepo
     Raises:
         CheckpointError: when the folder is damaged or not supported.
     """
-    from ascend_cpt.backend.load_hf import load_hf
-    from ascend_cpt.backend.network import InferenceNetwork
+    from ascend_cpt.backend.inference.load_weights import load_hf
+    from ascend_cpt.backend.inference.network import InferenceNetwork
 
     folder = HfFolder(path)
     folder.check()

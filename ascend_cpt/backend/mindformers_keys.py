@@ -4,7 +4,7 @@ MindFormers reads a YAML without checking nested keys, so a misspelt one is igno
 gathers every key from the places that read them; the result is kept in `ascend_cpt/config/mindformers_keys.json`, so
 that a configuration is checked in milliseconds and without importing MindFormers. A test compares the two.
 
-Run `python -m ascend_cpt.backend.key_table` to write the file anew after a change of the MindFormers version.
+Run `python -m ascend_cpt.backend.mindformers_keys` to write the file anew after a change of the MindFormers version.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import numpy as np
 
-from ascend_cpt.backend.collective import sum_over_ranks
+from ascend_cpt.backend.collectives import sum_over_ranks
 from ascend_cpt.cluster.worker import LAUNCHER_PID
 from ascend_cpt.errors import CptError
 

@@ -18,13 +18,13 @@ STEPPER = """\
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, os.environ["STEPPER_ROOT"])
-from ascend_cpt.backend.scheduler import is_scheduler, serve_workers
+from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
 if is_scheduler():
     serve_workers()
     sys.exit(0)
 import mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
-from ascend_cpt.backend import stop_signal
+from ascend_cpt.backend.training import stop_signals as stop_signal
 from ascend_cpt.errors import run_command
 
 def main():

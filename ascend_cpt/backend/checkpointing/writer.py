@@ -18,9 +18,9 @@ from mindformers.checkpoint.checkpoint import AsyncSaveManager, CommonInfo, save
 from mindformers.checkpoint.sharded_tensor import get_all_sharded_tensor
 from mindformers.checkpoint.utils import get_checkpoint_iter_dir, get_checkpoint_tracker_filename
 
-from ascend_cpt.backend.background import BackgroundFiles, note_errors
-from ascend_cpt.backend.collective import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
-from ascend_cpt.backend.own_shards import name_files, save_common_files, save_own_shards
+from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, note_errors
+from ascend_cpt.backend.checkpointing.node_local import name_files, save_common_files, save_own_shards
+from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.checkpoint.locate import remove_old_checkpoints
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state

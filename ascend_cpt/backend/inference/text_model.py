@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ascend_cpt.backend.generate import Sampling, generate
-from ascend_cpt.backend.load_hf import load_hf, load_trained
-from ascend_cpt.backend.network import InferenceNetwork
+from ascend_cpt.backend.inference.load_weights import load_hf, load_trained
+from ascend_cpt.backend.inference.network import InferenceNetwork
+from ascend_cpt.backend.inference.sampling import Sampling, generate
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
