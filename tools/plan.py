@@ -14,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.backend.simulate.planning import render_reports, reports_to_records, simulate_run
 from ascend_cpt.config.loader import parse_assignments
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, ConfigError, run_command
 from ascend_cpt.plan.case import GIGABYTE
@@ -22,6 +21,7 @@ from ascend_cpt.plan.machines import MACHINES
 from ascend_cpt.plan.picture import draw_plan
 from ascend_cpt.plan.report import render, render_suggestions, to_record
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run, suggest_runs
+from ascend_cpt.simulate.compile_ranks import render_reports, reports_to_records, simulate_run
 
 STEPS = {"compile": 1, "simulate": 3}
 

@@ -17,9 +17,6 @@ import psutil
 import pytest
 import yaml
 
-from ascend_cpt.backend.simulate.check import find_differences, select_model_parameters
-from ascend_cpt.backend.simulate.launch import RankResult, list_first_ranks, simulate_rank
-from ascend_cpt.backend.simulate.planning import load_shortened
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan import slices
@@ -28,6 +25,9 @@ from ascend_cpt.plan.memory import estimate_memory
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.training_case import build_case
+from ascend_cpt.simulate.compare_slices import find_differences, select_model_parameters
+from ascend_cpt.simulate.compile_ranks import load_shortened
+from ascend_cpt.simulate.run_rank import RankResult, list_first_ranks, simulate_rank
 from tests.small_model import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]

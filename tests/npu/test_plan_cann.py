@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.backend.simulate.check import find_differences
-from ascend_cpt.backend.simulate.launch import simulate_rank
-from ascend_cpt.backend.simulate.planning import load_shortened
-from ascend_cpt.backend.simulate.stubs import find_cann
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.memory import estimate_memory
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.training_case import build_case
+from ascend_cpt.simulate.cann_stubs import find_cann
+from ascend_cpt.simulate.compare_slices import find_differences
+from ascend_cpt.simulate.compile_ranks import load_shortened
+from ascend_cpt.simulate.run_rank import simulate_rank
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)

@@ -21,7 +21,7 @@ STOREYS = (
     {"data", "recipe", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
-    {"train"},
+    {"simulate", "train"},
     {"train_stages"},
 )
 LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ascend_cpt.backend.simulate.planning import load_shortened
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
@@ -16,8 +15,9 @@ from ascend_cpt.plan.report import render, render_suggestions
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run, suggest_runs
 from ascend_cpt.run.planning.training_case import build_case
+from ascend_cpt.simulate.compile_ranks import load_shortened
 
-REPOSITORY = Path(__file__).resolve().parents[4]
+REPOSITORY = Path(__file__).resolve().parents[3]
 QWEN3_8B = REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml"
 LLAMA3_70B = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
 

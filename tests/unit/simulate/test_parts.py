@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.backend.simulate import stubs
-from ascend_cpt.backend.simulate.check import select_model_parameters
-from ascend_cpt.backend.simulate.exchanges import name_group, read_exchanges
-from ascend_cpt.backend.simulate.explain import explain_error
-from ascend_cpt.backend.simulate.job import ParameterOnRank
-from ascend_cpt.backend.simulate.launch import make_environment, make_sections
-from ascend_cpt.backend.simulate.planning import simulate_run
-from ascend_cpt.backend.simulate.stub_code import render_assembly
+from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.errors import ClusterError, ConfigError
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
+from ascend_cpt.simulate import cann_stubs as stubs
+from ascend_cpt.simulate.cann_stub_code import render_assembly
+from ascend_cpt.simulate.communication import name_group, read_exchanges
+from ascend_cpt.simulate.compare_slices import select_model_parameters
+from ascend_cpt.simulate.compile_ranks import simulate_run
+from ascend_cpt.simulate.explain_error import explain_error
+from ascend_cpt.simulate.run_rank import make_environment, make_sections
 
-REPOSITORY = Path(__file__).resolve().parents[4]
+REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
 CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
 LAYOUT = ParallelLayout(world_size=16, data_parallel=2, tensor_parallel=2, pipeline_parallel=2, context_parallel=2)

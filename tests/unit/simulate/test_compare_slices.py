@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from ascend_cpt.backend.simulate.check import find_differences
-from ascend_cpt.backend.simulate.job import ParameterOnRank
-from ascend_cpt.backend.simulate.launch import RankResult
+from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
 from ascend_cpt.plan import slices
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
+from ascend_cpt.simulate.compare_slices import find_differences
+from ascend_cpt.simulate.run_rank import RankResult
 from tests.small_model import SMALL
 
-REPOSITORY = Path(__file__).resolve().parents[4]
+REPOSITORY = Path(__file__).resolve().parents[3]
 # What MindSpore 2.9.0 said of rank 0 of `write_config`, compiled on the simulated device: name, shape, shape after
 # tensor parallel, shape kept.
 COMPILED = json.loads(Path(__file__).with_name("compiled_rank.json").read_text(encoding="utf-8"))

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.simulate.check import count_elements, find_differences, select_model_parameters
-from ascend_cpt.backend.simulate.launch import RankResult, list_first_ranks, simulate_rank
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import FLOAT32_BYTES, GIGABYTE, TrainingCase
@@ -18,6 +16,8 @@ from ascend_cpt.plan.memory import estimate_memory
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.training_case import build_case
 from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.simulate.compare_slices import count_elements, find_differences, select_model_parameters
+from ascend_cpt.simulate.run_rank import RankResult, list_first_ranks, simulate_rank
 
 # Twice the stages fill a pipeline and drain it; more of the same only make the graph longer.
 MICRO_BATCHES_PER_STAGE = 2

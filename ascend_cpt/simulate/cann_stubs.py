@@ -19,8 +19,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ascend_cpt.backend.simulate.stub_code import render_assembly
 from ascend_cpt.errors import ClusterError
+from ascend_cpt.simulate.cann_stub_code import render_assembly
 
 LIBRARIES = (
     "ge_runner",
@@ -173,7 +173,7 @@ def _build(mindspore: Path, lib64: Path) -> None:
 
 def _fingerprint() -> str:
     """Of what the stubs depend on: MindSpore's version and this code."""
-    code = [Path(__file__), Path(__file__).with_name("stub_code.py")]
+    code = [Path(__file__), Path(__file__).with_name("cann_stub_code.py")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:12]
     return f"{version('mindspore')}-{digest}"
 

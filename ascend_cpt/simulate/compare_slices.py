@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ascend_cpt.backend.simulate.job import ParameterOnRank
-from ascend_cpt.backend.simulate.launch import RankResult
+from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
 from ascend_cpt.plan.case import TrainingCase
 from ascend_cpt.plan.slices import slice_parameters
+from ascend_cpt.simulate.run_rank import RankResult
 
 # What the training step adds to the model's parameters, by prefix: accumulated gradients and Adam's moments.
 ADDED_PREFIXES = ("accu_grads.", "adam_m.", "adam_v.")

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.simulate.child import LOADER_NAME, WATCH_NAME
-from ascend_cpt.backend.simulate.exchanges import Exchange, read_exchanges
-from ascend_cpt.backend.simulate.explain import explain_error
-from ascend_cpt.backend.simulate.job import Job, ParameterOnRank, RankOutcome
-from ascend_cpt.backend.simulate.stubs import find_cann, list_library_paths, prepare_stubs
+from ascend_cpt.backend.simulated_rank.messages import Job, ParameterOnRank, RankOutcome
+from ascend_cpt.backend.simulated_rank.process import LOADER_NAME, WATCH_NAME
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.simulate.cann_stubs import find_cann, list_library_paths, prepare_stubs
+from ascend_cpt.simulate.communication import Exchange, read_exchanges
+from ascend_cpt.simulate.explain_error import explain_error
 
-MODULE = "ascend_cpt.backend.simulate.child"
+MODULE = "ascend_cpt.backend.simulated_rank.process"
 POLL_S = 0.5
 STOP_WAIT_S = 10
 LOG_TAIL_CHARACTERS = 4000
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)

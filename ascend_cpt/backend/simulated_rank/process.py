@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.backend.simulate.job import Job, ParameterOnRank, RankOutcome
+from ascend_cpt.backend.simulated_rank.messages import Job, ParameterOnRank, RankOutcome
 from ascend_cpt.files import write_text
 from ascend_cpt.processes import die_with_parent
 
