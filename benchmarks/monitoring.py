@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 from ascend_cpt.backend.training import trainer
 from ascend_cpt.config.loader import load_config
-from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import run_command
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml

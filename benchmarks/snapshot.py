@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import uses_cpu
-from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
+from ascend_cpt.data.packed.manifest import Manifest, Shard
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.planning.assumed_run import choose_world_size
 from ascend_cpt.run.resolve import resolve

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.data.manifest import Manifest, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, load_manifest
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError, run_command
 

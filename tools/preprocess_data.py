@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.settings import (
     INPUT_FORMATS,
     OUTPUT_FORMATS,

@@ -8,8 +8,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ascend_cpt.data.manifest import Manifest, SourceFile, TokenizerInfo
+from ascend_cpt.data.packed.manifest import Manifest, SourceFile
 from ascend_cpt.data.settings import PreprocessSettings
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 
 Identity = dict[str, Any]
 """As JSON: `settings`, `sources` and `tokenizer`, which are entries of the manifest as well."""

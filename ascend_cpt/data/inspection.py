@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ascend_cpt.data.indexed import DATA_SUFFIX, IndexedReader, iter_documents
-from ascend_cpt.data.manifest import Manifest, Shard, check_shards
-from ascend_cpt.data.mindrecord import iter_rows
-from ascend_cpt.data.outputs import MINDRECORD
+from ascend_cpt.data.packed.manifest import Manifest, Shard, check_shards
+from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader, iter_documents
+from ascend_cpt.data.packed.mindrecord import iter_rows
+from ascend_cpt.data.packed.shard_writers import MINDRECORD
 from ascend_cpt.errors import DataError
 
 Ids = npt.NDArray[np.int32]

@@ -13,30 +13,30 @@ from pathlib import Path
 
 from ascend_cpt import __version__
 from ascend_cpt.data import workspace
-from ascend_cpt.data.batches import INDEXED_FORMAT
-from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.filtering import check_installed, load_plan
-from ascend_cpt.data.handlers import describe_handler, is_known, joins_records, load_handler, needed_columns
 from ascend_cpt.data.identity import Identity, hash_identity, make_identity
-from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
-from ascend_cpt.data.manifest import Manifest, Shard, SourceFile
-from ascend_cpt.data.outputs import MINDRECORD
-from ascend_cpt.data.packing import RowLayout
+from ascend_cpt.data.packed.manifest import Manifest, Shard, SourceFile
+from ascend_cpt.data.packed.packing import RowLayout
+from ascend_cpt.data.packed.shard_writers import MINDRECORD
 from ascend_cpt.data.preview import preview_texts
-from ascend_cpt.data.progress import ProgressReporter
-from ascend_cpt.data.ray_workers import run_subs_on_ray
-from ascend_cpt.data.readers import ReadOptions, load_reader
+from ascend_cpt.data.readers.documents import Reject
+from ascend_cpt.data.readers.formats import ReadOptions, load_reader
+from ascend_cpt.data.readers.handlers import describe_handler, is_known, joins_records, load_handler, needed_columns
+from ascend_cpt.data.readers.input_files import InputFile, find_input_files, fingerprint_file
+from ascend_cpt.data.readers.spans import split_input
 from ascend_cpt.data.rejects import check_rejects, count_kinds, write_rejects
-from ascend_cpt.data.selecting import select_documents
-from ascend_cpt.data.selection import LISTING_FILE
+from ascend_cpt.data.selection.choose_documents import select_documents
+from ascend_cpt.data.selection.datatrove_filters import check_installed, load_plan
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.splitting import split_input
-from ascend_cpt.data.subs import SubResult, pack_sub
-from ascend_cpt.data.subtask import SubTask
+from ascend_cpt.data.shards.batches import INDEXED_FORMAT
+from ascend_cpt.data.shards.documents import LISTING_FILE
+from ascend_cpt.data.shards.pack import SubResult, pack_sub
+from ascend_cpt.data.shards.progress import ProgressReporter
+from ascend_cpt.data.shards.ray_workers import run_subs_on_ray
+from ascend_cpt.data.shards.task import SubTask
+from ascend_cpt.data.shards.workers import run_subs
 from ascend_cpt.data.tokenizing.base import TokenizerFile
-from ascend_cpt.data.tokenizing.choice import EngineChoice, choose_engine
+from ascend_cpt.data.tokenizing.engine_choice import EngineChoice, choose_engine
 from ascend_cpt.data.tokenizing.files import open_tokenizer
-from ascend_cpt.data.workers import run_subs
 from ascend_cpt.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.subs import SubResult
+from ascend_cpt.data.readers.documents import Reject
+from ascend_cpt.data.shards.pack import SubResult
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ascend_cpt.data.inputs import FORMATS
+from ascend_cpt.data.readers.input_files import FORMATS
 from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError
 

@@ -17,14 +17,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ascend_cpt.data import indexed
-from ascend_cpt.data.files import checksum_file
 from ascend_cpt.data.identity import Identity, describe_difference, identity_of
-from ascend_cpt.data.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
-from ascend_cpt.data.outputs import MINDRECORD, make_shard
+from ascend_cpt.data.packed import megatron_indexed as indexed
+from ascend_cpt.data.packed.checksum import checksum_file
+from ascend_cpt.data.packed.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.shard_writers import MINDRECORD, make_shard
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.subs import SubResult, load_result
-from ascend_cpt.data.subtask import SubTask
+from ascend_cpt.data.shards.pack import SubResult, load_result
+from ascend_cpt.data.shards.task import SubTask
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
 

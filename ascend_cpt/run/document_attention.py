@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
-from ascend_cpt.data.manifest import Manifest
-from ascend_cpt.data.network_inputs import ACROSS, DOCUMENT_ATTENTION
+from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.network_inputs import ACROSS, DOCUMENT_ATTENTION
 
 # MindFormers' one mask for all documents has this size and takes no shorter rows.
 MIN_SEQ_LENGTH_ON_ASCEND = 2048

@@ -10,7 +10,7 @@ from ascend_cpt.config.loader import RunConfig, load_config, raise_problems
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, derive_layout
 from ascend_cpt.config.schema import SourceConfig
-from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.errors import DataError
 from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems
 from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals

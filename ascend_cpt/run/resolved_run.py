@@ -11,9 +11,9 @@ import numpy as np
 
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout
-from ascend_cpt.data.manifest import Manifest
-from ascend_cpt.data.mmap_rows import count_rows
-from ascend_cpt.data.network_inputs import RowFormat
+from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.megatron_rows import count_rows
+from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.schedule import Schedule

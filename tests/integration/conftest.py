@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
-from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
 from ascend_cpt.data.sample import make_sample
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from tests.ports import find_free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ascend_cpt.data.indexed import IndexedWriter
-from ascend_cpt.data.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
 from ascend_cpt.data.tokenizing.base import Encoded
 from tests.integration.conftest import REPOSITORY, run_command
 

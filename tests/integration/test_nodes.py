@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from ascend_cpt.checkpoint.locate import list_complete
-from ascend_cpt.data.files import checksum_file
-from ascend_cpt.data.manifest import load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.checksum import checksum_file
+from ascend_cpt.data.packed.manifest import load_manifest, manifest_path, write_manifest
 from tests.integration.conftest import SEQ_LENGTH, read_history, run_command
 from tests.integration.network import CAN_MAKE_NAMESPACES, address_of, connected_nodes, run_on
 

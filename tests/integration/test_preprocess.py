@@ -17,10 +17,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from ascend_cpt.data import pipeline
-from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.subs import Progress, SubResult, SubTask, pack_sub
+from ascend_cpt.data.shards.pack import Progress, SubResult, SubTask, pack_sub
 from ascend_cpt.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.data.manifest import MANIFEST_SUFFIX, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import MANIFEST_SUFFIX, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
 

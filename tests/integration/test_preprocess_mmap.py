@@ -13,7 +13,7 @@ import pytest
 from mindspore.dataset import MindDataset
 from tokenizers import Tokenizer
 
-from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.errors import DataError
@@ -90,7 +90,7 @@ def test_mmap_becomes_the_same_mindrecord(corpus: Path, tmp_path: Path, append_e
 
 
 def test_another_tokenizer_is_noticed(corpus: Path, tmp_path: Path) -> None:
-    from ascend_cpt.data.indexed import IndexedWriter
+    from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
     from ascend_cpt.data.tokenizing.base import join_encoded
 
     writer = IndexedWriter(tmp_path / "x", np.dtype(np.int32))

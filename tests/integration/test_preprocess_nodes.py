@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.data.manifest import load_manifest
+from ascend_cpt.data.packed.manifest import load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
 

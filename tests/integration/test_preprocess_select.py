@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ascend_cpt.data.filtering import PYTHON_VARIABLE
-from ascend_cpt.data.indexed import IndexedReader
-from ascend_cpt.data.manifest import load_manifest
+from ascend_cpt.data.packed.manifest import load_manifest
+from ascend_cpt.data.packed.megatron_indexed import IndexedReader
+from ascend_cpt.data.selection.datatrove_filters import PYTHON_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -89,7 +89,7 @@ def build_command(config: Path, *arguments: str) -> list[str]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(REPO_ROOT))
-    from ascend_cpt.data.manifest import load_manifest
+    from ascend_cpt.data.packed.manifest import load_manifest
 
     manifest = load_manifest(Path(sys.argv[1]))
     for case in CASES:

@@ -15,7 +15,8 @@ import yaml
 from ascend_cpt import train_stages as stages_module
 from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.config.loader import load_config
-from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.train import collect_overrides, parse_arguments
 from ascend_cpt.train_stages import EXIT_HELD, Stage, Wishes, resolve_stages, train_stages

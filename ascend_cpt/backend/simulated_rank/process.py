@@ -99,7 +99,7 @@ def register_rows_and_watch(job: Job) -> None:
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
     from mindspore import Callback, runtime
 
-    from ascend_cpt.data.network_inputs import RowFormat
+    from ascend_cpt.data.packed.network_inputs import RowFormat
 
     class SimulatedRows:
         """Rows without content, as the run would have them; the simulated device does not look at them."""

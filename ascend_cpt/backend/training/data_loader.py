@@ -13,9 +13,9 @@ import mindspore.dataset as ds
 import numpy as np
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from ascend_cpt.data.manifest import Manifest, load_manifest
-from ascend_cpt.data.mmap_rows import MmapRows
-from ascend_cpt.data.network_inputs import RowFormat
+from ascend_cpt.data.packed.manifest import Manifest, load_manifest
+from ascend_cpt.data.packed.megatron_rows import MmapRows
+from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.errors import DataError
 from ascend_cpt.recipe.phases import SampleOrder
 from ascend_cpt.run.mindformers_yaml import LOADER_NAME

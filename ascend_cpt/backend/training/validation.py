@@ -10,8 +10,8 @@ from mindspore import Tensor, nn
 
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.training.data_loader import PackedRows
-from ascend_cpt.data.manifest import Manifest
-from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat
+from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.monitor.record import ValidationRecord
 from ascend_cpt.run.resolved_run import Dataset
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from ascend_cpt.data.manifest import TokenizerInfo
 from ascend_cpt.data.tokenizing.base import TokenizerFile
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError
 

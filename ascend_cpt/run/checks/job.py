@@ -11,7 +11,7 @@ from typing import Any
 from ascend_cpt.checkpoint.fingerprint import flatten
 from ascend_cpt.cluster.agreement import Agreement
 from ascend_cpt.cluster.storage import check_same, check_topology
-from ascend_cpt.data.verified import verify_once
+from ascend_cpt.data.packed.manifest import verify_once
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 SHARED_PATHS = "SHARED_PATHS"  # read by MindFormers

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import uses_cpu
-from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
+from ascend_cpt.data.packed.manifest import Manifest, Shard
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.resolve import resolve
 from ascend_cpt.run.resolved_run import ResolvedRun

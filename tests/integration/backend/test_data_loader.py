@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ascend_cpt.backend.training.data_loader import CptPackedDataLoader, PackedRows, RunRows
-from ascend_cpt.data.indexed import IndexedWriter
-from ascend_cpt.data.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
-from ascend_cpt.data.mmap_rows import count_rows
-from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat
+from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
+from ascend_cpt.data.packed.megatron_rows import count_rows
+from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.errors import DataError
 from ascend_cpt.recipe.blend import normalize_shares

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.models import register_models
-from ascend_cpt.data.network_inputs import IGNORE_LABEL, RowFormat
+from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.run.mindformers_yaml import BORDER_SETTINGS
 from ascend_cpt.weights.mapping import to_mindformers

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.manifest import Shard
+from ascend_cpt.data.packed.manifest import Shard
+from ascend_cpt.data.readers.documents import Reject
 from ascend_cpt.data.rejects import check_rejects, count_kinds, rejects_path, write_rejects
-from ascend_cpt.data.subs import SubResult
+from ascend_cpt.data.shards.pack import SubResult
 from ascend_cpt.errors import DataError
 
 

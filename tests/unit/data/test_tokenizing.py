@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ascend_cpt.data.manifest import TokenizerInfo
 from ascend_cpt.data.tokenizing import choice, gigatoken_engine
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile
-from ascend_cpt.data.tokenizing.choice import choose_engine, load_engine
+from ascend_cpt.data.tokenizing.engine_choice import choose_engine, load_engine
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN
-from ascend_cpt.data.tokenizing.nasty_texts import NASTY_TEXTS
+from ascend_cpt.data.tokenizing.probe_texts import NASTY_TEXTS
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from ascend_cpt.config.loader import load_config
-from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo
+from ascend_cpt.data.packed.manifest import Manifest, Shard
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.run.resolve import resolve
 from ascend_cpt.run.resolved_run import ResolvedRun
 

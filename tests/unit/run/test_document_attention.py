@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.config.loader import load_config, parse_assignments
-from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config
 from ascend_cpt.run.resolve import resolve

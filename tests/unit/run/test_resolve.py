@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ascend_cpt.config.loader import load_config, parse_assignments
-from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.resolve import resolve
 from ascend_cpt.run.resolved_run import ResolvedRun

@@ -10,7 +10,7 @@ import yaml
 
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import uses_cpu
-from ascend_cpt.data.manifest import Manifest
+from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.recipe.phases import SampleOrder
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.planning.assumed_run import choose_world_size

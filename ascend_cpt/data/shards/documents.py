@@ -1,0 +1,103 @@
+"""Documents that are left out on purpose: exact duplicates, and what filters find.
+
+Which ones is decided before packing, in runs over the same subs. The decision lies beside the subs in the work folder,
+a file per sub: the numbers of its documents that are left out, each with the number of the kind. Packing counts them,
+and lists them with the rejects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ascend_cpt.data.readers.documents import Document, Reject, Tally, extract_documents
+from ascend_cpt.data.readers.formats import Record
+from ascend_cpt.data.readers.handlers import load_handler
+from ascend_cpt.data.readers.input_files import InputFile
+from ascend_cpt.data.readers.records import read_records
+from ascend_cpt.data.shards.task import SubTask
+
+LISTING_FILE = "left_out.jsonl"
+"""In a sub's folder: its documents that were left out."""
+
+
+class Located(NamedTuple):
+    """A document and where it stands."""
+
+    number: int
+    """Among the good documents of its sub."""
+    document: Document
+    file: InputFile
+    record: Record
+    weight: int
+    """Of the sub's input before it."""
+
+
+def iter_documents(task: SubTask, tally: Tally) -> Iterator[Located]:
+    """Yield the good documents of a sub; what happens to its records is entered into `tally`."""
+    handler = load_handler(task.handler_name)
+    number = weight_before = 0
+    for span in task.spans:
+        for record in read_records(span, task.read_options, handler):
+            done = min(record.position, span.stop) - span.start
+            weight = weight_before + span.weight * done // (span.stop - span.start)
+            for document in extract_documents(handler, task.keys, span.file, record, tally):
+                yield Located(number, document, span.file, record, weight)
+                number += 1
+        weight_before += span.weight
+
+
+def iter_selected(task: SubTask, tally: Tally) -> Iterator[Located]:
+    """Yield the documents that are not left out; count the others in `tally` and list them in the sub's folder."""
+    if task.left_out is None:
+        yield from iter_documents(task, tally)
+        return
+    numbers, kinds = load_left_out(task.left_out)
+    names = task.left_out_kinds
+    cursor = 0
+    with open(task.folder / LISTING_FILE, "w", encoding="utf-8") as listing:
+        for located in iter_documents(task, tally):
+            if cursor < len(numbers) and numbers[cursor] == located.number:
+                kind = names[int(kinds[cursor])]
+                tally.num_documents -= 1
+                tally.left_out[kind] = tally.left_out.get(kind, 0) + 1
+                _list(listing, located, kind)
+                cursor += 1
+            else:
+                yield located
+    assert cursor == len(numbers), "the input is not what the selection was made of"
+
+
+def save_left_out(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:
+    """Add documents of a kind to a sub's file; they need not be in order."""
+    entries = np.stack([numbers, np.full(len(numbers), kind, np.int64)], 1)
+    with open(path, "ab") as file:
+        file.write(entries.astype("<i8").tobytes())
+
+
+def load_left_out(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the numbers of a sub's documents that are left out, in order, and their kinds."""
+    entries = np.fromfile(path, "<i8").reshape(-1, 2) if path.exists() else np.empty((0, 2), np.int64)
+    entries = entries[np.argsort(entries[:, 0], kind="stable")]
+    return entries[:, 0], entries[:, 1]
+
+
+def with_left_out(tasks: Sequence[SubTask], folder: Path, kinds: Sequence[str]) -> list[SubTask]:
+    """The subs, with the files in `folder` that say what each leaves out."""
+    return [
+        dataclasses.replace(task, left_out=folder / f"{task.number}.left_out", left_out_kinds=tuple(kinds))
+        for task in tasks
+    ]
+
+
+def _list(listing: IO[str], located: Located, kind: str) -> None:
+    reject = Reject(
+        file=located.file.path, position=located.record.position, line=located.record.line, kind=kind, detail=""
+    )
+    listing.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")

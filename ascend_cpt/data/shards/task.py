@@ -1,0 +1,47 @@
+"""What a worker is told about a sub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ascend_cpt.data.packed.packing import RowLayout
+from ascend_cpt.data.readers.formats import ReadOptions
+from ascend_cpt.data.readers.spans import Span
+from ascend_cpt.data.tokenizing.base import TokenizerFile
+from ascend_cpt.data.tokenizing.engine_choice import EngineChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubTask:
+    """All that a worker needs to know about a sub."""
+
+    number: int
+    run: str
+    """Identifies what the run makes; results of another are not taken."""
+    spans: tuple[Span, ...]
+    folder: Path
+    """Where the sub's files are once it is whole."""
+    file_names: tuple[str, ...]
+    """The data file of each key."""
+    keys: tuple[str, ...]
+    handler_name: str
+    read_options: ReadOptions
+    tokenizer: TokenizerFile
+    engine: EngineChoice
+    layout: RowLayout
+    output_format: str
+    left_out: Path | None = None
+    """The file that says which documents are left out, None for none."""
+    left_out_kinds: tuple[str, ...] = ()
+    """Names of the kinds in that file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a sub has come."""
+
+    weight: int
+    """Of its spans' weight."""
+    num_documents: int
+    num_tokens: int
