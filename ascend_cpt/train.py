@@ -15,7 +15,7 @@ from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_work
 from ascend_cpt.backend.training.trainer import Launch, train
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.checkpoint.lock import hold_run_folder
-from ascend_cpt.cluster.agreement import join_job
+from ascend_cpt.cluster.job.channel import join_job
 from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
@@ -54,16 +54,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{describe(run)}\n{describe_start(start)}")
         save_plan_picture(run)
         return 0
-    with join_job(process.rank, process.world_size) as agreement:
+    with join_job(process.rank, process.world_size) as channel:
         run = load_run_of_arguments(args, process)
         make_run_folder(run.run_dir)
-        check_job(run, agreement)
+        check_job(run, channel)
         # One process of each folder holds it: a second launch would have such a one, too.
-        holds = agreement.rank == 0 if run.config.cpt.storage.shared else agreement.is_first_on_node
+        holds = channel.rank == 0 if run.config.cpt.storage.shared else channel.is_first_on_node
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with tell_full_disk(run.run_dir, "writing what belongs to the run"), lock:
-            start = choose_start(run, args.resume_training, extend=args.extend, agreement=agreement)
-            return train_run(run, start, args, process, is_first_on_node=agreement.is_first_on_node)
+            start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
+            return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
 
 
 def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.checkpoint.locate import find_newest_complete
-from ascend_cpt.cluster import launcher
-from ascend_cpt.cluster.arguments import parse_launch
+from ascend_cpt.cluster.launch.arguments import parse_launch
+from ascend_cpt.cluster.launch.main import main as run_launcher
 from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
@@ -56,7 +56,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class StageOptions:
     """What the command line says about stages, by their names."""
 
     extend: str | None = None
@@ -66,7 +66,7 @@ class Wishes:
     output_dir: str | None = None
 
 
-def train_stages(path: Path, launch: Sequence[str], wishes: Wishes, *, dry_run: bool = False) -> int:
+def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dry_run: bool = False) -> int:
     """Train the stages of a file one after the other; return the exit code.
 
     Args:
@@ -81,30 +81,30 @@ def train_stages(path: Path, launch: Sequence[str], wishes: Wishes, *, dry_run: 
     Raises:
         CptError: before anything is started, for whatever does not fit in any of the stages.
     """
-    stages = resolve_stages(path, launch, wishes)
+    stages = resolve_stages(path, launch, options)
     if dry_run:
         for stage in stages:
             print(f"--- stage {stage.name}{' (complete)' if stage.is_complete else ''}\n{describe(stage.run)}")
         return EXIT_OK
     for number, stage in enumerate(stages, start=1):
         title = f"stage {stage.name} ({number} of {len(stages)})"
-        extend = wishes.extend == stage.name
+        extend = options.extend == stage.name
         choose_start(stage.run, None, extend=extend)  # refuses a run folder of other settings
         if stage.is_complete and not stage.asks_nodes:
             print(f"{title}: complete in {stage.run.run_dir}", flush=True)
         else:
             print(f"{title}: {stage.command}", flush=True)
-            code = launcher.main([f"{stage.command}{' --extend' if extend else ''}", *launch])
+            code = run_launcher([f"{stage.command}{' --extend' if extend else ''}", *launch])
             if code != EXIT_OK:
                 return code
             _wait_until_complete(stage)
-        if number < len(stages) and not _may_advance(stages[0], stage, path, wishes):
+        if number < len(stages) and not _may_advance(stages[0], stage, path, options):
             return EXIT_HELD
     print(f"all {len(stages)} stages are complete; the weights are in {stages[-1].run.run_dir}")
     return EXIT_OK
 
 
-def resolve_stages(path: Path, launch: Sequence[str], wishes: Wishes) -> list[Stage]:
+def resolve_stages(path: Path, launch: Sequence[str], options: StageOptions) -> list[Stage]:
     """Return the stages of a file, each settled as far as that is possible before the one before it has run.
 
     Raises:
@@ -112,24 +112,24 @@ def resolve_stages(path: Path, launch: Sequence[str], wishes: Wishes) -> list[St
     """
     entries = load_stages(path)
     names = [entry.name for entry in entries]
-    for option, name in (("--extend", wishes.extend), ("--advance", wishes.advance)):
+    for option, name in (("--extend", options.extend), ("--advance", options.advance)):
         if name is not None and name not in names:
             raise ConfigError(f"{option} {name}: {path} has no such stage, only {', '.join(names)}")
     stages: list[Stage] = []
     for entry in entries:
-        stages.append(_resolve_stage(path, entry, launch, wishes, stages[-1] if stages else None))
+        stages.append(_resolve_stage(path, entry, launch, options, stages[-1] if stages else None))
         _check_comparable(stages[0], stages[-1])
-    _check_extension(stages, wishes)
+    _check_extension(stages, options)
     return stages
 
 
 def _resolve_stage(
-    path: Path, entry: StageConfig, launch: Sequence[str], wishes: Wishes, before: Stage | None
+    path: Path, entry: StageConfig, launch: Sequence[str], options: StageOptions, before: Stage | None
 ) -> Stage:
     config_path = path.parent / entry.config
     overrides: dict[str, Any] = {"cpt.run_name": f"{path.stem}_{entry.name}", **entry.set}
-    if wishes.output_dir is not None:
-        overrides["output_dir"] = wishes.output_dir
+    if options.output_dir is not None:
+        overrides["output_dir"] = options.output_dir
     if before is not None:
         overrides["cpt.init_from"] = str(before.run.run_dir)
     # JSON is YAML as well.
@@ -173,9 +173,9 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
         )
 
 
-def _check_extension(stages: Sequence[Stage], wishes: Wishes) -> None:
+def _check_extension(stages: Sequence[Stage], options: StageOptions) -> None:
     for stage, after in pairwise(stages):
-        if stage.name == wishes.extend and find_newest_complete(after.run.checkpoint_root)[0] is not None:
+        if stage.name == options.extend and find_newest_complete(after.run.checkpoint_root)[0] is not None:
             raise ConfigError(
                 f"--extend {stage.name}: stage {after.name} has already started from its weights; move "
                 f"{after.run.run_dir} away, or extend the last stage"
@@ -193,7 +193,7 @@ def _wait_until_complete(stage: Stage) -> None:
         time.sleep(POLL_S)
 
 
-def _may_advance(first: Stage, stage: Stage, path: Path, wishes: Wishes) -> bool:
+def _may_advance(first: Stage, stage: Stage, path: Path, options: StageOptions) -> bool:
     """Tell whether the stage after this one may start, with a line that says why."""
     rule = stage.advance_when
     if rule is None:
@@ -208,7 +208,7 @@ def _may_advance(first: Stage, stage: Stage, path: Path, wishes: Wishes) -> bool
     if increase <= rule.max_increase:
         print(f"stage {stage.name}: recovered: {figures}", flush=True)
         return True
-    if wishes.advance == stage.name:
+    if options.advance == stage.name:
         print(f"stage {stage.name}: not recovered, going on as --advance says: {figures}", flush=True)
         return True
     print(

@@ -41,7 +41,7 @@ find_base_python() {
 
 # Prints one line for each pinned package that is missing or of another version; 2 when one is missing.
 check_packages() {
-    PYTHONPATH="$REPO_ROOT" "$PYTHON" -m ascend_cpt.cluster.packages "$@"
+    PYTHONPATH="$REPO_ROOT" "$PYTHON" -m ascend_cpt.cluster.node.packages "$@"
 }
 
 # install_packages VENV_PYTHON NAME...: the requirements/NAME.txt, at the versions of the constraints. The network gets three tries.

@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.cluster.arguments import parse_launch
-from ascend_cpt.cluster.doctor import Level, Node, examine, examine_place
+from ascend_cpt.cluster.launch.arguments import parse_launch
+from ascend_cpt.cluster.launch.examine import examine_place
+from ascend_cpt.cluster.node.doctor import Level, Node, examine
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 
 

@@ -70,7 +70,7 @@ def show_manifest(manifest: Manifest) -> None:
 
 
 def show_samples(manifest: Manifest, args: argparse.Namespace) -> None:
-    """Print the first documents of the dataset as text, with their borders."""
+    """Print the first documents of the dataset as text, with their boundaries."""
     from ascend_cpt.data.inspection import iter_shard_documents
     from ascend_cpt.data.tokenizing.files import open_tokenizer
     from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
@@ -98,7 +98,7 @@ def convert(args: argparse.Namespace) -> None:
         seq_length=args.seq_length,
         tokenizer_path=args.tokenizer,
         tokenizer_type=args.tokenizer_type,
-        num_subs=args.n_subs,
+        num_shards=args.n_subs,
         workers=args.workers,
     )
     for manifest in preprocess(settings):

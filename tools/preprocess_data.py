@@ -101,7 +101,7 @@ def parse_args() -> PreprocessSettings:
         output_format=args.output_format,
         dataset_name=args.dataset_name,
         seq_length=args.seq_length,
-        num_subs=args.n_subs,
+        num_shards=args.n_subs,
         workers=args.workers,
         engine=args.engine,
         ray_address=args.ray_address,
@@ -137,7 +137,7 @@ def describe_rows(manifest: Manifest) -> str:
 
 
 def describe_left_out(manifest: Manifest) -> str:
-    """What was left out on purpose, when anything was."""
+    """What was dropped on purpose, when anything was."""
     return "".join(f", {count} left out by {kind}" for kind, count in manifest.left_out.items())
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.errors import run_command
-from ascend_cpt.train_stages import Wishes, train_stages
+from ascend_cpt.train_stages import StageOptions, train_stages
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,8 +34,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Train."""
     args = parse_args()
-    wishes = Wishes(extend=args.extend, advance=args.advance, output_dir=args.output_dir)
-    return train_stages(args.stages, args.launch, wishes, dry_run=args.dry_run)
+    options = StageOptions(extend=args.extend, advance=args.advance, output_dir=args.output_dir)
+    return train_stages(args.stages, args.launch, options, dry_run=args.dry_run)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from ascend_cpt.monitor.record import ValidationRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class AlarmVerdict:
     """A judged record; `message` is there when people should hear of it, `stop` when the run should end."""
 
     record: ValidationRecord
@@ -31,9 +31,9 @@ class ForgettingAlarm:
         self._bases: dict[str, tuple[int, float]] = {}
         self._told: dict[str, float] = {}  # sets above their limit → the increase that was told last
 
-    def restore(self, records: Iterable[Mapping[str, Any]]) -> list[Verdict]:
+    def restore(self, records: Iterable[Mapping[str, Any]]) -> list[AlarmVerdict]:
         """Take over the recorded validations of a continued run; return the verdict on the last of each set."""
-        last: dict[str, Verdict] = {}
+        last: dict[str, AlarmVerdict] = {}
         for record in records:
             name, step = str(record["name"]), int(record["step"])
             if name in self._sets:
@@ -43,7 +43,7 @@ class ForgettingAlarm:
                 )
         return list(last.values())
 
-    def judge(self, record: ValidationRecord) -> Verdict:
+    def judge(self, record: ValidationRecord) -> AlarmVerdict:
         """Return the record with its base, and whether to warn or to stop."""
         base_step, base_loss = self._bases.setdefault(record.name, (record.step, record.loss))
         limits = self._sets[record.name]
@@ -54,7 +54,7 @@ class ForgettingAlarm:
         if not above:
             recovered = self._told.pop(record.name, None) is not None
             text = f"validation set {record.name} is below its alarm again at step {record.step}: {record.loss:.4f}"
-            return Verdict(record=judged, message=text if recovered else "")
+            return AlarmVerdict(record=judged, message=text if recovered else "")
         assert limits.max_increase is not None
         stop = limits.on_increase == "stop"
         told = self._told.get(record.name)
@@ -66,4 +66,4 @@ class ForgettingAlarm:
                 f"{increase:+.4f} over its base {base_loss:.4f} of step {base_step} "
                 f"(max_increase {limits.max_increase:g})"
             )
-        return Verdict(record=judged, message=message, stop=stop)
+        return AlarmVerdict(record=judged, message=message, stop=stop)

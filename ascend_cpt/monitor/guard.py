@@ -49,7 +49,7 @@ class SpikeWindow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class StepVerdict:
     """`skipped`: why the update was left out (empty: it was not); `stop`: why the run must end (empty: it goes on)."""
 
     skipped: str = ""
@@ -92,24 +92,24 @@ class StepJudge:
             )  # fmt: skip
         self.num_skipped = num_skipped
 
-    def judge(self, *, step: int, loss: float, grad_norm: float | None, left_out: bool, scaled: bool) -> Verdict:
+    def judge(self, *, step: int, loss: float, grad_norm: float | None, is_skipped: bool, scaled: bool) -> StepVerdict:
         """Return the verdict on a step.
 
         Args:
             step: Counted from 1.
             loss: Mean over the batch, in nats per token.
             grad_norm: Norm of all gradients before clipping, or None where it is not computed.
-            left_out: Whether the device left out the update for gradients that are not finite or for the loss.
+            is_skipped: Whether the device left out the update for gradients that are not finite or for the loss.
             scaled: Whether the loss scale adapts itself, which makes gradients overflow now and then.
         """
         finite_norm = grad_norm is None or math.isfinite(grad_norm)
-        if left_out:
+        if is_skipped:
             skipped = LOSS_SPIKE if math.isfinite(loss) and finite_norm and loss > self.loss_limit else OVERFLOW
         else:
             above = grad_norm is not None and self._grad_norm is not None and not grad_norm <= self.grad_norm_limit
             skipped = GRAD_NORM_SPIKE if above else ""
         self._remember(step, loss, grad_norm, skipped)
-        return Verdict(skipped=skipped, stop=self._find_stop(loss, grad_norm, skipped, scaled))
+        return StepVerdict(skipped=skipped, stop=self._find_stop(loss, grad_norm, skipped, scaled))
 
     def _find_stop(self, loss: float, grad_norm: float | None, skipped: str, scaled: bool) -> str:
         if self._config.stop_on_non_finite:

@@ -1,4 +1,4 @@
-"""How the network is told of document borders, and what `cpt.document_attention: within` needs."""
+"""How the network is told of document boundaries, and what `cpt.document_attention: within` needs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MIN_SEQ_LENGTH_ON_ASCEND = 2048
 SPLIT_ROWS = "colossalai_cp"
 
 
-def choose_borders(config: RunConfig) -> str:
-    """Return the `RowFormat.borders` of a run."""
+def choose_boundaries(config: RunConfig) -> str:
+    """Return the `RowFormat.boundaries` of a run."""
     if config.cpt.document_attention == ACROSS:
         return "none"
     return "mask" if uses_cpu(config) else "ends"
@@ -39,7 +39,7 @@ def find_boundary_problems(
     for name, manifest in datasets:
         if manifest.settings.get("append_eod") is False:
             problems.append(
-                f"{where}: {name} was packed without end-of-document tokens, so its borders are not known; "
+                f"{where}: {name} was packed without end-of-document tokens, so its boundaries are not known; "
                 "pack it again without --no-append-eod"
             )
     by_token = {manifest.tokenizer.eod_id: name for name, manifest in datasets}
@@ -63,7 +63,7 @@ def _find_ascend_problems(config: RunConfig, layout: ParallelLayout, where: str)
     if model.get("use_flash_attention") is False:
         problems.append(f"{where}: needs flash attention; remove model.model_config.use_flash_attention")
     if model.get("use_ring_attention"):
-        problems.append(f"{where}: ring attention knows no borders; remove model.model_config.use_ring_attention")
+        problems.append(f"{where}: ring attention knows no boundaries; remove model.model_config.use_ring_attention")
     algorithm = parallel.get("context_parallel_algo", SPLIT_ROWS)
     if layout.context_parallel > 1 and algorithm != SPLIT_ROWS:
         problems.append(

@@ -20,7 +20,7 @@ SCHEDULE_NAME = "CptTableLR"
 
 # Positions restart where MindFormers can shard it, on a CPU. With `ends` they run on: its restart does not compile with
 # several data-parallel ranks, and rotary attention within a document depends on differences of positions alone.
-BORDER_SETTINGS: dict[str, dict[str, bool]] = {
+BOUNDARY_SETTINGS: dict[str, dict[str, bool]] = {
     "none": {},
     "mask": {"use_eod_reset": True},
     "ends": {"use_eod_attn_mask_compression": True},
@@ -91,7 +91,7 @@ def make_mindformers_config(
     model.update(hidden_dropout=0.0, attention_dropout=0.0)
     # Padding must not be the end-of-document token: MindFormers drops the loss of what it takes for padding.
     model.update(seq_length=run.budget.seq_length, pad_token_id=run.row_format.pad_id)
-    model.update(BORDER_SETTINGS[run.row_format.borders])
+    model.update(BOUNDARY_SETTINGS[run.row_format.boundaries])
     return sections
 
 

@@ -17,7 +17,7 @@ from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.schedule import Schedule
-from ascend_cpt.run.document_attention import choose_borders
+from ascend_cpt.run.document_attention import choose_boundaries
 
 RANDOM_INIT = "random"
 
@@ -80,7 +80,7 @@ class ResolvedRun:
             seq_length=self.budget.seq_length,
             pad_id=tokenizer.pad_id,
             eod_id=tokenizer.eod_id,
-            borders=choose_borders(self.config),
+            boundaries=choose_boundaries(self.config),
             micro_batch_size=self.budget.micro_batch_size,
         )
 

@@ -10,8 +10,8 @@ from typing import Any
 from ascend_cpt.checkpoint.fingerprint import describe_differences, hash_values
 from ascend_cpt.checkpoint.locate import Checkpoint, find_newest_complete, list_complete, locate_checkpoint
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
-from ascend_cpt.cluster.agreement import Agreement
-from ascend_cpt.cluster.storage import check_same, choose_common_step
+from ascend_cpt.cluster.job.channel import JobChannel
+from ascend_cpt.cluster.job.checks import check_same, choose_common_step
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
@@ -42,7 +42,7 @@ class Start:
 
 
 def choose_start(
-    run: ResolvedRun, resume_training: str | None, *, extend: bool = False, agreement: Agreement | None = None
+    run: ResolvedRun, resume_training: str | None, *, extend: bool = False, channel: JobChannel | None = None
 ) -> Start:
     """Return what the run starts from; with an `agreement` all processes of the job choose the same.
 
@@ -57,11 +57,11 @@ def choose_start(
         CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
         ClusterError: when the nodes do not start from the same, or one of them failed.
     """
-    start = _choose(run, resume_training, extend, agreement)
-    if agreement is not None:
+    start = _choose(run, resume_training, extend, channel)
+    if channel is not None:
         weights = start.resume_from.folder if start.resume_from else start.init_from
         facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
-        check_same(agreement, "starting point", facts)
+        check_same(channel, "starting point", facts)
     return start
 
 
@@ -76,8 +76,8 @@ def identify_weights(folder: Path) -> str:
     return f"{len(sizes)} files, {hash_values(sizes)}"
 
 
-def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, agreement: Agreement | None) -> Start:
-    chosen, passed_over = _choose_checkpoint(run, resume_training, agreement)
+def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel: JobChannel | None) -> Start:
+    chosen, passed_over = _choose_checkpoint(run, resume_training, channel)
     if chosen is None:
         if extend:
             raise CheckpointError(f"{run.run_dir}: holds no checkpoint to extend; leave out --extend")
@@ -96,30 +96,30 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, agreeme
 
 
 def _choose_checkpoint(
-    run: ResolvedRun, resume_training: str | None, agreement: Agreement | None
+    run: ResolvedRun, resume_training: str | None, channel: JobChannel | None
 ) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Return the checkpoint to continue from, or None for a new run, and a line for each that was passed over."""
-    wish = resume_training or str(run.config.mindformers.get("resume_training", "auto"))
+    requested = resume_training or str(run.config.mindformers.get("resume_training", "auto"))
     newest, passed_over = find_newest_complete(run.checkpoint_root)
-    if wish.lower() in ("never", "false"):
+    if requested.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
                 f"{run.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
                 "--resume_training auto, or start another run with --set cpt.run_name=NAME"
             )
         return None, ()
-    if wish.lower() in ("auto", "true", "none"):
-        if agreement is None or run.config.cpt.storage.shared:
+    if requested.lower() in ("auto", "true", "none"):
+        if channel is None or run.config.cpt.storage.shared:
             return newest, tuple(passed_over)
         complete, _ = list_complete(run.checkpoint_root)
-        step, lines = choose_common_step(agreement, list(complete))
-        told = agreement.exchange("passed over", passed_over)
+        step, lines = choose_common_step(channel, list(complete))
+        told = channel.all_gather("passed over", passed_over)
         # The processes of a node say the same.
         reasons = dict.fromkeys(
-            f"{member}: {line}" for member, own in zip(agreement.members, told, strict=True) for line in own
+            f"{member}: {line}" for member, own in zip(channel.members, told, strict=True) for line in own
         )
         return (complete[step] if step is not None else None), (*reasons, *lines)
-    chosen = locate_checkpoint(Path(wish))
+    chosen = locate_checkpoint(Path(requested))
     if newest is not None and newest.state.step > chosen.state.step:
         raise CheckpointError(
             f"{run.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
@@ -206,20 +206,20 @@ def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
 
 def _choose_weights(run: ResolvedRun, passed_over: tuple[str, ...]) -> Start:
     config = run.config
-    wish = config.cpt.init_from or config.mindformers.get("load_checkpoint")
-    if not wish:
+    requested = config.cpt.init_from or config.mindformers.get("load_checkpoint")
+    if not requested:
         raise ConfigError(
             f"{config.path}: where do the weights come from? set cpt.init_from to a Hugging Face folder, a "
             f"run or checkpoint folder, or to `{RANDOM_INIT}` to train from scratch"
         )
-    if wish == RANDOM_INIT:
+    if requested == RANDOM_INIT:
         return Start(warnings=passed_over)
-    if is_hf_folder(Path(wish)):
-        folder = HfFolder(Path(wish))
+    if is_hf_folder(Path(requested)):
+        folder = HfFolder(Path(requested))
         folder.check()
         folder.check_model(run.model)
-        return Start(init_from=Path(wish), warnings=passed_over)
-    checkpoint = locate_checkpoint(Path(wish))
+        return Start(init_from=Path(requested), warnings=passed_over)
+    checkpoint = locate_checkpoint(Path(requested))
     before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
     rope_before, rope_now = (
         {key: fields.pop(key) for key in ROPE_KEYS if fields[key] is not None} for fields in (before, now)

@@ -74,7 +74,7 @@ def test_documents_are_kept_apart_in_training_and_in_validation_of_shorter_rows(
         losses[name] = [record["loss"] for record in read_records(run_dir, "step")]
     assert base["longer"] == pytest.approx(base["within"], abs=1e-5)
     assert abs(base["within"] - base["across"]) > 1e-4
-    assert losses["within"] != losses["across"], "the rows that are trained on have borders as well"
+    assert losses["within"] != losses["across"], "the rows that are trained on have boundaries as well"
 
 
 def test_a_stage_is_held_and_the_next_one_starts_from_its_weights(

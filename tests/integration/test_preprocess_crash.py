@@ -42,7 +42,7 @@ def make_settings(corpus: Path, prefix: Path) -> PreprocessSettings:
         output_prefix=str(prefix),
         seq_length=32,
         tokenizer_path=str(corpus / "sample" / "tokenizer"),
-        num_subs=NUM_SUBS,
+        num_shards=NUM_SUBS,
     )
 
 

@@ -37,7 +37,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
                 output_prefix=str(folder / name),
                 output_format=output_format,
                 seq_length=16,
-                num_subs=2,
+                num_shards=2,
                 tokenizer_path=str(folder / "sample" / "tokenizer"),
             )
         )

@@ -25,7 +25,7 @@ ACTOR = """\
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, os.environ["ACTOR_ROOT"])
-from ascend_cpt.cluster.progress import report_own_stop, report_step
+from ascend_cpt.cluster.job.launcher_files import report_own_stop, report_step
 folder, total = Path(sys.argv[1]), int(sys.argv[2])
 if os.environ.get("MS_ROLE") == "MS_SCHED":
     (folder / f"pid_scheduler").write_text(str(os.getpid()))

@@ -19,7 +19,7 @@ from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, mani
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.train import collect_overrides, parse_arguments
-from ascend_cpt.train_stages import EXIT_HELD, Stage, Wishes, resolve_stages, train_stages
+from ascend_cpt.train_stages import EXIT_HELD, Stage, StageOptions, resolve_stages, train_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADVANCE = {"advance_when": {"set": "general", "max_increase": 0.02}}
@@ -97,7 +97,7 @@ class FakeLauncher:
         return self.code
 
     def _find(self, command: str) -> Stage:
-        for stage in resolve_stages(self.path, [], Wishes()):
+        for stage in resolve_stages(self.path, [], StageOptions()):
             if command.removesuffix(" --extend") == stage.command:
                 return stage
         raise AssertionError(command)
@@ -120,21 +120,21 @@ class FakeLauncher:
 @pytest.fixture
 def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLauncher:
     fake = FakeLauncher(tmp_path / "two.yaml")
-    monkeypatch.setattr("ascend_cpt.cluster.launcher.main", fake)
+    monkeypatch.setattr(stages_module, "run_launcher", fake)
     monkeypatch.setattr(stages_module, "SHOW_UP_S", 0.0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     return fake
 
 
-def run(path: Path, **wishes: Any) -> int:
-    return train_stages(path, [], Wishes(**wishes))
+def run(path: Path, **options: Any) -> int:
+    return train_stages(path, [], StageOptions(**options))
 
 
 def test_each_stage_starts_from_the_one_before(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
     path = write_stages(ADVANCE)
     assert run(path) == 0
     assert len(launcher.commands) == 2
-    first, second = resolve_stages(path, [], Wishes())
+    first, second = resolve_stages(path, [], StageOptions())
     assert first.run.run_dir.name == "two_256" and second.run.config.cpt.init_from == str(first.run.run_dir)
     assert second.run.model["rope_theta"] == 4e4 and first.run.model["rope_theta"] == 1e4
     assert run(path) == 0
@@ -148,16 +148,16 @@ def test_nodes_with_disks_of_their_own_are_asked_by_a_launch(
     path = write_stages(own, own)
     for launch, num_more in ((["2"], 2), (["2"], 0), (["2", "1", "10.0.0.1", "8118", "1"], 2)):
         launcher.commands.clear()
-        assert train_stages(path, launch, Wishes()) == 0
+        assert train_stages(path, launch, StageOptions()) == 0
         assert len(launcher.commands) == num_more
 
 
 def test_the_command_says_what_was_settled(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
     """What the launcher splits and run_cpt.py parses gives the configuration that was checked."""
-    from ascend_cpt.cluster.arguments import parse_launch
+    from ascend_cpt.cluster.launch.arguments import parse_launch
 
     path = write_stages(second={"set": {"cpt.schedule.peak_lr": 1e-5, "cpt.validation": None}})
-    for stage in resolve_stages(path, ["2"], Wishes()):
+    for stage in resolve_stages(path, ["2"], StageOptions()):
         words = parse_launch([stage.command, "2"], {}, Path.cwd()).script_arguments
         args = parse_arguments(list(words))
         config = load_config(args.config, collect_overrides(args))
@@ -206,7 +206,7 @@ def test_a_held_stage_may_be_passed_by(write_stages: Callable[..., Path], launch
 def test_what_a_launch_should_have_left_is_missed(
     write_stages: Callable[..., Path], launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ascend_cpt.cluster.launcher.main", lambda _: 0)
+    monkeypatch.setattr(stages_module, "run_launcher", lambda _: 0)
     with pytest.raises(CheckpointError, match="the last step of stage 256 is not there"):
         run(write_stages())
 
@@ -259,7 +259,7 @@ def test_an_unknown_stage_on_the_command_line_is_named(
 def test_a_dry_run_starts_nothing(
     write_stages: Callable[..., Path], launcher: FakeLauncher, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_stages(write_stages(), [], Wishes(output_dir="elsewhere"), dry_run=True) == 0
+    assert train_stages(write_stages(), [], StageOptions(output_dir="elsewhere"), dry_run=True) == 0
     printed = capsys.readouterr().out
     assert "--- stage 256\nrun      elsewhere/two_256" in printed and "2 rows × 512 tokens" not in printed
     assert not launcher.commands
@@ -286,11 +286,11 @@ def test_the_shipped_stages_settle(
 
     monkeypatch.setattr("ascend_cpt.run.resolve.open_datasets", open_datasets)
     launch = ["64", "8", "10.0.0.1", "8118", "0"] if num_workers == 64 else ["2"]
-    stages = resolve_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, Wishes())
+    stages = resolve_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, StageOptions())
     assert {stage.name: stage.run.budget.seq_length for stage in stages} == lengths
     assert {stage.run.layout.world_size for stage in stages} == {num_workers}
     for before, after in pairwise(stages):
         assert before.advance_when is not None
         assert before.run.model["rope_theta"] < after.run.model["rope_theta"]
-        assert after.run.row_format.borders == ("ends" if num_workers == 64 else "mask")
+        assert after.run.row_format.boundaries == ("ends" if num_workers == 64 else "mask")
         assert after.run.model["max_position_embeddings"] >= after.run.budget.seq_length

@@ -12,9 +12,9 @@ from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training.step_monitor import StepMonitor
 from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_request, keep_listening
 from ascend_cpt.backend.training.validation import Evaluator
-from ascend_cpt.cluster.progress import report_step
+from ascend_cpt.cluster.job.launcher_files import report_step
 from ascend_cpt.errors import RunStopped
-from ascend_cpt.monitor.forgetting import ForgettingAlarm, Verdict
+from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm
 from ascend_cpt.monitor.sinks import SinkGroup
 
 
@@ -80,7 +80,7 @@ class RunController(Callback):
             report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
         request = None if last else find_request(self._num_ranks)
-        stopping: list[Verdict] = []
+        stopping: list[AlarmVerdict] = []
         if last or _is_due(step, self._validate_every):
             stopping = self._validate(step)
         if last or stopping or request or _is_due(step, self._save_every):
@@ -105,7 +105,7 @@ class RunController(Callback):
         """Write out what the sinks hold back."""
         self._sinks.close()
 
-    def _validate(self, step: int) -> list[Verdict]:
+    def _validate(self, step: int) -> list[AlarmVerdict]:
         """Write the losses of all sets and return the verdicts that end the run; all ranks come to the same ones."""
         if self._evaluator is None:
             return []
@@ -116,7 +116,7 @@ class RunController(Callback):
                 self._sinks.warn(verdict.message)
         return [verdict for verdict in verdicts if verdict.stop]
 
-    def _end_if_asked(self, verdicts: Sequence[Verdict], saved: str) -> None:
+    def _end_if_asked(self, verdicts: Sequence[AlarmVerdict], saved: str) -> None:
         if verdicts:
             self._sinks.close()
             told = "; ".join(verdict.message for verdict in verdicts)

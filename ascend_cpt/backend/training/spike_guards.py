@@ -24,7 +24,7 @@ from mindspore.communication import get_group_size
 from ascend_cpt.config.monitoring_schema import GuardConfig
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.files import write_text
-from ascend_cpt.monitor.guard import StepJudge, Verdict
+from ascend_cpt.monitor.guard import StepJudge, StepVerdict
 from ascend_cpt.monitor.record import to_json_number
 
 
@@ -61,13 +61,13 @@ class _Guarded:
 
     def process_loss_scale(self, overflow: Tensor) -> Tensor:
         """Return whether to leave out the update. The loss scale itself follows real overflows only."""
-        left_out = self.upstream_process(overflow)
+        is_skipped = self.upstream_process(overflow)
         if self.guards_loss:
             loss = self.guarded_loss + 0.0
             if self.is_distributed:
                 loss = self.allreduce(loss)
-            left_out = ops.logical_or(left_out, loss / self.num_losses > self.loss_limit)
-        return left_out
+            is_skipped = ops.logical_or(is_skipped, loss / self.num_losses > self.loss_limit)
+        return is_skipped
 
 
 class GuardedTrainOneStepCell(_Guarded, MFTrainOneStepCell):
@@ -132,13 +132,13 @@ class StepGuard:
             wrapper.grad_norm_limit.set_data(Tensor(threshold, ms.float32))
             self._limits = limits
 
-    def judge(self, wrapper: Any, *, step: int, loss: float, grad_norm: float | None, left_out: bool) -> Verdict:
+    def judge(self, wrapper: Any, *, step: int, loss: float, grad_norm: float | None, is_skipped: bool) -> StepVerdict:
         """Return the verdict on a step that has run and prepare the next one."""
         verdict = self._judge.judge(
             step=step,
             loss=loss,
             grad_norm=grad_norm,
-            left_out=left_out,
+            is_skipped=is_skipped,
             scaled=getattr(wrapper, "loss_scaling_manager", None) is not None,
         )
         if verdict.skipped:

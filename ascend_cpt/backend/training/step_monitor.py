@@ -73,7 +73,7 @@ class StepMonitor(Callback):
             RunStopped: when a guard ends the run.
         """
         cb_params = run_context.original_args()
-        loss, left_out, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
+        loss, is_skipped, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
         # MindFormers adds up the losses of the micro batches.
         loss_value = self._average(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
         norm_value = None if grad_norm is None else float(np.mean(grad_norm.asnumpy()))
@@ -84,7 +84,7 @@ class StepMonitor(Callback):
             step=step,
             loss=loss_value,
             grad_norm=norm_value,
-            left_out=bool(np.any(left_out.asnumpy())),
+            is_skipped=bool(np.any(is_skipped.asnumpy())),
         )
         rate = self._measure_rate(end_s - self._last_end_s)
         in_sink = bool(getattr(cb_params, "dataset_sink_mode", False))

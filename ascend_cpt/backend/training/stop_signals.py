@@ -13,7 +13,7 @@ from typing import TextIO
 import numpy as np
 
 from ascend_cpt.backend.collectives import sum_over_ranks
-from ascend_cpt.cluster.worker import LAUNCHER_PID
+from ascend_cpt.cluster.launch.workers.worker_entry import LAUNCHER_PID
 from ascend_cpt.errors import CptError
 
 # The first of them that any rank has got names the stop.

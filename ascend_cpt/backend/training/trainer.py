@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
-from ascend_cpt.cluster.progress import report_own_stop
+from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.run.resolved_run import ResolvedRun

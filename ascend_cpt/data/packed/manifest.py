@@ -119,7 +119,7 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 of the content: equal on two nodes when they hold the same rows made with the same tokenizer.
 
-        Sources, settings, engine and versions are left out: they say how the dataset came about, not what is in it.
+        Sources, settings, engine and versions are dropped: they say how the dataset came about, not what is in it.
         """
         record = _to_record(self)
         for name in (

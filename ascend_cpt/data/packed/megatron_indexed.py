@@ -1,8 +1,8 @@
 """Megatron's indexed datasets: token ids in `{prefix}.bin`, and where each document is in `{prefix}.idx`.
 
-The index, little endian: magic, version (8 bytes), type code (1), number of sequences and of document borders (8 each);
-then int32 lengths and int64 byte offsets of the sequences, and int64 numbers of the sequences that documents begin at.
-What is written here has one sequence per document.
+The index, little endian: magic, version (8 bytes), type code (1), number of sequences and of document boundaries (8
+each); then int32 lengths and int64 byte offsets of the sequences, and int64 numbers of the sequences that documents
+begin at. What is written here has one sequence per document.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class IndexedReader:
         self.data_path, self.index_path = Path(f"{prefix}{DATA_SUFFIX}"), Path(f"{prefix}{INDEX_SUFFIX}")
         try:
             index = np.memmap(self.index_path, np.uint8, "r")
-            magic, version, code, num_sequences, num_borders = _HEADER.unpack_from(index[: _HEADER.size].tobytes())
+            magic, version, code, num_sequences, num_boundaries = _HEADER.unpack_from(index[: _HEADER.size].tobytes())
             if magic != _MAGIC or version != _VERSION or code not in _TYPE_CODES:
                 raise DataError(f"{self.index_path}: not the index of an indexed dataset (.idx) of version {_VERSION}")
             self.dtype = np.dtype(_TYPE_CODES[code])
-            sizes = [4 * num_sequences, 8 * num_sequences, 8 * num_borders]
+            sizes = [4 * num_sequences, 8 * num_sequences, 8 * num_boundaries]
             if index.size != _HEADER.size + sum(sizes):
                 raise DataError(f"{self.index_path}: the index is cut short; copy it again")
-            lengths, starts, borders = np.split(index[_HEADER.size :], np.cumsum(sizes[:-1]))
+            lengths, starts, boundaries = np.split(index[_HEADER.size :], np.cumsum(sizes[:-1]))
             num_bytes = self.data_path.stat().st_size
         except (OSError, ValueError, struct.error) as error:
             if isinstance(error, DataError):
@@ -70,9 +70,9 @@ class IndexedReader:
         is_contiguous = np.array_equal(starts.view("<i8"), ends[:-1] * self.dtype.itemsize)
         if not is_contiguous or num_bytes != ends[-1] * self.dtype.itemsize:
             raise DataError(f"{self.data_path}: does not hold what {self.index_path} lists; copy both again")
-        self._borders: npt.NDArray[np.int64] = ends[borders.view("<i8")]
+        self._boundaries: npt.NDArray[np.int64] = ends[boundaries.view("<i8")]
         """In tokens: document k is from border k to border k + 1, of one sequence or several."""
-        self.lengths: npt.NDArray[np.int64] = np.diff(self._borders)
+        self.lengths: npt.NDArray[np.int64] = np.diff(self._boundaries)
         self.ids = np.memmap(self.data_path, self.dtype, "r") if num_bytes else np.empty(0, self.dtype)
         """All ids, one document after the other."""
 
@@ -81,8 +81,8 @@ class IndexedReader:
 
     def read(self, begin: int, end: int) -> Encoded:
         """The documents `begin` to `end` (without it)."""
-        borders = self._borders[begin : end + 1]
-        return Encoded(self.ids[borders[0] : borders[-1]].astype(np.int32), borders - borders[0])
+        boundaries = self._boundaries[begin : end + 1]
+        return Encoded(self.ids[boundaries[0] : boundaries[-1]].astype(np.int32), boundaries - boundaries[0])
 
 
 class IndexedWriter:

@@ -1,10 +1,10 @@
-"""What the network is given of a packed row: input ids, labels and, where documents are kept apart, their borders.
+"""What the network is given of a packed row: input ids, labels and, where documents are kept apart, their boundaries.
 
 A document ends with the end-of-document token, which still belongs to it: what comes next sees nothing of it. A
 document that runs on over rows starts anew in each. All labels stay: the label of an end-of-document token is the first
 token of the next document.
 
-MindFormers knows two ways to tell its attention of borders:
+MindFormers knows two ways to tell its attention of boundaries:
 
 - a dense mask: seq_length² bytes for every row. The CPU's attention takes it, for the short rows of a CPU.
 - the ends of the documents (`actual_seq_len`): Ascend's flash attention works on one document after the other under one
@@ -26,7 +26,7 @@ Ids = npt.NDArray[np.int32]
 IGNORE_LABEL = -100  # MindFormers' ignore_token_id
 ACROSS, WITHIN = "across", "within"
 DOCUMENT_ATTENTION = (ACROSS, WITHIN)
-BORDERS = ("none", "mask", "ends")
+BOUNDARIES = ("none", "mask", "ends")
 # The list of ends has one length in the whole run, and flash attention goes through all of it.
 MAX_DOCUMENTS_PER_MICRO_BATCH = 1024
 
@@ -40,13 +40,13 @@ class RowFormat:
     seq_length: int
     pad_id: int
     eod_id: int
-    borders: str = "none"
+    boundaries: str = "none"
     """`none`: attention goes across documents; `mask` or `ends`: within documents, told in that way."""
     micro_batch_size: int = 1
     """Rows that the network of a rank works on at once."""
 
     def __post_init__(self) -> None:
-        assert self.borders in BORDERS
+        assert self.boundaries in BOUNDARIES
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> RowFormat:
@@ -61,7 +61,7 @@ class RowFormat:
     def columns(self) -> tuple[str, ...]:
         """The names of the inputs, as the network's arguments."""
         further = {"none": (), "mask": ("position_ids", "attention_mask"), "ends": ("actual_seq_len",)}
-        return ("input_ids", "labels", *further[self.borders])
+        return ("input_ids", "labels", *further[self.boundaries])
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -86,10 +86,10 @@ class RowFormat:
         if missing:
             inputs = np.pad(inputs, (0, missing), constant_values=self.pad_id)
             labels = np.pad(labels, (0, missing), constant_values=IGNORE_LABEL)
-        if self.borders == "none":
+        if self.boundaries == "none":
             return inputs, labels
         ends = find_ends(inputs, self.eod_id)
-        if self.borders == "mask":
+        if self.boundaries == "mask":
             return inputs, labels, count_positions(ends), draw_mask(ends)
         # Flash attention sees the rows of a micro batch as one.
         offset = place % self.micro_batch_size * self.seq_length

@@ -50,7 +50,7 @@ class Packer:
 
     def add(self, documents: Encoded) -> Rows:
         """Take documents in; return the rows that are full now, of shape [rows, seq_length + 1]."""
-        stream = add_borders(documents, self._layout).ids
+        stream = add_special_tokens(documents, self._layout).ids
         self.num_tokens += stream.size
         stream = np.concatenate((self._rest, stream))
         num_rows = stream.size // self._row_tokens
@@ -67,7 +67,7 @@ class Packer:
         return Tail(rows=row, tail_tokens=rest.size, dropped_tokens=0)
 
 
-def add_borders(documents: Encoded, layout: RowLayout) -> Encoded:
+def add_special_tokens(documents: Encoded, layout: RowLayout) -> Encoded:
     """The documents, each with its BOS and EOD."""
     extra = (layout.bos_id is not None) + (layout.eod_id is not None)
     if not extra:

@@ -1,4 +1,4 @@
-"""What a sub writes for one key: MindRecord rows, or a part of an indexed dataset."""
+"""What a shard writes for one key: MindRecord rows, or a part of an indexed dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.packed.manifest import Shard
 from ascend_cpt.data.packed.mindrecord import MindRecordWriter
 from ascend_cpt.data.packed.mindrecord_writer import INDEX_SUFFIX
-from ascend_cpt.data.packed.packing import Packer, RowLayout, add_borders
+from ascend_cpt.data.packed.packing import Packer, RowLayout, add_special_tokens
 from ascend_cpt.data.tokenizing.base import Encoded
 
 MINDRECORD = "mindrecord"
@@ -79,7 +79,7 @@ class MmapOutput:
         self._writer = indexed.IndexedWriter(self._prefix, self._dtype)
 
     def add(self, documents: Encoded) -> None:
-        documents = add_borders(documents, self._layout)
+        documents = add_special_tokens(documents, self._layout)
         assert not documents.ids.size or documents.ids.max() <= np.iinfo(self._dtype).max
         self._writer.write(documents)
         self.num_tokens += documents.ids.size

@@ -35,7 +35,7 @@ class Reject:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What happened to the records of a sub: records + extra documents = packed documents + rejects + filtered +
+    """What happened to the records of a shard: records + extra documents = packed documents + rejects + filtered +
     left out."""
 
     num_records: int = 0
@@ -45,11 +45,11 @@ class Tally:
     num_filtered: int = 0
     """Records that the handler left out."""
     rejects: list[Reject] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
     """Documents left out on purpose, by kind."""
 
     def check(self) -> None:
-        accounted = self.num_documents + len(self.rejects) + self.num_filtered + sum(self.left_out.values())
+        accounted = self.num_documents + len(self.rejects) + self.num_filtered + sum(self.dropped.values())
         assert self.num_records + self.num_extra == accounted, "a record was lost without being counted"
 
 
@@ -90,7 +90,7 @@ def extract_documents(
 def _check_document(keys: Sequence[str], row: Mapping[str, Any]) -> Document | tuple[str, str]:
     """Return the document, or the kind and detail of what is wrong with it.
 
-    A document that lacks one of several keys is left out under all of them, so that the datasets stay aligned.
+    A document that lacks one of several keys is dropped under all of them, so that the datasets stay aligned.
     """
     texts, sizes = [], []
     for key in keys:

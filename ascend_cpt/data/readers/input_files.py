@@ -49,8 +49,8 @@ class InputFile:
 def find_input_files(patterns: Sequence[str], *, only_format: str | None = None) -> list[InputFile]:
     """Return the files that `patterns` (files, folders walked recursively, globs) mean, in sorted order.
 
-    Hidden files are left out, and so are files in a folder whose ending is unknown; a file named outright must be of a
-    known format. With `only_format` files of other formats are left out as well.
+    Hidden files are dropped, and so are files in a folder whose ending is unknown; a file named outright must be of a
+    known format. With `only_format` files of other formats are dropped as well.
 
     Raises:
         DataError: nothing is there, nothing readable is there, or the formats are mixed.

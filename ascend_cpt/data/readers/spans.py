@@ -1,4 +1,4 @@
-"""Cutting the input into subs: exactly n contiguous parts of about equal weight, without copying any text."""
+"""Cutting the input into shards: exactly n contiguous parts of about equal weight, without copying any text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Span:
     """About its size in bytes, for progress."""
 
 
-def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]], num_subs: int) -> list[list[Span]]:
-    """Return the spans of each of `num_subs` subs; `extents[k]` are those of `files[k]`.
+def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]], num_shards: int) -> list[list[Span]]:
+    """Return the spans of each of `num_shards` shards; `extents[k]` are those of `files[k]`.
 
-    Sub k gets what lies between k and k + 1 n-ths of the whole weight, so any number of subs fits any input: some are
-    empty when there are more of them than positions. Each position is in exactly one span, and all are in order.
+    Shard k gets what lies between k and k + 1 n-ths of the whole weight, so any number of shards fits any input: some
+    are empty when there are more of them than positions. Each position is in exactly one span, and all are in order.
     """
-    assert num_subs >= 1 and len(files) == len(extents)
+    assert num_shards >= 1 and len(files) == len(extents)
     stretches = [(k, extent) for k, file_extents in enumerate(extents) for extent in file_extents]
     ends = list(itertools.accumulate(extent.weight for _, extent in stretches))
     total_weight = ends[-1] if ends else 0
@@ -43,16 +43,16 @@ def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]],
         inside = weight - (ends[k] - extent.weight)
         return file_number, first_positions[k] + extent.num_positions * inside // extent.weight
 
-    cuts = [locate(total_weight * k // num_subs) for k in range(num_subs)] + [(len(files), 0)]
+    cuts = [locate(total_weight * k // num_shards) for k in range(num_shards)] + [(len(files), 0)]
     sizes = [sum(extent.num_positions for extent in file_extents) for file_extents in extents]
     weights = [sum(extent.weight for extent in file_extents) for file_extents in extents]
     return [
         [
             Span(file=files[k], start=start, stop=stop, weight=weights[k] * (stop - start) // sizes[k])
-            for k, start, stop in _between(cuts[sub], cuts[sub + 1], sizes)
+            for k, start, stop in _between(cuts[shard], cuts[shard + 1], sizes)
             if start < stop
         ]
-        for sub in range(num_subs)
+        for shard in range(num_shards)
     ]
 
 

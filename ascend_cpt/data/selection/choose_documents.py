@@ -1,4 +1,4 @@
-"""The runs over the subs before packing that decide which documents are left out."""
+"""The runs over the shards before packing that decide which documents are dropped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ascend_cpt.data.selection.datatrove_filters import FilterPlan, export_sub, filter_documents, make_text_folder
-from ascend_cpt.data.selection.exact_duplicates import KIND, drop_duplicates, hash_sub
+from ascend_cpt.data.selection.datatrove_filters import FilterSettings, export_shard, filter_documents, make_text_folder
+from ascend_cpt.data.selection.exact_duplicates import KIND, drop_duplicates, hash_shard
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.shards.documents import with_left_out
+from ascend_cpt.data.shards.documents import with_dropped
 from ascend_cpt.data.shards.progress import ProgressReporter
-from ascend_cpt.data.shards.task import SubTask
-from ascend_cpt.data.shards.workers import Job, run_subs
+from ascend_cpt.data.shards.task import ShardTask
+from ascend_cpt.data.shards.workers import Job, run_shards
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
 
@@ -24,9 +24,9 @@ _DONE_FILE = "done.json"
 
 
 def select_documents(
-    settings: PreprocessSettings, tasks: Sequence[SubTask], plan: FilterPlan | None, work: Path, fork: bool
-) -> list[SubTask]:
-    """Return the subs, told what they leave out; the decision of a stopped run is kept.
+    settings: PreprocessSettings, tasks: Sequence[ShardTask], filters: FilterSettings | None, work: Path, fork: bool
+) -> list[ShardTask]:
+    """Return the shards, told what they leave out; the decision of a stopped run is kept.
 
     Raises:
         DataError: bad input, datatrove fails, or the work folder cannot be written.
@@ -34,8 +34,8 @@ def select_documents(
     if not settings.selects:
         return list(tasks)
     folder = work / "selection"
-    kinds = ((KIND,) if settings.drop_duplicates else ()) + (() if plan is None else plan.kinds)
-    tasks = with_left_out(tasks, folder, kinds)
+    kinds = ((KIND,) if settings.drop_duplicates else ()) + (() if filters is None else filters.kinds)
+    tasks = with_dropped(tasks, folder, kinds)
     done = folder / _DONE_FILE
     try:
         if done.exists() and json.loads(done.read_text(encoding="utf-8")) == tasks[0].run:
@@ -44,22 +44,22 @@ def select_documents(
         folder.mkdir()
         if settings.drop_duplicates:
             logger.info("looking for duplicates")
-            _do(settings, tasks, hash_sub, fork)
+            _do(settings, tasks, hash_shard, fork)
             drop_duplicates(tasks, kinds.index(KIND))
-        if plan is not None:
+        if filters is not None:
             logger.info("filtering with datatrove")
             make_text_folder(tasks[0])
-            _do(settings, tasks, export_sub, fork)
-            filter_documents(tasks, plan, settings.workers, len(kinds) - len(plan.kinds))
+            _do(settings, tasks, export_shard, fork)
+            filter_documents(tasks, filters, settings.workers, len(kinds) - len(filters.kinds))
         write_text(done, json.dumps(tasks[0].run))
     except OSError as error:
         raise DataError(f"{error.filename or folder}: {error.strerror or error}") from error
     return tasks
 
 
-def _do(settings: PreprocessSettings, tasks: Sequence[SubTask], job: Job[None], fork: bool) -> None:
+def _do(settings: PreprocessSettings, tasks: Sequence[ShardTask], job: Job[None], fork: bool) -> None:
     progress = ProgressReporter(sum(span.weight for task in tasks for span in task.spans))
     try:
-        run_subs(job, tasks, settings.workers, progress.show, fork=fork)
+        run_shards(job, tasks, settings.workers, progress.show, fork=fork)
     finally:
         progress.close()

@@ -1,4 +1,4 @@
-"""Quality filters and near-duplicate removal by datatrove, which decides which documents are left out.
+"""Quality filters and near-duplicate removal by datatrove, which decides which documents are dropped.
 
 datatrove needs NumPy 2 and MindSpore NumPy 1, so it runs in an environment of its own (requirements/filters.txt); its
 side is `datatrove_program.py`. The documents are written out for it as JSON lines, in the work folder, for the time of
@@ -25,8 +25,8 @@ import yaml
 
 from ascend_cpt.data.readers.documents import Tally
 from ascend_cpt.data.selection import datatrove_program
-from ascend_cpt.data.shards.documents import iter_documents, load_left_out, save_left_out
-from ascend_cpt.data.shards.task import Progress, SubTask
+from ascend_cpt.data.shards.documents import iter_documents, load_dropped, save_dropped
+from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _PROGRAM = Path(datatrove_program.__file__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterPlan:
+class FilterSettings:
     """What datatrove is to do."""
 
     filters: tuple[tuple[str, dict[str, Any]], ...]
@@ -68,7 +68,7 @@ class FilterPlan:
         return {"filters": [[name, arguments] for name, arguments in self.filters], "minhash": self.minhash}
 
 
-def load_plan(path: str) -> FilterPlan:
+def load_filters(path: str) -> FilterSettings:
     """Read a filter configuration.
 
     Raises:
@@ -96,73 +96,78 @@ def load_plan(path: str) -> FilterPlan:
             raise DataError(f"--filters {path}: minhash: its options must be a mapping")
         _check_names(path, "minhash option", minhash, _MINHASH_OPTIONS)
     python = content.get("python") or os.environ.get(PYTHON_VARIABLE) or sys.executable
-    return FilterPlan(filters=tuple(filters), minhash=minhash, python=str(python))
+    return FilterSettings(filters=tuple(filters), minhash=minhash, python=str(python))
 
 
-def check_installed(plan: FilterPlan) -> None:
+def check_installed(filters: FilterSettings) -> None:
     """Raise DataError when the Python of the plan has no datatrove."""
     try:
-        found = subprocess.run([plan.python, "-c", "import datatrove, spacy"], capture_output=True, check=False)
+        found = subprocess.run([filters.python, "-c", "import datatrove, spacy"], capture_output=True, check=False)
     except OSError as error:
-        raise DataError(f"--filters: the Python {plan.python} cannot be run: {error.strerror}") from error
+        raise DataError(f"--filters: the Python {filters.python} cannot be run: {error.strerror}") from error
     if found.returncode:
         raise DataError(
-            f"--filters: datatrove and spacy are not installed for {plan.python}; make an environment for them (python "
+            f"--filters: datatrove and spacy are not installed for {filters.python}; make an environment for them "
+            "(python "
             "-m venv .venv-filters; .venv-filters/bin/pip install -r requirements/filters.txt) and name its python as "
             f"`python:` in the configuration or in {PYTHON_VARIABLE}"
         )
 
 
-def export_sub(task: SubTask, report: Callable[[Progress], None]) -> None:
-    """Write the documents of a sub for datatrove, without those that are left out already."""
-    assert task.left_out is not None
-    left_out = set(load_left_out(task.left_out)[0].tolist())
+def export_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
+    """Write the documents of a shard for datatrove, without those that are dropped already."""
+    assert task.dropped is not None
+    dropped = set(load_dropped(task.dropped)[0].tolist())
     with open(_text_folder(task) / f"{task.number:06d}.jsonl", "wb") as file:
         for located in iter_documents(task, Tally()):
-            if located.number not in left_out:
+            if located.number not in dropped:
                 text = "\n\n".join(located.document.texts)
                 file.write(orjson.dumps({"id": f"{task.number} {located.number}", "text": text}) + b"\n")
             report(Progress(weight=located.weight, num_documents=located.number, num_tokens=0))
 
 
-def filter_documents(tasks: Sequence[SubTask], plan: FilterPlan, workers: int, first_kind: int) -> None:
+def filter_documents(tasks: Sequence[ShardTask], filters: FilterSettings, workers: int, first_kind: int) -> None:
     """Have datatrove judge the exported documents, and enter what it leaves out; kinds count from `first_kind`.
 
     Raises:
         DataError: datatrove fails.
     """
-    assert tasks[0].left_out is not None
+    assert tasks[0].dropped is not None
     text = _text_folder(tasks[0])
     survivors = text.with_name("survivors")
-    job = plan.describe() | {"text": str(text), "survivors": str(survivors), "scratch": str(text.with_name("scratch"))}
+    job = filters.describe() | {
+        "text": str(text),
+        "survivors": str(survivors),
+        "scratch": str(text.with_name("scratch")),
+    }
     job |= {"tasks": len(tasks), "workers": workers}
     ran = subprocess.run(
-        [plan.python, str(_PROGRAM)], input=json.dumps(job), text=True, capture_output=True, check=False
+        [filters.python, str(_PROGRAM)], input=json.dumps(job), text=True, capture_output=True, check=False
     )
     if ran.returncode:
         told = [line for line in ran.stderr.splitlines() if line.strip()] or ["no message"]
         logger.info("%s", ran.stderr)
         raise DataError(f"--filters: datatrove failed: {told[-1]}")
     before = _read_exported(text)
-    for kind, name in enumerate(plan.kinds):
+    for kind, name in enumerate(filters.kinds):
         after = _read_numbers(survivors / name)
         for task in tasks:
             had, has = (numbers.get(task.number, np.empty(0, np.int64)) for numbers in (before, after))
-            assert task.left_out is not None
-            save_left_out(task.left_out, np.setdiff1d(had, has), first_kind + kind)
+            assert task.dropped is not None
+            save_dropped(task.dropped, np.setdiff1d(had, has), first_kind + kind)
         before = after
     for folder in (text, survivors, text.with_name("scratch")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_text_folder(task: SubTask) -> None:
-    """Make the folder that subs export to."""
+def make_text_folder(task: ShardTask) -> None:
+    """Make the folder that shards export to."""
     _text_folder(task).mkdir()
 
 
-def _text_folder(task: SubTask) -> Path:
-    assert task.left_out is not None
-    return task.left_out.with_name("text")
+def _text_folder(task: ShardTask) -> Path:
+    assert task.dropped is not None
+    return task.dropped.with_name("text")
 
 
 def _read_exported(folder: Path) -> dict[int, np.ndarray]:
@@ -175,10 +180,10 @@ def _read_exported(folder: Path) -> dict[int, np.ndarray]:
 
 
 def _read_numbers(folder: Path) -> dict[int, np.ndarray]:
-    """The numbers of documents by sub, of lists of `sub number` lines."""
+    """The numbers of documents by shard, of lists of `shard number` lines."""
     parts = [np.fromfile(path, np.int64, sep=" ").reshape(-1, 2) for path in folder.iterdir()]
     pairs = np.concatenate([np.empty((0, 2), np.int64), *parts])
-    return {sub: pairs[pairs[:, 0] == sub, 1] for sub in np.unique(pairs[:, 0]).tolist()}
+    return {shard: pairs[pairs[:, 0] == shard, 1] for shard in np.unique(pairs[:, 0]).tolist()}
 
 
 def _check_names(path: str, what: str, names: Any, known: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Finding documents whose text was there before, letter for letter: the first in the input's order stays.
 
-Each sub writes the hashes of its documents in blocks, sorted by their first byte. Then equal hashes are looked for in
+Each shard writes the hashes of its documents in blocks, sorted by their first byte. Then equal hashes are looked for in
 one range of first bytes after the other, so memory is bounded whatever the number of documents.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ascend_cpt.data.readers.documents import Document, Tally
-from ascend_cpt.data.shards.documents import iter_documents, save_left_out
-from ascend_cpt.data.shards.task import Progress, SubTask
+from ascend_cpt.data.shards.documents import iter_documents, save_dropped
+from ascend_cpt.data.shards.task import Progress, ShardTask
 
 KIND = "duplicate"
 
@@ -29,11 +29,11 @@ _LOOKED_AT_BYTES = 128 << 20
 _REPORT_DOCUMENTS = 1024
 
 
-def hash_sub(task: SubTask, report: Callable[[Progress], None]) -> None:
-    """Write the hashes of a sub's documents beside the file that will say which are left out."""
-    assert task.left_out is not None
+def hash_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
+    """Write the hashes of a shard's documents beside the file that will say which are dropped."""
+    assert task.dropped is not None
     hashes: list[bytes] = []
-    with open(_hashes_path(task.left_out), "wb") as file:
+    with open(_hashes_path(task.dropped), "wb") as file:
         tally = Tally()
         for located in iter_documents(task, tally):
             hashes.append(_hash(located.document))
@@ -45,30 +45,30 @@ def hash_sub(task: SubTask, report: Callable[[Progress], None]) -> None:
         _write_block(file, hashes, tally.num_documents)
 
 
-def drop_duplicates(tasks: Sequence[SubTask], kind: int) -> None:
-    """Enter the duplicates among the documents that all subs have hashed, as of the kind with this number."""
-    paths = [task.left_out for task in tasks if task.left_out is not None]
+def drop_duplicates(tasks: Sequence[ShardTask], kind: int) -> None:
+    """Enter the duplicates among the documents that all shards have hashed, as of the kind with this number."""
+    paths = [task.dropped for task in tasks if task.dropped is not None]
     assert len(paths) == len(tasks)
     total_bytes = sum(_hashes_path(path).stat().st_size for path in paths)
     num_looks = min(_NUM_BUCKETS, total_bytes // _LOOKED_AT_BYTES + 1)
-    borders = [_NUM_BUCKETS * k // num_looks for k in range(num_looks + 1)]
-    for first, after in itertools.pairwise(borders):
+    boundaries = [_NUM_BUCKETS * k // num_looks for k in range(num_looks + 1)]
+    for first, after in itertools.pairwise(boundaries):
         parts = [_read_buckets(_hashes_path(path), first, after) for path in paths]
         entries = np.concatenate(parts)
-        subs = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        shards = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         # The sort is stable: of equal hashes the first in the input's order comes first.
         order = np.lexsort((entries["low"], entries["high"]))
-        entries, subs = entries[order], subs[order]
+        entries, shards = entries[order], shards[order]
         again = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-        numbers, subs = entries["number"][1:][again], subs[1:][again]
-        for sub in np.unique(subs).tolist():
-            save_left_out(paths[sub], numbers[subs == sub], kind)
+        numbers, shards = entries["number"][1:][again], shards[1:][again]
+        for shard in np.unique(shards).tolist():
+            save_dropped(paths[shard], numbers[shards == shard], kind)
     for path in paths:
         _hashes_path(path).unlink()
 
 
-def _hashes_path(left_out: Path) -> Path:
-    return left_out.with_suffix(".hashes")
+def _hashes_path(dropped: Path) -> Path:
+    return dropped.with_suffix(".hashes")
 
 
 def _hash(document: Document) -> bytes:

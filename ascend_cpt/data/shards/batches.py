@@ -1,4 +1,4 @@
-"""A sub's documents as token ids, batch by batch: from text, or from an indexed dataset that holds ids already."""
+"""A shard's documents as token ids, batch by batch: from text, or from an indexed dataset that holds ids already."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ascend_cpt.data.packed.megatron_indexed import INDEX_SUFFIX, IndexedReader, iter_documents
 from ascend_cpt.data.readers.documents import Document, Tally
 from ascend_cpt.data.shards.documents import iter_selected
-from ascend_cpt.data.shards.task import SubTask
+from ascend_cpt.data.shards.task import ShardTask
 from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.data.tokenizing.engine_choice import load_engine
 from ascend_cpt.errors import DataError
@@ -33,8 +33,8 @@ class Batch(NamedTuple):
     """Of the input read so far."""
 
 
-def iter_batches(task: SubTask, tally: Tally) -> Iterator[Batch]:
-    """Yield the sub's documents; what happens to its records is entered into `tally`."""
+def iter_batches(task: ShardTask, tally: Tally) -> Iterator[Batch]:
+    """Yield the shard's documents; what happens to its records is entered into `tally`."""
     if any(span.file.format == INDEXED_FORMAT for span in task.spans):
         yield from _iter_indexed(task, tally)
         return
@@ -45,7 +45,7 @@ def iter_batches(task: SubTask, tally: Tally) -> Iterator[Batch]:
         yield Batch(tuple(engine.encode_batch(part) for part in texts), text_bytes, weight)
 
 
-def _iter_texts(task: SubTask, tally: Tally) -> Iterator[tuple[list[Document], int]]:
+def _iter_texts(task: ShardTask, tally: Tally) -> Iterator[tuple[list[Document], int]]:
     batch: list[Document] = []
     num_chars = 0
     for located in iter_selected(task, tally):
@@ -58,7 +58,7 @@ def _iter_texts(task: SubTask, tally: Tally) -> Iterator[tuple[list[Document], i
         yield batch, sum(span.weight for span in task.spans)
 
 
-def _iter_indexed(task: SubTask, tally: Tally) -> Iterator[Batch]:
+def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
     """Documents whose last token is EOD lose it here, since packing adds it where it is wanted."""
     weight_before = 0
     for span in task.spans:

@@ -1,8 +1,8 @@
-"""Documents that are left out on purpose: exact duplicates, and what filters find.
+"""Documents that are dropped on purpose: exact duplicates, and what filters find.
 
-Which ones is decided before packing, in runs over the same subs. The decision lies beside the subs in the work folder,
-a file per sub: the numbers of its documents that are left out, each with the number of the kind. Packing counts them,
-and lists them with the rejects.
+Which ones is decided before packing, in runs over the same shards. The decision lies beside the shards in the work
+folder, a file per shard: the numbers of its documents that are dropped, each with the number of the kind. Packing
+counts them, and lists them with the rejects.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ascend_cpt.data.readers.formats import Record
 from ascend_cpt.data.readers.handlers import load_handler
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.data.readers.records import read_records
-from ascend_cpt.data.shards.task import SubTask
+from ascend_cpt.data.shards.task import ShardTask
 
 LISTING_FILE = "left_out.jsonl"
-"""In a sub's folder: its documents that were left out."""
+"""In a shard's folder: its documents that were dropped."""
 
 
 class Located(NamedTuple):
@@ -36,11 +36,11 @@ class Located(NamedTuple):
     file: InputFile
     record: Record
     weight: int
-    """Of the sub's input before it."""
+    """Of the shard's input before it."""
 
 
-def iter_documents(task: SubTask, tally: Tally) -> Iterator[Located]:
-    """Yield the good documents of a sub; what happens to its records is entered into `tally`."""
+def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
+    """Yield the good documents of a shard; what happens to its records is entered into `tally`."""
     handler = load_handler(task.handler_name)
     number = weight_before = 0
     for span in task.spans:
@@ -53,20 +53,20 @@ def iter_documents(task: SubTask, tally: Tally) -> Iterator[Located]:
         weight_before += span.weight
 
 
-def iter_selected(task: SubTask, tally: Tally) -> Iterator[Located]:
-    """Yield the documents that are not left out; count the others in `tally` and list them in the sub's folder."""
-    if task.left_out is None:
+def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
+    """Yield the documents that are not left out; count the others in `tally` and list them in the shard's folder."""
+    if task.dropped is None:
         yield from iter_documents(task, tally)
         return
-    numbers, kinds = load_left_out(task.left_out)
-    names = task.left_out_kinds
+    numbers, kinds = load_dropped(task.dropped)
+    names = task.drop_kinds
     cursor = 0
     with open(task.folder / LISTING_FILE, "w", encoding="utf-8") as listing:
         for located in iter_documents(task, tally):
             if cursor < len(numbers) and numbers[cursor] == located.number:
                 kind = names[int(kinds[cursor])]
                 tally.num_documents -= 1
-                tally.left_out[kind] = tally.left_out.get(kind, 0) + 1
+                tally.dropped[kind] = tally.dropped.get(kind, 0) + 1
                 _list(listing, located, kind)
                 cursor += 1
             else:
@@ -74,25 +74,24 @@ def iter_selected(task: SubTask, tally: Tally) -> Iterator[Located]:
     assert cursor == len(numbers), "the input is not what the selection was made of"
 
 
-def save_left_out(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:
-    """Add documents of a kind to a sub's file; they need not be in order."""
+def save_dropped(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:
+    """Add documents of a kind to a shard's file; they need not be in order."""
     entries = np.stack([numbers, np.full(len(numbers), kind, np.int64)], 1)
     with open(path, "ab") as file:
         file.write(entries.astype("<i8").tobytes())
 
 
-def load_left_out(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the numbers of a sub's documents that are left out, in order, and their kinds."""
+def load_dropped(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the numbers of a shard's documents that are dropped, in order, and their kinds."""
     entries = np.fromfile(path, "<i8").reshape(-1, 2) if path.exists() else np.empty((0, 2), np.int64)
     entries = entries[np.argsort(entries[:, 0], kind="stable")]
     return entries[:, 0], entries[:, 1]
 
 
-def with_left_out(tasks: Sequence[SubTask], folder: Path, kinds: Sequence[str]) -> list[SubTask]:
-    """The subs, with the files in `folder` that say what each leaves out."""
+def with_dropped(tasks: Sequence[ShardTask], folder: Path, kinds: Sequence[str]) -> list[ShardTask]:
+    """The shards, with the files in `folder` that say what each leaves out."""
     return [
-        dataclasses.replace(task, left_out=folder / f"{task.number}.left_out", left_out_kinds=tuple(kinds))
-        for task in tasks
+        dataclasses.replace(task, dropped=folder / f"{task.number}.left_out", drop_kinds=tuple(kinds)) for task in tasks
     ]
 
 

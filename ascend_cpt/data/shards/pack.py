@@ -1,6 +1,6 @@
-"""One sub: its part of the input read, tokenized, packed and written. This is what runs in the worker processes.
+"""One shard: its part of the input read, tokenized, packed and written. This is what runs in the worker processes.
 
-A sub's work is committed by its result file, written last: a sub that has one is whole and is not done again.
+A shard's work is committed by its result file, written last: a shard that has one is whole and is not done again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ascend_cpt.data.packed.manifest import Shard
 from ascend_cpt.data.packed.shard_writers import open_output
 from ascend_cpt.data.readers.documents import Reject, Tally
 from ascend_cpt.data.shards.batches import iter_batches
-from ascend_cpt.data.shards.task import Progress, SubTask
+from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
 
@@ -25,7 +25,7 @@ RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubResult:
+class ShardResult:
     """What came out of a sub."""
 
     shards: tuple[Shard, ...]
@@ -37,8 +37,8 @@ class SubResult:
     """Documents left out on purpose, by kind."""
 
 
-def pack_sub(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
-    """Do the sub and commit its result; `report` is called after each batch.
+def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
+    """Do the shard and commit its result; `report` is called after each batch.
 
     Raises:
         DataError: the input cannot be read, or the output cannot be written.
@@ -59,15 +59,15 @@ def pack_sub(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
     return result
 
 
-def load_result(task: SubTask) -> SubResult | None:
-    """Return the sub's committed result, None when there is none of this run."""
+def load_result(task: ShardTask) -> ShardResult | None:
+    """Return the shard's committed result, None when there is none of this run."""
     try:
         record = json.loads((task.folder / RESULT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     if record["run"] != task.run:
         return None
-    return SubResult(
+    return ShardResult(
         shards=tuple(Shard(**shard) for shard in record["shards"]),
         num_records=record["num_records"],
         num_filtered=record["num_filtered"],
@@ -76,7 +76,7 @@ def load_result(task: SubTask) -> SubResult | None:
     )
 
 
-def _pack(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
+def _pack(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
     tally = Tally()
     vocab_size = task.tokenizer.info.vocab_size
     outputs = [open_output(task.output_format, task.folder / name, task.layout, vocab_size) for name in task.file_names]
@@ -88,10 +88,10 @@ def _pack(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
         num_tokens = sum(output.num_tokens for output in outputs)
         report(Progress(weight=batch.weight, num_documents=tally.num_documents, num_tokens=num_tokens))
     tally.check()
-    return SubResult(
+    return ShardResult(
         shards=tuple(output.close(tally.num_documents, text_bytes[k]) for k, output in enumerate(outputs)),
         num_records=tally.num_records,
         num_filtered=tally.num_filtered,
         rejects=tuple(tally.rejects),
-        left_out=tally.left_out,
+        left_out=tally.dropped,
     )

@@ -1,4 +1,4 @@
-"""Running subs as Ray tasks, on one machine or many that share a file system."""
+"""Running shards as Ray tasks, on one machine or many that share a file system."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ascend_cpt
-from ascend_cpt.data.shards.pack import SubResult, pack_sub
-from ascend_cpt.data.shards.task import Progress, SubTask
+from ascend_cpt.data.shards.pack import ShardResult, pack_shard
+from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
 
 _MAX_RETRIES = 5
@@ -20,15 +20,15 @@ _WORKER_VARIABLES = {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "TOKENI
 
 
 def run_subs_on_ray(
-    tasks: Sequence[SubTask], address: str | None, on_progress: Callable[[Progress], None]
-) -> dict[int, SubResult]:
-    """Run the subs on the Ray cluster at `address` (a new local one without); return their results by sub number.
+    tasks: Sequence[ShardTask], address: str | None, on_progress: Callable[[Progress], None]
+) -> dict[int, ShardResult]:
+    """Run the shards on the Ray cluster at `address` (a new local one without); return their results by shard number.
 
-    The cluster schedules one sub per core. A sub whose worker or node is lost is done again elsewhere; progress is told
-    by finished subs. Input, tokenizer and output have to be at the same paths on all nodes.
+    The cluster schedules one shard per core. A shard whose worker or node is lost is done again elsewhere; progress is
+    told by finished shards. Input, tokenizer and output have to be at the same paths on all nodes.
 
     Raises:
-        DataError: Ray is missing or not there, a sub met bad input or could not write, or nodes were lost too often.
+        DataError: Ray is missing or not there, a shard met bad input or could not write, or nodes were lost too often.
     """
     try:
         import ray
@@ -48,10 +48,10 @@ def run_subs_on_ray(
             ray.shutdown()
 
 
-def _run(ray: Any, tasks: Sequence[SubTask], on_progress: Callable[[Progress], None]) -> dict[int, SubResult]:
+def _run(ray: Any, tasks: Sequence[ShardTask], on_progress: Callable[[Progress], None]) -> dict[int, ShardResult]:
     remote = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")(_pack)
     pending = {remote.remote(_make_absolute(task)): task for task in tasks}
-    results: dict[int, SubResult] = {}
+    results: dict[int, ShardResult] = {}
     done = Progress(weight=0, num_documents=0, num_tokens=0)
     while pending:
         finished, _ = ray.wait(list(pending), timeout=_POLL_S)
@@ -63,8 +63,9 @@ def _run(ray: Any, tasks: Sequence[SubTask], on_progress: Callable[[Progress], N
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise DataError(
-                    f"sub {task.number} was lost {_MAX_RETRIES + 1} times with its worker or node ({error}); finished "
-                    "subs are kept: run the same command again"
+                    f"shard {task.number} was lost {_MAX_RETRIES + 1} times with its worker or node ({error}); "
+                    "finished "
+                    "shards are kept: run the same command again"
                 ) from error
             done = Progress(
                 weight=done.weight + sum(span.weight for span in task.spans),
@@ -75,11 +76,11 @@ def _run(ray: Any, tasks: Sequence[SubTask], on_progress: Callable[[Progress], N
     return results
 
 
-def _pack(task: SubTask) -> SubResult:
-    return pack_sub(task, lambda progress: None)
+def _pack(task: ShardTask) -> ShardResult:
+    return pack_shard(task, lambda progress: None)
 
 
-def _make_absolute(task: SubTask) -> SubTask:
+def _make_absolute(task: ShardTask) -> ShardTask:
     """The task with absolute paths: a worker has a working folder of its own."""
 
     def absolute(path: str | Path) -> str:
@@ -95,5 +96,5 @@ def _make_absolute(task: SubTask) -> SubTask:
         spans=spans,
         tokenizer=tokenizer,
         folder=Path(absolute(task.folder)),
-        left_out=None if task.left_out is None else Path(absolute(task.left_out)),
+        dropped=None if task.dropped is None else Path(absolute(task.dropped)),
     )

@@ -13,7 +13,7 @@ from ascend_cpt.data.tokenizing.engine_choice import EngineChoice
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubTask:
+class ShardTask:
     """All that a worker needs to know about a sub."""
 
     number: int
@@ -21,7 +21,7 @@ class SubTask:
     """Identifies what the run makes; results of another are not taken."""
     spans: tuple[Span, ...]
     folder: Path
-    """Where the sub's files are once it is whole."""
+    """Where the shard's files are once it is whole."""
     file_names: tuple[str, ...]
     """The data file of each key."""
     keys: tuple[str, ...]
@@ -31,15 +31,15 @@ class SubTask:
     engine: EngineChoice
     layout: RowLayout
     output_format: str
-    left_out: Path | None = None
-    """The file that says which documents are left out, None for none."""
-    left_out_kinds: tuple[str, ...] = ()
+    dropped: Path | None = None
+    """The file that says which documents are dropped, None for none."""
+    drop_kinds: tuple[str, ...] = ()
     """Names of the kinds in that file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a sub has come."""
+    """How far a shard has come."""
 
     weight: int
     """Of its spans' weight."""

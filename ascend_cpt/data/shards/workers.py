@@ -1,4 +1,4 @@
-"""Running subs on worker processes of this machine, with their progress."""
+"""Running shards on worker processes of this machine, with their progress."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from ascend_cpt.data.shards.task import Progress, SubTask
+from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
 from ascend_cpt.processes import die_with_parent
 
 T = TypeVar("T")
-Job = Callable[[SubTask, Callable[[Progress], None]], T]
+Job = Callable[[ShardTask, Callable[[Progress], None]], T]
 
 _POLL_S = 0.2
 
 _slots: Any = None
-"""In a worker: three numbers per sub, shared with the main process. Each sub writes its own, so no lock is needed and a
-worker that is killed leaves none held."""
+"""In a worker: three numbers per shard, shared with the main process. Each shard writes its own, so no lock is needed
+and a worker that is killed leaves none held."""
 
 
-def run_subs(
+def run_shards(
     job: Job[T],
-    tasks: Sequence[SubTask],
+    tasks: Sequence[ShardTask],
     workers: int,
     on_progress: Callable[[Progress], None],
     *,
     fork: bool = False,
 ) -> dict[int, T]:
-    """Do a job for each sub on `workers` processes (in this one when that is enough); return the results by sub number.
+    """Do a job for each shard on `workers` processes (in this one when that is enough); return the results by shard
+    number.
 
-    `on_progress` gets the sum over the subs, several times a second. With `fork` the workers take over what is loaded
+    `on_progress` gets the sum over the shards, several times a second. With `fork` the workers take over what is loaded
     here, the tokenizer above all; that is safe only where no other thread is at work.
 
     Raises:
-        DataError: a sub met bad input or could not write, or a worker died; finished subs stay committed.
+        DataError: a shard met bad input or could not write, or a worker died; finished shards stay committed.
     """
     if workers == 1 or len(tasks) <= 1:
         return _run_here(job, tasks, on_progress)
@@ -48,12 +49,12 @@ def run_subs(
     pool = ProcessPoolExecutor(
         num_processes, mp_context=context, initializer=_begin_worker, initargs=(slots, os.getpid())
     )
-    futures = {pool.submit(_run_sub, job, task, slot): task for slot, task in enumerate(tasks)}
+    futures = {pool.submit(_run_shard, job, task, slot): task for slot, task in enumerate(tasks)}
     try:
         results = _collect(futures, lambda: on_progress(_sum_slots(slots)))
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed (out of memory?); the finished subs are kept: run the same command again, "
+            "a worker process was killed (out of memory?); the finished shards are kept: run the same command again, "
             "with fewer --workers if memory is short"
         ) from error
     finally:
@@ -62,7 +63,7 @@ def run_subs(
     return results
 
 
-def _run_here(job: Job[T], tasks: Sequence[SubTask], on_progress: Callable[[Progress], None]) -> dict[int, T]:
+def _run_here(job: Job[T], tasks: Sequence[ShardTask], on_progress: Callable[[Progress], None]) -> dict[int, T]:
     slots = [0] * (3 * len(tasks))
     results = {}
     for slot, task in enumerate(tasks):
@@ -75,7 +76,7 @@ def _run_here(job: Job[T], tasks: Sequence[SubTask], on_progress: Callable[[Prog
     return results
 
 
-def _collect(futures: dict[Future[T], SubTask], on_poll: Callable[[], None]) -> dict[int, T]:
+def _collect(futures: dict[Future[T], ShardTask], on_poll: Callable[[], None]) -> dict[int, T]:
     results = {}
     pending = set(futures)
     while pending:
@@ -101,5 +102,5 @@ def _begin_worker(slots: Any, main_process: int) -> None:
     die_with_parent(main_process)
 
 
-def _run_sub(job: Job[T], task: SubTask, slot: int) -> T:
+def _run_shard(job: Job[T], task: ShardTask, slot: int) -> T:
     return job(task, lambda progress: _fill_slot(_slots, slot, progress))

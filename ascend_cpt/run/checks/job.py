@@ -9,8 +9,8 @@ from importlib import metadata
 from typing import Any
 
 from ascend_cpt.checkpoint.fingerprint import flatten
-from ascend_cpt.cluster.agreement import Agreement
-from ascend_cpt.cluster.storage import check_same, check_topology
+from ascend_cpt.cluster.job.channel import JobChannel
+from ascend_cpt.cluster.job.checks import check_same, check_topology
 from ascend_cpt.data.packed.manifest import verify_once
 from ascend_cpt.run.resolved_run import ResolvedRun
 
@@ -21,27 +21,27 @@ PACKAGES = ("mindspore", "mindformers", "numpy", "safetensors")
 logger = logging.getLogger(__name__)
 
 
-def check_job(run: ResolvedRun, agreement: Agreement) -> None:
+def check_job(run: ResolvedRun, channel: JobChannel) -> None:
     """Make sure that the processes of a job fit together; what is read of data is read once per node.
 
     Raises:
         ClusterError: when a node differs, naming it and in what, or another process failed.
         DataError: when a data file of this node differs from its manifest (without shared storage).
     """
-    check_same(agreement, "software", list_software())
-    check_same(agreement, "recipe", list_facts(run))
+    check_same(channel, "software", list_software())
+    check_same(channel, "recipe", list_facts(run))
     storage = run.config.cpt.storage
-    check_topology(agreement, run.run_dir, shared=storage.shared)
+    check_topology(channel, run.run_dir, shared=storage.shared)
     if storage.shared:
         # MindFormers recognises some file systems only; ours was just seen to be shared.
         known = filter(None, [os.environ.get(SHARED_PATHS)])
         os.environ[SHARED_PATHS] = ",".join([*known, str(run.run_dir.absolute())])
     if not storage.shared and storage.verify_data:
-        if agreement.is_first_on_node:
+        if channel.is_first_on_node:
             for dataset in (*run.sources, *run.validation):
                 num_bytes = verify_once(dataset.manifest, run.run_dir / VERIFIED_NAME)
                 logger.info("verified %s: %d bytes read", dataset.name, num_bytes)
-        agreement.exchange("data verified", True)
+        channel.all_gather("data verified", True)
 
 
 def list_software() -> dict[str, str]:

@@ -27,7 +27,7 @@ from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.models import register_models
 from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.model.sizes import read_sizes
-from ascend_cpt.run.mindformers_yaml import BORDER_SETTINGS
+from ascend_cpt.run.mindformers_yaml import BOUNDARY_SETTINGS
 from ascend_cpt.weights.mapping import to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
@@ -46,19 +46,25 @@ def mindformers_context() -> None:
 
 
 @cache
-def build(name: str, borders: str) -> Any:
+def build(name: str, boundaries: str) -> Any:
     """Return the loss of a reference model as a function of the inputs of `RowFormat`, and the network's weights."""
     folder = REFERENCE / name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     fields = {key: value for key, value in config.items() if key not in ("dtype", "transformers_version")}
-    settings = {"seq_length": LENGTH, "pad_token_id": PAD, "hidden_dropout": 0.0, **BORDER_SETTINGS[borders], **TYPES}
+    settings = {
+        "seq_length": LENGTH,
+        "pad_token_id": PAD,
+        "hidden_dropout": 0.0,
+        **BOUNDARY_SETTINGS[boundaries],
+        **TYPES,
+    }
     network = build_network(MindFormerConfig(model_config={**fields, **settings}))
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     weights = {key: value.astype(np.float32) for key, value in load_file(folder / "model.safetensors").items()}
     for key, weight in to_mindformers(weights, read_sizes(config)).items():
         parameters[key].set_data(Tensor(weight))
     network.set_train(True)
-    ordered = DataOrderWrapperCell(list(make_format(borders).columns), network)
+    ordered = DataOrderWrapperCell(list(make_format(boundaries).columns), network)
 
     def compute_loss(*inputs: Tensor) -> Tensor:
         return ordered(*inputs)[0]
@@ -67,8 +73,8 @@ def build(name: str, borders: str) -> Any:
     return ms.value_and_grad(compute_loss, None, [embedding])
 
 
-def make_format(borders: str) -> RowFormat:
-    return RowFormat(seq_length=LENGTH, pad_id=PAD, eod_id=EOD, borders=borders)
+def make_format(boundaries: str) -> RowFormat:
+    return RowFormat(seq_length=LENGTH, pad_id=PAD, eod_id=EOD, boundaries=boundaries)
 
 
 def make_row() -> np.ndarray:
@@ -78,13 +84,15 @@ def make_row() -> np.ndarray:
     return np.concatenate([first, [EOD], second]).astype(np.int32)
 
 
-def evaluate(name: str, borders: str, row: np.ndarray, counted: slice = slice(None)) -> tuple[float, int, np.ndarray]:
+def evaluate(
+    name: str, boundaries: str, row: np.ndarray, counted: slice = slice(None)
+) -> tuple[float, int, np.ndarray]:
     """Return the mean loss over the `counted` labels of a row, their number, and the gradient of the embedding."""
-    columns = [column.copy() for column in make_format(borders).make(row, 0)]
+    columns = [column.copy() for column in make_format(boundaries).make(row, 0)]
     keep = np.zeros(LENGTH, bool)
     keep[counted] = True
     columns[1][~keep] = IGNORE_LABEL
-    loss, (gradient,) = build(name, borders)(*(Tensor(column[None]) for column in columns))
+    loss, (gradient,) = build(name, boundaries)(*(Tensor(column[None]) for column in columns))
     return float(loss.asnumpy().reshape(-1)[0]), int((columns[1] != IGNORE_LABEL).sum()), gradient.asnumpy()
 
 

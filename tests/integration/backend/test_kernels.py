@@ -45,7 +45,7 @@ def causal_mask() -> Array:
 
 
 def document_mask() -> Array:
-    """Causal, and the documents of a row (borders differ by row) do not see each other."""
+    """Causal, and the documents of a row (boundaries differ by row) do not see each other."""
     documents = np.array([[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 2]])
     other = documents[:, :, None] != documents[:, None, :]
     return np.maximum(causal_mask(), other[:, None, :, :])

@@ -113,7 +113,7 @@ def test_what_a_llama_cannot_be_is_named(change: dict[str, Any], named: str) -> 
         build_network(MindFormerConfig(model_config={**read_config("llama2"), **change}))
 
 
-def test_a_mask_of_document_borders_makes_a_document_independent_of_the_one_before() -> None:
+def test_a_mask_of_document_boundaries_makes_a_document_independent_of_the_one_before() -> None:
     network = build_network(
         MindFormerConfig(
             model_config={

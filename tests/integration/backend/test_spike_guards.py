@@ -18,7 +18,7 @@ from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.training import spike_guards as guards
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig
-from ascend_cpt.monitor.guard import GRAD_NORM_SPIKE, LOSS_SPIKE, OVERFLOW, StepJudge, Verdict
+from ascend_cpt.monitor.guard import GRAD_NORM_SPIKE, LOSS_SPIKE, OVERFLOW, StepJudge, StepVerdict
 
 SPIKE = SpikeConfig(sigmas=3.0, window_steps=4)
 
@@ -67,7 +67,7 @@ class Run:
         self.guard = StepGuard(StepJudge(config), run_dir=tmp_path, list_rows=lambda step: [], reports=True)
         self.step = 0
 
-    def train(self, x: float, loss: float) -> Verdict:
+    def train(self, x: float, loss: float) -> StepVerdict:
         """Take a step with the gradient `x` and the loss `loss`."""
         self.step += 1
         y = np.float32(loss) - np.float32(self.weight) * np.float32(x)
@@ -77,7 +77,7 @@ class Run:
             step=self.step,
             loss=float(outputs[0].asnumpy()),
             grad_norm=float(outputs[4].asnumpy().reshape(-1)[0]),
-            left_out=bool(outputs[1].asnumpy()),
+            is_skipped=bool(outputs[1].asnumpy()),
         )
 
     @property
@@ -93,7 +93,7 @@ def test_the_weights_are_untouched_by_spikes_and_by_what_is_not_finite(tmp_path:
     run = Run(BOTH, tmp_path)
     for x, loss in ((0.5, 2.0), (0.5, 2.25), (0.5, 2.0), (0.5, 2.25)):
         before = run.weight
-        assert run.train(x, loss) == Verdict()
+        assert run.train(x, loss) == StepVerdict()
         assert run.weight == before - 0.125 * x
     weight = run.weight
     assert run.train(0.5, 5.0).skipped == LOSS_SPIKE
@@ -102,7 +102,7 @@ def test_the_weights_are_untouched_by_spikes_and_by_what_is_not_finite(tmp_path:
     assert run.weight == weight
     assert run.guard.num_skipped == 3
     assert int(run.optimizer.global_step.asnumpy()[0]) == run.step, "the learning rate goes on with the steps"
-    assert run.train(0.5, 2.0) == Verdict() and run.weight == weight - 0.125 * 0.5
+    assert run.train(0.5, 2.0) == StepVerdict() and run.weight == weight - 0.125 * 0.5
 
 
 @pytest.mark.usefixtures("_mode")
@@ -111,7 +111,7 @@ def test_only_what_was_asked_for_is_guarded(tmp_path: Path) -> None:
     for x in (0.5, 0.75, 0.5, 0.75):
         run.train(x, 2.0)
     weight = run.weight
-    assert run.train(0.5, 50.0) == Verdict() and run.weight < weight
+    assert run.train(0.5, 50.0) == StepVerdict() and run.weight < weight
     weight = run.weight
     assert run.train(2.0, 2.0).skipped == GRAD_NORM_SPIKE and run.weight == weight
 

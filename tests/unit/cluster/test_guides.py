@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.cluster.options import OPTIONS
-from ascend_cpt.cluster.schedulers import SCHEDULERS
+from ascend_cpt.cluster.launch.arguments import OPTIONS
+from ascend_cpt.cluster.launch.schedulers import SCHEDULERS
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
 MULTI_NODE = (REPO_ROOT / "docs/multi_node.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig
-from ascend_cpt.monitor.guard import GRAD_NORM_SPIKE, LOSS_SPIKE, OVERFLOW, SpikeWindow, StepJudge, Verdict
+from ascend_cpt.monitor.guard import GRAD_NORM_SPIKE, LOSS_SPIKE, OVERFLOW, SpikeWindow, StepJudge, StepVerdict
 
 SPIKES = GuardConfig(
     loss_spike=SpikeConfig(sigmas=3.0, window_steps=8),
@@ -20,12 +20,14 @@ SPIKES = GuardConfig(
 )
 
 
-def judge(judge: StepJudge, step: int, loss: float, grad_norm: float | None = 1.0, **changes: Any) -> Verdict:
+def judge(judge: StepJudge, step: int, loss: float, grad_norm: float | None = 1.0, **changes: Any) -> StepVerdict:
     """Judge a step as the device would treat it: it leaves out what is above the limit of the loss or not finite."""
-    left_out = not (loss <= judge.loss_limit and math.isfinite(loss)) or (
+    is_skipped = not (loss <= judge.loss_limit and math.isfinite(loss)) or (
         grad_norm is not None and not math.isfinite(grad_norm)
     )
-    return judge.judge(step=step, loss=loss, grad_norm=grad_norm, **{"left_out": left_out, "scaled": False, **changes})
+    return judge.judge(
+        step=step, loss=loss, grad_norm=grad_norm, **{"is_skipped": is_skipped, "scaled": False, **changes}
+    )
 
 
 def test_limit_is_mean_plus_sigmas_deviations_of_the_window() -> None:
@@ -40,9 +42,9 @@ def test_limit_is_mean_plus_sigmas_deviations_of_the_window() -> None:
 def test_spikes_are_skipped_and_counted() -> None:
     steps = StepJudge(SPIKES)
     for step in range(1, 9):
-        assert judge(steps, step, 2.0 + step % 2 / 10) == Verdict()
-    assert judge(steps, 9, 5.0) == Verdict(skipped=LOSS_SPIKE)
-    assert judge(steps, 10, 2.0, grad_norm=1.5) == Verdict(skipped=GRAD_NORM_SPIKE)
+        assert judge(steps, step, 2.0 + step % 2 / 10) == StepVerdict()
+    assert judge(steps, 9, 5.0) == StepVerdict(skipped=LOSS_SPIKE)
+    assert judge(steps, 10, 2.0, grad_norm=1.5) == StepVerdict(skipped=GRAD_NORM_SPIKE)
     assert steps.num_skipped == 2
 
 
@@ -57,7 +59,7 @@ def test_skips_in_a_row_end_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "grad_norm", "left_out", "stop"),
+    ("loss", "grad_norm", "is_skipped", "stop"),
     [
         (math.nan, math.nan, True, "the loss is nan"),
         (math.inf, 1.0, True, "the loss is inf"),
@@ -66,20 +68,22 @@ def test_skips_in_a_row_end_the_run() -> None:
         (2.0, 1.0, False, ""),
     ],
 )
-def test_what_is_not_finite_stops(loss: float, grad_norm: float | None, left_out: bool, stop: str) -> None:
-    verdict = StepJudge(GuardConfig()).judge(step=1, loss=loss, grad_norm=grad_norm, left_out=left_out, scaled=False)
-    assert verdict.stop == stop and verdict.skipped == (OVERFLOW if left_out else "")
+def test_what_is_not_finite_stops(loss: float, grad_norm: float | None, is_skipped: bool, stop: str) -> None:
+    verdict = StepJudge(GuardConfig()).judge(
+        step=1, loss=loss, grad_norm=grad_norm, is_skipped=is_skipped, scaled=False
+    )
+    assert verdict.stop == stop and verdict.skipped == (OVERFLOW if is_skipped else "")
 
 
 def test_overflow_under_an_adapting_loss_scale_is_no_reason_to_stop() -> None:
     steps = StepJudge(GuardConfig())
-    assert judge(steps, 1, 2.0, grad_norm=math.inf, scaled=True) == Verdict(skipped=OVERFLOW)
+    assert judge(steps, 1, 2.0, grad_norm=math.inf, scaled=True) == StepVerdict(skipped=OVERFLOW)
     assert judge(steps, 2, math.nan, grad_norm=math.nan, scaled=True).stop == "the loss is nan"
 
 
 def test_without_the_stop_a_run_of_bad_steps_still_ends() -> None:
     steps = StepJudge(GuardConfig(stop_on_non_finite=False, max_skips_in_a_row=2))
-    assert judge(steps, 1, math.nan) == Verdict(skipped=OVERFLOW)
+    assert judge(steps, 1, math.nan) == StepVerdict(skipped=OVERFLOW)
     assert judge(steps, 2, math.nan).stop.startswith("2 steps in a row")
 
 
@@ -89,7 +93,7 @@ def test_a_new_phase_starts_a_new_window() -> None:
         judge(steps, step, 2.0)
     assert steps.loss_limit == 2.0, "step 8 is of the first phase"
     judge(steps, 8, 2.0)
-    assert steps.loss_limit == math.inf and judge(steps, 9, 50.0) == Verdict()
+    assert steps.loss_limit == math.inf and judge(steps, 9, 50.0) == StepVerdict()
 
 
 @given(

@@ -74,7 +74,7 @@ def test_the_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> N
     ("assignment", "message"),
     [
         ("cpt.seq_length=1024", "at least 2048 "),
-        ("model.model_config.use_ring_attention=True", "ring attention knows no borders"),
+        ("model.model_config.use_ring_attention=True", "ring attention knows no boundaries"),
         ("model.model_config.use_flash_attention=False", "needs flash attention"),
         ("model.model_config.use_eod_reset=True", "use_eod_reset: remove it; set cpt.document_attention"),
     ],
@@ -86,7 +86,7 @@ def test_what_ascend_cannot_do_is_refused(make_manifest: MakeManifest, assignmen
 
 def test_another_way_of_splitting_rows_is_refused(make_manifest: MakeManifest) -> None:
     changes = ["parallel_config.context_parallel=2", "parallel_config.model_parallel=4"]
-    assert resolve_big(make_manifest, *changes).row_format.borders == "ends"
+    assert resolve_big(make_manifest, *changes).row_format.boundaries == "ends"
     with pytest.raises(ConfigError, match="context_parallel_algo ulysses_cp was never tried"):
         resolve_big(make_manifest, *changes, "parallel_config.context_parallel_algo=ulysses_cp")
 
@@ -96,11 +96,11 @@ def test_a_misspelt_choice_is_refused(make_manifest: MakeManifest) -> None:
         resolve_run(TINY, make_manifest(), "cpt.document_attention=inside")
 
 
-def test_datasets_without_borders_or_with_different_ones_are_refused(make_manifest: MakeManifest) -> None:
-    borderless = dataclasses.replace(make_manifest(), settings={"append_eod": False})
+def test_datasets_without_boundaries_or_with_different_ones_are_refused(make_manifest: MakeManifest) -> None:
+    without_eod = dataclasses.replace(make_manifest(), settings={"append_eod": False})
     with pytest.raises(ConfigError, match="code was packed without end-of-document tokens"):
-        resolve_run(TINY, borderless, WITHIN)
-    assert resolve_run(TINY, borderless).row_format.borders == "none"
+        resolve_run(TINY, without_eod, WITHIN)
+    assert resolve_run(TINY, without_eod).row_format.boundaries == "none"
     with pytest.raises(ConfigError, match=r"end documents with different tokens: code \(0\), general \(5\)"):
         resolve_run(TINY, make_manifest(), WITHIN, validation=make_manifest(eod_id=5))
 

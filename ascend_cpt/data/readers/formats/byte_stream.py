@@ -13,7 +13,7 @@ from ascend_cpt.errors import DataError
 BLOCK_BYTES = 4 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# Part of how compressed input is cut into subs: another size puts the cuts elsewhere.
+# Part of how compressed input is cut into shards: another size puts the cuts elsewhere.
 _FEED_BYTES = 16 << 10
 _ZSTD_WINDOW_BYTES = 1 << 31
 

@@ -1,4 +1,4 @@
-"""Packed rows as the network gets them: labels, padding, document borders told in two ways that mean the same."""
+"""Packed rows as the network gets them: labels, padding, document boundaries told in two ways that mean the same."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat, draw_
 EOD, PAD = 0, 9
 
 
-def make_format(borders: str = "none", seq_length: int = 8, micro_batch_size: int = 1) -> RowFormat:
-    return RowFormat(seq_length=seq_length, pad_id=PAD, eod_id=EOD, borders=borders, micro_batch_size=micro_batch_size)
+def make_format(boundaries: str = "none", seq_length: int = 8, micro_batch_size: int = 1) -> RowFormat:
+    return RowFormat(
+        seq_length=seq_length, pad_id=PAD, eod_id=EOD, boundaries=boundaries, micro_batch_size=micro_batch_size
+    )
 
 
 def row_of(*tokens: int) -> np.ndarray:
@@ -63,7 +65,7 @@ def test_a_row_that_ends_with_a_document_has_no_empty_one() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
-def test_both_ways_tell_the_same_borders(tokens: list[int]) -> None:
+def test_both_ways_tell_the_same_boundaries(tokens: list[int]) -> None:
     """What flash attention makes of the ends, causal attention in each stretch between two, is the dense mask."""
     row = row_of(*tokens, 1)
     length = len(tokens)

@@ -18,15 +18,14 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ascend_cpt.data.readers import byte_stream, txt_file
-from ascend_cpt.data.readers.formats import ReadOptions, Record, load_reader
+from ascend_cpt.data.readers.formats import ReadOptions, Record, byte_stream, load_reader, txt_file
 from ascend_cpt.data.readers.handlers import GeneralPretrainHandler, Handler, WikiTextHandler
 from ascend_cpt.data.readers.input_files import InputFile, find_input_files
 from ascend_cpt.data.readers.records import read_records
 from ascend_cpt.data.readers.spans import Span
 from ascend_cpt.errors import DataError
 
-WIKITEXT = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "wikitext2"
+WIKITEXT = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "wikitext2"
 OPTIONS = ReadOptions(columns=("text",))
 # No carriage returns and surrogates: csv and txt change the former, no file holds the latter.
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), min_size=1, max_size=40)
@@ -306,7 +305,7 @@ def test_damaged_compressed_files(tmp_path: Path, name: str) -> None:
 
 WIKI_LINES = st.lists(
     st.sampled_from(
-        [" ", " = Title = ", " = = Section = = ", " = E = mc2 = ", " = X = ", "Text .", " = = = Sub = = = "]
+        [" ", " = Title = ", " = = Section = = ", " = E = mc2 = ", " = X = ", "Text .", " = = = Shard = = = "]
     ),
     max_size=14,
 )

@@ -21,13 +21,13 @@ def make_files(num_files: int) -> list[InputFile]:
     return [InputFile(path=f"/{k}", name=str(k), format="json", size_bytes=1) for k in range(num_files)]
 
 
-@given(extents=st.lists(st.lists(EXTENT, max_size=4), min_size=1, max_size=6), num_subs=st.integers(1, 40))
-def test_each_position_is_in_one_span_and_in_order(extents: list[list[Extent]], num_subs: int) -> None:
+@given(extents=st.lists(st.lists(EXTENT, max_size=4), min_size=1, max_size=6), num_shards=st.integers(1, 40))
+def test_each_position_is_in_one_span_and_in_order(extents: list[list[Extent]], num_shards: int) -> None:
     files = make_files(len(extents))
-    subs = split_input(files, extents, num_subs)
-    assert len(subs) == num_subs
+    shards = split_input(files, extents, num_shards)
+    assert len(shards) == num_shards
     met: dict[str, int] = {}
-    spans: list[Span] = [span for sub in subs for span in sub]
+    spans: list[Span] = [span for shard in shards for span in shard]
     assert [span.file.path for span in spans] == sorted(span.file.path for span in spans)
     for span in spans:
         assert span.start == met.get(span.file.path, 0) < span.stop
@@ -36,18 +36,18 @@ def test_each_position_is_in_one_span_and_in_order(extents: list[list[Extent]], 
     assert met == {path: size for path, size in sizes.items() if size}
 
 
-@pytest.mark.parametrize("num_subs", [1, 2, 3, 7, 100, 1003])
-def test_parts_are_about_equal_by_weight(num_subs: int) -> None:
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 7, 100, 1003])
+def test_parts_are_about_equal_by_weight(num_shards: int) -> None:
     extents = [[Extent(num_positions=100_000, weight=10_000_000)], [Extent(num_positions=900_000, weight=10_000_000)]]
-    subs = split_input(make_files(2), extents, num_subs)
-    weights = [sum(span.weight for span in sub) for sub in subs]
-    assert all(abs(weight - 20_000_000 / num_subs) < 200 for weight in weights)
+    shards = split_input(make_files(2), extents, num_shards)
+    weights = [sum(span.weight for span in shard) for shard in shards]
+    assert all(abs(weight - 20_000_000 / num_shards) < 200 for weight in weights)
 
 
 def test_more_subs_than_positions_gives_empty_ones() -> None:
-    subs = split_input(make_files(1), [[Extent(num_positions=3, weight=3)]], 10)
-    assert len(subs) == 10
-    assert sorted(len(sub) for sub in subs) == [0] * 7 + [1] * 3
+    shards = split_input(make_files(1), [[Extent(num_positions=3, weight=3)]], 10)
+    assert len(shards) == 10
+    assert sorted(len(shard) for shard in shards) == [0] * 7 + [1] * 3
 
 
 def test_empty_input() -> None:

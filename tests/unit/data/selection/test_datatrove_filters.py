@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.data.selection.datatrove_filters import PYTHON_VARIABLE, check_installed, load_plan
+from ascend_cpt.data.selection.datatrove_filters import PYTHON_VARIABLE, check_installed, load_filters
 from ascend_cpt.errors import DataError
 
 
@@ -20,13 +20,13 @@ def write(folder: Path, content: str) -> str:
 def test_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     content = "filters: [RegexFilter: {regex_exp: lorem}, GopherQualityFilter]\nminhash:\n"
-    plan = load_plan(write(tmp_path, content))
+    plan = load_filters(write(tmp_path, content))
     assert plan.filters == (("RegexFilter", {"regex_exp": "lorem"}), ("GopherQualityFilter", {}))
     assert plan.kinds == ("RegexFilter", "GopherQualityFilter", "MinHash") and plan.minhash == {}
     assert plan.python == sys.executable
     monkeypatch.setenv(PYTHON_VARIABLE, "elsewhere")
-    assert load_plan(write(tmp_path, content)).python == "elsewhere"
-    plan = load_plan(write(tmp_path, "python: here\nfilters: [C4ParagraphFilter]"))
+    assert load_filters(write(tmp_path, content)).python == "elsewhere"
+    plan = load_filters(write(tmp_path, "python: here\nfilters: [C4ParagraphFilter]"))
     assert (plan.python, plan.minhash, plan.kinds) == ("here", None, ("C4ParagraphFilter",))
 
 
@@ -47,12 +47,12 @@ def test_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_bad_plans(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load_plan(write(tmp_path, content))
+        load_filters(write(tmp_path, content))
 
 
 def test_without_datatrove_one_line_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be run: No such file"):
-        check_installed(load_plan(write(tmp_path, f"python: {tmp_path}/none\nminhash: {{}}")))
+        check_installed(load_filters(write(tmp_path, f"python: {tmp_path}/none\nminhash: {{}}")))
     with pytest.raises(DataError, match=r"not installed for .*requirements/filters.txt") as raised:
-        check_installed(load_plan(write(tmp_path, "python: /bin/false\nminhash: {}")))
+        check_installed(load_filters(write(tmp_path, "python: /bin/false\nminhash: {}")))
     assert "\n" not in str(raised.value)

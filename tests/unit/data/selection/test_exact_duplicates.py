@@ -14,21 +14,21 @@ from ascend_cpt.data.readers.documents import Tally
 from ascend_cpt.data.readers.formats import ReadOptions, load_reader
 from ascend_cpt.data.readers.input_files import find_input_files
 from ascend_cpt.data.readers.spans import split_input
-from ascend_cpt.data.selection.exact_duplicates import drop_duplicates, hash_sub
-from ascend_cpt.data.shards.documents import LISTING_FILE, iter_selected, with_left_out
-from ascend_cpt.data.shards.documents import exact_duplicates as duplicates
-from ascend_cpt.data.shards.task import SubTask
+from ascend_cpt.data.selection import exact_duplicates as duplicates
+from ascend_cpt.data.selection.exact_duplicates import drop_duplicates, hash_shard
+from ascend_cpt.data.shards.documents import LISTING_FILE, iter_selected, with_dropped
+from ascend_cpt.data.shards.task import ShardTask
 
 NOTHING = cast(Any, None)
 
 
-def make_tasks(folder: Path, records: list[Any], num_subs: int, keys: tuple[str, ...] = ("text",)) -> list[SubTask]:
+def make_tasks(folder: Path, records: list[Any], num_shards: int, keys: tuple[str, ...] = ("text",)) -> list[ShardTask]:
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     files = find_input_files([str(path)])
-    parts = split_input(files, [load_reader(file.format).measure(file) for file in files], num_subs)
+    parts = split_input(files, [load_reader(file.format).measure(file) for file in files], num_shards)
     return [
-        SubTask(
+        ShardTask(
             number=number,
             run="",
             spans=tuple(spans),
@@ -46,11 +46,11 @@ def make_tasks(folder: Path, records: list[Any], num_subs: int, keys: tuple[str,
     ]
 
 
-def select(folder: Path, tasks: list[SubTask]) -> tuple[list[str], Tally]:
+def select(folder: Path, tasks: list[ShardTask]) -> tuple[list[str], Tally]:
     (folder / "selection").mkdir()
-    tasks = with_left_out(tasks, folder / "selection", ("duplicate",))
+    tasks = with_dropped(tasks, folder / "selection", ("duplicate",))
     for task in tasks:
-        hash_sub(task, lambda progress: None)
+        hash_shard(task, lambda progress: None)
     drop_duplicates(tasks, 0)
     tally = Tally()
     kept = []
@@ -64,27 +64,27 @@ def select(folder: Path, tasks: list[SubTask]) -> tuple[list[str], Tally]:
 @settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(st.text("ab\n\u00e9", max_size=3), max_size=40),
-    num_subs=st.integers(1, 6),
+    num_shards=st.integers(1, 6),
     block=st.integers(1, 9),
     looked_at=st.integers(1, 500),
 )
 def test_what_stays(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_subs: int, block: int, looked_at: int
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_shards: int, block: int, looked_at: int
 ) -> None:
     folder = tmp_path_factory.mktemp("duplicates")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_BLOCK_DOCUMENTS", block)
         patch.setattr(duplicates, "_LOOKED_AT_BYTES", looked_at)
-        kept, tally = select(folder, make_tasks(folder, [{"text": text} for text in texts], num_subs))
+        kept, tally = select(folder, make_tasks(folder, [{"text": text} for text in texts], num_shards))
     good = [text for text in texts if text]
     assert kept == list(dict.fromkeys(good))
-    assert tally.left_out.get("duplicate", 0) == len(good) - len(kept)
+    assert tally.dropped.get("duplicate", 0) == len(good) - len(kept)
     assert len(tally.rejects) == len(texts) - len(good)
 
 
 def test_a_document_is_all_its_keys(tmp_path: Path) -> None:
     records = [{"a": "x", "b": "yz"}, {"a": "xy", "b": "z"}, {"a": "x", "b": "yz"}, {"a": "x", "b": "q"}]
     kept, tally = select(tmp_path, make_tasks(tmp_path, records, 1, ("a", "b")))
-    assert kept == ["x", "xy", "x"] and tally.left_out == {"duplicate": 1}
+    assert kept == ["x", "xy", "x"] and tally.dropped == {"duplicate": 1}
     (listed,) = [json.loads(line) for line in (tmp_path / "sub-0" / LISTING_FILE).read_text().splitlines()]
     assert (listed["line"], listed["kind"]) == (3, "duplicate")
