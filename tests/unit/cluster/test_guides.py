@@ -73,7 +73,7 @@ def test_launches_would_start(command: str, tmp_path: Path, environ: dict[str, s
     assert result.stdout
 
 
-def test_the_slurm_line_takes_its_place_from_srun(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_the_slurm_line_reads_its_rank_from_srun(tmp_path: Path, environ: dict[str, str]) -> None:
     (line,) = [line for line in COMMANDS if line.startswith("srun")]
     assert "--ntasks-per-node=1" in line
     environ |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node-[a,b]", "SLURM_NODEID": "1"}
@@ -112,7 +112,7 @@ def test_configurations_of_commands_exist() -> None:
     assert all((REPO_ROOT / name).is_file() for name in names)
 
 
-def test_every_option_and_scheduler_variable_is_told() -> None:
+def test_every_option_and_scheduler_variable_is_documented() -> None:
     for option in OPTIONS:
         assert f"| `{option.name} " in MULTI_NODE
         assert f"`{option.variable}` | {option.default} |" in MULTI_NODE
