@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.errors import run_command
-from ascend_cpt.monitor.report import write_report
+from ascend_cpt.monitor.report.write_report import write_report
 
 
 def main() -> int:

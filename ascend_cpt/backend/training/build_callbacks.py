@@ -30,7 +30,7 @@ from ascend_cpt.monitor.forgetting import ForgettingAlarm
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import read_history
 from ascend_cpt.monitor.record import RunInfo
-from ascend_cpt.monitor.report import ReportSink
+from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase

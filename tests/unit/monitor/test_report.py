@@ -18,8 +18,8 @@ from hypothesis.extra.numpy import arrays
 
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.record import DataRecord, RunInfo, ValidationRecord
-from ascend_cpt.monitor.report import ReportSink, render_report, write_report
-from ascend_cpt.monitor.report_data import load_run, make_curve, smooth, thin_out
+from ascend_cpt.monitor.report.run_data import load_run, make_curve, smooth, thin_out
+from ascend_cpt.monitor.report.write_report import ReportSink, render_report, write_report
 from ascend_cpt.monitor.sinks import JsonlSink
 from tests.unit.monitor.test_sinks import make_step
 

@@ -46,7 +46,7 @@ def test_every_published_figure_is_shown() -> None:
         assert any(f" {published} " in row and ("| fit |" in row) == figure.get("calibrates", False) for row in rows)
 
 
-def test_a_plan_that_does_not_fit_is_told_and_gives_1() -> None:
+def test_a_plan_that_does_not_fit_exits_with_1() -> None:
     done = run_plan("configs/qwen3/cpt_qwen3_8b.yaml", "--hbm", "32")
     assert done.returncode == 1 and "fits      NO" in done.stdout
 

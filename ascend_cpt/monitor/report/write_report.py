@@ -14,8 +14,8 @@ import numpy as np
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.record import Record
-from ascend_cpt.monitor.report_data import Floats, RunData, load_run, make_curve, round_digits, smooth
-from ascend_cpt.monitor.report_page import PAGE
+from ascend_cpt.monitor.report.page import PAGE
+from ascend_cpt.monitor.report.run_data import Floats, RunData, load_run, make_curve, round_digits, smooth
 from ascend_cpt.monitor.sinks import format_duration
 
 REPORT_NAME = "report.html"
