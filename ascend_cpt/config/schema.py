@@ -167,4 +167,4 @@ class CptConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     """Shared or node-local disks."""
     pad_length: int | None = None
-    """Accepted and unused: packed rows have no padding, whatever other tools' recipes say here."""
+    """Accepted, without effect: rows are packed to `seq_length`, and only the last row of each file is padded."""

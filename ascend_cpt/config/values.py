@@ -91,16 +91,20 @@ def parse_float(value: object) -> float:
 
 
 def format_count(count: float) -> str:
-    """Return a count for people: 950, 40.9K, 1.64M, 300B."""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= scale:
-            return f"{count / scale:.3g}{suffix}"
-    return f"{count:.3g}" if isinstance(count, float) else str(count)
+    """Return a count rounded to three digits: 950, 40.9K, 1.64M, 300B."""
+    return _shorten(count, ("", "K", "M", "B", "T"))
 
 
 def format_bytes(count: float) -> str:
-    """Return a size for people, in decimal units: 950 B, 40.9 KB, 17.3 MB, 865 GB."""
-    for scale, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if count >= scale:
-            return f"{count / scale:.3g} {suffix}"
-    return f"{count:.0f} B"
+    """Return a size rounded to three digits, in decimal units: 950 B, 40.9 KB, 17.3 MB, 865 GB."""
+    return _shorten(round(count), (" B", " KB", " MB", " GB", " TB"))
+
+
+def _shorten(number: float, units: tuple[str, ...]) -> str:
+    """Return a number rounded to three digits in the largest unit (steps of 1000) that it reaches."""
+    number = float(f"{number:.3g}")  # rounded before the unit is chosen: 999,999 is 1M, not 1000K
+    exponent = next((k for k in range(len(units) - 1, 0, -1) if abs(number) >= 1000**k), 0)
+    text = f"{number / 1000**exponent:.3g}"
+    if "e" in text:
+        text = f"{number / 1000**exponent:,.0f}"
+    return text + units[exponent]

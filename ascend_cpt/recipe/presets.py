@@ -13,6 +13,9 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.recipe.budget import count_steps
 from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
+MAX_WARMUP_SHARE = 0.1
+"""Largest warmup, as a share of the run, that a preset with a warmup for each epoch derives."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -219,7 +222,16 @@ def _resolve_warmup(
 ) -> int:
     default_share = preset.warmup_share if preset else 0.0
     if preset and preset.warmup_per_epoch:
+        share_per_epoch = default_share
         default_share *= max(1, math.ceil(num_epochs))
+        if default_share > MAX_WARMUP_SHARE:
+            default_share = MAX_WARMUP_SHARE
+            if config.warmup_tokens is None and config.warmup_share is None:
+                notes.append(
+                    f"warning: preset {config.preset}: a warmup of {share_per_epoch:.0%} for each of {num_epochs:.4g} "
+                    f"epochs is too long, limited to {MAX_WARMUP_SHARE:.0%} of the run; set warmup_share or "
+                    "warmup_tokens to change it"
+                )
     steps = _count_part(
         "warmup", config.warmup_tokens, config.warmup_share, total_steps, tokens_per_step, default_share
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ascend_cpt.config.values import Interval, format_count, parse_count, parse_float, parse_interval
+from ascend_cpt.config.values import Interval, format_bytes, format_count, parse_count, parse_float, parse_interval
 
 
 @pytest.mark.parametrize(
@@ -50,5 +50,39 @@ def test_floats() -> None:
             parse_float(value)
 
 
-def test_counts_for_people() -> None:
-    assert [format_count(n) for n in (950, 40_900, 1_640_000, 3 * 10**11)] == ["950", "40.9K", "1.64M", "300B"]
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (0.5, "0.5"),
+        (950, "950"),
+        (999, "999"),
+        (999.7, "1K"),
+        (40_900, "40.9K"),
+        (999_499, "999K"),
+        (999_500, "1M"),
+        (999_999, "1M"),
+        (1_640_000, "1.64M"),
+        (300e9, "300B"),
+        (999_500_000_000, "1T"),
+        (1_234_000_000_000_000, "1,230T"),
+    ],
+)
+def test_format_count_has_three_digits_and_no_exponent(count: float, text: str) -> None:
+    assert format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (950, "950 B"),
+        (999.7, "1 KB"),
+        (999_999, "1 MB"),
+        (17_300_000, "17.3 MB"),
+        (999_999_999_999, "1 TB"),
+        (1.234e15, "1,230 TB"),
+    ],
+)
+def test_format_bytes_has_three_digits_and_no_exponent(count: float, text: str) -> None:
+    assert format_bytes(count) == text

@@ -37,6 +37,19 @@ def test_gentle_warms_up_a_hundredth_for_every_epoch(num_epochs: float, warmup: 
     )
 
 
+@pytest.mark.parametrize("num_epochs", [11, 100, 5000])
+def test_gentle_limits_its_warmup_to_a_tenth_of_the_run(num_epochs: float) -> None:
+    *_, warmup, notes = resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=num_epochs)
+    assert warmup == 100
+    assert any(note.startswith("warning: preset gentle") and "warmup_share" in note for note in notes)
+
+
+def test_gentle_keeps_a_longer_warmup_that_was_set() -> None:
+    config = ScheduleConfig(preset="gentle", base_peak_lr=3e-4, warmup_share=0.2)
+    *_, warmup, notes = resolve_preset(config, num_epochs=100)
+    assert warmup == 200 and not any(note.startswith("warning") for note in notes)
+
+
 def test_wsd_decays_over_the_last_tenth() -> None:
     schedule, _ = resolve_schedule(
         ScheduleConfig(preset="wsd", peak_lr=1e-4), total_steps=1000, tokens_per_step=1, num_epochs=1
