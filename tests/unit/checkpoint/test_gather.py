@@ -38,7 +38,7 @@ def test_all_shards_come_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"step": 12}, "is step 12, .* is step 10"), ({"seed": 2}, "is of another run than .*seed: 1 → 2")],
+    [({"step": 12}, "is step 12, .* is step 10"), ({"seed": 2}, "belongs to another run than .*seed: 1 → 2")],
 )
 def test_parts_that_do_not_belong_together(tmp_path: Path, change: dict[str, int], message: str) -> None:
     parts = [make_part(tmp_path / "a/iteration_00000010", range(2))]

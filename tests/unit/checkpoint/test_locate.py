@@ -35,10 +35,10 @@ def test_newest_complete_is_found(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 30, complete=False)
     cut = make_checkpoint(tmp_path, 25)
     (cut / "model.safetensors").write_bytes(b"x" * 99)
-    found, passed_over = find_newest_complete(tmp_path)
+    found, skipped = find_newest_complete(tmp_path)
     assert found is not None and found.state.step == 20
-    assert len(passed_over) == 2
-    assert STATE_NAME in passed_over[0] and "99 bytes but was saved with 100" in passed_over[1]
+    assert len(skipped) == 2
+    assert STATE_NAME in skipped[0] and "99 bytes but was saved with 100" in skipped[1]
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_good_configuration(tmp_path: Path) -> None:
         ("global_batch_size: 8", "global_batch_size: -4", "cpt.global_batch_size: must be at least 1, got -4"),
         ("  seq_length: 128\n", "", "cpt.seq_length: is missing; add it"),
         ("{path: data/x}", "data/x", "run.yaml:11: cpt.sources.train: expected keys and values, got 'data/x'"),
-        ("seed: 1", "seed: 1\nseed: 2", "run.yaml:2: seed is written twice"),
+        ("seed: 1", "seed: 1\nseed: 2", "run.yaml:2: seed is set twice"),
         ("seed: 1", "seed: [1", "run.yaml: not valid YAML"),
         ("seed: 1", "base_config: nowhere.yaml", "run.yaml:1: base_config names nowhere.yaml"),
         ("seed: 1", "base_config: run.yaml", "base_config includes itself"),

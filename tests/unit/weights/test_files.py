@@ -52,7 +52,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, kept_bytes: int) -> N
     ("entry", "named"),
     [
         ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "F8_E4M3"),
-        ({"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}, r"4 bytes do not make \[4\]"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}, r"4 bytes do not match shape \[4\]"),
         ({"dtype": "F32"}, "header is damaged"),
         (3, "header is damaged"),
     ],
