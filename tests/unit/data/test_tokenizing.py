@@ -19,7 +19,7 @@ from ascend_cpt.data.tokenizing.engine_choice import choose_engine, load_engine
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN
-from ascend_cpt.data.tokenizing.probe_texts import NASTY_TEXTS
+from ascend_cpt.data.tokenizing.probe_texts import PROBE_TEXTS
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
 
@@ -138,9 +138,9 @@ def test_gigatoken_is_taken_where_it_agrees(folder: Path) -> None:
     file = open_tokenizer(HUGGING_FACE, folder)
     chosen = choose_engine(file, "auto", ["a document"])
     assert (chosen.name, chosen.check) == ("gigatoken", "same ids")
-    assert chosen.num_checked_texts > len(NASTY_TEXTS) and chosen.num_checked_tokens > 1000
+    assert chosen.num_checked_texts > len(PROBE_TEXTS) and chosen.num_checked_tokens > 1000
     fast, reference = load_engine(file, chosen), load_engine(file, choose_engine(file, "reference", []))
-    got, expected = fast.encode_batch(NASTY_TEXTS), reference.encode_batch(NASTY_TEXTS)
+    got, expected = fast.encode_batch(PROBE_TEXTS), reference.encode_batch(PROBE_TEXTS)
     np.testing.assert_array_equal(got.ids, expected.ids)
     np.testing.assert_array_equal(got.offsets, expected.offsets)
     assert got.ids.dtype == np.int32
@@ -209,7 +209,7 @@ def test_a_wrong_type_says_which_is_right() -> None:
 
 def test_the_cache_is_bounded_by_making_the_engine_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = gigatoken_engine.GigatokenEngine(open_tokenizer(HUGGING_FACE, folder))
-    expected = engine.encode_batch(NASTY_TEXTS)
+    expected = engine.encode_batch(PROBE_TEXTS)
     real, loaded = gigatoken_engine._load, []
 
     def load(file: TokenizerFile) -> Any:
@@ -218,11 +218,11 @@ def test_the_cache_is_bounded_by_making_the_engine_anew(folder: Path, monkeypatc
 
     monkeypatch.setattr(gigatoken_engine, "_load", load)
     monkeypatch.setattr(gigatoken_engine, "_MAX_GROWTH_BYTES", -(1 << 40))
-    got = engine.encode_batch(NASTY_TEXTS)
+    got = engine.encode_batch(PROBE_TEXTS)
     assert len(loaded) == 1, "it had grown beyond the bound"
     np.testing.assert_array_equal(got.ids, expected.ids)
     monkeypatch.setattr(gigatoken_engine, "_MAX_GROWTH_BYTES", 1 << 40)
-    engine.encode_batch(NASTY_TEXTS)
+    engine.encode_batch(PROBE_TEXTS)
     assert len(loaded) == 1
 
 

@@ -93,8 +93,8 @@ def test_damaged_files(tmp_path: Path) -> None:
         (b"XX" + index[2:], data, "not the index"),
         (index[:20], data, "no readable"),
         (b"", data, "no readable"),
-        (index, data[:-2], "does not hold what"),
-        (index, data + b"xx", "does not hold what"),
+        (index, data[:-2], "x.bin: does not match"),
+        (index, data + b"xx", "x.bin: does not match"),
     ):
         (tmp_path / "x.idx").write_bytes(new_index)
         (tmp_path / "x.bin").write_bytes(new_data)

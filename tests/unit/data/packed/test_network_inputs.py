@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat, draw_mask, find_ends, split_row
+from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat, find_ends, make_mask, split_row
 
 EOD, PAD = 0, 9
 
@@ -71,12 +71,12 @@ def test_both_ways_tell_the_same_boundaries(tokens: list[int]) -> None:
     length = len(tokens)
     ends = make_format("ends", length).make(row, 0)[-1]
     assert ends.shape == (length,) and ends[-1] == length
-    may_see = np.zeros((length, length), bool)
+    may_attend = np.zeros((length, length), bool)
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
-        may_see[start:stop, start:stop] = np.tril(np.ones((stop - start, stop - start), bool))
-    assert (draw_mask(find_ends(row[:-1], EOD))[0] == ~may_see).all()
+        may_attend[start:stop, start:stop] = np.tril(np.ones((stop - start, stop - start), bool))
+    assert (make_mask(find_ends(row[:-1], EOD))[0] == ~may_attend).all()
     positions = make_format("mask", length).make(row, 0)[2]
-    assert (positions == may_see.sum(1) - 1).all(), "a position counts what the token sees before it"
+    assert (positions == may_attend.sum(1) - 1).all(), "a position counts what the token sees before it"
 
 
 def test_more_documents_than_the_list_holds_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -116,7 +116,7 @@ def test_custom_handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("my_handlers:Absent", "has no attribute 'Absent'"),
         ("no_such_module:X", "No module named 'no_such_module'"),
         ("my_handlers:NoMethod", "has no method extract"),
-        ("my_handlers:Needs", "cannot be made without arguments"),
+        ("my_handlers:Needs", "cannot be created without arguments"),
     ):
         with pytest.raises(DataError, match=message):
             load_handler(name)

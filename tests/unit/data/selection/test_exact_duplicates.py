@@ -66,15 +66,15 @@ def select(folder: Path, tasks: list[ShardTask]) -> tuple[list[str], Tally]:
     texts=st.lists(st.text("ab\n\u00e9", max_size=3), max_size=40),
     num_shards=st.integers(1, 6),
     block=st.integers(1, 9),
-    looked_at=st.integers(1, 500),
+    pass_bytes=st.integers(1, 500),
 )
 def test_what_stays(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_shards: int, block: int, looked_at: int
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_shards: int, block: int, pass_bytes: int
 ) -> None:
     folder = tmp_path_factory.mktemp("duplicates")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_BLOCK_DOCUMENTS", block)
-        patch.setattr(duplicates, "_LOOKED_AT_BYTES", looked_at)
+        patch.setattr(duplicates, "_PASS_BYTES", pass_bytes)
         kept, tally = select(folder, make_tasks(folder, [{"text": text} for text in texts], num_shards))
     good = [text for text in texts if text]
     assert kept == list(dict.fromkeys(good))
