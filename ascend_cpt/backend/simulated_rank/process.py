@@ -51,6 +51,9 @@ def _run(job: Job) -> None:
     from mindformers.trainer import Trainer
     from mindformers.utils.file_utils import set_output_path
 
+    import ascend_cpt.backend.models
+    import ascend_cpt.backend.training.learning_rate  # noqa: F401
+
     register_rows_and_watch(job)
     keep_optimizer_in_the_step()
     leave_weights_empty()

@@ -48,7 +48,10 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     from mindformers.trainer import Trainer
     from mindformers.utils.file_utils import set_output_path
 
-    from ascend_cpt.backend.training import stop_signals as stop_signal
+    import ascend_cpt.backend.models
+    import ascend_cpt.backend.training.data_loader
+    import ascend_cpt.backend.training.learning_rate  # noqa: F401
+    from ascend_cpt.backend.training import stop_signals
 
     # MindFormers makes folders below its output path as soon as the context is built, by default in the current folder.
     set_output_path(str(run.run_dir.absolute()))
@@ -61,7 +64,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
     callbacks = _build_callbacks(run, launch)
-    stop_signal.install(launch.console)
+    stop_signals.install(launch.console)
     try:
         with tell_full_disk(run.run_dir, "training"):
             Trainer(mindformers_config, callbacks=callbacks).train()
