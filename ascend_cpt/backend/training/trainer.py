@@ -42,6 +42,10 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         from ascend_cpt.backend.checkpointing.writer import load_whole_checkpoints
 
         load_whole_checkpoints()
+    else:
+        from ascend_cpt.backend.training.kernel_order import keep_kernel_order
+
+        keep_kernel_order(run.config.mindformers.get("context") or {})
     # Imported for their effect: they register themselves with MindFormers.
     from mindformers import build_context
     from mindformers.tools.register import MindFormerConfig
