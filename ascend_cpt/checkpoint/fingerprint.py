@@ -1,4 +1,4 @@
-"""What two runs differ in, told in a few words."""
+"""The differences between the settings of two runs, in a few words."""
 
 from __future__ import annotations
 

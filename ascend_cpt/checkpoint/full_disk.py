@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from ascend_cpt.errors import CheckpointError
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
-# The library tells the number in its text only.
+# The library has the number in its text only.
 NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 

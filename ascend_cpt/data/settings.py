@@ -18,7 +18,7 @@ INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSettings:
-    """What tools/preprocess_data.py is told; see its `--help`."""
+    """The settings of tools/preprocess_data.py; see its `--help`."""
 
     inputs: tuple[str, ...]
     output_prefix: str

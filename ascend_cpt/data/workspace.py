@@ -35,7 +35,8 @@ _RUN_FILE = "run.json"
 
 @contextlib.contextmanager
 def lock_output(settings: PreprocessSettings) -> Iterator[None]:
-    """Make the output folder and lock the shards that this run does: two runs on one would spoil each other's files.
+    """Make the output folder and lock the shards that this run does: two runs on one shard would overwrite each
+    other's files.
 
     The locks are on bytes of a lock file, one per shard, so that runs on different `--sub-range`s go together.
 
@@ -51,7 +52,8 @@ def lock_output(settings: PreprocessSettings) -> Iterator[None]:
         raise DataError(f"{path.parent}: the output folder cannot be written to: {error.strerror}") from error
     with file:
         try:
-            # A run of other settings may have another number of shards: whoever does all locks all there could be.
+            # A run of other settings may have another number of shards: a run of all shards locks every possible
+            # number.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, after - first if settings.sub_range else 0, first)
             # The holder before may have removed the file between our opening and our locking it.
             is_ours = path.stat().st_ino == os.fstat(file.fileno()).st_ino

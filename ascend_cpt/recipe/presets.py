@@ -13,6 +13,9 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.recipe.budget import count_steps
 from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
+# Of a warmup that a preset derives from the number of epochs.
+MAX_WARMUP_SHARE = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -98,7 +101,7 @@ PRESETS = {"reuse": REUSE, "rewarm": REWARM, "gentle": GENTLE, "wsd": WSD}
 def resolve_schedule(
     config: ScheduleConfig, *, total_steps: int, tokens_per_step: int, num_epochs: float
 ) -> tuple[Schedule, list[str]]:
-    """Return the schedule of a run, and lines that tell what was filled in, scaled or is unwise.
+    """Return the schedule of a run, and notes on what was filled in, scaled or is unwise.
 
     Args:
         config: `cpt.schedule`.
@@ -220,6 +223,13 @@ def _resolve_warmup(
     default_share = preset.warmup_share if preset else 0.0
     if preset and preset.warmup_per_epoch:
         default_share *= max(1, math.ceil(num_epochs))
+        if default_share > MAX_WARMUP_SHARE:
+            default_share = MAX_WARMUP_SHARE
+            notes.append(
+                f"warning: {num_epochs:.3g} epochs of warmup at {preset.warmup_share:.0%} each would be most of the "
+                "run; the "
+                f"warmup is {MAX_WARMUP_SHARE:.0%} of it; set cpt.schedule.warmup_share for another one"
+            )
     steps = _count_part(
         "warmup", config.warmup_tokens, config.warmup_share, total_steps, tokens_per_step, default_share
     )
@@ -236,7 +246,7 @@ def _count_part(
     tokens_per_step: int,
     default_share: float | None,
 ) -> int | None:
-    """Return a part of the run in steps, never silently 0; None when nothing says how long it is."""
+    """Return a part of the run in steps, never silently 0; None when its length is not given."""
     if tokens is not None and share is not None:
         raise ValueError(f"{name}_tokens and {name}_share are both set; keep one")
     if tokens is not None:

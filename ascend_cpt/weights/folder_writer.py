@@ -96,7 +96,7 @@ def _read_ahead(tensors: Iterable[tuple[str, Array]]) -> Iterator[tuple[str, Arr
 
 
 def write_config(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
-    """Write config.json, saying in which type (as "bfloat16") the weights are."""
+    """Write config.json, with the type of the weights (such as "bfloat16")."""
     # transformers 4.56 renamed the field; both are read.
     key = "dtype" if "dtype" in config else "torch_dtype"
     write_json(folder / CONFIG_NAME, {**config, key: dtype})

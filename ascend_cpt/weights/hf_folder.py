@@ -59,7 +59,7 @@ class HfFolder:
         for name, shape in list_hf_shapes(self.sizes).items():
             if self.tensors[name].shape != shape:
                 given = list(self.tensors[name].shape)
-                raise CheckpointError(f"{self.path}: {name} has shape {given}, config.json says {list(shape)}")
+                raise CheckpointError(f"{self.path}: {name} has shape {given}, but {list(shape)} by config.json")
 
     def check_model(self, model_config: Mapping[str, Any]) -> None:
         """Check that a network built from `model_config` (fields as in config.json) is this folder's model.

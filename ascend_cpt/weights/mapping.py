@@ -14,7 +14,7 @@ from ascend_cpt.model.tensor_layout import Array, Shape
 
 # Buffers that old checkpoints hold beside the weights.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
-# How many names an error lists before it says "and n more".
+# How many names an error lists before "and n more".
 _MAX_NAMES = 5
 
 
@@ -24,7 +24,7 @@ def iterate_to_mindformers(sizes: ModelSizes, read: Callable[[str], Array]) -> I
     Memory: the tensors of one group.
 
     Raises:
-        CheckpointError: when a tensor has another shape than the sizes say.
+        CheckpointError: when a tensor has another shape than by the sizes.
     """
     for group in list_groups(sizes):
         parts = [read(name) for name in group.hf]
@@ -37,7 +37,7 @@ def iterate_to_hf(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[t
     """Yield (Hugging Face name, tensor) for every group; `read` returns a MindFormers tensor by name.
 
     Raises:
-        CheckpointError: when a tensor has another shape than the sizes say.
+        CheckpointError: when a tensor has another shape than by the sizes.
     """
     shapes = list_mindformers_shapes(sizes)
     for group in list_groups(sizes):
@@ -98,7 +98,7 @@ def check_tied(embedding: Array, output: Array) -> None:
     """
     if not np.array_equal(embedding, output):
         raise CheckpointError(
-            f"{HF_OUTPUT} differs from {HF_EMBEDDING} although config.json says tie_word_embeddings: "
+            f"{HF_OUTPUT} differs from {HF_EMBEDDING} although config.json has tie_word_embeddings: true; "
             "set tie_word_embeddings to false in config.json to keep both"
         )
 
@@ -116,7 +116,7 @@ def _check_names(given: Iterable[str], expected: Iterable[str]) -> None:
 
 def _check_shape(name: str, tensor: Array, shape: Shape) -> None:
     if tensor.shape != shape:
-        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, the model's config.json says {list(shape)}")
+        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, but {list(shape)} by the model's config.json")
 
 
 def _summarize(names: set[str]) -> str:

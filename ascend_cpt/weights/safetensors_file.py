@@ -80,7 +80,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path}: its safetensors header is damaged: fetch it again") from error
         if needed_bytes > file_bytes:
             raise CheckpointError(
-                f"{self.path}: is cut short: {file_bytes} bytes, its header says {needed_bytes}: fetch it again"
+                f"{self.path}: is cut short: {file_bytes} bytes, {needed_bytes} by its header: fetch it again"
             )
 
     def _add(self, info: TensorInfo, size_bytes: int) -> None:

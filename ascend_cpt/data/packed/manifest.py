@@ -24,7 +24,7 @@ MANIFEST_SUFFIX = ".manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a dataset: the output of one sub."""
+    """One file of a dataset: the output of one shard."""
 
     file: str
     """Data file, relative to the manifest's folder."""
@@ -119,7 +119,7 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 of the content: equal on two nodes when they hold the same rows made with the same tokenizer.
 
-        Sources, settings, engine and versions are dropped: they say how the dataset came about, not what is in it.
+        Sources, settings, engine and versions are dropped: they describe how the dataset was made, not its content.
         """
         record = _to_record(self)
         for name in (
@@ -225,7 +225,8 @@ def check_shards(manifest: Manifest, *, checksums: bool = False) -> None:
                 )
             if path.stat().st_size != size_bytes:
                 raise DataError(
-                    f"{path}: {path.stat().st_size} bytes, the manifest says {size_bytes}; copy it again or pack again"
+                    f"{path}: {path.stat().st_size} bytes, the manifest says {size_bytes}; copy it again or pack "
+                    "again"
                 )
             if checksums and checksum_file(path) != sha256:
                 raise DataError(f"{path}: content differs from the manifest's checksum; copy it again or pack again")

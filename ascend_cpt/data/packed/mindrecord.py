@@ -83,7 +83,7 @@ def iter_rows(path: Path, batch_rows: int = 1024) -> Iterator[npt.NDArray[np.int
 
 
 def _describe(error: Exception) -> str:
-    """The line of the library's message that says what happened."""
+    """The line of the library's message with the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line.removeprefix(_ERROR_MARK).strip() for line in lines if line.startswith(_ERROR_MARK)]
     return next(iter(told or lines), type(error).__name__)

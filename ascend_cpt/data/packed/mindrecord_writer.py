@@ -1,8 +1,8 @@
 """The MindRecord 3.0 file format, for files with one column of int32 arrays.
 
 Layout: a header (JSON) of 16 MiB, then pages of 32 MiB. Blob pages hold the arrays; raw pages hold a dummy entry of 13
-bytes for each. An SQLite file beside it says where each row is. Integers are packed: each takes as many bytes as it
-needs (1, 2 or 4), and a bitmap of two bits each says how many.
+bytes for each. An SQLite file beside it holds the place of each row. Integers are packed: each takes as many bytes as
+it needs (1, 2 or 4), and a bitmap of two bits each holds that number.
 
 The library's own writer spends 27 ns on a token, this one a third of that, and it needs no import of MindSpore. A test
 holds its files to the library's, byte for byte.
@@ -56,7 +56,7 @@ _CREATE_NAME = "CREATE TABLE SHARD_NAME(NAME TEXT NOT NULL)"
 class FormatWriter:
     """Writes one file and its index, with constant memory but for three numbers per row.
 
-    Row sizes are known only when they are packed, so pages are laid out on the way: a blob page takes whole rows until
+    Row sizes are known only when they are packed, so pages are filled while writing: a blob page takes whole rows until
     the next does not fit. The first raw page has the number 1, behind the first blob page, as in the library's files.
     """
 
@@ -247,7 +247,7 @@ def _join_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _select_bytes(rows: npt.NDArray[np.int32], codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The low bytes of each integer, as many as its code says; arrow's filter is the quickest way to do this."""
+    """The low bytes of each integer, as many as its code gives; arrow's filter is the quickest way to do this."""
     fours = np.zeros(-(-codes.size // 4) * 4, np.uint8)
     fours[: codes.size] = codes
     mask = pa.py_buffer(_MASKS[_join_codes(fours)])

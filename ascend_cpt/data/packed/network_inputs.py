@@ -1,10 +1,10 @@
 """What the network is given of a packed row: input ids, labels and, where documents are kept apart, their boundaries.
 
 A document ends with the end-of-document token, which still belongs to it: what comes next sees nothing of it. A
-document that runs on over rows starts anew in each. All labels stay: the label of an end-of-document token is the first
-token of the next document.
+document that continues over rows starts again at 0 in each. All labels stay: the label of an end-of-document token is
+the first token of the next document.
 
-MindFormers knows two ways to tell its attention of boundaries:
+MindFormers' attention takes document boundaries in two ways:
 
 - a dense mask: seq_length² bytes for every row. The CPU's attention takes it, for the short rows of a CPU.
 - the ends of the documents (`actual_seq_len`): Ascend's flash attention works on one document after the other under one
@@ -41,7 +41,7 @@ class RowFormat:
     pad_id: int
     eod_id: int
     boundaries: str = "none"
-    """`none`: attention goes across documents; `mask` or `ends`: within documents, told in that way."""
+    """`none`: attention goes across documents; `mask` or `ends`: within documents, in that form."""
     micro_batch_size: int = 1
     """Rows that the network of a rank works on at once."""
 

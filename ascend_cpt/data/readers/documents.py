@@ -72,7 +72,7 @@ def extract_documents(
         return
     try:
         rows = list(handler.extract(record.row))
-    except Exception as error:  # whatever the user's handler raises is told of this record
+    except Exception as error:  # an error of the user's handler rejects this record
         tally.rejects.append(_reject(file, record, HANDLER_ERROR, f"{type(error).__name__}: {error}"))
         return
     if not rows:

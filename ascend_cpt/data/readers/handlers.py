@@ -34,7 +34,7 @@ class GeneralPretrainHandler:
     """Each record is one document: the texts under the keys."""
 
     reads_only_keys: ClassVar[bool] = True
-    """Only the columns of `--json-keys` are needed; a handler that does not say so gets all columns."""
+    """Only the columns of `--json-keys` are needed; a handler without this attribute gets all columns."""
 
     def extract(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
         yield record

@@ -22,7 +22,7 @@ FORMATS = {
     ".feather": "arrow",
     ".idx": "indexed",
 }
-"""File ending (in lower case) to format. `.json` and `.jsonl` may mix: the content tells an array from lines."""
+"""File ending (in lower case) to format. `.json` and `.jsonl` may mix: the content decides between array and lines."""
 
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 COMPRESSIBLE = frozenset({"csv", "tsv", "json", "txt"})
@@ -70,7 +70,7 @@ def find_input_files(patterns: Sequence[str], *, only_format: str | None = None)
 def fingerprint_file(file: InputFile) -> str:
     """SHA-256 that changes with the file: over its content, or of a large one over samples, size and time of change."""
     digest = hashlib.sha256()
-    # An index says little about its data, which is in the file beside it.
+    # The size of an index is not that of its data, which is in the file beside it.
     paths = [file.path, file.path.removesuffix(".idx") + ".bin"] if file.format == "indexed" else [file.path]
     for path in paths:
         try:

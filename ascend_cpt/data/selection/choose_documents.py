@@ -26,7 +26,7 @@ _DONE_FILE = "done.json"
 def select_documents(
     settings: PreprocessSettings, tasks: Sequence[ShardTask], filters: FilterSettings | None, work: Path, fork: bool
 ) -> list[ShardTask]:
-    """Return the shards, told what they leave out; the decision of a stopped run is kept.
+    """Return the shards with their lists of dropped documents; the lists of a stopped run are kept.
 
     Raises:
         DataError: bad input, datatrove fails, or the work folder cannot be written.

@@ -30,7 +30,7 @@ _REPORT_DOCUMENTS = 1024
 
 
 def hash_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
-    """Write the hashes of a shard's documents beside the file that will say which are dropped."""
+    """Write the hashes of a shard's documents beside the file that will list those dropped."""
     assert task.dropped is not None
     hashes: list[bytes] = []
     with open(_hashes_path(task.dropped), "wb") as file:

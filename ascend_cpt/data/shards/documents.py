@@ -31,7 +31,7 @@ class Located(NamedTuple):
     """A document and where it stands."""
 
     number: int
-    """Among the good documents of its sub."""
+    """Among the good documents of its shard."""
     document: Document
     file: InputFile
     record: Record
@@ -89,7 +89,7 @@ def load_dropped(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int6
 
 
 def with_dropped(tasks: Sequence[ShardTask], folder: Path, kinds: Sequence[str]) -> list[ShardTask]:
-    """The shards, with the files in `folder` that say what each leaves out."""
+    """The shards, each with the file in `folder` that lists its dropped documents."""
     return [
         dataclasses.replace(task, dropped=folder / f"{task.number}.left_out", drop_kinds=tuple(kinds)) for task in tasks
     ]

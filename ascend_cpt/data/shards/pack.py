@@ -26,7 +26,7 @@ RESULT_FILE = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What came out of a sub."""
+    """The result of a shard."""
 
     shards: tuple[Shard, ...]
     """One per key."""

@@ -25,7 +25,7 @@ def run_subs_on_ray(
     """Run the shards on the Ray cluster at `address` (a new local one without); return their results by shard number.
 
     The cluster schedules one shard per core. A shard whose worker or node is lost is done again elsewhere; progress is
-    told by finished shards. Input, tokenizer and output have to be at the same paths on all nodes.
+    counted in finished shards. Input, tokenizer and output have to be at the same paths on all nodes.
 
     Raises:
         DataError: Ray is missing or not there, a shard met bad input or could not write, or nodes were lost too often.

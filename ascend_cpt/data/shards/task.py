@@ -1,4 +1,4 @@
-"""What a worker is told about a sub."""
+"""The description of a shard that a worker gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_cpt.data.tokenizing.engine_choice import EngineChoice
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """All that a worker needs to know about a sub."""
+    """All that a worker needs to pack a shard."""
 
     number: int
     run: str
@@ -32,7 +32,7 @@ class ShardTask:
     layout: RowLayout
     output_format: str
     dropped: Path | None = None
-    """The file that says which documents are dropped, None for none."""
+    """The file that lists the dropped documents; None when nothing is dropped."""
     drop_kinds: tuple[str, ...] = ()
     """Names of the kinds in that file."""
 

@@ -50,8 +50,8 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
     """Choose between gigatoken and the reference engine.
 
     With `auto`, gigatoken has to give the reference's ids on NASTY_TEXTS, on the control-token strings and on `sample`
-    (documents of this corpus). A difference is told as a warning and the reference engine is taken. With `gigatoken` a
-    difference is told and overruled.
+    (documents of this corpus). A difference gives a warning, and the reference engine is used. With `gigatoken` a
+    difference gives a warning only.
     """
     assert requested in ENGINES
     if requested == "reference":

@@ -26,7 +26,7 @@ class Record(NamedTuple):
     row: Mapping[str, Any] | None
     """Column or key to value; None for a bad record."""
     problem: str = ""
-    """Kind of the badness."""
+    """Why the record is rejected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Extent:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """What a reader is told."""
+    """The options of a reader."""
 
     columns: tuple[str, ...] | None
     """The columns that are needed, None for all of them."""

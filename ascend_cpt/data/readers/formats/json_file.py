@@ -1,4 +1,4 @@
-"""JSON: one object per line, or one array of objects. The first character of the file tells which."""
+"""JSON: one object per line, or one array of objects. The first character of the file decides which."""
 
 from __future__ import annotations
 
