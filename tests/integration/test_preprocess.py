@@ -175,7 +175,7 @@ def test_what_is_done_is_reused_and_what_differs_refused(sample: Path, tmp_path:
     assert [path.stat().st_mtime_ns for path in files] == times, "nothing was written"
 
     for change, message in (
-        ({"num_shards": 2}, "num_shards was 4 and is 2"),
+        ({"num_shards": 2}, "num_subs was 4 and is 2"),
         ({"num_shards": 4, "seq_length": 32}, "seq_length was 64 and is 32"),
     ):
         with pytest.raises(DataError, match=message):
@@ -212,7 +212,7 @@ def test_a_stopped_run_goes_on(sample: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         pack(sample, source, tmp_path / "out", num_shards=6)
     assert not list(tmp_path.glob("out_text*")), "nothing is there before all is"
-    with pytest.raises(DataError, match=r"a stopped run left this.*num_shards was 6 and is 5"):
+    with pytest.raises(DataError, match=r"a stopped run left this.*num_subs was 6 and is 5"):
         pack(sample, source, tmp_path / "out", num_shards=5)
     (tmp_path / "out.work" / "sub-1" / "out_text_document.mindrecord1").write_bytes(b"damaged")
 
