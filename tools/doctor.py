@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.cluster.launch.arguments import parse_launch
-from ascend_cpt.cluster.launch.examine import examine_place
+from ascend_cpt.cluster.launch.examine import examine_launch
 from ascend_cpt.cluster.node.doctor import Level, Node, examine
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 
@@ -42,7 +42,7 @@ def main() -> int:
     args = parse_arguments()
     workers, each = str(args.nodes * args.local_workers), str(args.local_workers)
     place = ["run_cpt.py", workers, each, args.master_addr, str(args.master_port), str(args.node_rank)]
-    plan = parse_launch(place, {}, Path.cwd())
+    settings = parse_launch(place, {}, Path.cwd())
     node = Node(
         environ=os.environ,
         num_local_workers=args.local_workers,
@@ -50,7 +50,7 @@ def main() -> int:
         output_dir=args.output_dir,
         disk_gb=args.disk_gb,
     )
-    findings = [*examine(node), *examine_place(plan, os.environ)]
+    findings = [*examine(node), *examine_launch(settings, os.environ)]
     for finding in findings:
         print(finding)
     counts = {level: sum(finding.level is level for finding in findings) for level in Level}
