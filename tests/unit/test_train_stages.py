@@ -152,9 +152,7 @@ def test_nodes_without_shared_storage_launch_complete_stages(
         assert len(launcher.commands) == num_more
 
 
-def test_the_command_gives_the_resolved_configuration(
-    write_stages: Callable[..., Path], launcher: FakeLauncher
-) -> None:
+def test_the_command_gives_the_checked_configuration(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
     """The command, parsed by the launcher and run_cpt.py, gives the configuration that was checked."""
     from ascend_cpt.cluster.launch.arguments import parse_launch
 
