@@ -1,4 +1,4 @@
-"""The command line and the environment of one node's processes."""
+"""The command line and environment of the processes on a node."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def build_command(settings: LaunchSettings) -> list[str]:
         f"--log_dir={settings.log_dir}",
         "--join=False",
         f"--cluster_time_out={settings.cluster_timeout_s}",
-        # Binding asks the driver which cores are near which NPU.
+        # Core binding queries the driver for the cores close to each NPU.
         f"--bind_core={has_npu()}",
-        # msrun runs `python` or `python3` of the PATH; the worker then changes to our interpreter.
+        # msrun runs `python` or `python3` from the PATH; the worker then switches to this interpreter.
         "python3" if shutil.which("python3", path=_search_path(os.environ)) else "python",
         *script,
     ]
 
 
 def build_environment(settings: LaunchSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the node's processes: the caller's, our package, and what the workers must know."""
+    """Return the environment of the node's processes: the caller's, this package, and the workers' variables."""
     python_path = [str(REPO_ROOT), *filter(None, [environ.get("PYTHONPATH")])]
     environment = {
-        # MindFormers' own log files, else written to ./output/log.
+        # MindFormers' log files; by default they go to ./output/log.
         "LOG_MF_PATH": str(settings.log_dir / "mindformers"),
         **environ,
         "PATH": _search_path(environ),
@@ -65,7 +65,7 @@ def build_environment(settings: LaunchSettings, environ: Mapping[str, str]) -> d
 
 
 def format_command(command: list[str]) -> str:
-    """Return `command` as one line for a shell."""
+    """Return `command` as one shell line."""
     return shlex.join(command)
 
 

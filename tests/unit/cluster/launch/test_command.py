@@ -31,14 +31,14 @@ def test_msrun_gets_every_value() -> None:
     assert command[-4:] == [worker_entry.__file__, str(REPO_ROOT / "run_cpt.py"), "--name", "a b"]
 
 
-def test_a_lone_worker_runs_without_msrun() -> None:
+def test_a_single_worker_runs_without_msrun() -> None:
     command = build_command(parse("1"))
     assert command == [sys.executable, worker_entry.__file__, str(REPO_ROOT / "run_cpt.py"), "--name", "a b"]
     environment = build_environment(parse("1"), {})
     assert (environment["RANK_ID"], environment["RANK_SIZE"]) == ("0", "1")
 
 
-def test_environment_leads_to_the_package_and_keeps_the_callers() -> None:
+def test_the_environment_extends_the_callers() -> None:
     environment = build_environment(parse("2"), {"PYTHONPATH": "mine", "PATH": "bin", "LOG_MF_PATH": "there", "X": "1"})
     assert environment["PYTHONPATH"] == f"{REPO_ROOT}:mine"
     assert environment["PATH"] == f"{Path(sys.executable).parent}:bin"
@@ -50,7 +50,7 @@ def test_environment_leads_to_the_package_and_keeps_the_callers() -> None:
     assert build_environment(parse("2"), {})["PYTHONPATH"] == str(REPO_ROOT)
 
 
-def test_an_npu_is_seen_by_its_device_file(tmp_path: Path) -> None:
+def test_an_npu_is_detected_by_its_device_file(tmp_path: Path) -> None:
     (tmp_path / "davinci_manager").touch()
     assert not has_npu(tmp_path)
     (tmp_path / "davinci0").touch()
