@@ -1,0 +1,155 @@
+// The two phases of aclnn's operators. `aclnnXGetWorkspaceSize(arguments…, &size, &executor)` records a call,
+// `aclnnX(workspace, size, executor, stream)` runs it. Generated trampolines bring both here with the operator's index.
+#include <cstring>
+#include "internal.h"
+
+// Of the generated file: the names of the trampolined operators.
+extern "C" __attribute__((visibility("hidden"))) const char *const softnpu_operator_names[];
+
+namespace softnpu {
+
+std::map<std::string, Operator> &operators() {
+  static auto *table = new std::map<std::string, Operator>;
+  return *table;
+}
+
+std::map<std::string, NamedHandler> &named_operators() {
+  static auto *table = new std::map<std::string, NamedHandler>;
+  return *table;
+}
+
+const Argument &Call::at(size_t i, const char *codes) const {
+  if (i >= arguments.size() || !std::strchr(codes, arguments[i].code)) {
+    throw Error("argument " + std::to_string(i) + " is not one of \"" + codes + "\": the operator's code disagrees "
+                "with its signature");
+  }
+  return arguments[i];
+}
+
+void Call::refuse_null(size_t i) const { throw Error("argument " + std::to_string(i) + " is missing"); }
+
+namespace {
+
+constexpr size_t kMaxUnknownArguments = 48;
+constexpr uint64_t kNearStackBytes = 1 << 20;
+
+// The arguments of a C call under the System V ABI of x86-64: integers and pointers in six registers, floating-point
+// numbers in eight others, the rest on the stack in order.
+class Registers {
+ public:
+  Registers(const uint64_t *saved, const uint64_t *stack) : saved_(saved), stack_(stack) {}
+  uint64_t next_integer() { return num_integers_ < 6 ? saved_[num_integers_++] : stack_[num_stacked_++]; }
+  uint64_t next_float() { return num_floats_ < 8 ? saved_[6 + num_floats_++] : stack_[num_stacked_++]; }
+  bool is_near_stack(uint64_t value) const {
+    auto base = reinterpret_cast<uint64_t>(stack_);
+    return value > base && value < base + kNearStackBytes && value % 8 == 0;
+  }
+
+ private:
+  const uint64_t *saved_, *stack_;
+  size_t num_integers_ = 0, num_floats_ = 0, num_stacked_ = 0;
+};
+
+template <class T> T reinterpret(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+Argument read_argument(char code, Registers &registers) {
+  Argument argument;
+  argument.code = code;
+  switch (code) {
+    case 't': case 's': case 'L': case 'I': case 'F': case 'B':
+      argument.object = reinterpret_cast<Object *>(registers.next_integer());
+      break;
+    case 'i': argument.integer = static_cast<int64_t>(registers.next_integer()); break;
+    case 'w': argument.integer = static_cast<int32_t>(registers.next_integer()); break;
+    case 'c': argument.integer = static_cast<int8_t>(registers.next_integer()); break;
+    case 'b': argument.integer = (registers.next_integer() & 255) != 0; break;
+    case 'f': argument.real = reinterpret<float>(registers.next_float()); break;
+    case 'd': argument.real = reinterpret<double>(registers.next_float()); break;
+    case 'p':
+      if (auto *text = reinterpret_cast<const char *>(registers.next_integer())) argument.text = text;
+      break;
+    default: throw Error(std::string("unknown letter '") + code + "' in a signature");
+  }
+  return argument;
+}
+
+std::string describe_argument(const Argument &argument) {
+  switch (argument.code) {
+    case 'i': case 'w': case 'c': case 'b': return std::to_string(argument.integer);
+    case 'f': case 'd': return std::to_string(argument.real);
+    case 'p': return '"' + argument.text + '"';
+    default: return describe(argument.object);
+  }
+}
+
+// Of an operator without a signature: living objects by their address, small numbers as they are. The list ends at the
+// two trailing pointers, which point into the caller's frame at zeros.
+std::string describe_unknown(Registers registers, const uint64_t *saved) {
+  std::string text;
+  for (size_t i = 0; i < kMaxUnknownArguments; i++) {
+    uint64_t value = registers.next_integer();
+    auto signed_value = static_cast<int64_t>(value);
+    if (const Object *object = find_object(reinterpret_cast<void *>(value))) text += describe(object) + ", ";
+    else if (registers.is_near_stack(value)) break;
+    else if (signed_value > -100000 && signed_value < 100000) text += std::to_string(signed_value) + ", ";
+    else text += "pointer, ";
+  }
+  return text + "floating-point registers " + std::to_string(reinterpret<double>(saved[6])) + " or " +
+         std::to_string(reinterpret<float>(saved[6]));
+}
+
+std::string describe_call(const Call &call) {
+  std::string text = *call.name + "(";
+  for (size_t i = 0; i < call.arguments.size(); i++) text += (i ? ", " : "") + describe_argument(call.arguments[i]);
+  return text + ")";
+}
+
+}  // namespace
+
+}  // namespace softnpu
+
+using namespace softnpu;
+
+// `saved`: rdi rsi rdx rcx r8 r9 xmm0..xmm7; `stack`: what the caller pushed.
+extern "C" __attribute__((visibility("hidden"))) int softnpu_prepare(int index, const uint64_t *saved,
+                                                                     const uint64_t *stack) {
+  const char *name = softnpu_operator_names[index];
+  return guarded(name, [&] {
+    Registers registers(saved, stack);
+    auto found = operators().find(name);
+    if (found == operators().end()) {
+      throw Error("the software NPU has no such operator; called with (" + describe_unknown(registers, saved) + ")");
+    }
+    auto *call = new Call;
+    call->name = &found->first;
+    for (char code : found->second.signature) call->arguments.push_back(read_argument(code, registers));
+    auto *workspace_size = reinterpret_cast<uint64_t *>(registers.next_integer());
+    auto **executor = reinterpret_cast<Call **>(registers.next_integer());
+    *workspace_size = 0;
+    *executor = call;
+    return 0;
+  });
+}
+
+extern "C" __attribute__((visibility("hidden"))) int softnpu_execute(void *, uint64_t, Call *call, void *, int index) {
+  if (!call) return record_error(std::string(softnpu_operator_names[index]) + ": run without being prepared");
+  if (is_tracing()) trace(describe_call(*call));
+  try {
+    operators().find(*call->name)->second.run(*call);
+    return 0;
+  } catch (const std::exception &error) {
+    return record_error(describe_call(*call) + ": " + error.what());
+  }
+}
+
+// MindSpore keeps executors that it made repeatable, and destroys those; the others end with the second phase in CANN.
+// Here they stay: a few hundred bytes a call.
+SOFTNPU_EXPORT int aclDestroyAclOpExecutor(Call *call) {
+  delete call;
+  return 0;
+}
+SOFTNPU_EXPORT int aclSetAclOpExecutorRepeatable(Call *) { return 0; }

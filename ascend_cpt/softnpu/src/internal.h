@@ -1,0 +1,23 @@
+// What the files of the runtime share, and operators do not need.
+#pragma once
+#include "softnpu.h"
+
+namespace softnpu {
+
+constexpr int kErrorFailure = 500002;          // ACL_ERROR_GE_FAILURE
+constexpr int kErrorOutOfMemory = 207001;      // ACL_ERROR_RT_MEMORY_ALLOCATION
+constexpr int kErrorInvalidParameter = 100000;  // ACL_ERROR_INVALID_PARAM
+
+// The living object at an address, or null.
+const Object *find_object(const void *address);
+
+// Runs `work` and turns what it throws into a recorded error and its number.
+template <class F> int guarded(const std::string &what, F work) {
+  try {
+    return work();
+  } catch (const std::exception &error) {
+    return record_error(what + ": " + error.what());
+  }
+}
+
+}  // namespace softnpu
