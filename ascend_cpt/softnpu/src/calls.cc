@@ -1,6 +1,7 @@
 // The two phases of aclnn's operators. `aclnnXGetWorkspaceSize(arguments…, &size, &executor)` records a call,
 // `aclnnX(workspace, size, executor, stream)` runs it. Generated trampolines bring both here with the operator's index.
 #include <cstring>
+#include <memory>
 #include "internal.h"
 
 // Of the generated file: the names of the trampolined operators.
@@ -110,6 +111,27 @@ std::string describe_call(const Call &call) {
 
 }  // namespace
 
+void Call::run() {
+  if (is_tracing()) trace(describe_call(*this));
+  try {
+    handler(*this);
+  } catch (const std::exception &error) {
+    throw Error(describe_call(*this) + ": " + error.what());
+  }
+}
+
+int run_executor(Executor *executor) {
+  if (!executor) return record_error("an operator was run without being prepared");
+  int code = 0;
+  try {
+    executor->run();
+  } catch (const std::exception &error) {
+    code = record_error(error.what());
+  }
+  if (!executor->is_repeatable) delete executor;
+  return code;
+}
+
 }  // namespace softnpu
 
 using namespace softnpu;
@@ -124,32 +146,35 @@ extern "C" __attribute__((visibility("hidden"))) int softnpu_prepare(int index, 
     if (found == operators().end()) {
       throw Error("the software NPU has no such operator; called with (" + describe_unknown(registers, saved) + ")");
     }
-    auto *call = new Call;
+    auto call = std::make_unique<Call>();
     call->name = &found->first;
+    call->handler = found->second.run;
     for (char code : found->second.signature) call->arguments.push_back(read_argument(code, registers));
     auto *workspace_size = reinterpret_cast<uint64_t *>(registers.next_integer());
-    auto **executor = reinterpret_cast<Call **>(registers.next_integer());
+    auto **executor = reinterpret_cast<Executor **>(registers.next_integer());
     *workspace_size = 0;
-    *executor = call;
+    *executor = call.release();
     return 0;
   });
 }
 
-extern "C" __attribute__((visibility("hidden"))) int softnpu_execute(void *, uint64_t, Call *call, void *, int index) {
-  if (!call) return record_error(std::string(softnpu_operator_names[index]) + ": run without being prepared");
-  if (is_tracing()) trace(describe_call(*call));
-  try {
-    operators().find(*call->name)->second.run(*call);
-    return 0;
-  } catch (const std::exception &error) {
-    return record_error(describe_call(*call) + ": " + error.what());
-  }
+extern "C" __attribute__((visibility("hidden"))) int softnpu_execute(void *, uint64_t, Executor *executor, void *) {
+  return run_executor(executor);
 }
 
-// MindSpore keeps executors that it made repeatable, and destroys those; the others end with the second phase in CANN.
-// Here they stay: a few hundred bytes a call.
-SOFTNPU_EXPORT int aclDestroyAclOpExecutor(Call *call) {
-  delete call;
+SOFTNPU_EXPORT int aclSetAclOpExecutorRepeatable(Executor *executor) {
+  executor->is_repeatable = true;
   return 0;
 }
-SOFTNPU_EXPORT int aclSetAclOpExecutorRepeatable(Call *) { return 0; }
+SOFTNPU_EXPORT int aclDestroyAclOpExecutor(Executor *executor) {
+  delete executor;
+  return 0;
+}
+
+// A function of CANN that the emulation does not have: a result of zero would go unnoticed.
+extern "C" __attribute__((visibility("hidden"))) int softnpu_refuse(const char *name) {
+  return record_error(std::string(name) + ": the software NPU does not have this function of CANN");
+}
+extern "C" __attribute__((visibility("hidden"))) void softnpu_note(const char *name) {
+  if (is_tracing()) trace(std::string("nothing to do in ") + name);
+}

@@ -11,6 +11,16 @@ constexpr int kErrorInvalidParameter = 100000;  // ACL_ERROR_INVALID_PARAM
 // The living object at an address, or null.
 const Object *find_object(const void *address);
 
+// Runs the second phase: 0 or an aclError. Deletes the executor unless it is repeatable.
+int run_executor(Executor *executor);
+
+// A call that nnopbase's interface filled in.
+struct BuiltCall : Executor {
+  std::string name;
+  std::vector<Tensor *> inputs, outputs;
+  void run() override;
+};
+
 // Runs `work` and turns what it throws into a recorded error and its number.
 template <class F> int guarded(const std::string &what, F work) {
   try {

@@ -94,10 +94,20 @@ struct Argument {
   double real = 0;
   std::string text;
 };
+// A prepared call. It ends with its run, unless MindSpore made it repeatable.
+struct Executor {
+  bool is_repeatable = false;
+  virtual ~Executor() = default;
+  virtual void run() = 0;  // throws Error
+};
+class Call;
+using Handler = void (*)(Call &);
+
 // One call of an aclnn operator: its arguments by position. An accessor of another type than the signature's throws.
-class Call {
+class Call : public Executor {
  public:
   const std::string *name = nullptr;
+  Handler handler = nullptr;
   std::vector<Argument> arguments;
 
   bool has(size_t i) const { return at(i, "tsLIFB").object != nullptr; }  // an optional argument may be null
@@ -115,6 +125,8 @@ class Call {
   Arr in(size_t i) const;                    // the tensor's elements
   void out(size_t i, const Arr &a) const;    // rounds into the tensor; nothing where the argument is null
 
+  void run() override;
+
  private:
   const Argument &at(size_t i, const char *codes) const;
   template <class T> T &object(size_t i, const char *codes) const {
@@ -124,7 +136,6 @@ class Call {
   }
   [[noreturn]] void refuse_null(size_t i) const;
 };
-using Handler = void (*)(Call &);
 struct Operator {
   std::string signature;
   Handler run;
