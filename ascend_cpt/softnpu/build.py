@@ -41,7 +41,9 @@ LIBRARIES = (
 # The plugin finds its home by the word `latest` in the path of the library that holds the acl functions.
 LIBRARY_FOLDER = Path("latest") / "lib64"
 # No fused or reordered arithmetic: results are the same on every processor.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+# Without traps and errno, which nobody reads, loops of comparisons and square roots become vector code.
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
+          "-fvisibility=hidden", "-Wall", "-Wextra")  # fmt: skip
 _HANDLER = re.compile(r"L(?P<length>\d+)run_(?P<rest>\w+)")  # mangled, of a static function made by OP
 
 
@@ -112,7 +114,7 @@ def _find_cache() -> Path:
 def _make_key() -> str:
     """Return MindSpore's version and a digest of everything else that the libraries depend on."""
     digest = hashlib.sha256()
-    for path in [*sorted(SOURCES.iterdir()), *sorted(Path(__file__).parent.glob("*.py"))]:
+    for path in [*_list_sources("*.h"), *_list_sources("*.cc"), *sorted(Path(__file__).parent.glob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(_run("g++", "-dumpfullversion", "-dumpmachine").encode())
     digest.update(_read_cpu_flags().encode())
@@ -143,7 +145,7 @@ def _build_whole(home: Path) -> None:
 def _build(work: Path, folder: Path) -> None:
     """Compile the sources in `work` and link the libraries into `folder`."""
     (folder / "driver").mkdir(parents=True)
-    sources = sorted(SOURCES.glob("*.cc"))
+    sources = _list_sources("*.cc")
     objects = [work / f"{path.stem}.o" for path in sources]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         wanted = pool.submit(list_wanted_symbols, find_mindspore())
@@ -165,6 +167,11 @@ def _build(work: Path, folder: Path) -> None:
         file = f"lib{name}.so"
         _run("g++", "-shared", "-fPIC", "-nostdlib", "-o", str(folder / file), str(empty), f"-Wl,-soname,{file}",
              "-Wl,--no-as-needed", f"-L{folder}", "-lsoftnpu", "-Wl,-rpath,$ORIGIN")  # fmt: skip
+
+
+def _list_sources(pattern: str) -> list[Path]:
+    """Return the sources: the runtime's, and the operators' in the folder below. No two have the same name."""
+    return sorted(SOURCES.rglob(pattern))
 
 
 def _list_registered(symbols: str) -> set[str]:

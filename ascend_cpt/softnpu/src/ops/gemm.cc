@@ -3,12 +3,21 @@
 #include <cstdlib>
 #include <exception>
 #include <thread>
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
 
 namespace softnpu {
 
 namespace {
 typedef double Vec __attribute__((vector_size(32)));
 typedef double Loose __attribute__((vector_size(32), aligned(8), may_alias));  // in memory, on any address
+// Twice as fast fused. The difference is one of the last bit of a double, far below what the results are rounded to.
+#ifdef __FMA__
+inline Vec multiply_add(Vec x, Vec y, Vec z) { return (Vec)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z); }
+#else
+inline Vec multiply_add(Vec x, Vec y, Vec z) { return x * y + z; }
+#endif
 constexpr int64_t kRows = 4, kVecs = 3, kCols = kVecs * 4;
 constexpr int64_t kDeep = 256, kTall = 96, kWide = 384;  // a packed piece of `a` fits L2, a panel of `b` L1
 
@@ -42,9 +51,9 @@ void multiply_panels(const double *a, const double *b, int64_t depth, double *c,
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kRows; i++) {
       Vec x = {a[i], a[i], a[i], a[i]};
-      sum[i][0] += x * y0;
-      sum[i][1] += x * y1;
-      sum[i][2] += x * y2;
+      sum[i][0] = multiply_add(x, y0, sum[i][0]);
+      sum[i][1] = multiply_add(x, y1, sum[i][1]);
+      sum[i][2] = multiply_add(x, y2, sum[i][2]);
     }
   }
 #pragma GCC unroll 4
