@@ -22,7 +22,7 @@ _UNDEFINED = re.compile(
 )
 _LOOKED_UP = re.compile(
     r"^(?:acl(?:nn|rt|op|mdl|tdt|prof|dvpp)[A-Z]\w+|acl(?:Create|Destroy|Get|Set|Update|Gen|Init|Finalize|DataType)\w*"
-    r"|(?:Init|UnInit|Release)HugeMem\w*|Hccl(?:Comm|Get|Create|All|Reduce|Broadcast|Scatter|Send|Recv|Barrier|Batch)\w*"
+    r"|(?:Init|UnInit|Release)HugeMem\w*|Hccl[A-Z]\w+"
     r"|rt[A-Z]\w+|halHost\w+)$",
     re.MULTILINE,
 )
