@@ -42,7 +42,8 @@ def round_to_bfloat16(values: npt.ArrayLike) -> Values:
     spacing = np.ldexp(1.0, np.maximum(exponent - 8, -133))
     with np.errstate(invalid="ignore", over="ignore"):
         rounded = np.where(np.isfinite(exact), np.rint(exact / spacing) * spacing, exact)
-        return np.asarray((rounded.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16))
+        bits = np.atleast_1d(rounded).astype(np.float32).view(np.uint32) >> 16
+        return bits.astype(np.uint16).reshape(exact.shape)
 
 
 def encode(values: npt.ArrayLike, dtype: str) -> Values:
@@ -56,7 +57,8 @@ def encode(values: npt.ArrayLike, dtype: str) -> Values:
 def decode(memory: Values, dtype: str) -> Values:
     """Return the values of memory: float64 for floating-point dtypes, else as they are."""
     if dtype == "bfloat16":
-        return (memory.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        bits = np.atleast_1d(memory).astype(np.uint32) << 16
+        return bits.view(np.float32).astype(np.float64).reshape(memory.shape)
     return memory.astype(np.float64) if dtype.startswith("float") else memory
 
 

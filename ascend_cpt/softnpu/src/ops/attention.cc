@@ -97,7 +97,7 @@ struct Attention {
       a = to_a;
       b = to_b;
     }
-    need(a == q.rows && b == k.rows, "the documents end at " + std::to_string(a) + " of " + std::to_string(q.rows) + " rows");
+    need(a == q.rows, "the documents end at " + std::to_string(a) + " of " + std::to_string(q.rows) + " rows");
   }
   // The keys [first, last) that row `i` of a segment may see by its position.
   void visible(const Segment &s, int64_t i, int64_t &first, int64_t &last) const {
@@ -223,7 +223,7 @@ void backward(const Attention &f, Call &call, size_t out) {
   need(g.up.rows == f.q.rows && g.up.batch == f.q.batch && g.up.width == f.v.width, "the gradient has shape " + show(call.tensor(3).dims));
   need_shape(g.tops, f.statistics_dims());
   need_shape(g.sums, f.statistics_dims());
-  for (int i = 1; i < 3; i++) fill(call.tensor(out + i), 0);  // documents without a query leave their keys alone
+  for (int i = 1; i < 3; i++) fill(call.tensor(out + i), 0);  // of keys that no query sees
   parallel((int64_t)f.segments.size() * f.k.heads, [&](int64_t task) { g.run(f.segments[task / f.k.heads], task % f.k.heads); });
 }
 void refuse(Call &call, std::initializer_list<size_t> absent, size_t prefix, double keep) {

@@ -62,6 +62,37 @@ NAMED_OP(RealDiv) {
   need_shape(output(call, 0), broadcast(input(call, 0).dims, input(call, 1).dims));
   each(output(call, 0), [](double x, double y) { return x / y; }, input(call, 0), input(call, 1));
 }
+// x, lowest, highest.
+NAMED_OP(ClipByValue) {
+  need_shape(output(call, 0), input(call, 0).dims);
+  double low = number(input(call, 1), "the lowest value"), high = number(input(call, 2), "the highest value");
+  each(output(call, 0), [low, high](double x) { return std::min(std::max(x, low), high); }, input(call, 0));
+}
+// Variable, indices [..., depth], updates: the slices of the variable that the indices name are replaced, in their order.
+NAMED_OP(ScatterNdUpdate) {
+  Tensor &variable = input(call, 0), &indices = input(call, 1), &updates = input(call, 2);
+  need_rank(indices, 1, 8);
+  int64_t depth = indices.dims.back(), num = depth ? indices.count() / depth : 0, width = num ? updates.count() / num : 0;
+  need(depth >= 1 && depth <= variable.rank(), "indices of shape " + show(indices.dims) + " for " + show(variable.dims));
+  Dims expected(indices.dims.begin(), indices.dims.end() - 1), places = whole(indices);
+  expected.insert(expected.end(), variable.dims.begin() + depth, variable.dims.end());
+  need(updates.dims == expected, "updates of shape " + show(updates.dims) + ", the indices give " + show(expected));
+  for (int64_t i = 0; i < num; i++) {
+    Tensor to = variable, from = updates;
+    for (int64_t d = 0; d < depth; d++) {
+      int64_t at = places[i * depth + d];
+      need(at >= 0 && at < variable.dims[d], "index " + std::to_string(at) + " for shape " + show(variable.dims));
+      to.offset += at * variable.strides[d];
+    }
+    to.dims.assign(variable.dims.begin() + depth, variable.dims.end());
+    to.strides.assign(variable.strides.begin() + depth, variable.strides.end());
+    from.offset += i * width;
+    from.dims = to.dims;
+    from.strides = dense_strides(from.dims);
+    copy(from, to);
+  }
+  if (!call.outputs.empty()) copy(variable, output(call, 0));
+}
 // Axis, input; equal parts.
 NAMED_OP(Split) {
   const Tensor &in = input(call, 1);

@@ -39,14 +39,13 @@ OP(Div, "ttt") {
   need_float(call.tensor(2));
   binary(call, 2, [](double x, double y) { return x / y; });
 }
+OP(FloorDivide, "ttt") { binary(call, 2, [](double x, double y) { return std::floor(x / y); }); }
 OP(PowTensorTensor, "ttt") { binary(call, 2, [](double x, double y) { return std::pow(x, y); }); }
 OP(Minimum, "ttt") { binary(call, 2, [](double x, double y) { return lesser(x, y); }); }
 OP(Maximum, "ttt") { binary(call, 2, [](double x, double y) { return greater(x, y); }); }
 OP(EqTensor, "ttt") { compare(call, [](double x, double y) { return double(x == y); }); }
 OP(NeTensor, "ttt") { compare(call, [](double x, double y) { return double(x != y); }); }
-OP(GtTensor, "ttt") { compare(call, [](double x, double y) { return double(x > y); }); }
 OP(GeTensor, "ttt") { compare(call, [](double x, double y) { return double(x >= y); }); }
-OP(LtTensor, "ttt") { compare(call, [](double x, double y) { return double(x < y); }); }
 OP(LeTensor, "ttt") { compare(call, [](double x, double y) { return double(x <= y); }); }
 OP(LogicalAnd, "ttt") { compare(call, [](double x, double y) { return double(x != 0 && y != 0); }); }
 OP(LogicalOr, "ttt") { compare(call, [](double x, double y) { return double(x != 0 || y != 0); }); }
@@ -54,16 +53,13 @@ OP(LogicalNot, "tt") {
   need_dtype(call.tensor(1), {BOOL});
   unary(call, [](double x) { return double(x == 0); });
 }
-OP(IsFinite, "tt") {
-  need_dtype(call.tensor(1), {BOOL});
-  unary(call, [](double x) { return double(std::isfinite(x)); });
-}
 OP(Muls, "tst") { with_scalar(call, [](double x, double k) { return x * k; }); }
 OP(Divs, "tst") {
   need_float(call.tensor(2));
   with_scalar(call, [](double x, double k) { return x / k; });
 }
 OP(Neg, "tt") { unary(call, [](double x) { return -x; }); }
+OP(Relu, "tt") { unary(call, [](double x) { return x > 0 || x != x ? x : 0.0; }); }
 OP(Exp, "tt") { unary_float(call, [](double x) { return exp_fast(x); }); }
 OP(Log, "tt") { unary_float(call, [](double x) { return std::log(x); }); }
 OP(Sqrt, "tt") { unary_float(call, [](double x) { return std::sqrt(x); }); }

@@ -63,13 +63,6 @@ OP(ReduceSum, "tIbwt") {
   need_kept(call, 4, reduced, call.integer(2) != 0);
   fold(call.tensor(0), reduced, call.tensor(4), 0.0, [](double x, double y) { return x + y; }, add_up, 1.0);
 }
-OP(Mean, "tIbwt") {
-  auto reduced = mark_axes((int64_t)call.tensor(0).dims.size(), axes_of(call, 1));
-  need_float(call.tensor(4));
-  need_kept(call, 4, reduced, call.integer(2) != 0);
-  double n = (double)call.tensor(0).count() / (double)call.tensor(4).count();
-  fold(call.tensor(0), reduced, call.tensor(4), 0.0, [](double x, double y) { return x + y; }, add_up, 1.0 / n);
-}
 // Input, axis, whether it stays as 1, largest values, their places (the first of equal ones).
 OP(MaxDim, "tibtt") {
   const Tensor &in = call.tensor(0);
