@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ascend_cpt.softnpu.build import prepare_libraries
@@ -9,5 +11,10 @@ from tests.unit.softnpu.harness import Device
 
 
 @pytest.fixture(scope="session")
-def device() -> Device:
-    return Device(prepare_libraries())
+def library_folder() -> Path:
+    return prepare_libraries()
+
+
+@pytest.fixture(scope="session")
+def device(library_folder: Path) -> Device:
+    return Device(library_folder)
