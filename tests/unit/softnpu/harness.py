@@ -1,4 +1,4 @@
-"""Operators of the software NPU called through their C interface, on tensors over NumPy memory. MindSpore is not needed."""
+"""Operators of the software NPU called through their C interface, on tensors over NumPy memory, without MindSpore."""
 
 from __future__ import annotations
 
@@ -171,10 +171,20 @@ class Device:
         (in_descriptions, in_buffers), (out_descriptions, out_buffers) = described
         self._check(
             self._function("aclopCompileAndExecuteV2")(
-                name.encode(), len(inputs), in_descriptions, in_buffers, len(outputs), out_descriptions, out_buffers,
-                attribute_object, 0, 0, None, None,
+                name.encode(),
+                len(inputs),
+                in_descriptions,
+                in_buffers,
+                len(outputs),
+                out_descriptions,
+                out_buffers,
+                attribute_object,
+                0,
+                0,
+                None,
+                None,
             )
-        )  # fmt: skip
+        )
 
     def run_all_finite(self, tensor: DeviceTensor, flag: DeviceTensor) -> None:
         """Run AllFinite as MindSpore's own operator library does, with an executor filled argument by argument.
@@ -182,9 +192,7 @@ class Device:
         Raises:
             OperatorError: with the text of the device.
         """
-        executor = ctypes.c_void_p(
-            self._function("NnopbaseGetExecutor")(None, b"AllFinite", None, 0, None, 0, None, 0)
-        )
+        executor = ctypes.c_void_p(self._function("NnopbaseGetExecutor")(None, b"AllFinite", None, 0, None, 0, None, 0))
         size = ctypes.c_uint64()
         self._function("NnopbaseAddInput")(executor, self._make_tensor(tensor), 0)
         self._function("NnopbaseAddOutput")(executor, self._make_tensor(flag), 0)
@@ -211,10 +219,17 @@ class Device:
         storage = (ctypes.c_int64 * 1)(tensor.storage.size)
         return ctypes.c_void_p(
             self._function("aclCreateTensor")(
-                dims, ctypes.c_uint64(rank), DTYPES[tensor.dtype][0], strides, ctypes.c_int64(tensor.offset), 2,
-                storage, ctypes.c_uint64(1), ctypes.c_void_p(tensor.storage.ctypes.data),
+                dims,
+                ctypes.c_uint64(rank),
+                DTYPES[tensor.dtype][0],
+                strides,
+                ctypes.c_int64(tensor.offset),
+                2,
+                storage,
+                ctypes.c_uint64(1),
+                ctypes.c_void_p(tensor.storage.ctypes.data),
             )
-        )  # fmt: skip
+        )
 
     def _convert(self, code: str, value: Any) -> Any:
         if value is None and code in "tsIL":

@@ -1,4 +1,4 @@
-"""Flash attention and its gradient against softmax attention written out in NumPy, in every layout and mask that is used."""
+"""Flash attention and its gradient against attention written out in NumPy, in every layout and mask that is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from tests.unit.softnpu.harness import FLOATS, Device, DeviceTensor, OperatorErr
 FAR = 2**31 - 1
 SCALE = 0.35
 COMPRESSED = DeviceTensor(np.triu(np.ones((2048, 2048)), k=1), "uint8")
-TOLERANCES = {"float32": 3e-6, "float16": 3e-3, "bfloat16": 3e-2}  # of the output's rounding, and its use in the gradient
+TOLERANCES = {
+    "float32": 3e-6,
+    "float16": 3e-3,
+    "bfloat16": 3e-2,
+}  # of the output's rounding, and its use in the gradient
 
 
 def attend(q: Values, k: Values, v: Values, hidden: Values) -> tuple[Values, Values, Values]:
@@ -97,7 +101,11 @@ def check(device: Device, case: Case, dtype: str, memory: str = "dense") -> None
     """Run forward and gradient and compare all their results."""
     batch, heads, kv_heads, q_rows, k_rows, width = case.sizes
     rng = np.random.default_rng(3)
-    shapes = {"q": (batch, heads, q_rows, width), "k": (batch, kv_heads, k_rows, width), "v": (batch, kv_heads, k_rows, width)}
+    shapes = {
+        "q": (batch, heads, q_rows, width),
+        "k": (batch, kv_heads, k_rows, width),
+        "v": (batch, kv_heads, k_rows, width),
+    }
     draws = {name: rng.normal(size=shape) for name, shape in {**shapes, "up": shapes["q"]}.items()}
     tensors = {name: DeviceTensor(arrange(values, case.layout), dtype, memory) for name, values in draws.items()}
     exact = {name: DeviceTensor(values, dtype).values for name, values in draws.items()}
@@ -110,8 +118,21 @@ def check(device: Device, case: Case, dtype: str, memory: str = "dense") -> None
     q, k, v, up = (tensors[name] for name in ("q", "k", "v", "up"))
     device.run(
         "FlashAttentionVarLenScore" if packed else "FlashAttentionScore",
-        q, k, v, None, None, None, case.mask, (), *documents, *common, top, total, softmax, out,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        None,
+        None,
+        None,
+        case.mask,
+        (),
+        *documents,
+        *common,
+        top,
+        total,
+        softmax,
+        out,
+    )
     expected, expected_top, expected_total = attend(exact["q"], exact["k"], exact["v"], case.hidden)
     assert_near(out.values, arrange(expected, case.layout), dtype)
     seen = expected_total > 0
@@ -124,9 +145,24 @@ def check(device: Device, case: Case, dtype: str, memory: str = "dense") -> None
     gradients = [make_zeros(tensors[name].shape, dtype, memory) for name in ("q", "k", "v")]
     device.run(
         "FlashAttentionUnpaddingScoreGrad" if packed else "FlashAttentionScoreGrad",
-        q, k, v, up, None, None, None, case.mask, top, total, softmax, out, (), *documents, *common,
-        *gradients, make_zeros((0,), dtype),
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        up,
+        None,
+        None,
+        None,
+        case.mask,
+        top,
+        total,
+        softmax,
+        out,
+        (),
+        *documents,
+        *common,
+        *gradients,
+        make_zeros((0,), dtype),
+    )
     wanted = differentiate(exact["q"], exact["k"], exact["v"], case.hidden, exact["up"])
     for gradient, value in zip(gradients, wanted, strict=True):
         assert_near(gradient.values, arrange(value, case.layout), dtype)
@@ -174,14 +210,18 @@ def test_masks_of_several_shapes(device: Device, shape: tuple[int, ...]) -> None
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("layout", ["BSH", "BNSD"])
 def test_rows_of_one_device_under_context_parallelism(device: Device, layout: str, rank: int) -> None:
-    # As MindSpore calls it with two devices: half of the queries, all keys, and the tokens before and after moved by the
-    # rows of the devices before.
+    # As MindSpore calls it with two devices: half of the queries, all keys, and tokens before and after moved by the
+    # number of rows on the devices before.
     rows = 16
     hidden = causal(rows, 2 * rows, rank * rows)
     case = Case(
-        layout=layout, sizes=(2, 4, 2, rows, 2 * rows, 8), hidden=hidden, mask=DeviceTensor(hidden[None, None], "uint8"),
-        before=FAR - rank * rows, after=rank * rows,
-    )  # fmt: skip
+        layout=layout,
+        sizes=(2, 4, 2, rows, 2 * rows, 8),
+        hidden=hidden,
+        mask=DeviceTensor(hidden[None, None], "uint8"),
+        before=FAR - rank * rows,
+        after=rank * rows,
+    )
     check(device, case, "float16")
 
 
@@ -224,8 +264,13 @@ def test_documents(device: Device, q_ends: list[int], k_ends: list[int], dtype: 
         rows, columns = q_to - q_from, k_to - k_from
         hidden[q_from:q_to, k_from:k_to] = causal(rows, columns, columns - rows)
     case = Case(
-        layout="TND", sizes=(1, 4, 2, q_rows, k_rows, 8), hidden=hidden, mask=COMPRESSED, sparse=3, documents=(q_ends, k_ends),
-    )  # fmt: skip
+        layout="TND",
+        sizes=(1, 4, 2, q_rows, k_rows, 8),
+        hidden=hidden,
+        mask=COMPRESSED,
+        sparse=3,
+        documents=(q_ends, k_ends),
+    )
     check(device, case, dtype)
 
 
@@ -254,9 +299,20 @@ def test_blocks_of_keys_put_together_by_maximum_and_sum(device: Device) -> None:
         inputs = [DeviceTensor(array, "float32") for array in (q, k[:, :, block], v[:, :, block], up)]
         gradients = [make_zeros(tensor.shape, "float32") for tensor in inputs[:3]]
         device.run(
-            "FlashAttentionScoreGrad", *inputs, None, None, None, None, *wide, None, DeviceTensor(merged, "float32"), (),
-            *common, *gradients, None,
-        )  # fmt: skip
+            "FlashAttentionScoreGrad",
+            *inputs,
+            None,
+            None,
+            None,
+            None,
+            *wide,
+            None,
+            DeviceTensor(merged, "float32"),
+            (),
+            *common,
+            *gradients,
+            None,
+        )
         sum_q += gradients[0].values
         found_k.append(gradients[1].values)
     np.testing.assert_allclose(sum_q, d_q, atol=1e-5)
@@ -264,7 +320,16 @@ def test_blocks_of_keys_put_together_by_maximum_and_sum(device: Device) -> None:
 
 
 def call(q: tuple[int, ...], k: tuple[int, ...], **changes: Any) -> list[Any]:
-    named = {"mask": None, "keep": 1.0, "heads": 4, "layout": "BNSD", "sparse": 0, "bias": None, "key_dtype": "float32", **changes}
+    named = {
+        "mask": None,
+        "keep": 1.0,
+        "heads": 4,
+        "layout": "BNSD",
+        "sparse": 0,
+        "bias": None,
+        "key_dtype": "float32",
+        **changes,
+    }
     rows = make_zeros((2, 4, 8, 8), "float32")
     key = make_zeros(k, named["key_dtype"])
     return [

@@ -173,14 +173,27 @@ def test_all_finite(device: Device, layout: str, dtype: str) -> None:
         ("NoSuchOperator", [make((2,), "float32")], [], "no such operator.*float32"),
         ("Assign", [make((2,), "float32"), make((3,), "float32")], [], "differ"),
         ("Split", [DeviceTensor(0, "int32"), make((3,), "float32")], [make_zeros((1,), "float32")] * 2, "2 parts"),
-        ("GatherV2", [make((3,), "float32"), DeviceTensor([3], "int32"), DeviceTensor(0, "int32")], [make_zeros((1,), "float32")], "index 3"),
-        ("StridedSlice", [make((3,), "float32"), *[DeviceTensor([0], "int64")] * 3], [make_zeros((3,), "float32")], "stride of 0"),
-        ("ScatterNdUpdate", [make((3,), "float32"), DeviceTensor([[3]], "int64"), make((1,), "float32")], [], "index 3"),
+        (
+            "GatherV2",
+            [make((3,), "float32"), DeviceTensor([3], "int32"), DeviceTensor(0, "int32")],
+            [make_zeros((1,), "float32")],
+            "index 3",
+        ),
+        (
+            "StridedSlice",
+            [make((3,), "float32"), *[DeviceTensor([0], "int64")] * 3],
+            [make_zeros((3,), "float32")],
+            "stride of 0",
+        ),
+        (
+            "ScatterNdUpdate",
+            [make((3,), "float32"), DeviceTensor([[3]], "int64"), make((1,), "float32")],
+            [],
+            "index 3",
+        ),
         ("TensorMove", [], [], "missing"),
     ],
-)  # fmt: skip
-def test_errors(
-    device: Device, name: str, inputs: list[DeviceTensor], outputs: list[DeviceTensor], text: str
-) -> None:
+)
+def test_errors(device: Device, name: str, inputs: list[DeviceTensor], outputs: list[DeviceTensor], text: str) -> None:
     with pytest.raises(OperatorError, match=text):
         device.run_by_name(name, inputs, outputs)

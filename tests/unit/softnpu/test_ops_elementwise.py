@@ -178,7 +178,9 @@ def test_rounding_is_to_even_once(device: Device, target: str) -> None:
     # Just above the middle between two numbers: rounded to float32 first, it would become the tie and go down.
     spacing = 2.0**-10 if target == "float16" else 2.0**-7
     middle = 1 + spacing / 2
-    values = np.array([middle, middle + 2.0**-40, middle - 2.0**-40, 65519.99, 65520.0, 2.0**-25, 3e-8, 1e-41, -0.0] * 2)
+    values = np.array(
+        [middle, middle + 2.0**-40, middle - 2.0**-40, 65519.99, 65520.0, 2.0**-25, 3e-8, 1e-41, -0.0] * 2
+    )
     out = make_zeros((18,), target)
     device.run("Cast", DeviceTensor(values, "float64"), 27 if target == "bfloat16" else 1, out)
     assert out.values[:3].tolist() == [1.0, 1 + spacing, 1.0]
@@ -189,7 +191,11 @@ def test_selection(device: Device) -> None:
     rng = np.random.default_rng(7)
     for layout in LAYOUTS:
         mask = DeviceTensor(rng.integers(0, 2, size=(6, 1)), "bool", layout)
-        x, y, out = make(rng, (6, 4), "float32", layout), make(rng, (1,), "float32"), make_zeros((6, 4), "float32", layout)
+        x, y, out = (
+            make(rng, (6, 4), "float32", layout),
+            make(rng, (1,), "float32"),
+            make_zeros((6, 4), "float32", layout),
+        )
         device.run("SWhere", mask, x, y, out)
         np.testing.assert_array_equal(out.values, np.where(mask.values, x.values, y.values))
 
@@ -204,14 +210,26 @@ def test_results_over_their_inputs(device: Device) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("Mul", (DeviceTensor([1.0, 2.0], "float32"), DeviceTensor([1.0] * 3, "float32"), make_zeros((3,), "float32")), "broadcast"),
-        ("Mul", (DeviceTensor([1.0], "float32"), DeviceTensor([1.0], "float32"), make_zeros((2,), "float32")), "output has shape"),
+        (
+            "Mul",
+            (DeviceTensor([1.0, 2.0], "float32"), DeviceTensor([1.0] * 3, "float32"), make_zeros((3,), "float32")),
+            "broadcast",
+        ),
+        (
+            "Mul",
+            (DeviceTensor([1.0], "float32"), DeviceTensor([1.0], "float32"), make_zeros((2,), "float32")),
+            "output has shape",
+        ),
         ("Div", (DeviceTensor([1], "int32"), DeviceTensor([1], "int32"), make_zeros((1,), "int32")), "int32"),
         ("Cast", (DeviceTensor([1.0], "float32"), 1, make_zeros((1,), "float32")), "asked for dtype"),
-        ("EqTensor", (DeviceTensor([1.0], "float32"), DeviceTensor([1.0], "float32"), make_zeros((1,), "float32")), "float32"),
+        (
+            "EqTensor",
+            (DeviceTensor([1.0], "float32"), DeviceTensor([1.0], "float32"), make_zeros((1,), "float32")),
+            "float32",
+        ),
         ("Mul", (None, DeviceTensor([1.0], "float32"), make_zeros((1,), "float32")), "missing"),
     ],
-)  # fmt: skip
+)
 def test_errors(device: Device, name: str, arguments: tuple[Any, ...], text: str) -> None:
     with pytest.raises(OperatorError, match=text):
         device.run(name, *arguments)

@@ -113,11 +113,30 @@ def test_cross_entropy_whole_and_by_pieces_of_the_vocabulary(device: Device) -> 
     ("name", "arguments", "text"),
     [
         ("Embedding", (draw((4, 2), "float32"), DeviceTensor([4], "int32"), make_zeros((1, 2), "float32")), "index 4"),
-        ("Embedding", (draw((4, 2), "float32"), DeviceTensor([1.0], "float32"), make_zeros((1, 2), "float32")), "dtype"),
-        ("EmbeddingDenseBackward", (draw((1, 2), "float32"), DeviceTensor([-1], "int32"), 4, 2**32 - 1, False, make_zeros((4, 2), "float32")), "index -1"),
-        ("OneHot", (DeviceTensor([1], "int32"), 4, DeviceTensor([1, 1], "int32"), DeviceTensor(0, "int32"), -1, make_zeros((1, 4), "int32")), "one element"),
+        (
+            "Embedding",
+            (draw((4, 2), "float32"), DeviceTensor([1.0], "float32"), make_zeros((1, 2), "float32")),
+            "dtype",
+        ),
+        (
+            "EmbeddingDenseBackward",
+            (draw((1, 2), "float32"), DeviceTensor([-1], "int32"), 4, 2**32 - 1, False, make_zeros((4, 2), "float32")),
+            "index -1",
+        ),
+        (
+            "OneHot",
+            (
+                DeviceTensor([1], "int32"),
+                4,
+                DeviceTensor([1, 1], "int32"),
+                DeviceTensor(0, "int32"),
+                -1,
+                make_zeros((1, 4), "int32"),
+            ),
+            "one element",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(device: Device, name: str, arguments: tuple[Any, ...], text: str) -> None:
     with pytest.raises(OperatorError, match=text):
         device.run(name, *arguments)

@@ -114,12 +114,42 @@ def test_swiglu(device: Device, axis: int, dtype: str, layout: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("RmsNorm", (draw((2, 4), "float32"), draw((3,), "float32"), EPSILON, make_zeros((2, 4), "float32"), make_zeros((2,), "float32")), "a weight of shape"),
-        ("RmsNorm", (DeviceTensor([[1, 2]], "int32"), draw((2,), "float32"), EPSILON, make_zeros((1, 2), "float32"), make_zeros((1,), "float32")), "int32"),
-        ("RotaryPositionEmbedding", (draw((2, 1, 1, 3), "float32"), draw((2, 1, 1, 3), "float32"), draw((2, 1, 1, 3), "float32"), 0, make_zeros((2, 1, 1, 3), "float32")), "odd width"),
+        (
+            "RmsNorm",
+            (
+                draw((2, 4), "float32"),
+                draw((3,), "float32"),
+                EPSILON,
+                make_zeros((2, 4), "float32"),
+                make_zeros((2,), "float32"),
+            ),
+            "a weight of shape",
+        ),
+        (
+            "RmsNorm",
+            (
+                DeviceTensor([[1, 2]], "int32"),
+                draw((2,), "float32"),
+                EPSILON,
+                make_zeros((1, 2), "float32"),
+                make_zeros((1,), "float32"),
+            ),
+            "int32",
+        ),
+        (
+            "RotaryPositionEmbedding",
+            (
+                draw((2, 1, 1, 3), "float32"),
+                draw((2, 1, 1, 3), "float32"),
+                draw((2, 1, 1, 3), "float32"),
+                0,
+                make_zeros((2, 1, 1, 3), "float32"),
+            ),
+            "odd width",
+        ),
         ("SwiGlu", (draw((2, 3), "float32"), -1, make_zeros((2, 1), "float32")), "no halves"),
     ],
-)  # fmt: skip
+)
 def test_errors(device: Device, name: str, arguments: tuple[Any, ...], text: str) -> None:
     with pytest.raises(OperatorError, match=text):
         device.run(name, *arguments)

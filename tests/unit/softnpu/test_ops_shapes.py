@@ -116,7 +116,17 @@ def test_repeat(device: Device, dtype: str, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_matrix_product(device: Device, dtype: str, layout: str) -> None:
-    sizes = ((1, 1, 1), (4, 12, 12), (5, 7, 13), (97, 300, 50), (3, 600, 400), (200, 9, 11), (0, 4, 5), (4, 0, 5), (4, 5, 0))
+    sizes = (
+        (1, 1, 1),
+        (4, 12, 12),
+        (5, 7, 13),
+        (97, 300, 50),
+        (3, 600, 400),
+        (200, 9, 11),
+        (0, 4, 5),
+        (4, 0, 5),
+        (4, 5, 0),
+    )
     for m, k, n in sizes:
         for layout_b in ("dense", "transposed"):
             a, b, out = make((m, k), dtype, layout), make((k, n), dtype, layout_b, 1), make_zeros((m, n), dtype, layout)
@@ -145,8 +155,10 @@ def test_results_do_not_depend_on_threads(device: Device, library_folder: Any) -
         done = subprocess.run(
             [sys.executable, "-c", _PRODUCT, str(library_folder)],
             env={"SOFTNPU_THREADS": num_threads, "PATH": "/usr/bin:/bin"},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         digests.add(done.stdout)
     assert len(digests) == 1
 
@@ -156,15 +168,31 @@ def test_results_do_not_depend_on_threads(device: Device, library_folder: Any) -
     [
         ("Mm", (make((2, 3), "float32"), make((4, 2), "float32"), make_zeros((2, 2), "float32"), 0), "do not multiply"),
         ("Mm", (make((2,), "float32"), make((2, 2), "float32"), make_zeros((2, 2), "float32"), 0), "dimensions"),
-        ("Mm", (make((2, 2), "float32"), make((2, 2), "float16"), make_zeros((2, 2), "float32"), 0), "different dtypes"),
+        (
+            "Mm",
+            (make((2, 2), "float32"), make((2, 2), "float16"), make_zeros((2, 2), "float32"), 0),
+            "different dtypes",
+        ),
         ("Permute", (make((2, 3), "float32"), (0, 0), make_zeros((2, 2), "float32")), "twice"),
-        ("Cat", ([make((2, 3), "float32"), make((2, 4), "float32")], 0, make_zeros((4, 3), "float32")), "parts of shape"),
-        ("SplitWithSize", (make((4,), "float32"), (2, 1), 0, [make_zeros((2,), "float32"), make_zeros((1,), "float32")]), "add up"),
+        (
+            "Cat",
+            ([make((2, 3), "float32"), make((2, 4), "float32")], 0, make_zeros((4, 3), "float32")),
+            "parts of shape",
+        ),
+        (
+            "SplitWithSize",
+            (make((4,), "float32"), (2, 1), 0, [make_zeros((2,), "float32"), make_zeros((1,), "float32")]),
+            "add up",
+        ),
         ("Repeat", (make((2,), "float32"), (2,), make_zeros((3,), "float32")), "output has shape"),
         ("ReduceSum", (make((2, 3), "float32"), (5,), False, 0, make_zeros((2,), "float32")), "no axis 5"),
-        ("MaxDim", (make((2, 3), "float32"), 1, False, make_zeros((3,), "float32"), make_zeros((2,), "int64")), "output has shape"),
+        (
+            "MaxDim",
+            (make((2, 3), "float32"), 1, False, make_zeros((3,), "float32"), make_zeros((2,), "int64")),
+            "output has shape",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors(device: Device, name: str, arguments: tuple[Any, ...], text: str) -> None:
     with pytest.raises(OperatorError, match=text):
         device.run(name, *arguments)
