@@ -275,8 +275,8 @@ def test_documents(device: Device, q_ends: list[int], k_ends: list[int], dtype: 
 
 
 def test_blocks_of_keys_put_together_by_maximum_and_sum(device: Device) -> None:
-    # What ring attention relies on: block results merge by their statistics, and the gradient of a block uses the merged
-    # statistics and output.
+    # What ring attention relies on: block results merge by their statistics, and the gradient of a block uses the
+    # merged statistics and output.
     rng = np.random.default_rng(5)
     q, k, v, up = (rng.normal(size=(1, 2, 8, 4)) for _ in range(4))
     parts, statistics = [], []
@@ -333,9 +333,27 @@ def call(q: tuple[int, ...], k: tuple[int, ...], **changes: Any) -> list[Any]:
     rows = make_zeros((2, 4, 8, 8), "float32")
     key = make_zeros(k, named["key_dtype"])
     return [
-        make_zeros(q, "float32"), key, key, named["bias"], None, None, named["mask"], (), SCALE, named["keep"], FAR, FAR,
-        named["heads"], named["layout"], 0, named["sparse"], rows, rows, None, make_zeros(q, "float32"),
-    ]  # fmt: skip
+        make_zeros(q, "float32"),
+        key,
+        key,
+        named["bias"],
+        None,
+        None,
+        named["mask"],
+        (),
+        SCALE,
+        named["keep"],
+        FAR,
+        FAR,
+        named["heads"],
+        named["layout"],
+        0,
+        named["sparse"],
+        rows,
+        rows,
+        None,
+        make_zeros(q, "float32"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Embedding, its gradient, one-hot vectors, and a cross entropy put together from the operators that MindFormers uses."""
+"""Embedding, its gradient, one-hot vectors, and a cross entropy made of the operators that MindFormers uses."""
 
 from __future__ import annotations
 

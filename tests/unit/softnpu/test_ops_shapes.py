@@ -141,10 +141,12 @@ import numpy as np
 from tests.unit.softnpu.harness import Device, DeviceTensor, make_zeros
 rng = np.random.default_rng(0)
 device, out = Device(Path(sys.argv[1])), make_zeros((301, 203), "float64")
-device.run("Mm", DeviceTensor(rng.normal(size=(301, 500)), "float64"), DeviceTensor(rng.normal(size=(500, 203)), "float64"), out, 0)
+a, b = (DeviceTensor(rng.normal(size=size), "float64") for size in ((301, 500), (500, 203)))
+device.run("Mm", a, b, out, 0)
 q, k, o = (DeviceTensor(rng.normal(size=(2, 4, 70, 8)), "float32") for _ in range(3))
 top, total = make_zeros((2, 4, 70, 8), "float32"), make_zeros((2, 4, 70, 8), "float32")
-device.run("FlashAttentionScore", q, k, k, None, None, None, None, (), 0.3, 1.0, 70, 70, 4, "BNSD", 0, 0, top, total, None, o)
+attributes = ((), 0.3, 1.0, 70, 70, 4, "BNSD", 0, 0)
+device.run("FlashAttentionScore", q, k, k, None, None, None, None, *attributes, top, total, None, o)
 print(hashlib.sha256(out.storage.tobytes() + o.storage.tobytes()).hexdigest())
 """
 
