@@ -31,6 +31,8 @@ _COMPUTES = re.compile(
 )
 _DATA = ("_ZTI", "_ZTS", "_ZTT", "_ZGV")
 _CONSTRUCTOR = re.compile(r"_ZN2ge\d+\w+?C[12]E")
+# Objects without members, one byte wide: clearing more destroys what lies behind them, which shows at the exit.
+_REGISTRAR_CONSTRUCTOR = re.compile(r"_ZN2ge\d+\w+?RegisterC[12]E")
 _OPERATOR_CONSTRUCTOR = re.compile(r"_ZN2ge8OperatorC[12]E")
 _RETURNS_OBJECT = re.compile(
     r"_ZNK?2ge.*(GetShape|GetOriginShape|Nodes|DirectNode|GetInputDesc|GetOutputDesc|GetShapeRange)"
@@ -131,7 +133,7 @@ def _choose_body(symbol: str, name_label: str) -> list[str]:
         return ["leaq .Lbuffer(%rip),%rax", "xorl %edx,%edx", "ret"]
     if "CreateOperator" in symbol or _OPERATOR_CONSTRUCTOR.match(symbol):
         return _MAKE_OPERATOR
-    if _CONSTRUCTOR.match(symbol):
+    if _CONSTRUCTOR.match(symbol) and not _REGISTRAR_CONSTRUCTOR.match(symbol):
         return [*_clear_object(), "xorl %eax,%eax", "ret"]
     if _RETURNS_OBJECT.match(symbol):
         return [*_clear_object(), "movq %rdi,%rax", "ret"]

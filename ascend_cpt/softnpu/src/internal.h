@@ -2,6 +2,8 @@
 #pragma once
 #include "softnpu.h"
 
+SOFTNPU_EXPORT const char *aclGetRecentErrMsg();
+
 namespace softnpu {
 
 constexpr int kErrorFailure = 500002;          // ACL_ERROR_GE_FAILURE
