@@ -160,7 +160,16 @@ def _build(work: Path, folder: Path) -> None:
     assembly = work / "generated.s"
     assembly.write_text(render_assembly(operators, symbols, defined), encoding="utf-8")
     library = folder / "libsoftnpu.so"
-    _run("g++", "-shared", "-o", str(library), *map(str, objects), str(assembly), "-lpthread", "-Wl,-soname,libsoftnpu.so")
+    _run(
+        "g++",
+        "-shared",
+        "-o",
+        str(library),
+        *map(str, objects),
+        str(assembly),
+        "-lpthread",
+        "-Wl,-soname,libsoftnpu.so",
+    )
     empty = work / "empty.c"
     empty.write_text("", encoding="utf-8")
     for name in LIBRARIES:

@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 60
 # Each layer may import the layers below it; folders of one layer do not import each other.
 LAYERS = (
     {"errors", "files", "devices", "processes"},
-    {"config", "model"},
+    {"config", "model", "softnpu"},
     {"data", "recipe", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
