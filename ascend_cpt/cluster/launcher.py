@@ -14,6 +14,7 @@ from ascend_cpt.cluster.preflight import check_master, claim_place, describe_pro
 from ascend_cpt.cluster.schedulers import find_scheduler
 from ascend_cpt.cluster.terminal import say
 from ascend_cpt.errors import EXIT_OK, run_command
+from ascend_cpt.softnpu.environment import prepare
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     if scheduler := find_scheduler(os.environ):
         place = f"node {plan.node_rank} of {plan.num_nodes}, meeting at {plan.master_addr}:{plan.master_port}"
         say(f"started by {scheduler.name}: {place}")
+    # Built once here, with its errors in one place; each worker enters by itself.
+    prepare(os.environ)
     command = build_command(plan)
     if os.environ.get("DRY_RUN") == "1":
         print(format_command(command))

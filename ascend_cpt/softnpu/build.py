@@ -40,6 +40,11 @@ LIBRARIES = (
 )
 # The plugin finds its home by the word `latest` in the path of the library that holds the acl functions.
 LIBRARY_FOLDER = Path("latest") / "lib64"
+# Where MindSpore looks for the Python packages of CANN, beside the libraries' folder.
+PYTHON_FOLDER = Path("opp") / "built-in" / "op_impl" / "ai_core" / "tbe"
+# Of the Python packages that MindSpore asks for their version, which it checks against the CANN releases it knows.
+_PYTHON_MODULES = {"te/version.py": "version", "hccl/sys_version.py": "__sys_version__"}
+_CANN_VERSION = "8.5.0"
 # No fused or reordered arithmetic: results are the same on every processor.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 _HANDLER = re.compile(r"L(?P<length>\d+)run_(?P<rest>\w+)")  # mangled, of a static function made by OP
@@ -112,7 +117,7 @@ def _find_cache() -> Path:
 def _make_key() -> str:
     """Return MindSpore's version and a digest of everything else that the libraries depend on."""
     digest = hashlib.sha256()
-    for path in [*sorted(SOURCES.iterdir()), *sorted(Path(__file__).parent.glob("*.py"))]:
+    for path in [*sorted(path for path in SOURCES.iterdir() if path.is_file()), *sorted(Path(__file__).parent.glob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(_run("g++", "-dumpfullversion", "-dumpmachine").encode())
     digest.update(_read_cpu_flags().encode())
@@ -159,6 +164,11 @@ def _build(work: Path, folder: Path) -> None:
     assembly.write_text(render_assembly(operators, symbols, defined), encoding="utf-8")
     library = folder / "libsoftnpu.so"
     _run("g++", "-shared", "-o", str(library), *map(str, objects), str(assembly), "-lpthread", "-Wl,-soname,libsoftnpu.so")
+    for module, variable in _PYTHON_MODULES.items():
+        path = folder.parent / PYTHON_FOLDER / module
+        path.parent.mkdir(parents=True)
+        path.with_name("__init__.py").write_text("", encoding="utf-8")
+        path.write_text(f'{variable} = "{_CANN_VERSION}"\n', encoding="utf-8")
     empty = work / "empty.c"
     empty.write_text("", encoding="utf-8")
     for name in LIBRARIES:
