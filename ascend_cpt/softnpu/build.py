@@ -1,4 +1,4 @@
-"""Builds the emulated CANN libraries with g++, once for each MindSpore, compiler, processor and state of the sources."""
+"""Builds the emulated CANN libraries with g++, once for each MindSpore, compiler, processor and source version."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ LIBRARIES = (
 )
 # The plugin finds its home by the word `latest` in the path of the library that holds the acl functions.
 LIBRARY_FOLDER = Path("latest") / "lib64"
+# Where MindSpore looks for the Python packages of CANN, beside the libraries' folder.
+PYTHON_FOLDER = Path("opp") / "built-in" / "op_impl" / "ai_core" / "tbe"
+# Of the Python packages that MindSpore asks for their version, which it checks against the CANN releases it knows.
+_PYTHON_MODULES = {"te/version.py": "version", "hccl/sys_version.py": "__sys_version__"}
+_CANN_VERSION = "8.5.0"
 # No fused or reordered arithmetic: results are the same on every processor.
 # Without traps and errno, which nobody reads, loops of comparisons and square roots become vector code.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
@@ -170,6 +175,11 @@ def _build(work: Path, folder: Path) -> None:
         "-lpthread",
         "-Wl,-soname,libsoftnpu.so",
     )
+    for module, variable in _PYTHON_MODULES.items():
+        path = folder.parent / PYTHON_FOLDER / module
+        path.parent.mkdir(parents=True)
+        path.with_name("__init__.py").write_text("", encoding="utf-8")
+        path.write_text(f'{variable} = "{_CANN_VERSION}"\n', encoding="utf-8")
     empty = work / "empty.c"
     empty.write_text("", encoding="utf-8")
     for name in LIBRARIES:
