@@ -97,7 +97,7 @@ def train_run(
             "step, or drop the flag to train to the end"
         )
     sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
-    heading = f"Compiled by ascend_cpt from {run.config.path}: the MindFormers configuration of this run"
+    heading = f"Compiled by ascend_cpt from {run.config.path}: the YAML that is trained"
     # Every rank writes the same text atomically, so no rank has to wait for another.
     write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
     log_path = run.run_dir / "logs" / f"rank_{process.rank}.log"
