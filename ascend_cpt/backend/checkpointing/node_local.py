@@ -66,8 +66,8 @@ def load_own_shards(
         if not path.is_file():
             raise CheckpointError(
                 f"{path}: not found on this node; without shared storage a run must resume with the same layout and "
-                "node ranks. To change them, gather the nodes' files with tools/gather_checkpoint.py and copy the folder "
-                "to every node"
+                "node ranks. To change them, gather the nodes' files with tools/gather_checkpoint.py and copy the "
+                "folder to every node"
             )
     parameters: dict[str, Any] = {}
     for path in wanted:
