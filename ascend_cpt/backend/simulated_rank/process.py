@@ -51,6 +51,10 @@ def _run(job: Job) -> None:
     from mindformers.trainer import Trainer
     from mindformers.utils.file_utils import set_output_path
 
+    # These modules register themselves with MindFormers on import.
+    import ascend_cpt.backend.models
+    import ascend_cpt.backend.training.learning_rate  # noqa: F401
+
     register_loader_and_callback(job)
     always_run_optimizer()
     skip_weight_initialization()

@@ -42,11 +42,19 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         from ascend_cpt.backend.checkpointing.writer import load_whole_checkpoints
 
         load_whole_checkpoints()
+    else:
+        from ascend_cpt.backend.training.kernel_order import keep_kernel_order
+
+        keep_kernel_order(run.config.mindformers.get("context") or {})
     from mindformers import build_context
     from mindformers.tools.register import MindFormerConfig
     from mindformers.trainer import Trainer
     from mindformers.utils.file_utils import set_output_path
 
+    # These modules register themselves with MindFormers on import.
+    import ascend_cpt.backend.models
+    import ascend_cpt.backend.training.data_loader
+    import ascend_cpt.backend.training.learning_rate  # noqa: F401
     from ascend_cpt.backend.training import stop_signals
 
     # Building the context creates folders below MindFormers' output path, by default the current folder.

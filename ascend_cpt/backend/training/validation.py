@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -66,7 +67,9 @@ class Evaluator:
         for start in range(0, num_rows, per_batch):
             batch = self._read_batch(rows, start, min(start + per_batch, num_rows))
             own = slice(self._rank * self._batch_size, (self._rank + 1) * self._batch_size)
-            loss = float(self._cell(*(Tensor(column[own]) for column in batch)).asnumpy().reshape(-1)[0])
+            with without_accumulation():
+                outputs = self._cell(*(Tensor(column[own]) for column in batch))
+            loss = float(outputs.asnumpy().reshape(-1)[0])
             labels = batch[1]
             # In pure data parallel the loss is of this rank's rows, otherwise of the whole batch.
             counted = labels[own] if self._replicated else labels
@@ -93,6 +96,26 @@ class Evaluator:
         columns = [np.stack(column) for column in zip(*made, strict=True)]
         columns[1][stop - start :] = IGNORE_LABEL
         return columns
+
+
+@contextmanager
+def without_accumulation() -> Iterator[None]:
+    """Compile the graphs that are first called inside without gradient accumulation.
+
+    Compiling the training graph leaves its number of micro batches in MindSpore's global parallel context. With a
+    sharded optimizer, a graph that is compiled later then needs an accumulation buffer for every weight, which a
+    forward graph does not have ("You should define `accu_grads`").
+    """
+    from mindspore.parallel._auto_parallel_context import auto_parallel_context
+
+    # The Python setter refuses numbers above 1; the C++ setter behind it does not.
+    handle = auto_parallel_context()._context_handle
+    num_steps = handle.get_grad_accumulation_step()
+    handle.set_grad_accumulation_step(1)
+    try:
+        yield
+    finally:
+        handle.set_grad_accumulation_step(num_steps)
 
 
 def compute_bits_per_byte(loss: float, manifest: Manifest) -> float | None:

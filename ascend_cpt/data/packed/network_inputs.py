@@ -51,11 +51,13 @@ class RowFormat:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> RowFormat:
         """Return the format that `to_record` wrote down."""
-        return cls(**record)
+        values = dict(record)
+        return cls(boundaries=values.pop("borders"), **values)
 
     def to_record(self) -> dict[str, Any]:
         """Return the format as plain values."""
-        return asdict(self)
+        # The key is that of resolved.yaml files of earlier versions.
+        return {"borders" if name == "boundaries" else name: value for name, value in asdict(self).items()}
 
     @property
     def columns(self) -> tuple[str, ...]:
