@@ -30,7 +30,7 @@ def summarize_run(run_dir: Path) -> list[str]:
     ]
     lines.extend(_describe_set(name, points) for name, points in collect_validation(records).items())
     if last.get("num_skipped"):
-        lines.append(f"  skipped          {last['num_skipped']} steps, by cpt.guards")
+        lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():

@@ -171,7 +171,12 @@ def _render_summary(run: RunData) -> str:
         *((f"Validation: {name}", _format_validation(points)) for name, points in run.validation.items()),
         ("Speed", f"{format_count(float(np.nanmedian(columns['tokens_per_s'])))} tokens/s{_format_mfu(columns)}"),
         ("Step time", _format_step_time(columns)),
-        ("Skipped", f"{len(run.skipped)} steps, the last: {_format_last_skip(run.skipped)}" if run.skipped else ""),
+        (
+            "Skipped",
+            f"{len(run.skipped)} of {len(steps):,} steps, the last: {_format_last_skip(run.skipped)}"
+            if run.skipped
+            else "",
+        ),
     ]
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts if text)
     return f'<table class="facts">{rows}</table>'
