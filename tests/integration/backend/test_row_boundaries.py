@@ -1,6 +1,6 @@
-"""Attention within documents: two documents in a row are to the network what each is alone.
+"""Attention within documents: two documents in a row give the same results as in separate rows.
 
-Tests run in the order of file names: this one comes after test_kernels.py, which wants a context that nothing has set.
+Tests run in the order of file names: this one runs after test_kernels.py, which needs an unset MindSpore context.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def make_format(boundaries: str) -> RowFormat:
 
 
 def make_row() -> np.ndarray:
-    """A row of two documents: ids 0 to 59 up to the border, ids 60 to 119 from there on."""
+    """Return a row of two documents: ids 0 to 59, then ids 60 to 119."""
     generator = np.random.default_rng(0)
     first, second = generator.integers(0, 60, BORDER - 1), generator.integers(60, 120, LENGTH + 1 - BORDER)
     return np.concatenate([first, [EOD], second]).astype(np.int32)
@@ -96,7 +96,7 @@ def evaluate(
     return float(loss.asnumpy().reshape(-1)[0]), int((columns[1] != IGNORE_LABEL).sum()), gradient.asnumpy()
 
 
-def test_the_loss_of_two_documents_is_that_of_each_alone(name: str) -> None:
+def test_loss_of_two_documents_equals_that_of_separate_rows(name: str) -> None:
     row = make_row()
     losses, counts = [], []
     for part in (row[: BORDER + 1], row[BORDER:]):
@@ -107,10 +107,10 @@ def test_the_loss_of_two_documents_is_that_of_each_alone(name: str) -> None:
     assert counts == [BORDER, LENGTH - BORDER]
     expected = float(np.average(losses, weights=counts))
     assert evaluate(name, "mask", row)[0] == pytest.approx(expected, abs=2e-6)
-    assert abs(evaluate(name, "none", row)[0] - expected) > 1e-3, "across documents it is another loss"
+    assert abs(evaluate(name, "none", row)[0] - expected) > 1e-3, "across documents the loss differs"
 
 
-def test_gradients_stop_at_the_border(name: str) -> None:
+def test_gradients_stop_at_the_boundary(name: str) -> None:
     row = make_row()
     of_the_first = np.unique(row[: BORDER - 1])
     within = evaluate(name, "mask", row, slice(BORDER, None))[2]
