@@ -115,24 +115,11 @@ def check(device: Device, case: Case, dtype: str, memory: str = "dense") -> None
     softmax, out = make_zeros((1,), dtype), make_zeros(tensors["q"].shape, dtype, memory)
     documents = case.documents or ()
     common = (SCALE, 1.0, case.before, case.after, heads, case.layout, 0, case.sparse)
-    q, k, v, up = (tensors[name] for name in ("q", "k", "v", "up"))
-    device.run(
-        "FlashAttentionVarLenScore" if packed else "FlashAttentionScore",
-        q,
-        k,
-        v,
-        None,
-        None,
-        None,
-        case.mask,
-        (),
-        *documents,
-        *common,
-        top,
-        total,
-        softmax,
-        out,
-    )
+    inputs = [tensors[name] for name in ("q", "k", "v")]
+    masks = (None, None, None, case.mask)
+    results = (top, total, softmax, out)
+    name = "FlashAttentionVarLenScore" if packed else "FlashAttentionScore"
+    device.run(name, *inputs, *masks, (), *documents, *common, *results)
     expected, expected_top, expected_total = attend(exact["q"], exact["k"], exact["v"], case.hidden)
     assert_near(out.values, arrange(expected, case.layout), dtype)
     seen = expected_total > 0
@@ -143,26 +130,9 @@ def check(device: Device, case: Case, dtype: str, memory: str = "dense") -> None
         np.testing.assert_allclose(found_top[..., copy : copy + 1][seen], expected_top[seen], rtol=2e-7, atol=1e-9)
         np.testing.assert_allclose(found_total[..., copy : copy + 1], expected_total, rtol=2e-7)
     gradients = [make_zeros(tensors[name].shape, dtype, memory) for name in ("q", "k", "v")]
-    device.run(
-        "FlashAttentionUnpaddingScoreGrad" if packed else "FlashAttentionScoreGrad",
-        q,
-        k,
-        v,
-        up,
-        None,
-        None,
-        None,
-        case.mask,
-        top,
-        total,
-        softmax,
-        out,
-        (),
-        *documents,
-        *common,
-        *gradients,
-        make_zeros((0,), dtype),
-    )
+    name = "FlashAttentionUnpaddingScoreGrad" if packed else "FlashAttentionScoreGrad"
+    outputs = (*gradients, make_zeros((0,), dtype))
+    device.run(name, *inputs, tensors["up"], *masks, *results, (), *documents, *common, *outputs)
     wanted = differentiate(exact["q"], exact["k"], exact["v"], case.hidden, exact["up"])
     for gradient, value in zip(gradients, wanted, strict=True):
         assert_near(gradient.values, arrange(value, case.layout), dtype)
