@@ -233,3 +233,16 @@ def test_results_over_their_inputs(device: Device) -> None:
 def test_errors(device: Device, name: str, arguments: tuple[Any, ...], text: str) -> None:
     with pytest.raises(OperatorError, match=text):
         device.run(name, *arguments)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("dtype", "target_dtype"), [("float32", "float32"), ("float32", "bfloat16"), ("int32", "int64")]
+)
+def test_copy_into_a_tensor(device: Device, dtype: str, target_dtype: str, layout: str) -> None:
+    x = DeviceTensor(np.arange(-6, 6).reshape(3, 1, 4), dtype, layout)
+    for shape in ((3, 1, 4), (3, 5, 4)):
+        target = make_zeros(shape, target_dtype, layout)
+        device.run("InplaceCopy", target, x)
+        np.testing.assert_array_equal(target.values, np.broadcast_to(x.values, shape))
+        assert target.is_intact_outside()

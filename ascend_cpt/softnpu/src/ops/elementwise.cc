@@ -79,6 +79,11 @@ OP(Cast, "twt") {
   need_shape(call.tensor(2), call.tensor(0).dims);
   copy(call.tensor(0), call.tensor(2));
 }
+// Into argument 0, which may have another dtype and a larger shape.
+OP(InplaceCopy, "tt") {
+  need_shape(call.tensor(0), broadcast(call.tensor(0).dims, call.tensor(1).dims));
+  each(call.tensor(0), [](double x) { return x; }, call.tensor(1));
+}
 // Condition, value where it is true, value where not.
 OP(SWhere, "tttt") {
   need_dtype(call.tensor(0), {BOOL, U8});
