@@ -42,8 +42,8 @@ LIBRARIES = (
 LIBRARY_FOLDER = Path("latest") / "lib64"
 # Where MindSpore looks for the Python packages of CANN, beside the libraries' folder.
 PYTHON_FOLDER = Path("opp") / "built-in" / "op_impl" / "ai_core" / "tbe"
-# Of the Python packages that MindSpore asks for their version, which it checks against the CANN releases it knows.
-_PYTHON_MODULES = {"te/version.py": "version", "hccl/sys_version.py": "__sys_version__"}
+# What MindSpore asks for the version of HCCL; a package `te` would be asked for its compiler too.
+_PYTHON_MODULES = {"hccl/sys_version.py": "__sys_version__"}
 _CANN_VERSION = "8.5.0"
 # No fused or reordered arithmetic: results are the same on every processor.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
