@@ -74,9 +74,6 @@ def make_environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]
         "ASCEND_OPP_PATH": str(home / "opp"),
         # MindSpore warns of drivers that are not there.
         "GLOG_v": environ.get("GLOG_v", "3"),
-        # Otherwise a graph with a branch is refused kernel by kernel; `switch_inline:False` would do for that, but lets
-        # the optimizer of a pipeline read its moments before they are assigned.
-        "MS_DEV_RUNTIME_CONF": environ.get("MS_DEV_RUNTIME_CONF", "inline:False"),
     }
 
 
