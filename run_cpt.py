@@ -14,7 +14,7 @@ from ascend_cpt.softnpu.environment import enter
 def start() -> int:
     """Enter the software NPU where the environment asks for it, then import what imports MindSpore."""
     enter()
-    from ascend_cpt.cli import main
+    from ascend_cpt.train import main
 
     return main()
 

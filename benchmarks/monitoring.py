@@ -21,13 +21,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ascend_cpt.backend import trainer
-from ascend_cpt.backend.compile import compile_run, render_yaml
-from ascend_cpt.backend.resolve import RunPlan, resolve
+from ascend_cpt.backend.training import trainer
 from ascend_cpt.config.loader import load_config
-from ascend_cpt.data.manifest import Manifest, Shard, TokenizerInfo, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import run_command
 from ascend_cpt.monitor.console import captured_output
+from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
+from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.resolved_run import ResolvedRun
 
 SEQ_LENGTH, VOCAB_SIZE, NUM_ROWS, BATCH_SIZE = 256, 4096, 400, 4
 WARM_STEPS = 20
@@ -67,7 +69,7 @@ def make_dataset(folder: Path) -> Manifest:
     return load_manifest(str(prefix))
 
 
-def make_plan(folder: Path, total_steps: int, guards: bool) -> RunPlan:
+def make_plan(folder: Path, total_steps: int, guards: bool) -> ResolvedRun:
     """Settle a run of so many steps on random rows."""
     path = folder / "run.yaml"
     base = ROOT / "configs/base"
@@ -82,11 +84,11 @@ def make_plan(folder: Path, total_steps: int, guards: bool) -> RunPlan:
         "cpt.monitor": {"print_every_steps": 1},
         "cpt.guards": {"loss_spike": {}, "grad_norm_spike": {}} if guards else {},
     }
-    plan = resolve(load_config(path, overrides), world_size=1, sources={"rows": make_dataset(folder)})
-    plan.run_dir.mkdir(parents=True)
-    sections = compile_run(plan, resume_from=None, init_from=None)
-    (plan.run_dir / "resolved.yaml").write_text(render_yaml(sections, "benchmark"), encoding="utf-8")
-    return plan
+    run = resolve(load_config(path, overrides), world_size=1, sources={"rows": make_dataset(folder)})
+    run.run_dir.mkdir(parents=True)
+    sections = make_mindformers_config(run, resume_from=None, init_from=None)
+    (run.run_dir / "resolved.yaml").write_text(render_yaml(sections, "benchmark"), encoding="utf-8")
+    return run
 
 
 class Blocks:
@@ -143,8 +145,8 @@ def wrap_callbacks(blocks: Blocks) -> None:
                     callback.on_train_step_end(run_context)
             blocks.ends_s[step] = time.perf_counter(), time.process_time()
 
-    def build_gated(plan: RunPlan, launch: trainer.Launch) -> list[Any]:
-        return [Gate(build(plan, launch))]
+    def build_gated(run: ResolvedRun, launch: trainer.Launch) -> list[Any]:
+        return [Gate(build(run, launch))]
 
     trainer._build_callbacks = build_gated
 
@@ -169,17 +171,17 @@ def main() -> int:
     args = parser.parse_args()
     blocks = Blocks(args.rounds, args.block_steps)
     with tempfile.TemporaryDirectory() as name:
-        plan = make_plan(Path(name), blocks.total_steps, args.guards)
+        run = make_plan(Path(name), blocks.total_steps, args.guards)
         wrap_callbacks(blocks)
-        with captured_output(plan.run_dir / "logs/rank_0.log"), open("/dev/null", "w", encoding="utf-8") as console:
+        with captured_output(run.run_dir / "logs/rank_0.log"), open("/dev/null", "w", encoding="utf-8") as console:
             launch = trainer.Launch(
-                resolved_yaml=plan.run_dir / "resolved.yaml",
+                resolved_yaml=run.run_dir / "resolved.yaml",
                 initial_step=0,
                 stop_at_step=None,
                 console=console,
                 is_first_on_node=True,
             )
-            trainer.train(plan, launch)
+            trainer.train(run, launch)
     for clock, name in enumerate(("wall", "processor")):
         print_figures(name, *blocks.times_ms(clock))
     return 0

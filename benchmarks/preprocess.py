@@ -5,7 +5,7 @@
 Gathers text on this machine (Python sources, documentation, headers; no file twice), packs it with
 tools/preprocess_data.py and lets the peers tokenize the same: a plain loop over the tokenizers library, datatrove (in
 its own environment, see --datatrove-python) and MindFormers' llama_preprocess.py (see --llama-preprocess), those that
-are there. Runs take turns; medians are told. `net` is without what the same command takes for a single document:
+are there. Runs take turns; medians are printed. `net` is without what the same command takes for a single document:
 start-up is paid once, the rest is the steady state. The ceiling is cores / (read + encode + write + checksum), seconds
 per token on one core with each part by itself. Wall times mean something on a quiet machine only; CPU seconds always.
 """
@@ -159,7 +159,7 @@ def execute(contender: Contender, corpus: Path, parts: Path, folder: Path) -> Ru
 
 
 def read_record(contender: Contender, output: Path, printed: str) -> dict[str, Any]:
-    """What the run says that it did."""
+    """The figures that the run printed."""
     if contender.tokens_from == "manifest":
         manifest = json.loads(Path(f"{output}_text_document.manifest.json").read_text(encoding="utf-8"))
         return {"num_tokens": manifest["totals"]["num_tokens"]}
@@ -174,7 +174,7 @@ def read_record(contender: Contender, output: Path, printed: str) -> dict[str, A
 
 
 def ours(
-    name: str, num_subs: int, *tokenizer: str, source: str = "{corpus}", handling: Sequence[str] = ()
+    name: str, num_shards: int, *tokenizer: str, source: str = "{corpus}", handling: Sequence[str] = ()
 ) -> Contender:
     """tools/preprocess_data.py."""
     tool = (
@@ -185,7 +185,7 @@ def ours(
         "--output-prefix",
         "{output}",
     )
-    sizes = ("--seq-length", str(SEQ_LENGTH), "--n-subs", str(num_subs), "--workers", str(num_subs))
+    sizes = ("--seq-length", str(SEQ_LENGTH), "--n-subs", str(num_shards), "--workers", str(num_shards))
     return Contender(name=name, command=(*tool, *sizes, *tokenizer, *handling), tokens_from="manifest")
 
 
@@ -250,7 +250,7 @@ def summarize(runs: Sequence[Run], starts: Sequence[Run]) -> dict[str, Any]:
 
 
 def compare_with_ceiling(corpus: Path, tokenizer: str, folder: Path, repeats: int, result: dict[str, Any]) -> dict:
-    """Measure the ceiling and say how near to it the steady state is, by the clock and by CPU seconds."""
+    """Measure the ceiling and print the steady state's share of it, by the clock and by CPU seconds."""
     contender = peer("ceiling", "ceiling", "{corpus}", "{output}", tokenizer)
     runs = [execute(contender, corpus, corpus, folder).record for _ in range(repeats)]
     parts = {part: statistics.median(run["cpu_s"][part] for run in runs) for part in runs[0]["cpu_s"]}
@@ -276,7 +276,7 @@ def run_tokenizer(name: str, tokenizer: str, args: argparse.Namespace, corpus: P
     cores = os.cpu_count() or 1
     flags = ("--tokenizer-name-or-path", tokenizer)
     plain = "plain tokenizers loop"
-    contenders = [ours(f"ascend_cpt, {n} subs", n, *flags) for n in sorted({cores, 1}, reverse=True)]
+    contenders = [ours(f"ascend_cpt, {n} shards", n, *flags) for n in sorted({cores, 1}, reverse=True)]
     contenders.append(peer(plain, "plain", "{corpus}", "{output}", tokenizer))
     if args.datatrove_python:
         arguments = ("{parts}", "{output}", tokenizer, str(cores))
@@ -304,7 +304,7 @@ def run_sentence_piece(args: argparse.Namespace, corpus: Path, folder: Path) -> 
     name = "MindFormers llama_preprocess"
     contenders = [
         ours(
-            "ascend_cpt, 1 sub", 1, "--tokenizer-type", "SentencePiece", "--tokenizer-model", args.sentencepiece_model
+            "ascend_cpt, 1 shard", 1, "--tokenizer-type", "SentencePiece", "--tokenizer-model", args.sentencepiece_model
         ),
         Contender(name=name, command=(sys.executable, "-c", script, *flags, *model), tokens_from="mindrecord"),
     ]
@@ -312,22 +312,22 @@ def run_sentence_piece(args: argparse.Namespace, corpus: Path, folder: Path) -> 
 
 
 def run_scaling(args: argparse.Namespace, tokenizer: str, corpus: Path, folder: Path) -> dict[str, Any]:
-    """One sub against two on a large file."""
-    print(f"\none sub and two, {args.scaling_mb} MB")
+    """One shard against two on a large file."""
+    print(f"\none shard and two, {args.scaling_mb} MB")
     large = folder / "large.jsonl"
     repeat(corpus, large, args.scaling_mb * 1_000_000)
     flags = ("--tokenizer-name-or-path", tokenizer)
-    contenders = [ours(f"ascend_cpt, {n} subs", n, *flags) for n in (1, 2)]
+    contenders = [ours(f"ascend_cpt, {n} shards", n, *flags) for n in (1, 2)]
     results = compare(contenders, large, folder, args.repeats, contenders[0].name)
     large.unlink()
-    judge("net speed with two subs over one", results[contenders[1].name]["net_mtok_per_s_ratio"], MIN_SCALING)
+    judge("net speed with two shards over one", results[contenders[1].name]["net_mtok_per_s_ratio"], MIN_SCALING)
     peak_mb = max(result["peak_mb"] for result in results.values())
     print(f"peak memory of a process: {peak_mb:.0f} MB, at most {MAX_PEAK_MB} asked: {verdict(peak_mb <= MAX_PEAK_MB)}")
     return results
 
 
 def judge(what: str, ratio: float, minimum: float) -> None:
-    """Tell whether a target is met."""
+    """Print whether a target is met."""
     print(f"{what}: {ratio:.2f}, at least {minimum} asked: {verdict(ratio >= minimum)}")
 
 
@@ -348,7 +348,7 @@ def parse_args() -> argparse.Namespace:
     add("--datatrove-python", help="Python of an environment with datatrove [left out]")
     add("--llama-preprocess", help="MindFormers' llama_preprocess.py [left out]")
     add("--sentencepiece-model", help="tokenizer.model for it")
-    add("--scaling-mb", type=int, default=0, help="size for comparing one sub with two [left out]")
+    add("--scaling-mb", type=int, default=0, help="size for comparing one shard with two [left out]")
     add("--repeats", type=int, default=3, help="[%(default)s]")
     add("--folder", type=Path, help="where to work [a temporary folder]")
     add("--json", type=Path, help="write all figures here")

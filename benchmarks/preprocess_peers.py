@@ -65,8 +65,8 @@ def measure_ceiling(corpus: str, output: str, tokenizer: str) -> dict[str, Any]:
     import numpy as np
     import orjson
 
-    from ascend_cpt.data.files import checksum_file
-    from ascend_cpt.data.mindrecord import MindRecordWriter
+    from ascend_cpt.data.packed.checksum import checksum_file
+    from ascend_cpt.data.packed.mindrecord import MindRecordWriter
 
     engine = gigatoken.Tokenizer.from_json(Path(tokenizer, "tokenizer.json").read_bytes())
     engine.encode_batch(["warm up"], parallel=False)

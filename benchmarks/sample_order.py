@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from ascend_cpt.recipe.blend import settle_shares
+from ascend_cpt.recipe.blend import normalize_shares
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 
 WINDOW_ROWS, BATCH_ROWS = 1 << 18, 1000
@@ -34,12 +34,14 @@ def main() -> int:
     order = SampleOrder(
         num_rows={"web": args.rows // 2, "code": args.rows // 4, "qa": args.rows // 100},
         phases=(
-            Phase(name="general", first_step=0, stop_step=num_steps // 2, shares=settle_shares({"web": 7, "code": 3})),
+            Phase(
+                name="general", first_step=0, stop_step=num_steps // 2, shares=normalize_shares({"web": 7, "code": 3})
+            ),
             Phase(
                 name="qa",
                 first_step=num_steps // 2,
                 stop_step=num_steps,
-                shares=settle_shares({"web": 0.6, "code": 0.3, "qa": 0.1}),
+                shares=normalize_shares({"web": 0.6, "code": 0.3, "qa": 0.1}),
             ),
         ),
         global_batch_size=BATCH_ROWS,

@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from ascend_cpt.model.parameters import list_hf_shapes
+from ascend_cpt.model.sizes import read_config, read_sizes
 from ascend_cpt.weights.compare import compare_folders
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
 from ascend_cpt.weights.folder_writer import create_folder, name_hf_file, write_config, write_shards
 from ascend_cpt.weights.hf_folder import HfFolder
-from ascend_cpt.weights.mapping import list_hf_shapes
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 from ascend_cpt.weights.safetensors_file import TensorInfo
-from ascend_cpt.weights.sizes import read_config, read_sizes
 
 NUM_SHARDS = 4
 MIN_SPEED_RATIO, MAX_PEAK_GB = 0.5, 1.0

@@ -3,10 +3,10 @@
 #
 #     bash scripts/msrun_launcher.sh "run_cpt.py --config ..." 64 8 $MASTER 8118 $RANK
 #
-# `--help` shows every form. The work is done by ascend_cpt/cluster/launcher.py.
+# `--help` shows all forms. Implemented in ascend_cpt/cluster/launch/main.py.
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
 
-PYTHONPATH="$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m ascend_cpt.cluster.launcher "$@"
+PYTHONPATH="$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m ascend_cpt.cluster.launch.main "$@"

@@ -1,4 +1,4 @@
-"""Gather the parts of a checkpoint that nodes without shared storage saved, copied to this machine, into one folder."""
+"""Merge the parts of a checkpoint saved by nodes without shared storage, after copying them to this machine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.checkpoint.gather import gather_checkpoint
 from ascend_cpt.errors import run_command
-from ascend_cpt.resume.gather import gather_checkpoint
 
 
 def main() -> None:

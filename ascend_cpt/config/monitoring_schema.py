@@ -1,4 +1,4 @@
-"""What `cpt:` says about watching a run: validation sets with their alarm, guards, where records go."""
+"""The monitoring keys of `cpt:`: validation sets with their alarm, guards, and where records go."""
 
 from __future__ import annotations
 

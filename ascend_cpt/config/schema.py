@@ -143,7 +143,7 @@ class CptConfig:
     seq_length: Positive
     """Tokens in a training row; must be the sequence length that the datasets were packed with."""
     document_attention: str = "across"
-    """`across`: a token sees all of its row before it; `within`: only its own document, whose positions start anew."""
+    """`across`: a token sees all of its row before it; `within`: only its own document, whose positions start at 0."""
     global_batch_size: Positive
     """Rows in one optimizer step over the whole cluster."""
     train_tokens: Tokens | None = None
@@ -167,4 +167,4 @@ class CptConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     """Shared or node-local disks."""
     pad_length: int | None = None
-    """Accepted and unused: packed rows have no padding, whatever other tools' recipes say here."""
+    """Accepted and without effect: rows are packed; only the last row of each file is padded."""

@@ -92,15 +92,20 @@ def parse_float(value: object) -> float:
 
 def format_count(count: float) -> str:
     """Return a count for people: 950, 40.9K, 1.64M, 300B."""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= scale:
-            return f"{count / scale:.3g}{suffix}"
+    if count >= 1000:
+        return "".join(_scale(count, ("K", "M", "B", "T")))
     return f"{count:.3g}" if isinstance(count, float) else str(count)
 
 
 def format_bytes(count: float) -> str:
     """Return a size for people, in decimal units: 950 B, 40.9 KB, 17.3 MB, 865 GB."""
-    for scale, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if count >= scale:
-            return f"{count / scale:.3g} {suffix}"
-    return f"{count:.0f} B"
+    return " ".join(_scale(count, ("KB", "MB", "GB", "TB"))) if count >= 1000 else f"{count:.0f} B"
+
+
+def _scale(count: float, suffixes: tuple[str, ...]) -> tuple[str, str]:
+    """Return a count of at least 1000 in three digits, and its suffix: 999,999 is 1M, never 1e+03K."""
+    for power, suffix in enumerate(suffixes, start=1):
+        text = f"{count / 1000**power:.3g}"
+        if float(text) < 1000:
+            return text, suffix
+    return f"{count / 1000 ** len(suffixes):,.0f}", suffixes[-1]

@@ -8,26 +8,28 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ascend_cpt.data.manifest import Manifest, SourceFile, TokenizerInfo
+from ascend_cpt.data.packed.manifest import Manifest, SourceFile
 from ascend_cpt.data.settings import PreprocessSettings
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 
 Identity = dict[str, Any]
 """As JSON: `settings`, `sources` and `tokenizer`, which are entries of the manifest as well."""
 
-_DECISIVE_SETTINGS = (
-    "json_keys",
-    "seq_length",
-    "num_subs",
-    "append_eod",
-    "append_bos",
-    "tail",
-    "txt_documents",
-    "output_format",
-    "dataset_name",
-    "parse_special_tokens",
-    "tokenizer_engine",
-    "drop_duplicates",
-)
+# Key in the manifest → attribute of PreprocessSettings. The keys stay as they are: finished datasets hold them.
+_DECISIVE_SETTINGS = {
+    "json_keys": "json_keys",
+    "seq_length": "seq_length",
+    "num_subs": "num_shards",
+    "append_eod": "append_eod",
+    "append_bos": "append_bos",
+    "tail": "tail",
+    "txt_documents": "txt_documents",
+    "output_format": "output_format",
+    "dataset_name": "dataset_name",
+    "parse_special_tokens": "parse_special_tokens",
+    "tokenizer_engine": "tokenizer_engine",
+    "drop_duplicates": "drop_duplicates",
+}
 
 
 def make_identity(
@@ -39,7 +41,7 @@ def make_identity(
 ) -> Identity:
     """The identity of the dataset that this run makes; `handler` and `filters` are their descriptions."""
     record = {
-        "settings": {name: getattr(settings, name) for name in _DECISIVE_SETTINGS}
+        "settings": {key: getattr(settings, name) for key, name in _DECISIVE_SETTINGS.items()}
         | {"handler": handler, "filters": filters},
         "sources": [dataclasses.asdict(source) for source in sources],
         "tokenizer": dataclasses.asdict(tokenizer),

@@ -1,4 +1,4 @@
-"""Preprocessing from end to end: find the input, cut it into subs, pack these on worker processes, commit."""
+"""Preprocessing from end to end: find the input, cut it into shards, pack these on worker processes, commit."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from pathlib import Path
 
 from ascend_cpt import __version__
 from ascend_cpt.data import workspace
-from ascend_cpt.data.batches import INDEXED_FORMAT
-from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.filtering import check_installed, load_plan
-from ascend_cpt.data.handlers import describe_handler, is_known, joins_records, load_handler, needed_columns
 from ascend_cpt.data.identity import Identity, hash_identity, make_identity
-from ascend_cpt.data.inputs import InputFile, find_input_files, fingerprint_file
-from ascend_cpt.data.manifest import Manifest, Shard, SourceFile
-from ascend_cpt.data.outputs import MINDRECORD
-from ascend_cpt.data.packing import Layout
+from ascend_cpt.data.packed.manifest import Manifest, Shard, SourceFile
+from ascend_cpt.data.packed.packing import RowLayout
+from ascend_cpt.data.packed.shard_writers import MINDRECORD
 from ascend_cpt.data.preview import preview_texts
-from ascend_cpt.data.progress import ProgressReporter
-from ascend_cpt.data.ray_workers import run_subs_on_ray
-from ascend_cpt.data.readers import ReadOptions, load_reader
+from ascend_cpt.data.readers.documents import Reject
+from ascend_cpt.data.readers.formats import ReadOptions, load_reader
+from ascend_cpt.data.readers.handlers import describe_handler, is_known, joins_records, load_handler, needed_columns
+from ascend_cpt.data.readers.input_files import InputFile, find_input_files, fingerprint_file
+from ascend_cpt.data.readers.spans import split_input
 from ascend_cpt.data.rejects import check_rejects, count_kinds, write_rejects
-from ascend_cpt.data.selecting import select_documents
-from ascend_cpt.data.selection import LISTING_FILE
+from ascend_cpt.data.selection.choose_documents import select_documents
+from ascend_cpt.data.selection.datatrove_filters import check_installed, load_filters
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.splitting import split_input
-from ascend_cpt.data.subs import SubResult, pack_sub
-from ascend_cpt.data.subtask import SubTask
+from ascend_cpt.data.shards.batches import INDEXED_FORMAT
+from ascend_cpt.data.shards.documents import LISTING_FILE
+from ascend_cpt.data.shards.pack import ShardResult, pack_shard
+from ascend_cpt.data.shards.progress import ProgressReporter
+from ascend_cpt.data.shards.ray_workers import run_subs_on_ray
+from ascend_cpt.data.shards.task import ShardTask
+from ascend_cpt.data.shards.workers import run_shards
 from ascend_cpt.data.tokenizing.base import TokenizerFile
-from ascend_cpt.data.tokenizing.choice import EngineChoice, choose_engine
+from ascend_cpt.data.tokenizing.engine_choice import EngineChoice, choose_engine
 from ascend_cpt.data.tokenizing.files import open_tokenizer
-from ascend_cpt.data.workers import run_subs
 from ascend_cpt.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoke
 def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Manifest]:
     """Pack the input into one dataset per key and return their manifests.
 
-    With `sub_range` only those subs are done, and no manifest is made. With `fork` workers start in no time, as copies
-    of this process; only for a process that does nothing else: no threads, no MindSpore.
+    With `sub_range` only those shards are done, and no manifest is made. With `fork` workers start in no time, as
+    copies of this process; only for a process that does nothing else: no threads, no MindSpore.
 
     A dataset that is there, whole, and made of the same input with the same settings is reused.
 
@@ -73,7 +73,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     )
     if settings.append_bos and tokenizer.info.bos_id is None:
         raise DataError(f"--append-bos: the tokenizer {settings.tokenizer_path} has no BOS token")
-    plan = None if settings.filters_path is None else load_plan(settings.filters_path)
+    plan = None if settings.filters_path is None else load_filters(settings.filters_path)
     filters = None if plan is None else plan.describe()
     identity = make_identity(settings, describe_handler(handler), _describe_sources(files), tokenizer.info, filters)
     with workspace.lock_output(settings):
@@ -92,15 +92,15 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
             engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
             logger.info("tokenizing with %s %s (%s)", engine.name, engine.version, engine.check)
         work = workspace.open_work_folder(settings, identity)
-        tasks = _plan_subs(settings, identity, files, options, tokenizer, engine, work)
+        tasks = _make_tasks(settings, identity, files, options, tokenizer, engine, work)
         tasks = select_documents(settings, tasks, plan, work, fork)
         if settings.sub_range is not None:
-            _run_subs(settings, tasks[slice(*settings.sub_range)], fork)
+            _run_shards(settings, tasks[slice(*settings.sub_range)], fork)
             logger.info(
-                "subs %d to %d are done; when all are, run this without --sub-range", *_inclusive(settings.sub_range)
+                "shards %d to %d are done; when all are, run this without --sub-range", *_inclusive(settings.sub_range)
             )
             return []
-        results = _run_subs(settings, tasks, fork)
+        results = _run_shards(settings, tasks, fork)
         rejects = write_rejects(settings.output_prefix, results, [task.folder / LISTING_FILE for task in tasks])
         check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
         shards = workspace.join_shards(settings, tasks, results)
@@ -125,7 +125,7 @@ def _inclusive(sub_range: tuple[int, int]) -> tuple[int, int]:
     return sub_range[0], sub_range[1] - 1
 
 
-def _plan_subs(
+def _make_tasks(
     settings: PreprocessSettings,
     identity: Identity,
     files: Sequence[InputFile],
@@ -133,9 +133,9 @@ def _plan_subs(
     tokenizer: TokenizerFile,
     engine: EngineChoice,
     work: Path,
-) -> list[SubTask]:
+) -> list[ShardTask]:
     extents = [load_reader(file.format).measure(file) for file in files]
-    layout = Layout(
+    layout = RowLayout(
         seq_length=settings.seq_length,
         pad_id=tokenizer.info.pad_id,
         eod_id=tokenizer.info.eod_id if settings.append_eod else None,
@@ -144,10 +144,10 @@ def _plan_subs(
     )
     run = hash_identity(identity)
     # MindFormers sorts file names as text: numbers of one width keep the order.
-    width = len(str(settings.num_subs - 1))
+    width = len(str(settings.num_shards - 1))
     prefixes = [os.path.basename(settings.dataset_prefix(key)) for key in settings.json_keys]
     return [
-        SubTask(
+        ShardTask(
             number=number,
             run=run,
             spans=tuple(spans),
@@ -164,15 +164,15 @@ def _plan_subs(
             layout=layout,
             output_format=settings.output_format,
         )
-        for number, spans in enumerate(split_input(files, extents, settings.num_subs))
+        for number, spans in enumerate(split_input(files, extents, settings.num_shards))
     ]
 
 
-def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask], fork: bool) -> list[SubResult]:
-    """Do the subs that are not done yet; return the results of all in order."""
-    results = workspace.load_finished_subs(settings, tasks)
+def _run_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask], fork: bool) -> list[ShardResult]:
+    """Do the shards that are not done yet; return the results of all in order."""
+    results = workspace.load_finished_shards(settings, tasks)
     if results:
-        logger.info("%d of %d subs were finished before and are kept", len(results), len(tasks))
+        logger.info("%d of %d shards were finished before and are kept", len(results), len(tasks))
     todo = [task for task in tasks if task.number not in results]
     progress = ProgressReporter(sum(span.weight for task in todo for span in task.spans))
     begin_s = time.monotonic()
@@ -180,7 +180,7 @@ def _run_subs(settings: PreprocessSettings, tasks: Sequence[SubTask], fork: bool
         if settings.engine == "ray" and todo:
             results |= run_subs_on_ray(todo, settings.ray_address, progress.show)
         else:
-            results |= run_subs(pack_sub, todo, settings.workers, progress.show, fork=fork)
+            results |= run_shards(pack_shard, todo, settings.workers, progress.show, fork=fork)
     finally:
         progress.close()
     num_tokens = sum(shard.num_tokens for task in todo for shard in results[task.number].shards)
@@ -194,7 +194,7 @@ def _make_manifests(
     identity: Identity,
     tokenizer: TokenizerFile,
     engine: EngineChoice,
-    results: Sequence[SubResult],
+    results: Sequence[ShardResult],
     shards: Sequence[tuple[Shard, ...]],
     rejects: Sequence[Reject],
 ) -> list[Manifest]:

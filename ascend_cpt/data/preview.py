@@ -6,12 +6,12 @@ import itertools
 import sys
 from collections.abc import Sequence
 
-from ascend_cpt.data.documents import MISSING_KEY, Tally, extract_documents
-from ascend_cpt.data.handlers import Handler
-from ascend_cpt.data.inputs import InputFile
-from ascend_cpt.data.readers import ReadOptions
-from ascend_cpt.data.spans import read_records
-from ascend_cpt.data.splitting import Span
+from ascend_cpt.data.readers.documents import MISSING_KEY, Tally, extract_documents
+from ascend_cpt.data.readers.formats import ReadOptions
+from ascend_cpt.data.readers.handlers import Handler
+from ascend_cpt.data.readers.input_files import InputFile
+from ascend_cpt.data.readers.records import read_records
+from ascend_cpt.data.readers.spans import Span
 from ascend_cpt.errors import DataError
 
 _NUM_FILES = 8

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.subs import SubResult
+from ascend_cpt.data.readers.documents import Reject
+from ascend_cpt.data.shards.pack import ShardResult
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
 
@@ -22,10 +22,10 @@ def rejects_path(output_prefix: str) -> Path:
     return Path(f"{output_prefix}.rejects.jsonl")
 
 
-def write_rejects(output_prefix: str, results: Sequence[SubResult], listings: Sequence[Path] = ()) -> list[Reject]:
+def write_rejects(output_prefix: str, results: Sequence[ShardResult], listings: Sequence[Path] = ()) -> list[Reject]:
     """List all rejects in the rejects file, with their lines; without any, remove an old list. Return them.
 
-    What was left out on purpose follows them, from the subs' `listings` that are there.
+    What was dropped on purpose follows them, from the shards' `listings` that are there.
     """
     rejects = _number_lines([reject for result in results for reject in result.rejects])
     path = rejects_path(output_prefix)
@@ -39,7 +39,7 @@ def write_rejects(output_prefix: str, results: Sequence[SubResult], listings: Se
 
 
 def check_rejects(
-    output_prefix: str, rejects: Sequence[Reject], results: Sequence[SubResult], max_bad_fraction: float
+    output_prefix: str, rejects: Sequence[Reject], results: Sequence[ShardResult], max_bad_fraction: float
 ) -> None:
     """Raise DataError when more records are bad than allowed, or when no document is left."""
     num_records = sum(result.num_records for result in results)
@@ -67,7 +67,7 @@ def _iter_lines(path: Path) -> Iterator[str]:
 
 
 def _number_lines(rejects: list[Reject]) -> list[Reject]:
-    """Fill in the lines that were not counted while reading: a sub that begins inside a file does not know them."""
+    """Fill in the lines that were not counted while reading: a shard that begins inside a file does not know them."""
     positions: dict[str, list[int]] = {}
     for reject in rejects:
         if reject.line is None:

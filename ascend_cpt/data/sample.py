@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascend_cpt.data.files import checksum_file
+from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text, write_whole
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from ascend_cpt.data.inputs import FORMATS
+from ascend_cpt.data.readers.input_files import FORMATS
 from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError
 
@@ -18,7 +18,7 @@ INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSettings:
-    """What tools/preprocess_data.py is told; see its `--help`."""
+    """The settings of tools/preprocess_data.py; see its `--help`."""
 
     inputs: tuple[str, ...]
     output_prefix: str
@@ -33,13 +33,13 @@ class PreprocessSettings:
     output_format: str = "mindrecord"
     dataset_name: str | None = None
     """Name of the dataset's files, instead of `{output_prefix}_{key}_document`."""
-    num_subs: int = 1
+    num_shards: int = 1
     workers: int = 1
     engine: str = "local"
-    """What runs the subs: processes of this machine, or `ray`."""
+    """What runs the shards: processes of this machine, or `ray`."""
     ray_address: str | None = None
     sub_range: tuple[int, int] | None = None
-    """Do only the subs from the first number to the one before the second, and write no manifest."""
+    """Do only the shards from the first number to the one before the second, and write no manifest."""
     append_eod: bool = True
     append_bos: bool = False
     eod_token: str | None = None
@@ -60,7 +60,7 @@ class PreprocessSettings:
                 self.seq_length >= 1 or self.output_format == "mmap",
                 f"--seq-length {self.seq_length}: must be at least 1",
             ),
-            (self.num_subs >= 1, f"--n-subs {self.num_subs}: must be at least 1"),
+            (self.num_shards >= 1, f"--n-subs {self.num_shards}: must be at least 1"),
             (self.workers >= 1, f"--workers {self.workers}: must be at least 1"),
             (0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction {self.max_bad_fraction}: must be from 0 to 1"),
             (self.inputs, "--input: give at least one file, folder or glob"),
@@ -79,9 +79,9 @@ class PreprocessSettings:
         ):
             if not is_good:
                 raise DataError(message)
-        if self.sub_range is not None and not 0 <= self.sub_range[0] < self.sub_range[1] <= self.num_subs:
+        if self.sub_range is not None and not 0 <= self.sub_range[0] < self.sub_range[1] <= self.num_shards:
             first, after = self.sub_range
-            raise DataError(f"--sub-range {first}:{after}: must be A:B with 0 <= A < B <= --n-subs ({self.num_subs})")
+            raise DataError(f"--sub-range {first}:{after}: must be A:B with 0 <= A < B <= --n-subs ({self.num_shards})")
         if self.sub_range is not None and self.selects:
             raise DataError("--sub-range: --drop-duplicates and --filters look at all documents; run without a range")
         assert self.engine in RUN_ENGINES
@@ -91,7 +91,7 @@ class PreprocessSettings:
 
     @property
     def selects(self) -> bool:
-        """Whether documents are left out on purpose."""
+        """Whether documents are dropped on purpose."""
         return self.drop_duplicates or self.filters_path is not None
 
     def dataset_prefix(self, key: str) -> str:

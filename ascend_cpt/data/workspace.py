@@ -1,8 +1,8 @@
-"""The output of a run on disk: its lock, the work folder that subs are packed in, and the commit.
+"""The output of a run on disk: its lock, the work folder that shards are packed in, and the commit.
 
-Subs are packed in `{output_prefix}.work/`. When all are whole their files are moved to their places, and the manifests
-are written last. Whatever moment a run is stopped at, the next one finds either the old dataset, or a work folder that
-it can go on from.
+Shards are packed in `{output_prefix}.work/`. When all are whole their files are moved to their places, and the
+manifests are written last. Whatever moment a run is stopped at, the next one finds either the old dataset, or a work
+folder that it can go on from.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ascend_cpt.data import indexed
-from ascend_cpt.data.files import checksum_file
 from ascend_cpt.data.identity import Identity, describe_difference, identity_of
-from ascend_cpt.data.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
-from ascend_cpt.data.outputs import MINDRECORD, make_shard
+from ascend_cpt.data.packed import megatron_indexed as indexed
+from ascend_cpt.data.packed.checksum import checksum_file
+from ascend_cpt.data.packed.manifest import Manifest, Shard, check_shards, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.shard_writers import MINDRECORD, make_shard
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.subs import SubResult, load_result
-from ascend_cpt.data.subtask import SubTask
+from ascend_cpt.data.shards.pack import ShardResult, load_result
+from ascend_cpt.data.shards.task import ShardTask
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
 
@@ -35,15 +35,16 @@ _RUN_FILE = "run.json"
 
 @contextlib.contextmanager
 def lock_output(settings: PreprocessSettings) -> Iterator[None]:
-    """Make the output folder and lock the subs that this run does: two runs on one would spoil each other's files.
+    """Make the output folder and lock the shards that this run does: two runs on one shard would overwrite each
+    other's files.
 
-    The locks are on bytes of a lock file, one per sub, so that runs on different `--sub-range`s go together.
+    The locks are on bytes of a lock file, one per shard, so that runs on different `--sub-range`s go together.
 
     Raises:
         DataError: the folder cannot be written to, or another run holds one of the locks.
     """
     path = Path(f"{settings.output_prefix}.lock")
-    first, after = settings.sub_range or (0, settings.num_subs)
+    first, after = settings.sub_range or (0, settings.num_shards)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
@@ -51,7 +52,8 @@ def lock_output(settings: PreprocessSettings) -> Iterator[None]:
         raise DataError(f"{path.parent}: the output folder cannot be written to: {error.strerror}") from error
     with file:
         try:
-            # A run of other settings may have another number of subs: whoever does all locks all there could be.
+            # A run of other settings may have another number of shards: a run of all shards locks every possible
+            # number.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, after - first if settings.sub_range else 0, first)
             # The holder before may have removed the file between our opening and our locking it.
             is_ours = path.stat().st_ino == os.fstat(file.fileno()).st_ino
@@ -122,8 +124,8 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
     return work
 
 
-def load_finished_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -> dict[int, SubResult]:
-    """Results, by sub number, of the subs that are committed and whose files are as they were written."""
+def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
+    """Results, by shard number, of the shards that are committed and whose files are as they were written."""
     finished = {}
     for task in tasks:
         result = load_result(task)
@@ -132,11 +134,11 @@ def load_finished_subs(settings: PreprocessSettings, tasks: Sequence[SubTask]) -
         if all(_find_shard(settings, task, shard) for shard in result.shards):
             finished[task.number] = result
         else:
-            logger.warning("sub %d was finished, but its files are damaged: it is done again", task.number)
+            logger.warning("shard %d was finished, but its files are damaged: it is done again", task.number)
     return finished
 
 
-def commit(settings: PreprocessSettings, tasks: Sequence[SubTask], manifests: Sequence[Manifest]) -> list[Manifest]:
+def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: Sequence[Manifest]) -> list[Manifest]:
     """Move the shard files to their places, remove what they replace, write the manifests; return these."""
     prefixes = [Path(settings.dataset_prefix(key)) for key in settings.json_keys]
     folders = [task.folder for task in tasks] if settings.output_format == MINDRECORD else [_joined_folder(settings)]
@@ -160,11 +162,11 @@ def commit(settings: PreprocessSettings, tasks: Sequence[SubTask], manifests: Se
 
 
 def join_shards(
-    settings: PreprocessSettings, tasks: Sequence[SubTask], results: Sequence[SubResult]
+    settings: PreprocessSettings, tasks: Sequence[ShardTask], results: Sequence[ShardResult]
 ) -> list[tuple[Shard, ...]]:
-    """The shards of each key's dataset: those of the subs, or for an indexed dataset one that is joined of them.
+    """The shards of each key's dataset: those of the shards, or for an indexed dataset one that is joined of them.
 
-    The subs' parts stay until the end of the run, so that joining can be done again.
+    The shards' parts stay until the end of the run, so that joining can be done again.
     """
     by_key = list(zip(*(result.shards for result in results), strict=True))
     if settings.output_format == MINDRECORD:
@@ -177,7 +179,7 @@ def join_shards(
         raise DataError(f"{joined}: the parts cannot be joined: {error.strerror}") from error
 
 
-def _join_parts(folder: Path, tasks: Sequence[SubTask], shards: Sequence[Shard]) -> Shard:
+def _join_parts(folder: Path, tasks: Sequence[ShardTask], shards: Sequence[Shard]) -> Shard:
     name = shards[0].file.removesuffix(indexed.DATA_SUFFIX)
     indexed.join_parts([task.folder / name for task in tasks], folder / name)
     counts = ("num_rows", "num_tokens", "num_documents", "text_bytes")
@@ -196,8 +198,8 @@ def _work_folder(output_prefix: str) -> Path:
     return Path(f"{output_prefix}.work")
 
 
-def _find_shard(settings: PreprocessSettings, task: SubTask, shard: Shard) -> bool:
-    """Whether the files of a shard are whole, each in the sub's folder or already in its place."""
+def _find_shard(settings: PreprocessSettings, task: ShardTask, shard: Shard) -> bool:
+    """Whether the files of a shard are whole, each in the shard's folder or already in its place."""
     folders = (task.folder, Path(settings.output_prefix).parent)
     return all(
         any(_is_whole(folder / name, size_bytes, sha256) for folder in folders)

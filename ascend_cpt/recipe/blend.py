@@ -18,7 +18,7 @@ import numpy as np
 MAX_PATTERN_ROWS = 100_000
 
 
-def settle_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fraction]:
+def normalize_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fraction]:
     """Return the share of each source: its weight over the sum of the weights, exactly as written (0.7 is 7/10).
 
     Shares whose common denominator is above MAX_PATTERN_ROWS are rounded to parts of it.
@@ -103,7 +103,7 @@ def _make_pattern(shares: Sequence[Fraction]) -> np.ndarray:
             behind[source] += part
         eligible = [source for source in range(len(parts)) if scale * behind[source] >= period]
         # The source that could be put off the shortest: the time until it is a whole row behind, less 1 / scale.
-        # Different quotients differ by more than 1e-10 here, so floats tell them apart; equal ones go by number.
+        # Different quotients differ by more than 1e-10 here, so floats are exact enough; equal ones go by number.
         chosen = min(eligible, key=lambda source: ((scale - 1) * period - scale * behind[source]) / parts[source])
         pattern[position] = chosen
         behind[chosen] -= period

@@ -31,7 +31,7 @@ def count_steps(tokens: int, tokens_per_step: int, *, minimum: int = 1) -> int:
     """Return `tokens` in steps, rounded down but never silently to zero.
 
     Raises:
-        ValueError: when the tokens do not fill `minimum` steps; the text says how many would.
+        ValueError: when the tokens do not fill `minimum` steps; the text has the number that would.
     """
     steps = tokens // tokens_per_step
     if steps < minimum:

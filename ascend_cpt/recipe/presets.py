@@ -13,6 +13,9 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.recipe.budget import count_steps
 from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
+# Of a warmup that a preset derives from the number of epochs.
+MAX_WARMUP_SHARE = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -95,10 +98,10 @@ yours.
 PRESETS = {"reuse": REUSE, "rewarm": REWARM, "gentle": GENTLE, "wsd": WSD}
 
 
-def settle_schedule(
+def resolve_schedule(
     config: ScheduleConfig, *, total_steps: int, tokens_per_step: int, num_epochs: float
 ) -> tuple[Schedule, list[str]]:
-    """Return the schedule of a run, and lines that tell what was filled in, scaled or is unwise.
+    """Return the schedule of a run, and notes on what was filled in, scaled or is unwise.
 
     Args:
         config: `cpt.schedule`.
@@ -112,7 +115,7 @@ def settle_schedule(
     notes: list[str] = []
     preset = find_preset(config)
     kind = config.kind or (preset.kind if preset else "cosine")
-    peak_lr = _settle_peak(config, preset)
+    peak_lr = _resolve_peak(config, preset)
     final_lr = config.final_lr
     if final_lr is None:
         final_lr = peak_lr * preset.final_over_peak if preset else 0.0
@@ -127,7 +130,7 @@ def settle_schedule(
             f"batch scaling: √({format_count(tokens_per_step)} / {format_count(config.batch_scaling.base_tokens)} "
             f"tokens a step) = {factor:.4g}: peak {peak_lr:g}, final {final_lr:g}"
         )
-    warmup_steps = _settle_warmup(config, preset, total_steps, tokens_per_step, num_epochs, notes)
+    warmup_steps = _resolve_warmup(config, preset, total_steps, tokens_per_step, num_epochs, notes)
     decay_steps = _count_part(
         "decay",
         config.decay_tokens,
@@ -181,7 +184,7 @@ def find_preset(config: ScheduleConfig) -> Preset | None:
     return preset
 
 
-def _settle_peak(config: ScheduleConfig, preset: Preset | None) -> float:
+def _resolve_peak(config: ScheduleConfig, preset: Preset | None) -> float:
     bases = {
         "base_final_lr": (config.base_final_lr, preset.peak_over_base_final if preset else None),
         "base_peak_lr": (config.base_peak_lr, preset.peak_over_base_peak if preset else None),
@@ -209,7 +212,7 @@ def _scale_by_batch(config: BatchScalingConfig, tokens_per_step: int) -> float:
     return math.sqrt(tokens_per_step / config.base_tokens)
 
 
-def _settle_warmup(
+def _resolve_warmup(
     config: ScheduleConfig,
     preset: Preset | None,
     total_steps: int,
@@ -220,6 +223,13 @@ def _settle_warmup(
     default_share = preset.warmup_share if preset else 0.0
     if preset and preset.warmup_per_epoch:
         default_share *= max(1, math.ceil(num_epochs))
+        if default_share > MAX_WARMUP_SHARE:
+            default_share = MAX_WARMUP_SHARE
+            notes.append(
+                f"warning: {num_epochs:.3g} epochs of warmup at {preset.warmup_share:.0%} each would be most of the "
+                "run; the "
+                f"warmup is {MAX_WARMUP_SHARE:.0%} of it; set cpt.schedule.warmup_share for another one"
+            )
     steps = _count_part(
         "warmup", config.warmup_tokens, config.warmup_share, total_steps, tokens_per_step, default_share
     )
@@ -236,7 +246,7 @@ def _count_part(
     tokens_per_step: int,
     default_share: float | None,
 ) -> int | None:
-    """Return a part of the run in steps, never silently 0; None when nothing says how long it is."""
+    """Return a part of the run in steps, never silently 0; None when its length is not given."""
     if tokens is not None and share is not None:
         raise ValueError(f"{name}_tokens and {name}_share are both set; keep one")
     if tokens is not None:

@@ -1,8 +1,8 @@
 """The generated assembly: a trampoline for every aclnn operator, and a stub for every other function not in C++.
 
-x86-64 System V: results come back in rax, the address of an object returned by value arrives in rdi and goes back in
-rax. Names of C++ are mangled as by the Itanium ABI: `_ZTV` a vtable, `_ZTI`, `_ZTS`, `_ZTT`, `_ZGV` other data, `C1` and
-`C2` constructors.
+x86-64 System V: results are returned in rax; the address of an object returned by value is passed in rdi and returned
+in rax. Names of C++ are mangled as by the Itanium ABI: `_ZTV` a vtable, `_ZTI`, `_ZTS`, `_ZTT`, `_ZGV` other data,
+`C1` and `C2` constructors.
 """
 
 from __future__ import annotations

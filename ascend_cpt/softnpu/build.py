@@ -1,4 +1,4 @@
-"""Builds the emulated CANN libraries with g++, once for each MindSpore, compiler, processor and state of the sources."""
+"""Builds the emulated CANN libraries with g++, once for each MindSpore, compiler, processor and source version."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ PYTHON_FOLDER = Path("opp") / "built-in" / "op_impl" / "ai_core" / "tbe"
 _PYTHON_MODULES = {"hccl/sys_version.py": "__sys_version__"}
 _CANN_VERSION = "8.5.0"
 # No fused or reordered arithmetic: results are the same on every processor.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+# Without traps and errno, which nobody reads, loops of comparisons and square roots become vector code.
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
+          "-fvisibility=hidden", "-Wall", "-Wextra")  # fmt: skip
 _HANDLER = re.compile(r"L(?P<length>\d+)run_(?P<rest>\w+)")  # mangled, of a static function made by OP
 
 
@@ -117,7 +119,7 @@ def _find_cache() -> Path:
 def _make_key() -> str:
     """Return MindSpore's version and a digest of everything else that the libraries depend on."""
     digest = hashlib.sha256()
-    for path in [*sorted(path for path in SOURCES.iterdir() if path.is_file()), *sorted(Path(__file__).parent.glob("*.py"))]:
+    for path in [*_list_sources("*.h"), *_list_sources("*.cc"), *sorted(Path(__file__).parent.glob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(_run("g++", "-dumpfullversion", "-dumpmachine").encode())
     digest.update(_read_cpu_flags().encode())
@@ -148,7 +150,7 @@ def _build_whole(home: Path) -> None:
 def _build(work: Path, folder: Path) -> None:
     """Compile the sources in `work` and link the libraries into `folder`."""
     (folder / "driver").mkdir(parents=True)
-    sources = sorted(SOURCES.glob("*.cc"))
+    sources = _list_sources("*.cc")
     objects = [work / f"{path.stem}.o" for path in sources]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         wanted = pool.submit(list_wanted_symbols, find_mindspore())
@@ -163,7 +165,16 @@ def _build(work: Path, folder: Path) -> None:
     assembly = work / "generated.s"
     assembly.write_text(render_assembly(operators, symbols, defined), encoding="utf-8")
     library = folder / "libsoftnpu.so"
-    _run("g++", "-shared", "-o", str(library), *map(str, objects), str(assembly), "-lpthread", "-Wl,-soname,libsoftnpu.so")
+    _run(
+        "g++",
+        "-shared",
+        "-o",
+        str(library),
+        *map(str, objects),
+        str(assembly),
+        "-lpthread",
+        "-Wl,-soname,libsoftnpu.so",
+    )
     for module, variable in _PYTHON_MODULES.items():
         path = folder.parent / PYTHON_FOLDER / module
         path.parent.mkdir(parents=True)
@@ -175,6 +186,11 @@ def _build(work: Path, folder: Path) -> None:
         file = f"lib{name}.so"
         _run("g++", "-shared", "-fPIC", "-nostdlib", "-o", str(folder / file), str(empty), f"-Wl,-soname,{file}",
              "-Wl,--no-as-needed", f"-L{folder}", "-lsoftnpu", "-Wl,-rpath,$ORIGIN")  # fmt: skip
+
+
+def _list_sources(pattern: str) -> list[Path]:
+    """Return the sources: the runtime's, and the operators' in the folder below. No two have the same name."""
+    return sorted(SOURCES.rglob(pattern))
 
 
 def _list_registered(symbols: str) -> set[str]:

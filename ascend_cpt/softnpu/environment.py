@@ -54,7 +54,8 @@ def check_mindspore(version: str) -> None:
     """
     if version != MINDSPORE_VERSION:
         raise ClusterError(
-            f"mindspore {version} is installed, but the software NPU emulates what MindSpore {MINDSPORE_VERSION} calls; "
+            f"mindspore {version} is installed, but the software NPU emulates what MindSpore {MINDSPORE_VERSION} "
+            "calls; "
             f"install that version, or unset {SWITCH}"
         )
 
@@ -85,7 +86,8 @@ def enter() -> None:
     Raises:
         ClusterError: when this machine cannot emulate NPUs.
     """
-    if LIBRARIES in os.environ:
+    # msrun's scheduler computes nothing.
+    if LIBRARIES in os.environ or os.environ.get("MS_ROLE") == "MS_SCHED":
         return
     folder = prepare(os.environ)
     if folder is None:

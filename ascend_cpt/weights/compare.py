@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ascend_cpt.model.parameters import list_hf_shapes
 from ascend_cpt.weights.dtypes import Array, to_float32
 from ascend_cpt.weights.hf_folder import HfFolder
-from ascend_cpt.weights.mapping import (
-    check_mindformers_names,
-    iterate_to_hf,
-    iterate_to_mindformers,
-    list_hf_shapes,
-)
+from ascend_cpt.weights.mapping import check_mindformers_names, iterate_to_hf, iterate_to_mindformers
 from ascend_cpt.weights.sources import TensorSource
 
 

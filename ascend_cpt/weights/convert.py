@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.model.parameters import list_groups, list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.weights.dtypes import DTYPES, Array, cast
-from ascend_cpt.weights.families import HF_EMBEDDING, HF_OUTPUT
 from ascend_cpt.weights.folder_writer import (
     DEFAULT_SHARD_BYTES,
     create_folder,
@@ -21,16 +23,8 @@ from ascend_cpt.weights.folder_writer import (
     write_shards,
 )
 from ascend_cpt.weights.hf_folder import HfFolder, list_companions
-from ascend_cpt.weights.mapping import (
-    check_mindformers_names,
-    check_tied,
-    iterate_to_hf,
-    iterate_to_mindformers,
-    list_groups,
-    list_mindformers_shapes,
-)
+from ascend_cpt.weights.mapping import check_mindformers_names, check_tied, iterate_to_hf, iterate_to_mindformers
 from ascend_cpt.weights.safetensors_file import TensorInfo
-from ascend_cpt.weights.sizes import read_sizes
 from ascend_cpt.weights.sources import ResizedVocabulary, TensorSource
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.sizes import CONFIG_NAME
 from ascend_cpt.weights.dtypes import Array
 from ascend_cpt.weights.hf_folder import INDEX_NAME, WEIGHTS_NAME
 from ascend_cpt.weights.safetensors_file import TensorInfo, sync_file, write_file
-from ascend_cpt.weights.sizes import CONFIG_NAME
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 # (number of the file from 0, number of files) → name of the file.
@@ -96,7 +96,7 @@ def _read_ahead(tensors: Iterable[tuple[str, Array]]) -> Iterator[tuple[str, Arr
 
 
 def write_config(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
-    """Write config.json, saying in which type (as "bfloat16") the weights are."""
+    """Write config.json, with the type of the weights (such as "bfloat16")."""
     # transformers 4.56 renamed the field; both are read.
     key = "dtype" if "dtype" in config else "torch_dtype"
     write_json(folder / CONFIG_NAME, {**config, key: dtype})

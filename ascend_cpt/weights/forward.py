@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ascend_cpt.weights.families import HF_EMBEDDING, HF_OUTPUT
-from ascend_cpt.weights.rope import compute_inverse_frequencies
-from ascend_cpt.weights.sizes import ModelSizes
+from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.model.rope import compute_inverse_frequencies
+from ascend_cpt.model.sizes import ModelSizes
 
 Floats = NDArray[np.float32]
 Reader = Callable[[str], Floats]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_cpt.weights.families import ARCHITECTURES
-from ascend_cpt.weights.sizes import read_sizes
+from ascend_cpt.model.families import ARCHITECTURES
+from ascend_cpt.model.sizes import read_sizes
 
-# What a config.json of these families says, in the network's configuration by the same names.
+# The keys of a config.json of these families that the network's configuration has under the same names.
 _FIELDS = (
     "vocab_size",
     "hidden_size",

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.parameters import list_hf_shapes
+from ascend_cpt.model.sizes import ModelSizes, read_config, read_sizes
 from ascend_cpt.weights.dtypes import Array
-from ascend_cpt.weights.mapping import check_hf_names, list_hf_shapes
+from ascend_cpt.weights.mapping import check_hf_names
 from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
-from ascend_cpt.weights.sizes import ModelSizes, read_config, read_sizes
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -58,7 +59,7 @@ class HfFolder:
         for name, shape in list_hf_shapes(self.sizes).items():
             if self.tensors[name].shape != shape:
                 given = list(self.tensors[name].shape)
-                raise CheckpointError(f"{self.path}: {name} has shape {given}, config.json says {list(shape)}")
+                raise CheckpointError(f"{self.path}: {name} has shape {given}, but {list(shape)} by config.json")
 
     def check_model(self, model_config: Mapping[str, Any]) -> None:
         """Check that a network built from `model_config` (fields as in config.json) is this folder's model.

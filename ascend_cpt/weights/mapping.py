@@ -3,70 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
-from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.weights.families import FAMILIES, HF_EMBEDDING, HF_OUTPUT, Row
-from ascend_cpt.weights.layout import Array, Shape
-from ascend_cpt.weights.sizes import ModelSizes
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.model.parameters import list_groups, list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.model.sizes import ModelSizes
+from ascend_cpt.model.tensor_layout import Array, Shape
 
 # Buffers that old checkpoints hold beside the weights.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
-# How many names an error lists before it says "and n more".
+# How many names an error lists before "and n more".
 _MAX_NAMES = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The smallest unit of conversion: one MindFormers tensor and the Hugging Face tensors that make it."""
-
-    row: Row
-    mindformers: str
-    hf: tuple[str, ...]
-
-
-def list_groups(sizes: ModelSizes) -> list[Group]:
-    """Return all groups of a model: layer by layer in the table's order, before and after them what has no layer.
-
-    Tied embeddings have no output layer of their own.
-
-    Raises:
-        ConfigError: for a family without a table.
-    """
-    if sizes.family not in FAMILIES:
-        raise ConfigError(f"model_type: {sizes.family} is not supported, only {', '.join(sorted(FAMILIES))} are")
-    rows = [row for row in FAMILIES[sizes.family] if not (sizes.tie_word_embeddings and row.hf[0][0] == HF_OUTPUT)]
-    per_layer = [row for row in rows if row.is_per_layer]
-    first = rows.index(per_layer[0])
-    before = [_make_group(row, None) for row in rows[:first]]
-    layers = [_make_group(row, layer) for layer in range(sizes.num_layers) for row in per_layer]
-    after = [_make_group(row, None) for row in rows[first:] if not row.is_per_layer]
-    return before + layers + after
-
-
-def _make_group(row: Row, layer: int | None) -> Group:
-    hf = tuple(name if layer is None else name.format(layer) for name, _ in row.hf)
-    return Group(row=row, mindformers=row.mindformers if layer is None else row.mindformers.format(layer), hf=hf)
-
-
-def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
-    """Return name → shape of every Hugging Face tensor of a model."""
-    return {
-        name: shape
-        for group in list_groups(sizes)
-        for name, shape in zip(group.hf, group.row.list_hf_shapes(sizes), strict=True)
-    }
-
-
-def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
-    """Return name → shape of every MindFormers tensor of a model: parts are joined along their rows."""
-    shapes: dict[str, Shape] = {}
-    for group in list_groups(sizes):
-        parts = group.row.list_hf_shapes(sizes)
-        shapes[group.mindformers] = (sum(part[0] for part in parts), *parts[0][1:])
-    return shapes
 
 
 def iterate_to_mindformers(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
@@ -75,7 +24,7 @@ def iterate_to_mindformers(sizes: ModelSizes, read: Callable[[str], Array]) -> I
     Memory: the tensors of one group.
 
     Raises:
-        CheckpointError: when a tensor has another shape than the sizes say.
+        CheckpointError: when a tensor has another shape than by the sizes.
     """
     for group in list_groups(sizes):
         parts = [read(name) for name in group.hf]
@@ -88,7 +37,7 @@ def iterate_to_hf(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[t
     """Yield (Hugging Face name, tensor) for every group; `read` returns a MindFormers tensor by name.
 
     Raises:
-        CheckpointError: when a tensor has another shape than the sizes say.
+        CheckpointError: when a tensor has another shape than by the sizes.
     """
     shapes = list_mindformers_shapes(sizes)
     for group in list_groups(sizes):
@@ -149,7 +98,7 @@ def check_tied(embedding: Array, output: Array) -> None:
     """
     if not np.array_equal(embedding, output):
         raise CheckpointError(
-            f"{HF_OUTPUT} differs from {HF_EMBEDDING} although config.json says tie_word_embeddings: "
+            f"{HF_OUTPUT} differs from {HF_EMBEDDING} although config.json has tie_word_embeddings: true; "
             "set tie_word_embeddings to false in config.json to keep both"
         )
 
@@ -167,7 +116,7 @@ def _check_names(given: Iterable[str], expected: Iterable[str]) -> None:
 
 def _check_shape(name: str, tensor: Array, shape: Shape) -> None:
     if tensor.shape != shape:
-        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, the model's config.json says {list(shape)}")
+        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, but {list(shape)} by the model's config.json")
 
 
 def _summarize(names: set[str]) -> str:

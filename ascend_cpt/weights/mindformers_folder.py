@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.weights.dtypes import STORAGE, Array
-from ascend_cpt.weights.layout import Shape
 from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
 
 METADATA_NAME = "metadata.json"
@@ -75,7 +75,7 @@ class MindFormersFolder:
                 if name in self.tensors:
                     raise CheckpointError(
                         f"{self.path}: {name} is in {path.name} and in {self._slices[name][0].file.path.name}, and "
-                        f"there is no {METADATA_NAME} that says which slices they are"
+                        f"there is no {METADATA_NAME} with the place of each slice"
                     )
                 self.tensors[name] = info
                 self._slices[name] = [Slice(offset=(0,) * len(info.shape), shape=info.shape, file=file)]
@@ -95,7 +95,7 @@ class MindFormersFolder:
         """Note a tensor's slices; one that only optimizer files hold is none of the model's."""
         shape, grid = tuple(entry["global_shape"]), tuple(entry["axis_fragmentations"])
         if entry["layout"]["interleaved_parallel"]:
-            raise CheckpointError(f"{self.path}: {name} is laid out interleaved, which cannot be merged")
+            raise CheckpointError(f"{self.path}: {name} is interleaved, which cannot be merged")
         slice_shape = tuple(size // parts for size, parts in zip(shape, grid, strict=True))
         slices: dict[int, Slice] = {}
         for chunk in entry["chunk"]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.weights.dtypes import STORAGE, Array, get_item_bytes
-from ascend_cpt.weights.layout import Shape
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
@@ -80,7 +80,7 @@ class SafetensorsFile:
             raise CheckpointError(f"{self.path}: its safetensors header is damaged: fetch it again") from error
         if needed_bytes > file_bytes:
             raise CheckpointError(
-                f"{self.path}: is cut short: {file_bytes} bytes, its header says {needed_bytes}: fetch it again"
+                f"{self.path}: is cut short: {file_bytes} bytes, {needed_bytes} by its header: fetch it again"
             )
 
     def _add(self, info: TensorInfo, size_bytes: int) -> None:

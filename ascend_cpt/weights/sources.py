@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.families import VOCABULARY_TENSORS
 from ascend_cpt.weights.dtypes import Array, cast, to_float32
-from ascend_cpt.weights.families import VOCABULARY_TENSORS
 from ascend_cpt.weights.safetensors_file import TensorInfo
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from ascend_cpt.data.manifest import load_manifest
+from ascend_cpt.data.packed.manifest import load_manifest
 from ascend_cpt.weights.dtypes import to_float32
 from ascend_cpt.weights.forward import compute_logits
 from ascend_cpt.weights.hf_folder import HfFolder
@@ -85,8 +85,8 @@ def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Pat
 
 def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
     """Return the mean loss over the labels of the first rows of a packed dataset, by the NumPy forward pass."""
-    from ascend_cpt.backend.dataset import PackedRows
-    from ascend_cpt.backend.row_format import IGNORE_LABEL, split_row
+    from ascend_cpt.backend.training.data_loader import PackedRows
+    from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, split_row
 
     folder = HfFolder(folder_path)
     manifest = load_manifest(packed)

@@ -17,10 +17,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from ascend_cpt.data import pipeline
-from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
-from ascend_cpt.data.subs import Progress, SubResult, SubTask, pack_sub
+from ascend_cpt.data.shards.pack import Progress, ShardResult, ShardTask, pack_shard
 from ascend_cpt.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -82,18 +82,18 @@ def make_texts(seed: int, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("seed", "count", "num_subs", "seq_length"), [(1, 40, 1, 7), (2, 40, 3, 64), (3, 3, 12, 16), (4, 12, 10, 1)]
+    ("seed", "count", "num_shards", "seq_length"), [(1, 40, 1, 7), (2, 40, 3, 64), (3, 3, 12, 16), (4, 12, 10, 1)]
 )
 def test_rows_decode_to_the_input(
-    sample: Path, tmp_path: Path, seed: int, count: int, num_subs: int, seq_length: int
+    sample: Path, tmp_path: Path, seed: int, count: int, num_shards: int, seq_length: int
 ) -> None:
     texts = make_texts(seed, count)
     source = write_jsonl(tmp_path / "in.jsonl", texts)
-    manifest = pack(sample, source, tmp_path / "out", num_subs=num_subs, seq_length=seq_length)
+    manifest = pack(sample, source, tmp_path / "out", num_shards=num_shards, seq_length=seq_length)
     assert decode(manifest, Tokenizer.from_file(str(sample / "tokenizer" / "tokenizer.json"))) == texts
-    width = len(str(num_subs - 1))
+    width = len(str(num_shards - 1))
     assert [shard.file for shard in manifest.shards] == [
-        f"out_text_document.mindrecord{k:0{width}d}" for k in range(num_subs)
+        f"out_text_document.mindrecord{k:0{width}d}" for k in range(num_shards)
     ]
     assert (manifest.num_documents, manifest.num_records, manifest.rejected) == (count, count, {})
     assert manifest.text_bytes == sum(len(text.encode()) for text in texts)
@@ -106,14 +106,14 @@ def test_the_documents_do_not_depend_on_the_subs(sample: Path, tmp_path: Path) -
     source = sample / "general" / "valid.parquet"
     tokenizer = Tokenizer.from_file(str(sample / "tokenizer" / "tokenizer.json"))
     one = decode(pack(sample, source, tmp_path / "one"), tokenizer)
-    assert decode(pack(sample, source, tmp_path / "five", num_subs=5), tokenizer) == one
+    assert decode(pack(sample, source, tmp_path / "five", num_shards=5), tokenizer) == one
     assert one == [json.loads(line)["text"] for line in (sample / "general" / "valid.jsonl").read_text().splitlines()]
 
 
 def test_same_input_same_bytes(sample: Path, tmp_path: Path) -> None:
     source = sample / "general" / "valid.jsonl"
-    first = pack(sample, source, tmp_path / "a" / "out", num_subs=3)
-    second = pack(sample, source, tmp_path / "b" / "out", num_subs=3, workers=2)
+    first = pack(sample, source, tmp_path / "a" / "out", num_shards=3)
+    second = pack(sample, source, tmp_path / "b" / "out", num_shards=3, workers=2)
     assert first.digest == second.digest
     for shard in first.shards:
         for name in (shard.file, shard.index_file):
@@ -124,7 +124,7 @@ def test_mindformers_finds_and_reads_the_files_together(sample: Path, tmp_path: 
     from mindspore.dataset import MindDataset
 
     texts = make_texts(5, 3)
-    manifest = pack(sample, write_jsonl(tmp_path / "in.jsonl", texts), tmp_path / "out", num_subs=12)
+    manifest = pack(sample, write_jsonl(tmp_path / "in.jsonl", texts), tmp_path / "out", num_shards=12)
     files = sorted(str(path) for path in tmp_path.glob("*mindrecord*") if not path.name.endswith(".db"))
     dataset = MindDataset(files, shuffle=False)
     rows = [row["input_ids"] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
@@ -168,62 +168,62 @@ def test_several_keys_give_aligned_datasets(sample: Path, tmp_path: Path) -> Non
 
 def test_what_is_done_is_reused_and_what_differs_refused(sample: Path, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(6, 20))
-    first = pack(sample, source, tmp_path / "out", num_subs=4)
+    first = pack(sample, source, tmp_path / "out", num_shards=4)
     files = [tmp_path / shard.file for shard in first.shards]
     times = [path.stat().st_mtime_ns for path in files]
-    assert pack(sample, source, tmp_path / "out", num_subs=4, overwrite=True) == first
+    assert pack(sample, source, tmp_path / "out", num_shards=4, overwrite=True) == first
     assert [path.stat().st_mtime_ns for path in files] == times, "nothing was written"
 
     for change, message in (
-        ({"num_subs": 2}, "num_subs was 4 and is 2"),
-        ({"num_subs": 4, "seq_length": 32}, "seq_length was 64 and is 32"),
+        ({"num_shards": 2}, "num_subs was 4 and is 2"),
+        ({"num_shards": 4, "seq_length": 32}, "seq_length was 64 and is 32"),
     ):
         with pytest.raises(DataError, match=message):
             pack(sample, source, tmp_path / "out", **change)
     with pytest.raises(DataError, match=r"in\.jsonl is gone"):
-        pack(sample, sample / "code" / "valid.jsonl", tmp_path / "out", num_subs=4)
+        pack(sample, sample / "code" / "valid.jsonl", tmp_path / "out", num_shards=4)
     write_jsonl(source, make_texts(7, 20))
     with pytest.raises(DataError, match=r"in\.jsonl has changed.*--overwrite"):
-        pack(sample, source, tmp_path / "out", num_subs=4)
+        pack(sample, source, tmp_path / "out", num_shards=4)
 
-    second = pack(sample, source, tmp_path / "out", num_subs=2, overwrite=True)
+    second = pack(sample, source, tmp_path / "out", num_shards=2, overwrite=True)
     assert decode(second, Tokenizer.from_file(str(sample / "tokenizer" / "tokenizer.json"))) == make_texts(7, 20)
     left = {path.name for path in tmp_path.glob("out*mindrecord*")}
     assert left == {name for shard in second.shards for name in (shard.file, shard.index_file)}, "stale shards are gone"
 
     files[0].write_bytes(b"cut short")
     with pytest.raises(DataError, match="mindrecord0: 9 bytes"):
-        pack(sample, source, tmp_path / "out", num_subs=2)
-    assert pack(sample, source, tmp_path / "out", num_subs=2, overwrite=True) == second
+        pack(sample, source, tmp_path / "out", num_shards=2)
+    assert pack(sample, source, tmp_path / "out", num_shards=2, overwrite=True) == second
 
 
 def test_a_stopped_run_goes_on(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(8, 60))
-    expected = pack(sample, source, tmp_path / "whole" / "out", num_subs=6)
+    expected = pack(sample, source, tmp_path / "whole" / "out", num_shards=6)
     done: list[int] = []
 
-    def pack_some(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
+    def pack_some(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(task.number)
-        return pack_sub(task, report)
+        return pack_shard(task, report)
 
-    monkeypatch.setattr(pipeline, "pack_sub", pack_some)
+    monkeypatch.setattr(pipeline, "pack_shard", pack_some)
     with pytest.raises(KeyboardInterrupt):
-        pack(sample, source, tmp_path / "out", num_subs=6)
+        pack(sample, source, tmp_path / "out", num_shards=6)
     assert not list(tmp_path.glob("out_text*")), "nothing is there before all is"
     with pytest.raises(DataError, match=r"a stopped run left this.*num_subs was 6 and is 5"):
-        pack(sample, source, tmp_path / "out", num_subs=5)
+        pack(sample, source, tmp_path / "out", num_shards=5)
     (tmp_path / "out.work" / "sub-1" / "out_text_document.mindrecord1").write_bytes(b"damaged")
 
     again: list[int] = []
 
-    def pack_rest(task: SubTask, report: Callable[[Progress], None]) -> SubResult:
+    def pack_rest(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
         again.append(task.number)
-        return pack_sub(task, report)
+        return pack_shard(task, report)
 
-    monkeypatch.setattr(pipeline, "pack_sub", pack_rest)
-    assert pack(sample, source, tmp_path / "out", num_subs=6).digest == expected.digest
+    monkeypatch.setattr(pipeline, "pack_shard", pack_rest)
+    assert pack(sample, source, tmp_path / "out", num_shards=6).digest == expected.digest
     assert (done, again) == ([0, 1, 2], [1, 3, 4, 5]), "what was whole is kept"
 
 

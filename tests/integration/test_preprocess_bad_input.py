@@ -154,7 +154,7 @@ def test_bad_records_are_listed_and_left_out_when_allowed(tokenizer: Path, tmp_p
     check_refused(run(tokenizer, tmp_path, "--input", "in", "--n-subs", 3), "6 of 15 records are bad")
     again = run(tokenizer, tmp_path, "--input", "in", "--n-subs", 3, "--max-bad-fraction", 0.5)
     assert again.returncode == 0, again.stderr
-    assert "3 of 3 subs were finished before" in again.stderr, "the work of the refused run is not lost"
+    assert "3 of 3 shards were finished before" in again.stderr, "the work of the refused run is not lost"
     assert "9 documents" in again.stdout and "6 records rejected" in again.stdout
     listed = [json.loads(line) for line in (tmp_path / "out" / "x.rejects.jsonl").read_text().splitlines()]
     assert [(reject["file"], reject["line"], reject["kind"]) for reject in listed] == [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.data.manifest import MANIFEST_SUFFIX, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import MANIFEST_SUFFIX, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
 
@@ -42,7 +42,7 @@ def make_settings(corpus: Path, prefix: Path) -> PreprocessSettings:
         output_prefix=str(prefix),
         seq_length=32,
         tokenizer_path=str(corpus / "sample" / "tokenizer"),
-        num_subs=NUM_SUBS,
+        num_shards=NUM_SUBS,
     )
 
 

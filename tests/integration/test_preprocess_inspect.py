@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from ascend_cpt.data.inspection import compute_statistics, iter_shard_documents, verify
-from ascend_cpt.data.manifest import Manifest, load_manifest
-from ascend_cpt.data.mindrecord import MindRecordWriter
-from ascend_cpt.data.outputs import make_shard
+from ascend_cpt.data.packed.manifest import Manifest, load_manifest
+from ascend_cpt.data.packed.mindrecord import MindRecordWriter
+from ascend_cpt.data.packed.shard_writers import make_shard
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.errors import DataError
@@ -37,7 +37,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
                 output_prefix=str(folder / name),
                 output_format=output_format,
                 seq_length=16,
-                num_subs=2,
+                num_shards=2,
                 tokenizer_path=str(folder / "sample" / "tokenizer"),
             )
         )
@@ -76,7 +76,7 @@ def test_everything_at_once(packed: Path, tmp_path: Path) -> None:
 
 def rewrite(manifest: Manifest, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Manifest:
     """A copy of the first shard with changed rows and right checksums: only reading it tells."""
-    from ascend_cpt.data.mindrecord import iter_rows
+    from ascend_cpt.data.packed.mindrecord import iter_rows
 
     shard = manifest.shards[0]
     rows = np.concatenate(list(iter_rows(manifest.folder / shard.file))).copy()

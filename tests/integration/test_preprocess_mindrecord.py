@@ -13,8 +13,8 @@ import pytest
 from mindspore.dataset import MindDataset
 from mindspore.mindrecord import FileWriter
 
-from ascend_cpt.data import mindrecord_format
-from ascend_cpt.data.mindrecord import MindRecordWriter, iter_rows
+from ascend_cpt.data.packed import mindrecord_writer as mindrecord_format
+from ascend_cpt.data.packed.mindrecord import MindRecordWriter, iter_rows
 from ascend_cpt.errors import DataError
 
 Rows = npt.NDArray[np.int32]

@@ -13,7 +13,7 @@ import pytest
 from mindspore.dataset import MindDataset
 from tokenizers import Tokenizer
 
-from ascend_cpt.data.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.errors import DataError
@@ -43,11 +43,11 @@ def read_rows(manifest: Manifest) -> list[list[int]]:
     return [row["input_ids"].tolist() for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
 
 
-@pytest.mark.parametrize("num_subs", [1, 7])
-def test_mindformers_reads_the_documents(corpus: Path, tmp_path: Path, num_subs: int) -> None:
+@pytest.mark.parametrize("num_shards", [1, 7])
+def test_mindformers_reads_the_documents(corpus: Path, tmp_path: Path, num_shards: int) -> None:
     from mindformers.dataset.blended_datasets.indexed_dataset import IndexedDataset
 
-    manifest = pack(corpus, corpus / "in.jsonl", tmp_path / "x", output_format="mmap", num_subs=num_subs)
+    manifest = pack(corpus, corpus / "in.jsonl", tmp_path / "x", output_format="mmap", num_shards=num_shards)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "x_text_document.bin",
         "x_text_document.idx",
@@ -62,12 +62,12 @@ def test_mindformers_reads_the_documents(corpus: Path, tmp_path: Path, num_subs:
     assert all(document[-1] == manifest.tokenizer.eod_id for document in documents)
     assert [tokenizer.decode(document[:-1], skip_special_tokens=False) for document in documents] == TEXTS
     assert dataset.document_indices.tolist() == list(range(len(TEXTS) + 1))
-    assert pack(corpus, corpus / "in.jsonl", tmp_path / "x", output_format="mmap", num_subs=num_subs) == manifest
+    assert pack(corpus, corpus / "in.jsonl", tmp_path / "x", output_format="mmap", num_shards=num_shards) == manifest
 
 
 def test_parts_do_not_show_in_the_bytes(corpus: Path, tmp_path: Path) -> None:
-    for name, num_subs in (("one", 1), ("many", 60)):
-        pack(corpus, corpus / "in.jsonl", tmp_path / name / "x", output_format="mmap", num_subs=num_subs)
+    for name, num_shards in (("one", 1), ("many", 60)):
+        pack(corpus, corpus / "in.jsonl", tmp_path / name / "x", output_format="mmap", num_shards=num_shards)
     for name in ("x_text_document.bin", "x_text_document.idx"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
@@ -85,12 +85,12 @@ def test_mmap_becomes_the_same_mindrecord(corpus: Path, tmp_path: Path, append_e
     assert read_rows(converted) == read_rows(direct), "EOD is added where it is missing, and not twice"
     assert (converted.num_tokens, converted.num_documents) == (direct.num_tokens, direct.num_documents)
     assert converted.engine["check"] == "the input holds ids"
-    many = pack(corpus, source, tmp_path / "many", seq_length=32, num_subs=5)
+    many = pack(corpus, source, tmp_path / "many", seq_length=32, num_shards=5)
     assert (many.num_tokens, many.num_documents, len(many.shards)) == (direct.num_tokens, len(TEXTS), 5)
 
 
 def test_another_tokenizer_is_noticed(corpus: Path, tmp_path: Path) -> None:
-    from ascend_cpt.data.indexed import IndexedWriter
+    from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
     from ascend_cpt.data.tokenizing.base import join_encoded
 
     writer = IndexedWriter(tmp_path / "x", np.dtype(np.int32))

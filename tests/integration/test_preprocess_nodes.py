@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.data.manifest import load_manifest
+from ascend_cpt.data.packed.manifest import load_manifest
 from ascend_cpt.data.pipeline import preprocess
 from ascend_cpt.data.settings import PreprocessSettings
 
@@ -34,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
             output_prefix=str(folder / "expected" / "x"),
             seq_length=64,
             tokenizer_path=str(folder / "sample" / "tokenizer"),
-            num_subs=NUM_SUBS,
+            num_shards=NUM_SUBS,
         )
     )
     return folder
@@ -67,7 +67,7 @@ def test_nodes_do_their_ranges_and_one_finishes(corpus: Path, tmp_path: Path) ->
     assert not list(tmp_path.glob("x_text*")), "no manifest before all is there"
     last = start(corpus, *prefix)
     message = last.communicate()[1]
-    assert last.returncode == 0 and "6 of 6 subs were finished before" in message, message
+    assert last.returncode == 0 and "6 of 6 shards were finished before" in message, message
     check_equal(corpus, tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_a_ray_cluster_that_loses_a_worker(corpus: Path, tmp_path: Path) -> None
 
 
 def find_workers() -> list[int]:
-    """One process at most that packs a sub for Ray."""
+    """One process at most that packs a shard for Ray."""
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(b"ray::_pack"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from ascend_cpt.data.manifest import check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import check_shards, load_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

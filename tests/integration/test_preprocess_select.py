@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ascend_cpt.data.filtering import PYTHON_VARIABLE
-from ascend_cpt.data.indexed import IndexedReader
-from ascend_cpt.data.manifest import load_manifest
+from ascend_cpt.data.packed.manifest import load_manifest
+from ascend_cpt.data.packed.megatron_indexed import IndexedReader
+from ascend_cpt.data.selection.datatrove_filters import PYTHON_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,13 +55,13 @@ def test_duplicates(sample: Path, tmp_path: Path) -> None:
     texts = [f"number {k % 7} of seven" for k in range(20)]
     write_input(tmp_path, texts)
     flags = ("--drop-duplicates", "--max-bad-fraction", "0")
-    for num_subs in (1, 3):
-        done = run(sample / "tokenizer", tmp_path, f"out{num_subs}", *flags, "--n-subs", str(num_subs))
+    for num_shards in (1, 3):
+        done = run(sample / "tokenizer", tmp_path, f"out{num_shards}", *flags, "--n-subs", str(num_shards))
         assert done.returncode == 0, done.stderr
         assert "13 left out by duplicate" in done.stdout
-        manifest = load_manifest(tmp_path / f"out{num_subs}_text_document")
+        manifest = load_manifest(tmp_path / f"out{num_shards}_text_document")
         assert (manifest.num_documents, manifest.left_out, manifest.rejected) == (7, {"duplicate": 13}, {})
-        listed = [json.loads(line) for line in (tmp_path / f"out{num_subs}.rejects.jsonl").read_text().splitlines()]
+        listed = [json.loads(line) for line in (tmp_path / f"out{num_shards}.rejects.jsonl").read_text().splitlines()]
         assert [entry["position"] for entry in listed] == [30 * k for k in range(7, 20)], "lines of 30 bytes"
     assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out3")
     inspected = [sys.executable, str(ROOT / "tools" / "inspect_data.py"), str(tmp_path / "out1_text_document")]
@@ -92,13 +92,13 @@ def test_filters_with_duplicates(sample: Path, tmp_path: Path) -> None:
     stand_in.chmod(0o755)
     plan = tmp_path / "filters.yaml"
     plan.write_text(f"python: {stand_in}\nfilters: [RegexFilter: {{regex_exp: x}}]\nminhash: {{}}\n")
-    for num_subs in (1, 4):
-        flags = ("--drop-duplicates", "--filters", str(plan), "--n-subs", str(num_subs))
-        done = run(sample / "tokenizer", tmp_path, f"out{num_subs}", *flags)
+    for num_shards in (1, 4):
+        flags = ("--drop-duplicates", "--filters", str(plan), "--n-subs", str(num_shards))
+        done = run(sample / "tokenizer", tmp_path, f"out{num_shards}", *flags)
         assert done.returncode == 0, done.stderr
-        manifest = load_manifest(tmp_path / f"out{num_subs}_text_document")
+        manifest = load_manifest(tmp_path / f"out{num_shards}_text_document")
         assert manifest.left_out == {"MinHash": 1, "RegexFilter": 2, "duplicate": 2} and manifest.num_documents == 3
-        assert not (tmp_path / f"out{num_subs}.work").exists()
+        assert not (tmp_path / f"out{num_shards}.work").exists()
     plan.write_text(f"python: {stand_in}\nfilters: [RegexFilter: {{crash: 1}}]\n")
     done = run(sample / "tokenizer", tmp_path, "out5", "--filters", str(plan))
     assert done.returncode == 2 and "error: --filters: datatrove failed: ValueError: told to" in done.stderr
@@ -112,10 +112,10 @@ def test_datatrove_itself(sample: Path, tmp_path: Path) -> None:
     write_input(tmp_path, [story, "short", story + " again", "buy now\n" * 300, " ".join(reversed(words))])
     plan = tmp_path / "filters.yaml"
     plan.write_text("filters:\n- GopherRepetitionFilter: {top_n_grams: [], dup_n_grams: []}\nminhash: {n_grams: 3}\n")
-    for num_subs in (1, 2):
-        flags = ("--filters", str(plan), "--n-subs", str(num_subs))
-        done = run(sample / "tokenizer", tmp_path, f"out{num_subs}", *flags)
+    for num_shards in (1, 2):
+        flags = ("--filters", str(plan), "--n-subs", str(num_shards))
+        done = run(sample / "tokenizer", tmp_path, f"out{num_shards}", *flags)
         assert done.returncode == 0, done.stderr
-        manifest = load_manifest(tmp_path / f"out{num_subs}_text_document")
+        manifest = load_manifest(tmp_path / f"out{num_shards}_text_document")
         assert manifest.left_out == {"GopherRepetitionFilter": 1, "MinHash": 1}
     assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out2")

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ascend_cpt.data.manifest import TokenizerInfo
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 
 
 class Encoded(NamedTuple):

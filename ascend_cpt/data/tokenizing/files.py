@@ -1,4 +1,4 @@
-"""Reading what a tokenizer's files say: vocabulary size, EOD, padding and BOS ids, and a fingerprint.
+"""Reads a tokenizer's files: vocabulary size, EOD, padding and BOS ids, and a fingerprint.
 
 Types, as users of Megatron and MindSpeed-LLM know them: `PretrainedFromHF` (a folder with tokenizer.json),
 `SentencePiece` (tokenizer.model of Llama 2) and `TikToken` (tokenizer.model of Llama 3, qwen.tiktoken).
@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from ascend_cpt.data.manifest import TokenizerInfo
 from ascend_cpt.data.tokenizing.base import TokenizerFile
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError
 
@@ -180,7 +180,7 @@ def _choose_pad(candidates: Iterable[int | None], eod_id: int, bos_id: int | Non
 
 
 def _fingerprint_json(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what decides the ids in a tokenizer.json, however the file is laid out."""
+    """SHA-256 of what decides the ids in a tokenizer.json, whatever its whitespace and key order."""
     model = dict(content.get("model") or {})
     model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
     decisive = {name: content.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer")} | {"model": model}

@@ -51,7 +51,7 @@ class UnsupportedTokenizerError(Exception):
 class GigatokenEngine:
     """The gigatoken library on one thread.
 
-    It keeps every word that it has met, without a bound. So it is made anew when the process has grown by 96 MiB.
+    Its cache of words has no bound, so it is rebuilt when the process has grown by 96 MiB.
     """
 
     def __init__(self, file: TokenizerFile) -> None:
@@ -142,7 +142,7 @@ def _measure_memory() -> int:
 def _make_plain_json(file: TokenizerFile) -> bytes:
     """The tokenizer.json without its control tokens, unless these are parsed.
 
-    Added tokens that are not control tokens (runs of blanks, say) stay: they are part of how text is encoded.
+    Added tokens that are not control tokens (such as runs of blanks) stay: they are part of how text is encoded.
     """
     content = orjson.loads(file.path.read_bytes())
     if not file.parse_control:

@@ -32,7 +32,7 @@ class HuggingFaceEngine:
             raise DataError(f"{file.path}: the tokenizers library cannot load it: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # Control tokens are told to stay text, not taken out: the ids of added tokens after them would change.
+        # Control tokens are encoded as text, not removed: the ids of added tokens after them would change.
         self._tokenizer.encode_special_tokens = not file.parse_control
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:

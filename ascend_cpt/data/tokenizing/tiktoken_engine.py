@@ -22,7 +22,7 @@ _PATTERN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a rank file does not say."""
+    """What a rank file does not hold."""
 
     name: str
     pattern: str

@@ -178,3 +178,12 @@ extern "C" __attribute__((visibility("hidden"))) int softnpu_refuse(const char *
 extern "C" __attribute__((visibility("hidden"))) void softnpu_note(const char *name) {
   if (is_tracing()) trace(std::string("nothing to do in ") + name);
 }
+
+// The table of operators for tests and documentation: lines of a name and its signature.
+SOFTNPU_EXPORT const char *softnpu_list_operators() {
+  static auto *text = new std::string;
+  text->clear();
+  for (auto &entry : operators()) *text += entry.first + " " + entry.second.signature + "\n";
+  for (auto &entry : named_operators()) *text += entry.first + " by name\n";
+  return text->c_str();
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ascend_cpt.config.values import Interval, format_count, parse_count, parse_float, parse_interval
+from ascend_cpt.config.values import Interval, format_bytes, format_count, parse_count, parse_float, parse_interval
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,25 @@ def test_floats() -> None:
 
 def test_counts_for_people() -> None:
     assert [format_count(n) for n in (950, 40_900, 1_640_000, 3 * 10**11)] == ["950", "40.9K", "1.64M", "300B"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (950, "950"),
+        (1000, "1K"),
+        (40_900, "40.9K"),
+        (999_499, "999K"),
+        (999_999, "1M"),
+        (999_500_000_000, "1T"),
+        (5_000_000_000_000_000, "5,000T"),
+    ],
+)
+def test_counts_have_no_exponent(count: int, text: str) -> None:
+    assert format_count(count) == text
+
+
+def test_sizes_have_no_exponent() -> None:
+    assert [format_bytes(size) for size in (950, 999_999, 17_300_000, 999_999_999_999)] == [
+        "950 B", "1 MB", "17.3 MB", "1 TB"
+    ]  # fmt: skip

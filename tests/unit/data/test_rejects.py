@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.data.documents import Reject
-from ascend_cpt.data.manifest import Shard
+from ascend_cpt.data.packed.manifest import Shard
+from ascend_cpt.data.readers.documents import Reject
 from ascend_cpt.data.rejects import check_rejects, count_kinds, rejects_path, write_rejects
-from ascend_cpt.data.subs import SubResult
+from ascend_cpt.data.shards.pack import ShardResult
 from ascend_cpt.errors import DataError
 
 
-def make_result(num_documents: int, rejects: list[Reject]) -> SubResult:
+def make_result(num_documents: int, rejects: list[Reject]) -> ShardResult:
     shard = Shard(
         file="a",
         size_bytes=1,
@@ -27,7 +27,9 @@ def make_result(num_documents: int, rejects: list[Reject]) -> SubResult:
         num_documents=num_documents,
         text_bytes=1,
     )
-    return SubResult(shards=(shard,), num_records=num_documents + len(rejects), num_filtered=0, rejects=tuple(rejects))
+    return ShardResult(
+        shards=(shard,), num_records=num_documents + len(rejects), num_filtered=0, rejects=tuple(rejects)
+    )
 
 
 def make_reject(file: Path | str, position: int, line: int | None, kind: str = "malformed") -> Reject:

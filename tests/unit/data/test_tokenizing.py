@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ascend_cpt.data.manifest import TokenizerInfo
-from ascend_cpt.data.tokenizing import choice, gigatoken_engine
+from ascend_cpt.data.tokenizing import engine_choice, gigatoken_engine
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile
-from ascend_cpt.data.tokenizing.choice import choose_engine, load_engine
+from ascend_cpt.data.tokenizing.engine_choice import choose_engine, load_engine
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN
-from ascend_cpt.data.tokenizing.nasty_texts import NASTY_TEXTS
+from ascend_cpt.data.tokenizing.probe_texts import NASTY_TEXTS
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
 
@@ -149,14 +149,14 @@ def test_gigatoken_is_taken_where_it_agrees(folder: Path) -> None:
 def test_a_difference_falls_back_loudly(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = choice.GigatokenEngine
+    real = engine_choice.GigatokenEngine
 
     class WrongEngine(real):  # type: ignore[valid-type, misc]
         def encode_batch(self, texts: Sequence[str]) -> Encoded:
             encoded: Encoded = super().encode_batch(texts)
             return Encoded(np.where(encoded.ids == encoded.ids[-1], 0, encoded.ids), encoded.offsets)
 
-    monkeypatch.setattr(choice, "GigatokenEngine", WrongEngine)
+    monkeypatch.setattr(engine_choice, "GigatokenEngine", WrongEngine)
     file = open_tokenizer(HUGGING_FACE, folder)
     chosen = choose_engine(file, "auto", ["only here: ~"])
     assert chosen.name == "tokenizers" and "differs" in chosen.check
@@ -168,9 +168,9 @@ def test_a_tokenizer_that_gigatoken_cannot_load(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(file: TokenizerFile) -> None:
-        raise choice.UnsupportedTokenizerError("no such model")
+        raise engine_choice.UnsupportedTokenizerError("no such model")
 
-    monkeypatch.setattr(choice, "GigatokenEngine", refuse)
+    monkeypatch.setattr(engine_choice, "GigatokenEngine", refuse)
     caplog.set_level(logging.WARNING)
     assert choose_engine(open_tokenizer(HUGGING_FACE, folder), "auto", []).name == "tokenizers"
     assert "gigatoken cannot load this tokenizer (no such model)" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -13,6 +14,15 @@ import yaml
 
 from ascend_cpt.config.loader import load_config
 from tests.unit.monitor.test_report import write_run
+
+# Files of a run folder in the order of the guide's table, and the modules that contain their names.
+WRITERS = {
+    "metrics.jsonl": "backend/training/build_callbacks.py",
+    "tensorboard/": "monitor/trackers.py",
+    "run.json": "backend/training/build_callbacks.py",
+    "report.html": "monitor/report/write_report.py",
+    "stopped_at_step_N.json": "backend/training/spike_guards.py",
+}
 
 
 def read_blocks(repo_root: Path) -> list[str]:
@@ -28,7 +38,7 @@ def test_commands_run(repo_root: Path, tmp_path: Path) -> None:
     assert len(commands) == 4
     for command in commands:
         program, *arguments = command.split()[1:]
-        # The benchmark trains: here it only has to be there.
+        # The benchmark trains; here only its file is checked.
         extra = ["--help"] if program.startswith("benchmarks") else []
         result = subprocess.run(
             [sys.executable, str(repo_root / program), *arguments, *extra],
@@ -52,7 +62,25 @@ def test_settings_are_known(repo_root: Path, tmp_path: Path) -> None:
         load_config(path)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "run.json", "report.html", "tensorboard", "stopped_at_step_"])
+def literals_of(path: Path) -> set[str]:
+    """Return the string literals of a source file without docstrings; N stands for an f-string placeholder."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "N" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            found.add(node.value)
+    return found
+
+
+def test_the_table_of_files_is_complete(repo_root: Path) -> None:
+    guide = (repo_root / "docs/monitoring.md").read_text(encoding="utf-8")
+    table = guide[: guide.index("## ")]
+    assert re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE) == list(WRITERS)
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_files_have_these_names(repo_root: Path, name: str) -> None:
-    sources = [path for room in ("monitor", "backend") for path in (repo_root / "ascend_cpt" / room).glob("*.py")]
-    assert any(name in path.read_text(encoding="utf-8") for path in sources)
+    assert name.rstrip("/") in literals_of(repo_root / "ascend_cpt" / WRITERS[name])

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.config.layout import Layout
-from ascend_cpt.plan.case import ModelShape, TrainingCase, split_layers
-from ascend_cpt.weights.mapping import list_mindformers_shapes
-from ascend_cpt.weights.sizes import read_sizes
+from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.model.parameters import list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.plan.case import TrainingCase, split_layers
 
 TINY = {
     "model_type": "qwen3",
@@ -22,20 +22,6 @@ TINY = {
     "num_key_value_heads": 8,
     "head_dim": 64,
 }
-
-
-def make_shape(config: dict[str, Any]) -> ModelShape:
-    sizes = read_sizes(config)
-    return ModelShape(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_layers=sizes.num_layers,
-        num_heads=sizes.num_heads,
-        num_kv_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
-        parameters=list_mindformers_shapes(sizes),
-    )
 
 
 @pytest.fixture
@@ -51,8 +37,8 @@ def make_case() -> Callable[..., TrainingCase]:
         **changes: Any,
     ) -> TrainingCase:
         data, tensor, pipeline, context = layout
-        shape = make_shape({**TINY, **(model or {})})
-        layers = split_layers(shape.num_layers, pipeline, offset)
+        sizes = read_sizes({**TINY, **(model or {})})
+        layers = split_layers(sizes.num_layers, pipeline, offset)
         settings: dict[str, Any] = {
             "seq_length": 4096,
             "micro_batch_size": 1,
@@ -61,8 +47,9 @@ def make_case() -> Callable[..., TrainingCase]:
             **changes,
         }
         return TrainingCase(
-            model=shape,
-            layout=Layout(
+            model=sizes,
+            parameters=list_mindformers_shapes(sizes),
+            layout=ParallelLayout(
                 world_size=data * tensor * pipeline * context,
                 data_parallel=data,
                 tensor_parallel=tensor,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.recipe.blend import MAX_PATTERN_ROWS, Blend, settle_shares, split_by_largest_remainder
+from ascend_cpt.recipe.blend import MAX_PATTERN_ROWS, Blend, normalize_shares, split_by_largest_remainder
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=9)
 
@@ -27,14 +27,14 @@ def test_no_source_is_ahead_or_behind_by_a_whole_row(weights: list[int], num_row
 
 
 def test_a_whole_period_is_exact() -> None:
-    blend = Blend(shares=tuple(settle_shares({"web": 0.7, "code": 0.2, "qa": 0.1}).values()))
+    blend = Blend(shares=tuple(normalize_shares({"web": 0.7, "code": 0.2, "qa": 0.1}).values()))
     assert len(blend.pattern) == 10
     assert blend.count(10**8).tolist() == [7 * 10**7, 2 * 10**7, 10**7]
 
 
 def test_the_pattern_never_changes() -> None:
     # A change here would silently break the resume of every run with a blend.
-    shares = settle_shares({"web": 0.6, "code": 0.3, "qa": 0.1})
+    shares = normalize_shares({"web": 0.6, "code": 0.3, "qa": 0.1})
     assert Blend(shares=tuple(shares.values())).pattern.tolist() == PATTERN_6_3_1
 
 
@@ -42,12 +42,12 @@ PATTERN_6_3_1 = [0, 1, 0, 0, 1, 0, 2, 0, 1, 0]
 
 
 def test_weights_are_taken_as_written() -> None:
-    assert settle_shares({"a": 0.7, "b": 0.3}) == {"a": Fraction(7, 10), "b": Fraction(3, 10)}
-    assert settle_shares({"a": 2, "b": 1}) == {"a": Fraction(2, 3), "b": Fraction(1, 3)}
+    assert normalize_shares({"a": 0.7, "b": 0.3}) == {"a": Fraction(7, 10), "b": Fraction(3, 10)}
+    assert normalize_shares({"a": 2, "b": 1}) == {"a": Fraction(2, 3), "b": Fraction(1, 3)}
 
 
 def test_odd_weights_are_rounded_to_a_bounded_period() -> None:
-    shares = settle_shares({"a": 123457, "b": 987654})
+    shares = normalize_shares({"a": 123457, "b": 987654})
     assert sum(shares.values()) == 1
     assert MAX_PATTERN_ROWS % shares["a"].denominator == 0
     assert float(shares["a"]) == pytest.approx(123457 / (123457 + 987654), abs=1 / MAX_PATTERN_ROWS)
@@ -56,12 +56,12 @@ def test_odd_weights_are_rounded_to_a_bounded_period() -> None:
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_is_above_zero(weight: float) -> None:
     with pytest.raises(ValueError, match="a weight must be above 0"):
-        settle_shares({"a": 1, "b": weight})
+        normalize_shares({"a": 1, "b": weight})
 
 
 def test_a_share_never_becomes_nothing() -> None:
     with pytest.raises(ValueError, match="b: is less than one row"):
-        settle_shares({"a": 1, "b": 1e-9})
+        normalize_shares({"a": 1, "b": 1e-9})
 
 
 @given(weights=WEIGHTS, total=st.integers(0, 10_000))

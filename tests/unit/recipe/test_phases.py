@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.recipe.blend import settle_shares
+from ascend_cpt.recipe.blend import normalize_shares
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 
 NUM_ROWS = {"web": 70, "code": 30, "qa": 9}
 TWO_PHASES = (
-    Phase(name="general", first_step=0, stop_step=10, shares=settle_shares({"web": 0.7, "code": 0.3})),
-    Phase(name="qa", first_step=10, stop_step=20, shares=settle_shares({"code": 0.3, "web": 0.6, "qa": 0.1})),
+    Phase(name="general", first_step=0, stop_step=10, shares=normalize_shares({"web": 0.7, "code": 0.3})),
+    Phase(name="qa", first_step=10, stop_step=20, shares=normalize_shares({"code": 0.3, "web": 0.6, "qa": 0.1})),
 )
 ORDER = SampleOrder(num_rows=NUM_ROWS, phases=TWO_PHASES, global_batch_size=8, seed=7)
 TOGETHER = SampleOrder(

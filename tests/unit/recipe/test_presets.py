@@ -5,32 +5,32 @@ from __future__ import annotations
 import pytest
 
 from ascend_cpt.config.schema import BatchScalingConfig, ScheduleConfig
-from ascend_cpt.recipe.presets import settle_schedule
+from ascend_cpt.recipe.presets import resolve_schedule
 
 
-def settle(config: ScheduleConfig, *, num_epochs: float = 1.0) -> tuple[float, float, int, list[str]]:
-    schedule, notes = settle_schedule(config, total_steps=1000, tokens_per_step=4_000_000, num_epochs=num_epochs)
+def resolve_preset(config: ScheduleConfig, *, num_epochs: float = 1.0) -> tuple[float, float, int, list[str]]:
+    schedule, notes = resolve_schedule(config, total_steps=1000, tokens_per_step=4_000_000, num_epochs=num_epochs)
     return schedule.peak_lr, schedule.final_lr, schedule.warmup_steps, notes
 
 
 def test_reuse() -> None:
-    peak, final, warmup, _ = settle(ScheduleConfig(preset="reuse", base_final_lr=4.5e-5))
+    peak, final, warmup, _ = resolve_preset(ScheduleConfig(preset="reuse", base_final_lr=4.5e-5))
     assert (peak, final, warmup) == (4.5e-5, pytest.approx(4.5e-7), 0)
 
 
 def test_reuse_warns_of_a_warmup() -> None:
-    *_, warmup, notes = settle(ScheduleConfig(preset="reuse", peak_lr=1e-5, warmup_share=0.01))
+    *_, warmup, notes = resolve_preset(ScheduleConfig(preset="reuse", peak_lr=1e-5, warmup_share=0.01))
     assert warmup == 10 and any(note.startswith("warning: preset reuse has no warmup") for note in notes)
 
 
 def test_rewarm() -> None:
-    peak, final, warmup, _ = settle(ScheduleConfig(preset="rewarm", base_peak_lr=3e-4))
+    peak, final, warmup, _ = resolve_preset(ScheduleConfig(preset="rewarm", base_peak_lr=3e-4))
     assert (peak, final, warmup) == (pytest.approx(1.5e-4), pytest.approx(1.5e-5), 10)
 
 
 @pytest.mark.parametrize(("num_epochs", "warmup"), [(0.4, 10), (1, 10), (3, 30), (2.5, 30)])
 def test_gentle_warms_up_a_hundredth_for_every_epoch(num_epochs: float, warmup: int) -> None:
-    assert settle(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=num_epochs)[:3] == (
+    assert resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=num_epochs)[:3] == (
         pytest.approx(3e-5),
         pytest.approx(3e-6),
         warmup,
@@ -38,7 +38,7 @@ def test_gentle_warms_up_a_hundredth_for_every_epoch(num_epochs: float, warmup: 
 
 
 def test_wsd_decays_over_the_last_tenth() -> None:
-    schedule, _ = settle_schedule(
+    schedule, _ = resolve_schedule(
         ScheduleConfig(preset="wsd", peak_lr=1e-4), total_steps=1000, tokens_per_step=1, num_epochs=1
     )
     assert [(segment.name, segment.num_steps) for segment in schedule.segments] == [
@@ -49,15 +49,20 @@ def test_wsd_decays_over_the_last_tenth() -> None:
 
 
 def test_a_preset_gives_way_to_what_is_written() -> None:
-    peak, final, warmup, _ = settle(
+    peak, final, warmup, _ = resolve_preset(
         ScheduleConfig(preset="gentle", peak_lr=2e-5, final_lr=1e-6, warmup_tokens=80_000_000)
     )
     assert (peak, final, warmup) == (2e-5, 1e-6, 20)
 
 
 def test_four_times_the_batch_doubles_the_rate() -> None:
-    peak, final, _, notes = settle(
+    peak, final, _, notes = resolve_preset(
         ScheduleConfig(peak_lr=3e-5, final_lr=3e-6, batch_scaling=BatchScalingConfig(base_tokens=1_000_000))
     )
     assert (peak, final) == (pytest.approx(6e-5), pytest.approx(6e-6))
     assert "= 2: peak 6e-05, final 6e-06" in notes[0]
+
+
+def test_gentle_with_very_many_epochs_is_not_all_warmup() -> None:
+    *_, warmup, notes = resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=200)
+    assert warmup == 500 and "200 epochs" in notes[-1] and "cpt.schedule.warmup_share" in notes[-1]

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.model.families import HF_EMBEDDING
+from ascend_cpt.model.sizes import read_config, read_sizes
 from ascend_cpt.weights import folder_writer
 from ascend_cpt.weights.compare import compare_folders
 from ascend_cpt.weights.convert import Options, Summary, convert_to_hf, convert_to_mindformers
 from ascend_cpt.weights.dtypes import DTYPES, cast
-from ascend_cpt.weights.families import HF_EMBEDDING
 from ascend_cpt.weights.hf_config import make_config
 from ascend_cpt.weights.hf_folder import HfFolder
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 from ascend_cpt.weights.safetensors_file import SafetensorsFile
-from ascend_cpt.weights.sizes import read_config, read_sizes
 from ascend_cpt.weights.sources import MeanOfFolders
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"

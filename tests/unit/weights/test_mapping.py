@@ -13,13 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.weights.mapping import (
-    list_hf_shapes,
-    list_mindformers_shapes,
-    to_hf,
-    to_mindformers,
-)
-from ascend_cpt.weights.sizes import ModelSizes, read_sizes
+from ascend_cpt.model.parameters import list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.model.sizes import ModelSizes, read_sizes
+from ascend_cpt.weights.mapping import to_hf, to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]

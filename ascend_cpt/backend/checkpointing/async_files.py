@@ -1,0 +1,63 @@
+"""Waits for checkpoint files that MindSpore writes in a background thread (`async_save`) while training continues.
+
+MindFormers' AsyncSaveManager treats a failed thread as finished. Here a step counts as saved only when every file has
+its final name and is synced to disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindformers.checkpoint.checkpoint import AsyncSaveManager
+
+from ascend_cpt.files import sync_file
+
+THREAD_NAME = "asyn_save_ckpt"  # MindSpore's
+
+_errors: list[BaseException] = []
+_default_excepthook = threading.excepthook
+
+
+class BackgroundFiles:
+    """Files of this rank that MindSpore is writing; created right after the save call."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._wait_and_sync, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def are_done(self) -> bool:
+        """Whether writing has ended, with or without an error."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait until all files are written; re-raise the error of a file that was not."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _wait_and_sync(self) -> None:
+        try:
+            AsyncSaveManager("thread").check_async_save_alive(wait_finish=True)
+            for path in self._files:
+                if not path.is_file():
+                    raise _errors.pop() if _errors else FileNotFoundError(f"{path}: was not written")
+                sync_file(path)
+        except BaseException as error:  # re-raised by `wait` in the main thread
+            self._error = error
+
+
+def collect_thread_errors() -> None:
+    """Keep the exceptions of MindSpore's saving threads, which are otherwise only printed."""
+    _errors.clear()
+    threading.excepthook = _keep_error
+
+
+def _keep_error(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.thread is not None and arguments.thread.name == THREAD_NAME and arguments.exc_value is not None:
+        _errors.append(arguments.exc_value)
+    _default_excepthook(arguments)

@@ -1,0 +1,99 @@
+"""Checkpoints without shared storage: every rank saves its shards on its own node and loads them from there.
+
+MindFormers refuses to save its new format without shared storage. The files here have the same names and content, so
+a folder with the files of all nodes (see tools/gather_checkpoint.py) can be loaded by MindFormers in any layout.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindformers.checkpoint.checkpoint import CommonInfo, load_parameters
+from mindformers.checkpoint.metadata import get_total_params_file_mapping_info, save_metadata
+from mindformers.checkpoint.utils import FileType, get_checkpoint_name
+from mindspore import nn
+
+from ascend_cpt.errors import CheckpointError
+
+
+def save_own_shards(
+    folder: Path,
+    network: nn.Cell,
+    optimizer: nn.Cell,
+    *,
+    prefix: str,
+    rank: int,
+    num_ranks: int,
+    background: bool = False,
+) -> None:
+    """Save this rank's shards of the model and the optimizer to `folder`, which must exist.
+
+    With `background` the function returns before the files are written.
+    """
+    model_names = set(network.parameters_dict())
+    model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
+    how = {"integrated_save": False, "format": "safetensors", "async_save": background}
+    ms.save_checkpoint(network, str(model_file.with_suffix("")), **how)
+    ms.save_checkpoint(
+        optimizer, str(optimizer_file.with_suffix("")), choice_func=lambda name: name not in model_names, **how
+    )
+
+
+def save_common_files(folder: Path, network: nn.Cell, common: CommonInfo, sharded_tensors: Any, *, prefix: str) -> None:
+    """Save the files that all ranks share, `common.json` and the map of all shards; call it once per node."""
+    common.save_common(str(folder / "common.json"))
+    if sharded_tensors is not None:
+        names = network.parameters_dict().keys()
+        files = get_total_params_file_mapping_info(sharded_tensors, prefix, names)
+        save_metadata(sharded_tensors, files, str(folder / "metadata.json"))
+
+
+def load_own_shards(
+    folder: Path, network: nn.Cell, optimizer: nn.Cell | None, *, prefix: str, rank: int, num_ranks: int
+) -> None:
+    """Load this rank's shards saved by `save_own_shards`; without an optimizer only the weights.
+
+    Raises:
+        CheckpointError: when the shards of this rank are not on this node.
+    """
+    model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
+    wanted = [model_file] if optimizer is None else [model_file, optimizer_file]
+    for path in wanted:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: not found on this node; without shared storage a run must resume with the same layout and "
+                "node ranks. To change them, gather the nodes' files with tools/gather_checkpoint.py and copy the "
+                "folder to every node"
+            )
+    parameters: dict[str, Any] = {}
+    for path in wanted:
+        parameters.update(ms.load_checkpoint(str(path), format="safetensors"))
+    load_parameters(network, parameters, optimizer)
+
+
+def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
+    """Make MindFormers' trainer load only this rank's shards from folders without the shards of all ranks."""
+    trainer: Any = importlib.import_module("mindformers.trainer.base_trainer")
+    upstream_load: Callable[..., None] = trainer.load_checkpoint
+
+    def load(checkpoint: str, network: nn.Cell, optimizer: nn.Cell | None = None, **settings: Any) -> None:
+        folder = Path(checkpoint)
+        num_files = len(list(folder.glob(f"{prefix}-model-*.safetensors")))
+        if num_files == num_ranks:
+            upstream_load(checkpoint=checkpoint, network=network, optimizer=optimizer, **settings)
+        else:
+            load_own_shards(folder, network, optimizer, prefix=prefix, rank=rank, num_ranks=num_ranks)
+
+    trainer.load_checkpoint = load
+
+
+def name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Path, Path]:
+    """Return the paths of a rank's model shard and optimizer shard."""
+    names = [
+        get_checkpoint_name(str(folder), prefix, rank, num_ranks, kind) for kind in (FileType.MODEL, FileType.OPTIMIZER)
+    ]
+    return Path(f"{names[0]}.safetensors"), Path(f"{names[1]}.safetensors")

@@ -1,0 +1,238 @@
+"""Writes checkpoints in MindFormers' new format, and the state file that marks them complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindformers.checkpoint.checkpoint import AsyncSaveManager, CommonInfo, save_checkpoint
+from mindformers.checkpoint.sharded_tensor import get_all_sharded_tensor
+from mindformers.checkpoint.utils import get_checkpoint_iter_dir, get_checkpoint_tracker_filename
+
+from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, collect_thread_errors
+from ascend_cpt.backend.checkpointing.node_local import name_files, save_common_files, save_own_shards
+from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
+from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.locate import remove_old_checkpoints
+from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.files import sync_file, write_text
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "cpt"
+KEEP_ALL = 10**9  # old checkpoints are removed here: MindFormers does not know those of earlier launches
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pending:
+    """A step whose state file is not written yet. `files`: this rank's files that are still being written."""
+
+    step: int
+    folder: Path
+    files: BackgroundFiles | None
+
+
+class CheckpointWriter:
+    """Saves weights, optimizer and state of a step. The state is written last and marks the step complete.
+
+    One rank per folder completes it: rank 0 with shared storage, otherwise the first rank of every node. All ranks must
+    call each method at the same steps.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        initial_state: RunState,
+        global_batch_size: int,
+        keep_last: int,
+        keep_every_steps: int | None,
+        shared: bool,
+        completes: bool,
+        rank: int,
+        num_ranks: int,
+        background: bool = False,
+    ) -> None:
+        self._root, self._state = root, initial_state
+        self._global_batch_size = global_batch_size
+        self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+        self._shared, self._completes = shared, completes
+        self._rank, self._num_ranks = rank, num_ranks
+        self._background = background
+        self._pending: _Pending | None = None
+        if background:
+            collect_thread_errors()
+
+    def save(self, step: int, cb_params: Any, *, wait: bool = True) -> Path:
+        """Save the training network of `cb_params` as step `step` and return the folder.
+
+        Without `wait` a background save continues after the return; `advance` or `finish` completes it.
+
+        Raises:
+            CheckpointError: when the disk is full; earlier complete checkpoints are not touched.
+        """
+        self.finish()
+        folder = Path(get_checkpoint_iter_dir(str(self._root), step))
+        with self._reporting_full_disk(folder):
+            files = self._write(folder, step, cb_params)
+            self._pending = _Pending(
+                step=step, folder=folder, files=BackgroundFiles(files) if self._background else None
+            )
+        if wait or not self._background:
+            self.finish()
+        return folder
+
+    def advance(self) -> None:
+        """Complete a background save if all ranks have written their files.
+
+        Raises:
+            CheckpointError: when the disk is full.
+        """
+        if self._pending is None:
+            return
+        assert self._pending.files is not None
+        num_writing = sum_over_ranks(np.array([not self._pending.files.are_done]), self._num_ranks)
+        if num_writing[0] == 0:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for a background save and complete its step.
+
+        Raises:
+            CheckpointError: when the disk is full.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        with self._reporting_full_disk(pending.folder):
+            if pending.files is not None:
+                pending.files.wait()
+            wait_for_ranks(self._num_ranks)
+            if self._completes:
+                self._complete(pending.folder, pending.step)
+        wait_for_ranks(self._num_ranks)
+        # Only now: before the barrier an older step may be the newest that is complete on every node.
+        if self._completes:
+            self._remove_old(pending.folder)
+
+    @contextmanager
+    def _reporting_full_disk(self, folder: Path) -> Iterator[None]:
+        """Raise CheckpointError when the disk is full, and remove the incomplete folder."""
+        try:
+            with tell_full_disk(folder, "saving"):
+                yield
+        except CheckpointError:
+            # With several writing ranks, others may still be writing into the folder.
+            if self._completes and is_pure_data_parallel() and not (folder / STATE_NAME).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _write(self, folder: Path, step: int, cb_params: Any) -> tuple[Path, ...]:
+        """Write the files of a step; return this rank's, which may still be being written in the background."""
+        # Not `train_network`: in sink mode that is a wrapper that fetches the data.
+        wrapper = cb_params.network
+        common = CommonInfo(
+            step_num=step,
+            epoch_num=cb_params.cur_epoch_num,
+            global_step=int(wrapper.optimizer.global_step.asnumpy().reshape(-1)[0]),
+            loss_scale=float(cb_params.net_outputs[2].asnumpy().reshape(-1)[0]),
+            global_batch_size=self._global_batch_size,
+        )
+        if is_pure_data_parallel():
+            return self._save_whole(folder, wrapper, common) if self._completes else ()
+        if self._shared:
+            save_checkpoint(
+                iteration=step,
+                network=wrapper.network,
+                optimizer=wrapper.optimizer,
+                async_save_manager=AsyncSaveManager("thread") if self._background else None,
+                common_info=common,
+                keep_max_num=KEEP_ALL,
+                user_prefix=PREFIX,
+                save_checkpoint_path=str(self._root),
+                sharded_tensor_metas=get_all_sharded_tensor(network=wrapper),
+            )
+        else:
+            self._save_on_node(folder, wrapper, common)
+        return name_files(folder, PREFIX, self._rank, self._num_ranks)
+
+    def _save_on_node(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> None:
+        """Save every rank's shards on its node."""
+        if self._completes:
+            _make_empty(folder)
+        wait_for_ranks(self._num_ranks)
+        save_own_shards(
+            folder,
+            wrapper.network,
+            wrapper.optimizer,
+            prefix=PREFIX,
+            rank=self._rank,
+            num_ranks=self._num_ranks,
+            background=self._background,
+        )
+        sharded_tensors = get_all_sharded_tensor(network=wrapper)
+        if self._completes:
+            save_common_files(folder, wrapper.network, common, sharded_tensors, prefix=PREFIX)
+
+    def _save_whole(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> tuple[Path, ...]:
+        """Save the whole model from one rank.
+
+        Every rank has the same parameters, and MindFormers has no layout to shard them by.
+        """
+        _make_empty(folder)
+        save_own_shards(
+            folder,
+            wrapper.network,
+            wrapper.optimizer,
+            prefix=PREFIX,
+            rank=0,
+            num_ranks=1,
+            background=self._background,
+        )
+        common.save_common(str(folder / "common.json"))
+        return name_files(folder, PREFIX, 0, 1)
+
+    def _complete(self, folder: Path, step: int) -> None:
+        paths = [path for path in sorted(folder.iterdir()) if path.name != STATE_NAME]
+        for path in paths:
+            # After a power failure the state must not exist without its files: older steps are deleted next.
+            sync_file(path)
+        files = {path.name: path.stat().st_size for path in paths}
+        rows = step * self._global_batch_size
+        state = dataclasses.replace(
+            self._state, step=step, position=rows, tokens=rows * self._state.fingerprint["seq_length"], files=files
+        )
+        write_state(folder, state)
+        write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
+
+    def _remove_old(self, newest: Path) -> None:
+        removed = remove_old_checkpoints(
+            self._root, self._keep_last, keep=newest, keep_every_steps=self._keep_every_steps
+        )
+        for folder in removed:
+            logger.info("removed the old checkpoint %s", folder)
+
+
+def _make_empty(folder: Path) -> None:
+    """Create the folder of a step; remove an incomplete one first."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def load_whole_checkpoints() -> None:
+    """Make every rank load a whole checkpoint, as saved in pure data parallel (CPU only).
+
+    With several ranks MindFormers requires the layout of each rank's shards; here there is none.
+    """
+    checkpoint_module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
+    checkpoint_module.get_real_group_size = lambda: 1

@@ -1,0 +1,41 @@
+"""The input and output files of the process that simulates a rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Input of the process."""
+
+    yaml_path: str
+    result_path: str
+    num_steps: int
+    uses_cann: bool
+    parent_pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterOnRank:
+    """A parameter as sharded by MindSpore for a rank. Shapes are in elements."""
+
+    name: str
+    shape: list[int]
+    tensor_shape: list[int]
+    """After tensor parallel."""
+    stored_shape: list[int]
+    """After tensor parallel and optimizer sharding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOutcome:
+    """Output of the process: its findings or its error."""
+
+    parameters: list[ParameterOnRank] = field(default_factory=list)
+    num_steps: int = 0
+    peak_bytes: int = 0
+    """Peak memory that MindSpore allocated on the simulated device."""
+    host_bytes: int = 0
+    """Peak resident memory of the process."""
+    error: str = ""

@@ -1,0 +1,244 @@
+"""Builds the callbacks of a run: sinks, guards, alarms, validation and saving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TextIO
+
+import mindspore as ms
+from mindspore import nn
+from mindspore.train import Callback
+
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.backend.training.run_controller import RunController
+from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
+from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
+from ascend_cpt.backend.training.validation import Evaluator
+from ascend_cpt.checkpoint.state import RunState
+from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.config.values import to_steps
+from ascend_cpt.devices import find_peak_flops
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.files import write_text
+from ascend_cpt.model.flops import count_training_flops_per_token
+from ascend_cpt.model.parameters import count_parameters
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
+from ascend_cpt.monitor.forgetting import ForgettingAlarm
+from ascend_cpt.monitor.guard import StepJudge
+from ascend_cpt.monitor.history import read_history
+from ascend_cpt.monitor.record import RunInfo
+from ascend_cpt.monitor.report.write_report import ReportSink
+from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
+from ascend_cpt.monitor.trackers import open_trackers
+from ascend_cpt.recipe.phases import Phase
+from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
+
+METRICS_NAME = "metrics.jsonl"
+RUN_INFO_NAME = "run.json"
+
+
+def build_callbacks(
+    run: ResolvedRun,
+    *,
+    initial_step: int,
+    stop_at_step: int | None,
+    console: TextIO,
+    rank: int,
+    data_rank: int,
+    is_first_on_node: bool,
+) -> list[Callback]:
+    """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
+
+    Without shared storage the first rank of every node completes the checkpoints there and writes the metrics.jsonl
+    that a resumed run reads.
+    """
+    cpt, budget = run.config.cpt, run.budget
+    reports = rank == run.report_rank
+    install_guards(cpt.guards)
+    phases = [
+        PhaseSpan(name=phase.name, first_step=phase.first_step, stop_step=phase.stop_step) for phase in run.phases
+    ]
+    judge = StepJudge(cpt.guards, first_steps=[phase.first_step for phase in phases])
+    # Every rank restores the same history, so that all reach the same verdicts.
+    history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
+    judge.restore(history.steps, history.num_skipped)
+    shared = cpt.storage.shared
+    if reports:
+        sinks = _open_sinks(run, initial_step, console)
+    else:
+        keeps_records = is_first_on_node and not shared
+        sinks = SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
+    if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
+        _check_missing_records(run, initial_step, sinks)
+    monitor = StepMonitor(
+        budget=budget,
+        initial_step=initial_step,
+        speed=Speed(
+            num_devices=run.layout.world_size,
+            flops_per_token=count_training_flops_per_token(read_sizes(run.model), budget.seq_length),
+            peak_flops=find_peak_flops(_get_device_name(run)),
+        ),
+        phases=phases,
+        guard=StepGuard(judge, run_dir=run.run_dir, list_rows=run.list_rows, reports=reports),
+        account=_open_account(run, phases, history.account) if reports else None,
+        sinks=sinks,
+    )
+    validation = cpt.validation
+    controller = RunController(
+        total_steps=budget.total_steps,
+        initial_step=initial_step,
+        writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
+        save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
+        build_evaluator=partial(_build_evaluator, run, data_rank) if validation else None,
+        validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
+        stop_at_step=stop_at_step,
+        num_ranks=run.layout.world_size,
+        reports_to_launcher=is_first_on_node,
+        alarm=ForgettingAlarm(validation.sets if validation else {}),
+        recorded_validations=history.validations,
+        sinks=sinks,
+        monitor=monitor,
+    )
+    return [monitor, controller]
+
+
+def describe_run(run: ResolvedRun) -> RunInfo:
+    """Return what a report needs in addition to the records."""
+    model, sizes, budget = run.model, read_sizes(run.model), run.budget
+    device_name = _get_device_name(run)
+    return RunInfo(
+        name=run.run_dir.name,
+        model=f"{model['model_type']}, {model['num_hidden_layers']} layers, hidden {model['hidden_size']}",
+        num_parameters=count_parameters(sizes),
+        num_devices=run.layout.world_size,
+        device_name=device_name,
+        flops_per_token=count_training_flops_per_token(sizes, budget.seq_length),
+        peak_flops=find_peak_flops(device_name),
+        total_steps=budget.total_steps,
+        tokens_per_step=budget.tokens_per_step,
+        phases=[
+            {
+                "name": phase.name,
+                "first_step": phase.first_step,
+                "stop_step": phase.stop_step,
+                "tokens": _plan_tokens(run, phase),
+            }
+            for phase in run.phases
+        ],
+        sources={
+            source.name: {"rows": source.num_rows, "tokens": source.num_rows * budget.seq_length}
+            for source in run.sources
+        },
+        validation={dataset.name: _describe_set(run, dataset) for dataset in run.validation},
+    )
+
+
+def _plan_tokens(run: ResolvedRun, phase: Phase) -> dict[str, int]:
+    """Return the tokens of each source in a phase; expected values where all rows are shuffled together."""
+    batch, length = run.budget.global_batch_size, run.budget.seq_length
+    if phase.shares is not None:
+        rows = run.count_source_rows(phase.first_step, phase.stop_step)
+        return {source: rows[source] * length for source in phase.shares}
+    # Exact numbers would require going through every row of the phase.
+    total_rows = sum(source.num_rows for source in run.sources)
+    return {
+        source.name: round(phase.num_steps * batch * source.num_rows / total_rows) * length for source in run.sources
+    }
+
+
+def _get_device_name(run: ResolvedRun) -> str:
+    return "CPU" if uses_cpu(run.config) else str(ms.hal.get_device_name(0, "Ascend"))
+
+
+def _check_missing_records(run: ResolvedRun, initial_step: int, sinks: SinkGroup) -> None:
+    """Warn that guards and alarms restart without history, or fail where ranks could then decide differently.
+
+    Raises:
+        CheckpointError: when all ranks must reach the same decision but this one lacks the records.
+    """
+    cpt, path = run.config.cpt, run.run_dir / METRICS_NAME
+    stops = [entry for entry in (cpt.validation.sets if cpt.validation else {}).values() if entry.on_increase == "stop"]
+    decides = bool(cpt.guards.loss_spike or cpt.guards.grad_norm_spike or stops)
+    if decides and run.layout.world_size > 1:
+        raise CheckpointError(
+            f"{path}: has no records up to step {initial_step}, which cpt.guards and on_increase need to decide the "
+            "same on every rank; copy the file from another node, or remove these settings"
+        )
+    sinks.warn(f"{path}: has no records up to step {initial_step}; guards and alarms restart without history")
+
+
+def _describe_set(run: ResolvedRun, dataset: Dataset) -> dict[str, Any]:
+    validation = run.config.cpt.validation
+    assert validation is not None
+    limits = validation.sets[dataset.name]
+    return {
+        "rows": min(dataset.num_rows, validation.max_rows or dataset.num_rows),
+        "of_rows": dataset.num_rows,
+        "max_increase": limits.max_increase,
+        "on_increase": limits.on_increase,
+    }
+
+
+def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO) -> SinkGroup:
+    settings = run.config.cpt.monitor
+    info = describe_run(run).to_values()
+    write_text(run.run_dir / RUN_INFO_NAME, json.dumps(info, indent=1) + "\n")
+    always: list[Sink] = [
+        ConsoleSink(console, settings.print_every_steps),
+        JsonlSink(run.run_dir / METRICS_NAME, initial_step),
+    ]
+    trackers = open_trackers(
+        settings.sinks,
+        run.run_dir,
+        resume_step=initial_step,
+        project=settings.project,
+        config=info,
+        warn=SinkGroup([], console).warn,
+    )
+    return SinkGroup([*always, *trackers, ReportSink(run.run_dir)], console)
+
+
+def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[str, Any] | None) -> DataAccount:
+    account = DataAccount(
+        run.count_source_rows,
+        phases,
+        rows_per_epoch={source.name: source.num_rows for source in run.sources},
+        seq_length=run.budget.seq_length,
+    )
+    if recorded is not None:
+        account.restore(recorded)
+    return account
+
+
+def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> CheckpointWriter:
+    budget, checkpoint = run.budget, run.config.cpt.checkpoint
+    return CheckpointWriter(
+        run.checkpoint_root,
+        initial_state=RunState(
+            step=0, total_steps=budget.total_steps, tokens=0, position=0, fingerprint=run.fingerprint()
+        ),
+        global_batch_size=budget.global_batch_size,
+        keep_last=checkpoint.keep_last,
+        keep_every_steps=to_steps(checkpoint.keep_every, budget.tokens_per_step),
+        shared=run.config.cpt.storage.shared,
+        completes=completes,
+        rank=rank,
+        num_ranks=run.layout.world_size,
+        background=checkpoint.background,
+    )
+
+
+def _build_evaluator(run: ResolvedRun, data_rank: int, network: nn.Cell) -> Evaluator:
+    assert run.config.cpt.validation is not None
+    return Evaluator(
+        network,
+        run.validation,
+        row_format=run.row_format,
+        batch_size=run.budget.micro_batch_size,
+        rank=data_rank,
+        num_ranks=run.layout.data_parallel,
+        max_rows=run.config.cpt.validation.max_rows,
+    )

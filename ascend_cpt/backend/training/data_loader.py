@@ -1,0 +1,162 @@
+"""The training data loader, registered with MindFormers: each rank reads its own rows of the run, in order.
+
+Position p of the run is the row that `SampleOrder` computes for it. Rank r of n data-parallel ranks reads a contiguous
+part of every global batch, so the global batch of a step contains the same rows for every n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mindspore.dataset as ds
+import numpy as np
+from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+
+from ascend_cpt.data.packed.manifest import Manifest, load_manifest
+from ascend_cpt.data.packed.megatron_rows import MmapRows
+from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.errors import DataError
+from ascend_cpt.recipe.phases import SampleOrder
+from ascend_cpt.run.mindformers_yaml import LOADER_NAME
+
+ROWS_PER_WINDOW = 2048
+
+
+class MindRecordRows:
+    """Random access to the rows of a packed dataset, read in windows.
+
+    Reading a single row of a MindRecord file is slow, but MindDataset reads the rows of a sampler in one pass.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        # MindDataset refuses files without rows, which a shard without documents has.
+        self._files = [str(manifest.folder / shard.file) for shard in manifest.shards if shard.num_rows]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
+
+        Raises:
+            DataError: when the files contain fewer rows than their manifest lists.
+        """
+        # MindDataset refuses more rows than the file has, so a repeated row (of two epochs) is read once.
+        unique, inverse = np.unique(rows, return_inverse=True)
+        dataset = ds.MindDataset(
+            self._files, columns_list=["input_ids"], sampler=ds.SubsetSampler(unique.tolist()), num_parallel_workers=1
+        )
+        found = [item["input_ids"] for item in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
+        if len(found) != len(unique):
+            raise DataError(
+                f"{self._files[0]}: {len(found)} of {len(unique)} rows found; the files do not match their manifest"
+            )
+        return np.stack(found)[inverse]
+
+
+class PackedRows:
+    """Random access to the rows of several datasets of either format, by dataset number and row number."""
+
+    def __init__(self, manifests: Sequence[Manifest], seq_length: int) -> None:
+        self._parts = [
+            MmapRows(manifest, seq_length) if manifest.output_format == "mmap" else MindRecordRows(manifest)
+            for manifest in manifests
+        ]
+        self._row_length = seq_length + 1
+
+    def read(self, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return row `rows[i]` of dataset `numbers[i]` for every i: int32 of shape (len(rows), seq_length + 1).
+
+        Raises:
+            DataError: when files contain fewer rows than their manifest lists.
+        """
+        found = np.empty((len(rows), self._row_length), dtype=np.int32)
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            found[chosen] = self._parts[number].read(rows[chosen])
+        return found
+
+
+class RunRows:
+    """The rows of one rank as a random-access source: item i is its i-th row of the run."""
+
+    def __init__(
+        self,
+        rows: PackedRows,
+        order: SampleOrder,
+        *,
+        rank: int,
+        num_ranks: int,
+        batch_size: int,
+        row_format: RowFormat,
+    ) -> None:
+        assert order.total_rows % (num_ranks * batch_size) == 0, "the run is a whole number of global batches"
+        self._rows, self._order, self._format = rows, order, row_format
+        self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
+        self._num_items = order.total_rows // num_ranks
+        self._window_start, self._window = 0, np.empty((0, 0), dtype=np.int32)
+
+    def __len__(self) -> int:
+        return self._num_items
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        index = int(index)
+        if index >= self._num_items:
+            raise IndexError(index)  # ends a plain for loop; negative indices do not occur
+        offset = index - self._window_start
+        if not 0 <= offset < len(self._window):
+            items = np.arange(index, min(index + ROWS_PER_WINDOW, self._num_items))
+            sources, rows = self._order.locate(self.to_positions(items))
+            self._window_start, self._window = index, self._rows.read(sources, rows)
+            offset = 0
+        return self._format.make(self._window[offset], index % self._batch_size)
+
+    def to_positions(self, items: np.ndarray) -> np.ndarray:
+        """Return the positions in the run (int64) of this rank's items: its slice of every global batch."""
+        step, within = np.divmod(items, self._batch_size)
+        return (step * self._num_ranks + self._rank) * self._batch_size + within
+
+
+def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifest]:
+    """Load the manifests at `paths` and check that they have not changed since the run was resolved.
+
+    Raises:
+        DataError: when a dataset has changed.
+    """
+    manifests = [load_manifest(path) for path in paths]
+    for path, manifest, digest in zip(paths, manifests, digests, strict=True):
+        if manifest.digest != digest:
+            raise DataError(f"{path}: was changed after this run was configured; start the run again")
+    return manifests
+
+
+@MindFormerRegister.register(MindFormerModuleType.DATASET_LOADER)
+class CptPackedDataLoader:
+    """The run's data loader in MindFormers; `train_dataset.data_loader` in the resolved YAML has its arguments."""
+
+    def __new__(
+        cls,
+        manifests: list[str],
+        digests: list[str],
+        row_format: dict[str, Any],
+        sample_order: dict[str, Any],
+        column_names: list[str],
+        batch_size: int,
+        shard_id: int | None = None,
+        num_shards: int | None = None,
+        **_unused: object,
+    ) -> ds.GeneratorDataset:
+        """Return the dataset of this rank (MindFormers passes rank, number of ranks and batch size)."""
+        opened = open_manifests(manifests, digests)
+        resolved = RowFormat.from_record(row_format)
+        assert list(resolved.columns) == column_names
+        source = RunRows(
+            PackedRows(opened, resolved.seq_length),
+            SampleOrder.from_record(sample_order),
+            rank=shard_id or 0,
+            num_ranks=num_shards or 1,
+            batch_size=batch_size,
+            row_format=resolved,
+        )
+        return ds.GeneratorDataset(source, column_names=column_names, shuffle=False, num_parallel_workers=1)
+
+
+assert CptPackedDataLoader.__name__ == LOADER_NAME

@@ -1,0 +1,19 @@
+"""The scheduler process: msrun starts the script once more as the rendezvous of the workers."""
+
+from __future__ import annotations
+
+import os
+
+
+def is_scheduler() -> bool:
+    """Return whether msrun started this process as the scheduler."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
+def serve_workers() -> None:
+    """Run the rendezvous of the workers; returns when the last one has exited."""
+    import mindspore as ms
+    from mindspore.communication import init
+
+    ms.set_device("CPU")  # whatever the workers use, the scheduler needs no device
+    init("mccl")

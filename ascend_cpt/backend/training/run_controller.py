@@ -1,0 +1,129 @@
+"""Validates, saves and stops the run at the steps where this is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mindspore import RunContext, nn
+from mindspore.train import Callback
+
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.backend.training.step_monitor import StepMonitor
+from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_request, reinstall_handlers
+from ascend_cpt.backend.training.validation import Evaluator
+from ascend_cpt.cluster.job.launcher_files import report_step
+from ascend_cpt.errors import RunStopped
+from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm
+from ascend_cpt.monitor.sinks import SinkGroup
+
+
+class RunController(Callback):
+    """Validates, saves and stops at the steps where this is due. Must be the last callback."""
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        initial_step: int,
+        writer: CheckpointWriter,
+        save_every_steps: int | None,
+        build_evaluator: Callable[[nn.Cell], Evaluator] | None,
+        validate_every_steps: int | None,
+        stop_at_step: int | None,
+        num_ranks: int,
+        reports_to_launcher: bool,
+        alarm: ForgettingAlarm,
+        recorded_validations: Sequence[Mapping[str, Any]],
+        sinks: SinkGroup,
+        monitor: StepMonitor,
+    ) -> None:
+        super().__init__()
+        self._total_steps, self._initial_step = total_steps, initial_step
+        self._writer, self._save_every = writer, save_every_steps
+        self._build_evaluator, self._validate_every = build_evaluator, validate_every_steps
+        self._evaluator: Evaluator | None = None
+        self._stop_at_step = stop_at_step
+        self._num_ranks, self._reports_to_launcher = num_ranks, reports_to_launcher
+        self._alarm, self._recorded_validations = alarm, recorded_validations
+        self._sinks, self._monitor = sinks, monitor
+
+    def on_train_begin(self, run_context: RunContext) -> None:
+        """Validate the initial weights; in a resumed run restore the recorded validations instead.
+
+        Raises:
+            RunStopped: when the last recorded validation still exceeds its limit.
+        """
+        if self._build_evaluator is not None:
+            self._evaluator = self._build_evaluator(run_context.original_args().network)
+            restored = self._alarm.restore(self._recorded_validations)
+            self._stop_on_alarm([verdict for verdict in restored if verdict.stop], "")
+            if self._initial_step == 0:
+                self._validate(0)
+        self._monitor.mark_step_over()
+
+    def on_train_step_begin(self, run_context: RunContext) -> None:
+        """Reinstall the signal handlers: a data pipeline started in the meantime has replaced the one for Ctrl-C."""
+        reinstall_handlers()
+
+    def on_train_step_end(self, run_context: RunContext) -> None:
+        """Validate, save or stop if due after this step.
+
+        Raises:
+            RunStopped: when the alarm of a validation set stops the run.
+            StoppedBySignal: after saving, when a stop signal was received.
+        """
+        cb_params = run_context.original_args()
+        step = self._initial_step + cb_params.cur_step_num
+        self._writer.advance()
+        if self._reports_to_launcher:
+            report_step(step)
+        last = step == self._total_steps or step == self._stop_at_step
+        request = None if last else find_request(self._num_ranks)
+        stopping: list[AlarmVerdict] = []
+        if last or _is_due(step, self._validate_every):
+            stopping = self._validate(step)
+        if last or stopping or request or _is_due(step, self._save_every):
+            folder = self._writer.save(step, cb_params, wait=bool(last or stopping or request))
+            self._stop_on_alarm(stopping, f"; saved in {folder}")
+            if request:
+                self._sinks.close()
+                raise StoppedBySignal(
+                    f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; run the "
+                    "same command to resume",
+                    request,
+                )
+        if last:
+            run_context.request_stop()
+        self._monitor.mark_step_over()
+
+    def finish_saving(self) -> None:
+        """Complete a background save before another callback's exception ends the run."""
+        self._writer.finish()
+
+    def on_train_end(self, run_context: RunContext) -> None:
+        """Close the sinks."""
+        self._sinks.close()
+
+    def _validate(self, step: int) -> list[AlarmVerdict]:
+        """Write the losses of all sets; return the verdicts that stop the run, the same on all ranks."""
+        if self._evaluator is None:
+            return []
+        verdicts = [self._alarm.judge(record) for record in self._evaluator.evaluate(step)]
+        for verdict in verdicts:
+            self._sinks.write(verdict.record)
+            if verdict.message and not verdict.stop and self._sinks:
+                self._sinks.warn(verdict.message)
+        return [verdict for verdict in verdicts if verdict.stop]
+
+    def _stop_on_alarm(self, verdicts: Sequence[AlarmVerdict], saved: str) -> None:
+        if verdicts:
+            self._sinks.close()
+            messages = "; ".join(verdict.message for verdict in verdicts)
+            raise RunStopped(
+                f"stopped by on_increase: {messages}{saved}; to continue, raise max_increase or set on_increase to warn"
+            )
+
+
+def _is_due(step: int, every_steps: int | None) -> bool:
+    return every_steps is not None and step % every_steps == 0

@@ -1,0 +1,136 @@
+"""Records each training step: loss, learning rate, gradient norm, throughput, guards."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import RunContext
+from mindspore.train import Callback
+
+from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
+from ascend_cpt.backend.training.spike_guards import StepGuard
+from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
+from ascend_cpt.monitor.record import StepRecord
+from ascend_cpt.monitor.sinks import SinkGroup
+from ascend_cpt.recipe.budget import Budget
+
+RATE_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Constants for tokens/s per device and MFU. `peak_flops` is of one device, None if unknown."""
+
+    num_devices: int
+    flops_per_token: float
+    peak_flops: float | None
+
+    def compute_mfu(self, tokens_per_s: float) -> float | None:
+        """Return the model FLOPs utilization at the whole cluster's `tokens_per_s`."""
+        if self.peak_flops is None:
+            return None
+        return tokens_per_s * self.flops_per_token / (self.num_devices * self.peak_flops)
+
+
+class StepMonitor(Callback):
+    """Builds a record from MindFormers' step outputs, applies the guards and writes it to the sinks."""
+
+    def __init__(
+        self,
+        *,
+        budget: Budget,
+        initial_step: int,
+        speed: Speed,
+        phases: Sequence[PhaseSpan],
+        guard: StepGuard,
+        account: DataAccount | None,
+        sinks: SinkGroup,
+    ) -> None:
+        super().__init__()
+        self._budget, self._initial_step, self._speed = budget, initial_step, speed
+        self._phases, self._guard, self._account, self._sinks = phases, guard, account, sinks
+        self._last_end_s = self._begin_s = 0.0
+        self._recent_s: deque[float] = deque(maxlen=RATE_STEPS)
+        self._num_steps = 0
+
+    def on_train_begin(self, run_context: RunContext) -> None:
+        """Set the limits of the first step and start the clock."""
+        self._guard.set_limits(run_context.original_args().network)
+        self.mark_step_over()
+
+    def on_train_step_begin(self, run_context: RunContext) -> None:
+        """Note the time at which the batch is available."""
+        self._begin_s = time.perf_counter()
+
+    def on_train_step_end(self, run_context: RunContext) -> None:
+        """Write the record of the step.
+
+        Raises:
+            RunStopped: when a guard stops the run.
+        """
+        cb_params = run_context.original_args()
+        loss, is_skipped, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
+        # MindFormers sums the losses of the micro batches.
+        loss_value = self._average(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
+        norm_value = None if grad_norm is None else float(np.mean(grad_norm.asnumpy()))
+        end_s = time.perf_counter()  # the device has finished: the loss was read
+        step = self._initial_step + cb_params.cur_step_num
+        verdict = self._guard.judge(
+            cb_params.network,
+            step=step,
+            loss=loss_value,
+            grad_norm=norm_value,
+            is_skipped=bool(np.any(is_skipped.asnumpy())),
+        )
+        rate = self._measure_rate(end_s - self._last_end_s)
+        in_sink = bool(getattr(cb_params, "dataset_sink_mode", False))
+        record = StepRecord(
+            step=step,
+            total_steps=self._budget.total_steps,
+            loss=loss_value,
+            learning_rate=float(np.mean(learning_rate.asnumpy())),
+            grad_norm=norm_value,
+            tokens=step * self._budget.tokens_per_step,
+            step_time_s=end_s - self._last_end_s,
+            tokens_per_s=rate,
+            tokens_per_s_per_device=rate / self._speed.num_devices,
+            mfu=self._speed.compute_mfu(rate),
+            data_wait_s=None if in_sink else self._begin_s - self._last_end_s,
+            compute_s=None if in_sink else end_s - self._begin_s,
+            phase=self._name_phase(step),
+            skipped=verdict.skipped,
+            num_skipped=self._guard.num_skipped,
+        )
+        self._sinks.write(record)
+        if self._account is not None and (verdict.stop or is_tally_due(step, record.total_steps, self._phases)):
+            self._sinks.write(self._account.tally(step))
+        if verdict.stop:
+            self._sinks.close()
+            raise self._guard.stop(verdict.stop, step=step, loss=loss_value, grad_norm=norm_value)
+
+    def mark_step_over(self) -> None:
+        """Start the clock of the next step; called after the last callback, so validation and saving do not count."""
+        self._last_end_s = time.perf_counter()
+
+    def _measure_rate(self, step_time_s: float) -> float:
+        """Return tokens per second over the last steps, without a launch's first step, which compiles."""
+        self._num_steps += 1
+        if self._num_steps == 1:
+            return self._budget.tokens_per_step / step_time_s
+        self._recent_s.append(step_time_s)
+        return self._budget.tokens_per_step * len(self._recent_s) / sum(self._recent_s)
+
+    def _name_phase(self, step: int) -> str:
+        if len(self._phases) < 2:
+            return ""
+        return next((phase.name for phase in self._phases if phase.first_step < step <= phase.stop_step), "")
+
+    def _average(self, loss: float) -> float:
+        """Return the mean over the ranks in pure data parallel, where each rank has its own loss."""
+        if not is_pure_data_parallel() or self._speed.num_devices == 1:
+            return loss
+        return float(sum_over_ranks(np.array([loss]), self._speed.num_devices)[0] / self._speed.num_devices)

@@ -1,0 +1,100 @@
+"""Trains a resolved run with MindFormers' Trainer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.cluster.job.launcher_files import report_own_stop
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
+from ascend_cpt.errors import RunStopped
+from ascend_cpt.run.resolved_run import ResolvedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """This process's part in the run. `is_first_on_node`: it does the work that is done once per node."""
+
+    resolved_yaml: Path
+    initial_step: int
+    stop_at_step: int | None
+    console: TextIO
+    is_first_on_node: bool
+
+
+def train(run: ResolvedRun, launch: Launch) -> None:
+    """Train `run` from its resolved YAML to the last step (or `stop_at_step`); called by every rank.
+
+    Raises:
+        DataError: when a dataset does not match its manifest.
+        CheckpointError: when the disk is full.
+        RunStopped: when a guard or an alarm stops the run.
+    """
+    os.environ.setdefault("LOG_MF_PATH", str(run.run_dir / "logs" / "mindformers"))
+    cpu = uses_cpu(run.config)
+    if cpu:
+        from ascend_cpt.backend.cpu import install_cpu_kernels
+
+        install_cpu_kernels()
+        from ascend_cpt.backend.checkpointing.writer import load_whole_checkpoints
+
+        load_whole_checkpoints()
+    else:
+        from ascend_cpt.backend.training.kernel_order import keep_kernel_order
+
+        keep_kernel_order(run.config.mindformers.get("context") or {})
+    from mindformers import build_context
+    from mindformers.tools.register import MindFormerConfig
+    from mindformers.trainer import Trainer
+    from mindformers.utils.file_utils import set_output_path
+
+    # These modules register themselves with MindFormers on import.
+    import ascend_cpt.backend.models
+    import ascend_cpt.backend.training.data_loader
+    import ascend_cpt.backend.training.learning_rate  # noqa: F401
+    from ascend_cpt.backend.training import stop_signals
+
+    # Building the context creates folders below MindFormers' output path, by default the current folder.
+    set_output_path(str(run.run_dir.absolute()))
+    mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
+    build_context(mindformers_config)
+    if not cpu and not run.config.cpt.storage.shared:
+        from ascend_cpt.backend.checkpointing.node_local import use_own_shards
+        from ascend_cpt.backend.checkpointing.writer import PREFIX
+        from ascend_cpt.backend.collectives import get_rank_and_size
+
+        use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
+    callbacks = _build_callbacks(run, launch)
+    stop_signals.install(launch.console)
+    try:
+        with tell_full_disk(run.run_dir, "training"):
+            Trainer(mindformers_config, callbacks=callbacks).train()
+    except RunStopped:
+        report_own_stop()
+        callbacks[-1].finish_saving()
+        raise
+
+
+def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
+    from ascend_cpt.backend.collectives import get_rank_and_size
+    from ascend_cpt.backend.training.build_callbacks import build_callbacks
+
+    rank, _ = get_rank_and_size(run.layout.world_size > 1)
+    return build_callbacks(
+        run,
+        initial_step=launch.initial_step,
+        stop_at_step=launch.stop_at_step,
+        console=launch.console,
+        rank=rank,
+        data_rank=get_data_rank(run.layout, rank),
+        is_first_on_node=launch.is_first_on_node,
+    )
+
+
+def get_data_rank(layout: ParallelLayout, rank: int) -> int:
+    """Return the data-parallel index of a rank: within a pipeline stage, ranks with the same index are adjacent."""
+    ranks_per_stage = layout.world_size // layout.pipeline_parallel
+    return rank % ranks_per_stage // (ranks_per_stage // layout.data_parallel)

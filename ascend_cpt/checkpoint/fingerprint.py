@@ -1,0 +1,37 @@
+"""The differences between the settings of two runs, in a few words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return `key: saved → current` for every leaf in which two fingerprints differ."""
+    saved_leaves, current_leaves = flatten(saved), flatten(current)
+    return [
+        f"{key}: {saved_leaves.get(key)!r} → {current_leaves.get(key)!r}"
+        for key in sorted({*saved_leaves, *current_leaves})
+        if saved_leaves.get(key) != current_leaves.get(key)
+    ]
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return dotted key → leaf; the items of a list of mappings go by their `name`."""
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
+            value = {item.get("name", index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            leaves.update(flatten(value, name))
+        else:
+            leaves[name] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def hash_values(values: Mapping[str, Any]) -> str:
+    """Return a short hash of JSON values, the same for the same content."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""One checkpoint folder from the parts that nodes saved on disks of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ascend_cpt.checkpoint.fingerprint import describe_differences
+from ascend_cpt.checkpoint.locate import Checkpoint, locate_checkpoint
+from ascend_cpt.checkpoint.state import write_state
+from ascend_cpt.errors import CheckpointError
+
+
+def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
+    """Copy the files of all parts into the folder `output`, whole or not at all, and return the checkpoint.
+
+    Args:
+        parts: For each node its step folder, `checkpoint` folder or run folder (its newest step).
+        output: The new folder; must not exist.
+
+    Raises:
+        CheckpointError: a part is incomplete, of another step or run, or differs from another in a file; the
+            output exists or cannot be written.
+    """
+    if output.exists():
+        raise CheckpointError(f"{output}: exists already; give a new folder")
+    checkpoints = [locate_checkpoint(part) for part in parts]
+    first = checkpoints[0]
+    sources: dict[str, Path] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.state.step != first.state.step:
+            raise CheckpointError(
+                f"{checkpoint.folder}: is step {checkpoint.state.step}, {first.folder} is step {first.state.step}; "
+                "name the folders of one step"
+            )
+        differences = describe_differences(first.state.fingerprint, checkpoint.state.fingerprint)
+        if differences:
+            raise CheckpointError(f"{checkpoint.folder}: is of another run than {first.folder} ({differences[0]})")
+        for name, size_bytes in checkpoint.state.files.items():
+            known = sources.setdefault(name, checkpoint.folder / name)
+            if known.stat().st_size != size_bytes:
+                raise CheckpointError(
+                    f"{checkpoint.folder / name}: differs in size from {known}; one of them is damaged"
+                )
+    temporary = output.with_name(f".{output.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, source in sources.items():
+            shutil.copyfile(source, temporary / name)
+        files = {name: (temporary / name).stat().st_size for name in sorted(sources)}
+        state = dataclasses.replace(first.state, files=files)
+        write_state(temporary, state)
+        os.replace(temporary, output)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{output}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from None
+    return Checkpoint(folder=output, state=state)

@@ -1,0 +1,121 @@
+"""Which checkpoint of a run to continue from: the newest that is complete."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ascend_cpt.checkpoint.state import RunState, read_state
+from ascend_cpt.errors import CheckpointError
+
+FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # MindFormers' own name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint folder and its state."""
+
+    folder: Path
+    state: RunState
+
+
+def list_step_folders(checkpoint_root: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of every checkpoint folder, complete or not, newest first."""
+    found = []
+    for path in checkpoint_root.iterdir() if checkpoint_root.is_dir() else ():
+        match = FOLDER_PATTERN.match(path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def check_checkpoint(folder: Path) -> Checkpoint:
+    """Return a checkpoint folder after checking that every file has the size it was saved with.
+
+    Raises:
+        CheckpointError: when it is missing, was not saved to the end, or a file is missing or cut short.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint folder")
+    state = read_state(folder)
+    for name, size_bytes in state.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing from the checkpoint; choose another step")
+        actual_bytes = path.stat().st_size
+        if actual_bytes != size_bytes:
+            raise CheckpointError(
+                f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}; choose another step"
+            )
+    return Checkpoint(folder=folder, state=state)
+
+
+def find_newest_complete(checkpoint_root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest complete checkpoint of a run, or None, and a line for every newer one that was passed over."""
+    passed_over: list[str] = []
+    for _, folder in list_step_folders(checkpoint_root):
+        try:
+            return check_checkpoint(folder), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    return None, passed_over
+
+
+def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[str]]:
+    """Return step → checkpoint of all complete ones of a run, and a line for every one that is not."""
+    complete: dict[int, Checkpoint] = {}
+    incomplete: list[str] = []
+    for step, folder in list_step_folders(checkpoint_root):
+        try:
+            complete[step] = check_checkpoint(folder)
+        except CheckpointError as error:
+            incomplete.append(str(error))
+    return complete, incomplete
+
+
+def locate_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint that `path` names: a step's folder, a `checkpoint` folder or a run folder (newest step).
+
+    Raises:
+        CheckpointError: when there is none there, or none that is complete.
+    """
+    if not path.exists():
+        raise CheckpointError(
+            f"{path}: no such checkpoint; give a run folder or one of its checkpoint/iteration_* folders"
+        )
+    if FOLDER_PATTERN.match(path.name):
+        return check_checkpoint(path)
+    root = path / "checkpoint" if (path / "checkpoint").is_dir() else path
+    found, passed_over = find_newest_complete(root)
+    if found is None:
+        reason = f" ({passed_over[0]})" if passed_over else ""
+        raise CheckpointError(f"{path}: holds no complete checkpoint{reason}")
+    return found
+
+
+def remove_old_checkpoints(
+    checkpoint_root: Path, keep_last: int, *, keep: Path | None = None, keep_every_steps: int | None = None
+) -> list[Path]:
+    """Delete all but the newest `keep_last` complete checkpoints (0 keeps all) and return the deleted folders.
+
+    The folder `keep`, just written, always stays, and so do the steps that are multiples of `keep_every_steps`.
+    Incomplete folders older than the newest complete one are deleted as well: they can never be continued from.
+    """
+    if keep_last < 1:
+        return []
+    kept, deleted = 0, []
+    for step, folder in list_step_folders(checkpoint_root):
+        try:
+            check_checkpoint(folder)
+        except CheckpointError:
+            stays = kept == 0
+        else:
+            for_good = keep_every_steps is not None and step % keep_every_steps == 0
+            kept += not for_good
+            stays = for_good or kept <= keep_last or folder == keep
+        if not stays:
+            shutil.rmtree(folder)
+            deleted.append(folder)
+    return deleted

@@ -1,0 +1,347 @@
+"""Parses and checks the launcher's arguments and environment variables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ascend_cpt.cluster.launch.schedulers import add_scheduler_values
+from ascend_cpt.cluster.messages import LAUNCHER_PORT_OFFSET, LAUNCHER_PORT_VARIABLE
+from ascend_cpt.errors import ClusterError
+
+REPO_ROOT = Path(__file__).resolve().parents[3]
+
+DEFAULT_NUM_LOCAL_WORKERS = 8
+DEFAULT_MASTER_ADDR = "127.0.0.1"
+DEFAULT_MASTER_PORT = 8118
+DEFAULT_LOG_DIR = "output/msrun_log"
+# msrun's own default: all nodes must connect within this time.
+DEFAULT_CLUSTER_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """An integer option: `--name N`, else the environment variable `variable`, else `default`."""
+
+    name: str
+    variable: str
+    default: int
+    help: str
+
+
+OPTIONS = (
+    Option(
+        name="--max-restarts",
+        variable="ASCEND_CPT_MAX_RESTARTS",
+        default=0,
+        help="restart the job after a crash, at most N times; it resumes from its newest checkpoint",
+    ),
+    Option(
+        name="--restart-delay",
+        variable="ASCEND_CPT_RESTART_DELAY_S",
+        default=5,
+        help="seconds before the first restart; doubled while no progress is made",
+    ),
+    Option(
+        name="--rejoin-timeout",
+        variable="ASCEND_CPT_REJOIN_TIMEOUT_S",
+        default=600,
+        help="seconds within which a lost node must rejoin for a restart",
+    ),
+    Option(
+        name="--stop-grace",
+        variable="ASCEND_CPT_STOP_GRACE_S",
+        default=120,
+        help="seconds for workers to save after SIGTERM or SIGINT",
+    ),
+)
+
+
+def describe_options() -> str:
+    """Return the options part of the usage text."""
+    return "\n".join(
+        f"  {f'{option.name} N':20} {option.help} (default {option.default}; {option.variable})" for option in OPTIONS
+    )
+
+
+USAGE = f"""\
+usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
+       bash scripts/msrun_launcher.sh CMD WORKER_NUM LOCAL_WORKER MASTER_ADDR MASTER_PORT NODE_RANK
+       ... the same six, then LOG_DIR JOIN CLUSTER_TIME_OUT
+       bash scripts/msrun_launcher.sh CMD WORKER_NUM MASTER_PORT LOG_DIR JOIN CLUSTER_TIME_OUT        (one node)
+
+  CMD               one quoted string: a Python script and its arguments, e.g. "run_cpt.py --config x.yaml"
+  WORKER_NUM        processes in the whole job; LOCAL_WORKER of them on each node
+  NODE_RANK         0 on the node of MASTER_ADDR, 1, 2, ... on the others
+  LOG_DIR           default {DEFAULT_LOG_DIR}; with several nodes each writes to its subfolder node_<NODE_RANK>
+  JOIN              True or False, accepted for compatibility with msrun; the launcher always waits for the job
+  CLUSTER_TIME_OUT  seconds within which all nodes must connect, default {DEFAULT_CLUSTER_TIMEOUT_S}
+
+Options, at any position:
+{describe_options()}
+
+Defaults come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
+MASTER_PORT, NODE_RANK; or from the variables of Slurm (srun), Volcano, MindX, ModelArts or PAI.
+DRY_RUN=1 prints the msrun command and starts nothing."""
+
+
+class UsageError(ClusterError):
+    """Positional arguments that match no form; printed together with the usage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings:
+    """The settings of a launch on one node: script, number of processes, master address, log folder."""
+
+    script: Path
+    script_arguments: tuple[str, ...]
+    num_workers: int
+    num_local_workers: int
+    master_addr: str
+    master_port: int
+    node_rank: int
+    log_dir: Path
+    cluster_timeout_s: int
+    launcher_port: int
+    max_restarts: int
+    restart_delay_s: int
+    rejoin_timeout_s: int
+    stop_grace_s: int
+
+    @property
+    def num_nodes(self) -> int:
+        return self.num_workers // self.num_local_workers
+
+    @property
+    def first_rank(self) -> int:
+        """Global rank of this node's first worker."""
+        return self.node_rank * self.num_local_workers
+
+    def worker_log(self, rank: int) -> Path:
+        """Return where msrun writes the output of the worker of global rank `rank`."""
+        return self.log_dir / f"worker_{rank}.log"
+
+    @property
+    def scheduler_log(self) -> Path:
+        return self.log_dir / "scheduler.log"
+
+    @property
+    def msrun_log(self) -> Path:
+        return self.log_dir / "msrun.log"
+
+    @property
+    def progress_file(self) -> Path:
+        """File in which a worker of this node records the last finished step."""
+        return self.log_dir / "last_step"
+
+    @property
+    def stop_file(self) -> Path:
+        """File that a worker of this node creates when the run stops deliberately."""
+        return self.log_dir / "stopped_itself"
+
+
+def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchSettings:
+    """Return the settings for `arguments` (CMD first, options anywhere); relative paths are resolved against `folder`.
+
+    Arguments override `environ`. Raises UsageError when the arguments match no form, ClusterError for an invalid
+    value, workers that do not divide over the nodes, or a missing script.
+    """
+    arguments, options = split_options(arguments, environ)
+    environ = add_scheduler_values(environ)
+    values = _name_arguments(arguments)
+    script, script_arguments = _split_command(arguments[0], folder)
+    _check_resume(script_arguments, options["--max-restarts"])
+    num_workers, num_local_workers = _count_workers(values, environ)
+    if num_workers % num_local_workers:
+        raise ClusterError(
+            f"{num_workers} workers do not divide into nodes of {num_local_workers}; change WORKER_NUM or LOCAL_WORKER"
+        )
+    num_nodes = num_workers // num_local_workers
+    log_dir = folder / values.get("LOG_DIR", DEFAULT_LOG_DIR)
+    master_port = _number("MASTER_PORT", values, environ, default=DEFAULT_MASTER_PORT, minimum=1024, maximum=65535)
+    launcher_port = _number(
+        LAUNCHER_PORT_VARIABLE, {}, environ, default=master_port + LAUNCHER_PORT_OFFSET, minimum=1024, maximum=65535
+    )
+    if num_nodes > 1 and launcher_port > 65535:
+        raise ClusterError(f"MASTER_PORT {master_port} is too high: several nodes need the next two ports as well")
+    settings = LaunchSettings(
+        script=script,
+        script_arguments=script_arguments,
+        num_workers=num_workers,
+        num_local_workers=num_local_workers,
+        master_addr=_master_addr(values, environ, num_nodes),
+        master_port=master_port,
+        node_rank=_node_rank(values, environ, num_workers, num_nodes),
+        log_dir=log_dir,
+        cluster_timeout_s=_number("CLUSTER_TIME_OUT", values, {}, default=DEFAULT_CLUSTER_TIMEOUT_S, minimum=1),
+        launcher_port=launcher_port,
+        max_restarts=options["--max-restarts"],
+        restart_delay_s=options["--restart-delay"],
+        rejoin_timeout_s=options["--rejoin-timeout"],
+        stop_grace_s=options["--stop-grace"],
+    )
+    return replace(settings, log_dir=log_dir / f"node_{settings.node_rank}") if num_nodes > 1 else settings
+
+
+def split_options(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
+    """Return the positional arguments, and the values of all options by name.
+
+    Raises ClusterError for a value that is not a whole number. Unknown options stay positional.
+    """
+    known = {option.name: option for option in OPTIONS}
+    positional: list[str] = []
+    texts: dict[str, tuple[str, str]] = {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, text = word.partition("=")
+        if name in known:
+            texts[name] = (name, text if equals else next(words, ""))
+        else:
+            positional.append(word)
+    values = {}
+    for option in OPTIONS:
+        given, text = texts.get(option.name) or (option.variable, environ.get(option.variable) or str(option.default))
+        if not (text.isascii() and text.isdecimal() and len(text) < 10):
+            raise ClusterError(f"{given} must be a whole number of at least 0, not {text!r}")
+        values[option.name] = int(text)
+    return positional, values
+
+
+def _name_arguments(arguments: Sequence[str]) -> dict[str, str]:
+    """Return {name: text} of the positional arguments after CMD. JOIN in fifth place identifies the one-node form."""
+    several_nodes = ("WORKER_NUM", "LOCAL_WORKER", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    tail = ("LOG_DIR", "JOIN", "CLUSTER_TIME_OUT")
+    forms: dict[int, tuple[str, ...]] = {1: (), 2: ("WORKER_NUM",), 6: several_nodes, 9: (*several_nodes, *tail)}
+    if len(arguments) == 6 and _is_join(arguments[4]):
+        forms[6] = ("WORKER_NUM", "MASTER_PORT", *tail)
+    names = forms.get(len(arguments))
+    if names is None:
+        raise UsageError(_explain_mismatch(arguments))
+    values = dict(zip(names, arguments[1:], strict=True))
+    for name, text in values.items():
+        if not text:
+            raise UsageError(f"{name} is empty; is the variable that should hold it set?")
+    if "JOIN" in values and not _is_join(values["JOIN"]):
+        raise UsageError(f"JOIN must be True or False, not {values['JOIN']!r}")
+    if "MASTER_PORT" in values and "LOCAL_WORKER" not in values:
+        # The one-node form is complete; the environment is not used.
+        values |= {"LOCAL_WORKER": values["WORKER_NUM"], "MASTER_ADDR": DEFAULT_MASTER_ADDR, "NODE_RANK": "0"}
+    return values
+
+
+def _explain_mismatch(arguments: Sequence[str]) -> str:
+    if not arguments:
+        return "CMD is missing"
+    if len(arguments) == 5 and arguments[4].isdecimal() and int(arguments[4]) >= 1024:
+        return "NODE_RANK is missing after MASTER_PORT; is the variable that should hold it set?"
+    return f"{len(arguments)} arguments fit no form; quote CMD as one string and check that every variable is set"
+
+
+def _is_join(text: str) -> bool:
+    return text.lower() in {"true", "false"}
+
+
+def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Return the script of CMD, searched in `folder` and then in the repository, and its arguments."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ClusterError(f"CMD cannot be split into words ({error}): {command}") from error
+    if words and re.fullmatch(r"python[0-9.]*", Path(words[0]).name):
+        words = words[1:]
+    if not words or words[0].startswith("-"):
+        raise ClusterError(f"CMD must name a Python script and its arguments, not {command!r}")
+    candidates = [folder / words[0], REPO_ROOT / words[0]]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.absolute(), tuple(words[1:])
+    raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT})")
+
+
+def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:
+    """Raise ClusterError when restarts are enabled for a command that would not resume from its newest checkpoint."""
+    values = []
+    for position, word in enumerate(script_arguments):
+        name, equals, value = word.partition("=")
+        if name == "--resume_training":
+            values.append(value if equals else " ".join(script_arguments[position + 1 : position + 2]))
+    if max_restarts and values and values[-1].lower() not in {"auto", "true"}:
+        raise ClusterError(
+            f"--max-restarts resumes from the newest checkpoint, but the command has --resume_training {values[-1]}; "
+            "drop one of the two"
+        )
+
+
+def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tuple[int, int]:
+    """Return the workers of the job and of each node."""
+    per_node_name = "NPUS_PER_NODE" if environ.get("NPUS_PER_NODE") else "GPUS_PER_NODE"
+    num_nodes = _number("NNODES", {}, environ, default=0)
+    per_node = _number(per_node_name, {}, environ, default=0)
+    if "WORKER_NUM" in values:
+        num_workers = _number("WORKER_NUM", values, {}, default=0)
+    else:
+        product = (num_nodes or 1) * (per_node or DEFAULT_NUM_LOCAL_WORKERS)
+        num_workers = _number("WORLD_SIZE", {}, environ, default=product)
+        if num_nodes and per_node and num_workers != product:
+            raise ClusterError(
+                f"WORLD_SIZE={num_workers} is not NNODES x {per_node_name} = {product}; it counts workers, not nodes"
+            )
+    if "LOCAL_WORKER" in values:
+        num_local_workers = _number("LOCAL_WORKER", values, {}, default=0)
+    elif num_nodes:
+        if num_workers % num_nodes:
+            raise ClusterError(f"{num_workers} workers do not divide by NNODES={num_nodes}")
+        num_local_workers = num_workers // num_nodes
+        if per_node and num_local_workers > per_node:
+            raise ClusterError(
+                f"{num_workers} workers on NNODES={num_nodes} are {num_local_workers} each, more than "
+                f"{per_node_name}={per_node}"
+            )
+    else:
+        num_local_workers = min(num_workers, per_node) if per_node else num_workers
+    if num_local_workers > num_workers:
+        raise ClusterError(f"LOCAL_WORKER {num_local_workers} is more than WORKER_NUM {num_workers}")
+    return num_workers, num_local_workers
+
+
+def _node_rank(values: Mapping[str, str], environ: Mapping[str, str], num_workers: int, num_nodes: int) -> int:
+    if num_nodes > 1 and not (values.get("NODE_RANK") or environ.get("NODE_RANK")):
+        raise ClusterError(
+            f"NODE_RANK is missing: the job has {num_nodes} nodes; give each its own number from 0 to {num_nodes - 1}"
+        )
+    node_rank = _number("NODE_RANK", values, environ, default=0, minimum=0)
+    if node_rank >= num_nodes:
+        raise ClusterError(
+            f"NODE_RANK {node_rank} is out of range: nodes are numbered from 0, and the job has {num_nodes} "
+            f"({num_workers} workers, {num_workers // num_nodes} on each)"
+        )
+    return node_rank
+
+
+def _master_addr(values: Mapping[str, str], environ: Mapping[str, str], num_nodes: int) -> str:
+    address = values.get("MASTER_ADDR") or environ.get("MASTER_ADDR")
+    if address is None and num_nodes > 1:
+        raise ClusterError(f"MASTER_ADDR is missing: the job has {num_nodes} nodes; give the address of node 0")
+    return address or DEFAULT_MASTER_ADDR
+
+
+def _number(
+    name: str,
+    values: Mapping[str, str],
+    environ: Mapping[str, str],
+    *,
+    default: int,
+    minimum: int = 1,
+    maximum: int | None = None,
+) -> int:
+    """Return the whole number called `name`, from the arguments, else the environment, else `default`."""
+    text = values.get(name) or environ.get(name)
+    if not text:
+        return default
+    limits = f"from {minimum} to {maximum}" if maximum else f"of at least {minimum}"
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < minimum or (maximum and int(text) > maximum):
+        raise ClusterError(f"{name} must be a whole number {limits}, not {text!r}")
+    return int(text)

@@ -1,0 +1,59 @@
+"""The attempt loop of a job on one node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from ascend_cpt.cluster.launch.arguments import LaunchSettings
+from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient, open_coordinator_client
+from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
+from ascend_cpt.cluster.launch.terminal import print_status
+from ascend_cpt.cluster.launch.workers.supervisor import Supervisor
+from ascend_cpt.cluster.launch.workers.worker_log import archive_logs
+
+POLL_S = 0.1
+
+
+def run_job(settings: LaunchSettings, command: list[str], environment: Mapping[str, str]) -> int:
+    """Run the job and return the launcher's exit code. All its processes on this node have ended by then.
+
+    0: all workers of all nodes succeeded. 2: user error. 128 + n: stopped by signal n. Otherwise 1.
+    """
+    with StopRequests() as requests, open_coordinator_client(settings, requests) as client:
+        return _run_attempts(settings, command, environment, requests, client)
+
+
+def _run_attempts(
+    settings: LaunchSettings,
+    command: list[str],
+    environment: Mapping[str, str],
+    requests: StopRequests,
+    client: CoordinatorClient,
+) -> int:
+    is_first = True
+    while True:
+        decision = client.join()
+        if decision is None:
+            settings.log_dir.mkdir(parents=True, exist_ok=True)
+            if earlier := archive_logs(settings.log_dir):
+                print_status(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
+            is_first = False
+            decision = client.report(Supervisor(settings, command, environment, requests, client).run())
+        if decision.message:
+            print_status(decision.message)
+        if requests.received:
+            return 128 + requests.received[0]
+        if not decision.again:
+            return decision.code
+        _wait(decision.delay_s, requests)
+        if requests.received:
+            print_status(f"{name_signal(requests.received[0])}: no restart")
+            client.announce_stop(requests.received[0])
+            return 128 + requests.received[0]
+
+
+def _wait(delay_s: float, requests: StopRequests) -> None:
+    deadline_s = time.monotonic() + delay_s
+    while time.monotonic() < deadline_s and not requests.received:
+        time.sleep(POLL_S)

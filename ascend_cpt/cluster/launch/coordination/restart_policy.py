@@ -1,0 +1,115 @@
+"""Outcomes of attempts, and the policy that decides about restarts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK
+
+MAX_DELAY_S = 300.0
+VMSTAT = Path("/proc/vmstat")
+
+
+class End(str, Enum):
+    """Why an attempt ended on a node."""
+
+    DONE = "done"
+    FAILED = "failed"  # a crash: the same step may fail again
+    KILLED = "killed"  # from outside, not caused by the step
+    FINAL = "final"  # a user error or a deliberate stop: a restart would end the same way
+    STOPPED = "stopped"  # by a signal to a launcher
+    CANCELLED = "cancelled"  # because another node's processes ended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended on a node.
+
+    `code` is the launcher's exit code if the job ends here; `reason` one line with the process and its log; `lines` the
+    relevant lines of that log; `step` the last step finished in this attempt, or None.
+    """
+
+    end: End
+    code: int
+    reason: str = ""
+    lines: tuple[str, ...] = ()
+    step: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form that `from_json` reads."""
+        return asdict(self) | {"end": self.end.value}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Outcome:
+        """Return the outcome from its JSON form."""
+        return cls(**(value | {"end": End(value["end"]), "lines": tuple(value["lines"])}))
+
+
+DONE = Outcome(end=End.DONE, code=EXIT_OK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartDecision:
+    """What follows an attempt: a restart after `delay_s`, or the end with `code`. `message` gives the reason."""
+
+    again: bool
+    code: int = EXIT_OK
+    delay_s: float = 0.0
+    message: str = ""
+
+
+class RestartPolicy:
+    """At most `max_restarts` restarts, and none after the same step failed twice in a row."""
+
+    def __init__(self, max_restarts: int, first_delay_s: float) -> None:
+        self._max_restarts, self._first_delay_s = max_restarts, first_delay_s
+        self._num_restarts = 0
+        self._num_without_progress = 0
+        self._furthest_step = -1
+        self._last_failure: Outcome | None = None
+
+    def count_earlier(self, num_restarts: int) -> None:
+        """Include restarts counted by another node, in case this launcher was itself restarted."""
+        self._num_restarts = max(self._num_restarts, num_restarts)
+
+    def decide(self, outcome: Outcome) -> RestartDecision:
+        """Return what follows `outcome`, the root cause of the attempt's end."""
+        if outcome.end not in (End.FAILED, End.KILLED) or self._max_restarts == 0:
+            return RestartDecision(again=False, code=outcome.code)
+        last, self._last_failure = self._last_failure, outcome
+        if outcome.end is End.FAILED and last and last.end is End.FAILED and last.step == outcome.step:
+            where = "before its first step" if outcome.step is None else f"after step {outcome.step}"
+            return RestartDecision(
+                again=False,
+                code=outcome.code,
+                message=f"no restart: the job failed {where} twice in a row, so a restart would fail as well",
+            )
+        if self._num_restarts == self._max_restarts:
+            return RestartDecision(
+                again=False, code=outcome.code, message=f"no restart: all {self._max_restarts} restarts are used up"
+            )
+        self._num_restarts += 1
+        advanced = outcome.step is not None and outcome.step > self._furthest_step
+        self._furthest_step = max(self._furthest_step, -1 if outcome.step is None else outcome.step)
+        self._num_without_progress = 0 if advanced else self._num_without_progress + 1
+        doublings = max(0, self._num_without_progress - 1)
+        delay_s = min(self._first_delay_s * 2**doublings, max(MAX_DELAY_S, self._first_delay_s))
+        return RestartDecision(
+            again=True,
+            code=EXIT_FAILURE,
+            delay_s=delay_s,
+            message=f"restart {self._num_restarts} of {self._max_restarts} in {delay_s:g} s"
+            + (f" (last finished step: {outcome.step})" if outcome.step is not None else ""),
+        )
+
+
+def count_memory_kills(vmstat: Path = VMSTAT) -> int:
+    """Return how many processes the kernel's out-of-memory killer has ended; 0 when not available."""
+    try:
+        lines = vmstat.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

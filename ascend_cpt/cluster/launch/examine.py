@@ -1,0 +1,58 @@
+"""Node checks that the launcher runs before starting a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ascend_cpt.cluster.launch.arguments import LaunchSettings
+from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers
+from ascend_cpt.cluster.launch.terminal import print_status
+from ascend_cpt.cluster.node.doctor import Finding, Level, Node, examine
+from ascend_cpt.cluster.node.npu_tools import has_npu
+from ascend_cpt.errors import ClusterError
+
+# Time limit of npu-smi during a launch.
+LAUNCH_LIMIT_S = 2.0
+
+
+def describe_node(settings: LaunchSettings, environ: Mapping[str, str], *, limit_s: float) -> Node:
+    """Return the description of this node for the checks."""
+    return Node(
+        environ=environ,
+        num_local_workers=settings.num_local_workers,
+        num_nodes=settings.num_nodes,
+        output_dir=settings.log_dir,
+        limit_s=limit_s,
+    )
+
+
+def examine_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> list[Finding]:
+    """Check the master address and port, and look for processes of an earlier launch."""
+    found = []
+    for pid in find_stale_workers():
+        text = f"process {describe_process(pid)} from an earlier launch is still running"
+        found.append(Finding(level=Level.WARNING, check="processes", text=text, fix=f"kill {pid}"))
+    try:
+        check_master(settings, environ)
+        found.append(Finding(level=Level.OK, check="launch", text=f"node {settings.node_rank} of {settings.num_nodes}"))
+    except ClusterError as error:
+        found.append(Finding(level=Level.ERROR, check="launch", text=str(error)))
+    if settings.num_nodes > 1:
+        text = "clocks and network connections of the other nodes: checked when the launchers connect"
+        found.append(Finding(level=Level.SKIPPED, check="other nodes", text=text))
+    return found
+
+
+def examine_before_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> None:
+    """Print warnings and errors of the node checks. Skipped without NPUs or with SKIP_DOCTOR=1.
+
+    Raises ClusterError when a check reports an error.
+    """
+    if not has_npu() or environ.get("SKIP_DOCTOR") == "1":
+        return
+    findings = examine(describe_node(settings, environ, limit_s=LAUNCH_LIMIT_S))
+    for finding in findings:
+        if finding.level in (Level.WARNING, Level.ERROR):
+            print_status(f"doctor: {finding}")
+    if num_errors := sum(finding.level is Level.ERROR for finding in findings):
+        raise ClusterError(f"the doctor found {num_errors} errors (above); fix them, or start with SKIP_DOCTOR=1")

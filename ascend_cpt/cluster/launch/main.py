@@ -1,0 +1,49 @@
+"""The command behind scripts/msrun_launcher.sh: `python -m ascend_cpt.cluster.launch.main CMD [WORKER_NUM ...]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ascend_cpt.cluster.launch.arguments import USAGE, UsageError, parse_launch
+from ascend_cpt.cluster.launch.coordination.attempts import run_job
+from ascend_cpt.cluster.launch.examine import examine_before_launch
+from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers, hold_launch_lock
+from ascend_cpt.cluster.launch.schedulers import find_scheduler
+from ascend_cpt.cluster.launch.terminal import print_status
+from ascend_cpt.cluster.launch.workers.command import build_command, build_environment, format_command
+from ascend_cpt.errors import EXIT_OK, run_command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Launch the job on this node and wait for its end. Raises ClusterError for an invalid launch."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in {"-h", "--help"}:
+        print(USAGE)
+        return EXIT_OK
+    try:
+        settings = parse_launch(arguments, os.environ, Path.cwd())
+    except UsageError:
+        print(USAGE, file=sys.stderr)
+        raise
+    if scheduler := find_scheduler(os.environ):
+        node = (
+            f"node {settings.node_rank} of {settings.num_nodes}, master {settings.master_addr}:{settings.master_port}"
+        )
+        print_status(f"started by {scheduler.name}: {node}")
+    command = build_command(settings)
+    if os.environ.get("DRY_RUN") == "1":
+        print(format_command(command))
+        return EXIT_OK
+    with hold_launch_lock(settings):
+        check_master(settings, os.environ)
+        for pid in find_stale_workers():
+            process = describe_process(pid)
+            print_status(f"warning: process {process} from an earlier launch is still running; end it with: kill {pid}")
+        examine_before_launch(settings, os.environ)
+        return run_job(settings, command, build_environment(settings, os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

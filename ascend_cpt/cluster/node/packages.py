@@ -1,0 +1,71 @@
+"""Compare the installed packages with the pinned ones: `python -m ascend_cpt.cluster.node.packages base dev`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ascend_cpt.errors import ClusterError, run_command
+
+REQUIREMENTS_DIR = Path(__file__).resolve().parents[3] / "requirements"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageProblem:
+    """A pinned package that is missing (`found` is None) or installed in another version."""
+
+    name: str
+    expected: str
+    found: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name}: expected {self.expected}, found {self.found or 'none'}"
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Return {name: version} of a requirements file of `name==version` lines.
+
+    Lines with a condition (`; platform_machine == ...`) are skipped: such packages are needed on some machines only.
+    Raises ClusterError for a missing file.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if not p.stem.startswith("constraints")))
+        raise ClusterError(f"no requirements {path.stem!r} ({path}); there are: {known}")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    pins = (line.partition("==") for line in lines if line and not line.startswith("#") and ";" not in line)
+    return {name: version for name, _, version in pins}
+
+
+def find_problems(pins: dict[str, str]) -> list[PackageProblem]:
+    """Return the packages of `pins` that are missing or differ in version; local versions (`+cpu`) are ignored."""
+    problems = []
+    for name, expected in pins.items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            problems.append(PackageProblem(name=name, expected=expected, found=None))
+            continue
+        if found.partition("+")[0] != expected:
+            problems.append(PackageProblem(name=name, expected=expected, found=found))
+    return problems
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print one line per problem; raise ClusterError when a package is missing (another version is a warning)."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="+", help="base, dev, ray or torch: the files of requirements/")
+    names = parser.parse_args(arguments).names
+    problems = [problem for name in names for problem in find_problems(read_pins(REQUIREMENTS_DIR / f"{name}.txt"))]
+    for problem in problems:
+        kind = "missing" if problem.found is None else "warning: another version than tested"
+        print(f"{kind}: {problem}", file=sys.stderr)
+    if num_missing := sum(problem.found is None for problem in problems):
+        raise ClusterError(f"{num_missing} packages missing in {sys.executable}; install them there (versions above)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,65 @@
+"""The parallel layout that a configuration asks for, on a cluster of so many devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelLayout:
+    """How the processes of a run share its work; the product of the parallel sizes is `world_size`."""
+
+    world_size: int
+    data_parallel: int
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    context_parallel: int = 1
+
+
+def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
+    """Return the layout of `parallel_config` on `world_size` devices; data_parallel follows from the rest if not given.
+
+    Raises:
+        ConfigError: when the sizes do not multiply to the world size, or a CPU is asked for more than data parallel.
+    """
+    section = config.mindformers.get("parallel_config") or {}
+    tensor = section.get("model_parallel") or 1
+    pipeline = section.get("pipeline_stage") or 1
+    context = section.get("context_parallel") or 1
+    data = section.get("data_parallel")
+    where = config.locate("parallel_config")
+    if uses_cpu(config):
+        if (tensor, pipeline, context) != (1, 1, 1):
+            raise ConfigError(
+                f"{where}: parallel_config: a CPU run is data parallel only; "
+                f"set model_parallel, pipeline_stage and context_parallel to 1 (got {tensor}, {pipeline}, {context})"
+            )
+        return ParallelLayout(world_size=world_size, data_parallel=world_size)
+    inner = tensor * pipeline * context
+    if data is None:
+        if world_size % inner:
+            raise ConfigError(
+                f"{where}: parallel_config: model_parallel {tensor} × pipeline_stage {pipeline} × context_parallel "
+                f"{context} = {inner} does not divide the {world_size} devices of this launch"
+            )
+        data = world_size // inner
+    if data * inner != world_size:
+        raise ConfigError(
+            f"{where}: parallel_config: data_parallel {data} × model_parallel {tensor} × pipeline_stage {pipeline} × "
+            f"context_parallel {context} = {data * inner}, but the launch has {world_size} devices"
+        )
+    return ParallelLayout(
+        world_size=world_size,
+        data_parallel=data,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        context_parallel=context,
+    )
+
+
+def uses_cpu(config: RunConfig) -> bool:
+    """Return whether the configuration trains on the CPU."""
+    return str((config.mindformers.get("context") or {}).get("device_target", "Ascend")).upper() == "CPU"

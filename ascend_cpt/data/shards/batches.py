@@ -1,0 +1,89 @@
+"""A shard's documents as token ids, batch by batch: from text, or from an indexed dataset that holds ids already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ascend_cpt.data.packed.megatron_indexed import INDEX_SUFFIX, IndexedReader, iter_documents
+from ascend_cpt.data.readers.documents import Document, Tally
+from ascend_cpt.data.shards.documents import iter_selected
+from ascend_cpt.data.shards.task import ShardTask
+from ascend_cpt.data.tokenizing.base import Encoded
+from ascend_cpt.data.tokenizing.engine_choice import load_engine
+from ascend_cpt.errors import DataError
+
+_BATCH_CHARS = 2 << 20
+_BATCH_DOCUMENTS = 4096
+_BATCH_TOKENS = 1 << 20
+
+INDEXED_FORMAT = "indexed"
+
+
+class Batch(NamedTuple):
+    """Some documents."""
+
+    encoded: tuple[Encoded, ...]
+    """Their ids under each key."""
+    text_bytes: tuple[int, ...]
+    """UTF-8 bytes of their text under each key; 0 where it is not known."""
+    weight: int
+    """Of the input read so far."""
+
+
+def iter_batches(task: ShardTask, tally: Tally) -> Iterator[Batch]:
+    """Yield the shard's documents; what happens to its records is entered into `tally`."""
+    if any(span.file.format == INDEXED_FORMAT for span in task.spans):
+        yield from _iter_indexed(task, tally)
+        return
+    engine = load_engine(task.tokenizer, task.engine)
+    for documents, weight in _iter_texts(task, tally):
+        texts = zip(*(document.texts for document in documents), strict=True)
+        text_bytes = tuple(map(sum, zip(*(document.text_bytes for document in documents), strict=True)))
+        yield Batch(tuple(engine.encode_batch(part) for part in texts), text_bytes, weight)
+
+
+def _iter_texts(task: ShardTask, tally: Tally) -> Iterator[tuple[list[Document], int]]:
+    batch: list[Document] = []
+    num_chars = 0
+    for located in iter_selected(task, tally):
+        if num_chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch, located.weight
+            batch, num_chars = [], 0
+        batch.append(located.document)
+        num_chars += sum(map(len, located.document.texts))
+    if batch:
+        yield batch, sum(span.weight for span in task.spans)
+
+
+def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
+    """Documents whose last token is EOD lose it here, since packing adds it where it is wanted."""
+    weight_before = 0
+    for span in task.spans:
+        reader = IndexedReader(span.file.path.removesuffix(INDEX_SUFFIX))
+        for position, documents in iter_documents(reader, span.start, span.stop, _BATCH_TOKENS):
+            largest = int(documents.ids.max(initial=0))
+            if largest >= task.tokenizer.info.vocab_size or documents.ids.min(initial=0) < 0:
+                raise DataError(
+                    f"{span.file.path}: holds the id {largest}, but the vocabulary of {task.tokenizer.info.name} has "
+                    f"{task.tokenizer.info.vocab_size}: it was made with another tokenizer"
+                )
+            if task.layout.eod_id is not None:
+                documents = _strip_last(documents, task.layout.eod_id)
+            tally.num_records += documents.offsets.size - 1
+            tally.num_documents += documents.offsets.size - 1
+            done = span.weight * (position - span.start) // (span.stop - span.start)
+            yield Batch((documents,), (0,), weight_before + done)
+        weight_before += span.weight
+
+
+def _strip_last(documents: Encoded, token: int) -> Encoded:
+    """The documents without `token` at their ends."""
+    lengths = np.diff(documents.offsets)
+    ends = documents.offsets[1:][lengths > 0] - 1
+    ends = ends[documents.ids[ends] == token]
+    removed = np.zeros(documents.ids.size + 1, np.int64)
+    removed[ends + 1] = 1
+    return Encoded(np.delete(documents.ids, ends), documents.offsets - np.cumsum(removed)[documents.offsets])

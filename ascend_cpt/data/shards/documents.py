@@ -1,0 +1,102 @@
+"""Documents that are dropped on purpose: exact duplicates, and what filters find.
+
+Which ones is decided before packing, in runs over the same shards. The decision lies beside the shards in the work
+folder, a file per shard: the numbers of its documents that are dropped, each with the number of the kind. Packing
+counts them, and lists them with the rejects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ascend_cpt.data.readers.documents import Document, Reject, Tally, extract_documents
+from ascend_cpt.data.readers.formats import Record
+from ascend_cpt.data.readers.handlers import load_handler
+from ascend_cpt.data.readers.input_files import InputFile
+from ascend_cpt.data.readers.records import read_records
+from ascend_cpt.data.shards.task import ShardTask
+
+LISTING_FILE = "left_out.jsonl"
+"""In a shard's folder: its documents that were dropped."""
+
+
+class Located(NamedTuple):
+    """A document and where it stands."""
+
+    number: int
+    """Among the good documents of its shard."""
+    document: Document
+    file: InputFile
+    record: Record
+    weight: int
+    """Of the shard's input before it."""
+
+
+def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
+    """Yield the good documents of a shard; what happens to its records is entered into `tally`."""
+    handler = load_handler(task.handler_name)
+    number = weight_before = 0
+    for span in task.spans:
+        for record in read_records(span, task.read_options, handler):
+            done = min(record.position, span.stop) - span.start
+            weight = weight_before + span.weight * done // (span.stop - span.start)
+            for document in extract_documents(handler, task.keys, span.file, record, tally):
+                yield Located(number, document, span.file, record, weight)
+                number += 1
+        weight_before += span.weight
+
+
+def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
+    """Yield the documents that are not left out; count the others in `tally` and list them in the shard's folder."""
+    if task.dropped is None:
+        yield from iter_documents(task, tally)
+        return
+    numbers, kinds = load_dropped(task.dropped)
+    names = task.drop_kinds
+    cursor = 0
+    with open(task.folder / LISTING_FILE, "w", encoding="utf-8") as listing:
+        for located in iter_documents(task, tally):
+            if cursor < len(numbers) and numbers[cursor] == located.number:
+                kind = names[int(kinds[cursor])]
+                tally.num_documents -= 1
+                tally.dropped[kind] = tally.dropped.get(kind, 0) + 1
+                _list(listing, located, kind)
+                cursor += 1
+            else:
+                yield located
+    assert cursor == len(numbers), "the input is not what the selection was made of"
+
+
+def save_dropped(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:
+    """Add documents of a kind to a shard's file; they need not be in order."""
+    entries = np.stack([numbers, np.full(len(numbers), kind, np.int64)], 1)
+    with open(path, "ab") as file:
+        file.write(entries.astype("<i8").tobytes())
+
+
+def load_dropped(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the numbers of a shard's documents that are dropped, in order, and their kinds."""
+    entries = np.fromfile(path, "<i8").reshape(-1, 2) if path.exists() else np.empty((0, 2), np.int64)
+    entries = entries[np.argsort(entries[:, 0], kind="stable")]
+    return entries[:, 0], entries[:, 1]
+
+
+def with_dropped(tasks: Sequence[ShardTask], folder: Path, kinds: Sequence[str]) -> list[ShardTask]:
+    """The shards, each with the file in `folder` that lists its dropped documents."""
+    return [
+        dataclasses.replace(task, dropped=folder / f"{task.number}.left_out", drop_kinds=tuple(kinds)) for task in tasks
+    ]
+
+
+def _list(listing: IO[str], located: Located, kind: str) -> None:
+    reject = Reject(
+        file=located.file.path, position=located.record.position, line=located.record.line, kind=kind, detail=""
+    )
+    listing.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")

@@ -1,0 +1,97 @@
+"""One shard: its part of the input read, tokenized, packed and written. This is what runs in the worker processes.
+
+A shard's work is committed by its result file, written last: a shard that has one is whole and is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ascend_cpt.data.packed.manifest import Shard
+from ascend_cpt.data.packed.shard_writers import open_output
+from ascend_cpt.data.readers.documents import Reject, Tally
+from ascend_cpt.data.shards.batches import iter_batches
+from ascend_cpt.data.shards.task import Progress, ShardTask
+from ascend_cpt.errors import DataError
+from ascend_cpt.files import write_text
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """The result of a shard."""
+
+    shards: tuple[Shard, ...]
+    """One per key."""
+    num_records: int
+    num_filtered: int
+    rejects: tuple[Reject, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Documents left out on purpose, by kind."""
+
+
+def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
+    """Do the shard and commit its result; `report` is called after each batch.
+
+    Raises:
+        DataError: the input cannot be read, or the output cannot be written.
+    """
+    # Each attempt has a folder of its own: one whose node was given up for lost may still be writing.
+    attempt = task.folder.with_name(f"{task.folder.name}.{uuid.uuid4().hex}")
+    try:
+        for earlier in task.folder.parent.glob(f"{task.folder.name}.*"):
+            shutil.rmtree(earlier, ignore_errors=True)
+        attempt.mkdir(parents=True)
+        result = _pack(dataclasses.replace(task, folder=attempt), report)
+        record = dataclasses.asdict(result) | {"run": task.run}
+        write_text(attempt / RESULT_FILE, json.dumps(record))
+        shutil.rmtree(task.folder, ignore_errors=True)
+        os.rename(attempt, task.folder)
+    except OSError as error:
+        raise DataError(f"{error.filename or task.folder}: {error.strerror or error}") from error
+    return result
+
+
+def load_result(task: ShardTask) -> ShardResult | None:
+    """Return the shard's committed result, None when there is none of this run."""
+    try:
+        record = json.loads((task.folder / RESULT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if record["run"] != task.run:
+        return None
+    return ShardResult(
+        shards=tuple(Shard(**shard) for shard in record["shards"]),
+        num_records=record["num_records"],
+        num_filtered=record["num_filtered"],
+        rejects=tuple(Reject(**reject) for reject in record["rejects"]),
+        left_out=record["left_out"],
+    )
+
+
+def _pack(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
+    tally = Tally()
+    vocab_size = task.tokenizer.info.vocab_size
+    outputs = [open_output(task.output_format, task.folder / name, task.layout, vocab_size) for name in task.file_names]
+    text_bytes = [0] * len(outputs)
+    for batch in iter_batches(task, tally):
+        for k, output in enumerate(outputs):
+            output.add(batch.encoded[k])
+            text_bytes[k] += batch.text_bytes[k]
+        num_tokens = sum(output.num_tokens for output in outputs)
+        report(Progress(weight=batch.weight, num_documents=tally.num_documents, num_tokens=num_tokens))
+    tally.check()
+    return ShardResult(
+        shards=tuple(output.close(tally.num_documents, text_bytes[k]) for k, output in enumerate(outputs)),
+        num_records=tally.num_records,
+        num_filtered=tally.num_filtered,
+        rejects=tuple(tally.rejects),
+        left_out=tally.dropped,
+    )

@@ -1,0 +1,109 @@
+"""Which engine encodes: the fast one where it gives the reference engine's ids, the reference engine elsewhere."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile
+from ascend_cpt.data.tokenizing.gigatoken_engine import GigatokenEngine, UnsupportedTokenizerError
+from ascend_cpt.data.tokenizing.names import ENGINES
+from ascend_cpt.data.tokenizing.probe_texts import NASTY_TEXTS
+from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """The engine of a run and what its trust rests on; kept in the manifest."""
+
+    name: str
+    version: str
+    check: str
+    """`reference` (nothing to check), `same ids`, or what differed."""
+    num_checked_texts: int = 0
+    num_checked_tokens: int = 0
+
+    def to_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_last_made: dict[tuple[TokenizerFile, str], Engine] = {}
+
+
+def load_engine(file: TokenizerFile, choice: EngineChoice) -> Engine:
+    """The chosen engine. The last one is kept: loading a large vocabulary takes half a second."""
+    key = (file, choice.name)
+    if key not in _last_made:
+        _keep(file, GigatokenEngine(file) if choice.name == "gigatoken" else make_reference_engine(file))
+    return _last_made[key]
+
+
+def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) -> EngineChoice:
+    """Choose between gigatoken and the reference engine.
+
+    With `auto`, gigatoken has to give the reference's ids on NASTY_TEXTS, on the control-token strings and on `sample`
+    (documents of this corpus). A difference gives a warning, and the reference engine is used. With `gigatoken` a
+    difference gives a warning only.
+    """
+    assert requested in ENGINES
+    if requested == "reference":
+        return _keep(file, make_reference_engine(file), "reference")
+    texts = [*NASTY_TEXTS, *(f"a{text}b {text}" for text in file.control_strings[:64]), *sample]
+    # The reference works beside the loading of gigatoken, for it lets other threads run.
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(_encode_with_reference, file, texts)
+        try:
+            fast, problem = GigatokenEngine(file), ""
+        except UnsupportedTokenizerError as error:
+            fast, problem = None, str(error)
+        reference, expected = future.result()
+    if fast is None:
+        logger.warning("tokenizing with %s: gigatoken cannot load this tokenizer (%s)", reference.name, problem)
+        return _keep(file, reference, f"reference: gigatoken cannot load it ({problem})")
+    fast.reference = reference
+    difference = _find_difference(fast, texts, expected)
+    counts = (len(texts), int(expected.offsets[-1]))
+    if difference and requested == "auto":
+        logger.warning("tokenizing with %s: gigatoken gives other ids for %s", reference.name, difference)
+        return _keep(file, reference, f"reference: gigatoken differs for {difference}", *counts)
+    if difference:
+        logger.warning("gigatoken gives other ids than %s for %s; used all the same", reference.name, difference)
+    return _keep(file, fast, f"overruled: differs for {difference}" if difference else "same ids", *counts)
+
+
+def _encode_with_reference(file: TokenizerFile, texts: Sequence[str]) -> tuple[Engine, Encoded]:
+    reference = make_reference_engine(file)
+    return reference, reference.encode_batch(texts)
+
+
+def _find_difference(fast: Engine, texts: Sequence[str], expected: Encoded) -> str:
+    """Return the first text with other ids than `expected`, shortened; empty when there is none."""
+    got = fast.encode_batch(texts)
+    for k, text in enumerate(texts):
+        ids = got.ids[got.offsets[k] : got.offsets[k + 1]]
+        if not np.array_equal(ids, expected.ids[expected.offsets[k] : expected.offsets[k + 1]]):
+            return ascii(text[:80])
+    return ""
+
+
+def _keep(
+    file: TokenizerFile, engine: Engine, check: str = "", num_texts: int = 0, num_tokens: int = 0
+) -> EngineChoice:
+    """Keep the engine for `load_engine`, and describe the choice of it."""
+    _last_made.clear()
+    _last_made[file, engine.name] = engine
+    return EngineChoice(
+        name=engine.name,
+        version=importlib.metadata.version(engine.name),
+        check=check,
+        num_checked_texts=num_texts,
+        num_checked_tokens=num_tokens,
+    )

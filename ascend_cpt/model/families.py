@@ -1,0 +1,103 @@
+"""One table per model family: which Hugging Face tensors make which MindFormers tensor, with their shapes.
+
+A `{}` stands for the layer. Both directions of the conversion, the check of names and shapes, and MindFormers' own
+loading of Hugging Face weights are derived from these tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ascend_cpt.model.sizes import ModelSizes
+from ascend_cpt.model.tensor_layout import GroupedQkv, InterleavedRows, Same, TensorLayout
+
+HF_OUTPUT = "lm_head.weight"
+HF_EMBEDDING = "model.embed_tokens.weight"
+_EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
+# The tensors with a row for every token of the vocabulary, by both names.
+VOCABULARY_TENSORS = {HF_OUTPUT, HF_EMBEDDING, _EMBEDDING, _OUTPUT}
+
+# The names of the dimensions in the tables.
+_DIMENSIONS: dict[str, Callable[[ModelSizes], int]] = {
+    "vocab": lambda sizes: sizes.vocab_size,
+    "hidden": lambda sizes: sizes.hidden_size,
+    "mlp": lambda sizes: sizes.intermediate_size,
+    "queries": lambda sizes: sizes.num_heads * sizes.head_dim,
+    "keys": lambda sizes: sizes.num_kv_heads * sizes.head_dim,
+    "head": lambda sizes: sizes.head_dim,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table: the tensor in MindFormers, its parts in Hugging Face as (name, dimensions), the layout."""
+
+    mindformers: str
+    hf: tuple[tuple[str, str], ...]
+    layout: TensorLayout = field(default_factory=Same)
+
+    @property
+    def is_per_layer(self) -> bool:
+        return "{}" in self.mindformers
+
+    def list_hf_shapes(self, sizes: ModelSizes) -> list[tuple[int, ...]]:
+        """Return the shape of every part."""
+        return [tuple(_DIMENSIONS[name](sizes) for name in dimensions.split()) for _, dimensions in self.hf]
+
+
+_LAYER = "model.layers.{}."
+_DECODER = "decoder.layers.{}."
+
+
+def _rename(hf: str, mindformers: str, dimensions: str) -> Row:
+    return Row(mindformers=mindformers, hf=((hf, dimensions),))
+
+
+_LLAMA = (
+    _rename(HF_EMBEDDING, _EMBEDDING, "vocab hidden"),
+    _rename(f"{_LAYER}input_layernorm.weight", f"{_DECODER}input_layernorm.weight", "hidden"),
+    Row(
+        mindformers=f"{_DECODER}self_attention.linear_qkv.weight",
+        hf=(
+            (f"{_LAYER}self_attn.q_proj.weight", "queries hidden"),
+            (f"{_LAYER}self_attn.k_proj.weight", "keys hidden"),
+            (f"{_LAYER}self_attn.v_proj.weight", "keys hidden"),
+        ),
+        layout=GroupedQkv(),
+    ),
+    _rename(f"{_LAYER}self_attn.o_proj.weight", f"{_DECODER}self_attention.linear_proj.weight", "hidden queries"),
+    _rename(f"{_LAYER}post_attention_layernorm.weight", f"{_DECODER}pre_mlp_layernorm.weight", "hidden"),
+    Row(
+        mindformers=f"{_DECODER}mlp.linear_fc1.weight",
+        hf=((f"{_LAYER}mlp.gate_proj.weight", "mlp hidden"), (f"{_LAYER}mlp.up_proj.weight", "mlp hidden")),
+        layout=InterleavedRows(),
+    ),
+    _rename(f"{_LAYER}mlp.down_proj.weight", f"{_DECODER}mlp.linear_fc2.weight", "hidden mlp"),
+    _rename("model.norm.weight", "decoder.final_layernorm.weight", "hidden"),
+    _rename(HF_OUTPUT, _OUTPUT, "vocab hidden"),
+)
+
+_QWEN3 = (
+    *_LLAMA,
+    _rename(f"{_LAYER}self_attn.q_norm.weight", f"{_DECODER}self_attention.q_layernorm.weight", "head"),
+    _rename(f"{_LAYER}self_attn.k_norm.weight", f"{_DECODER}self_attention.k_layernorm.weight", "head"),
+)
+
+_QWEN2 = (
+    *_LLAMA,
+    Row(
+        mindformers=f"{_DECODER}self_attention.linear_qkv.bias",
+        hf=(
+            (f"{_LAYER}self_attn.q_proj.bias", "queries"),
+            (f"{_LAYER}self_attn.k_proj.bias", "keys"),
+            (f"{_LAYER}self_attn.v_proj.bias", "keys"),
+        ),
+        layout=GroupedQkv(),
+    ),
+)
+
+# model_type → the name of the model's class, in transformers and in MindFormers.
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}

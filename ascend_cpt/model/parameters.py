@@ -1,0 +1,67 @@
+"""The tensors of a model, by their names in Hugging Face and MindFormers, with their shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.model.families import FAMILIES, HF_OUTPUT, Row
+from ascend_cpt.model.sizes import ModelSizes
+from ascend_cpt.model.tensor_layout import Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The smallest unit of conversion: one MindFormers tensor and the Hugging Face tensors that make it."""
+
+    row: Row
+    mindformers: str
+    hf: tuple[str, ...]
+
+
+def list_groups(sizes: ModelSizes) -> list[Group]:
+    """Return all groups of a model: layer by layer in the table's order, before and after them what has no layer.
+
+    Tied embeddings have no output layer of their own.
+
+    Raises:
+        ConfigError: for a family without a table.
+    """
+    if sizes.family not in FAMILIES:
+        raise ConfigError(f"model_type: {sizes.family} is not supported, only {', '.join(sorted(FAMILIES))} are")
+    rows = [row for row in FAMILIES[sizes.family] if not (sizes.tie_word_embeddings and row.hf[0][0] == HF_OUTPUT)]
+    per_layer = [row for row in rows if row.is_per_layer]
+    first = rows.index(per_layer[0])
+    before = [_make_group(row, None) for row in rows[:first]]
+    layers = [_make_group(row, layer) for layer in range(sizes.num_layers) for row in per_layer]
+    after = [_make_group(row, None) for row in rows[first:] if not row.is_per_layer]
+    return before + layers + after
+
+
+def _make_group(row: Row, layer: int | None) -> Group:
+    hf = tuple(name if layer is None else name.format(layer) for name, _ in row.hf)
+    return Group(row=row, mindformers=row.mindformers if layer is None else row.mindformers.format(layer), hf=hf)
+
+
+def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
+    """Return name → shape of every Hugging Face tensor of a model."""
+    return {
+        name: shape
+        for group in list_groups(sizes)
+        for name, shape in zip(group.hf, group.row.list_hf_shapes(sizes), strict=True)
+    }
+
+
+def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
+    """Return name → shape of every MindFormers tensor of a model: parts are joined along their rows."""
+    shapes: dict[str, Shape] = {}
+    for group in list_groups(sizes):
+        parts = group.row.list_hf_shapes(sizes)
+        shapes[group.mindformers] = (sum(part[0] for part in parts), *parts[0][1:])
+    return shapes
+
+
+def count_parameters(sizes: ModelSizes) -> int:
+    """Return the trained parameters of a model, each counted once."""
+    return sum(math.prod(shape) for shape in list_mindformers_shapes(sizes).values())

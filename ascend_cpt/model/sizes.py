@@ -1,0 +1,108 @@
+"""The sizes of a model, read from its Hugging Face config.json and from nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.model.rope import Rope, read_rope
+
+CONFIG_NAME = "config.json"
+# Fields that change the mathematics of the model, with the only value that is supported.
+_FIXED_FIELDS: dict[str, Any] = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "use_sliding_window": False,
+    "partial_rotary_factor": 1.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """What the weights of a decoder-only model depend on: sizes in elements, and how the embeddings are shared."""
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    has_qkv_bias: bool
+    tie_word_embeddings: bool
+    rms_norm_eps: float
+    rope: Rope
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads, which is also that of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of `folder`/config.json.
+
+    Raises:
+        CheckpointError: when it is missing or not a JSON object.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {CONFIG_NAME}: give the folder of a Hugging Face model")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return config
+
+
+def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
+    """Read the sizes from a Hugging Face model configuration, with transformers' defaults for what it leaves out.
+
+    Raises:
+        ConfigError: for a field that is missing or whose value is not supported.
+    """
+    for key, supported in _FIXED_FIELDS.items():
+        if config.get(key, supported) not in (supported, None):
+            raise ConfigError(f"{key}: {config[key]} is not supported, only {supported} is")
+    num_heads = _read_count(config, "num_attention_heads")
+    hidden_size = _read_count(config, "hidden_size")
+    if config.get("head_dim") is None and hidden_size % num_heads:
+        raise ConfigError(f"hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}")
+    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
+        raise ConfigError(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+    return ModelSizes(
+        family=str(config.get("model_type")),
+        vocab_size=_read_count(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=_read_count(config, "intermediate_size"),
+        num_layers=_read_count(config, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=config.get("head_dim") or hidden_size // num_heads,
+        # Qwen2's configuration has no field for it: its query, key and value always have a bias.
+        has_qkv_bias=config.get("model_type") == "qwen2",
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope=read_rope(config),
+    )
+
+
+def _read_count(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{key}: expected a positive whole number in the model's configuration, got {value}")
+    return value

@@ -1,0 +1,63 @@
+"""How one MindFormers tensor is made of Hugging Face tensors, and taken apart again. Pure NumPy; the type is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ascend_cpt.model.sizes import ModelSizes
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+class TensorLayout(Protocol):
+    """Joins the Hugging Face tensors of a group into the MindFormers tensor; `split` undoes `join` exactly."""
+
+    def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array: ...
+
+    def split(self, whole: Array, sizes: ModelSizes) -> list[Array]: ...
+
+
+@dataclass(frozen=True)
+class Same:
+    """One tensor under another name."""
+
+    def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:
+        (part,) = parts
+        return part
+
+    def split(self, whole: Array, sizes: ModelSizes) -> list[Array]:
+        return [whole]
+
+
+@dataclass(frozen=True)
+class GroupedQkv:
+    """Query, key and value rows, grouped per key-value head: the group's query heads, its key head, its value head."""
+
+    def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:
+        by_head = [part.reshape(sizes.num_kv_heads, -1, *part.shape[1:]) for part in parts]
+        joined: Array = np.concatenate(by_head, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    def split(self, whole: Array, sizes: ModelSizes) -> list[Array]:
+        by_head = whole.reshape(sizes.num_kv_heads, -1, *whole.shape[1:])
+        num_query_rows = sizes.num_heads // sizes.num_kv_heads * sizes.head_dim
+        parts = np.split(by_head, [num_query_rows, num_query_rows + sizes.head_dim], axis=1)
+        return [part.reshape(-1, *part.shape[2:]) for part in parts]
+
+
+@dataclass(frozen=True)
+class InterleavedRows:
+    """The rows of two tensors by turns: gate row 0, up row 0, gate row 1, up row 1, …"""
+
+    def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:
+        joined: Array = np.stack(parts, axis=1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    def split(self, whole: Array, sizes: ModelSizes) -> list[Array]:
+        return [np.ascontiguousarray(whole[0::2]), np.ascontiguousarray(whole[1::2])]

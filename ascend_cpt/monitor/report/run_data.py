@@ -1,0 +1,158 @@
+"""Reads the data of a report from a run folder and downsamples it for plotting."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ascend_cpt.errors import DataError
+
+METRICS_NAME, RUN_INFO_NAME = "metrics.jsonl", "run.json"
+NUM_BUCKETS = 500
+"""A curve has at most two points per bucket: its minimum and its maximum."""
+SMOOTH_SHARE = 50
+"""The smoothed curve averages over 1/50 of the run."""
+
+Floats = NDArray[np.float64]
+# Columns of the step records. Optional ones may be missing in records of older versions or None.
+NEEDED = ("step", "total_steps", "tokens", "loss", "learning_rate", "tokens_per_s", "step_time_s")
+OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "num_skipped")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The records of a run: step columns by name, validations by set, the last data account, `run.json`."""
+
+    name: str
+    columns: Mapping[str, Floats]
+    skipped: Mapping[int, str]
+    """Step → why it was skipped."""
+    validation: Mapping[str, Sequence[Mapping[str, Any]]]
+    account: Mapping[str, Any] | None
+    info: Mapping[str, Any]
+
+
+def load_run(run_dir: Path) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        DataError: when it contains no run, or a damaged record before the last line.
+    """
+    path = run_dir / METRICS_NAME
+    if not path.is_file():
+        raise DataError(f"{run_dir}: holds no run ({METRICS_NAME} is missing); give the folder of a run")
+    names = (*NEEDED, *OPTIONAL)
+    rows: list[tuple[Any, ...]] = []
+    skipped: dict[int, str] = {}
+    validation: dict[str, list[Mapping[str, Any]]] = {}
+    account: Mapping[str, Any] | None = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = orjson.loads(line)
+                kind = record["kind"]
+                if kind == "step":
+                    rows.append(tuple([record[name] for name in NEEDED] + [record.get(name) for name in OPTIONAL]))
+                    if record.get("skipped"):
+                        skipped[int(record["step"])] = str(record["skipped"])
+                elif kind == "validation":
+                    validation.setdefault(record["name"], []).append(
+                        {**record, "step": int(record["step"]), "loss": float(record["loss"])}
+                    )
+                elif kind == "data":
+                    account = {"tokens": dict(record["tokens"]), "epochs": dict(record["epochs"])}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                if not line.endswith(b"\n"):
+                    break  # last line, truncated by a crash
+                raise DataError(f"{path}: line {number} is not a valid record; correct or remove it") from None
+    if not rows:
+        raise DataError(f"{path}: has no steps yet; wait for the first step of the run")
+    return RunData(
+        name=run_dir.resolve().name,
+        columns={name: _to_floats(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
+        skipped=skipped,
+        validation=validation,
+        account=account,
+        info=_read_info(run_dir / RUN_INFO_NAME),
+    )
+
+
+def _to_floats(column: Iterable[Any]) -> Floats:
+    """Return a column as float64; strings such as `nan` and `inf` are parsed, None becomes NaN."""
+    try:
+        return np.array([math.nan if value is None else float(value) for value in column])
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{METRICS_NAME}: a step has a value that is not a number ({error}); correct or remove its line"
+        ) from None
+
+
+def _read_info(path: Path) -> Mapping[str, Any]:
+    """Return the content of `run.json`; an empty dict if it is missing (runs of older versions)."""
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: is not valid JSON ({error}); remove it to get the report without it") from None
+    if not isinstance(info, dict):
+        raise DataError(f"{path}: is not a JSON object; remove it to get the report without it")
+    return info
+
+
+def downsample(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int64]:
+    """Return the indices to plot: first, last, and minimum and maximum of each bucket, so that no spike is lost.
+
+    A bucket with non-finite values also keeps one of them, shown as a gap in the curve.
+    """
+    count = len(values)
+    if count <= 2 * num_buckets:
+        return np.arange(count)
+    edges = np.linspace(0, count, num_buckets + 1).astype(np.int64)
+    kept = {0, count - 1}
+    for start, stop in itertools.pairwise(edges):
+        part = values[start:stop]
+        finite = np.isfinite(part)
+        if not finite.all():
+            kept.add(int(start + np.argmin(finite)))
+        if finite.any():
+            kept.add(int(start + np.argmin(np.where(finite, part, np.inf))))
+            kept.add(int(start + np.argmax(np.where(finite, part, -np.inf))))
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def smooth(values: Floats) -> tuple[Floats, int]:
+    """Return the centered moving average and its window in steps; non-finite values are ignored."""
+    window = max(1, len(values) // SMOOTH_SHARE)
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    middles = np.arange(len(values))
+    starts, stops = np.maximum(middles - window // 2, 0), np.minimum(middles + window // 2 + 1, len(values))
+    totals, numbers = sums[stops] - sums[starts], counts[stops] - counts[starts]
+    return np.where(numbers > 0, totals / np.maximum(numbers, 1), np.nan), window // 2 * 2 + 1
+
+
+def make_curve(steps: Floats, values: Floats) -> dict[str, list[float | None]] | None:
+    """Return the points `x`, `y` to plot, or None if no value is finite; a gap has a `y` of None."""
+    if not np.isfinite(values).any():
+        return None
+    chosen = downsample(values)
+    return {"x": [round_digits(x) for x in steps[chosen]], "y": [round_digits(y) for y in values[chosen]]}
+
+
+def round_digits(value: float) -> float | None:
+    """Return a number rounded to six significant digits; None if it is not finite."""
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.6g}")
+    return int(rounded) if rounded.is_integer() else rounded

@@ -1,0 +1,87 @@
+"""Checks that the packed datasets fit the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.run.resolved_run import Dataset
+
+VALIDATION = "validation.sets"
+
+
+def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: str) -> list[str]:
+    """Return a problem for each dataset whose row length, vocabulary or padding does not fit the run.
+
+    Args:
+        config: The run's configuration.
+        datasets: The datasets of one section.
+        kind: The section within `cpt`: `sources` or `validation.sets`.
+    """
+    problems: list[str] = []
+    model = config.mindformers["model"]["model_config"]
+    for dataset in datasets:
+        tokenizer = dataset.manifest.tokenizer
+        where = f"{config.locate('cpt', *kind.split('.'), dataset.name)}: cpt.{kind}.{dataset.name}"
+        if not dataset.num_rows:
+            problems.append(f"{where}: has no rows; pack it again from an input that has documents")
+        problem = find_length_problem(dataset, config.cpt.seq_length, may_be_shorter=kind == VALIDATION)
+        if problem:
+            problems.append(f"{where}{problem}")
+        if tokenizer.vocab_size > model["vocab_size"]:
+            problems.append(
+                f"{where}: was packed with a tokenizer of {tokenizer.vocab_size} entries, but the model has "
+                f"vocab_size {model['vocab_size']}; use the model's own tokenizer"
+            )
+        if model.get("pad_token_id") not in (None, tokenizer.pad_id):
+            problems.append(
+                f"{config.locate('model', 'model_config', 'pad_token_id')}: model.model_config.pad_token_id "
+                f"{model['pad_token_id']} is not the padding token of {dataset.name} ({tokenizer.pad_id}; its "
+                f"end-of-document token is {tokenizer.eod_id}); remove the key, it is set from the dataset"
+            )
+        if tokenizer.pad_id == tokenizer.eod_id:
+            problems.append(
+                f"{where}: is padded with its end-of-document token {tokenizer.eod_id}, which would be masked in the "
+                "loss; pack it again with this version"
+            )
+    return problems
+
+
+def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bool) -> str:
+    """Return why a dataset's rows do not fit the run's `seq_length`, as the end of a message; empty if they fit.
+
+    An mmap dataset is cut into rows of any length when it is read.
+    """
+    packed, requested = dataset.manifest.seq_length, dataset.seq_length
+    if packed not in (None, requested):
+        return f".seq_length: is {requested}, but the dataset has rows of {packed} tokens; remove the key"
+    if requested == seq_length or (may_be_shorter and requested < seq_length):
+        return ""
+    if packed is None:
+        return f".seq_length: is {requested}, more than cpt.seq_length {seq_length}; lower it"
+    return (
+        f": was packed with sequence length {packed}, but cpt.seq_length is {seq_length}; pack it again with "
+        f"--seq-length {seq_length}"
+    )
+
+
+def find_tokenizer_problems(config: RunConfig, datasets: Sequence[Dataset]) -> list[str]:
+    """Return a problem for datasets packed with different tokenizers or padding tokens."""
+    problems: list[str] = []
+    fingerprints: dict[str, str] = {}
+    for dataset in datasets:
+        fingerprints.setdefault(dataset.manifest.tokenizer.fingerprint, dataset.name)
+    if len(fingerprints) > 1:
+        names = ", ".join(fingerprints.values())
+        problems.append(
+            f"{config.locate('cpt', 'sources')}: the datasets {names} were packed with different tokenizers; "
+            "pack them again with one"
+        )
+    by_padding = {dataset.manifest.tokenizer.pad_id: dataset.name for dataset in datasets}
+    if len(by_padding) > 1:
+        pads = ", ".join(f"{name} ({token})" for token, name in by_padding.items())
+        problems.append(
+            f"{config.locate('cpt', 'sources')}: the datasets are padded with different tokens: {pads}; "
+            "pack them with one"
+        )
+    return problems

@@ -1,0 +1,119 @@
+"""Checks of MindFormers' sections: keys that this program sets, and values that MindFormers does not handle."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
+from ascend_cpt.config.sections import find_section, load_key_table
+from ascend_cpt.model.families import ARCHITECTURES
+from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
+
+# Dotted key → values that it may have if present, and what to set instead.
+OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
+    "train_dataset": ((), "name the data in cpt.sources"),
+    "train_dataset_task": ((), "name the data in cpt.sources"),
+    "eval_dataset": ((), "name the data in cpt.validation.sets"),
+    "eval_dataset_task": ((), "name the data in cpt.validation.sets"),
+    "callbacks": ((), "set cpt.checkpoint, cpt.validation and cpt.monitor"),
+    "checkpoint": ((), "set cpt.init_from and cpt.checkpoint"),
+    "do_eval": ((False,), "set cpt.validation"),
+    "data_skip_steps": ((0,), "a resumed run skips the trained data automatically"),
+    "ignore_data_skip": ((False,), "a resumed run continues with the next row"),
+    "only_save_strategy": ((False,), "this program only trains"),
+    "auto_trans_ckpt": ((False,), "checkpoints are resharded when they are loaded"),
+    "calculate_per_token_loss": ((False,), "the loss is the mean over the tokens of a micro batch"),
+    "micro_batch_interleave_num": ((1,), "MindFormers does not support it for these models"),
+    "use_legacy": ((False,), "the models are mcore models"),
+    "use_legacy_format": ((False,), "checkpoints are in the new format"),
+    "load_ckpt_format": (("safetensors",), "checkpoints are safetensors"),
+    "runner_config.stop_step": ((0,), "use --stop-at-step"),
+    "runner_config.sink_size": ((1,), "callbacks must run after every step"),
+    "model.model_config.seq_length": ((), "set cpt.seq_length"),
+    "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
+    "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
+    "model.model_config.use_eod_attn_mask_compression": ((False,), "set cpt.document_attention: within"),
+}
+DEVICE_TARGETS = ("Ascend", "CPU")
+
+
+def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
+    """Return a problem for every key that this program sets itself and every name unknown to MindFormers."""
+    problems: list[str] = []
+    sections = config.mindformers
+    for dotted, (allowed, advice) in OWNED_KEYS.items():
+        parent, _, key = dotted.rpartition(".")
+        section = find_section(sections, parent)
+        value = section.get(key) if isinstance(section, Mapping) else None
+        if value is not None and not any(value == item and type(value) is type(item) for item in allowed):
+            equal = dotted == "model.model_config.seq_length" and value == config.cpt.seq_length
+            if not equal:
+                problems.append(f"{config.locate(*dotted.split('.'))}: {dotted}: remove it; {advice}")
+    known_names = {
+        "model.model_config.model_type": sorted(ARCHITECTURES),
+        "context.device_target": list(DEVICE_TARGETS),
+        **load_key_table()["names"],
+    }
+    for dotted, names in known_names.items():
+        problems += _find_unknown_name(config, dotted, names)
+    model = find_section(sections, "model.model_config")
+    for key in ("rope_scaling", "rope_parameters"):
+        # MindFormers' class silently ignores everything but rope_theta.
+        if isinstance(model, Mapping) and model.get("model_type") == "qwen3" and model.get(key):
+            problems.append(
+                f"{config.locate('model', 'model_config', key)}: model.model_config.{key}: MindFormers' Qwen3 "
+                "ignores it; set rope_theta instead"
+            )
+    given = (sections.get("parallel_config") or {}).get("data_parallel")
+    if uses_cpu(config) and given is not None and given != layout.world_size:
+        problems.append(
+            f"{config.locate('parallel_config', 'data_parallel')}: parallel_config.data_parallel {given}: the launch "
+            f"has {layout.world_size} workers; remove the key"
+        )
+    return problems
+
+
+def _find_unknown_name(config: RunConfig, dotted: str, names: list[str]) -> list[str]:
+    parent, _, key = dotted.rpartition(".")
+    section = find_section(config.mindformers, parent)
+    value = section.get(key) if isinstance(section, Mapping) else None
+    if value is None or value in names:
+        return []
+    matches = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(names)}"
+    return [f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} is unknown; {hint}"]
+
+
+DROPOUT = "with dropout a resumed run would differ and the validation loss would be wrong"
+
+
+def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
+    """Return a problem for everything that is missing in the model section or does not fit the layout."""
+    problems: list[str] = []
+    model = (config.mindformers.get("model") or {}).get("model_config")
+    if not isinstance(model, dict):
+        return [f"{config.path}: model.model_config is missing; give the model's sizes there"]
+    where = config.locate("model", "model_config")
+    for key in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        if model.get(key) is None:
+            problems.append(f"{where}: model.model_config.{key} is missing; add it")
+    for key in ("hidden_dropout", "attention_dropout"):
+        if model.get(key):
+            problems.append(
+                f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}"
+            )
+    found = find_layout_problems(model, layout, config.cpt.seq_length)
+    if not found and not uses_cpu(config):
+        parallel = config.mindformers.get("parallel_config") or {}
+        recompute = config.mindformers.get("recompute_config") or {}
+        found = find_switch_problems(
+            model,
+            layout,
+            config.cpt.seq_length,
+            sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
+            recompute=recompute.get("recompute"),
+        )
+    return problems + [f"{config.locate('parallel_config')}: {problem}" for problem in found]

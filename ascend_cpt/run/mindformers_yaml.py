@@ -1,0 +1,149 @@
+"""Compiles a resolved run to a plain MindFormers YAML, which is written to the run folder and loaded from there.
+
+It must be loaded by path: only then does MindFormers fill in its defaults.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ascend_cpt.checkpoint.locate import Checkpoint
+from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.run.resolved_run import ResolvedRun
+
+LOADER_NAME = "CptPackedDataLoader"
+SCHEDULE_NAME = "CptTableLR"
+
+# Positions restart at document boundaries only on a CPU: on Ascend MindFormers' restart does not compile with several
+# data-parallel ranks. There they run on, which is equivalent: rotary attention depends only on position differences.
+BOUNDARY_SETTINGS: dict[str, dict[str, bool]] = {
+    "none": {},
+    "mask": {"use_eod_reset": True},
+    "ends": {"use_eod_attn_mask_compression": True},
+}
+
+DATA_PARALLEL_MODE, SEMI_AUTO_PARALLEL_MODE = 0, 1  # parallel.parallel_mode
+
+
+def make_mindformers_config(
+    run: ResolvedRun, *, resume_from: Checkpoint | None, init_from: Path | None
+) -> dict[str, Any]:
+    """Return the MindFormers configuration of a run.
+
+    Args:
+        run: The resolved run.
+        resume_from: A checkpoint to continue exactly, or None.
+        init_from: A checkpoint folder whose weights alone are loaded, or None.
+    """
+    assert resume_from is None or init_from is None
+    cpu = uses_cpu(run.config)
+    sections = copy.deepcopy(run.config.mindformers)
+    for key in ("train_dataset", "train_dataset_task", "callbacks", "load_checkpoint", "resume_training"):
+        sections.pop(key, None)
+    sections.update(
+        seed=run.seed,
+        output_dir=str(run.run_dir),
+        run_mode="train",
+        use_parallel=run.layout.world_size > 1,
+        use_legacy=False,
+        use_legacy_format=False,
+        load_ckpt_format="safetensors",
+        resume_training=resume_from is not None,
+        load_checkpoint=str((resume_from.folder if resume_from else init_from) or ""),
+        callbacks=[{"type": "MFLossMonitor"}],
+    )
+    sections.setdefault("trainer", {"type": "CausalLanguageModelingTrainer", "model_name": run.model["model_type"]})
+    runner = sections.setdefault("runner_config", {})
+    runner.update(
+        epochs=1,  # the loader yields the rows of the whole run, including repeated epochs over the data
+        batch_size=run.budget.micro_batch_size,
+        gradient_accumulation_steps=1 if run.layout.pipeline_parallel > 1 else run.budget.num_accumulation_steps,
+        sink_mode=False if cpu else runner.get("sink_mode", True),
+        sink_size=1,  # callbacks see every step
+    )
+    sections["parallel_config"] = _compile_parallel_config(run, sections.get("parallel_config") or {})
+    sections["parallel"] = _compile_parallel(run, sections.get("parallel") or {}, cpu)
+    columns = list(run.row_format.columns)
+    dataset = {
+        "data_loader": {"type": LOADER_NAME, **compile_loader(run)},
+        "input_columns": columns,
+        "construct_args_key": columns,
+        "num_parallel_workers": 1,
+        "drop_remainder": True,
+        "python_multiprocessing": False,
+        "numa_enable": False,
+        "prefetch_size": 1,
+    }
+    sections["train_dataset"] = dataset
+    sections["train_dataset_task"] = {"type": "CausalLanguageModelDataset", "dataset_config": copy.deepcopy(dataset)}
+    if run.schedule is not None:
+        sections["lr_schedule"] = {
+            "type": SCHEDULE_NAME,
+            **run.schedule.to_record(),
+            "total_steps": run.schedule.total_steps,
+        }
+    model = sections["model"]["model_config"]
+    # MindFormers' own default is 0.1.
+    model.update(hidden_dropout=0.0, attention_dropout=0.0)
+    # Padding must not be the end-of-document token: MindFormers masks the loss of padding tokens.
+    model.update(seq_length=run.budget.seq_length, pad_token_id=run.row_format.pad_id)
+    model.update(BOUNDARY_SETTINGS[run.row_format.boundaries])
+    return sections
+
+
+def compile_loader(run: ResolvedRun) -> dict[str, Any]:
+    """Return the arguments of the training data loader."""
+    return {
+        "manifests": [str(source.manifest.path) for source in run.sources],
+        "digests": [source.manifest.digest for source in run.sources],
+        "row_format": run.row_format.to_record(),
+        "sample_order": run.order.to_record(),
+    }
+
+
+def _compile_parallel_config(run: ResolvedRun, section: dict[str, Any]) -> dict[str, Any]:
+    layout = run.layout
+    compiled = {
+        **section,
+        "data_parallel": layout.data_parallel,
+        "model_parallel": layout.tensor_parallel,
+        "pipeline_stage": layout.pipeline_parallel,
+        "context_parallel": layout.context_parallel,
+    }
+    if layout.pipeline_parallel > 1:
+        compiled["micro_batch_num"] = run.budget.num_accumulation_steps
+    return compiled
+
+
+def _compile_parallel(run: ResolvedRun, section: dict[str, Any], cpu: bool) -> dict[str, Any]:
+    if cpu:
+        return {"parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False}
+    data = run.layout.data_parallel
+    defaults = {
+        "parallel_mode": SEMI_AUTO_PARALLEL_MODE,
+        "enable_alltoall": True,
+        "search_mode": "sharding_propagation",
+    }
+    return {
+        **defaults,
+        **section,
+        "full_batch": False,
+        "dataset_strategy": [[data, *[1] * (rank - 1)] for rank in run.row_format.ranks],
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no anchors and aliases, for readability."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def render_yaml(sections: dict[str, Any], heading: str) -> str:
+    """Return the configuration as YAML text with `heading` as its first comment line."""
+    body = yaml.dump(sections, Dumper=_Dumper, sort_keys=True, allow_unicode=True, width=120)
+    return f"# {heading}\n{body}"

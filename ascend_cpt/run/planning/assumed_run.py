@@ -1,0 +1,95 @@
+"""Resolves a configuration without its datasets and cluster, with placeholder manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.data.packed.manifest import Manifest, Shard
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.resolved_run import ResolvedRun
+
+NUM_ASSUMED_TOKENS = 10**12
+
+
+def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node: int) -> int:
+    """Return the number of devices: from `num_nodes`, or the product of the sizes in `parallel_config`.
+
+    Raises:
+        ConfigError: when neither is given.
+    """
+    if num_nodes is not None:
+        return num_nodes * devices_per_node
+    section = config.mindformers.get("parallel_config") or {}
+    data = section.get("data_parallel")
+    if data is None:
+        raise ConfigError(
+            f"{config.locate('parallel_config')}: the size of the cluster is unknown; give --nodes, or set "
+            "parallel_config.data_parallel"
+        )
+    product = int(data)
+    for key in ("model_parallel", "pipeline_stage", "context_parallel"):
+        product *= int(section.get(key) or 1)
+    return product
+
+
+def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
+    """Resolve a run whose datasets are not available; they are assumed to fit and to be large enough.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
+    if uses_cpu(config):
+        raise ConfigError(
+            f"{config.locate('context', 'device_target')}: context.device_target is CPU, but plans are for Ascend; "
+            "add --set context.device_target=Ascend to plan this model there"
+        )
+    cpt = config.cpt
+    placeholder = _make_placeholder_manifest(config)
+    sets = cpt.validation.sets if cpt.validation else {}
+    return resolve(
+        config,
+        world_size=world_size,
+        sources=dict.fromkeys(cpt.sources or ("assumed",), placeholder),
+        validation=dict.fromkeys(sets, placeholder),
+    )
+
+
+def has_token_budget(config: RunConfig) -> bool:
+    """Return whether the budget is given in tokens; a number of epochs needs the datasets."""
+    cpt = config.cpt
+    return cpt.train_tokens is not None or (bool(cpt.phases) and all(phase.tokens for phase in cpt.phases))
+
+
+def _make_placeholder_manifest(config: RunConfig) -> Manifest:
+    """Return the manifest of a dataset that fits the configuration and is large enough."""
+    model = config.mindformers.get("model", {}).get("model_config") or {}
+    vocab_size = int(model.get("vocab_size") or 2)
+    pad_id = model.get("pad_token_id", vocab_size - 1)
+    num_rows = NUM_ASSUMED_TOKENS // config.cpt.seq_length
+    shard = Shard(
+        file="assumed",
+        size_bytes=0,
+        sha256="",
+        index_file="assumed",
+        index_size_bytes=0,
+        index_sha256="",
+        num_rows=num_rows,
+        num_tokens=NUM_ASSUMED_TOKENS,
+        num_documents=num_rows,
+        text_bytes=0,
+    )
+    tokenizer = TokenizerInfo(
+        type="assumed", name="assumed", fingerprint="", vocab_size=vocab_size, eod_id=int(pad_id == 0), pad_id=pad_id
+    )
+    return Manifest(
+        key="text",
+        output_format="mindrecord",
+        seq_length=config.cpt.seq_length,
+        tokenizer=tokenizer,
+        shards=(shard,),
+        path=Path("assumed.manifest.json"),
+    )

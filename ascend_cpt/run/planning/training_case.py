@@ -1,0 +1,65 @@
+"""The inputs of the memory, time and disk estimates, from a resolved run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ascend_cpt.config.values import to_steps
+from ascend_cpt.model.parameters import count_parameters, list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.plan.case import DTYPE_BYTES, TrainingCase, split_layers
+from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
+from ascend_cpt.run.resolved_run import ResolvedRun
+
+
+def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
+    """Return the checkpoints that a run writes in `total_steps` (None: its length is unknown)."""
+    checkpoint, tokens_per_step = run.config.cpt.checkpoint, run.budget.tokens_per_step
+    return plan_checkpoints(
+        count_parameters(read_sizes(run.model)),
+        DTYPE_BYTES[str(run.model.get("params_dtype", "float32"))],
+        num_steps=total_steps,
+        save_every_steps=to_steps(checkpoint.every, tokens_per_step),
+        keep_last=checkpoint.keep_last,
+        keep_every_steps=to_steps(checkpoint.keep_every, tokens_per_step),
+    )
+
+
+def build_case(run: ResolvedRun) -> TrainingCase:
+    """Return the training case of a resolved run."""
+    sections, model = run.config.mindformers, run.model
+    sizes = read_sizes(model)
+    parallel = sections.get("parallel") or {}
+    optimizer = parallel.get("parallel_optimizer_config") or {}
+    shard_size = int(optimizer.get("optimizer_weight_shard_size") or -1)
+    layers = split_layers(sizes.num_layers, run.layout.pipeline_parallel, model.get("offset"))
+    recompute = sections.get("recompute_config") or {}
+    return TrainingCase(
+        model=sizes,
+        parameters=list_mindformers_shapes(sizes),
+        layout=run.layout,
+        layers_per_stage=layers,
+        seq_length=run.budget.seq_length,
+        micro_batch_size=run.budget.micro_batch_size,
+        num_micro_batches=run.budget.num_accumulation_steps,
+        sequence_parallel=bool((sections.get("parallel_config") or {}).get("use_seq_parallel")),
+        recomputed_layers=_read_recomputed_layers(recompute.get("recompute"), layers),
+        recomputes_selected=bool(recompute.get("select_recompute")),
+        shards_optimizer=bool(parallel.get("enable_parallel_optimizer", False)),
+        # MindSpore ignores sizes of 1 and below.
+        optimizer_shard_size=shard_size if shard_size > 1 else None,
+        shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
+        shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
+        compresses_mask=bool(model.get("use_attn_mask_compression")) or run.row_format.boundaries == "ends",
+        param_bytes=DTYPE_BYTES[str(model.get("params_dtype", "float32"))],
+        compute_bytes=DTYPE_BYTES[str(model.get("compute_dtype", "bfloat16"))],
+    )
+
+
+def _read_recomputed_layers(value: Any, layers: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the number of recomputed layers by stage; `value` is `recompute_config.recompute`, a switch or a list."""
+    counts = value if isinstance(value, list) else [bool(value)] * len(layers)
+    return tuple(
+        (most if count else 0) if isinstance(count, bool) else min(count, most)
+        for count, most in zip(counts, layers, strict=True)
+    )

@@ -1,0 +1,117 @@
+"""The resolved run: everything that training needs, derived from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.megatron_rows import count_rows
+from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.recipe.budget import Budget
+from ascend_cpt.recipe.phases import Phase, SampleOrder
+from ascend_cpt.recipe.schedule import Schedule
+from ascend_cpt.run.document_attention import choose_boundaries
+
+RANDOM_INIT = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A dataset of the run: its name in the configuration, its manifest, and its row length in this run."""
+
+    name: str
+    manifest: Manifest
+    seq_length: int
+    """Trained tokens per row; an mmap dataset is cut into rows of this length."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return count_rows(self.manifest, self.seq_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRun:
+    """A run with all numbers resolved. `schedule` is None if MindFormers' `lr_schedule` is used.
+
+    `notes` are lines to print: defaults filled in, rounding, warnings.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    layout: ParallelLayout
+    budget: Budget
+    schedule: Schedule | None
+    sources: tuple[Dataset, ...]
+    validation: tuple[Dataset, ...]
+    seed: int
+    order: SampleOrder
+    notes: tuple[str, ...] = ()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run; without configured phases a single one named `train`."""
+        return self.order.phases
+
+    def count_source_rows(self, first_step: int, stop_step: int) -> dict[str, int]:
+        """Return the rows of each source in the steps `first_step` to `stop_step` (excluded)."""
+        batch = self.budget.global_batch_size
+        return self.order.count(first_step * batch, stop_step * batch)
+
+    def list_rows(self, step: int) -> list[tuple[str, int]]:
+        """Return (source, row number in it) for every row of the global batch of `step`, counted from 0."""
+        batch = self.budget.global_batch_size
+        sources, rows = self.order.locate(np.arange(step * batch, (step + 1) * batch))
+        names = list(self.order.num_rows)
+        return [(names[source], int(row)) for source, row in zip(sources, rows, strict=True)]
+
+    @property
+    def row_format(self) -> RowFormat:
+        """The format of the network's inputs."""
+        tokenizer = self.sources[0].manifest.tokenizer
+        return RowFormat(
+            seq_length=self.budget.seq_length,
+            pad_id=tokenizer.pad_id,
+            eod_id=tokenizer.eod_id,
+            boundaries=choose_boundaries(self.config),
+            micro_batch_size=self.budget.micro_batch_size,
+        )
+
+    @property
+    def checkpoint_root(self) -> Path:
+        """Folder with a subfolder for each saved step."""
+        return self.run_dir / "checkpoint"
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The `model.model_config` section."""
+        section: Mapping[str, Any] = self.config.mindformers["model"]["model_config"]
+        return section
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the values that must not change when a run is resumed."""
+        return {
+            "model": dict(self.model),
+            # A list: row numbers depend on the order of the sources.
+            "sources": [[source.name, source.manifest.digest] for source in self.sources],
+            "seq_length": self.budget.seq_length,
+            "document_attention": self.config.cpt.document_attention,
+            "global_batch_size": self.budget.global_batch_size,
+            "total_steps": self.budget.total_steps,
+            "schedule": self.schedule.to_record() if self.schedule else None,
+            "phases": self.order.to_record()["phases"],
+            "seed": self.seed,
+            **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
+        }
+
+    @property
+    def report_rank(self) -> int:
+        """The rank that writes records: with pipeline stages only the last stage has the loss."""
+        return self.layout.world_size - self.layout.world_size // self.layout.pipeline_parallel

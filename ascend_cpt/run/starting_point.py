@@ -1,0 +1,279 @@
+"""What a run starts from: its newest checkpoint, the weights of a run or a Hugging Face folder, or random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.checkpoint.fingerprint import describe_differences, hash_values
+from ascend_cpt.checkpoint.locate import Checkpoint, find_newest_complete, list_complete, locate_checkpoint
+from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
+from ascend_cpt.cluster.job.channel import JobChannel
+from ascend_cpt.cluster.job.checks import check_same, choose_common_step
+from ascend_cpt.config.values import format_count
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
+from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
+from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
+
+EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
+ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
+JUMP = 1.2  # a learning rate that rises by more than this factor is a re-warming
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A checkpoint to resume exactly, or a folder of initial weights, or neither: random weights.
+
+    `notes` are lines to print; `warnings` name skipped checkpoints.
+    """
+
+    resume_from: Checkpoint | None = None
+    init_from: Path | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Number of steps already trained."""
+        return self.resume_from.state.step if self.resume_from else 0
+
+
+def choose_start(
+    run: ResolvedRun, resume_training: str | None, *, extend: bool = False, channel: JobChannel | None = None
+) -> Start:
+    """Return what the run starts from; with a `channel` all processes of the job choose the same.
+
+    Args:
+        run: The resolved run.
+        resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
+        extend: Accept a run that is longer, or has more phases, than when its checkpoint was saved.
+        channel: The channel to the other processes, in a launched job.
+
+    Raises:
+        ConfigError: when no initial weights are configured.
+        CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
+        ClusterError: when the nodes' starting points differ, or one of them failed.
+    """
+    start = _choose(run, resume_training, extend, channel)
+    if channel is not None:
+        weights = start.resume_from.folder if start.resume_from else start.init_from
+        facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
+        check_same(channel, "starting point", facts)
+    return start
+
+
+def identify_weights(folder: Path) -> str:
+    """Return a text that identifies a checkpoint or Hugging Face folder, without reading its tensors."""
+    state = folder / STATE_NAME
+    if state.is_file():
+        saved = read_state(folder)
+        # Without the files: without shared storage every node has only its own.
+        return f"step {saved.step} of {hash_values(saved.fingerprint)}"
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    return f"{len(sizes)} files, {hash_values(sizes)}"
+
+
+def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel: JobChannel | None) -> Start:
+    chosen, skipped = _choose_checkpoint(run, resume_training, channel)
+    if chosen is None:
+        if extend:
+            raise CheckpointError(f"{run.run_dir}: holds no checkpoint to extend; remove --extend")
+        return _choose_weights(run, skipped)
+    differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
+    notes: tuple[str, ...] = ()
+    if differences and extend:
+        notes = _check_extension(run, chosen)
+    elif differences:
+        hint = ", or give --extend to make the run longer" if _is_longer(run, chosen.state) else ""
+        raise CheckpointError(
+            f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
+            f"({'; '.join(differences)}); restore them{hint}, or start another run with --set cpt.run_name=NAME"
+        )
+    return Start(resume_from=chosen, notes=notes, warnings=skipped)
+
+
+def _choose_checkpoint(
+    run: ResolvedRun, resume_training: str | None, channel: JobChannel | None
+) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """Return the checkpoint to resume from, or None for a new run, and a line for each skipped checkpoint."""
+    requested = resume_training or str(run.config.mindformers.get("resume_training", "auto"))
+    newest, skipped = find_newest_complete(run.checkpoint_root)
+    if requested.lower() in ("never", "false"):
+        if newest is not None:
+            raise CheckpointError(
+                f"{run.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
+                "--resume_training auto, or start another run with --set cpt.run_name=NAME"
+            )
+        return None, ()
+    if requested.lower() in ("auto", "true", "none"):
+        if channel is None or run.config.cpt.storage.shared:
+            return newest, tuple(skipped)
+        complete, _ = list_complete(run.checkpoint_root)
+        step, lines = choose_common_step(channel, list(complete))
+        gathered = channel.all_gather("skipped checkpoints", skipped)
+        # The processes of a node report the same lines.
+        reasons = dict.fromkeys(
+            f"{member}: {line}" for member, own in zip(channel.members, gathered, strict=True) for line in own
+        )
+        return (complete[step] if step is not None else None), (*reasons, *lines)
+    chosen = locate_checkpoint(Path(requested))
+    if newest is not None and newest.state.step > chosen.state.step:
+        raise CheckpointError(
+            f"{run.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
+            "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
+        )
+    return chosen, ()
+
+
+def _is_longer(run: ResolvedRun, state: RunState) -> bool:
+    return run.budget.total_steps > state.total_steps
+
+
+def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
+    """Return lines that describe what the extension changes.
+
+    Raises:
+        CheckpointError: when more than the length changed, or the rows trained so far would be different.
+    """
+    state = chosen.state
+    saved, current = dict(state.fingerprint), run.fingerprint()
+    others = describe_differences(
+        {key: value for key, value in saved.items() if key not in EXTENDABLE},
+        {key: value for key, value in current.items() if key not in EXTENDABLE},
+    )
+    if others:
+        raise CheckpointError(
+            f"{chosen.folder}: --extend only makes a run longer; restore the other settings ({'; '.join(others)})"
+        )
+    if not _is_longer(run, state):
+        raise CheckpointError(
+            f"{run.run_dir}: --extend, but the run has {run.budget.total_steps} steps and had {state.total_steps}; "
+            "raise cpt.train_tokens or add a phase"
+        )
+    _check_same_rows(chosen, saved, current)
+    tokens = run.budget.tokens_per_step
+    notes = [
+        f"extended at step {state.step}: {state.total_steps} → {run.budget.total_steps} steps "
+        f"({format_count(state.total_steps * tokens)} → {format_count(run.budget.total_tokens)} tokens)"
+    ]
+    if run.schedule is not None and saved.get("schedule"):
+        before = learning_rate_at(Schedule.from_record(**saved["schedule"]), state.step - 1)
+        after = learning_rate_at(run.schedule, state.step)
+        notes.append(
+            f"learning rate: {before:.3g} at step {state.step - 1}, {after:.3g} at step {state.step}, final "
+            f"{run.schedule.final_lr:.3g}"
+        )
+        if after > JUMP * before:
+            jump = f"by a factor of {after / before:.3g}" if before else "from 0"
+            notes.append(
+                f"warning: the learning rate jumps {jump}; a schedule with a stable part (wsd, infinite) can be "
+                "extended without a jump (arXiv 2403.08763)"
+            )
+    return tuple(notes)
+
+
+def _check_same_rows(chosen: Checkpoint, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    digests = dict(current["sources"])
+    for name, digest in saved["sources"]:
+        if digests.get(name) != digest:
+            raise CheckpointError(
+                f"{chosen.folder}: --extend, but source {name} is not the dataset that was trained on; restore it"
+            )
+    step = chosen.state.step
+    trained, wanted = (_cut_phases(record["phases"], step) for record in (saved, current))
+    shuffled_together = any(shares is None for *_, shares in saved["phases"])
+    if trained != wanted or (shuffled_together and saved["sources"] != current["sources"]):
+        raise CheckpointError(
+            f"{chosen.folder}: --extend, but the phases up to step {step} differ from those that were trained: "
+            f"{_name_phases(trained)} → {_name_phases(wanted)}; keep their blends, and give their lengths in tokens"
+        )
+
+
+def _cut_phases(phases: list[Any], step: int) -> list[tuple[int, int, Any]]:
+    """Return (first step, stop step, shares) of the phases up to `step`; names do not matter."""
+    return [(first, min(stop, step), shares) for _, first, stop, shares in phases if first < step]
+
+
+def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
+    return ", ".join(
+        f"{first} to {stop}: {' + '.join(f'{name} {share}' for name, share in shares) if shares else 'all shuffled'}"
+        for first, stop, shares in phases
+    )
+
+
+def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
+    config = run.config
+    requested = config.cpt.init_from or config.mindformers.get("load_checkpoint")
+    if not requested:
+        raise ConfigError(
+            f"{config.path}: no initial weights; set cpt.init_from to a Hugging Face folder, a run or "
+            f"checkpoint folder, or `{RANDOM_INIT}` to train from scratch"
+        )
+    if requested == RANDOM_INIT:
+        return Start(warnings=skipped)
+    if is_hf_folder(Path(requested)):
+        folder = HfFolder(Path(requested))
+        folder.check()
+        folder.check_model(run.model)
+        return Start(init_from=Path(requested), warnings=skipped)
+    checkpoint = locate_checkpoint(Path(requested))
+    before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
+    rope_before, rope_now = (
+        {key: fields.pop(key) for key in ROPE_KEYS if fields[key] is not None} for fields in (before, now)
+    )
+    differences = describe_differences(before, now)
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint.folder}: has other model sizes than model.model_config ({'; '.join(differences)}); "
+            "make them equal or choose another checkpoint"
+        )
+    notes = _warn_of_rewarming(run, checkpoint.state)
+    if rope_before != rope_now:
+        # A long-context stage may change the rope scaling. No weight shapes depend on it, but it is worth a note.
+        changes = "; ".join(describe_differences(rope_before, rope_now))
+        notes = (f"rotary embeddings differ from those that the weights were trained with: {changes}", *notes)
+    return Start(init_from=checkpoint.folder, notes=notes, warnings=skipped)
+
+
+def _warn_of_rewarming(run: ResolvedRun, state: RunState) -> tuple[str, ...]:
+    """Return a warning if the run re-warms the learning rate on data that the weights were already trained on."""
+    schedule = state.fingerprint.get("schedule")
+    if not schedule or run.schedule is None:
+        return ()
+    seen = {digest: name for name, digest in state.fingerprint["sources"]}
+    again = [source.name for source in run.sources if source.manifest.digest in seen]
+    ended_with = learning_rate_at(Schedule.from_record(**schedule), state.step - 1)
+    if not again or run.schedule.peak_lr <= JUMP * ended_with:
+        return ()
+    return (
+        f"warning: re-warming on the same data: these weights were already trained on {', '.join(again)} with a final "
+        f"learning rate of {ended_with:.3g}; this run rises to {run.schedule.peak_lr:.3g}. This is worse than "
+        "continuing at a constant rate (arXiv 2308.04014); continue that run with --extend, or set "
+        f"cpt.schedule.peak_lr to {ended_with:.3g}",
+    )
+
+
+MODEL_IDENTITY_KEYS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+)
+
+
+def select_model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a `model_config` that identify the model."""
+    return {key: model.get(key) for key in MODEL_IDENTITY_KEYS}

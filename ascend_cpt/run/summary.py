@@ -1,0 +1,126 @@
+"""Summary lines of a run, printed before it starts and after it ends."""
+
+from __future__ import annotations
+
+from ascend_cpt.config.values import format_bytes, format_count
+from ascend_cpt.model.parameters import list_hf_shapes
+from ascend_cpt.recipe.schedule import learning_rate_at
+from ascend_cpt.run.planning.training_case import count_checkpoints
+from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.run.starting_point import Start
+from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
+
+
+def describe(run: ResolvedRun) -> str:
+    """Return the summary of a resolved run."""
+    budget, layout = run.budget, run.layout
+    model = run.model
+    sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
+    accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
+    lines = [
+        f"run      {run.run_dir}",
+        f"model    {model['model_type']}: {sizes}",
+        f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
+        f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
+        f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = "
+        f"{format_count(budget.tokens_per_step)} tokens a step "
+        f"({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
+        f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
+        f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
+        *describe_rate(run),
+        *describe_data(run),
+    ]
+    if run.report_rank:
+        lines.append(f"report   progress is printed by rank {run.report_rank}, on the last pipeline stage")
+    if run.validation:
+        lines.append(f"validate {', '.join(dataset.name for dataset in run.validation)}")
+    lines.append(describe_disk(run))
+    lines += [f"note     {note}" for note in run.notes]
+    return "\n".join(lines)
+
+
+def describe_rate(run: ResolvedRun) -> list[str]:
+    """Return a line for each segment of the learning-rate schedule, with its first step and token."""
+    if run.schedule is None:
+        return []
+    lines, step = [], 0
+    for segment in run.schedule.segments:
+        is_flat = segment.start_lr == segment.end_lr
+        change = f"{segment.end_lr:g}" if is_flat else f"{segment.start_lr:g} → {segment.end_lr:g}"
+        shape = "" if is_flat or segment.name == segment.shape else f" ({segment.shape})"
+        lines.append(f"rate     {_at(run, step)}: {segment.name}{shape} {change} over {segment.num_steps} steps")
+        step += segment.num_steps
+    return lines
+
+
+def describe_data(run: ResolvedRun) -> list[str]:
+    """Return a line for each phase with its data, and a line for each source with its epochs."""
+    lines = []
+    for phase in run.phases:
+        counts = run.count_source_rows(phase.first_step, phase.stop_step)
+        total = sum(counts.values())
+        parts = [
+            f"{name} {rows / total:.3g} = {format_count(rows * run.budget.seq_length)}"
+            for name, rows in counts.items()
+            if rows
+        ]
+        rate = ""
+        if run.schedule is not None:
+            rate = f", rate {learning_rate_at(run.schedule, phase.first_step):.3g} at its start"
+        lines.append(
+            f"phase    {phase.name}: {_at(run, phase.first_step)} to {phase.stop_step}, "
+            f"{format_count(phase.num_steps * run.budget.tokens_per_step)} tokens{rate}: {', '.join(parts)}"
+        )
+    drawn = run.count_source_rows(0, run.budget.total_steps)
+    for source in run.sources:
+        rows = drawn[source.name]
+        lines.append(
+            f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens = "
+            f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
+        )
+    return lines
+
+
+def describe_disk(run: ResolvedRun) -> str:
+    """Return a line with the size of a checkpoint and the maximum disk space of the run."""
+    checkpoints = count_checkpoints(run, run.budget.total_steps)
+    return (
+        f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
+        f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
+        f"most {checkpoints.num_held} held at once: {format_bytes(checkpoints.disk_bytes)}"
+    )
+
+
+def _at(run: ResolvedRun, step: int) -> str:
+    return f"from step {step} ({format_count(step * run.budget.tokens_per_step)})"
+
+
+def describe_start(start: Start) -> str:
+    """Return a line with the starting point, and its notes."""
+    if start.resume_from is not None:
+        line = f"start    continuing at step {start.step} from {start.resume_from.folder}"
+    elif start.init_from is None:
+        line = "start    random weights; compiling the graph first"
+    else:
+        folder = start.init_from
+        details = f" ({describe_hf_folder(HfFolder(folder))})" if is_hf_folder(folder) else ""
+        line = f"start    weights of {folder}{details}; compiling the graph first"
+    return "\n".join([line, *(f"note     {note}" for note in start.notes)])
+
+
+def describe_hf_folder(folder: HfFolder) -> str:
+    """Return what is loaded from a checked Hugging Face folder; missing tensors were refused by the check."""
+    used = list_hf_shapes(folder.sizes)
+    num_parameters = sum(folder.tensors[name].num_elements for name in used)
+    ignored = sorted(set(folder.tensors) - set(used))
+    rest = f", ignored unexpected ones: {', '.join(ignored)}" if ignored else ", none unexpected"
+    return f"{len(used)} tensors, {format_count(num_parameters)} parameters, none missing{rest}"
+
+
+def describe_end(run: ResolvedRun, stop_at_step: int | None) -> str:
+    """Return a line with how the run ended and where its files are."""
+    total = run.budget.total_steps
+    files = f"checkpoints, metrics.jsonl and loss.png are in {run.run_dir}"
+    if stop_at_step is not None and stop_at_step < total:
+        return f"stopped  after step {stop_at_step} of {total}; run without --stop-at-step to continue; {files}"
+    return f"done     {files}"

@@ -1,0 +1,1 @@
+"""Compiles ranks of a run on MindSpore's simulated device, without NPUs."""

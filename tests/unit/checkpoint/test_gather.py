@@ -1,0 +1,58 @@
+"""Parts of a checkpoint on several nodes become one folder, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.checkpoint.gather import gather_checkpoint
+from ascend_cpt.checkpoint.locate import check_checkpoint
+from ascend_cpt.checkpoint.state import RunState, write_state
+from ascend_cpt.errors import CheckpointError
+
+
+def make_part(folder: Path, ranks: range, *, step: int = 10, seed: int = 1) -> Path:
+    """Write a node's part: shards of some ranks, and the files that every node has."""
+    folder.mkdir(parents=True)
+    for rank in ranks:
+        (folder / f"cpt-model-{rank:07d}-0000004.safetensors").write_bytes(bytes([rank]) * (rank + 1))
+    (folder / "common.json").write_text("{}")
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    write_state(
+        folder, RunState(step=step, total_steps=20, tokens=1, position=1, fingerprint={"seed": seed}, files=files)
+    )
+    return folder
+
+
+def test_all_shards_come_together(tmp_path: Path) -> None:
+    parts = [
+        make_part(tmp_path / "a/iteration_00000010", range(2)),
+        make_part(tmp_path / "b/iteration_00000010", range(2, 4)),
+    ]
+    gathered = gather_checkpoint(parts, tmp_path / "all/iteration_00000010")
+    assert check_checkpoint(gathered.folder).state.step == 10
+    assert len(gathered.state.files) == 5
+    assert (gathered.folder / "cpt-model-0000003-0000004.safetensors").read_bytes() == b"\3" * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"step": 12}, "is step 12, .* is step 10"), ({"seed": 2}, "is of another run than .*seed: 1 → 2")],
+)
+def test_parts_that_do_not_belong_together(tmp_path: Path, change: dict[str, int], message: str) -> None:
+    parts = [make_part(tmp_path / "a/iteration_00000010", range(2))]
+    parts.append(make_part(tmp_path / "b/iteration_00000010", range(2, 4), **change))
+    with pytest.raises(CheckpointError, match=message):
+        gather_checkpoint(parts, tmp_path / "all")
+    assert not (tmp_path / "all").exists() and not (tmp_path / ".all.tmp").exists()
+
+
+def test_damage_and_overwriting_are_refused(tmp_path: Path) -> None:
+    part = make_part(tmp_path / "a/iteration_00000010", range(2))
+    with pytest.raises(CheckpointError, match="exists already"):
+        gather_checkpoint([part], tmp_path / "a")
+    other = make_part(tmp_path / "b/iteration_00000010", range(1, 3))
+    (other / "cpt-model-0000001-0000004.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="has 1 bytes but was saved with 2"):
+        gather_checkpoint([part, other], tmp_path / "all")

@@ -1,0 +1,89 @@
+"""What --input means: files, folders, globs, formats and fingerprints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.data.readers import input_files as inputs
+from ascend_cpt.data.readers.input_files import find_input_files, fingerprint_file
+from ascend_cpt.errors import DataError
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+
+
+def names(*patterns: object, only_format: str | None = None) -> list[str]:
+    return [file.name for file in find_input_files([str(pattern) for pattern in patterns], only_format=only_format)]
+
+
+def test_a_folder_is_walked_in_sorted_order(tmp_path: Path) -> None:
+    make(tmp_path, "b/2.jsonl", "b/10.JSON", "a.jsonl", "c/d/e.jsonl", "README", ".hidden.jsonl", ".git/x.jsonl")
+    assert names(tmp_path) == ["a.jsonl", "b/10.JSON", "b/2.jsonl", "c/d/e.jsonl"]
+
+
+def test_endings(tmp_path: Path) -> None:
+    known = ["a.jsonl.GZ", "b.json.zst", "c.JSON", "d.jsonl"]
+    make(tmp_path, *known, "e.parquet.gz", "f.gz", "g.jsonl.bz2")
+    assert names(tmp_path) == known
+    compressions = [file.compression for file in find_input_files([str(tmp_path)])]
+    assert compressions == ["gz", "zst", "", ""]
+
+
+def test_globs_and_several_inputs(tmp_path: Path) -> None:
+    make(tmp_path, "b.jsonl", "a.jsonl", "c.jsonl", "d.txt")
+    assert names(tmp_path / "[ab].jsonl") == ["a.jsonl", "b.jsonl"]
+    assert names(tmp_path / "c.jsonl", tmp_path / "*.jsonl") == ["c.jsonl", "a.jsonl", "b.jsonl"], "none twice"
+    with pytest.raises(DataError, match="no file matches"):
+        names(tmp_path / "z*.jsonl")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing: no such file or folder"):
+        names(tmp_path / "missing")
+    with pytest.raises(DataError, match="holds no file to read"):
+        names(tmp_path)
+    make(tmp_path, "a.docx")
+    with pytest.raises(DataError, match="unknown file ending"):
+        names(tmp_path / "a.docx")
+
+
+def test_mixed_formats_need_a_choice(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "b.csv", "c.json")
+    with pytest.raises(DataError, match=r"mixed formats: csv \(b.csv\), json \(a.jsonl\); choose one with --format"):
+        names(tmp_path)
+    assert names(tmp_path, only_format="json") == ["a.jsonl", "c.json"]
+    with pytest.raises(DataError, match="holds no parquet file"):
+        names(tmp_path, only_format="parquet")
+
+
+def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    prints = []
+    for text in ("one", "two", "two!", "one"):
+        path.write_text(text)
+        prints.append(fingerprint_file(find_input_files([str(path)])[0]))
+    assert prints[0] == prints[3] and len(set(prints)) == 3
+
+
+def test_fingerprint_of_a_large_file_samples_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "_WHOLE_FINGERPRINT_BYTES", 1000)
+    monkeypatch.setattr(inputs, "_SAMPLE_BYTES", 10)
+    path = tmp_path / "a.txt"
+
+    def fingerprint(content: bytes, time_s: int) -> str:
+        path.write_bytes(content)
+        os.utime(path, (time_s, time_s))
+        return fingerprint_file(find_input_files([str(path)])[0])
+
+    base = fingerprint(b"a" * 2000, 1)
+    assert fingerprint(b"a" * 2000, 1) == base
+    assert fingerprint(b"a" * 2000, 2) != base, "time of change"
+    assert fingerprint(b"a" * 2001, 1) != base, "size"
+    assert fingerprint(b"a" * 1999 + b"b", 1) != base, "last sample"
+    assert fingerprint(b"b" + b"a" * 1999, 1) != base, "first sample"

@@ -1,0 +1,90 @@
+"""Exact duplicates: the first in the input's order stays, however the input is cut and however much memory there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ascend_cpt.data.readers.documents import Tally
+from ascend_cpt.data.readers.formats import ReadOptions, load_reader
+from ascend_cpt.data.readers.input_files import find_input_files
+from ascend_cpt.data.readers.spans import split_input
+from ascend_cpt.data.selection import exact_duplicates as duplicates
+from ascend_cpt.data.selection.exact_duplicates import drop_duplicates, hash_shard
+from ascend_cpt.data.shards.documents import LISTING_FILE, iter_selected, with_dropped
+from ascend_cpt.data.shards.task import ShardTask
+
+NOTHING = cast(Any, None)
+
+
+def make_tasks(folder: Path, records: list[Any], num_shards: int, keys: tuple[str, ...] = ("text",)) -> list[ShardTask]:
+    path = folder / "in.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = find_input_files([str(path)])
+    parts = split_input(files, [load_reader(file.format).measure(file) for file in files], num_shards)
+    return [
+        ShardTask(
+            number=number,
+            run="",
+            spans=tuple(spans),
+            folder=folder / f"sub-{number}",
+            file_names=(),
+            keys=keys,
+            handler_name="GeneralPretrainHandler",
+            read_options=ReadOptions(columns=keys),
+            tokenizer=NOTHING,
+            engine=NOTHING,
+            layout=NOTHING,
+            output_format="mindrecord",
+        )
+        for number, spans in enumerate(parts)
+    ]
+
+
+def select(folder: Path, tasks: list[ShardTask]) -> tuple[list[str], Tally]:
+    (folder / "selection").mkdir()
+    tasks = with_dropped(tasks, folder / "selection", ("duplicate",))
+    for task in tasks:
+        hash_shard(task, lambda progress: None)
+    drop_duplicates(tasks, 0)
+    tally = Tally()
+    kept = []
+    for task in tasks:
+        task.folder.mkdir()
+        kept += [located.document.texts[0] for located in iter_selected(task, tally)]
+    tally.check()
+    return kept, tally
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.lists(st.text("ab\n\u00e9", max_size=3), max_size=40),
+    num_shards=st.integers(1, 6),
+    block=st.integers(1, 9),
+    looked_at=st.integers(1, 500),
+)
+def test_what_stays(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_shards: int, block: int, looked_at: int
+) -> None:
+    folder = tmp_path_factory.mktemp("duplicates")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_BLOCK_DOCUMENTS", block)
+        patch.setattr(duplicates, "_LOOKED_AT_BYTES", looked_at)
+        kept, tally = select(folder, make_tasks(folder, [{"text": text} for text in texts], num_shards))
+    good = [text for text in texts if text]
+    assert kept == list(dict.fromkeys(good))
+    assert tally.dropped.get("duplicate", 0) == len(good) - len(kept)
+    assert len(tally.rejects) == len(texts) - len(good)
+
+
+def test_a_document_is_all_its_keys(tmp_path: Path) -> None:
+    records = [{"a": "x", "b": "yz"}, {"a": "xy", "b": "z"}, {"a": "x", "b": "yz"}, {"a": "x", "b": "q"}]
+    kept, tally = select(tmp_path, make_tasks(tmp_path, records, 1, ("a", "b")))
+    assert kept == ["x", "xy", "x"] and tally.dropped == {"duplicate": 1}
+    (listed,) = [json.loads(line) for line in (tmp_path / "sub-0" / LISTING_FILE).read_text().splitlines()]
+    assert (listed["line"], listed["kind"]) == (3, "duplicate")

@@ -1,0 +1,60 @@
+"""Sizes are read from config.json; what would change the model without a trace is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.model.sizes import read_config, read_sizes
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 4,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def test_what_config_json_leaves_out_is_as_in_transformers() -> None:
+    sizes = read_sizes(CONFIG)
+    assert (sizes.num_kv_heads, sizes.head_dim, sizes.tie_word_embeddings) == (4, 2, False)
+    assert (sizes.rms_norm_eps, sizes.rope.theta) == (1e-6, 10000.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act: gelu"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
+        ({"hidden_size": 9}, "hidden_size 9"),
+    ],
+)
+def test_what_is_not_supported_is_named(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read_sizes({**CONFIG, **change})
+
+
+def test_sliding_window_fields_without_effect_are_ignored() -> None:
+    unused = {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28}
+    assert read_sizes({**CONFIG, **unused}) == read_sizes(CONFIG)
+
+
+def test_a_folder_without_a_readable_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no config.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="no JSON object"):
+        read_config(tmp_path)

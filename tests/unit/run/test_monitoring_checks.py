@@ -1,0 +1,77 @@
+"""Invalid settings of validation, sinks and guards are reported before the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.parallel_layout import derive_layout
+from ascend_cpt.run.checks import monitoring as monitoring_checks
+from ascend_cpt.run.checks.monitoring import find_monitoring_problems
+
+WRAPPER = {"type": "MFTrainOneStepCell", "use_clip_grad": True, "scale_sense": 1.0}
+
+
+def find(tmp_path: Any, overrides: dict[str, Any]) -> list[str]:
+    path = tmp_path / "run.yaml"
+    path.write_text("context: {device_target: Ascend}\ncpt: {seq_length: 8, global_batch_size: 8}\n", encoding="utf-8")
+    config = load_config(path, {"runner_wrapper": WRAPPER, **overrides})
+    return find_monitoring_problems(config, derive_layout(config, 8))
+
+
+def alarm(**settings: Any) -> dict[str, Any]:
+    return {"cpt.validation": {"sets": {"general": {"path": "x", **settings}}}}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        alarm(max_increase=0.05, on_increase="stop"),
+        {"cpt.guards": {"loss_spike": {}, "grad_norm_spike": {"sigmas": 4}}},
+        {"cpt.guards": {"grad_norm_spike": {}}, "parallel_config": {"pipeline_stage": 2}},
+        {"cpt.monitor.sinks": []},
+    ],
+)
+def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
+    assert find(tmp_path, overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            alarm(max_increase=0.1, on_increase="halt"),
+            "sets.general.on_increase: 'halt' is unknown; choose warn or stop",
+        ),
+        (alarm(on_increase="stop"), "on_increase stop needs max_increase"),
+        (alarm(max_increase=-1), "must not be negative, got -1"),
+        ({"cpt.monitor.sinks": ["tensorbord"]}, "'tensorbord' is unknown; did you mean 'tensorboard'?"),
+        ({"cpt.monitor.sinks": ["mlflow"]}, "'mlflow' is unknown; choose from tensorboard, wandb, swanlab"),
+        ({"cpt.guards": {"loss_spike": {"sigmas": 0}}}, "needs sigmas above 0"),
+        ({"cpt.guards": {"loss_spike": {"window_steps": 3}}}, "window_steps of at least 4"),
+        ({"cpt.guards": {"loss_spike": {}}, "use_skip_data_by_global_norm": True}, "are both set; keep one"),
+        ({"cpt.guards": {"loss_spike": {}}, "runner_wrapper": {"type": "Other"}}, "needs runner_wrapper.type"),
+        (
+            {"cpt.guards": {"grad_norm_spike": {}}, "runner_wrapper": {"type": "MFTrainOneStepCell"}},
+            "set runner_wrapper.use_clip_grad to True",
+        ),
+        (
+            {"cpt.guards": {"loss_spike": {}}, "parallel_config": {"pipeline_stage": 2}},
+            "with pipeline stages only the last one has the loss",
+        ),
+    ],
+)
+def test_invalid_settings_are_reported(tmp_path: Any, overrides: dict[str, Any], message: str) -> None:
+    if overrides.get("runner_wrapper"):
+        overrides = {**overrides}
+    (problem,) = find(tmp_path, overrides)
+    assert message in problem
+
+
+def test_service_that_is_not_installed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitoring_checks, "is_installed", lambda name: False)
+    (problem,) = find(tmp_path, {"cpt.monitor.sinks": ["swanlab"]})
+    assert "swanlab needs the package swanlab; pip install swanlab" in problem

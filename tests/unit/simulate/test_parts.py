@@ -1,0 +1,151 @@
+"""Parts of the simulation that need neither MindSpore nor a compiler."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.errors import ClusterError, ConfigError
+from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.run.planning.plan_run import Cluster, plan_run
+from ascend_cpt.simulate import cann_stubs as stubs
+from ascend_cpt.simulate.cann_stub_code import render_assembly
+from ascend_cpt.simulate.communication import name_group, read_exchanges
+from ascend_cpt.simulate.compare_slices import select_model_parameters
+from ascend_cpt.simulate.compile_ranks import simulate_run
+from ascend_cpt.simulate.explain_error import explain_error
+from ascend_cpt.simulate.run_rank import make_environment, make_sections
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
+LAYOUT = ParallelLayout(world_size=16, data_parallel=2, tensor_parallel=2, pipeline_parallel=2, context_parallel=2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    [
+        ((0, 1), "tensor"),
+        ((0, 2), "context"),
+        ((1, 5), "data"),
+        ((0, 8), "pipeline"),
+        ((0, 2, 4, 6), "data × context"),
+        (tuple(range(8)), "data × context × tensor"),
+    ],
+)
+def test_groups_are_named_by_the_dimensions_in_which_ranks_differ(ranks: tuple[int, ...], name: str) -> None:
+    assert name_group(ranks, LAYOUT) == name
+
+
+def test_exchanges_are_summed_by_kind_and_group(tmp_path: Path) -> None:
+    folder = tmp_path / "execute_order"
+    folder.mkdir()
+    (folder / "comm_execute_order.csv").write_text(
+        "index,group,comm_rank,primitive,input_size,output_size\n"
+        + '"1","a","0 1","AllGather","8","16"\n' * 4
+        + '"2","b","0 8","Send","8","8"\n' * 2
+        + '"3","c","0","AllReduce","8","8"\n',
+        encoding="utf-8",
+    )
+    gather, send = read_exchanges(tmp_path, LAYOUT, num_steps=2)
+    assert (gather.kind, gather.group, gather.count, gather.output_bytes) == ("AllGather", "tensor", 2, 32)
+    assert (send.kind, send.group, send.count, send.ranks) == ("Send", "pipeline", 1, (0, 8))
+    assert read_exchanges(tmp_path / "none", LAYOUT, num_steps=1) == []
+
+
+def test_error_is_explained_with_the_key() -> None:
+    config = load_config(CONFIG)
+    text = "RuntimeError: The strategy is not\n  divisible by 3\n" + "-" * 40 + "\n- C++ Call Stack: nothing for you"
+    explanation = explain_error(text, ending="", log="", config=config)
+    assert "Call Stack" not in explanation and "\n" not in explanation
+    assert "parallel_config" in explanation and "cpt_llama3_70b.yaml:" in explanation
+    assert "no known configuration key" in explain_error("ValueError: odd", ending="", log="", config=config)
+    died = explain_error("", ending="ended by signal SIGKILL", log="[WARNING] x\nlast words\n", config=config)
+    assert "SIGKILL" in died and "last words" in died and "WARNING" not in died
+
+
+def test_symbols_are_functions_or_data_by_name() -> None:
+    text = render_assembly(["aclrtGetSocName", "_ZTV3abc", "_ZTI3abc", "aclCreateDataBuffer", "rtMalloc"])
+    assert ".globl rtMalloc" in text and ".type rtMalloc,@function" in text
+    assert ".type _ZTV3abc,@object" in text and "_ZTI3abc: .zero 256" in text
+    assert '.asciz "Ascend910B1"' in text
+
+
+def test_other_machine_types_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    with pytest.raises(ClusterError, match="this machine is aarch64.*need x86-64"):
+        stubs.check_machine()
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(stubs.shutil, "which", lambda tool: None if tool == "gcc" else tool)
+    with pytest.raises(ClusterError, match="gcc not found"):
+        stubs.check_tools()
+
+
+def test_cached_stubs_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(stubs.shutil, "which", lambda tool: None)
+    with pytest.raises(ClusterError, match="gcc, nm, strings not found"):
+        stubs.prepare_stubs(tmp_path)
+    assert not list(tmp_path.iterdir())
+    home = tmp_path / f"cann-stubs-{stubs._fingerprint()}" / "latest" / "lib64"
+    home.mkdir(parents=True)
+    assert stubs.prepare_stubs(tmp_path) == home
+
+
+def test_unwritable_cache_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stubs, "check_machine", lambda: None)
+    monkeypatch.setattr(stubs, "check_tools", lambda: None)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ClusterError, match="file/cache: cannot be written .*XDG_CACHE_HOME"):
+        stubs.prepare_stubs(file / "cache")
+
+
+def test_installed_cann_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    assert stubs.find_cann() is None
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64" / "libascendcl.so").touch()
+    assert stubs.find_cann() == tmp_path
+    run, _ = plan_run(CONFIG, {}, CLUSTER)
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    environment = make_environment(run, 48, None)
+    assert "LD_LIBRARY_PATH" not in environment
+    assert (environment["RANK_ID"], environment["RANK_SIZE"], environment["MS_SIMULATION_LEVEL"]) == ("48", "64", "1")
+
+
+def test_simulated_yaml_needs_no_files(tmp_path: Path) -> None:
+    run, _ = plan_run(CONFIG, {}, CLUSTER)
+    sections = make_sections(run, 1, tmp_path)
+    loader = sections["train_dataset"]["data_loader"]
+    assert loader == sections["train_dataset_task"]["dataset_config"]["data_loader"]
+    assert loader["num_rows"] == 2 * 256 and not sections["load_checkpoint"]
+    assert [callback["type"] for callback in sections["callbacks"]] == ["SimulationCallback"]
+
+
+def test_rank_outside_the_cluster_is_refused() -> None:
+    run, _ = plan_run(CONFIG, {}, CLUSTER)
+    with pytest.raises(ConfigError, match="--ranks 64: the cluster has ranks 0 to 63"):
+        simulate_run(run, {}, ranks=[0, 64], layers_per_stage=1, num_steps=1, timeout_s=1, report=lambda line: None)
+
+
+@pytest.mark.skipif(stubs.shutil.which("gcc") is None, reason="no gcc")
+def test_system_libraries_are_found_or_refused() -> None:
+    assert stubs._find_system_library("libc.so.6").exists()
+    with pytest.raises(ClusterError, match=r"libnone\.so\.1 not found"):
+        stubs._find_system_library("libnone.so.1")
+
+
+def test_parameters_added_by_the_training_step_are_excluded() -> None:
+    names = ["decoder.final_layernorm.weight", "adam_m.decoder.final_layernorm.weight", "accu_grads.x", "global_step"]
+    parameters = [ParameterOnRank(name=name, shape=[1], tensor_shape=[1], stored_shape=[1]) for name in names]
+    assert [parameter.name for parameter in select_model_parameters(parameters)] == names[:1]

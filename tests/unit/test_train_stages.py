@@ -1,0 +1,296 @@
+"""Stages are resolved before the first one starts, run in order, held, and skipped when complete. No real training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ascend_cpt import train_stages as stages_module
+from ascend_cpt.checkpoint.state import RunState, write_state
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.train import collect_overrides, parse_arguments
+from ascend_cpt.train_stages import EXIT_HELD, Stage, StageOptions, resolve_stages, train_stages
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ADVANCE = {"advance_when": {"set": "general", "max_increase": 0.02}}
+
+
+def write_dataset(folder: Path, seq_length: int) -> str:
+    """Write a manifest with files of one byte; return its prefix."""
+    prefix = folder / f"rows_{seq_length}"
+    for name in (f"{prefix.name}.mindrecord0", f"{prefix.name}.mindrecord0.db"):
+        (folder / name).write_bytes(b"x")
+    shard = Shard(
+        file=f"{prefix.name}.mindrecord0",
+        size_bytes=1,
+        sha256="",
+        index_file=f"{prefix.name}.mindrecord0.db",
+        index_size_bytes=1,
+        index_sha256="",
+        num_rows=1000,
+        num_tokens=1000 * (seq_length + 1),
+        num_documents=1000,
+        text_bytes=1000,
+    )
+    tokenizer = TokenizerInfo(type="x", name="x", fingerprint="x", vocab_size=4096, eod_id=0, pad_id=1)
+    manifest = Manifest(
+        key="text", output_format="mindrecord", seq_length=seq_length, tokenizer=tokenizer, shards=(shard,)
+    )
+    write_manifest(manifest, manifest_path(prefix))
+    return str(prefix)
+
+
+@pytest.fixture
+def write_stages(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a file of two stages, 256 and 512; arguments are merged into the two."""
+    short, long = write_dataset(tmp_path, 256), write_dataset(tmp_path, 512)
+    bases = [str(REPOSITORY / f"configs/base/{name}.yaml") for name in ("cpu_tiny", "qwen3_tiny")]
+    config = {
+        "base_config": bases,
+        "output_dir": str(tmp_path / "output"),
+        "cpt": {
+            "init_from": "random",
+            "train_tokens": 10 * 4 * 256,
+            "schedule": {"peak_lr": 1e-3},
+            "sources": {"code": {"path": short}},
+            "validation": {"sets": {"general": {"path": short}}},
+        },
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    longer = {"cpt.seq_length": 512, "cpt.sources": {"code": {"path": long}}, "model.model_config.rope_theta": 4e4}
+
+    def write(first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> Path:
+        one = {"name": "256", "config": "run.yaml", **(first or {})}
+        two = {"name": "512", "config": "run.yaml", **(second or {})}
+        two["set"] = {**longer, **two.get("set", {})}
+        path = tmp_path / "two.yaml"
+        path.write_text(yaml.safe_dump({"stages": [one, two]}), encoding="utf-8")
+        return path
+
+    return write
+
+
+class FakeLauncher:
+    """Replaces the launcher: saves the final checkpoint and the given validation losses without training."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.commands: list[str] = []
+        self.losses = {"256": (5.0, 5.01), "512": (5.01, 5.0)}
+        self.code = 0
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        self.commands.append(arguments[0])
+        stage = self._find(arguments[0])
+        if self.code == 0:
+            self._save(stage)
+        return self.code
+
+    def _find(self, command: str) -> Stage:
+        for stage in resolve_stages(self.path, [], StageOptions()):
+            if command.removesuffix(" --extend") == stage.command:
+                return stage
+        raise AssertionError(command)
+
+    def _save(self, stage: Stage) -> None:
+        plan = stage.run
+        steps = plan.budget.total_steps
+        folder = plan.checkpoint_root / f"iteration_{steps:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = RunState(step=steps, total_steps=steps, tokens=1, position=1, fingerprint=plan.fingerprint())
+        write_state(folder, state)
+        before, after = self.losses[stage.name]
+        metrics = plan.run_dir / "metrics.jsonl"
+        values = [(0, before)] * (not metrics.exists()) + [(steps, after)]
+        with metrics.open("a", encoding="utf-8") as file:
+            for step, loss in values:
+                file.write(json.dumps({"kind": "validation", "step": step, "name": "general", "loss": loss}) + "\n")
+
+
+@pytest.fixture
+def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLauncher:
+    fake = FakeLauncher(tmp_path / "two.yaml")
+    monkeypatch.setattr(stages_module, "run_launcher", fake)
+    monkeypatch.setattr(stages_module, "VISIBILITY_TIMEOUT_S", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    return fake
+
+
+def run(path: Path, **options: Any) -> int:
+    return train_stages(path, [], StageOptions(**options))
+
+
+def test_each_stage_starts_from_the_one_before(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    path = write_stages(ADVANCE)
+    assert run(path) == 0
+    assert len(launcher.commands) == 2
+    first, second = resolve_stages(path, [], StageOptions())
+    assert first.run.run_dir.name == "two_256" and second.run.config.cpt.init_from == str(first.run.run_dir)
+    assert second.run.model["rope_theta"] == 4e4 and first.run.model["rope_theta"] == 1e4
+    assert run(path) == 0
+    assert len(launcher.commands) == 2, "complete stages are skipped"
+
+
+def test_nodes_without_shared_storage_launch_complete_stages(
+    write_stages: Callable[..., Path], launcher: FakeLauncher
+) -> None:
+    own = {"set": {"cpt.storage.shared": False}}
+    path = write_stages(own, own)
+    for launch, num_more in ((["2"], 2), (["2"], 0), (["2", "1", "10.0.0.1", "8118", "1"], 2)):
+        launcher.commands.clear()
+        assert train_stages(path, launch, StageOptions()) == 0
+        assert len(launcher.commands) == num_more
+
+
+def test_the_command_gives_the_checked_configuration(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    """The command, parsed by the launcher and run_cpt.py, gives the configuration that was checked."""
+    from ascend_cpt.cluster.launch.arguments import parse_launch
+
+    path = write_stages(second={"set": {"cpt.schedule.peak_lr": 1e-5, "cpt.validation": None}})
+    for stage in resolve_stages(path, ["2"], StageOptions()):
+        words = parse_launch([stage.command, "2"], {}, Path.cwd()).script_arguments
+        args = parse_arguments(list(words))
+        config = load_config(args.config, collect_overrides(args))
+        assert config.cpt == stage.run.config.cpt and config.mindformers == stage.run.config.mindformers
+
+
+def test_a_failed_stage_returns_its_exit_code_and_is_retried(
+    write_stages: Callable[..., Path], launcher: FakeLauncher
+) -> None:
+    path = write_stages()
+    launcher.code = 7
+    assert run(path) == 7 and len(launcher.commands) == 1
+    launcher.code = 0
+    assert run(path) == 0 and launcher.commands[0] == launcher.commands[1]
+
+
+def test_a_stage_is_held_until_the_loss_has_recovered(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_stages(ADVANCE)
+    launcher.losses["256"] = (5.0, 5.3)
+    assert run(path) == EXIT_HELD == 3
+    assert run(path) == EXIT_HELD, "the same again"
+    assert len(launcher.commands) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "stage 256: held: general is at 5.3000, +0.3000 over its base 5.0000" in line
+    assert f"Raise its cpt.train_tokens in {path}" in line and "--extend 256" in line and "--advance 256" in line
+    # After more training it recovers.
+    path = write_stages({**ADVANCE, "set": {"cpt.train_tokens": 20 * 4 * 256}})
+    with pytest.raises(CheckpointError, match="give --extend to make the run longer"):
+        run(path)
+    launcher.losses["256"] = (5.0, 5.02)
+    assert run(path, extend="256") == 0
+    assert launcher.commands[1].endswith(" --extend") and "stage 256: recovered" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--extend 256: stage 512 has already started from its weights"):
+        run(path, extend="256")
+
+
+def test_a_held_stage_can_be_overridden(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    path = write_stages(ADVANCE)
+    launcher.losses["256"] = (5.0, float("nan"))
+    assert run(path) == EXIT_HELD
+    assert run(path, advance="256") == 0 and len(launcher.commands) == 2
+
+
+def test_missing_results_of_a_launch_are_reported(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages_module, "run_launcher", lambda _: 0)
+    with pytest.raises(CheckpointError, match="the last step of stage 256 is missing"):
+        run(write_stages())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"nam": "x"}, {}, "nam: unknown key; did you mean 'name'"),
+        ({}, {"name": "256"}, "stage '256': is named twice"),
+        ({"name": "a/b"}, {}, "becomes part of a folder's name"),
+        ({}, {"set": {"cpt.init_from": "random"}}, "sets cpt.init_from, but starts from the stage before it"),
+        ({}, ADVANCE, "advance_when in the last stage"),
+        ({"advance_when": {"set": "general"}}, {}, "max_increase: is missing"),
+        ({"advance_when": {"set": "geneal", "max_increase": 0}}, {}, "geneal is not a validation set of stage 256"),
+        ({}, {"set": {"cpt.seq_lenth": 1}}, "cpt.seq_lenth: unknown key"),
+        ({}, {"config": "nowhere.yaml"}, "nowhere.yaml: no such configuration file"),
+        ({}, {"set": {"cpt.seq_length": 1024}}, "packed with sequence length 512, but cpt.seq_length is 1024"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(
+    write_stages: Callable[..., Path],
+    launcher: FakeLauncher,
+    first: dict[str, Any],
+    second: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(write_stages(first, second))
+    assert not launcher.commands
+
+
+def test_losses_that_cannot_be_compared_are_refused(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    path = write_stages()
+    content = yaml.safe_load(path.read_text("utf-8"))
+    middle = {**content["stages"][1], "name": "middle", **ADVANCE}
+    middle["set"] = {**middle["set"], "cpt.document_attention": "within"}
+    content["stages"].insert(1, middle)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match="stage middle: advance_when compares validation set general with stage 256"):
+        run(path)
+
+
+def test_an_unknown_stage_on_the_command_line_is_named(
+    write_stages: Callable[..., Path], launcher: FakeLauncher
+) -> None:
+    with pytest.raises(ConfigError, match="--advance 128: .* has no such stage, only 256, 512"):
+        run(write_stages(), advance="128")
+
+
+def test_a_dry_run_starts_nothing(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_stages(write_stages(), [], StageOptions(output_dir="elsewhere"), dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert "--- stage 256\nrun      elsewhere/two_256" in printed and "2 rows × 512 tokens" not in printed
+    assert not launcher.commands
+
+
+@pytest.mark.parametrize(
+    ("name", "num_workers", "lengths"),
+    [("qwen3_tiny_256_512", 2, {"256": 256, "512": 512}), ("qwen3_8b_8k_32k", 64, {"8k": 8192, "32k": 32768})],
+)
+def test_the_shipped_stages_resolve(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_workers: int, lengths: dict[str, int]
+) -> None:
+    """All datasets are assumed to exist, packed with the row length in their folder's name."""
+    folders = {"packed": 256, "packed_512": 512, "packed_8k": 8192, "packed_32k": 32768}
+
+    def open_datasets(_config: object, _section: str, entries: dict[str, Any]) -> dict[str, Manifest]:
+        made = {}
+        for key, entry in entries.items():
+            seq_length = folders[Path(entry.path).parent.name]
+            manifest = load_manifest(write_dataset(tmp_path, seq_length))
+            shards = (dataclasses.replace(manifest.shards[0], num_rows=10**7),)
+            made[key] = dataclasses.replace(manifest, shards=shards)
+        return made
+
+    monkeypatch.setattr("ascend_cpt.run.resolve.open_datasets", open_datasets)
+    launch = ["64", "8", "10.0.0.1", "8118", "0"] if num_workers == 64 else ["2"]
+    stages = resolve_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, StageOptions())
+    assert {stage.name: stage.run.budget.seq_length for stage in stages} == lengths
+    assert {stage.run.layout.world_size for stage in stages} == {num_workers}
+    for before, after in pairwise(stages):
+        assert before.advance_when is not None
+        assert before.run.model["rope_theta"] < after.run.model["rope_theta"]
+        assert after.run.row_format.boundaries == ("ends" if num_workers == 64 else "mask")
+        assert after.run.model["max_position_embeddings"] >= after.run.budget.seq_length
