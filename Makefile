@@ -1,4 +1,4 @@
-# For development; needs nothing installed. ASCEND_CPT_PYTHON chooses another environment than .venv.
+# Development commands; they create .venv when needed. ASCEND_CPT_PYTHON selects another environment.
 SHELL := bash
 ENV := source scripts/python_env.sh && ensure_env dev
 

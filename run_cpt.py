@@ -8,7 +8,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from ascend_cpt.errors import run_command
-from ascend_cpt.train import main
+from ascend_cpt.softnpu.environment import enter
+
+
+def start() -> int:
+    """Enter the software NPU where the environment asks for it, then import what imports MindSpore."""
+    enter()
+    from ascend_cpt.train import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(start))

@@ -1,7 +1,7 @@
 """The errors that ascend_cpt raises, and how a command turns them into one line and an exit code.
 
-Every user's mistake is a `CptError` whose message says what is wrong, where (file, line, key) and what to do.
-Exit codes: 0 good, 2 the user's mistake, 1 everything else.
+Every user error is a `CptError` whose message contains what is wrong, where (file, line, key) and what to do.
+Exit codes: 0 success, 2 user error, 1 everything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class CptError(ValueError):
-    """The user's mistake, told in one clear line."""
+    """A user error, described in one line."""
 
     exit_code = EXIT_USER_ERROR
 
@@ -45,9 +45,9 @@ class ClusterError(CptError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's `main` and return its exit code.
 
-    A `CptError` is printed as one line (`error: ...`) and gives 2; an interrupt gives 130; a reader of the output who
-    has left (`| head`) gives 1; anything else prints its traceback and gives 1. With `ASCEND_CPT_TRACEBACK=1` the
-    user's mistakes show their traceback as well.
+    A `CptError` is printed as one line (`error: ...`) and gives 2; an interrupt gives 130; a closed output pipe
+    (`| head`) gives 1; anything else prints its traceback and gives 1. With `ASCEND_CPT_TRACEBACK=1` user
+    errors also print their traceback.
     """
     try:
         code = main() or EXIT_OK
@@ -62,13 +62,13 @@ def run_command(main: Callable[[], int | None]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
     except Exception as error:
-        if not (isinstance(error, BrokenPipeError) and _has_reader_left()):
+        if not (isinstance(error, BrokenPipeError) and _is_output_closed()):
             traceback.print_exc()
         return EXIT_FAILURE
 
 
-def _has_reader_left() -> bool:
-    """Whether nobody reads the standard output any more; then it goes nowhere, as Python would complain at its end."""
+def _is_output_closed() -> bool:
+    """Return whether stdout's pipe is closed; if so, redirect it to /dev/null, so that Python does not fail at exit."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -78,10 +78,10 @@ def _has_reader_left() -> bool:
 
 
 class RunStopped(CptError):
-    """A guard or an alarm ended the run, told in one line.
+    """A guard or an alarm stopped the run.
 
-    The exit code is 1: nothing is wrong with the configuration (2), but the run is not complete, so that what a script
-    does after a good run must not happen.
+    The exit code is 1: the configuration is valid (not 2), but the run is incomplete, so scripts must not treat it as
+    finished.
     """
 
     exit_code = EXIT_FAILURE

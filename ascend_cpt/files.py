@@ -1,4 +1,4 @@
-"""Files that are written whole: a reader sees the old content or the new, never a part."""
+"""Atomic file writes: a reader sees the old or the new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# The user's: MindSpore sets one of its own when it makes a folder.
+# The user's umask, read at import because MindSpore changes it when it creates a folder.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
 
 def sync_file(path: Path) -> None:
-    """Return when what was written to a file is on the disk."""
+    """Flush a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to; that file takes the place of `path` at the end.
+    """Yield a temporary path next to `path` to write to; it replaces `path` on success.
 
-    After an error `path` is what it was before, and the temporary file is gone.
+    After an error `path` is unchanged and the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -36,6 +36,6 @@ def write_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str | Iterable[str]) -> None:
-    """Write `text`, or its parts, to `path` in UTF-8, whole or not at all."""
+    """Write `text`, or its parts, to `path` in UTF-8, atomically."""
     with write_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines((text,) if isinstance(text, str) else text)

@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them."""
+"""Child processes that must not outlive their parent."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Make the kernel kill this process when its parent ends, also when the parent is killed.
+    """Make the kernel kill this process when its parent exits or is killed.
 
     Args:
-        parent_pid: The parent as it was when this process was started: it may have ended before this call.
+        parent_pid: The parent's id when this process was started; it may have exited since.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:

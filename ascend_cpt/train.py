@@ -1,4 +1,4 @@
-"""The training command: parse → load → settle → compile → train, in this order from top to bottom."""
+"""The training command: parse → load → resolve → compile → train."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESOLVED_NAME = "resolved.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """This process among those of the launch, as msrun tells it by environment variables."""
+    """The rank and world size of this process, from msrun's environment variables."""
 
     rank: int
     world_size: int
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         run = load_run_of_arguments(args, process)
         make_run_folder(run.run_dir)
         check_job(run, channel)
-        # One process of each folder holds it: a second launch would have such a one, too.
+        # One process per run folder holds the lock, so that a second launch fails.
         holds = channel.rank == 0 if run.config.cpt.storage.shared else channel.is_first_on_node
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with tell_full_disk(run.run_dir, "writing what belongs to the run"), lock:
@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
-    """Return the run that the command line and its configuration ask for.
+    """Return the run of the command line and its configuration.
 
     Raises:
-        CptError: naming what is wrong.
+        CptError: when they are invalid.
     """
     return load_run(
         args.config,
@@ -94,11 +94,11 @@ def train_run(
     if args.stop_at_step is not None and args.stop_at_step <= start.step:
         raise ConfigError(
             f"--stop-at-step {args.stop_at_step}: the run is already at step {start.step}; give a later "
-            "step, or leave the flag out to go on to the end"
+            "step, or drop the flag to train to the end"
         )
     sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
     heading = f"Compiled by ascend_cpt from {run.config.path}: the YAML that is trained"
-    # Every rank writes the same text, whole, so that none waits for another.
+    # Every rank writes the same text atomically, so no rank has to wait for another.
     write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
     log_path = run.run_dir / "logs" / f"rank_{process.rank}.log"
     try:
@@ -119,7 +119,7 @@ def train_run(
     except CptError:
         raise
     except Exception:
-        print(f"rank {process.rank} failed; what MindFormers and MindSpore said is in {log_path}", file=sys.stderr)
+        print(f"rank {process.rank} failed; the output of MindFormers and MindSpore is in {log_path}", file=sys.stderr)
         raise
     return 0
 
@@ -163,7 +163,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="every node holds its own copy of the data and its own output (like cpt.storage.shared: false)",
     )
     parser.add_argument(
-        "--extend", action="store_true", help="continue a run that has become longer: more tokens or further phases"
+        "--extend",
+        action="store_true",
+        help="continue a run that was extended: more tokens or further phases",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
@@ -171,10 +173,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def parse_bool(text: str) -> bool:
-    """Return True or False from the words people type.
+    """Parse a boolean: true, yes, 1, false, no or 0.
 
     Raises:
-        argparse.ArgumentTypeError: for any other word.
+        argparse.ArgumentTypeError: for any other text.
     """
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in words:
@@ -183,7 +185,7 @@ def parse_bool(text: str) -> bool:
 
 
 def read_process(world_size: int | None = None) -> Process:
-    """Return what msrun's environment variables say, or one process on its own."""
+    """Return the process of msrun's environment variables, or a single process without them."""
     size = os.environ.get("RANK_SIZE") or os.environ.get("MS_WORKER_NUM")
     launched = bool(size) and bool(os.environ.get("MS_SCHED_HOST"))
     rank = int(os.environ.get("RANK_ID", "0")) if launched else 0
@@ -191,7 +193,7 @@ def read_process(world_size: int | None = None) -> Process:
 
 
 def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Return dotted key → value for everything that the command line sets."""
+    """Return dotted key → value for everything set on the command line."""
     overrides = parse_assignments(args.set)
     if args.train_dataset_dir:
         overrides["cpt.sources"] = {"train": {"path": args.train_dataset_dir}}
@@ -205,10 +207,10 @@ def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) -> None:
-    """Refuse what the command line and the launch cannot mean together.
+    """Check that command line, configuration and launch are consistent.
 
     Raises:
-        ConfigError: naming the contradiction.
+        ConfigError: when they contradict each other.
     """
     if args.run_mode == "predict":
         raise ConfigError(
@@ -236,7 +238,7 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
 
 
 def save_plan_picture(run: ResolvedRun) -> None:
-    """Draw the plan into the run folder and say where; a dry run may be on a machine that cannot write there."""
+    """Draw the plan into the run folder and print its path. A dry run may lack permission to write there."""
     path = run.run_dir / "plan.png"
     try:
         make_run_folder(run.run_dir)
@@ -247,10 +249,10 @@ def save_plan_picture(run: ResolvedRun) -> None:
 
 
 def make_run_folder(run_dir: Path) -> None:
-    """Make the run folder.
+    """Create the run folder.
 
     Raises:
-        ConfigError: when it cannot be made or written to.
+        ConfigError: when it cannot be created or written to.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

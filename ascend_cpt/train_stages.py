@@ -1,10 +1,10 @@
-"""Runs that follow one another, as from short rows to long ones.
+"""Multi-stage training: runs in sequence, for example with increasing sequence length.
 
-Each is a launch of its own (graphs are compiled for one length) and starts from the weights of the one before.
+Each stage is a separate launch (graphs are compiled for one length) and starts from the weights of the previous stage.
 
-Nothing is remembered beside the run folders: a stage is complete when its last step is saved, and what follows is read
-from there. So the same command goes on after an interruption, and every node of a cluster comes to the same decision:
-with disks of their own by launching every stage, whose processes compare what they hold, and end when all have it.
+All state is in the run folders: a stage is complete when its last step is saved. So the same command resumes after an
+interruption, and all nodes of a cluster make the same decision. Without shared storage every stage is launched; its
+processes compare their checkpoints and exit at once when all nodes have the last step.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from ascend_cpt.run.summary import describe
 
 EXIT_HELD = 3
 METRICS_NAME = "metrics.jsonl"
-# Shared storage shows what another node wrote after a while.
-SHOW_UP_S = 120.0
+# Shared storage may show files of other nodes with a delay.
+VISIBILITY_TIMEOUT_S = 120.0
 POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage that is settled: its run, the command that trains it, and when the next one may start."""
+    """A resolved stage: its run, its training command, and the condition for starting the next stage."""
 
     name: str
     run: ResolvedRun
     command: str
     advance_when: AdvanceConfig | None
-    asks_nodes: bool
-    """Only a launch can tell whether it is complete: each node sees no more than a disk of its own."""
+    needs_launch: bool
+    """Whether only a launch can determine if the stage is complete: without shared storage a node sees its own disk."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last step of its run is saved, as far as this node sees."""
+        """Whether the last step of its run is saved, as visible from this node."""
         newest, _ = find_newest_complete(self.run.checkpoint_root)
         return newest is not None and newest.state.step >= self.run.budget.total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageOptions:
-    """What the command line says about stages, by their names."""
+    """Command-line options for stages, given by stage name."""
 
     extend: str | None = None
-    """This one has become longer since it was complete."""
+    """Extend this stage: its token budget was raised after it completed."""
     advance: str | None = None
-    """Go on after this one although its loss has not recovered."""
+    """Continue after this stage even if its loss has not recovered."""
     output_dir: str | None = None
 
 
@@ -71,15 +71,15 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
 
     Args:
         path: The file of stages.
-        launch: What scripts/msrun_launcher.sh takes after CMD.
-        wishes: The command line's say.
+        launch: The arguments of scripts/msrun_launcher.sh after CMD.
+        options: The command-line options for stages.
         dry_run: Print the plan of every stage and start nothing.
 
     Returns:
         0: all are complete (or --dry-run). 3: a stage is held. Else the launcher's code of the stage that failed.
 
     Raises:
-        CptError: before anything is started, for whatever does not fit in any of the stages.
+        CptError: before anything is started, when any stage is invalid.
     """
     stages = resolve_stages(path, launch, options)
     if dry_run:
@@ -89,8 +89,8 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
     for number, stage in enumerate(stages, start=1):
         title = f"stage {stage.name} ({number} of {len(stages)})"
         extend = options.extend == stage.name
-        choose_start(stage.run, None, extend=extend)  # refuses a run folder of other settings
-        if stage.is_complete and not stage.asks_nodes:
+        choose_start(stage.run, None, extend=extend)  # raises for a run folder with different settings
+        if stage.is_complete and not stage.needs_launch:
             print(f"{title}: complete in {stage.run.run_dir}", flush=True)
         else:
             print(f"{title}: {stage.command}", flush=True)
@@ -105,10 +105,10 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
 
 
 def resolve_stages(path: Path, launch: Sequence[str], options: StageOptions) -> list[Stage]:
-    """Return the stages of a file, each settled as far as that is possible before the one before it has run.
+    """Return the stages of a file, each resolved as far as possible before the previous stage has run.
 
     Raises:
-        CptError: for whatever does not fit in any of them.
+        CptError: when any of them is invalid.
     """
     entries = load_stages(path)
     names = [entry.name for entry in entries]
@@ -132,7 +132,7 @@ def _resolve_stage(
         overrides["output_dir"] = options.output_dir
     if before is not None:
         overrides["cpt.init_from"] = str(before.run.run_dir)
-    # JSON is YAML as well.
+    # JSON is valid YAML.
     assignments = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
     command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
     launched = parse_launch([command, *launch], os.environ, Path.cwd())
@@ -142,15 +142,15 @@ def _resolve_stage(
         run=run,
         command=command,
         advance_when=entry.advance_when,
-        asks_nodes=launched.num_nodes > 1 and not run.config.cpt.storage.shared,
+        needs_launch=launched.num_nodes > 1 and not run.config.cpt.storage.shared,
     )
 
 
 def _check_comparable(first: Stage, stage: Stage) -> None:
-    """Make sure that the loss which decides means the same in the first stage and in this one.
+    """Check that the validation loss of `advance_when` is comparable between the first stage and this one.
 
     Raises:
-        ConfigError: when one of them does not compute it, or on other rows, or in another way.
+        ConfigError: when a stage does not compute it, or computes it on different rows or in a different way.
     """
     if stage.advance_when is None:
         return
@@ -161,7 +161,7 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
         rows = {dataset.name: (dataset.manifest.digest, dataset.seq_length) for dataset in each.run.validation}
         if name not in rows:
             raise ConfigError(
-                f"stage {stage.name}: advance_when.set {name} is no validation set of stage {each.name}; add it to "
+                f"stage {stage.name}: advance_when.set {name} is not a validation set of stage {each.name}; add it to "
                 f"cpt.validation.sets in {each.run.config.path}"
             )
         assert cpt.validation is not None
@@ -169,7 +169,7 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
     if ways[0] != ways[1]:
         raise ConfigError(
             f"stage {stage.name}: advance_when compares validation set {name} with stage {first.name}, which has "
-            "another dataset, seq_length, max_rows or document_attention for it; make them equal"
+            "a different dataset, seq_length, max_rows or document_attention for it; make them equal"
         )
 
 
@@ -183,18 +183,18 @@ def _check_extension(stages: Sequence[Stage], options: StageOptions) -> None:
 
 
 def _wait_until_complete(stage: Stage) -> None:
-    deadline = time.monotonic() + SHOW_UP_S
+    deadline = time.monotonic() + VISIBILITY_TIMEOUT_S
     while not stage.is_complete:
         if time.monotonic() > deadline:
             raise CheckpointError(
-                f"{stage.run.checkpoint_root}: the last step of stage {stage.name} is not there, though its launch "
-                "ended well; all nodes must see the same output folder, or set cpt.storage.shared: false"
+                f"{stage.run.checkpoint_root}: the last step of stage {stage.name} is missing although its launch "
+                "succeeded; all nodes must see the same output folder, or set cpt.storage.shared: false"
             )
         time.sleep(POLL_S)
 
 
 def _may_advance(first: Stage, stage: Stage, path: Path, options: StageOptions) -> bool:
-    """Tell whether the stage after this one may start, with a line that says why."""
+    """Return whether the next stage may start, and print the reason."""
     rule = stage.advance_when
     if rule is None:
         return True
@@ -209,11 +209,11 @@ def _may_advance(first: Stage, stage: Stage, path: Path, options: StageOptions) 
         print(f"stage {stage.name}: recovered: {figures}", flush=True)
         return True
     if options.advance == stage.name:
-        print(f"stage {stage.name}: not recovered, going on as --advance says: {figures}", flush=True)
+        print(f"stage {stage.name}: not recovered, continuing because of --advance: {figures}", flush=True)
         return True
     print(
         f"stage {stage.name}: held: {figures}. Raise its cpt.train_tokens in {path} and run the same command with "
-        f"--extend {stage.name}, or go on as it is with --advance {stage.name}",
+        f"--extend {stage.name}, or continue anyway with --advance {stage.name}",
         flush=True,
     )
     return False
@@ -223,14 +223,14 @@ def _find_loss(stage: Stage, name: str, step: int) -> float:
     """Return the loss of a validation set at a step of a stage's run.
 
     Raises:
-        CheckpointError: when it is not in the run's records, and does not come up.
+        CheckpointError: when it does not appear in the run's metrics within the timeout.
     """
     path = stage.run.run_dir / METRICS_NAME
-    deadline = time.monotonic() + SHOW_UP_S
+    deadline = time.monotonic() + VISIBILITY_TIMEOUT_S
     while True:
         for record in read_metrics(path):
             if record["kind"] == "validation" and record["name"] == name and record["step"] == step:
                 return float(record["loss"])
         if time.monotonic() > deadline:
-            raise CheckpointError(f"{path}: has no loss of validation set {name} at step {step}")
+            raise CheckpointError(f"{path}: no loss of validation set {name} at step {step}")
         time.sleep(POLL_S)

@@ -95,7 +95,7 @@ def train_trial(output_dir: Path, seed: int, trial: Trial) -> None:
 
 
 def train(config: str, output_dir: Path, name: str, seed: int, init_from: str, settings: tuple[str, ...]) -> None:
-    """Run `run_cpt.py` to the end; a run that is complete says so at once."""
+    """Run `run_cpt.py` to the end; a complete run ends at once."""
     assignments = (
         f"seed={seed}",
         f"cpt.run_name={name}",

@@ -5,7 +5,7 @@
 Gathers text on this machine (Python sources, documentation, headers; no file twice), packs it with
 tools/preprocess_data.py and lets the peers tokenize the same: a plain loop over the tokenizers library, datatrove (in
 its own environment, see --datatrove-python) and MindFormers' llama_preprocess.py (see --llama-preprocess), those that
-are there. Runs take turns; medians are told. `net` is without what the same command takes for a single document:
+are there. Runs take turns; medians are printed. `net` is without what the same command takes for a single document:
 start-up is paid once, the rest is the steady state. The ceiling is cores / (read + encode + write + checksum), seconds
 per token on one core with each part by itself. Wall times mean something on a quiet machine only; CPU seconds always.
 """
@@ -159,7 +159,7 @@ def execute(contender: Contender, corpus: Path, parts: Path, folder: Path) -> Ru
 
 
 def read_record(contender: Contender, output: Path, printed: str) -> dict[str, Any]:
-    """What the run says that it did."""
+    """The figures that the run printed."""
     if contender.tokens_from == "manifest":
         manifest = json.loads(Path(f"{output}_text_document.manifest.json").read_text(encoding="utf-8"))
         return {"num_tokens": manifest["totals"]["num_tokens"]}
@@ -250,7 +250,7 @@ def summarize(runs: Sequence[Run], starts: Sequence[Run]) -> dict[str, Any]:
 
 
 def compare_with_ceiling(corpus: Path, tokenizer: str, folder: Path, repeats: int, result: dict[str, Any]) -> dict:
-    """Measure the ceiling and say how near to it the steady state is, by the clock and by CPU seconds."""
+    """Measure the ceiling and print the steady state's share of it, by the clock and by CPU seconds."""
     contender = peer("ceiling", "ceiling", "{corpus}", "{output}", tokenizer)
     runs = [execute(contender, corpus, corpus, folder).record for _ in range(repeats)]
     parts = {part: statistics.median(run["cpu_s"][part] for run in runs) for part in runs[0]["cpu_s"]}
@@ -327,7 +327,7 @@ def run_scaling(args: argparse.Namespace, tokenizer: str, corpus: Path, folder: 
 
 
 def judge(what: str, ratio: float, minimum: float) -> None:
-    """Tell whether a target is met."""
+    """Print whether a target is met."""
     print(f"{what}: {ratio:.2f}, at least {minimum} asked: {verdict(ratio >= minimum)}")
 
 

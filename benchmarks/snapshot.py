@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ascend_cpt import __version__
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.data.packed.manifest import Manifest, Shard
@@ -110,10 +111,16 @@ def pack_sample(folder: Path) -> str:
             )
     files = sorted(path for name in ("mindrecord", "mmap") for path in (folder / name).iterdir() if path.is_file())
     return "".join(
-        f"{hashlib.sha256(path.read_bytes().replace(str(folder).encode(), b'.')).hexdigest()}  {path.name}\n"
+        f"{hashlib.sha256(mask(path.read_bytes(), folder)).hexdigest()}  {path.name}\n"
         for path in files
         if path.suffix != ".db"  # SQLite: its bytes depend on the library, its size is in the manifest
     )
+
+
+def mask(content: bytes, folder: Path) -> bytes:
+    """Return the content of a file without the temporary folder's name and the package's version."""
+    version = f'"ascend_cpt": "{__version__}"'.encode()
+    return content.replace(str(folder).encode(), b".").replace(version, b'"ascend_cpt": ""')
 
 
 def train_sample(folder: Path) -> str:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs what only NPUs can show, on one node of eight (Atlas 800T A2): the doctor, then the tests marked `npu`: training of
-# each family, layouts with tensor and pipeline parallelism, resume, export. Arguments go to pytest.
+# Runs the tests that need NPUs, on one node of eight (Atlas 800T A2): the doctor, then the tests marked `npu` (training of
+# each family, layouts with tensor and pipeline parallelism, resume, export). Arguments go to pytest.
 #
 #     bash scripts/ci_atlas.sh [-k qwen3]
 #
-# CANN's set_env.sh is sourced when it was not ($SET_ENV, default /usr/local/Ascend/ascend-toolkit/set_env.sh).
+# CANN's set_env.sh is sourced if needed ($SET_ENV, default /usr/local/Ascend/ascend-toolkit/set_env.sh).
 # DRY_RUN=1 writes the configurations to $CI_FOLDER (default output/ci_atlas) and prints every command instead.
 set -euo pipefail
 
@@ -19,7 +19,7 @@ run() {
 
 SET_ENV="${SET_ENV:-/usr/local/Ascend/ascend-toolkit/set_env.sh}"
 if [[ -z "${ASCEND_HOME_PATH:-}" && "${DRY_RUN:-}" != 1 ]]; then
-    [[ -r "$SET_ENV" ]] || { echo "error: $SET_ENV is not there; install CANN or set SET_ENV to its set_env.sh" >&2; exit 2; }
+    [[ -r "$SET_ENV" ]] || { echo "error: $SET_ENV is missing; install CANN or set SET_ENV to its set_env.sh" >&2; exit 2; }
     # CANN's script reads variables that may not be set.
     set +u
     # shellcheck disable=SC1090  # on Atlas nodes only

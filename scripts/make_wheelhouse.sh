@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Downloads every package of requirements/ as wheels into a folder, for nodes without a network:
+# Downloads every package of requirements/ as wheels into a folder, for nodes without network access:
 #
 #     bash scripts/make_wheelhouse.sh [FOLDER [MACHINE [PYTHON]]] [-r requirements/ray.txt ...]
 #
-# FOLDER defaults to wheelhouse, MACHINE (aarch64 or x86_64) to this one's, PYTHON (3.10 or 3.11) to 3.11. There:
+# Defaults: FOLDER wheelhouse, MACHINE (aarch64 or x86_64) this one's, PYTHON (3.10 or 3.11) 3.11. Install with:
 #
 #     pip install --no-index --find-links wheelhouse -r requirements/base.txt
 #
-# jieba, which MindFormers wants, is published as source only: its wheel is built here. DRY_RUN=1 prints the commands.
+# jieba, required by MindFormers, is published as source only; its wheel is built here. DRY_RUN=1 prints the commands.
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh

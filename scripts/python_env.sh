@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Chooses the Python of every script here. To be sourced, from any folder:
+# Selects the Python for all scripts. Source it, from any folder:
 #
 #     source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh" || exit
 #
 # Sets REPO_ROOT (this repository) and PYTHON, neither exported: $ASCEND_CPT_PYTHON, else .venv of the repository, else
-# python3 or python of the PATH. Returns 2 with one line when there is none.
-# Defines `ensure_env [extra ...]`, which makes PYTHON an environment that holds the pinned dependencies.
+# python3 or python of the PATH. Returns 2 with an error line if there is none.
+# Defines `ensure_env [extra ...]`, which makes PYTHON an environment with the pinned dependencies.
 
 REPO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -24,7 +24,7 @@ choose_python() {
     fi
 }
 
-# Prints a Python 3.10 or 3.11 that can make virtual environments. A pyenv shim that is not selected fails the try.
+# Prints a Python 3.10 or 3.11 that can make virtual environments. Inactive pyenv shims fail the check.
 find_base_python() {
     local candidate
     for candidate in python3.11 python3.10 python3 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[01].*/bin/python; do
@@ -39,12 +39,12 @@ find_base_python() {
     return 2
 }
 
-# Prints one line for each pinned package that is missing or of another version; 2 when one is missing.
+# Prints one line for each pinned package that is missing or has another version; returns 2 if any is missing.
 check_packages() {
     PYTHONPATH="$REPO_ROOT" "$PYTHON" -m ascend_cpt.cluster.node.packages "$@"
 }
 
-# install_packages VENV_PYTHON NAME...: the requirements/NAME.txt, at the versions of the constraints. The network gets three tries.
+# install_packages VENV_PYTHON NAME...: installs requirements/NAME.txt with the constraints; pip gets three tries.
 install_packages() {
     local python="$1" version arguments=() name try
     shift
@@ -59,7 +59,7 @@ install_packages() {
     return 1
 }
 
-# ensure_env [dev|ray|torch ...]: without ASCEND_CPT_PYTHON, makes or completes .venv; with it, only checks.
+# ensure_env [dev|ray|torch ...]: without ASCEND_CPT_PYTHON, creates or updates .venv; with it, only checks.
 ensure_env() {
     local names=(base "$@") venv="$REPO_ROOT/.venv" base_python stamp wanted name
     if [[ -n "${ASCEND_CPT_PYTHON:-}" ]]; then
@@ -68,10 +68,10 @@ ensure_env() {
     fi
     if ! "$venv/bin/python" -c 'import sys, pip; sys.exit(sys.version_info[:2] not in [(3, 10), (3, 11)])' 2>/dev/null; then
         base_python="$(find_base_python)" || return
-        echo "environment: making $venv with $base_python"
+        echo "environment: creating $venv with $base_python"
         "$base_python" -m venv --clear "$venv" || return
     fi
-    # The stamp is written last and holds what was asked for: an interrupted installation has none.
+    # The stamp is written last, so an interrupted installation has none. It contains the hash of the requirements.
     stamp="$venv/installed-$(IFS=-; echo "${names[*]}").sha256"
     wanted="$(for name in "${names[@]}"; do cat "$REPO_ROOT/requirements/$name.txt" || exit; done \
         | cat - "$REPO_ROOT"/requirements/constraints-*.txt | sha256sum)" || return

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a bare clone to a trained model, on any Linux machine with two cores and no NPU:
-# environment, sample corpus, packed data, a tiny Qwen3 trained on prose by two processes, its pretraining continued on
-# source code, its weights exported and proven equal, and a summary. Run again, it reuses what is whole.
+# environment, sample corpus, packed data, a tiny Qwen3 trained on prose by two processes, continued pretraining on
+# source code, export and verification of the weights, and a summary. Complete results are reused when it is run again.
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh
@@ -12,20 +12,20 @@ step() {
     printf '\n== %s\n' "$*"
 }
 
-# train CONFIG: both phases run the very command that a person types.
+# train CONFIG: prints the launch command and runs it.
 train() {
     echo "bash scripts/msrun_launcher.sh \"run_cpt.py --config $1\" 2"
     bash scripts/msrun_launcher.sh "run_cpt.py --config $1" 2
 }
 
 step "1/6 Environment"
-# shellcheck disable=SC2119  # no extras wanted
+# shellcheck disable=SC2119  # no extras needed
 ensure_env
 
-# A port that nobody has, unless the user chose one.
+# A free port, unless the user has chosen one.
 MASTER_PORT="${MASTER_PORT:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}"
 export MASTER_PORT
-# One node, whatever job this machine is otherwise part of.
+# One node, even when this machine is part of a cluster job.
 unset MASTER_ADDR NODE_RANK NNODES NPUS_PER_NODE GPUS_PER_NODE WORLD_SIZE
 
 step "2/6 Sample corpus and packed data"
@@ -37,10 +37,10 @@ train configs/qwen3/cpt_qwen3_tiny_base.yaml
 step "4/6 Continued pretraining on source code"
 train configs/qwen3/cpt_qwen3_tiny.yaml
 
-step "5/6 Export to Hugging Face format, proof that nothing changed, and a continuation"
+step "5/6 Export to Hugging Face format, verification, and text generation"
 EXPORTED=output/qwen3_tiny_hf
 if [[ -d "$EXPORTED" ]]; then
-    echo "$EXPORTED: already there, reusing"
+    echo "$EXPORTED: exists, reusing"
 else
     "$PYTHON" tools/convert_weights.py to-hf output/qwen3_tiny "$EXPORTED" --like data/sample/tokenizer
 fi
@@ -51,7 +51,7 @@ step "6/6 Summary"
 "$PYTHON" tools/summarize_run.py output/qwen3_tiny_base output/qwen3_tiny
 cat <<'NEXT'
 
-The held-out losses of the second run tell what it gained on code and what it forgot of prose.
+The validation losses of the second run show the improvement on code and the forgetting on prose.
 Data: data/sample/packed (documents in data/sample). Next, train another model on the same data:
 
     bash scripts/msrun_launcher.sh "run_cpt.py --config configs/llama3/cpt_llama3_tiny.yaml" 2

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks everything on a machine without NPU: environment, formatting, types, tests (unit first). From a bare clone:
+# Runs all checks that need no NPU: environment, linting, types, tests (unit tests first). From a fresh clone:
 #
-#     bash scripts/run_tests.sh                      all of it
+#     bash scripts/run_tests.sh                      all checks
 #     bash scripts/run_tests.sh tests/unit -k data   arguments go to pytest
-#     TEST_WORKERS=4 bash scripts/run_tests.sh       tests run in two processes, or in so many
+#     TEST_WORKERS=4 bash scripts/run_tests.sh       number of test processes (default 2)
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh

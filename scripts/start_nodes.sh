@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Starts a job on all nodes from one of them, by ssh, and shows what each says:
+# Starts a job on all nodes from one of them, by ssh, and prints their output:
 #
 #     bash scripts/start_nodes.sh HOSTFILE "run_cpt.py --config ..." [LOCAL_WORKER [MASTER_PORT]] [--max-restarts N ...]
 #
-# HOSTFILE has one host per line; the first is node 0, and its name must lead to it from all others. "#" begins a comment,
-# what follows the name (slots=8) is not read. LOCAL_WORKER is 8 and MASTER_PORT 8118 unless given. Every node needs this
-# repository under the same path ($REMOTE_ROOT if it is not this one's) and must be reachable by ssh without a password.
-# Passed on: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. ENV_SCRIPT=/usr/local/Ascend/ascend-toolkit/set_env.sh is
-# sourced on each node first. Ctrl-C stops all. DRY_RUN=1 prints the ssh commands and starts nothing.
+# HOSTFILE has one host per line; the first is node 0, and its name must resolve on all others. "#" starts a comment;
+# text after the name (slots=8) is ignored. Defaults: LOCAL_WORKER 8, MASTER_PORT 8118. Every node needs this repository
+# under the same path ($REMOTE_ROOT if different from the local one) and must accept ssh without a password.
+# Passed to all nodes: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. ENV_SCRIPT=/usr/local/Ascend/ascend-toolkit/set_env.sh is
+# sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the ssh commands and starts nothing.
 #
 # Under Slurm no hostfile is needed:
 #     srun --nodes=2 --ntasks-per-node=1 bash scripts/msrun_launcher.sh "run_cpt.py --config ..."
@@ -45,7 +45,7 @@ passed=()
 while IFS= read -r name; do passed+=("$name=${!name}"); done \
     < <(compgen -e | grep -E '^(ASCEND_CPT_.*|HCCL_.*|SHARED_PATHS|SKIP_DOCTOR)$' || true)
 
-# The command for the node of rank $1, quoted for the shell over there.
+# The command for the node of rank $1, quoted for the remote shell.
 remote_command() {
     local words=(cd "$root")
     printf '%q ' "${words[@]}"
@@ -56,7 +56,7 @@ remote_command() {
     printf '%q ' "${words[@]}"
 }
 
-# A terminal over there (-tt) ends with the connection: then the launcher gets SIGHUP and stops its workers.
+# With a remote terminal (-tt) the launcher gets SIGHUP when the connection ends, and stops its workers.
 ssh_words=(ssh -tt -o BatchMode=yes -o ServerAliveInterval=15)
 pids=()
 trap 'trap - INT TERM; echo "stopping all nodes" >&2; kill "${pids[@]}" 2>/dev/null || true' INT TERM
@@ -74,7 +74,7 @@ done
 worst=0
 for rank in "${!pids[@]}"; do
     code=0
-    # A signal interrupts wait: ask again until the process itself has ended.
+    # A signal interrupts wait: repeat until the process has ended.
     while wait "${pids[rank]}" || code=$?; kill -0 "${pids[rank]}" 2>/dev/null; do code=0; done
     ((code == 0)) || echo "node $rank (${hosts[rank]}) ended with exit code $code" >&2
     ((worst != 0)) || worst=$code

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures and collection order for all tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.ports import find_free_port
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 
-# What a job of the surrounding machine has set must not steer the jobs that the tests start.
+# Removed so that launch variables of a surrounding job do not affect the jobs that the tests start.
 LAUNCH_VARIABLES = (
     "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NNODES", "NPUS_PER_NODE", "GPUS_PER_NODE", "WORLD_SIZE", "DRY_RUN",
     "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID",
@@ -20,19 +20,19 @@ LAUNCH_VARIABLES = (
     "SLURM_STEP_NUM_NODES", "ASCEND_CPT_ALLOW_LOCAL_MASTER", "ASCEND_CPT_MAX_RESTARTS",
 )  # fmt: skip
 
-# How long an example takes says nothing on a busy machine.
+# No deadline: the time of an example depends on the load of the machine.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
 
 
-# What takes minutes starts first, behind the unit tests: at the end no worker waits for the other.
+# Slow files run right after the unit tests, so that no worker is idle at the end.
 LONGEST = ("integration/test_training.py", "integration/backend", "integration/test_phases.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, in their order: they share fixtures.
+    """Run the tests of a file on one worker, in order, because they share fixtures.
 
-    Those of integration/backend share MindFormers' state in the process as well.
+    Tests of integration/backend also share MindFormers' global state, so all of them run on one worker.
     """
     tests = Path(__file__).parent
     for item in items:
@@ -62,7 +62,7 @@ def repo_root() -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nothing listens on, different for the workers of pytest that run at the same time."""
+    """A free port, different for pytest workers that run at the same time."""
     return find_free_port()
 
 

@@ -1,10 +1,10 @@
-"""Convert weights between Hugging Face and MindFormers, merge what training saved, and prove the result equal.
+"""Convert weights between Hugging Face and MindFormers, merge checkpoints, and verify the result.
 
-    python tools/convert_weights.py to-hf output/my_run exported/ --like /models/Qwen3-8B-Base --dtype bfloat16
+    python tools/convert_weights.py to-hf output/my_run exported/ --like /models/Qwen3-8B-Base
     python tools/convert_weights.py verify exported/ --against output/my_run
     python tools/convert_weights.py to-mindformers /models/Qwen3-8B-Base converted/
 
-Sizes come from config.json or from the run; training itself reads Hugging Face folders without conversion.
+Model sizes are read from config.json or from the run. Training reads Hugging Face folders without conversion.
 """
 
 from __future__ import annotations
@@ -29,30 +29,35 @@ from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    to_mindformers = commands.add_parser("to-mindformers", help="a Hugging Face folder as a MindFormers checkpoint")
+    to_mindformers = commands.add_parser(
+        "to-mindformers", help="convert Hugging Face weights to a MindFormers checkpoint"
+    )
     to_mindformers.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
-    to_hf = commands.add_parser("to-hf", help="a run or checkpoint of any layout as a Hugging Face folder")
+    to_hf = commands.add_parser("to-hf", help="export a run or checkpoint of any layout to a Hugging Face folder")
     to_hf.add_argument("source", type=Path, metavar="RUN", help="run folder (newest step), or checkpoint/iteration_*")
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
     for command in (to_mindformers, to_hf):
         command.add_argument("target", type=Path, metavar="TARGET", help="folder to write; must not exist")
-        command.add_argument("--dtype", choices=sorted(DTYPES), help="type of the written weights [as they are]")
+        command.add_argument("--dtype", choices=sorted(DTYPES), help="data type of the written weights [unchanged]")
         command.add_argument(
-            "--resize-vocab", type=int, metavar="N", help="rows of the vocabulary; new ones are the mean"
+            "--resize-vocab",
+            type=int,
+            metavar="N",
+            help="vocabulary size to write; new rows get the mean",
         )
         command.add_argument(
             "--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]"
         )
 
-    verify = commands.add_parser("verify", help="tensors bit-equal, and logits equal to an independent computation")
+    verify = commands.add_parser("verify", help="compare tensors bit by bit, and logits with a reference")
     verify.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
-    verify.add_argument("--against", type=Path, metavar="PATH", help="run, checkpoint or folder that it was made from")
-    verify.add_argument("--average", type=int, default=1, metavar="K", help="it was made from K checkpoints [1]")
+    verify.add_argument("--against", type=Path, metavar="PATH", help="run, checkpoint or folder it was converted from")
+    verify.add_argument("--average", type=int, default=1, metavar="K", help="it is the mean of K checkpoints [1]")
     verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
     return parser.parse_args()
 
@@ -74,17 +79,17 @@ def main() -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Print what is equal; anything that is not makes the command fail."""
+    """Print the comparisons; return 1 when any of them finds a difference."""
     folder = HfFolder(args.source)
-    is_good = print_tensors("converted to MindFormers and back", compare_round_trip(folder))
+    is_equal = print_tensors("converted to MindFormers and back", compare_round_trip(folder))
     if args.against:
         is_hf = is_hf_folder(args.against)
         other = HfFolder(args.against) if is_hf else open_trained(args.against, num_averaged=args.average).source
-        is_good &= print_tensors(f"against {args.against}", compare_folders(folder, other))
+        is_equal &= print_tensors(f"against {args.against}", compare_folders(folder, other))
     if not args.no_logits:
-        is_good &= print_logits(args.source)
-    print("equal" if is_good else "NOT EQUAL")
-    return EXIT_OK if is_good else EXIT_FAILURE
+        is_equal &= print_logits(args.source)
+    print("equal" if is_equal else "NOT EQUAL")
+    return EXIT_OK if is_equal else EXIT_FAILURE
 
 
 def print_tensors(title: str, reports: Sequence[KindReport]) -> bool:
@@ -97,7 +102,7 @@ def print_tensors(title: str, reports: Sequence[KindReport]) -> bool:
 
 
 def print_logits(folder: Path) -> bool:
-    """Print how far the network's logits are from an independent computation and return whether that is close."""
+    """Print the difference between the network's logits and a reference; return whether it is within tolerance."""
     from ascend_cpt.backend.inference.compare_logits import compare_logits
     from ascend_cpt.monitor.console import captured_output
 

@@ -1,4 +1,4 @@
-"""Examine this node before training on it: every finding with its fix. The launcher does the same where there are NPUs.
+"""Check this node before training; each finding has a fix. On NPU nodes the launcher runs the same checks.
 
 python tools/doctor.py
 python tools/doctor.py --nodes 2 --master-addr 10.0.0.1 --node-rank 0 --output-dir /data/output --disk-gb 500
@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.cluster.launch.arguments import parse_launch
-from ascend_cpt.cluster.launch.examine import examine_place
+from ascend_cpt.cluster.launch.examine import examine_launch
 from ascend_cpt.cluster.node.doctor import Level, Node, examine
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 
@@ -22,17 +22,21 @@ from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 def parse_arguments() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
-        description="Examine this node before training on it.",
-        epilog="Exit code: 0 nothing is in the way (there may be warnings), 1 something is, 2 wrong arguments.",
+        description="Check this node before training.",
+        epilog="Exit code: 0 no errors (there may be warnings), 1 errors, 2 wrong arguments.",
     )
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of the job (default: 1)")
     parser.add_argument("--local-workers", type=int, default=8, metavar="N", help="workers per node (default: 8)")
     parser.add_argument("--master-addr", metavar="HOST", default="127.0.0.1", help="address of node 0")
-    parser.add_argument("--master-port", type=int, default=8118, metavar="PORT", help="its first port (default: 8118)")
-    parser.add_argument("--node-rank", type=int, default=0, metavar="N", help="which node this is (default: 0)")
-    parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="PATH", help="where the run saves")
+    parser.add_argument("--master-port", type=int, default=8118, metavar="PORT", help="its master port (default: 8118)")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="N", help="rank of this node (default: 0)")
+    parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="PATH", help="output folder")
     parser.add_argument(
-        "--disk-gb", type=float, default=1, metavar="GB", help="what it saves at most (run_cpt.py --dry-run tells)"
+        "--disk-gb",
+        type=float,
+        default=1,
+        metavar="GB",
+        help="disk space needed (see run_cpt.py --dry-run)",
     )
     return parser.parse_args()
 
@@ -42,7 +46,7 @@ def main() -> int:
     args = parse_arguments()
     workers, each = str(args.nodes * args.local_workers), str(args.local_workers)
     place = ["run_cpt.py", workers, each, args.master_addr, str(args.master_port), str(args.node_rank)]
-    plan = parse_launch(place, {}, Path.cwd())
+    settings = parse_launch(place, {}, Path.cwd())
     node = Node(
         environ=os.environ,
         num_local_workers=args.local_workers,
@@ -50,7 +54,7 @@ def main() -> int:
         output_dir=args.output_dir,
         disk_gb=args.disk_gb,
     )
-    findings = [*examine(node), *examine_place(plan, os.environ)]
+    findings = [*examine(node), *examine_launch(settings, os.environ)]
     for finding in findings:
         print(finding)
     counts = {level: sum(finding.level is level for finding in findings) for level in Level}

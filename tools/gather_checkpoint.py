@@ -1,4 +1,4 @@
-"""Gather the parts of a checkpoint that nodes without shared storage saved, copied to this machine, into one folder."""
+"""Merge the parts of a checkpoint saved by nodes without shared storage, after copying them to this machine."""
 
 from __future__ import annotations
 

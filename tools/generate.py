@@ -1,4 +1,4 @@
-"""Continue a text with a model that was trained here, or with a Hugging Face folder.
+"""Generate text with a trained run or a Hugging Face folder.
 
 python tools/generate.py output/my_run --tokenizer /models/Qwen3-8B-Base --prompt "The court held that"
 python tools/generate.py exported/ --prompt "The court held that" --temperature 0.8 --top-p 0.95
@@ -21,16 +21,16 @@ from ascend_cpt.monitor.console import captured_output
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL", help="run folder, checkpoint step, or Hugging Face folder")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
-    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer folder or model file [MODEL's own]")
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer folder or model file [from MODEL]")
     parser.add_argument("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
-    parser.add_argument("--num-tokens", type=int, default=50, metavar="N", help="tokens to add at most [%(default)s]")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token [%(default)s]")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from this much probability [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws [%(default)s]")
+    parser.add_argument("--num-tokens", type=int, default=50, metavar="N", help="maximum new tokens [%(default)s]")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 selects the most likely token [%(default)s]")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling threshold [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling [%(default)s]")
     parser.add_argument("--device", choices=("CPU", "Ascend"), default="CPU", help="[%(default)s]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="[%(default)s]")
     return parser.parse_args()

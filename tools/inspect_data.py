@@ -22,18 +22,18 @@ from ascend_cpt.errors import DataError, run_command
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("prefix", help="prefix of the dataset, its manifest, or a folder that holds one")
+    add("prefix", help="prefix of the dataset, its manifest, or the folder of a single dataset")
     add("--verify", action="store_true", help="read everything and compare it with the manifest")
     add("--samples", type=int, default=0, metavar="N", help="show the first N documents as text (needs --tokenizer)")
-    add("--histogram", action="store_true", help="show the lengths of documents")
-    add("--png", type=Path, metavar="FILE", help="draw the lengths of documents and the frequencies of tokens")
+    add("--histogram", action="store_true", help="show a histogram of document lengths")
+    add("--png", type=Path, metavar="FILE", help="plot document lengths and token frequencies")
     add("--tokenizer", metavar="PATH", help="the tokenizer of the dataset: folder or model file")
     add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
     add = parser.add_argument_group("conversion of an indexed dataset (.bin, .idx) to MindRecord").add_argument
-    add("--convert", metavar="OUTPUT_PREFIX", help="folder and beginning of the names of the output files")
+    add("--convert", metavar="OUTPUT_PREFIX", help="folder and name prefix of the output files")
     add("--seq-length", type=int, default=0, help="trained tokens per row")
     add("--n-subs", type=int, default=1, help="number of output files [%(default)s]")
     add("--workers", type=int, default=1, help="processes [%(default)s]")
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def show_manifest(manifest: Manifest) -> None:
-    """Print what the manifest says."""
+    """Print a summary of the manifest."""
     tokenizer = manifest.tokenizer
     rows = f"rows of {manifest.seq_length} + 1" if manifest.seq_length else "documents"
     rejected, left_out = (
@@ -118,7 +118,7 @@ def main() -> None:
         from ascend_cpt.data.inspection import verify
 
         verify(manifest)
-        print("verified: every file, row and document is what the manifest says")
+        print("verified: all files, rows and documents match the manifest")
     if args.histogram or args.png:
         from ascend_cpt.data.inspection import compute_statistics, draw_histograms, format_histogram
 

@@ -21,7 +21,7 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("data/sample"), help="folder to write to [%(default)s]")
-    parser.add_argument("--overwrite", action="store_true", help="make it again even when it is there and whole")
+    parser.add_argument("--overwrite", action="store_true", help="rebuild it even if it is complete")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

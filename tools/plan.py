@@ -1,4 +1,4 @@
-"""Know before the cluster is booked: does a configuration fit, how fast is it, does it compile? Needs no NPU.
+"""Plan a run without NPUs: does the configuration fit in memory, how fast is it, does it compile?
 
 python tools/plan.py configs/qwen3/cpt_qwen3_8b.yaml
 python tools/plan.py configs/llama3/cpt_llama3_70b.yaml --nodes 8 --suggest
@@ -29,31 +29,31 @@ STEPS = {"compile": 1, "simulate": 3}
 def parse_arguments() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
-        description="Plan a configuration's run on a cluster: memory, speed, disk; and compile it without NPUs.",
+        description="Estimate memory, speed and disk of a configuration on a cluster, and compile it without NPUs.",
         epilog="Exit code: 0 it fits (and compiles as planned), 1 it does not, 2 the configuration is wrong.",
     )
-    parser.add_argument("config", type=Path, metavar="YAML", help="configuration file; its datasets need not be here")
+    parser.add_argument("config", type=Path, metavar="YAML", help="configuration file; its datasets need not exist")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
     cluster = parser.add_argument_group("cluster")
-    cluster.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default: what the layout needs)")
+    cluster.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default: as the layout requires)")
     cluster.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices of a node (default: 8)")
     cluster.add_argument("--device", default="910B", metavar="NAME", help=f"{', '.join(MACHINES)} (default: 910B)")
     cluster.add_argument("--hbm", type=float, default=64, metavar="GB", help="memory of a device (default: 64)")
     output = parser.add_argument_group("output")
     output.add_argument("--suggest", action="store_true", help="also rank the layouts that fit")
     output.add_argument("--json", action="store_true", help="print JSON instead of text")
-    output.add_argument("--picture", type=Path, metavar="PNG", help="draw memory and time into this file")
+    output.add_argument("--picture", type=Path, metavar="PNG", help="plot memory and time to this file")
     compiling = parser.add_argument_group("compiling without NPUs")
     compiling.add_argument(
         "--compile", action="store_true", help="compile the training step of each pipeline stage's first rank"
     )
     compiling.add_argument(
-        "--simulate", action="store_true", help="and run steps on MindSpore's simulated device, for its peak memory"
+        "--simulate", action="store_true", help="also run steps on MindSpore's simulated device, to measure peak memory"
     )
     compiling.add_argument("--ranks", metavar="0,8,...", help="compile these ranks instead")
-    compiling.add_argument("--layers-per-stage", type=int, metavar="K", help="shorten the model, for a quick check")
-    compiling.add_argument("--timeout", type=float, default=3600, metavar="S", help="for each rank (default: 3600)")
-    compiling.add_argument("--log-dir", type=Path, metavar="DIR", help="keep what the processes say")
+    compiling.add_argument("--layers-per-stage", type=int, metavar="K", help="shorten the model for a quick check")
+    compiling.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit per rank (default: 3600)")
+    compiling.add_argument("--log-dir", type=Path, metavar="DIR", help="keep the logs of the compiling processes")
     args = parser.parse_args()
     for name in ("nodes", "devices_per_node", "hbm", "layers_per_stage", "timeout"):
         value = getattr(args, name)
@@ -69,7 +69,7 @@ def parse_ranks(text: str | None) -> list[int] | None:
     """Return the numbers of `0,8,16`.
 
     Raises:
-        ConfigError: when they are no whole numbers.
+        ConfigError: when they are not whole numbers.
     """
     try:
         return None if text is None else [int(part) for part in text.split(",")]
@@ -78,19 +78,19 @@ def parse_ranks(text: str | None) -> list[int] | None:
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Make the folder that a flag names.
+    """Create the folder given with `flag`.
 
     Raises:
-        ConfigError: when it cannot be.
+        ConfigError: when it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{flag}: {folder} cannot be made ({error.strerror}); name another folder") from None
+        raise ConfigError(f"{flag}: {folder} cannot be created ({error.strerror}); choose another folder") from None
 
 
 def main() -> int:
-    """Print the plan and what compiling showed."""
+    """Print the plan and the results of compiling."""
     args = parse_arguments()
     ranks = parse_ranks(args.ranks)
     cluster = Cluster(
@@ -114,7 +114,7 @@ def main() -> int:
         print(render(plan))
         if args.suggest:
             print(f"\n{render_suggestions(suggestions)}")
-    good = plan.fits
+    is_ok = plan.fits
     if args.compile or args.simulate:
         case, reports = simulate_run(
             run,
@@ -126,14 +126,14 @@ def main() -> int:
             report=lambda line: print(line, file=sys.stderr, flush=True),
             log_dir=args.log_dir,
         )
-        good = good and not any(report.result.error or report.differences for report in reports)
+        is_ok = is_ok and not any(report.result.error or report.differences for report in reports)
         record["ranks"] = reports_to_records(reports)
         if not args.json:
             text = render_reports(case, reports, shows_peaks=args.simulate, pool_bytes=plan.limits.pool_bytes)
             print(f"\n{text}")
     if args.json:
         print(json.dumps(record, indent=1))
-    return EXIT_OK if good else EXIT_FAILURE
+    return EXIT_OK if is_ok else EXIT_FAILURE
 
 
 if __name__ == "__main__":

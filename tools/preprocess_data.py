@@ -4,7 +4,7 @@
         --tokenizer-name-or-path /models/Qwen3-8B-Base --seq-length 4096 --n-subs 8 --workers 8
 
 Writes {output-prefix}_{key}_document.mindrecord{k}, k = 0 .. n-subs - 1, and ..._document.manifest.json.
-A run that was stopped goes on when the same command is given again; one that is done is reused.
+The same command resumes an interrupted run; finished output is reused.
 """
 
 from __future__ import annotations
@@ -31,22 +31,37 @@ from ascend_cpt.errors import DataError, run_command
 
 
 def parse_args() -> PreprocessSettings:
-    """The settings that the command line gives."""
+    """Return the settings given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("input").add_argument
     add("--input", nargs="+", required=True, metavar="PATH", help="files, folders (walked recursively) or globs")
-    add("--format", choices=INPUT_FORMATS, help="read only files of this format; needed where a folder mixes several")
     add(
-        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys or columns to pack, a dataset each [text]"
+        "--format",
+        choices=INPUT_FORMATS,
+        help="read only files of this format; required for folders with several",
+    )
+    add(
+        "--json-keys",
+        nargs="+",
+        default=["text"],
+        metavar="KEY",
+        help="keys or columns to pack, one dataset each [text]",
     )
     add("--handler-name", default="GeneralPretrainHandler", help="or your own as package.module:Class [%(default)s]")
+    add("--txt-documents", choices=TXT_DOCUMENTS, default="line", help="unit of a document in .txt files [%(default)s]")
     add(
-        "--txt-documents", choices=TXT_DOCUMENTS, default="line", help="what a document of a .txt file is [%(default)s]"
+        "--max-bad-fraction",
+        type=float,
+        default=0.001,
+        help="fail above this fraction of invalid records [%(default)s]",
     )
-    add("--max-bad-fraction", type=float, default=0.001, help="fail when more of the records are bad [%(default)s]")
 
-    add("--drop-duplicates", action="store_true", help="leave out documents whose text was there before")
-    add("--filters", metavar="YAML", help="leave out what datatrove's filters and MinHash find (docs/preprocessing.md)")
+    add("--drop-duplicates", action="store_true", help="drop documents with the same text as an earlier one")
+    add(
+        "--filters",
+        metavar="YAML",
+        help="drop documents by datatrove's filters and MinHash (docs/preprocessing.md)",
+    )
 
     add = parser.add_argument_group("tokenizer").add_argument
     add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
@@ -56,29 +71,36 @@ def parse_args() -> PreprocessSettings:
         "--tokenizer-engine",
         choices=ENGINES,
         default="auto",
-        help="auto takes gigatoken where its ids are right [auto]",
+        help="auto uses gigatoken when its ids match the reference [auto]",
     )
     add("--append-eod", action=argparse.BooleanOptionalAction, default=True, help="end each document with EOD [yes]")
     add("--append-bos", action=argparse.BooleanOptionalAction, default=False, help="begin each document with BOS [no]")
     add("--eod-token", help="end-of-document token [the tokenizer's eos_token]")
     add(
-        "--parse-special-tokens", action="store_true", help="make control tokens of their names in documents [no: text]"
+        "--parse-special-tokens",
+        action="store_true",
+        help="encode special tokens in documents as such [no: as text]",
     )
 
     add = parser.add_argument_group("output").add_argument
-    add("--output-prefix", required=True, help="folder and beginning of the names of the output files")
+    add("--output-prefix", required=True, help="folder and name prefix of the output files")
     add("--output-format", choices=OUTPUT_FORMATS, default="mindrecord", help="[%(default)s]")
     add("--dataset-name", help="name of the files, instead of {output-prefix}_{key}_document")
     add("--seq-length", type=int, default=0, help="trained tokens per row; a row holds one more (not for mmap)")
-    add("--n-subs", type=int, default=1, help="parts to cut the input into, each packed to one file [%(default)s]")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that pack parts [cores: %(default)s]")
-    add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a part [%(default)s]")
-    add("--overwrite", action="store_true", help="replace what is there when it differs from what this run makes")
+    add("--n-subs", type=int, default=1, help="number of shards, each packed to one file [%(default)s]")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="parallel processes [cores: %(default)s]")
+    add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a shard [%(default)s]")
+    add("--overwrite", action="store_true", help="replace existing output that differs from this run's")
 
     add = parser.add_argument_group("several machines").add_argument
-    add("--engine", choices=RUN_ENGINES, default="local", help="what runs the parts [%(default)s]")
+    add("--engine", choices=RUN_ENGINES, default="local", help="executor of the shards [%(default)s]")
     add("--ray-address", metavar="HOST:PORT", help="the Ray cluster of --engine ray [a new one on this machine]")
-    add("--sub-range", type=parse_range, metavar="A:B", help="do only parts A to B - 1; a last run without it finishes")
+    add(
+        "--sub-range",
+        type=parse_range,
+        metavar="A:B",
+        help="pack only shards A to B - 1; run without it to finish",
+    )
     args = parser.parse_args()
 
     return PreprocessSettings(
@@ -112,13 +134,13 @@ def parse_args() -> PreprocessSettings:
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """`A:B` as two numbers."""
+    """Parse `A:B` as two numbers."""
     first, _, after = text.partition(":")
     return int(first), int(after)
 
 
 def choose_tokenizer_path(args: argparse.Namespace) -> str:
-    """A folder for Hugging Face tokenizers, a model file for the others."""
+    """Return the folder of a Hugging Face tokenizer, or the model file of another type."""
     flag, path = (
         ("--tokenizer-name-or-path", args.tokenizer_name_or_path)
         if args.tokenizer_type == HUGGING_FACE
@@ -130,14 +152,14 @@ def choose_tokenizer_path(args: argparse.Namespace) -> str:
 
 
 def describe_rows(manifest: Manifest) -> str:
-    """How the tokens are stored."""
+    """Describe how the tokens are stored."""
     if manifest.seq_length is None:
         return f"{manifest.shards[0].file} and {manifest.shards[0].index_file}"
     return f"{manifest.num_rows} rows of {manifest.seq_length}, {len(manifest.shards)} files"
 
 
 def describe_left_out(manifest: Manifest) -> str:
-    """What was dropped on purpose, when anything was."""
+    """Describe the documents dropped by selection, if any."""
     return "".join(f", {count} left out by {kind}" for kind, count in manifest.left_out.items())
 
 

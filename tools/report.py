@@ -1,4 +1,4 @@
-"""Write one HTML page about runs: `python tools/report.py output/qwen3_tiny`."""
+"""Write an HTML report of runs: `python tools/report.py output/qwen3_tiny`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ascend_cpt.monitor.report.write_report import write_report
 
 
 def main() -> int:
-    """Write the page."""
+    """Write the report."""
     parser = argparse.ArgumentParser(
-        description="Write one self-contained HTML page about one or several runs, which are laid over each other."
+        description="Write a self-contained HTML report of one or more runs, with their curves overlaid."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as output/qwen3_tiny")
     parser.add_argument(

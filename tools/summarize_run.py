@@ -1,4 +1,4 @@
-"""Tell what runs did and where their files are: `python tools/summarize_run.py output/qwen3_tiny`."""
+"""Summarize runs: results and paths of their files: `python tools/summarize_run.py output/qwen3_tiny`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_cpt.monitor.summary import summarize_run
 
 def main() -> int:
     """Print the summary of each run folder."""
-    parser = argparse.ArgumentParser(description="Tell what runs did and where their files are.")
+    parser = argparse.ArgumentParser(description="Summarize runs: results and paths of their files.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as output/qwen3_tiny")
     for run in parser.parse_args().runs:
         print("\n".join(summarize_run(run)))

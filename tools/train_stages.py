@@ -1,10 +1,10 @@
-"""Train the stages of a file one after the other, each from the weights of the one before (docs/long_context.md).
+"""Train the stages of a file in sequence, each from the weights of the previous one (docs/long_context.md).
 
 python tools/train_stages.py configs/stages/qwen3_tiny_256_512.yaml 2
 python tools/train_stages.py stages.yaml 64 8 $MASTER 8118 $RANK        on every node
 
-Exit codes: 0 all stages are complete, 3 a stage is held, 2 a mistake in the files or on the command line, else the
-launcher's. The same command goes on where it stopped.
+Exit codes: 0 all stages are complete, 3 a stage is held, 2 an error in the files or on the command line, otherwise the
+launcher's. The same command resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ascend_cpt.train_stages import StageOptions, train_stages
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", type=Path, metavar="STAGES", help="the file of stages")
-    parser.add_argument("launch", nargs="*", metavar="LAUNCH", help="what scripts/msrun_launcher.sh takes after CMD")
-    parser.add_argument("--extend", metavar="STAGE", help="this stage has become longer since it was complete")
-    parser.add_argument("--advance", metavar="STAGE", help="go on after this stage although its loss has not recovered")
+    parser.add_argument("stages", type=Path, metavar="STAGES", help="file with the stages")
+    parser.add_argument("launch", nargs="*", metavar="LAUNCH", help="arguments of scripts/msrun_launcher.sh after CMD")
+    parser.add_argument("--extend", metavar="STAGE", help="extend this stage after its cpt.train_tokens was raised")
+    parser.add_argument("--advance", metavar="STAGE", help="continue after this stage even if it is held")
     parser.add_argument("--output_dir", metavar="PATH", help="folder of the run folders (default: the configurations')")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan of every stage, stop")
     return parser.parse_args()

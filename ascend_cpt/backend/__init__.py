@@ -1,1 +1,1 @@
-"""The only room that imports mindformers: models, CPU kernels, compile, dataset loader, callbacks, trainer."""
+"""Everything that imports MindSpore or MindFormers: training, checkpoint writing, inference, models, CPU kernels."""

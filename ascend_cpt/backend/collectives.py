@@ -1,4 +1,4 @@
-"""The few collective operations of the suite itself, and who this process is among the others."""
+"""The few collective operations of the suite, and this process's rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspore.mint.distributed import all_reduce
 
 
 class _SumOverRanks(nn.Cell):
-    """A graph of one AllReduce: the functional form has no kernel on CPU."""
+    """A cell with one AllReduce: the functional form has no CPU kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ def sum_over_ranks(values: np.ndarray, num_ranks: int) -> np.ndarray:
     if is_pure_data_parallel():
         tensor = _get_sum_cell()(tensor)
     else:
-        # A graph of our own may hold no communication in semi-auto parallel mode.
+        # In semi-auto parallel mode a separate graph must not contain communication operators.
         all_reduce(tensor)  # in place
     total: np.ndarray = tensor.asnumpy()
     return total
 
 
 def wait_for_ranks(num_ranks: int) -> None:
-    """Return when every rank has come here."""
+    """Block until every rank has called this."""
     if is_pure_data_parallel():
         sum_over_ranks(np.zeros(1), num_ranks)
     else:

@@ -1,10 +1,10 @@
-"""The keys that MindFormers 1.9 understands, gathered from the installed package.
+"""The keys that MindFormers 1.9 reads, collected from the installed package.
 
-MindFormers reads a YAML without checking nested keys, so a misspelt one is ignored in silence. `collect_key_table`
-gathers every key from the places that read them; the result is kept in `ascend_cpt/config/mindformers_keys.json`, so
-that a configuration is checked in milliseconds and without importing MindFormers. A test compares the two.
+MindFormers does not check nested keys of a YAML, so a misspelled one is silently ignored. `collect_key_table` collects
+the keys from the code that reads them. The result is checked in as `ascend_cpt/config/mindformers_keys.json`, so that a
+configuration is checked in milliseconds without importing MindFormers; a test compares the two.
 
-Run `python -m ascend_cpt.backend.mindformers_keys` to write the file anew after a change of the MindFormers version.
+Run `python -m ascend_cpt.backend.mindformers_keys` to regenerate the file after changing the MindFormers version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 
 KEY_TABLE_PATH = Path(__file__).resolve().parents[1] / "config" / "mindformers_keys.json"
 
-# Keys that MindFormers reads with `config.get` or `config.x`, in no table that could be walked (MindFormers 1.9.0).
+# Keys that MindFormers 1.9.0 reads with `config.get` or `config.x` and lists in no table.
 EXTRA_KEYS: dict[str, list[str]] = {
     "": [
         "auto_tune",
@@ -109,7 +109,7 @@ def collect_key_table() -> dict[str, Any]:
 
 
 def _collect_names() -> dict[str, list[str]]:
-    """Return the class names that the `type` of some sections may have."""
+    """Return the class names that the `type` key of some sections accepts."""
     import mindformers.core.optim
     import mindformers.wrapper  # noqa: F401
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister

@@ -1,1 +1,1 @@
-"""Launch arguments, environment and process supervision for msrun."""
+"""Launching a job with msrun, communication between its processes, and checks of a node."""

@@ -1,6 +1,6 @@
-"""Messages between the processes of a job, and between its launchers: one JSON object per line over TCP.
+"""Newline-delimited JSON messages over TCP, between the processes of a job and between its launchers.
 
-Launchers also send a beat that says "still here".
+Launchers also send heartbeats.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-# The launchers meet this far above MASTER_PORT; MASTER_PORT + 1 is the workers' own channel.
+# The coordinator listens on MASTER_PORT plus this offset; MASTER_PORT + 1 is the workers' job channel.
 LAUNCHER_PORT_OFFSET = 2
 LAUNCHER_PORT_VARIABLE = "ASCEND_CPT_LAUNCHER_PORT"
-BEAT_S = 2.0
-# A peer that is not heard for so long is lost: shorter breaks of the network are ridden out.
-SILENCE_S = 45.0
+HEARTBEAT_S = 2.0
+# A peer that sends nothing for this long is considered lost. Shorter network outages are tolerated.
+HEARTBEAT_TIMEOUT_S = 45.0
 SEND_TIMEOUT_S = 5.0
 MAX_LINE_BYTES = 1 << 20
 
@@ -25,7 +25,7 @@ Message = dict[str, Any]
 
 
 class Connection:
-    """A TCP connection of messages. One thread reads; sends are small and whole."""
+    """A TCP connection that carries messages. One thread reads; each send writes one complete message."""
 
     def __init__(self, peer: socket.socket, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         self.socket = peer
@@ -35,7 +35,7 @@ class Connection:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, **message: Any) -> bool:
-        """Send a message; return whether the connection took it."""
+        """Send a message; return whether it was written to the socket."""
         try:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
@@ -43,12 +43,12 @@ class Connection:
         return True
 
     def receive(self) -> list[Message] | None:
-        """Return the messages that have come, waiting for some bytes; None when the peer has left or talks nonsense."""
+        """Wait for data and return the complete messages; None when the peer closed or sent an invalid message."""
         try:
-            part = self.socket.recv(1 << 16)
-            if not part:
+            data = self.socket.recv(1 << 16)
+            if not data:
                 return None
-            *lines, self._unfinished = (self._unfinished + part).split(b"\n")
+            *lines, self._unfinished = (self._unfinished + data).split(b"\n")
             messages = [json.loads(line) for line in lines]
         except TimeoutError:
             return []
@@ -59,20 +59,20 @@ class Connection:
         return messages
 
     def close(self) -> None:
-        """Close; waiting readers of both ends wake up."""
+        """Close the connection; blocked reads on both ends return."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
 
 class LineServer:
-    """A listening socket and the connections that it has accepted. One thread polls it."""
+    """A listening socket and its accepted connections, polled by one thread."""
 
     def __init__(self, port: int, *, backlog: int, max_line_bytes: int = MAX_LINE_BYTES) -> None:
         """Listen on a port of all interfaces.
 
         Raises:
-            OSError: when the port cannot be had.
+            OSError: when the port cannot be bound.
         """
         self._listener = socket.create_server(("", port), backlog=backlog)
         self._max_line_bytes = max_line_bytes
@@ -81,9 +81,9 @@ class LineServer:
         self.connections: list[Connection] = []
 
     def poll(self, timeout_s: float | None = None) -> Iterator[tuple[Connection, list[Message] | None]]:
-        """Yield every connection that is new (with an empty list), has messages, or is closed by its peer (None).
+        """Yield connections with what they received: [] for a new one, its messages, or None when the peer closed it.
 
-        A connection that the caller has dropped meanwhile is passed over.
+        Connections that the caller drops during the iteration are skipped.
         """
         for key, _ in self._selector.select(timeout_s):
             if key.data is None:
@@ -96,7 +96,7 @@ class LineServer:
                 yield key.data, key.data.receive()
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection and forget it."""
+        """Close and remove a connection."""
         self.connections.remove(connection)
         self._selector.unregister(connection.socket)
         connection.close()

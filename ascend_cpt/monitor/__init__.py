@@ -1,1 +1,1 @@
-"""What a run tells: step records, sinks (console, metrics.jsonl) and the loss picture."""
+"""Monitoring: step records, sinks (console, metrics.jsonl, trackers), guards, the loss plot and the report."""

@@ -1,4 +1,4 @@
-"""Which data a run has trained on: exact, from the order of the rows, so that nothing is lost when it is continued."""
+"""Which data a run has trained on, computed exactly from the row order, so it is also correct after a resume."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from ascend_cpt.monitor.record import DataRecord
 
 CountRows = Callable[[int, int], Mapping[str, int]]
-"""(first step, stop step) → rows of each source in these steps; steps count from 0, the stop step is not included."""
+"""(first step, stop step) → rows of each source in these steps. Steps count from 0; the stop step is excluded."""
 
 RECORDS_PER_RUN = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSpan:
-    """Steps `first_step` to `stop_step` (from 0, the last not included) of a run."""
+    """Steps `first_step` to `stop_step` of a run, counted from 0; the stop step is excluded."""
 
     name: str
     first_step: int
@@ -24,7 +24,7 @@ class PhaseSpan:
 
 
 class DataAccount:
-    """Counts tokens of each source in each phase, and epochs of each source."""
+    """Counts the tokens of each source in each phase, and the epochs of each source."""
 
     def __init__(
         self, count_rows: CountRows, phases: Sequence[PhaseSpan], *, rows_per_epoch: Mapping[str, int], seq_length: int
@@ -35,7 +35,7 @@ class DataAccount:
         self._rows: dict[str, dict[str, int]] = {}
 
     def restore(self, record: Mapping[str, Any]) -> None:
-        """Go on from a recorded account, instead of counting a long run again from its start."""
+        """Continue from a recorded account instead of counting from the start of the run."""
         self._counted_steps = int(record["step"])
         self._rows = {
             str(phase): {str(source): int(count) // self._seq_length for source, count in tokens.items()}
@@ -43,7 +43,7 @@ class DataAccount:
         }
 
     def tally(self, step: int) -> DataRecord:
-        """Return what was trained on in the first `step` steps; ask in ascending order."""
+        """Return what the first `step` steps trained on; `step` must not decrease between calls."""
         assert step >= self._counted_steps
         for phase in self._phases:
             first, stop = max(phase.first_step, self._counted_steps), min(phase.stop_step, step)
@@ -68,5 +68,5 @@ class DataAccount:
 
 
 def is_tally_due(step: int, total_steps: int, phases: Sequence[PhaseSpan]) -> bool:
-    """Return whether the account is written after `step` steps: about 200 times in a run, and where phases end."""
+    """Return whether to write the account after `step` steps: about 200 times per run, and at the end of each phase."""
     return step % max(1, total_steps // RECORDS_PER_RUN) == 0 or any(step == phase.stop_step for phase in phases)

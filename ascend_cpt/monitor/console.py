@@ -1,4 +1,4 @@
-"""The terminal for our own few lines; everything that libraries print goes to a log file."""
+"""Keeps the terminal for the suite's own lines; what libraries print goes to a log file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TextIO
 
 @contextmanager
 def captured_output(log_path: Path) -> Iterator[TextIO]:
-    """Send file descriptors 1 and 2 to `log_path` (appending) and yield a stream to the original standard output.
+    """Redirect file descriptors 1 and 2 to `log_path` (appending) and yield a stream to the original standard output.
 
-    MindFormers logs several lines a step and MindSpore writes from C++; the descriptors catch both. On leaving, also by
-    an error, both descriptors are as before, so that the error's own line is seen.
+    MindFormers logs several lines per step and MindSpore writes from C++; redirecting the descriptors captures both. On
+    exit both are restored, so that an error message is shown in the terminal.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     _flush()
@@ -26,7 +26,7 @@ def captured_output(log_path: Path) -> Iterator[TextIO]:
     os.dup2(log, 2)
     os.close(log)
     console = os.fdopen(os.dup(originals[0]), "w", buffering=1, encoding="utf-8", errors="replace")
-    # A crash in native code still shows its stack where the launcher looks for it.
+    # A crash in native code prints its stack where the launcher looks for it.
     faulthandler.enable(console)
     try:
         yield console

@@ -1,4 +1,4 @@
-"""The alarm for forgetting: a held-out loss that has risen too far above what it was before the first step."""
+"""The forgetting alarm: a held-out loss has risen too far above its value before the first step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_cpt.monitor.record import ValidationRecord
 
 @dataclass(frozen=True, kw_only=True)
 class AlarmVerdict:
-    """A judged record; `message` is there when people should hear of it, `stop` when the run should end."""
+    """The verdict on a validation record: `message` is a warning to print, if any; `stop` ends the run."""
 
     record: ValidationRecord
     message: str = ""
@@ -21,18 +21,18 @@ class AlarmVerdict:
 
 
 class ForgettingAlarm:
-    """Compares each validation with the base of its set, the first record of the run.
+    """Compares each validation with its set's base, the first record of the run.
 
-    Several alarms in a row are told once, and again whenever the loss has risen by another `max_increase`.
+    Consecutive alarms print one warning, and another one each time the loss has risen by a further `max_increase`.
     """
 
     def __init__(self, sets: Mapping[str, ValidationSetConfig]) -> None:
         self._sets = sets
         self._bases: dict[str, tuple[int, float]] = {}
-        self._told: dict[str, float] = {}  # sets above their limit → the increase that was told last
+        self._last_warned: dict[str, float] = {}  # sets above their limit → the increase of the last warning
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> list[AlarmVerdict]:
-        """Take over the recorded validations of a continued run; return the verdict on the last of each set."""
+        """Restore the recorded validations of a resumed run; return the verdict on the last one of each set."""
         last: dict[str, AlarmVerdict] = {}
         for record in records:
             name, step = str(record["name"]), int(record["step"])
@@ -52,15 +52,15 @@ class ForgettingAlarm:
         above = limits.max_increase is not None and not increase <= limits.max_increase
         judged = dataclasses.replace(record, base_loss=base_loss, base_step=base_step, alarm=above)
         if not above:
-            recovered = self._told.pop(record.name, None) is not None
+            recovered = self._last_warned.pop(record.name, None) is not None
             text = f"validation set {record.name} is below its alarm again at step {record.step}: {record.loss:.4f}"
             return AlarmVerdict(record=judged, message=text if recovered else "")
         assert limits.max_increase is not None
         stop = limits.on_increase == "stop"
-        told = self._told.get(record.name)
+        last_warned = self._last_warned.get(record.name)
         message = ""
-        if stop or told is None or not increase <= told + limits.max_increase:
-            self._told[record.name] = increase
+        if stop or last_warned is None or not increase <= last_warned + limits.max_increase:
+            self._last_warned[record.name] = increase
             message = (
                 f"forgetting: validation set {record.name} at step {record.step} has loss {record.loss:.4f}, "
                 f"{increase:+.4f} over its base {base_loss:.4f} of step {base_step} "

@@ -1,7 +1,7 @@
-"""Which steps must not reach the weights: not finite, or spikes. Plain arithmetic; the backend acts on it.
+"""Which steps must not update the weights: non-finite ones and spikes. Plain arithmetic; the backend applies it.
 
-The limits of a step follow from the steps before it, so the comparison itself can be made on the device before the
-optimizer runs, and a continued run has the same limits as one that was never stopped.
+The limits of a step depend only on the steps before it. So the comparison can run on the device before the optimizer,
+and a resumed run has the same limits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ OVERFLOW, LOSS_SPIKE, GRAD_NORM_SPIKE = "not finite", "loss spike", "gradient-no
 
 
 class SpikeWindow:
-    """The last values of a quantity and the limit that follows: mean + sigmas × standard deviation.
+    """The last values of a quantity and the limit computed from them: mean + sigmas × standard deviation.
 
-    Spikes enter the window, too: a lasting change of level becomes the new normal instead of being skipped for ever.
+    Spikes enter the window too, so that a lasting change of level is not skipped forever.
     """
 
     def __init__(self, config: SpikeConfig) -> None:
@@ -31,16 +31,16 @@ class SpikeWindow:
         self._needed = max(2, config.window_steps // 2)
 
     def add(self, value: float) -> None:
-        """Take in the value of a step; one that is not finite takes its place but does not count."""
+        """Add the value of a step; a non-finite value takes a place in the window but is not used."""
         self._values.append(value)
 
     def clear(self) -> None:
-        """Forget all values: what follows is of another kind."""
+        """Remove all values."""
         self._values.clear()
 
     @property
     def limit(self) -> float:
-        """The largest value that is no spike, exactly a float32; infinite while too little is known."""
+        """The largest value that is no spike, rounded to float32; infinite while the window has too few values."""
         values = np.array(self._values)
         values = values[np.isfinite(values)]
         if len(values) < self._needed:
@@ -50,14 +50,14 @@ class SpikeWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class StepVerdict:
-    """`skipped`: why the update was left out (empty: it was not); `stop`: why the run must end (empty: it goes on)."""
+    """`skipped`: why the update was skipped, `stop`: why the run must stop; empty if it was or must not."""
 
     skipped: str = ""
     stop: str = ""
 
 
 class StepJudge:
-    """Judges steps in order. `first_steps` are the steps (from 0) with which phases begin: new data, new window."""
+    """Judges steps in order. `first_steps`: steps (from 0) at which phases begin; the windows are cleared there."""
 
     def __init__(self, config: GuardConfig, first_steps: Collection[int] = ()) -> None:
         self._config, self._first_steps = config, frozenset(first_steps)
@@ -68,22 +68,22 @@ class StepJudge:
 
     @property
     def window_steps(self) -> int:
-        """Steps of the past that the next limits and counts depend on."""
+        """Number of past steps that the limits and counts depend on."""
         spikes = (self._config.loss_spike, self._config.grad_norm_spike)
         return max([self._config.max_skips_in_a_row, *(spike.window_steps for spike in spikes if spike)])
 
     @property
     def loss_limit(self) -> float:
-        """Loss above which the next step is left out."""
+        """Loss above which the next update is skipped."""
         return self._loss.limit if self._loss else math.inf
 
     @property
     def grad_norm_limit(self) -> float:
-        """Gradient norm above which the next step is left out."""
+        """Gradient norm above which the next update is skipped."""
         return self._grad_norm.limit if self._grad_norm else math.inf
 
     def restore(self, records: Iterable[Mapping[str, Any]], num_skipped: int) -> None:
-        """Take over the last recorded steps of a run that is continued and the number of all that were left out."""
+        """Restore the last recorded steps of a resumed run and its total number of skipped steps."""
         for record in records:
             grad_norm = record.get("grad_norm")
             self._remember(
@@ -98,9 +98,9 @@ class StepJudge:
         Args:
             step: Counted from 1.
             loss: Mean over the batch, in nats per token.
-            grad_norm: Norm of all gradients before clipping, or None where it is not computed.
-            is_skipped: Whether the device left out the update for gradients that are not finite or for the loss.
-            scaled: Whether the loss scale adapts itself, which makes gradients overflow now and then.
+            grad_norm: Global gradient norm before clipping, or None if not computed.
+            is_skipped: Whether the device skipped the update because of non-finite gradients or the loss.
+            scaled: Whether the loss scale is dynamic, so that gradients overflow occasionally.
         """
         finite_norm = grad_norm is None or math.isfinite(grad_norm)
         if is_skipped:
@@ -120,7 +120,7 @@ class StepJudge:
             if skipped == OVERFLOW and not scaled:
                 return "a gradient is not finite"
         if self._num_in_a_row >= self._config.max_skips_in_a_row:
-            return f"{self._num_in_a_row} steps in a row were left out, the last one for: {skipped}"
+            return f"{self._num_in_a_row} steps in a row were skipped, the last one for: {skipped}"
         return ""
 
     def _remember(self, step: int, loss: float, grad_norm: float | None, skipped: str) -> None:
@@ -130,7 +130,7 @@ class StepJudge:
             self._grad_norm.add(grad_norm)
         self._num_in_a_row = self._num_in_a_row + 1 if skipped else 0
         self.num_skipped += bool(skipped)
-        # The next step, `step` counted from 0, is of another phase.
+        # The next step (`step` counted from 0) begins a new phase.
         if step in self._first_steps:
             for window in (self._loss, self._grad_norm):
                 if window:

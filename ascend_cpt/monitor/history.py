@@ -1,4 +1,4 @@
-"""Reading `metrics.jsonl`: all of it, what a report needs, or what a continued run must remember."""
+"""Reads `metrics.jsonl`: all records, or the history that a resumed run needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEAD = re.compile(r'\{"kind": "(\w+)", "step": (\d+), ')
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a run that is continued must remember: the last steps, all validations, how many steps were left out."""
+    """The history that a resumed run needs: the last steps, all validations, the number of skipped steps."""
 
     steps: list[dict[str, Any]]
     validations: list[dict[str, Any]]
@@ -25,7 +25,7 @@ class History:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `metrics.jsonl`; a last line that was cut short by a crash is passed over."""
+    """Yield the records of a `metrics.jsonl`; a last line truncated by a crash is ignored."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
@@ -38,7 +38,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_history(path: Path, resume_step: int, window_steps: int) -> History:
-    """Read what is known up to `resume_step`, of the steps only the last `window_steps`."""
+    """Read the records up to `resume_step`; of the steps only the last `window_steps`."""
     steps: deque[str] = deque(maxlen=window_steps)
     validations: list[dict[str, Any]] = []
     num_skipped = 0
@@ -57,7 +57,7 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
 
 
 def read_lines(path: Path, last_step: int) -> Iterator[tuple[str, str]]:
-    """Yield kind and text of every whole line up to `last_step`, without parsing the values: there may be millions."""
+    """Yield kind and text of every complete line up to `last_step`. Values are not parsed: there may be millions."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:

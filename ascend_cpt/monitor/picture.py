@@ -1,4 +1,4 @@
-"""The loss picture of a run, as a PNG."""
+"""Plots the losses of a run as a PNG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ascend_cpt.monitor.history import read_metrics
 
 
 def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
-    """Draw training loss, validation losses and the learning rate of a `metrics.jsonl`."""
+    """Plot training loss, validation losses and the learning rate of a `metrics.jsonl`."""
     import matplotlib
 
     matplotlib.use("Agg")

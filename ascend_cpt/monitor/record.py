@@ -1,4 +1,4 @@
-"""What is written down about a run, as plain records."""
+"""The records of a run, as plain dataclasses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What happened in an optimizer step. `step` counts from 1; rates are of the whole cluster unless named otherwise.
+    """One optimizer step. `step` counts from 1; rates are of the whole cluster unless named otherwise.
 
-    Times leave out validation and saving. `skipped` says why the weights were not updated, and is empty when they were.
+    Times exclude validation and saving. `skipped` is the reason if the weights were not updated, otherwise empty.
     """
 
     step: int
@@ -25,18 +25,18 @@ class StepRecord:
     step_time_s: float
     """From the end of the last step to the end of this one."""
     tokens_per_s: float
-    """Mean over the last steps, without the first one of a launch, which compiles."""
+    """Mean over the last steps, without a launch's first step, which compiles."""
     tokens_per_s_per_device: float = 0.0
     mfu: float | None = None
-    """Model FLOPs utilization, 0 to 1; None where the device's peak is not known."""
+    """Model FLOPs utilization, 0 to 1; None if the device's peak is unknown."""
     data_wait_s: float | None = None
-    """Part of the step's time in which the host waited for the batch; None where the device fetches it (sink mode)."""
+    """Part of the step time in which the host waited for the batch; None in sink mode, where the device fetches it."""
     compute_s: float | None = None
-    """Rest of the step's time, until the loss was there; None as above."""
+    """Rest of the step time, until the loss was available; None in sink mode."""
     phase: str = ""
     skipped: str = ""
     num_skipped: int = 0
-    """Steps of the run that were left out so far."""
+    """Skipped steps of the run so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,28 +48,28 @@ class ValidationRecord:
     loss: float
     num_labels: int
     bits_per_byte: float | None = None
-    """loss × tokens / (ln 2 × bytes of text), with tokens per byte of the whole set."""
+    """loss × tokens / (ln 2 × bytes of text), with tokens and bytes of the whole set."""
     base_loss: float | None = None
-    """Its first loss in this run, normally before the first step."""
+    """The set's first loss in this run, normally before the first step."""
     base_step: int | None = None
     alarm: bool = False
     """Whether the loss is above the base by more than `max_increase`."""
 
     @property
     def perplexity(self) -> float:
-        """e to the loss."""
+        """exp(loss)."""
         return math.exp(min(self.loss, 700.0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """What the run has trained on after `step` steps: exact, computed from the order of the rows."""
+    """What the run has trained on after `step` steps, computed exactly from the row order."""
 
     step: int
     tokens: dict[str, dict[str, int]]
     """Phase → source → tokens."""
     epochs: dict[str, float]
-    """Passes over each source."""
+    """Epochs of each source."""
 
 
 Record = StepRecord | ValidationRecord | DataRecord
@@ -77,7 +77,7 @@ KINDS: dict[type, str] = {StepRecord: "step", ValidationRecord: "validation", Da
 
 
 def to_values(record: Record) -> dict[str, Any]:
-    """Return a record as JSON values, kind and step first; NaN and infinities are text, as JSON has no such numbers."""
+    """Return a record as JSON values, kind and step first. NaN and infinities, which JSON lacks, become strings."""
     values: dict[str, Any] = {"kind": KINDS[type(record)], **vars(record)}
     if isinstance(record, ValidationRecord):
         values["perplexity"] = record.perplexity
@@ -85,7 +85,7 @@ def to_values(record: Record) -> dict[str, Any]:
 
 
 def to_scalars(record: Record) -> dict[str, float]:
-    """Return what can be drawn over the steps: `group/name` → number."""
+    """Return the values that can be plotted over the steps: `group/name` → number."""
     if isinstance(record, ValidationRecord):
         scalars = {"loss": record.loss, "perplexity": record.perplexity, "bits_per_byte": record.bits_per_byte}
         return {f"validation/{record.name}/{name}": value for name, value in scalars.items() if value is not None}
@@ -110,32 +110,32 @@ def to_scalars(record: Record) -> dict[str, float]:
 
 
 def to_json_number(value: Any) -> Any:
-    """Return the value, with NaN and infinities as text."""
+    """Return the value, with NaN and infinities as strings."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a report must know of a run beside its records; `run.json` in the run folder."""
+    """Run information that a report needs in addition to the records; `run.json` in the run folder."""
 
     name: str
     model: str
-    """The model in a few words."""
+    """Short description of the model."""
     num_parameters: int
     num_devices: int
     device_name: str
     flops_per_token: float
     peak_flops: float | None
-    """Of one device; None where it is not known."""
+    """Of one device; None if unknown."""
     total_steps: int
     tokens_per_step: int
     phases: list[dict[str, Any]]
-    """`name`, `first_step`, `stop_step` (from 0, the last not included) and planned `tokens` by source."""
+    """`name`, `first_step`, `stop_step` (from 0, excluded) and planned `tokens` by source."""
     sources: dict[str, dict[str, int]]
-    """Source → `rows` and `tokens` of one pass."""
+    """Source → `rows` and `tokens` of one epoch."""
     validation: dict[str, dict[str, Any]]
     """Set → `rows` used, `of_rows`, `max_increase`, `on_increase`."""
 
     def to_values(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the fields as JSON values."""
         return dataclasses.asdict(self)

@@ -1,4 +1,4 @@
-"""Where records go: the console, `metrics.jsonl` and what the configuration asks for besides."""
+"""Sinks for records: the console, `metrics.jsonl` and those of the configuration."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Takes the records of a run in their order."""
+    """Receives the records of a run in order."""
 
     def write(self, record: Record) -> None:
-        """Take a record."""
+        """Write a record."""
 
     def close(self) -> None:
-        """Write out what is still held back."""
+        """Flush and close."""
 
 
 class SinkGroup:
-    """Several sinks as one. A sink that fails is dropped with one warning: watching must never end the training."""
+    """Several sinks as one. A failing sink is dropped with one warning: monitoring must not stop the training."""
 
     def __init__(self, sinks: Sequence[Sink], console: TextIO | None) -> None:
         self._sinks, self._console = list(sinks), console
@@ -36,7 +36,7 @@ class SinkGroup:
         return bool(self._sinks)
 
     def write(self, record: Record) -> None:
-        """Hand a record to every sink."""
+        """Write a record to every sink."""
         for sink in tuple(self._sinks):
             try:
                 sink.write(record)
@@ -44,7 +44,7 @@ class SinkGroup:
                 self._drop(sink, error)
 
     def warn(self, message: str) -> None:
-        """Tell people something that is no record."""
+        """Log and print a warning."""
         logger.warning("%s", message)
         if self._console is not None:
             print(f"warning: {message}", file=self._console, flush=True)
@@ -59,17 +59,17 @@ class SinkGroup:
 
     def _drop(self, sink: Sink, error: Exception) -> None:
         self._sinks.remove(sink)
-        self.warn(f"{type(sink).__name__} failed and gets nothing more in this launch: {error!r}")
+        self.warn(f"{type(sink).__name__} failed and is disabled for this launch: {error!r}")
 
 
 class ConsoleSink:
-    """Prints a line every `print_every_steps` steps, for the first, the last and skipped ones, and each validation."""
+    """Prints a line every `print_every_steps` steps, for the first, the last and skipped steps, and each validation."""
 
     def __init__(self, stream: TextIO, print_every_steps: int) -> None:
         self._stream, self._every = stream, max(1, print_every_steps)
 
     def write(self, record: Record) -> None:
-        """Print the record, if it is due."""
+        """Print the record if it is due."""
         if isinstance(record, ValidationRecord):
             print(format_validation(record), file=self._stream, flush=True)
         elif isinstance(record, StepRecord) and (
@@ -78,7 +78,7 @@ class ConsoleSink:
             print(format_step(record), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: every line is flushed."""
 
 
 class JsonlSink:
@@ -126,7 +126,7 @@ def format_validation(record: ValidationRecord) -> str:
 
 
 def format_account(record: DataRecord) -> list[str]:
-    """Return a line for each source: tokens in each phase and passes over it."""
+    """Return a line for each source: tokens in each phase, and epochs."""
     lines = []
     for source, epochs in record.epochs.items():
         by_phase = [
@@ -137,7 +137,7 @@ def format_account(record: DataRecord) -> list[str]:
 
 
 def format_duration(seconds: float) -> str:
-    """Return h:mm:ss, with days in front where there are any."""
+    """Return `h:mm:ss`, from one day on `Nd h:mm:ss`."""
     days, rest = divmod(round(seconds), 86400)
     hours, rest = divmod(rest, 3600)
     text = f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,4 +1,4 @@
-"""A run told in a few lines, from its metrics.jsonl."""
+"""Summarizes a run in a few lines, from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ascend_cpt.monitor.sinks import format_account
 
 
 def summarize_run(run_dir: Path) -> list[str]:
-    """Return the lines that tell what a run did and where its files are.
+    """Return a summary of a run, line by line, with the paths of its files.
 
     Raises:
-        DataError: when the folder holds no run.
+        DataError: when the folder contains no run.
     """
     records = list(read_metrics(run_dir / "metrics.jsonl"))
     steps = [record for record in records if record["kind"] == "step"]
@@ -30,7 +30,7 @@ def summarize_run(run_dir: Path) -> list[str]:
     ]
     lines.extend(_describe_set(name, points) for name, points in collect_validation(records).items())
     if last.get("num_skipped"):
-        lines.append(f"  left out         {last['num_skipped']} of the steps, by cpt.guards")
+        lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():
@@ -41,7 +41,7 @@ def summarize_run(run_dir: Path) -> list[str]:
 
 
 def collect_validation(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the records of each validation set, in the order of the steps."""
+    """Return the records of each validation set, in step order."""
     sets: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if record["kind"] == "validation":

@@ -1,4 +1,4 @@
-"""Records for TensorBoard, W&B and SwanLab."""
+"""Sinks for TensorBoard, W&B and SwanLab."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLUSH_S = 10
 
 
 class TensorBoardSink:
-    """Writes event files to `<run>/tensorboard`; what a continued run repeats hides the first version."""
+    """Writes event files to `<run>/tensorboard`; steps repeated after a resume replace the earlier ones."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         from tensorboardX import SummaryWriter
@@ -30,17 +30,17 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step, flush_secs=FLUSH_S)
 
     def write(self, record: Record) -> None:
-        """Write all numbers of a record as one event: that costs a tenth of an event for each."""
+        """Write all numbers of a record as one event: ten times cheaper than one event per number."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in to_scalars(record).items()]
         self._writer.file_writer.add_summary(self._summary(value=values), record.step)
 
     def close(self) -> None:
-        """Write out what is queued."""
+        """Flush and close the writer."""
         self._writer.close()
 
 
 class ServiceSink:
-    """Logs to a run of a tracking service, which `wandb` and `swanlab` offer with the same method."""
+    """Logs to a run of a tracking service; `wandb` and `swanlab` have the same interface."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -51,12 +51,12 @@ class ServiceSink:
         self._run.log(values, step=record.step)
 
     def close(self) -> None:
-        """Tell the service that the run is over."""
+        """Finish the run at the service."""
         self._run.finish()
 
 
 class WandbSink(ServiceSink):
-    """W&B; its own settings (`WANDB_MODE=offline`, keys) come from its environment variables."""
+    """W&B, configured by its environment variables (`WANDB_MODE=offline`, API key)."""
 
     def __init__(self, run_dir: Path, resume_step: int, *, project: str, config: Mapping[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
@@ -74,7 +74,7 @@ class WandbSink(ServiceSink):
 
 
 class SwanlabSink(ServiceSink):
-    """SwanLab; its own settings (`SWANLAB_MODE=offline`, keys) come from its environment variables."""
+    """SwanLab, configured by its environment variables (`SWANLAB_MODE=offline`, API key)."""
 
     def __init__(self, run_dir: Path, resume_step: int, *, project: str, config: Mapping[str, Any]) -> None:
         swanlab = importlib.import_module("swanlab")
@@ -91,7 +91,7 @@ class SwanlabSink(ServiceSink):
 
 
 def is_installed(sink: str) -> bool:
-    """Return whether the package behind a sink is there, without importing it."""
+    """Return whether a sink's package is installed, without importing it."""
     return importlib.util.find_spec(PACKAGES[sink]) is not None
 
 
@@ -104,7 +104,7 @@ def open_trackers(
     config: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> list[Sink]:
-    """Open the sinks of these names; one that cannot be opened is left out with a warning."""
+    """Open the named sinks; one that cannot be opened is skipped with a warning."""
     sinks: list[Sink] = []
     for name in names:
         try:
@@ -119,7 +119,7 @@ def open_trackers(
 
 
 def choose_tracking_id(path: Path, resume_step: int) -> str:
-    """Return the run's name at a service, which `path` holds: when a run is continued the same, otherwise a new one."""
+    """Return the run's id at a service: the one stored in `path` when a run resumes, otherwise a new one."""
     if resume_step and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     tracking_id = uuid.uuid4().hex[:21]

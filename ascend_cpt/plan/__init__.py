@@ -1,1 +1,1 @@
-"""Checks of a parallel layout before a cluster is booked."""
+"""Plans a run before a cluster is used: checks of the parallel layout, memory, time and disk estimates."""

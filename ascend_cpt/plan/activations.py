@@ -1,20 +1,20 @@
-"""Activations of MindFormers' decoder layer and of its loss, in bytes on one rank for one micro batch.
+"""Activation memory of MindFormers' decoder layer and loss, in bytes on one rank for one micro batch.
 
-Notation: t tokens, s tokens of a sequence-parallel rank, h hidden, q and k the widths of the query and key heads of a
-tensor-parallel rank, f its part of the MLP, v its part of the vocabulary.
+Notation: t tokens; s tokens per sequence-parallel rank; h hidden size; q and k widths of a tensor-parallel rank's query
+and key heads; f its MLP width; v its part of the vocabulary.
 """
 
 from __future__ import annotations
 
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 
-# FlashAttention keeps the maximum and the sum of every row of every head, eight float32 each.
+# FlashAttention keeps maximum and sum of every row of every head, eight float32 each.
 SOFTMAX_BYTES_PER_ROW = 2 * 8 * FLOAT32_BYTES
-LOGITS_COPIES = 4  # float32: the one-hot labels, the log-softmax, and two of the products and differences between them
+LOGITS_COPIES = 4  # float32: one-hot labels, log-softmax, and two temporaries computed from them
 
 
 def count_saved_bytes(case: TrainingCase, stage: int) -> int:
-    """Return what a stage keeps from forward to backward, of all micro batches that are under way at its peak."""
+    """Return the bytes a stage keeps from forward to backward, over all micro batches in flight at its peak."""
     recomputed = min(case.recomputed_layers[stage], case.layers_per_stage[stage])
     kept = case.layers_per_stage[stage] - recomputed
     per_micro_batch = recomputed * _count_layer_input_bytes(case) + kept * count_layer_bytes(case)
@@ -22,12 +22,12 @@ def count_saved_bytes(case: TrainingCase, stage: int) -> int:
 
 
 def count_micro_batches_in_flight(case: TrainingCase, stage: int) -> int:
-    """Return how many micro batches a stage has begun and not ended, at most, with one forward one backward."""
+    """Return the maximum number of micro batches in flight on a stage in the 1F1B schedule."""
     return min(case.num_micro_batches, case.num_stages - stage)
 
 
 def count_layer_bytes(case: TrainingCase) -> int:
-    """Return what a layer that is not recomputed keeps for its backward pass."""
+    """Return the bytes that a layer without recomputation keeps for its backward pass."""
     width = _Widths(case)
     norm_inputs = 2 * width.s * width.h * FLOAT32_BYTES
     linear_inputs = 2 * width.t * width.h * case.compute_bytes
@@ -40,7 +40,7 @@ def count_layer_bytes(case: TrainingCase) -> int:
 
 
 def count_backward_bytes(case: TrainingCase, stage: int) -> int:
-    """Return what the highest moment of a stage's backward pass needs, with what was kept for it."""
+    """Return the peak of a stage's backward pass, including the saved activations."""
     width = _Widths(case)
     saved = count_saved_bytes(case, stage)
     output_gradient = width.t * width.h * case.compute_bytes
@@ -48,25 +48,25 @@ def count_backward_bytes(case: TrainingCase, stage: int) -> int:
     kept = case.layers_per_stage[stage] - recomputed
     moments = []
     if kept:
-        # A layer's own tensors are let go as its gradients come.
+        # A layer's tensors are freed as its gradients are computed.
         moments.append(saved + output_gradient + 2 * width.s * width.h * case.compute_bytes)
     if recomputed:
-        # These are the first layers of the stage: the others have been through, and let go.
+        # Recomputed layers come first in the stage: the others have finished their backward pass and are freed.
         left = saved - kept * count_layer_bytes(case)
         moments.append(left + output_gradient + 2 * width.t * width.f * case.compute_bytes + count_layer_bytes(case))
     return max(moments)
 
 
 def count_loss_bytes(case: TrainingCase, stage: int) -> int:
-    """Return what the loss needs at its peak on the last stage."""
+    """Return the peak of the loss on the last stage."""
     width = _Widths(case)
     logits = LOGITS_COPIES * width.t * width.v * FLOAT32_BYTES
     final_norm = 2 * width.s * width.h * FLOAT32_BYTES + width.t * width.h * case.compute_bytes
-    return logits + final_norm + _count_norm_outputs_bytes(case, stage) + _count_moved_logits_bytes(case)
+    return logits + final_norm + _count_norm_outputs_bytes(case, stage) + _count_gathered_logits_bytes(case)
 
 
-def _count_moved_logits_bytes(case: TrainingCase) -> int:
-    """To flatten rows that data and context parallel cut, logits of whole rows are gathered, twice, and cut again."""
+def _count_gathered_logits_bytes(case: TrainingCase) -> int:
+    """Return the bytes of gathered logits: rows sharded by data and context parallel are gathered to be flattened."""
     parts = case.layout.context_parallel
     if parts == 1 or case.layout.data_parallel == 1:
         return 0
@@ -75,7 +75,7 @@ def _count_moved_logits_bytes(case: TrainingCase) -> int:
 
 
 def _count_norm_outputs_bytes(case: TrainingCase, stage: int) -> int:
-    """Where gradients accumulate, layers keep the float32 outputs of their norms until their forward pass has ended."""
+    """Return the float32 norm outputs that layers keep until the end of forward when gradients accumulate."""
     if not case.accumulates:
         return 0
     width = _Widths(case)
@@ -90,7 +90,7 @@ def _count_layer_input_bytes(case: TrainingCase) -> int:
 
 
 class _Widths:
-    """The sizes of one rank, by the letters of the module's notation."""
+    """Sizes on one rank, in the notation of the module."""
 
     def __init__(self, case: TrainingCase) -> None:
         model, tensor = case.model, case.layout.tensor_parallel

@@ -1,4 +1,4 @@
-"""What memory and time of a training step depend on: the model, the layout, the batch, a few switches."""
+"""The inputs of the memory and time estimates: model, layout, batch and a few switches."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ FLOAT32_BYTES = DTYPE_BYTES["float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCase:
-    """One model, trained in one way on one cluster."""
+    """A model with its layout and batch on a cluster."""
 
     model: ModelSizes
     parameters: Mapping[str, Shape]
-    """Shape of every parameter of the model by its MindFormers name."""
+    """Shape of every parameter of the model, by MindFormers name."""
     layout: ParallelLayout
     layers_per_stage: tuple[int, ...]
     seq_length: int
     micro_batch_size: int
     num_micro_batches: int
-    """Micro batches of one optimizer step: pipeline micro batches, or steps of gradient accumulation."""
+    """Micro batches per optimizer step: pipeline micro batches, or gradient accumulation steps."""
     sequence_parallel: bool = False
     recomputed_layers: tuple[int, ...]
-    """Layers of each stage whose activations are computed again in the backward pass."""
+    """Number of layers of each stage whose activations are recomputed in the backward pass."""
     recomputes_selected: bool = False
     """Whether the other layers recompute SiLU (`select_recompute`)."""
     shards_optimizer: bool = True
-    """Whether weights and optimizer states are cut over the data-parallel ranks as well."""
+    """Whether weights and optimizer states are sharded over the data-parallel ranks."""
     optimizer_shard_size: int | None = None
-    """Over how many of these ranks at most (`optimizer_weight_shard_size`); None takes all that hold the same part."""
+    """Maximum number of these ranks (`optimizer_weight_shard_size`); None: all that hold the same part."""
     shards_gradients: bool = False
-    """Whether accumulated gradients are (`gradient_accumulation_shard`)."""
+    """Whether accumulated gradients are sharded, too (`gradient_accumulation_shard`)."""
     shard_threshold_bytes: int = 64 * KILOBYTE
-    """Smaller parameters are not cut over the data-parallel ranks."""
+    """Smaller parameters are not sharded over the data-parallel ranks."""
     compresses_mask: bool = True
-    """Whether attention works with one small mask instead of one of seq_length²."""
+    """Whether attention uses a compressed mask instead of one of seq_length²."""
     param_bytes: int = 4
     compute_bytes: int = 2
 
     @property
     def num_parameters(self) -> int:
-        """Trained parameters, each counted once."""
+        """Number of trainable parameters of the whole model."""
         return sum(math.prod(shape) for shape in self.parameters.values())
 
     @property
     def tokens_per_rank(self) -> int:
-        """Tokens of a micro batch that one rank holds outside of tensor parallel parts."""
+        """Tokens per rank of a micro batch, before sequence parallel."""
         return self.micro_batch_size * self.seq_length // self.layout.context_parallel
 
     @property
@@ -69,22 +69,22 @@ class TrainingCase:
 
     @property
     def accumulates(self) -> bool:
-        """Whether gradients are summed over several micro batches, which takes a buffer of their own."""
+        """Whether gradients are accumulated over several micro batches, which needs a buffer."""
         return self.num_micro_batches > 1 or self.num_stages > 1
 
     def first_layer(self, stage: int) -> int:
-        """Return the number of the first layer of a stage."""
+        """Return the index of the first layer of a stage."""
         return sum(self.layers_per_stage[:stage])
 
 
 def split_layers(num_layers: int, num_stages: int, offset: Any = None) -> tuple[int, ...]:
-    """Return the layers of every stage; `offset` says how many more than the even share each of them has.
+    """Return the number of layers of every stage: the even share plus the stage's entry in `offset`.
 
     Raises:
-        ValueError: when the stages do not hold exactly all layers.
+        ValueError: when the numbers do not add up to `num_layers`.
     """
     extra: Sequence[int] = offset if isinstance(offset, list) else [0] * num_stages
     layers = tuple(num_layers // num_stages + more for more in extra)
     if len(layers) != num_stages or sum(layers) != num_layers or min(layers) < 1:
-        raise ValueError(f"{list(layers)} layers in {num_stages} stages are not {num_layers} layers")
+        raise ValueError(f"{list(layers)} layers in {num_stages} stages do not add up to {num_layers} layers")
     return layers

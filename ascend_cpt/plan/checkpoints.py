@@ -1,4 +1,4 @@
-"""What the checkpoints of a run take on the disk."""
+"""Disk space of a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ascend_cpt.plan.memory import ADAM_STATES
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """What a run writes. `num_kept` of the newest stay, `num_lasting` are kept for good."""
+    """Checkpoints of a run: the newest `num_kept` and `num_lasting` permanent ones are kept."""
 
     num_parameters: int
     element_bytes: int
-    """Of a parameter with its optimizer states."""
+    """Per parameter, with its optimizer states."""
     num_written: int
     num_kept: int
     num_lasting: int = 0
 
     @property
     def num_bytes(self) -> int:
-        """One checkpoint: weights and optimizer states, each once."""
+        """Size of one checkpoint: weights and optimizer states."""
         return self.num_parameters * self.element_bytes
 
     @property
     def num_held(self) -> int:
-        """At once, at most: a new checkpoint is written before an old one is removed."""
+        """Maximum number on disk: a new checkpoint is written before an old one is removed."""
         return min(self.num_written, self.num_kept + 1 + self.num_lasting)
 
     @property
     def disk_bytes(self) -> int:
-        """What the disk must hold at most."""
+        """Maximum disk space."""
         return self.num_bytes * self.num_held
 
 
@@ -45,15 +45,15 @@ def plan_checkpoints(
     keep_last: int,
     keep_every_steps: int | None = None,
 ) -> Checkpoints:
-    """Return what a run of `num_steps` writes.
+    """Return the checkpoints of a run of `num_steps`.
 
     Args:
         num_parameters: Of the whole model.
         param_bytes: Of one parameter.
-        num_steps: None where the length of the run is not known: then as many are written as there may be at once.
+        num_steps: None if the length of the run is unknown; then `num_written` is the maximum on disk.
         save_every_steps: None saves at the end only.
-        keep_last: The newest checkpoints that are kept; 0 keeps all.
-        keep_every_steps: Those at multiples of this are kept for good.
+        keep_last: Number of newest checkpoints to keep; 0 keeps all.
+        keep_every_steps: Checkpoints at multiples of this are kept permanently.
     """
     if num_steps is None:
         num_written = keep_last + 1

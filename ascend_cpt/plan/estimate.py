@@ -1,4 +1,4 @@
-"""The whole plan of a run: does it fit, how long does it take, how much does it write."""
+"""The plan of a run: memory, time and disk space."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ascend_cpt.plan.machines import Machine
 from ascend_cpt.plan.memory import StageMemory, estimate_memory
 from ascend_cpt.plan.throughput import StepTime, estimate_step
 
-# Assumed, not measured, as no NPU was at hand. On the simulated device MindSpore's pool was 3 to 12 % larger than what
-# it held, the less the larger the model.
-FRAGMENTS = 0.05
+# Assumptions, not measured on an NPU. On the simulated device fragmentation made MindSpore's pool 3 to 12 % larger than
+# the allocated memory, less for larger models.
+FRAGMENTATION = 0.05
 WORKSPACE_BYTES = GIGABYTE
-# What must stay outside of MindSpore's pool: upstream's configurations of 64 GB devices give the pool up to 60 GB.
+# Memory outside of MindSpore's pool: MindFormers' configurations for 64 GB devices give the pool up to 60 GB.
 OUTSIDE_BYTES = 4 * GIGABYTE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What there is of memory on a device, in bytes."""
+    """Memory limits of a device, in bytes."""
 
     device_bytes: int
     pool_bytes: int
-    """`context.max_device_memory`: what MindSpore may take."""
+    """`context.max_device_memory`: the limit of MindSpore's pool."""
 
     @property
     def usable_bytes(self) -> int:
@@ -41,12 +41,12 @@ class Estimate:
     stages: tuple[StageMemory, ...]
     time: StepTime
     total_tokens: int | None
-    """None where the budget is a number of epochs over datasets that are not here."""
+    """None if the budget is given in epochs and the datasets are not available."""
     checkpoints: Checkpoints
 
     @property
     def fits(self) -> bool:
-        """Whether every stage has room for its peak and the reserve."""
+        """Whether peak and reserve of every stage fit in the usable memory."""
         return all(needed_bytes(stage) <= self.limits.usable_bytes for stage in self.stages)
 
     @property
@@ -55,13 +55,13 @@ class Estimate:
 
 
 def needed_bytes(stage: StageMemory) -> int:
-    """Return the peak of a stage with the reserve for fragments and for the workspaces of kernels."""
+    """Return the peak of a stage plus the reserve for fragmentation and kernel workspaces."""
     return stage.peak_bytes + reserve_bytes(stage)
 
 
 def reserve_bytes(stage: StageMemory) -> int:
-    """Return what is kept free beside the peak."""
-    return int(stage.peak_bytes * FRAGMENTS) + WORKSPACE_BYTES
+    """Return the reserve for fragmentation and kernel workspaces."""
+    return int(stage.peak_bytes * FRAGMENTATION) + WORKSPACE_BYTES
 
 
 def estimate(

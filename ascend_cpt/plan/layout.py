@@ -1,4 +1,4 @@
-"""Does a parallel layout fit a model? Checked before anything is launched."""
+"""Checks whether a parallel layout fits a model, before anything is launched."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from ascend_cpt.config.parallel_layout import ParallelLayout
 
 MIN_COMPRESSED_SEQ_LENGTH = 2048
-NODE_DEVICES = 8  # MindSpore and MindFormers take this number for granted
+NODE_DEVICES = 8  # hard-coded in MindSpore and MindFormers
 
 
 def find_layout_problems(model: Mapping[str, Any], layout: ParallelLayout, seq_length: int) -> list[str]:
-    """Return one line for each way in which `layout` does not divide the model.
+    """Return a problem for each model size that `layout` does not divide.
 
     Args:
         model: The `model.model_config` section with Hugging Face names.
@@ -38,7 +38,7 @@ def find_layout_problems(model: Mapping[str, Any], layout: ParallelLayout, seq_l
         problems.append(f"context_parallel {layout.context_parallel} does not divide seq_length {seq_length}")
     hidden_size = model.get("hidden_size")
     if heads and hidden_size and hidden_size % heads:
-        # MindFormers insists on it, also where head_dim is given.
+        # MindFormers requires it even if head_dim is given.
         problems.append(f"num_attention_heads {heads} does not divide hidden_size {hidden_size}")
     if heads and kv_heads and heads % kv_heads:
         problems.append(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
@@ -53,7 +53,7 @@ def find_switch_problems(
     sequence_parallel: bool,
     recompute: Any = False,
 ) -> list[str]:
-    """Return one line for each switch that MindFormers refuses on this layout.
+    """Return a problem for each switch that MindFormers refuses with this layout.
 
     Args:
         model: The `model.model_config` section.
@@ -68,25 +68,25 @@ def find_switch_problems(
     parts = layout.context_parallel * (layout.tensor_parallel if sequence_parallel else 1)
     if seq_length % parts:
         problems.append(
-            f"use_seq_parallel cuts the {seq_length} tokens of a row into {parts} parts (model_parallel × "
-            "context_parallel), which do not divide it"
+            f"use_seq_parallel splits rows into {parts} parts (model_parallel × context_parallel), which do not "
+            f"divide seq_length {seq_length}"
         )
     if layout.world_size % NODE_DEVICES and NODE_DEVICES % layout.world_size:
         problems.append(
-            f"MindSpore starts on whole nodes of {NODE_DEVICES} devices, or on an even part of one, not on "
+            f"MindSpore runs on whole nodes of {NODE_DEVICES} devices, or on a divisor of that within one node, not on "
             f"{layout.world_size} devices"
         )
     elif _cuts_tensor_groups(layout):
         problems.append(
             f"model_parallel {layout.tensor_parallel} × context_parallel {layout.context_parallel} does not divide a "
-            f"node's {NODE_DEVICES} devices, nor is it a multiple: MindSpore makes no group of devices at different "
-            "places of their nodes; change one of them"
+            f"node's {NODE_DEVICES} devices and is not a multiple of them: MindSpore does not create groups at "
+            "different positions of their nodes; change one of them"
         )
     elif _cuts_stages(layout):
         problems.append(
-            f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, no multiple and no part of "
-            f"a node's {NODE_DEVICES}: MindSpore makes no group of devices at different places of their nodes; change "
-            "pipeline_stage or the number of nodes"
+            f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, neither a multiple nor a "
+            f"divisor of a node's {NODE_DEVICES}: MindSpore does not create groups at different positions of their "
+            "nodes; change pipeline_stage or the number of nodes"
         )
     if isinstance(recompute, list) and len(recompute) != layout.pipeline_parallel:
         problems.append(
@@ -101,7 +101,7 @@ def find_switch_problems(
 
 
 def cuts_nodes_unevenly(layout: ParallelLayout) -> bool:
-    """Return whether some group of ranks would be at different places of its nodes, which MindSpore does not make."""
+    """Return whether a group would have different positions on different nodes, which MindSpore does not support."""
     return _cuts_tensor_groups(layout) or _cuts_stages(layout)
 
 
@@ -114,7 +114,7 @@ def _cuts_stages(layout: ParallelLayout) -> bool:
 
 
 def _is_uneven(layout: ParallelLayout, size: int) -> bool:
-    """Return whether groups of so many neighbours are neither whole nodes nor an even part of one."""
+    """Return whether groups of `size` adjacent ranks are neither whole nodes nor a divisor of one."""
     return layout.world_size > NODE_DEVICES and bool(size % NODE_DEVICES) and bool(NODE_DEVICES % size)
 
 
@@ -128,5 +128,5 @@ def _find_pipeline_problems(layers: int, stages: int, offset: Any) -> list[str]:
         return [f"offset has {len(offset)} entries, but pipeline_stage is {stages}"]
     per_stage = [layers // stages + extra for extra in offset]
     if sum(per_stage) != layers or min(per_stage) < 1:
-        return [f"offset {offset} gives {per_stage} layers per stage, which is not num_hidden_layers {layers}"]
+        return [f"offset {offset} gives {per_stage} layers per stage, but num_hidden_layers is {layers}"]
     return []

@@ -1,8 +1,8 @@
-"""Memory of one rank at the moments of a training step when it is highest, per pipeline stage.
+"""Peak memory of a rank during a training step, per pipeline stage.
 
-What MindSpore allocates was read from its own memory tracker on the simulated device, tensor by tensor;
-docs/planning.md shows how far the sums here are from its peaks. Workspaces of kernels and what lies outside of
-MindSpore's pool (the driver, HCCL's buffers) are not part of these figures: see `estimate.py`.
+MindSpore's allocations were read from its memory tracker on the simulated device, tensor by tensor; docs/planning.md
+compares the estimates with its peaks. Kernel workspaces and memory outside of MindSpore's pool (driver, HCCL buffers)
+are not included: see `estimate.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 from ascend_cpt.plan.slices import EMBEDDING, OUTPUT, ParameterSlice, slice_parameters
 
 ADAM_STATES = 2  # first and second moment, float32
-# AdamW as a graph of single operators keeps the scaled gradient and both new moments of all parameters at once.
+# Unfused AdamW keeps the scaled gradient and both new moments of all parameters at the same time.
 UPDATE_COPIES = 3
 # Compressed attention mask, rotary tables, micro-batch inputs, scalars.
 CONSTANT_BYTES = 12 * 1024**2
@@ -27,14 +27,14 @@ CONSTANT_BYTES = 12 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Bytes allocated at a moment of the step, beside weights, optimizer states and accumulated gradients."""
+    """Bytes allocated at a moment of the step, without weights, optimizer states and accumulated gradients."""
 
     name: str
     """`backward` of a layer, `loss`, `reduce` of the gradients or `update` of the weights."""
     gradients_bytes: int = 0
     activations_bytes: int = 0
     communication_bytes: int = 0
-    """Weights gathered from the other data-parallel ranks, in the type of computation."""
+    """Weights gathered from the other data-parallel ranks, in compute_dtype."""
 
     @property
     def total_bytes(self) -> int:
@@ -50,30 +50,30 @@ class StageMemory:
     num_parameters: int
     """Parameters of this stage after tensor parallel."""
     num_stored_parameters: int
-    """Of these, what a rank keeps after the optimizer's sharding."""
+    """Of these, the number a rank stores after optimizer sharding."""
     weights_bytes: int
     optimizer_bytes: int
     accumulated_bytes: int
     """Sums of gradients over micro batches."""
     training: Moment
-    """The highest moment of forward and backward."""
+    """The peak of forward and backward."""
     updating: Moment
-    """The highest moment after them."""
+    """The peak after them."""
     constants_bytes: int
 
     @property
     def peak(self) -> Moment:
-        """The highest moment of all."""
+        """The peak of the whole step."""
         return max(self.training, self.updating, key=lambda moment: moment.total_bytes)
 
     @property
     def peak_bytes(self) -> int:
-        """What MindSpore's pool must hold, without workspaces and fragments."""
+        """Peak of MindSpore's pool without workspaces and fragmentation."""
         return self.static_bytes + self.peak.total_bytes
 
     @property
     def static_bytes(self) -> int:
-        """What is there all the time."""
+        """Memory that is allocated throughout training."""
         return self.weights_bytes + self.optimizer_bytes + self.accumulated_bytes + self.constants_bytes
 
 
@@ -100,13 +100,13 @@ def _estimate_stage(case: TrainingCase, stage: int) -> StageMemory:
 
 
 def _count_mask_bytes(case: TrainingCase) -> int:
-    """The whole triangle in the type of computation, and a byte for each of its entries and rows of a micro batch."""
+    """Return the bytes of the full mask: one in compute_dtype, and one of bytes per row of a micro batch."""
     return case.seq_length**2 * (case.compute_bytes + case.micro_batch_size)
 
 
 def _list_training_moments(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> list[Moment]:
     in_flight = count_micro_batches_in_flight(case, stage)
-    # The gathered embedding is let go once the last micro batch has gone forward.
+    # The gathered embedding is freed after the forward pass of the last micro batch.
     gathered = sum(
         _count_gathered_bytes(case, part)
         for part in slices
@@ -135,30 +135,30 @@ def _list_updating_moments(slices: list[ParameterSlice]) -> list[Moment]:
     largest_tensor = max(part.num_tensor_elements for part in slices) * FLOAT32_BYTES
     largest_stored = max(part.num_stored_elements for part in slices) * FLOAT32_BYTES
     return [
-        # Gradients are scaled one parameter after the other, then reduced to what is stored.
+        # Gradients are scaled parameter by parameter, then reduced to the stored shard.
         Moment(name="reduce", gradients_bytes=stored + 2 * largest_tensor),
         Moment(name="update", gradients_bytes=UPDATE_COPIES * stored + largest_stored),
     ]
 
 
 def _count_accumulated_bytes(case: TrainingCase, slices: list[ParameterSlice]) -> int:
-    """The sums are copies of the parameters, of their type."""
+    """Return the bytes of the accumulated gradients, which have the shape and dtype of the parameters."""
     return case.param_bytes * sum(
         part.num_stored_elements if case.shards_gradients else part.num_tensor_elements for part in slices
     )
 
 
 def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> int:
-    """A tied embedding is the last stage's output as well; where the first stage is another one it is sent there."""
+    """Return the bytes of a tied embedding on the last stage; it is received if the first stage is another one."""
     if OUTPUT in case.parameters or stage != case.num_stages - 1:
         return 0
     elements = next(part.num_tensor_elements for part in slices if part.name == EMBEDDING)
-    sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # what is received, and a buffer of the same size
+    sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # received weight and a buffer of the same size
     return elements * (case.compute_bytes + sent)
 
 
 def _count_gathered_bytes(case: TrainingCase, part: ParameterSlice) -> int:
-    """The copy of a weight that the step computes with; the embedding is looked up in the type of the parameters."""
+    """Return the bytes of the weight copy that the step computes with; the embedding keeps params_dtype."""
     if len(part.shape) == 1:
         return 0
     if part.name == EMBEDDING:

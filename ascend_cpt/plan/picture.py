@@ -1,4 +1,4 @@
-"""The picture of a plan, as a PNG: memory of every stage under its limit, and where a step's time goes."""
+"""Plots a plan as a PNG: memory of every stage with its limit, and the parts of the step time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ COLORS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red", "tab:purple", "tab:gr
 
 
 def draw_plan(plan: Estimate, path: Path, *, title: str) -> None:
-    """Write the picture to `path`, whole."""
+    """Write the plot to `path` atomically."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (memory, time) = plt.subplots(2, 1, figsize=(9, 6), height_ratios=[4, 1], constrained_layout=True)
-    # Two bars for each stage: in forward and backward, and after them.
+    # Two bars per stage: forward and backward, and the update.
     bars = [(stage, moment) for stage in plan.stages for moment in (stage.training, stage.updating)]
     places = [stage.stage + (0.2 if moment is stage.updating else -0.2) for stage, moment in bars]
     bottom = [0.0] * len(bars)
@@ -34,7 +34,7 @@ def draw_plan(plan: Estimate, path: Path, *, title: str) -> None:
         places, reserve, width=BAR_WIDTH, bottom=bottom, label="reserve", color="none", edgecolor="tab:gray", hatch="//"
     )
     memory.axhline(plan.limits.usable_bytes / GIGABYTE, color="black", ls="--", label="usable")
-    memory.set(xlabel="pipeline stage: in training, in the update", ylabel="GB per rank", title=title)
+    memory.set(xlabel="pipeline stage: forward and backward, update", ylabel="GB per rank", title=title)
     memory.set_xticks([stage.stage for stage in plan.stages])
     memory.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     left = 0.0
@@ -49,7 +49,7 @@ def draw_plan(plan: Estimate, path: Path, *, title: str) -> None:
     for (name, seconds), color in zip(parts.items(), COLORS, strict=True):
         time.barh([0], [seconds], left=left, label=name, color=color)
         left += seconds
-    time.set(xlabel="seconds of a step (estimate)", yticks=[])
+    time.set(xlabel="step time in seconds (estimate)", yticks=[])
     time.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     with write_whole(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

@@ -1,4 +1,4 @@
-"""A plan for people and for programs."""
+"""Renders a plan as text and as JSON values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEMORY_PARTS = ("weights", "optimizer", "gradients", "activations", "communicati
 
 
 def render(plan: Estimate) -> str:
-    """Return the plan in a page of text."""
+    """Return the plan as text."""
     case, time, layout = plan.case, plan.time, plan.case.layout
     recompute = _describe_recompute(plan)
     sizes = f"{layout.data_parallel} × tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel}"
@@ -46,9 +46,9 @@ def render(plan: Estimate) -> str:
 
 
 def render_suggestions(plans: Sequence[Estimate]) -> str:
-    """Return layouts that fit as a table, with what to write into the configuration for the first."""
+    """Return layouts that fit as a table, with the configuration of the first."""
     if not plans:
-        return "no layout of these devices fits; take more nodes"
+        return "no layout fits on these devices; use more nodes"
     rows = [["data", "tensor", "pipeline", "rows", "micro batches", "recompute", "GB", "tokens/s", "MFU", "days"]]
     for plan in plans:
         layout, case = plan.case.layout, plan.case
@@ -70,7 +70,7 @@ def render_suggestions(plans: Sequence[Estimate]) -> str:
 
 
 def to_record(plan: Estimate) -> dict[str, Any]:
-    """Return the plan as plain values: bytes, seconds, tokens."""
+    """Return the plan as JSON values, in bytes, seconds and tokens."""
     time = plan.time
     return {
         "fits": plan.fits,
@@ -106,7 +106,7 @@ def to_record(plan: Estimate) -> dict[str, Any]:
 
 
 def format_gigabytes(num_bytes: float) -> str:
-    """Return bytes for people, in units of 2^30."""
+    """Return bytes as text, in units of 2^30."""
     return f"{num_bytes / GIGABYTE:,.1f} GB"
 
 
@@ -127,14 +127,14 @@ def _render_memory(plan: Estimate) -> list[str]:
                     *(f"{parts[name] / GIGABYTE:.1f}" for name in MEMORY_PARTS),
                     f"{reserve_bytes(stage) / GIGABYTE:.1f}",
                     f"{total / GIGABYTE:.1f}",
-                    used if total <= limit_bytes else f"{used} too much",
+                    used if total <= limit_bytes else f"{used} (too large)",
                 ]
             )
     return _align(rows)
 
 
 def split_memory(stage: StageMemory, moment: Moment) -> dict[str, int]:
-    """Return the bytes of each of `MEMORY_PARTS` on a rank of a stage at a moment."""
+    """Return the bytes of each of `MEMORY_PARTS` on a rank at a moment."""
     return {
         "weights": stage.weights_bytes,
         "optimizer": stage.optimizer_bytes,
@@ -147,7 +147,7 @@ def split_memory(stage: StageMemory, moment: Moment) -> dict[str, int]:
 
 def _render_budget(plan: Estimate) -> str:
     if plan.total_tokens is None or plan.days is None:
-        return "budget    not known without the datasets; give cpt.train_tokens, as --set cpt.train_tokens=10B"
+        return "budget    unknown without the datasets; set cpt.train_tokens, e.g. --set cpt.train_tokens=10B"
     return f"budget    {format_count(plan.total_tokens)} tokens in {plan.days:.1f} days"
 
 
@@ -157,15 +157,15 @@ def _render_verdict(plan: Estimate) -> str:
     worst = max(plan.stages, key=needed_bytes)
     return (
         f"fits      NO: stage {worst.stage} needs {format_gigabytes(needed_bytes(worst))} of "
-        f"{format_gigabytes(plan.limits.usable_bytes)}, highest in `{worst.peak.name}`; --suggest shows "
-        "layouts that fit"
+        f"{format_gigabytes(plan.limits.usable_bytes)}, peak in `{worst.peak.name}`; list layouts that fit "
+        "with --suggest"
     )
 
 
 def _render_settings(plan: Estimate) -> list[str]:
     layout, case = plan.case.layout, plan.case
     lines = [
-        "the first as configuration:",
+        "configuration of the first:",
         f"  parallel_config: {{data_parallel: {layout.data_parallel}, model_parallel: {layout.tensor_parallel}, "
         f"pipeline_stage: {layout.pipeline_parallel}, context_parallel: {layout.context_parallel}, "
         f"use_seq_parallel: {case.sequence_parallel}}}",

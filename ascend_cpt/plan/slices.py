@@ -1,8 +1,8 @@
-"""Which part of each parameter a rank holds: the rules by which MindFormers and MindSpore cut them.
+"""Which part of each parameter a rank holds: the sharding rules of MindFormers and MindSpore.
 
-Tensor parallel cuts one axis, chosen by the parameter's name. The optimizer's sharding then cuts the first axis of what
-is left over all ranks that hold the same part. `tests/integration/test_plan_compile.py` holds these rules against what
-MindSpore says after compiling.
+Tensor parallel shards one axis, chosen by the parameter's name. The optimizer then shards the first axis of the result
+over all ranks that hold the same part. `tests/integration/test_plan_compile.py` compares these rules with the shapes
+that MindSpore compiles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OUTPUT = "output_layer.weight"
 FINAL_NORM = "decoder.final_layernorm.weight"
 LAYER_PREFIX = "decoder.layers."
 
-# Ending of a parameter's name → the axis that tensor parallel cuts. What is not named is whole on every rank.
+# Suffix of a parameter's name → the axis that tensor parallel shards. Other parameters are replicated.
 TENSOR_AXES = {
     EMBEDDING: 0,
     OUTPUT: 0,
@@ -37,13 +37,13 @@ class ParameterSlice:
     name: str
     shape: Shape
     tensor_shape: Shape
-    """After tensor parallel: what the rank computes with, and the shape of its gradient."""
+    """After tensor parallel: the shape used in computation, and of the gradient."""
     stored_shape: Shape
-    """After the optimizer's sharding as well: what the rank keeps, with its optimizer states."""
+    """After optimizer sharding: the shape that the rank stores, with its optimizer states."""
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the optimizer's sharding cuts it, so that it is gathered before use."""
+        """Whether it is sharded by the optimizer, and so gathered before use."""
         return self.stored_shape != self.tensor_shape
 
     @property
@@ -56,16 +56,16 @@ class ParameterSlice:
 
 
 def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
-    """Return what every rank of a pipeline stage holds of the parameters of that stage."""
+    """Return the slices of a pipeline stage's parameters on each of its ranks."""
     return [
         _slice_parameter(case, name, shape) for name, shape in case.parameters.items() if is_in_stage(case, name, stage)
     ]
 
 
 def is_in_stage(case: TrainingCase, name: str, stage: int) -> bool:
-    """Return whether a stage uses a parameter: its own layers; the first the embedding, the last norm and output.
+    """Return whether a stage has a parameter: its layers; the embedding on the first, norm and output on the last.
 
-    A tied embedding is the output as well, and so belongs to the first and the last stage.
+    A tied embedding is also the output layer, so the first and the last stage have it.
     """
     last = case.num_stages - 1
     if name == EMBEDDING:
@@ -84,15 +84,15 @@ def _slice_parameter(case: TrainingCase, name: str, shape: Shape) -> ParameterSl
     replicas = case.layout.data_parallel * case.layout.context_parallel
     cut = list(shape)
     if axis is None:
-        # A parameter that no tensor parallel rank cuts is the same on all of them: they share its optimizer states too.
+        # A parameter without tensor parallel is replicated on these ranks, which then shard its optimizer states too.
         replicas *= tensor
     else:
         assert cut[axis] % tensor == 0, f"{name}: {shape} is not divisible by model_parallel {tensor}"
         cut[axis] //= tensor
     stored = list(cut)
-    # The threshold is compared with the whole parameter, before tensor parallel.
+    # The threshold applies to the whole parameter, before tensor parallel.
     num_bytes = math.prod(shape) * case.param_bytes
-    # The size asked for is the most; one that does not divide the ranks with the same part leaves the parameter whole.
+    # The configured size is a maximum; if it does not divide the number of replicas, the parameter is not sharded.
     shards = min(case.optimizer_shard_size or replicas, replicas)
     divides = replicas % shards == 0 and cut[0] % shards == 0
     if case.shards_optimizer and num_bytes >= case.shard_threshold_bytes and divides:

@@ -1,4 +1,4 @@
-"""Layouts of a model on a cluster that fit, the fastest first."""
+"""Searches layouts of a model that fit on a cluster."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ascend_cpt.plan.layout import cuts_nodes_unevenly
 MAX_MICRO_BATCH = 8
 
 
-def suggest(plan: Estimate, *, max_stages: int | None = None, most: int = 10) -> list[Estimate]:
-    """Return up to `most` plans of the same training on the same devices that fit, by tokens per second.
+def suggest(plan: Estimate, *, max_stages: int | None = None, max_plans: int = 10) -> list[Estimate]:
+    """Return up to `max_plans` plans of the same run on the same devices that fit, fastest first.
 
-    The global batch stays as it is. Tensor parallel stays within a node; layers that do not divide go to the stages in
-    the middle, which hold neither embedding nor output. There are at most `max_stages` pipeline stages.
+    The global batch is kept. Tensor parallel stays within a node. Layers that do not divide evenly go to the middle
+    stages, which hold neither embedding nor output. At most `max_stages` pipeline stages are used.
     """
     found = []
     for case in list_cases(plan.case, plan.machine.devices_per_node):
@@ -28,7 +28,7 @@ def suggest(plan: Estimate, *, max_stages: int | None = None, most: int = 10) ->
         )
         if candidate.fits:
             found.append(candidate)
-    return sorted(found, key=lambda candidate: -candidate.time.tokens_per_s)[:most]
+    return sorted(found, key=lambda candidate: -candidate.time.tokens_per_s)[:max_plans]
 
 
 def list_cases(case: TrainingCase, devices_per_node: int) -> Iterator[TrainingCase]:
@@ -76,7 +76,7 @@ def _spread_layers(num_layers: int, num_stages: int) -> tuple[int, ...]:
 
 
 def make_offset(num_layers: int, num_stages: int) -> list[int]:
-    """Return the `offset` that gives the layers left over to the stages in the middle, in turn."""
+    """Return the `offset` that assigns the remaining layers to the middle stages first, one each."""
     extra = num_layers % num_stages
     order = [*range(1, num_stages - 1), 0, num_stages - 1]
     chosen = order[:extra]

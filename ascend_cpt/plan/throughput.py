@@ -1,9 +1,9 @@
-"""How long a training step takes, where the time goes, and how many tokens per second that is.
+"""Estimates the time of a training step, its parts, and the throughput.
 
-What a device computes is counted as in Narayanan et al. 2021 (arXiv:2104.04473, appendix), with causal attention
-counted half; the model FLOPs utilization as in PaLM (arXiv:2204.02311, appendix B), with the whole, so that it is the
-figure that a run reports. The efficiencies are fitted to figures that MindFormers publishes; docs/planning.md names
-them and shows the errors.
+FLOPs of a device are counted as in Narayanan et al. 2021 (arXiv:2104.04473, appendix), with half of the attention
+FLOPs because of the causal mask. The model FLOPs utilization counts full attention as in PaLM (arXiv:2204.02311,
+appendix B), like the figure that a run reports. The efficiencies are fitted to figures published by MindFormers;
+docs/planning.md lists them with the errors.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 from ascend_cpt.plan.slices import slice_parameters
 
 BACKWARD_MATMUL = 2.0  # gradients of inputs and of weights
-BACKWARD_ATTENTION = 2.5  # FlashAttention computes the scores once more
-# Tensors of the size of a micro batch's hidden states that tensor parallel ranks exchange for a layer.
+BACKWARD_ATTENTION = 2.5  # FlashAttention recomputes the scores
+# Tensors of the size of a micro batch's hidden states exchanged per layer between tensor-parallel ranks.
 FORWARD_EXCHANGES = 4
 BACKWARD_EXCHANGES = 4
-# Float32 tensors of the size of the logits that the loss and its gradient read or write.
+# Float32 tensors of the size of the logits, read or written by the loss and its gradient.
 LOGITS_PASSES = 14
-# Float32 tensors of the size of the parameters that the optimizer reads or writes.
+# Float32 tensors of the size of the parameters, read or written by the optimizer.
 UPDATE_PASSES = 20
 SECONDS_PER_DAY = 86400
 
 
 class Rates(Protocol):
-    """The rates of a machine that times depend on; see `machines.Machine`."""
+    """Peak rates of a machine; see `machines.Machine`."""
 
     @property
     def peak_flops(self) -> float: ...
@@ -44,21 +44,21 @@ class Rates(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """Parts of the peak rates that are reached."""
+    """Fractions of the peak rates that are reached, and overheads."""
 
     matmul: float
     attention: float
     exchange: float
-    """Of the rate of the links; the rest is latency, and what computation does not hide."""
+    """Of the link bandwidth; the rest is latency and communication not overlapped with computation."""
     activation_passes: float
-    """Times that the elementwise operators read or write the activations of a layer, forward."""
+    """Number of times that elementwise operators read or write a layer's activations in forward."""
     layer_s: float
-    """Seconds that a layer takes however small it is, forward: the launching of its kernels."""
+    """Fixed time of a layer in forward, for launching its kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one optimizer step, as the slowest pipeline stage sees it."""
+    """Seconds of one optimizer step on the slowest pipeline stage."""
 
     compute_s: float
     """Matrix products, attention, elementwise operators, recomputation."""
@@ -70,7 +70,7 @@ class StepTime:
     tokens: int
     num_devices: int
     model_flops: float
-    """Operations of the step without recomputation, on all devices."""
+    """FLOPs of the step on all devices, without recomputation."""
     peak_flops: float
 
     @property
@@ -92,11 +92,11 @@ class StepTime:
 
     @property
     def model_flops_utilization(self) -> float:
-        """Part of the peak that goes into the model, recomputation not counted."""
+        """Model FLOPs utilization, 0 to 1; recomputation is not counted."""
         return self.model_flops / (self.step_s * self.num_devices * self.peak_flops)
 
     def count_days(self, tokens: int) -> float:
-        """Return the days that a run of so many tokens takes, without stops."""
+        """Return the days that a run of `tokens` takes without interruptions."""
         return tokens / self.tokens_per_s / SECONDS_PER_DAY
 
 
@@ -130,7 +130,7 @@ def estimate_step(case: TrainingCase, machine: Rates, efficiency: Efficiency) ->
 
 
 def _count_layer_attention(case: TrainingCase) -> float:
-    """Scores and their product with the values, for one token, over half of the sequence on average."""
+    """Return forward FLOPs of scores and weighted values for one token, over half of the sequence on average."""
     return 2.0 * case.seq_length * case.model.query_size
 
 
@@ -162,7 +162,7 @@ def _estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: 
 
 
 def _estimate_context_exchange(case: TrainingCase, layers: int, recomputed: int, rate: float) -> float:
-    """Keys and values of the other parts of the sequence are gathered, and their gradients are summed."""
+    """Return seconds for gathering the keys and values of the sequence's other parts and reducing their gradients."""
     parts = case.layout.context_parallel
     kv_bytes = 2 * case.tokens_per_rank * case.model.kv_size / case.layout.tensor_parallel * case.compute_bytes
     return (2 * layers + recomputed) * kv_bytes * (parts - 1) / rate
@@ -176,7 +176,7 @@ def _count_elementwise_bytes(case: TrainingCase) -> float:
 
 
 def _estimate_update(case: TrainingCase, machine: Rates, efficiency: Efficiency) -> tuple[float, float]:
-    """Return seconds of the exchange between data-parallel ranks and of the optimizer, on the largest stage."""
+    """Return seconds of data-parallel communication and of the optimizer, on the largest stage."""
     slices = max(
         (slice_parameters(case, stage) for stage in range(case.num_stages)),
         key=lambda parts: sum(part.num_tensor_elements for part in parts),
@@ -191,7 +191,7 @@ def _estimate_update(case: TrainingCase, machine: Rates, efficiency: Efficiency)
 
 
 def _choose_rate(case: TrainingCase, machine: Rates, group_span: int) -> float:
-    """Return the rate at which a group of neighbouring ranks exchanges: within a node or over the network."""
+    """Return the bandwidth of a group of adjacent ranks: within a node or over the network."""
     return machine.node_bytes_per_s if group_span <= machine.devices_per_node else machine.network_bytes_per_s
 
 

@@ -1,4 +1,4 @@
-"""How the network is told of document boundaries, and what `cpt.document_attention: within` needs."""
+"""`cpt.document_attention`: how document boundaries reach the network, and what `within` requires."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.network_inputs import ACROSS, DOCUMENT_ATTENTION
 
-# MindFormers' one mask for all documents has this size and takes no shorter rows.
+# MindFormers' compressed mask has this size; shorter rows do not work with it.
 MIN_SEQ_LENGTH_ON_ASCEND = 2048
 SPLIT_ROWS = "colossalai_cp"
 
@@ -24,7 +24,7 @@ def choose_boundaries(config: RunConfig) -> str:
 def find_boundary_problems(
     config: RunConfig, layout: ParallelLayout, datasets: Sequence[tuple[str, Manifest]]
 ) -> list[str]:
-    """Return why attention cannot be limited to documents, where that is asked for.
+    """Return a problem for everything that prevents `document_attention: within`.
 
     Args:
         datasets: Name and manifest of every dataset of the run.
@@ -39,13 +39,13 @@ def find_boundary_problems(
     for name, manifest in datasets:
         if manifest.settings.get("append_eod") is False:
             problems.append(
-                f"{where}: {name} was packed without end-of-document tokens, so its boundaries are not known; "
+                f"{where}: {name} was packed without end-of-document tokens, so its document boundaries are unknown; "
                 "pack it again without --no-append-eod"
             )
     by_token = {manifest.tokenizer.eod_id: name for name, manifest in datasets}
     if len(by_token) > 1:
-        told = ", ".join(f"{name} ({token})" for token, name in by_token.items())
-        problems.append(f"{where}: the datasets end documents with different tokens: {told}; pack them with one")
+        ends = ", ".join(f"{name} ({token})" for token, name in by_token.items())
+        problems.append(f"{where}: the datasets end documents with different tokens: {ends}; pack them with one")
     if not uses_cpu(config):
         problems += _find_ascend_problems(config, layout, where)
     return problems
@@ -63,10 +63,8 @@ def _find_ascend_problems(config: RunConfig, layout: ParallelLayout, where: str)
     if model.get("use_flash_attention") is False:
         problems.append(f"{where}: needs flash attention; remove model.model_config.use_flash_attention")
     if model.get("use_ring_attention"):
-        problems.append(f"{where}: ring attention knows no boundaries; remove model.model_config.use_ring_attention")
+        problems.append(f"{where}: not supported by ring attention; remove model.model_config.use_ring_attention")
     algorithm = parallel.get("context_parallel_algo", SPLIT_ROWS)
     if layout.context_parallel > 1 and algorithm != SPLIT_ROWS:
-        problems.append(
-            f"{where}: parallel_config.context_parallel_algo {algorithm} was never tried with it; use {SPLIT_ROWS}"
-        )
+        problems.append(f"{where}: not tested with parallel_config.context_parallel_algo {algorithm}; use {SPLIT_ROWS}")
     return problems

@@ -1,6 +1,6 @@
-"""From a settled run to one plain MindFormers YAML, which is kept in the run folder and loaded by path.
+"""Compiles a resolved run to a plain MindFormers YAML, which is written to the run folder and loaded from there.
 
-Loading by path matters: MindFormers fills in its defaults only then.
+It must be loaded by path: only then does MindFormers fill in its defaults.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 LOADER_NAME = "CptPackedDataLoader"
 SCHEDULE_NAME = "CptTableLR"
 
-# Positions restart where MindFormers can shard it, on a CPU. With `ends` they run on: its restart does not compile with
-# several data-parallel ranks, and rotary attention within a document depends on differences of positions alone.
+# Positions restart at document boundaries only on a CPU: on Ascend MindFormers' restart does not compile with several
+# data-parallel ranks. There they run on, which is equivalent: rotary attention depends only on position differences.
 BOUNDARY_SETTINGS: dict[str, dict[str, bool]] = {
     "none": {},
     "mask": {"use_eod_reset": True},
@@ -37,7 +37,7 @@ def make_mindformers_config(
     Args:
         run: The resolved run.
         resume_from: A checkpoint to continue exactly, or None.
-        init_from: A checkpoint folder whose weights alone are loaded, or None.
+        init_from: A checkpoint folder from which only the weights are loaded, or None.
     """
     assert resume_from is None or init_from is None
     cpu = uses_cpu(run.config)
@@ -59,7 +59,7 @@ def make_mindformers_config(
     sections.setdefault("trainer", {"type": "CausalLanguageModelingTrainer", "model_name": run.model["model_type"]})
     runner = sections.setdefault("runner_config", {})
     runner.update(
-        epochs=1,  # the loader holds the whole run: an epoch of MindFormers is our run, however often the data repeats
+        epochs=1,  # the loader yields the rows of the whole run, including repeated epochs over the data
         batch_size=run.budget.micro_batch_size,
         gradient_accumulation_steps=1 if run.layout.pipeline_parallel > 1 else run.budget.num_accumulation_steps,
         sink_mode=False if cpu else runner.get("sink_mode", True),
@@ -89,7 +89,7 @@ def make_mindformers_config(
     model = sections["model"]["model_config"]
     # MindFormers' own default is 0.1.
     model.update(hidden_dropout=0.0, attention_dropout=0.0)
-    # Padding must not be the end-of-document token: MindFormers drops the loss of what it takes for padding.
+    # Padding must not be the end-of-document token: MindFormers masks the loss of padding tokens.
     model.update(seq_length=run.budget.seq_length, pad_token_id=run.row_format.pad_id)
     model.update(BOUNDARY_SETTINGS[run.row_format.boundaries])
     return sections
@@ -137,13 +137,13 @@ def _compile_parallel(run: ResolvedRun, section: dict[str, Any], cpu: bool) -> d
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes no anchors: the file is read by people."""
+    """Writes no anchors and aliases, for readability."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def render_yaml(sections: dict[str, Any], heading: str) -> str:
-    """Return the configuration as YAML text under a comment line."""
+    """Return the configuration as YAML text with `heading` as its first comment line."""
     body = yaml.dump(sections, Dumper=_Dumper, sort_keys=True, allow_unicode=True, width=120)
     return f"# {heading}\n{body}"

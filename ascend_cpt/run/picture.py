@@ -1,4 +1,4 @@
-"""The learning rate and the blend of a settled run over its tokens, as a PNG."""
+"""Plots learning rate and data blend of a resolved run over its tokens, as a PNG."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NUM_POINTS = 1000
 
 
 def draw_plan(run: ResolvedRun, picture_path: Path) -> None:
-    """Draw the learning rate with the phases shaded, and below it the share of each source in each phase.
+    """Plot the learning rate with the phases shaded, and below it the share of each source in each phase.
 
     Raises:
-        OSError: when the picture cannot be written.
+        OSError: when the file cannot be written.
     """
     import matplotlib
 

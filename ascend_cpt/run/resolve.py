@@ -1,4 +1,4 @@
-"""From a configuration file to a run that is resolved in every number: layout, batch, steps, schedule, data."""
+"""Resolves a configuration to a run: layout, batch, steps, schedule, data."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def load_run(
     replace: Sequence[str] = (),
     check_config: Callable[[RunConfig], None] | None = None,
 ) -> ResolvedRun:
-    """Load a configuration, open its datasets and resolve every number of the run.
+    """Load a configuration, open its datasets and resolve the run.
 
     Args:
         path: The configuration file.
         overrides: Dotted key → value, set over the file.
         world_size: Devices of the launch.
         replace: Dotted keys whose section `overrides` replaces instead of merging into it.
-        check_config: Called with the loaded configuration before a dataset is opened; it raises ConfigError.
+        check_config: Called with the loaded configuration before datasets are opened; may raise ConfigError.
 
     Raises:
-        CptError: naming what is wrong.
+        CptError: naming every problem of the first check that fails.
     """
     config = load_config(path, dict(overrides), replace=tuple(replace))
     if check_config is not None:
@@ -59,7 +59,7 @@ def resolve(
     sources: Mapping[str, Manifest],
     validation: Mapping[str, Manifest] | None = None,
 ) -> ResolvedRun:
-    """Resolve every number of a run.
+    """Resolve a run.
 
     Args:
         config: The checked configuration.
@@ -68,7 +68,7 @@ def resolve(
         validation: Manifest of each `cpt.validation.sets` entry.
 
     Raises:
-        ConfigError: naming every number that does not fit.
+        ConfigError: naming every problem of the first check that fails.
     """
     layout = derive_layout(config, world_size)
     raise_problems(
@@ -116,7 +116,7 @@ def _find_data_problems(
 def _list_datasets(
     config: RunConfig, manifests: Mapping[str, Manifest], lengths: Mapping[str, int | None]
 ) -> tuple[Dataset, ...]:
-    """Return the datasets with the length of their rows: given, or what they were packed with, or the run's."""
+    """Return the datasets with their row lengths: as configured, else as packed, else the run's."""
     return tuple(
         Dataset(
             name=name,
@@ -130,10 +130,10 @@ def _list_datasets(
 def open_datasets(
     config: RunConfig, section: str, entries: Mapping[str, SourceConfig | ValidationSetConfig]
 ) -> dict[str, Manifest]:
-    """Return the manifest of each entry after checking that its files are there in full size.
+    """Return the manifest of each entry after checking that its files exist with the right sizes.
 
     Raises:
-        DataError: missing or damaged dataset.
+        DataError: when a dataset is missing or damaged.
     """
     opened: dict[str, Manifest] = {}
     for name, entry in entries.items():

@@ -1,4 +1,4 @@
-"""The recipe of a run in numbers: batch and steps, learning rate, phases, order of the rows."""
+"""Resolves the recipe of a run: batch and steps, learning rate, phases, row order."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.presets import find_preset, resolve_schedule
 from ascend_cpt.recipe.schedule import Schedule, find_lr_fraction
 
-MANY_EPOCHS = 4  # repeated data are worth about as much as new up to here: Muennighoff et al., arXiv 2305.16264
+MANY_EPOCHS = 4  # up to here repeated data are about as good as new data: Muennighoff et al., arXiv 2305.16264
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe:
-    """Batch and steps, learning rate, phases and row order of a run. `schedule` is None for MindFormers' own.
+    """Batch and steps, learning rate, phases and row order of a run.
 
-    `notes` are lines for people: what was filled in or rounded, and advice.
+    `schedule` is None if MindFormers' `lr_schedule` is used. `notes` are lines to print: defaults filled in, rounding,
+    advice.
     """
 
     budget: Budget
@@ -36,7 +37,7 @@ class ResolvedRecipe:
 
 
 def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str, int], seed: int) -> ResolvedRecipe:
-    """Resolve batch, steps, learning rate, phases and order, each from the ones before it.
+    """Resolve batch, steps, learning rate, phases and row order, in this sequence.
 
     Args:
         config: The checked configuration.
@@ -45,7 +46,7 @@ def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str
         seed: Of the row order.
 
     Raises:
-        ConfigError: naming every problem of the first of them that has any.
+        ConfigError: naming every problem of the first part that has any.
     """
     budget = _resolve_budget(config, layout, sum(num_rows.values()))
     raise_problems(config.path, _find_interval_problems(config, budget))
@@ -61,7 +62,7 @@ def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str
 
 
 def _resolve_budget(config: RunConfig, layout: ParallelLayout, num_rows: int) -> Budget:
-    """Return batch and number of steps. `num_rows` is of all sources."""
+    """Return batch and number of steps. `num_rows` counts the rows of all sources."""
     micro, accumulation = _split_batch(config, layout)
     tokens_per_step = config.cpt.global_batch_size * config.cpt.seq_length
     tokens, where = _choose_total_tokens(config, num_rows)
@@ -95,12 +96,12 @@ def _split_batch(config: RunConfig, layout: ParallelLayout) -> tuple[int, int]:
         raise ConfigError(f"{where}: cpt.{error}") from None
     if steps > 1 and uses_cpu(config):
         problems.append(
-            f"{where}: a CPU run cannot accumulate gradients ({steps} steps asked for): "
+            f"{where}: a CPU run cannot accumulate gradients (got {steps} micro batches): "
             "MindFormers would drop them; remove runner_config.batch_size and gradient_accumulation_steps"
         )
     elif steps > 1 and layout.world_size == 1:
         problems.append(
-            f"{where}: one device cannot accumulate gradients ({steps} micro batches asked for): "
+            f"{where}: one device cannot accumulate gradients (got {steps} micro batches): "
             "MindFormers would drop them; set cpt.global_batch_size to runner_config.batch_size"
         )
     if layout.pipeline_parallel > 1 and steps < layout.pipeline_parallel:
@@ -113,7 +114,7 @@ def _split_batch(config: RunConfig, layout: ParallelLayout) -> tuple[int, int]:
 
 
 def _choose_total_tokens(config: RunConfig, num_rows: int) -> tuple[int, str]:
-    """Return the tokens of the run and where they were given: the budget, or the phases, or epochs over the data."""
+    """Return the tokens of the run and the location of the key: token budget, phases, or epochs over the data."""
     cpt = config.cpt
     epochs = (config.mindformers.get("runner_config") or {}).get("epochs")
     tokens = cpt.train_tokens
@@ -130,7 +131,7 @@ def _choose_total_tokens(config: RunConfig, num_rows: int) -> tuple[int, str]:
 
 
 def _resolve_rate(config: RunConfig, budget: Budget, num_rows: int) -> tuple[Schedule | None, list[str]]:
-    """Return the schedule, or None where MindFormers' own is used, and notes about it."""
+    """Return the schedule, or None if MindFormers' is used, and notes about it."""
     schedule = config.cpt.schedule
     where = f"{config.locate('cpt', 'schedule')}: cpt.schedule"
     has_section = config.mindformers.get("lr_schedule") is not None
@@ -228,7 +229,7 @@ def _find_stop(
     given = [phase.tokens is not None, until is not None and until.tokens is not None]
     given.append(until is not None and until.lr_fraction is not None)
     if sum(given) > 1 or (until is not None and not any(given)):
-        raise ValueError("say once where it ends: tokens, or until with tokens or lr_fraction")
+        raise ValueError("give its end once: tokens, or until with tokens or lr_fraction")
     if phase.tokens is not None:
         return first + count_steps(phase.tokens, budget.tokens_per_step)
     if until is not None and until.tokens is not None:
@@ -247,9 +248,9 @@ def _find_stop(
 
 
 def _resolve_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, Fraction] | None:
-    """Return the shares of a phase's sources, replay included; None where all rows are shuffled together.
+    """Return the shares of a phase's sources including replay; None if all rows are shuffled together.
 
-    They are sorted by name: the order in which they are written must not change the order of the rows.
+    Sorted by name, so that the row order does not depend on the order of the keys.
     """
     replay = config.cpt.replay
     weights: Mapping[str, float] = phase.blend
@@ -263,7 +264,7 @@ def _resolve_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str,
     if replay is None:
         return normalize_shares(dict(sorted(weights.items())))
     if not weights:
-        raise ValueError(f"there is nothing beside the replayed source {replay.source}; add a source")
+        raise ValueError(f"has no source other than the replayed {replay.source}; add one")
     fraction = Fraction(str(replay.fraction))
     total = sum(Fraction(str(weight)) for weight in weights.values())
     scaled = {name: Fraction(str(weight)) / total * (1 - fraction) for name, weight in weights.items()}
@@ -271,7 +272,7 @@ def _resolve_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str,
 
 
 def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], list[str]]:
-    """Return a problem for each source of which the run needs more epochs than it may make, and notes on many."""
+    """Return a problem for each source that needs more than `max_epochs`, and warnings about many epochs."""
     problems, notes = [], []
     for name, drawn in order.count(0, order.total_rows).items():
         epochs = drawn / order.num_rows[name]
@@ -285,14 +286,14 @@ def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], lis
             )
         elif epochs > MANY_EPOCHS:
             notes.append(
-                f"warning: {name}: {epochs:.3g} epochs; beyond about {MANY_EPOCHS} repeated data teach little "
-                "(arXiv 2305.16264)"
+                f"warning: {name}: {epochs:.3g} epochs; more than about {MANY_EPOCHS} epochs of the same data help "
+                "little (arXiv 2305.16264)"
             )
     return problems, notes
 
 
 def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
-    """Return a problem for each interval that is longer than the run: nothing would happen before its end."""
+    """Return a problem for each interval that is longer than the run, and so would only take effect at its end."""
     problems: list[str] = []
     cpt = config.cpt
     intervals: dict[tuple[str, str], Interval | None] = {("checkpoint", "every"): cpt.checkpoint.every}
@@ -302,48 +303,48 @@ def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
         if interval is not None and interval.to_steps(budget.tokens_per_step) > budget.total_steps:
             problems.append(
                 f"{config.locate('cpt', *keys)}: cpt.{'.'.join(keys)}: {interval} is longer than the run of "
-                f"{budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove the key "
-                "to have it at the end only"
+                f"{budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove "
+                "the key to do it only at the end"
             )
     return problems
 
 
 def _note_rounding(config: RunConfig, budget: Budget, phases: tuple[Phase, ...]) -> list[str]:
-    """Return a line for everything given in tokens that is no whole number of steps."""
+    """Return a line for every number of tokens that was rounded to whole steps."""
     per_step = budget.tokens_per_step
-    asked: list[tuple[str, int | None, int]] = [("train_tokens", config.cpt.train_tokens, budget.total_steps)]
+    requested: list[tuple[str, int | None, int]] = [("train_tokens", config.cpt.train_tokens, budget.total_steps)]
     if config.cpt.schedule is not None and config.cpt.schedule.warmup_tokens:
-        asked.append(("warmup_tokens", config.cpt.schedule.warmup_tokens, budget.warmup_steps))
+        requested.append(("warmup_tokens", config.cpt.schedule.warmup_tokens, budget.warmup_steps))
     for given, phase in zip(config.cpt.phases, phases, strict=False):
-        asked.append((f"tokens of phase {phase.name}", given.tokens, phase.num_steps))
+        requested.append((f"tokens of phase {phase.name}", given.tokens, phase.num_steps))
         if given.until is not None:
-            asked.append((f"end of phase {phase.name}", given.until.tokens, phase.stop_step))
+            requested.append((f"end of phase {phase.name}", given.until.tokens, phase.stop_step))
     return [
         f"rounded: {name} {tokens:,} → {steps:,} steps = {steps * per_step:,} tokens"
-        for name, tokens, steps in asked
+        for name, tokens, steps in requested
         if tokens is not None and tokens != steps * per_step
     ]
 
 
 def _note_advice(config: RunConfig) -> list[str]:
-    """Return a line for what is accepted without effect, and for what the literature warns of."""
+    """Return a line for each setting without effect, and warnings from the literature."""
     notes = []
     schedule = config.cpt.schedule
     preset = find_preset(schedule) if schedule is not None else None
     if preset is not None and preset.wants_replay and config.cpt.replay is None and len(config.cpt.sources) == 1:
         notes.append(
-            f"warning: re-warming without old data forgets; replay some of the base model's kind of data (cpt.replay; "
-            f"5 % for a weak shift, 25 % for a strong one, {preset.source})"
+            f"warning: re-warming without replay causes forgetting; replay data like the base model's (cpt.replay; 5 % "
+            f"for a weak distribution shift, 25 % for a strong one, {preset.source})"
         )
     if config.cpt.pad_length is not None:
         notes.append(
-            f"unused: pad_length {config.cpt.pad_length} ({config.locate('cpt', 'pad_length')}): packed rows have no "
-            "padding"
+            f"unused: pad_length {config.cpt.pad_length} ({config.locate('cpt', 'pad_length')}): accepted for "
+            "compatibility, has no effect"
         )
     longest = config.mindformers["model"]["model_config"].get("max_position_embeddings")
     if longest is not None and config.cpt.seq_length > longest:
         notes.append(
             f"warning: cpt.seq_length {config.cpt.seq_length} is more than model.model_config.max_position_embeddings"
-            f" ({longest}), which an exported config.json repeats; raise it, and the rope's theta or scaling if need be"
+            f" ({longest}), which is copied to an exported config.json; raise it, and rope theta or scaling if needed"
         )
     return notes

@@ -1,4 +1,4 @@
-"""A run that is resolved in every number."""
+"""The resolved run: everything that training needs, derived from a configuration."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ RANDOM_INIT = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A dataset of the run: its name in the configuration, its manifest, and its rows as this run reads them."""
+    """A dataset of the run: its name in the configuration, its manifest, and its row length in this run."""
 
     name: str
     manifest: Manifest
     seq_length: int
-    """Trained tokens in a row; an mmap dataset is cut into rows of the run's length."""
+    """Trained tokens per row; an mmap dataset is cut into rows of this length."""
 
     @property
     def num_rows(self) -> int:
-        """How many rows it has."""
+        """Number of rows."""
         return count_rows(self.manifest, self.seq_length)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRun:
-    """A run that is settled in every number. `schedule` is None where MindFormers' own `lr_schedule` is used.
+    """A run with all numbers resolved. `schedule` is None if MindFormers' `lr_schedule` is used.
 
-    `notes` are lines for people: what was filled in, rounded or looks unwise.
+    `notes` are lines to print: defaults filled in, rounding, warnings.
     """
 
     config: RunConfig
@@ -57,16 +57,16 @@ class ResolvedRun:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of the run; a run without any has one that is named `train`."""
+        """The phases of the run; without configured phases a single one named `train`."""
         return self.order.phases
 
     def count_source_rows(self, first_step: int, stop_step: int) -> dict[str, int]:
-        """Return how many rows of each source the steps `first_step` to `stop_step` (without it) train on."""
+        """Return the rows of each source in the steps `first_step` to `stop_step` (excluded)."""
         batch = self.budget.global_batch_size
         return self.order.count(first_step * batch, stop_step * batch)
 
     def list_rows(self, step: int) -> list[tuple[str, int]]:
-        """Return the (source, row in it) of every row of the global batch of `step` (0 is the first)."""
+        """Return (source, row number in it) for every row of the global batch of `step`, counted from 0."""
         batch = self.budget.global_batch_size
         sources, rows = self.order.locate(np.arange(step * batch, (step + 1) * batch))
         names = list(self.order.num_rows)
@@ -74,7 +74,7 @@ class ResolvedRun:
 
     @property
     def row_format(self) -> RowFormat:
-        """How the network is given the rows."""
+        """The format of the network's inputs."""
         tokenizer = self.sources[0].manifest.tokenizer
         return RowFormat(
             seq_length=self.budget.seq_length,
@@ -86,7 +86,7 @@ class ResolvedRun:
 
     @property
     def checkpoint_root(self) -> Path:
-        """Folder that holds a folder for each saved step."""
+        """Folder with a subfolder for each saved step."""
         return self.run_dir / "checkpoint"
 
     @property
@@ -96,10 +96,10 @@ class ResolvedRun:
         return section
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what must not change between the start of a run and its continuation."""
+        """Return the values that must not change when a run is resumed."""
         return {
             "model": dict(self.model),
-            # A list: rows are numbered in the order of the sources.
+            # A list: row numbers depend on the order of the sources.
             "sources": [[source.name, source.manifest.digest] for source in self.sources],
             "seq_length": self.budget.seq_length,
             "document_attention": self.config.cpt.document_attention,
@@ -113,5 +113,5 @@ class ResolvedRun:
 
     @property
     def report_rank(self) -> int:
-        """The rank that reports: with pipeline stages the loss is known to the last stage only."""
+        """The rank that writes records: with pipeline stages only the last stage has the loss."""
         return self.layout.world_size - self.layout.world_size // self.layout.pipeline_parallel

@@ -1,4 +1,4 @@
-"""What a run starts from: its newest checkpoint, another run's or a published model's weights, or random ones."""
+"""What a run starts from: its newest checkpoint, the weights of a run or a Hugging Face folder, or random weights."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-JUMP = 1.2  # a rate that rises by more than this from one step to the next is a re-warming
+JUMP = 1.2  # a learning rate that rises by more than this factor is a re-warming
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A checkpoint to continue exactly, or weights to begin with (a folder), or neither: random weights.
+    """A checkpoint to resume exactly, or a folder of initial weights, or neither: random weights.
 
-    `notes` are lines for people; `warnings` name checkpoints that were passed over.
+    `notes` are lines to print; `warnings` name skipped checkpoints.
     """
 
     resume_from: Checkpoint | None = None
@@ -37,25 +37,25 @@ class Start:
 
     @property
     def step(self) -> int:
-        """Steps that are already trained."""
+        """Number of steps already trained."""
         return self.resume_from.state.step if self.resume_from else 0
 
 
 def choose_start(
     run: ResolvedRun, resume_training: str | None, *, extend: bool = False, channel: JobChannel | None = None
 ) -> Start:
-    """Return what the run starts from; with an `agreement` all processes of the job choose the same.
+    """Return what the run starts from; with a `channel` all processes of the job choose the same.
 
     Args:
         run: The resolved run.
         resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
-        extend: The run may have become longer, or got further phases, since its checkpoint was saved.
-        agreement: The channel to the other processes, in a launched job.
+        extend: Accept a run that is longer, or has more phases, than when its checkpoint was saved.
+        channel: The channel to the other processes, in a launched job.
 
     Raises:
-        ConfigError: when nothing says where the weights come from.
+        ConfigError: when no initial weights are configured.
         CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
-        ClusterError: when the nodes do not start from the same, or one of them failed.
+        ClusterError: when the nodes' starting points differ, or one of them failed.
     """
     start = _choose(run, resume_training, extend, channel)
     if channel is not None:
@@ -66,22 +66,22 @@ def choose_start(
 
 
 def identify_weights(folder: Path) -> str:
-    """Return what tells a checkpoint or Hugging Face folder from others without reading its tensors."""
+    """Return a text that identifies a checkpoint or Hugging Face folder, without reading its tensors."""
     state = folder / STATE_NAME
     if state.is_file():
         saved = read_state(folder)
-        # The files are left out: on a disk of its own a node holds its own part.
+        # Without the files: without shared storage every node has only its own.
         return f"step {saved.step} of {hash_values(saved.fingerprint)}"
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     return f"{len(sizes)} files, {hash_values(sizes)}"
 
 
 def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel: JobChannel | None) -> Start:
-    chosen, passed_over = _choose_checkpoint(run, resume_training, channel)
+    chosen, skipped = _choose_checkpoint(run, resume_training, channel)
     if chosen is None:
         if extend:
-            raise CheckpointError(f"{run.run_dir}: holds no checkpoint to extend; leave out --extend")
-        return _choose_weights(run, passed_over)
+            raise CheckpointError(f"{run.run_dir}: holds no checkpoint to extend; remove --extend")
+        return _choose_weights(run, skipped)
     differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
     notes: tuple[str, ...] = ()
     if differences and extend:
@@ -92,15 +92,15 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel
             f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
             f"({'; '.join(differences)}); restore them{hint}, or start another run with --set cpt.run_name=NAME"
         )
-    return Start(resume_from=chosen, notes=notes, warnings=passed_over)
+    return Start(resume_from=chosen, notes=notes, warnings=skipped)
 
 
 def _choose_checkpoint(
     run: ResolvedRun, resume_training: str | None, channel: JobChannel | None
 ) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """Return the checkpoint to continue from, or None for a new run, and a line for each that was passed over."""
+    """Return the checkpoint to resume from, or None for a new run, and a line for each skipped checkpoint."""
     requested = resume_training or str(run.config.mindformers.get("resume_training", "auto"))
-    newest, passed_over = find_newest_complete(run.checkpoint_root)
+    newest, skipped = find_newest_complete(run.checkpoint_root)
     if requested.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
@@ -110,13 +110,13 @@ def _choose_checkpoint(
         return None, ()
     if requested.lower() in ("auto", "true", "none"):
         if channel is None or run.config.cpt.storage.shared:
-            return newest, tuple(passed_over)
+            return newest, tuple(skipped)
         complete, _ = list_complete(run.checkpoint_root)
         step, lines = choose_common_step(channel, list(complete))
-        told = channel.all_gather("passed over", passed_over)
-        # The processes of a node say the same.
+        gathered = channel.all_gather("skipped checkpoints", skipped)
+        # The processes of a node report the same lines.
         reasons = dict.fromkeys(
-            f"{member}: {line}" for member, own in zip(channel.members, told, strict=True) for line in own
+            f"{member}: {line}" for member, own in zip(channel.members, gathered, strict=True) for line in own
         )
         return (complete[step] if step is not None else None), (*reasons, *lines)
     chosen = locate_checkpoint(Path(requested))
@@ -133,10 +133,10 @@ def _is_longer(run: ResolvedRun, state: RunState) -> bool:
 
 
 def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
-    """Return lines that tell what the extension changes.
+    """Return lines that describe what the extension changes.
 
     Raises:
-        CheckpointError: when more than the length changed, or what was trained would have been other rows.
+        CheckpointError: when more than the length changed, or the rows trained so far would be different.
     """
     state = chosen.state
     saved, current = dict(state.fingerprint), run.fingerprint()
@@ -146,7 +146,7 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
     )
     if others:
         raise CheckpointError(
-            f"{chosen.folder}: --extend makes a run longer; other settings must stay as they were ({'; '.join(others)})"
+            f"{chosen.folder}: --extend only makes a run longer; restore the other settings ({'; '.join(others)})"
         )
     if not _is_longer(run, state):
         raise CheckpointError(
@@ -163,14 +163,14 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
         before = learning_rate_at(Schedule.from_record(**saved["schedule"]), state.step - 1)
         after = learning_rate_at(run.schedule, state.step)
         notes.append(
-            f"the rate goes from {before:.3g} at step {state.step - 1} to {after:.3g} at step {state.step} and ends at "
+            f"learning rate: {before:.3g} at step {state.step - 1}, {after:.3g} at step {state.step}, final "
             f"{run.schedule.final_lr:.3g}"
         )
         if after > JUMP * before:
-            jump = f"a jump to {after / before:.3g} times the rate" if before else "a jump from nothing"
+            jump = f"by a factor of {after / before:.3g}" if before else "from 0"
             notes.append(
-                f"warning: that is {jump}; a schedule with a stable part (wsd, "
-                "infinite) can be extended without one (arXiv 2403.08763)"
+                f"warning: the learning rate jumps {jump}; a schedule with a stable part (wsd, infinite) can be "
+                "extended without a jump (arXiv 2403.08763)"
             )
     return tuple(notes)
 
@@ -180,15 +180,15 @@ def _check_same_rows(chosen: Checkpoint, saved: Mapping[str, Any], current: Mapp
     for name, digest in saved["sources"]:
         if digests.get(name) != digest:
             raise CheckpointError(
-                f"{chosen.folder}: --extend, but source {name} is no longer the dataset that was trained on; restore it"
+                f"{chosen.folder}: --extend, but source {name} is not the dataset that was trained on; restore it"
             )
     step = chosen.state.step
     trained, wanted = (_cut_phases(record["phases"], step) for record in (saved, current))
     shuffled_together = any(shares is None for *_, shares in saved["phases"])
     if trained != wanted or (shuffled_together and saved["sources"] != current["sources"]):
         raise CheckpointError(
-            f"{chosen.folder}: --extend, but the phases up to step {step} are not what was trained: "
-            f"{_name_phases(trained)} → {_name_phases(wanted)}; keep their blends, and give their ends in tokens"
+            f"{chosen.folder}: --extend, but the phases up to step {step} differ from those that were trained: "
+            f"{_name_phases(trained)} → {_name_phases(wanted)}; keep their blends, and give their lengths in tokens"
         )
 
 
@@ -199,26 +199,26 @@ def _cut_phases(phases: list[Any], step: int) -> list[tuple[int, int, Any]]:
 
 def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
     return ", ".join(
-        f"{first} to {stop}: {' + '.join(f'{name} {share}' for name, share in shares) if shares else 'all together'}"
+        f"{first} to {stop}: {' + '.join(f'{name} {share}' for name, share in shares) if shares else 'all shuffled'}"
         for first, stop, shares in phases
     )
 
 
-def _choose_weights(run: ResolvedRun, passed_over: tuple[str, ...]) -> Start:
+def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
     config = run.config
     requested = config.cpt.init_from or config.mindformers.get("load_checkpoint")
     if not requested:
         raise ConfigError(
-            f"{config.path}: where do the weights come from? set cpt.init_from to a Hugging Face folder, a "
-            f"run or checkpoint folder, or to `{RANDOM_INIT}` to train from scratch"
+            f"{config.path}: no initial weights; set cpt.init_from to a Hugging Face folder, a run or "
+            f"checkpoint folder, or `{RANDOM_INIT}` to train from scratch"
         )
     if requested == RANDOM_INIT:
-        return Start(warnings=passed_over)
+        return Start(warnings=skipped)
     if is_hf_folder(Path(requested)):
         folder = HfFolder(Path(requested))
         folder.check()
         folder.check_model(run.model)
-        return Start(init_from=Path(requested), warnings=passed_over)
+        return Start(init_from=Path(requested), warnings=skipped)
     checkpoint = locate_checkpoint(Path(requested))
     before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
     rope_before, rope_now = (
@@ -227,19 +227,19 @@ def _choose_weights(run: ResolvedRun, passed_over: tuple[str, ...]) -> Start:
     differences = describe_differences(before, now)
     if differences:
         raise CheckpointError(
-            f"{checkpoint.folder}: holds a model of other sizes than model.model_config ({'; '.join(differences)}); "
+            f"{checkpoint.folder}: has other model sizes than model.model_config ({'; '.join(differences)}); "
             "make them equal or choose another checkpoint"
         )
     notes = _warn_of_rewarming(run, checkpoint.state)
     if rope_before != rope_now:
-        # A stage of longer rows may stretch its positions. No weight depends on it, but what they learnt does.
+        # A long-context stage may change the rope scaling. No weight shapes depend on it, but it is worth a note.
         changes = "; ".join(describe_differences(rope_before, rope_now))
-        notes = (f"rotary positions differ from those that the weights were trained with: {changes}", *notes)
-    return Start(init_from=checkpoint.folder, notes=notes, warnings=passed_over)
+        notes = (f"rotary embeddings differ from those that the weights were trained with: {changes}", *notes)
+    return Start(init_from=checkpoint.folder, notes=notes, warnings=skipped)
 
 
 def _warn_of_rewarming(run: ResolvedRun, state: RunState) -> tuple[str, ...]:
-    """Return a warning when the run trains on what the weights have seen, at a higher rate than they ended with."""
+    """Return a warning if the run re-warms the learning rate on data that the weights were already trained on."""
     schedule = state.fingerprint.get("schedule")
     if not schedule or run.schedule is None:
         return ()
@@ -249,9 +249,9 @@ def _warn_of_rewarming(run: ResolvedRun, state: RunState) -> tuple[str, ...]:
     if not again or run.schedule.peak_lr <= JUMP * ended_with:
         return ()
     return (
-        f"warning: re-warming on the same data: these weights were already trained on {', '.join(again)} and ended at "
-        f"rate {ended_with:.3g}; this run goes up to {run.schedule.peak_lr:.3g}. That is worse than going on at a "
-        "constant rate and does not recover (arXiv 2308.04014); continue that run with --extend, or set "
+        f"warning: re-warming on the same data: these weights were already trained on {', '.join(again)} with a final "
+        f"learning rate of {ended_with:.3g}; this run rises to {run.schedule.peak_lr:.3g}. This is worse than "
+        "continuing at a constant rate (arXiv 2308.04014); continue that run with --extend, or set "
         f"cpt.schedule.peak_lr to {ended_with:.3g}",
     )
 
@@ -275,5 +275,5 @@ MODEL_IDENTITY_KEYS = (
 
 
 def select_model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a `model_config` that its weights depend on."""
+    """Return the fields of a `model_config` that identify the model."""
     return {key: model.get(key) for key in MODEL_IDENTITY_KEYS}

@@ -1,4 +1,4 @@
-"""A settled run, told to people before it starts."""
+"""Summary lines of a run, printed before it starts and after it ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
 
 def describe(run: ResolvedRun) -> str:
-    """Return the plan of a run in a few lines."""
+    """Return the summary of a resolved run."""
     budget, layout = run.budget, run.layout
     model = run.model
     sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
@@ -31,7 +31,7 @@ def describe(run: ResolvedRun) -> str:
         *describe_data(run),
     ]
     if run.report_rank:
-        lines.append(f"report   the last pipeline stage knows the loss: rank {run.report_rank} shows the progress")
+        lines.append(f"report   progress is printed by rank {run.report_rank}, on the last pipeline stage")
     if run.validation:
         lines.append(f"validate {', '.join(dataset.name for dataset in run.validation)}")
     lines.append(describe_disk(run))
@@ -40,7 +40,7 @@ def describe(run: ResolvedRun) -> str:
 
 
 def describe_rate(run: ResolvedRun) -> list[str]:
-    """Return the parts of the learning-rate schedule, one line each, with the step and tokens they begin at."""
+    """Return a line for each segment of the learning-rate schedule, with its first step and token."""
     if run.schedule is None:
         return []
     lines, step = [], 0
@@ -54,7 +54,7 @@ def describe_rate(run: ResolvedRun) -> list[str]:
 
 
 def describe_data(run: ResolvedRun) -> list[str]:
-    """Return what each phase trains on, and how many epochs of each source the run makes."""
+    """Return a line for each phase with its data, and a line for each source with its epochs."""
     lines = []
     for phase in run.phases:
         counts = run.count_source_rows(phase.first_step, phase.stop_step)
@@ -82,7 +82,7 @@ def describe_data(run: ResolvedRun) -> list[str]:
 
 
 def describe_disk(run: ResolvedRun) -> str:
-    """Return how large a checkpoint is and what the run needs on the disk at most, in a line."""
+    """Return a line with the size of a checkpoint and the maximum disk space of the run."""
     checkpoints = count_checkpoints(run, run.budget.total_steps)
     return (
         f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
@@ -96,7 +96,7 @@ def _at(run: ResolvedRun, step: int) -> str:
 
 
 def describe_start(start: Start) -> str:
-    """Return what the run starts from, and what is to be said about it, a line each."""
+    """Return a line with the starting point, and its notes."""
     if start.resume_from is not None:
         line = f"start    continuing at step {start.step} from {start.resume_from.folder}"
     elif start.init_from is None:
@@ -109,18 +109,18 @@ def describe_start(start: Start) -> str:
 
 
 def describe_hf_folder(folder: HfFolder) -> str:
-    """Return what is loaded from a checked Hugging Face folder: nothing is missing, that was refused."""
+    """Return what is loaded from a checked Hugging Face folder; missing tensors were refused by the check."""
     used = list_hf_shapes(folder.sizes)
     num_parameters = sum(folder.tensors[name].num_elements for name in used)
     ignored = sorted(set(folder.tensors) - set(used))
-    rest = f", unexpected and left out: {', '.join(ignored)}" if ignored else ", none unexpected"
+    rest = f", ignored unexpected ones: {', '.join(ignored)}" if ignored else ", none unexpected"
     return f"{len(used)} tensors, {format_count(num_parameters)} parameters, none missing{rest}"
 
 
 def describe_end(run: ResolvedRun, stop_at_step: int | None) -> str:
-    """Return how the run ended and where its files are, in a line."""
+    """Return a line with how the run ended and where its files are."""
     total = run.budget.total_steps
     files = f"checkpoints, metrics.jsonl and loss.png are in {run.run_dir}"
     if stop_at_step is not None and stop_at_step < total:
-        return f"stopped  after step {stop_at_step} of {total}; without --stop-at-step it goes on; {files}"
+        return f"stopped  after step {stop_at_step} of {total}; run without --stop-at-step to continue; {files}"
     return f"done     {files}"

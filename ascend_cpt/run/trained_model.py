@@ -1,4 +1,4 @@
-"""Opens what training has saved, ready to be written as a Hugging Face folder."""
+"""Opens the checkpoints of a run for export to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ RESOLVED_NAME = "resolved.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """The tensors of a checkpoint, its model's Hugging Face configuration and the files to copy beside them."""
+    """The tensors of a checkpoint, the model's Hugging Face configuration, and files to copy along."""
 
     source: TensorSource
     config: Mapping[str, Any]
     companions: tuple[Path, ...]
     origins: tuple[Path, ...]
-    """The checkpoint folders that the tensors come from; several when their mean is taken."""
+    """The checkpoint folders that the tensors come from; several if they are averaged."""
 
 
 def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None) -> TrainedModel:
-    """Open the checkpoint that `path` names: a run (its newest step), one step, or a folder that was converted.
+    """Open the checkpoint at `path`: a run (its newest step), one step, or a converted folder.
 
     Args:
         path: The run folder, `checkpoint` folder, `iteration_*` folder, or the target of `convert_to_mindformers`.
-        num_averaged: Take the mean of this many newest complete checkpoints of the run.
-        like: A folder whose tokenizer files, generation_config.json and, if it has one, config.json are taken over.
+        num_averaged: Average this many of the newest complete checkpoints of the run.
+        like: A folder to copy tokenizer files, generation_config.json and, if present, config.json from.
 
     Raises:
-        CheckpointError: when there is no such checkpoint, it is damaged, or `like` holds another model.
+        CheckpointError: when the checkpoint is missing or damaged, or `like` has another model.
     """
     if (path / CONFIG_NAME).is_file():
         folders, config, own = [path], read_config(path), list_companions(path)
@@ -49,12 +49,12 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
         config, own = _read_run_config(folders[0]), []
     if num_averaged > len(folders):
         raise CheckpointError(
-            f"{path}: holds {len(folders)} complete checkpoints, the mean of {num_averaged} was asked for"
+            f"{path}: has {len(folders)} complete checkpoints, but {num_averaged} are to be averaged; average fewer"
         )
     if like is not None:
         own = list_companions(like)
         if (like / CONFIG_NAME).is_file():
-            config = _take_over(read_config(like), config, like)
+            config = _adopt_config(read_config(like), config, like)
     sources = [MindFormersFolder(folder) for folder in folders]
     return TrainedModel(
         source=sources[0] if len(sources) == 1 else MeanOfFolders(sources),
@@ -65,7 +65,7 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
 
 
 def _choose(path: Path, num_averaged: int) -> list[Checkpoint]:
-    """Return the checkpoint that `path` names and, of the same run, the complete ones before it, newest first."""
+    """Return the checkpoint at `path` and the complete ones before it of the same run, newest first."""
     chosen = [locate_checkpoint(path)]
     for _, folder in list_step_folders(chosen[0].folder.parent):
         if len(chosen) < num_averaged and folder.name < chosen[0].folder.name:
@@ -80,18 +80,20 @@ def _read_run_config(checkpoint: Path) -> dict[str, Any]:
     """Return the model's configuration from the resolved YAML of the run that a checkpoint belongs to."""
     path = checkpoint.parent.parent / RESOLVED_NAME
     if not path.is_file():
-        raise CheckpointError(f"{path}: is missing: {checkpoint} does not lie in its run's folder")
+        raise CheckpointError(f"{path}: not found; {checkpoint} must be in its run's folder")
     try:
         return make_config(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["model_config"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: holds no model.model_config: {error}") from error
 
 
-def _take_over(config: dict[str, Any], trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return `config` when it describes the trained model, up to rows of the vocabulary that training has added."""
+def _adopt_config(config: dict[str, Any], trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return `config` with the trained vocab_size, after checking that it describes the trained model."""
     sizes, wanted = read_sizes({**config, "vocab_size": trained["vocab_size"]}), read_sizes(trained)
     names = [field.name for field in fields(ModelSizes) if getattr(sizes, field.name) != getattr(wanted, field.name)]
     if names:
-        told = "; ".join(f"{name} is {getattr(sizes, name)}, trained was {getattr(wanted, name)}" for name in names)
-        raise CheckpointError(f"{folder / CONFIG_NAME}: describes another model: {told}")
+        differences = "; ".join(
+            f"{name} is {getattr(sizes, name)}, trained with {getattr(wanted, name)}" for name in names
+        )
+        raise CheckpointError(f"{folder / CONFIG_NAME}: describes another model: {differences}")
     return {**config, "vocab_size": trained["vocab_size"]}

@@ -1,1 +1,1 @@
-"""What a configuration would do on its cluster, found out without the cluster: plans, and compiling in simulation."""
+"""Compiles ranks of a run on MindSpore's simulated device, without NPUs."""

@@ -1,8 +1,8 @@
-"""The assembly of the stub library: a function or an object for every symbol, by what its name says of it.
+"""Generates the assembly of the stub library: a function or a data object for every symbol, chosen by its name.
 
-x86-64 System V: results come back in rax, the address of an object returned by value arrives in rdi and goes back in
-rax. Names are mangled as by the Itanium C++ ABI: `_ZTV` a vtable, `_ZTI`, `_ZTS`, `_ZTT`, `_ZGV` other data, `C1` and
-`C2` constructors.
+x86-64 System V ABI: results are returned in rax; the address of an object returned by value is passed in rdi and
+returned in rax. Names are mangled by the Itanium C++ ABI: `_ZTV` is a vtable, `_ZTI`, `_ZTS`, `_ZTT` and `_ZGV` are
+other data, `C1` and `C2` constructors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 SOC_NAME = "Ascend910B1"
 POINTER_BYTES = 8
-SMALL_OBJECT_BYTES = 16  # a shared pointer, which most classes of ge:: consist of
+SMALL_OBJECT_BYTES = 16  # a shared pointer, the only member of most ge:: classes
 DATA_BYTES = 256
 NUM_VTABLE_ENTRIES = (DATA_BYTES - 2 * POINTER_BYTES) // POINTER_BYTES
 
@@ -23,7 +23,7 @@ _RETURNS_OBJECT = re.compile(
     r"_ZNK?2ge.*(GetShape|GetOriginShape|Nodes|DirectNode|GetInputDesc|GetOutputDesc|GetShapeRange)"
 )
 _RETURN_ZERO = ["xorl %eax,%eax", "xorl %edx,%edx", "ret"]
-# An object of ge::Operator: a vtable whose entries can be called, then an empty shared pointer.
+# A ge::Operator: a vtable with callable entries, then an empty shared pointer.
 _MAKE_OPERATOR = [
     "xorl %ecx,%ecx",
     "movq %rcx,8(%rdi)",

@@ -1,8 +1,8 @@
-"""Stub libraries in place of CANN, so that MindSpore's Ascend plugin loads on an x86-64 machine without an NPU.
+"""Builds stub libraries for CANN, so that MindSpore's Ascend plugin loads on an x86-64 machine without an NPU.
 
-In simulation MindSpore calls none of CANN's functions in earnest: they must be there, return 0 or hand back an empty
-object. Which ones follows from the installed MindSpore: the symbols that its Ascend libraries lack, and the names that
-they look up while running. They are assembled into one library, which the libraries of the known names pull in.
+In simulation MindSpore needs CANN's functions only to exist and to return 0 or an empty object. The list of symbols
+comes from the installed MindSpore: the undefined symbols of its Ascend libraries, and the names that they look up at
+run time. All are assembled into one library, which empty libraries with CANN's names link against.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ LIBRARIES = (
 _SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1",
            "libgomp.so.1")  # fmt: skip
 _LOOKED_UP = re.compile(r"^(?:acl|rt|Hccl|hccl|Ascend|hal|Msprof|ge)[A-Za-z0-9_]*$", re.MULTILINE)
-_NOT_OURS = ("_ITM_", "__gmon", "__cxa_finalize", "omp_", "Py", "_Py")
-# The plugin finds its home by the word `latest` in the path of the library that holds the acl functions.
+_EXCLUDED_PREFIXES = ("_ITM_", "__gmon", "__cxa_finalize", "omp_", "Py", "_Py")
+# The plugin finds CANN's home by the word `latest` in the path of the library with the acl functions.
 _HOME = Path("latest") / "lib64"
 
 
@@ -60,7 +60,7 @@ def find_mindspore() -> Path:
 
 
 def find_cann() -> Path | None:
-    """Return the home of a real CANN that the environment names, or None."""
+    """Return the home of the CANN installation in the environment, or None."""
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         home = os.environ.get(name)
         if home and (Path(home) / "lib64" / "libascendcl.so").exists():
@@ -69,10 +69,10 @@ def find_cann() -> Path | None:
 
 
 def prepare_stubs(cache_dir: Path | None = None) -> Path:
-    """Return the folder of the stub libraries for the installed MindSpore, made now or found in the cache.
+    """Return the folder of the stub libraries for the installed MindSpore; build them if they are not cached.
 
     Raises:
-        ClusterError: when this machine cannot make or run them.
+        ClusterError: when they cannot be built or used on this machine.
     """
     check_machine()
     mindspore = find_mindspore()
@@ -85,7 +85,7 @@ def prepare_stubs(cache_dir: Path | None = None) -> Path:
             folder = tempfile.TemporaryDirectory(dir=cache, prefix=".stubs-")
         except OSError as error:
             raise ClusterError(
-                f"{cache}: cannot be written ({error.strerror}), but the stand-ins for CANN go there; set "
+                f"{cache}: cannot be written ({error.strerror}); the stub libraries for CANN are cached there; set "
                 "XDG_CACHE_HOME to another folder"
             ) from None
         with folder as temporary:
@@ -94,31 +94,31 @@ def prepare_stubs(cache_dir: Path | None = None) -> Path:
             try:
                 os.replace(built, home)
             except OSError:
-                # Another process was faster: its folder is the same.
+                # Another process was faster; its folder has the same content.
                 if not (home / _HOME).is_dir():
                     raise
     return home / _HOME
 
 
 def check_machine() -> None:
-    """Make sure that stubs can run here.
+    """Check that this machine can use the stubs.
 
     Raises:
-        ClusterError: when this is another kind of machine.
+        ClusterError: when it is not an x86-64 machine.
     """
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
         raise ClusterError(
-            f"this machine is {machine}: the stand-ins for CANN are made for x86-64 only; run this on such a machine, "
+            f"this machine is {machine}, but the stub libraries for CANN need x86-64; run this on an x86-64 machine, "
             "or where CANN is installed (source its set_env.sh first)"
         )
 
 
 def check_tools() -> None:
-    """Make sure that stubs can be made here.
+    """Check that the programs to build the stubs are installed.
 
     Raises:
-        ClusterError: naming the programs that are missing.
+        ClusterError: naming the missing programs.
     """
     missing = [tool for tool in ("gcc", "nm", "strings") if shutil.which(tool) is None]
     if missing:
@@ -128,18 +128,18 @@ def check_tools() -> None:
 
 
 def list_library_paths(lib64: Path) -> list[Path]:
-    """Return the folders in which the processes must look for libraries, the stubs' first."""
+    """Return the library search path of the processes, the stubs first."""
     mindspore = find_mindspore()
     return [lib64, mindspore / "lib", mindspore / "lib" / "plugin", mindspore / "lib" / "plugin" / "ascend"]
 
 
 def list_symbols(mindspore: Path) -> list[str]:
-    """Return the symbols that the Ascend plugin of MindSpore wants and nothing here defines."""
+    """Return the symbols that MindSpore's Ascend plugin needs and no installed library defines."""
     plugin = mindspore / "lib" / "plugin"
     ascend = [path for path in sorted((plugin / "ascend").rglob("*.so*")) if path.is_file()]
     fronts = [plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]
     if not all(path.is_file() for path in fronts):
-        raise ClusterError(f"{plugin}: this MindSpore has no Ascend plugin; install the wheel of the package registry")
+        raise ClusterError(f"{plugin}: this MindSpore has no Ascend plugin; install the wheel from PyPI")
     defined = [*(mindspore / "lib").glob("*.so*"), *plugin.glob("libmindspore*.so*"), *ascend, *mindspore.glob("*.so")]
     system = [_find_system_library(name) for name in _SYSTEM]
     wanted = _read_symbols([*fronts, *ascend], "--undefined-only") - _read_symbols(
@@ -147,14 +147,14 @@ def list_symbols(mindspore: Path) -> list[str]:
     )
     for path in [*fronts, plugin / "ascend" / "libmindspore_ascend_res_manager.so"]:
         wanted |= set(_LOOKED_UP.findall(_run("strings", "-n", "4", str(path))))
-    return sorted(name for name in wanted if not name.startswith(_NOT_OURS))
+    return sorted(name for name in wanted if not name.startswith(_EXCLUDED_PREFIXES))
 
 
 def _find_system_library(name: str) -> Path:
-    """Return the file of a library of this system; its symbols must never be replaced by stubs."""
+    """Return the path of a system library; its symbols must not be replaced by stubs."""
     path = Path(_run("gcc", f"-print-file-name={name}").strip())
     if not path.is_absolute():
-        raise ClusterError(f"{name} not found: gcc does not know this system's libraries; install its C++ compiler")
+        raise ClusterError(f"{name} not found: gcc cannot find the system's libraries; install g++")
     return path
 
 
@@ -172,7 +172,7 @@ def _build(mindspore: Path, lib64: Path) -> None:
 
 
 def _fingerprint() -> str:
-    """Of what the stubs depend on: MindSpore's version and this code."""
+    """Return MindSpore's version and a hash of this code, on which the stubs depend."""
     code = [Path(__file__), Path(__file__).with_name("cann_stub_code.py")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:12]
     return f"{version('mindspore')}-{digest}"
@@ -188,7 +188,7 @@ def _read_symbols(paths: Iterable[Path], flag: str) -> set[str]:
 
 def _run(*command: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    # nm fails on a file without dynamic symbols, which then has none.
+    # nm fails on a file without dynamic symbols; that is not an error here.
     if result.returncode and command[0] == "gcc":
         raise ClusterError(f"{' '.join(command[:2])} failed: {' '.join(result.stderr.split())[-400:]}")
     return result.stdout

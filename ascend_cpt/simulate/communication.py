@@ -1,4 +1,4 @@
-"""The communication operators of a compiled step, by kind and by the ranks that take part."""
+"""The communication operators of a compiled step, by kind and group of ranks."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from ascend_cpt.config.parallel_layout import ParallelLayout
 
 CSV_NAME = "comm_execute_order.csv"
 POINT_TO_POINT = {"Send", "Receive"}
-# The order of the dimensions in which ranks are numbered, the last one fastest.
+# Dimensions in the order of rank numbering; the last one varies fastest.
 DIMENSIONS = ("pipeline", "data", "context", "tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """Operators of one kind within one group of ranks, summed over a step."""
+    """Operators of one kind in one group of ranks, summed over a step."""
 
     kind: str
     """`AllReduce`, `AllGather`, `ReduceScatter`, `Send`, ..."""
     group: str
-    """Which ranks: the dimensions of the layout in which they differ, as `tensor` or `data × tensor`."""
+    """The dimensions of the layout in which the ranks differ, e.g. `tensor` or `data × tensor`."""
     ranks: tuple[int, ...]
     count: int
     output_bytes: int
-    """Sum of what the operators return on this rank."""
+    """Total size of the operators' outputs on this rank."""
 
 
 def read_exchanges(folder: Path, layout: ParallelLayout, num_steps: int) -> list[Exchange]:
-    """Return the communication operators of a step from MindSpore's own record of a rank, most bytes first.
+    """Return the communication operators of a step from MindSpore's record of a rank, most bytes first.
 
     Args:
-        folder: The folder `rank_<n>` that MindSpore left behind.
+        folder: The folder `rank_<n>` written by MindSpore.
         layout: The parallel layout.
-        num_steps: Steps that were run; the record holds all of them.
+        num_steps: Number of steps in the record.
     """
     path = next(iter(folder.rglob(CSV_NAME)), None)
     if path is None:
-        return []  # one device: nothing to exchange
+        return []  # one device: no communication
     counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
     output_bytes: Counter[tuple[str, tuple[int, ...]]] = Counter()
     with path.open(encoding="utf-8", newline="") as file:
@@ -65,7 +65,7 @@ def read_exchanges(folder: Path, layout: ParallelLayout, num_steps: int) -> list
 
 
 def name_group(ranks: tuple[int, ...], layout: ParallelLayout) -> str:
-    """Return the dimensions of the layout in which ranks differ."""
+    """Return the names of the dimensions in which ranks differ."""
     sizes = (layout.pipeline_parallel, layout.data_parallel, layout.context_parallel, layout.tensor_parallel)
     places = [_locate(rank, sizes) for rank in ranks]
     differing = [name for axis, name in enumerate(DIMENSIONS) if len({place[axis] for place in places}) > 1]

@@ -1,4 +1,4 @@
-"""Holds what MindSpore says after compiling a rank against the plan: one truth for slices and memory."""
+"""Compares the parameter slices that MindSpore compiled for a rank with the plan."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ascend_cpt.plan.case import TrainingCase
 from ascend_cpt.plan.slices import slice_parameters
 from ascend_cpt.simulate.run_rank import RankResult
 
-# What the training step adds to the model's parameters, by prefix: accumulated gradients and Adam's moments.
+# Prefixes of parameters that the training step adds: accumulated gradients and Adam's moments.
 ADDED_PREFIXES = ("accu_grads.", "adam_m.", "adam_v.")
-# Single numbers of MindFormers' own, which only one device lists.
+# Scalar parameters of MindFormers, listed only on a single device.
 SCALARS = {"scale_sense", "global_step", "lm_loss", "mtp_loss", "aux_loss", "indexer_loss"}
 
 
@@ -26,15 +26,15 @@ def select_model_parameters(parameters: Iterable[ParameterOnRank]) -> list[Param
 
 
 def count_elements(parameters: Iterable[ParameterOnRank]) -> int:
-    """Return the elements that the rank keeps of some parameters."""
+    """Return the number of elements of `parameters` stored on the rank."""
     return sum(math.prod(parameter.stored_shape) for parameter in parameters)
 
 
 def find_differences(case: TrainingCase, result: RankResult) -> list[str]:
-    """Return one line for each parameter that the plan and MindSpore cut differently."""
+    """Return a line for each parameter that the plan and MindSpore shard differently."""
     planned = {part.name: part for part in slice_parameters(case, result.stage)}
     compiled = {parameter.name: parameter for parameter in select_model_parameters(result.parameters)}
-    differences = [f"{name}: not on stage {result.stage} in the plan" for name in sorted(compiled.keys() - planned)]
+    differences = [f"{name}: not planned on stage {result.stage}" for name in sorted(compiled.keys() - planned)]
     differences += [f"{name}: not compiled on stage {result.stage}" for name in sorted(planned.keys() - compiled)]
     for name in sorted(planned.keys() & compiled.keys()):
         plan, real = planned[name], compiled[name]
@@ -44,5 +44,5 @@ def find_differences(case: TrainingCase, result: RankResult) -> list[str]:
             ("stored", plan.stored_shape, real.stored_shape),
         ):
             if list(expected) != list(found):
-                differences.append(f"{name}: {what} {list(expected)} in the plan, {list(found)} compiled")
+                differences.append(f"{name}: {what} {list(expected)} planned, {list(found)} compiled")
     return differences

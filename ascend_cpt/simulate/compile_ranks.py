@@ -1,4 +1,4 @@
-"""From a configuration file to its plan, and on to compiling it, as `tools/plan.py` asks for them."""
+"""Compiles ranks of a planned run and compares them with the plan; used by `tools/plan.py`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.simulate.compare_slices import count_elements, find_differences, select_model_parameters
 from ascend_cpt.simulate.run_rank import RankResult, list_first_ranks, simulate_rank
 
-# Twice the stages fill a pipeline and drain it; more of the same only make the graph longer.
+# Twice the number of stages is enough to fill and drain the pipeline; more only make the graph longer.
 MICRO_BATCHES_PER_STAGE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """A simulated rank beside its plan."""
+    """The result of a simulated rank, and its differences from the plan."""
 
     result: RankResult
     differences: tuple[str, ...]
@@ -43,28 +43,28 @@ def simulate_run(
     report: Callable[[str], None],
     log_dir: Path | None = None,
 ) -> tuple[TrainingCase, list[RankReport]]:
-    """Compile ranks of a run and hold them against the plan of what was compiled.
+    """Compile ranks of a run and compare them with the plan of the compiled configuration.
 
     Args:
         run: The resolved run.
-        overrides: What the command line changed in its configuration.
-        ranks: Ranks to compile; None takes the first of every pipeline stage.
-        layers_per_stage: Layers on every stage; None keeps all.
+        overrides: The overrides that the run was loaded with.
+        ranks: Ranks to compile; None: the first of every pipeline stage.
+        layers_per_stage: Number of layers to keep on every stage; None keeps all.
         num_steps: Steps to run on the simulated device.
         timeout_s: For each rank.
-        report: Takes lines about the progress.
-        log_dir: Keeps the output of the processes.
+        report: Called with progress lines.
+        log_dir: Where the output of the processes is kept.
 
     Raises:
-        ConfigError: for a rank that the cluster does not have.
+        ConfigError: for a rank outside of the cluster.
         ClusterError: when this machine cannot simulate.
     """
     world_size = run.layout.world_size
     wrong = [rank for rank in ranks or () if not 0 <= rank < world_size]
     if wrong:
         raise ConfigError(f"--ranks {wrong[0]}: the cluster has ranks 0 to {world_size - 1}")
-    most = MICRO_BATCHES_PER_STAGE * run.layout.pipeline_parallel
-    short = load_shortened(run, overrides, layers_per_stage=layers_per_stage, micro_batches=most)
+    max_micro_batches = MICRO_BATCHES_PER_STAGE * run.layout.pipeline_parallel
+    short = load_shortened(run, overrides, layers_per_stage=layers_per_stage, micro_batches=max_micro_batches)
     short_run = resolve_without_data(short, world_size)
     case = build_case(short_run)
     planned = estimate_memory(case)
@@ -86,7 +86,7 @@ def simulate_run(
 
 
 def render_reports(case: TrainingCase, reports: Sequence[RankReport], *, shows_peaks: bool, pool_bytes: int) -> str:
-    """Return what compiling showed, in text."""
+    """Return the reports as text."""
     return "\n\n".join(_render_report(case, report, shows_peaks, pool_bytes) for report in reports)
 
 
@@ -100,11 +100,11 @@ def _render_report(case: TrainingCase, report: RankReport, shows_peaks: bool, po
     largest = max(own, key=lambda parameter: count_elements([parameter]))
     kept_bytes = stored * (case.param_bytes + 2 * FLOAT32_BYTES)
     lines = [
-        f"{where}: compiled in {result.duration_s:.0f} s with {result.host_bytes / GIGABYTE:.1f} GB of this machine",
+        f"{where}: compiled in {result.duration_s:.0f} s with {result.host_bytes / GIGABYTE:.1f} GB of host memory",
         f"  parameters  {len(own)} with {stored:,} elements on this rank; weights and optimizer "
         f"{kept_bytes / GIGABYTE:.2f} GB",
         f"  largest     {largest.name} {largest.shape}, after tensor parallel {largest.tensor_shape}, "
-        f"kept {largest.stored_shape}",
+        f"stored {largest.stored_shape}",
     ]
     lines += [
         f"  exchange    {exchange.count} × {exchange.kind} between {exchange.group} ranks "
@@ -114,8 +114,8 @@ def _render_report(case: TrainingCase, report: RankReport, shows_peaks: bool, po
     if shows_peaks:
         ratio = report.planned_peak_bytes / result.peak_bytes - 1
         lines.append(
-            f"  peak        {result.peak_bytes / GIGABYTE:.2f} GB of {pool_bytes / GIGABYTE:.0f} GB, says MindSpore: a "
-            f"lower bound, without workspaces of kernels; the plan {report.planned_peak_bytes / GIGABYTE:.2f} GB "
+            f"  peak        {result.peak_bytes / GIGABYTE:.2f} GB of {pool_bytes / GIGABYTE:.0f} GB in MindSpore, a "
+            f"lower bound without kernel workspaces; planned {report.planned_peak_bytes / GIGABYTE:.2f} GB "
             f"({ratio:+.1%})"
         )
     verdict = "as planned" if not report.differences else f"{len(report.differences)} differ from the plan:"
@@ -125,7 +125,7 @@ def _render_report(case: TrainingCase, report: RankReport, shows_peaks: bool, po
 
 
 def reports_to_records(reports: Sequence[RankReport]) -> list[dict[str, Any]]:
-    """Return the reports as plain values."""
+    """Return the reports as JSON values."""
     return [dataclasses.asdict(report) for report in reports]
 
 
@@ -140,13 +140,13 @@ def _name_ranks(ranks: tuple[int, ...]) -> str:
 def load_shortened(
     run: ResolvedRun, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int
 ) -> RunConfig:
-    """Return the configuration of a settled run with fewer layers and micro batches, everything else the same.
+    """Return the configuration of a run with fewer layers and micro batches, otherwise unchanged.
 
     Args:
         run: The resolved run.
-        overrides: What the command line changed when the run's configuration was loaded.
-        layers_per_stage: Layers on every pipeline stage; None keeps all.
-        micro_batches: Micro batches of a step at most.
+        overrides: The overrides that the run was loaded with.
+        layers_per_stage: Number of layers to keep on every pipeline stage; None keeps all.
+        micro_batches: Maximum number of micro batches per step.
     """
     config = run.config
     changed = dict(overrides)

@@ -1,4 +1,4 @@
-"""Runs ranks of a cluster one after the other on the simulated device, each in a process of its own."""
+"""Runs a rank of a cluster on the simulated device, in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.backend.simulated_rank.messages import Job, ParameterOnRank, RankOutcome
-from ascend_cpt.backend.simulated_rank.process import LOADER_NAME, WATCH_NAME
+from ascend_cpt.backend.simulated_rank.process import CALLBACK_NAME, LOADER_NAME
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.simulate.cann_stubs import find_cann, list_library_paths, prepare_stubs
@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """What compiling a rank showed. `error` is empty when it went well."""
+    """The result of compiling a rank; `error` is empty on success."""
 
     rank: int
     stage: int
@@ -68,11 +68,11 @@ def simulate_rank(
         rank: Rank in the cluster.
         num_steps: Steps to run.
         timeout_s: After this many seconds the process is stopped and an error reported.
-        report: Takes a line whenever something new begins.
-        log_dir: Keeps the process's output there.
+        report: Called with a line at the start of each phase.
+        log_dir: Where the process's output is kept.
 
     Raises:
-        ClusterError: when this machine can do no such thing.
+        ClusterError: when this machine cannot simulate.
     """
     cann = find_cann()
     lib64 = None if cann else prepare_stubs()
@@ -111,22 +111,22 @@ def simulate_rank(
 
 
 def make_sections(run: ResolvedRun, num_steps: int, work: Path) -> dict[str, Any]:
-    """Return the run's MindFormers configuration with rows out of the air, random weights and our callback alone."""
+    """Return the run's MindFormers configuration with placeholder rows, random weights and the simulation callback."""
     sections = make_mindformers_config(run, resume_from=None, init_from=None)
     loader = {
         "type": LOADER_NAME,
-        # One step more than are run: the last one asks for the next batch.
+        # One step more than is run: the last step prefetches the next batch.
         "num_rows": run.budget.global_batch_size * (num_steps + 1),
         "row_format": run.row_format.to_record(),
     }
     sections["train_dataset"]["data_loader"] = loader
     sections["train_dataset_task"]["dataset_config"]["data_loader"] = copy.deepcopy(loader)
-    sections.update(callbacks=[{"type": WATCH_NAME}], output_dir=str(work), load_checkpoint="")
+    sections.update(callbacks=[{"type": CALLBACK_NAME}], output_dir=str(work), load_checkpoint="")
     return sections
 
 
 def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[str, str]:
-    """Return the environment of a rank's process: as in simulation, with the stubs where there is no CANN."""
+    """Return the environment of a rank's process: simulation mode, with the stubs if CANN is not installed."""
     launch_variables = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "RANK_TABLE_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in launch_variables}
     environment |= {
@@ -134,7 +134,7 @@ def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[st
         "RANK_SIZE": str(run.layout.world_size),
         "RANK_ID": str(rank),
         "DEVICE_ID": "0",
-        # Otherwise the step's graph cannot be built kernel by kernel in simulation.
+        # Without it the step's graph cannot be built kernel by kernel in simulation.
         "MS_DEV_RUNTIME_CONF": "inline:False",
         "LOG_MF_PATH": "mindformers_log",
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -148,7 +148,7 @@ def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[st
 def _run_process(
     work: Path, log_path: Path, environment: dict[str, str], timeout_s: float, report: Callable[[str], None]
 ) -> str:
-    """Run the child and return how it ended, for people; an empty text when it ended by itself without a signal."""
+    """Run the process and return how it ended; empty if it exited without a signal."""
     deadline = time.monotonic() + timeout_s
     command = [sys.executable, "-m", MODULE, "job.json"]
     with log_path.open("wb") as log:
@@ -159,7 +159,7 @@ def _run_process(
             phase = ""
             while process.poll() is None:
                 if time.monotonic() > deadline:
-                    return f"stopped after {timeout_s:.0f} s; give it more with --timeout"
+                    return f"stopped after {timeout_s:.0f} s; raise --timeout"
                 time.sleep(POLL_S)
                 new = _read_phase(work)
                 if new and new != phase:
@@ -189,7 +189,7 @@ def _read_phase(work: Path) -> str:
 
 
 def _read_outcome(path: Path) -> RankOutcome | None:
-    """Return what the child wrote; it counts even where the process aborted afterwards."""
+    """Return the outcome that the process wrote, which is valid even if it aborted afterwards."""
     if not path.is_file():
         return None
     record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A small packed dataset and ways to start training on it, shared by the tests that really train."""
+"""A small packed dataset and functions to train on it, shared by the tests that train."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEQ_LENGTH, VOCAB_SIZE, EOD_ID, PAD_ID = 64, 512, 0, 511
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the sample corpus and its tokenizer: to be read only."""
+    """Return the folder of the sample corpus and its tokenizer (read-only)."""
     folder = tmp_path_factory.mktemp("sample")
     make_sample(folder)
     return folder
@@ -112,7 +112,7 @@ def write_config(tmp_path: Path, packed: Path) -> Callable[..., Path]:
 def run_command(
     command: Sequence[str], *, cwd: Path = REPOSITORY, env: dict[str, str] | None = None, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command from the repository's root with the Python of the tests, its output captured."""
+    """Run a command in the repository's root with the Python of the tests and capture its output."""
     environment = {**os.environ, "ASCEND_CPT_PYTHON": sys.executable, **(env or {})}
     return subprocess.run(
         list(command), cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -145,7 +145,7 @@ def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def launch_nodes() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
-    """Return a function that trains on two nodes of one worker each: two launches on this machine, at the same time."""
+    """Return a function that trains on two nodes of one worker each: two concurrent launches on this machine."""
 
     def run(config: Path, *, port: int, log_dir: Path) -> list[subprocess.CompletedProcess[str]]:
         def run_node(rank: int) -> subprocess.CompletedProcess[str]:
@@ -161,12 +161,12 @@ def launch_nodes() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
 
 @pytest.fixture
 def free_ports() -> list[int]:
-    """Return some ports that nobody listens on."""
+    """Return some free ports."""
     return [find_free_port() for _ in range(6)]
 
 
 def read_history(run_dir: Path) -> list[tuple[Any, ...]]:
-    """Return what must not depend on interruptions: kind, step, loss, learning rate, gradient norm of every record."""
+    """Return kind, step, loss, learning rate and gradient norm of every record, which interruptions must not change."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = [record for record in records if record["kind"] in ("step", "validation")]
     return [(r["kind"], r["step"], r["loss"], r.get("learning_rate"), r.get("grad_norm")) for r in kept]

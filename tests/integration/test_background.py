@@ -1,4 +1,4 @@
-"""Checkpoints that are written while the training goes on: the same run, and nothing trusted that is not whole."""
+"""Checkpoints written in the background: the same losses, and incomplete checkpoints are not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history
 
 Completed = subprocess.CompletedProcess[str]
 NUM_STEPS = 8
-# Trains with a disk that takes very long for the optimizer of step 4.
+# Trains with a disk on which the optimizer file of step 4 takes very long.
 SLOW_DISK = """\
 import sys, time
 from mindspore.train import serialization
@@ -30,7 +30,7 @@ sys.exit(run_command(main))
 """
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(
+def test_training_continues_while_a_checkpoint_is_written(
     write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
     settings = {"train_tokens": NUM_STEPS * 8 * SEQ_LENGTH, "validation": None}
@@ -48,7 +48,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         text=True,
     )
     deadline = time.monotonic() + 200
-    # Step 6 saves again, and waits for step 4 to be whole.
+    # Saving step 6 waits until step 4 is complete.
     while not (run_dir / "metrics.jsonl").is_file() or len(read_history(run_dir)) < 5:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.2)

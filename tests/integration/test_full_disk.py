@@ -1,6 +1,6 @@
-"""A disk that gets full while a checkpoint is saved: one line, and the checkpoint before it is what a run goes on from.
+"""A disk that becomes full during saving: one line of error, and the run resumes from the previous checkpoint.
 
-Needs root, to mount a small file system in memory.
+Needs root to mount a small tmpfs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.integration.test_nodes import NUM_STEPS, assert_all, launch_nodes, ma
 __all__ = ["make_nodes", "nodes"]  # fixtures of the tests below
 
 Completed = subprocess.CompletedProcess[str]
-# Room for records and logs, but not for a checkpoint of 2 MB.
+# Enough space for records and logs, but not for a checkpoint of 2 MB.
 ROOM_BYTES = 1_000_000
 
 pytestmark = pytest.mark.skipif(
@@ -41,13 +41,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, room_bytes: int = ROOM_BYTES) -> Path:
-    """Leave little room on the disk, or none; return the file that takes the rest."""
+    """Leave little or no free space; return the file that fills the disk."""
     path = disk / "filler"
     path.write_bytes(bytes(shutil.disk_usage(disk).free - room_bytes))
     return path
 
 
-def assert_step_2_is_what_there_is(run_dir: Path) -> None:
+def assert_only_step_2_is_complete(run_dir: Path) -> None:
     complete, incomplete = list_complete(run_dir / "checkpoint")
     assert list(complete) == [2], incomplete
     assert not incomplete
@@ -67,7 +67,7 @@ def test_one_process(
     assert failed.stderr.count("\n") == 1 and "Traceback" not in failed.stdout
     folder = small_disk / "run/checkpoint/iteration_00000004"
     assert f"error: {folder}: the disk is full while saving; free space, then the same command goes on" in failed.stderr
-    assert_step_2_is_what_there_is(small_disk / "run")
+    assert_only_step_2_is_complete(small_disk / "run")
     filler.unlink()
     filler = fill(small_disk, room_bytes=0)
     failed = train(config, "--output_dir", str(small_disk))
@@ -94,7 +94,7 @@ def test_one_of_two_nodes(
     failed = launch_nodes(nodes, free_ports[2], "--no-shared-storage", outputs=outputs)
     assert_all(failed, 2, f"{small_disk}/run/checkpoint/iteration_00000004: the disk is full while saving; free space")
     assert "node 1 (" in failed[0].stderr
-    assert_step_2_is_what_there_is(small_disk / "run")
+    assert_only_step_2_is_complete(small_disk / "run")
     filler.unlink()
     resumed = launch_nodes(nodes, free_ports[3], "--no-shared-storage", outputs=outputs)
     assert_all(resumed, 0)

@@ -1,4 +1,4 @@
-"""The checked-in table of MindFormers' keys is that of the installed MindFormers."""
+"""The checked-in table of MindFormers' keys matches the installed MindFormers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The launcher with real processes under the real msrun; most do not import MindSpore, which msrun does not mind."""
+"""The launcher with real processes under the real msrun. Most of the scripts do not import MindSpore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = REPO_ROOT / "scripts" / "msrun_launcher.sh"
 TIMEOUT_S = 100
 
-# Prints its arguments, then does what the first says, on the rank that the second names.
+# Prints its arguments, then performs the action in the first on the rank in the second.
 ACTOR = """\
 import json, os, signal, subprocess, sys, time
 if os.environ.get("MS_ROLE") == "MS_SCHED":
@@ -50,7 +50,7 @@ if action == "save":
         sys.exit(0)
     signal.signal(signal.SIGTERM, save)
     print("ready", flush=True)
-if action == "deaf":
+if action == "ignore":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("ready", flush=True)
 if action != "orphan":
@@ -98,7 +98,7 @@ def launch(tmp_path: Path, environ: dict[str, str]) -> Launch:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the processes that run in `folder`: what a launch has left behind."""
+    """Return the processes that run in `folder`: leftovers of a launch."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -111,7 +111,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a launch in the background, its output in out.txt; what still runs after the test is ended."""
+    """Start a launch in the background, its output in out.txt; processes still running after the test are killed."""
     started = []
 
     def run(folder: Path, environ: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
@@ -137,12 +137,12 @@ def wait_for(condition: Callable[[], object], limit_s: float = 60.0) -> None:
 
 
 def accepts(port: int) -> bool:
-    """Return whether somebody listens on a port of this machine."""
+    """Return whether a process listens on a local port."""
     with socket.socket() as caller:
         return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_two_workers_meet(launch: Launch, tmp_path: Path) -> None:
+def test_two_workers_connect(launch: Launch, tmp_path: Path) -> None:
     result = launch("reducer.py", "2")
     assert result.returncode == 0, result.stderr
     assert result.stdout == "total 0 2 [3.0]\n"
@@ -151,7 +151,7 @@ def test_two_workers_meet(launch: Launch, tmp_path: Path) -> None:
     assert "Cluster is successfully initialized" in log
 
 
-def test_two_nodes_meet_from_different_folders(
+def test_two_nodes_connect_from_different_folders(
     start: Start, tmp_path: Path, environ: dict[str, str], free_port: int
 ) -> None:
     nodes = []
@@ -181,7 +181,7 @@ def test_the_same_node_rank_twice_is_refused_across_machines(
         (folder / "reducer.py").write_text(
             REDUCER + f"import os, time\nwhile not os.path.exists({str(end)!r}):\n    time.sleep(0.1)\n"
         )
-        # Another folder for locks stands for another machine.
+        # A different lock folder simulates a different machine.
         own = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "TMPDIR": str(folder)}
         nodes[name] = start(folder, own, "reducer.py", "2", "1", "127.0.0.1", str(free_port), rank)
     wait_for(lambda: nodes["b"].poll() is not None or nodes["c"].poll() is not None, TIMEOUT_S)
@@ -231,7 +231,7 @@ def test_arguments_survive(launch: Launch, num_workers: str) -> None:
     ],
 )
 @pytest.mark.parametrize(("num_workers", "rank"), [("1", 0), ("3", 0), ("3", 2)])
-def test_the_first_failure_is_told(
+def test_the_first_failure_is_reported(
     launch: Launch, action: str, code: int, first_line: str, last_line: str, num_workers: str, rank: int
 ) -> None:
     begin = time.monotonic()
@@ -244,7 +244,7 @@ def test_the_first_failure_is_told(
     assert time.monotonic() - begin < 30
 
 
-def test_an_error_is_not_said_twice_on_one_terminal(
+def test_an_error_is_not_printed_twice_on_one_terminal(
     start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str]
 ) -> None:
     assert start(tmp_path, environ, "actor.py mistake 0", "1").wait(TIMEOUT_S) == 2
@@ -252,7 +252,7 @@ def test_an_error_is_not_said_twice_on_one_terminal(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on(
+def test_a_signal_is_forwarded(
     start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str], number: signal.Signals
 ) -> None:
     process = start(tmp_path, environ, "actor.py save 0", "2")
@@ -277,7 +277,7 @@ def test_nohup_keeps_the_job(tmp_path: Path, launch: Launch, environ: dict[str, 
 
 
 def test_a_second_signal_kills(start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str]) -> None:
-    process = start(tmp_path, environ, "actor.py deaf 0", "2")
+    process = start(tmp_path, environ, "actor.py ignore 0", "2")
     wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
     process.terminate()
     wait_for(lambda: "SIGTERM: stopping 2 workers" in (tmp_path / "out.txt").read_text())
@@ -289,18 +289,18 @@ def test_a_second_signal_kills(start: Start, tmp_path: Path, launch: Launch, env
 
 
 @pytest.mark.parametrize("num_workers", ["1", "2"])
-def test_a_killed_launcher_takes_its_workers_along(
+def test_workers_die_with_a_killed_launcher(
     start: Start, tmp_path: Path, launch: Launch, environ: dict[str, str], num_workers: str
 ) -> None:
-    process = start(tmp_path, environ, "actor.py deaf 0", num_workers)
+    process = start(tmp_path, environ, "actor.py ignore 0", num_workers)
     wait_for(lambda: "ready" in (tmp_path / "out.txt").read_text())
     process.kill()
     process.wait(TIMEOUT_S)
     wait_for(lambda: not processes_of(tmp_path), limit_s=10)
 
 
-def test_what_workers_leave_behind_is_ended(launch: Launch) -> None:
-    assert launch("actor.py orphan -1", "2").returncode == 0  # `launch` looks for left-overs
+def test_orphans_of_workers_are_killed(launch: Launch) -> None:
+    assert launch("actor.py orphan -1", "2").returncode == 0  # `launch` checks for leftover processes
 
 
 def test_dry_run_starts_nothing(launch: Launch, tmp_path: Path) -> None:

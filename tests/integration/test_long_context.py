@@ -1,4 +1,4 @@
-"""Long context: attention within documents and short validation rows, in runs."""
+"""Long context: training with attention within documents and shorter validation rows."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def read_records(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_documents_are_kept_apart_in_training_and_in_validation_of_shorter_rows(
+def test_attention_within_documents_in_training_and_shorter_validation_rows(
     train: Train, write_config: WriteConfig, long_rows: Path, tmp_path: Path
 ) -> None:
-    """From equal random weights the loss of a validation set does not depend on the length of the run's rows."""
+    """With equal initial weights the validation loss does not depend on the run's row length."""
     within = {"document_attention": "within"}
     longer = {"seq_length": 128, "sources": {"train": {"path": str(long_rows)}}, "train_tokens": 20 * 8 * 128}
     base, losses = {}, {}
@@ -69,15 +69,15 @@ def test_documents_are_kept_apart_in_training_and_in_validation_of_shorter_rows(
         assert result.returncode == 0, result.stderr
         run_dir = tmp_path / "output" / name
         before = read_records(run_dir, "validation")[0]
-        assert before["step"] == 0 and before["num_labels"] == 10 * 64, "what fills up rows and batches carries no loss"
+        assert before["step"] == 0 and before["num_labels"] == 10 * 64, "padding is masked in the loss"
         base[name] = before["loss"]
         losses[name] = [record["loss"] for record in read_records(run_dir, "step")]
     assert base["longer"] == pytest.approx(base["within"], abs=1e-5)
     assert abs(base["within"] - base["across"]) > 1e-4
-    assert losses["within"] != losses["across"], "the rows that are trained on have boundaries as well"
+    assert losses["within"] != losses["across"], "the training rows have boundaries too"
 
 
-def test_a_stage_is_held_and_the_next_one_starts_from_its_weights(
+def test_held_stage_and_next_stage_from_its_weights(
     write_config: WriteConfig, long_rows: Path, free_ports: list[int], tmp_path: Path
 ) -> None:
     short = write_config(train_tokens=3 * 8 * 64)
@@ -115,8 +115,8 @@ def test_a_stage_is_held_and_the_next_one_starts_from_its_weights(
     assert [record["step"] for record in read_records(tmp_path / "output/two_128", "step")] == [1, 2]
 
 
-def test_the_commands_of_the_guide_work_on_the_sample(tmp_path: Path) -> None:
-    """They are run as they stand there, in a folder of their own; training itself is the trial above."""
+def test_commands_of_the_guide_on_the_sample(tmp_path: Path) -> None:
+    """Runs the commands unchanged in a temporary folder; training is covered by the test above."""
     for name in ("tools", "configs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     guide = (REPOSITORY / "docs/long_context.md").read_text(encoding="utf-8")

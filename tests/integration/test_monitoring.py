@@ -1,4 +1,4 @@
-"""Guards and alarms in real training: what stops, what is left behind, and that a continued run is the same run."""
+"""Guards and alarms in training: what stops a run, which files remain, and that resuming is exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ascend_cpt.monitor.history import read_metrics
 
 Completed = subprocess.CompletedProcess[str]
-# So low that tiny, healthy training has spikes; a real run takes the defaults.
+# So low that normal training of a tiny model has spikes; real runs use the defaults.
 NERVOUS = {
     "loss_spike": {"sigmas": 0.7, "window_steps": 8},
     "grad_norm_spike": {"sigmas": 1.2, "window_steps": 8},
@@ -23,7 +23,7 @@ MEASURED = ("step_time_s", "tokens_per_s", "tokens_per_s_per_device", "data_wait
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """Return all records without what a clock measured."""
+    """Return all records without their timings."""
     records = list(read_metrics(run_dir / "metrics.jsonl"))
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
@@ -32,12 +32,12 @@ def is_one_line(result: Completed) -> bool:
     return len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_guarded_run_continues_exactly(
+def test_guarded_run_resumes_exactly(
     write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
 ) -> None:
     sets = {"held": {"path": str(packed), "max_increase": 0.5}}
     validation = {"max_rows": 10, "every": "5 steps", "sets": sets}
-    schedule = {"kind": "constant", "peak_lr": 1e-5}  # the loss hardly falls, so that its noise has spikes
+    schedule = {"kind": "constant", "peak_lr": 1e-5}  # the loss hardly falls, so its noise gives spikes
     changes = {"guards": NERVOUS, "validation": validation, "schedule": schedule}
     whole = train(write_config(run_name="whole", **changes))
     assert whole.returncode == 0, whole.stdout + whole.stderr
@@ -49,7 +49,7 @@ def test_a_guarded_run_continues_exactly(
     assert read_records(tmp_path / "output/stopped") == records
     steps = [record for record in records if record["kind"] == "step"]
     skipped = {record["skipped"] for record in steps if record["skipped"]}
-    assert skipped == {"loss spike", "gradient-norm spike"}, "both happen, before and after the stop"
+    assert skipped == {"loss spike", "gradient-norm spike"}, "both kinds occur"
     numbers = [step["num_skipped"] for step in steps]
     assert 0 < numbers[9] < numbers[-1] and "SKIPPED" in whole.stdout
     held = [record for record in records if record["kind"] == "validation"]
@@ -64,7 +64,7 @@ def test_a_guarded_run_continues_exactly(
 
 
 @pytest.mark.slow
-def test_two_workers_decide_together(
+def test_two_workers_make_the_same_decisions(
     write_config: Callable[..., Path], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
 ) -> None:
     schedule = {"kind": "constant", "peak_lr": 1e-5}
@@ -73,11 +73,11 @@ def test_two_workers_decide_together(
     assert result.returncode == 0, result.stdout + result.stderr
     steps = [record for record in read_records(tmp_path / "output/run") if record["kind"] == "step"]
     assert {step["skipped"] for step in steps} == {"", "loss spike", "gradient-norm spike"}
-    # Had one worker updated where the other did not, what they average would soon make no sense.
+    # If only one worker skipped an update, the averaged losses would diverge.
     assert len(steps) == 20 and all(6.2 < step["loss"] < 6.5 for step in steps)
 
 
-def test_forgetting_stops_the_run_after_saving_and_stays_up(
+def test_forgetting_alarm_stops_the_run_after_saving_and_again_on_resume(
     write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
 ) -> None:
     sets = {"held": {"path": str(packed), "max_increase": 0.01, "on_increase": "stop"}}
@@ -100,7 +100,7 @@ def test_forgetting_stops_the_run_after_saving_and_stays_up(
     assert "step  4/20" in on.stdout and "ALARM" in on.stdout
 
 
-def test_nan_stops_the_run_and_leaves_rows_and_the_last_good_checkpoint(
+def test_nan_stops_the_run_and_keeps_rows_and_last_good_checkpoint(
     write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
     config = write_config(

@@ -1,4 +1,4 @@
-"""Nodes without shared storage: two launches with folders of their own train as one node; what differs is refused."""
+"""Nodes without shared storage: two launches with separate folders train as one node does; differences are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUM_STEPS = 6
 
 @pytest.fixture
 def make_nodes(tmp_path: Path, packed: Path, write_config: Callable[..., Path]) -> Callable[[int], list[Node]]:
-    """Return a function that gives for each node its folder and a configuration that names its own copy of the data."""
+    """Return a function that makes a folder, a copy of the data and a configuration for each node."""
 
     def make(num_nodes: int) -> list[Node]:
         made = []
@@ -53,7 +53,7 @@ def nodes(make_nodes: Callable[[int], list[Node]]) -> list[Node]:
 
 
 def seal(prefix: Path) -> None:
-    """Write the checksums into the manifest, which the small dataset of the tests leaves out."""
+    """Write the checksums into the manifest, which the small test dataset does not have."""
     manifest = load_manifest(prefix)
     for shard in manifest.shards:
         for name, digest in ((shard.file, "sha256"), (shard.index_file, "index_sha256")):
@@ -68,7 +68,7 @@ def launch_nodes(
     outputs: list[Path] | None = None,
     namespaces: bool = False,
 ) -> list[Completed]:
-    """Launch one worker on each node; with `namespaces` those of `connected_nodes`."""
+    """Launch one worker on each node; with `namespaces`, in those of `connected_nodes`."""
 
     def run(rank: int) -> Completed:
         node = nodes[rank]
@@ -97,7 +97,7 @@ def steps_of(run_dir: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.timeout(600)
-def test_two_nodes_with_disks_of_their_own(
+def test_two_nodes_without_shared_storage(
     nodes: list[Node], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
 ) -> None:
     one = launch(
@@ -110,7 +110,7 @@ def test_two_nodes_with_disks_of_their_own(
     runs = [node["folder"] / "output/run" for node in nodes]
     newest = "checkpoint/iteration_0000000"
     assert_all(launch_nodes(nodes, free_ports[1], "--no-shared-storage", "--stop-at-step", "3"), 0)
-    # A file of node 1's newest step is cut short: both go on from the one before, and say why.
+    # A file of node 1's newest step is truncated: both nodes resume from the previous step and print the reason.
     model = next((runs[1] / f"{newest}3").glob("cpt-model-*"))
     cut_short = model.read_bytes()[:1000]
     model.unlink()
@@ -121,7 +121,7 @@ def test_two_nodes_with_disks_of_their_own(
     assert f"): {model}: has 1000 bytes but was saved with" in resumed[0].stdout + resumed[0].stderr
     for run in runs:
         assert [path.name[-1] for path in sorted((run / "checkpoint").glob("iteration_*"))] == ["4", "5"]
-    # Node 1 has not got the newest step at all.
+    # Node 1 does not have the newest step.
     shutil.rmtree(runs[1] / f"{newest}5")
     resumed = launch_nodes(nodes, free_ports[3], "--no-shared-storage")
     assert_all(resumed, 0)
@@ -133,7 +133,7 @@ def test_two_nodes_with_disks_of_their_own(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_four_nodes_with_networks_and_disks_of_their_own(
+def test_four_nodes_with_separate_networks_and_disks(
     make_nodes: Callable[[int], list[Node]], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
 ) -> None:
     nodes = make_nodes(4)
@@ -156,7 +156,7 @@ def test_four_nodes_with_networks_and_disks_of_their_own(
         assert list(list_complete(node["folder"] / "output/run/checkpoint")[0]) == [6, 4]
 
 
-def test_what_does_not_fit_is_refused_on_every_node(nodes: list[Node], free_ports: list[int]) -> None:
+def test_mismatches_are_refused_on_every_node(nodes: list[Node], free_ports: list[int]) -> None:
     assert_all(launch_nodes(nodes, free_ports[0]), 2, "this folder is not on shared storage")
     same = [nodes[0]["folder"] / "output"] * 2
     assert_all(launch_nodes(nodes, free_ports[1], "--no-shared-storage", outputs=same), 2, "storage.shared is false")

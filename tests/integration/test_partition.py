@@ -1,4 +1,4 @@
-"""Two nodes in network namespaces of their own, and the line between them cut: for a while, and for ever.
+"""Two nodes in separate network namespaces, with the link between them cut for a while or permanently.
 
 Needs root and ip(8): `pytest tests/integration/test_partition.py -m slow`.
 """
@@ -28,7 +28,7 @@ def network() -> Iterator[None]:
 
 
 class NamespacedJob(Job):
-    """A job whose nodes see each other through a line that can be cut."""
+    """A job whose nodes are connected by a link that can be cut."""
 
     def start(self, node: int = 0, *, num_nodes: int = 2, total: int = 30, options: str = "--max-restarts 3") -> None:
         self.address, self.prefix = address_of(0), run_on(node)
@@ -40,7 +40,7 @@ def split_job(job: Job, network: None) -> NamespacedJob:
     return NamespacedJob(job.folder, job.environ, job.port, job.nodes, limit_s=240)
 
 
-def test_a_short_break_is_ridden_out(split_job: NamespacedJob) -> None:
+def test_a_short_outage_is_tolerated(split_job: NamespacedJob) -> None:
     for node in (0, 1):
         split_job.start(node, total=60)
     split_job.wait_for_step(5)
@@ -51,19 +51,19 @@ def test_a_short_break_is_ridden_out(split_job: NamespacedJob) -> None:
     assert len(split_job.starts()) == 2
 
 
-def test_a_line_that_stays_cut_ends_the_job_with_a_clear_line(split_job: NamespacedJob) -> None:
+def test_a_permanent_outage_ends_the_job_with_a_clear_message(split_job: NamespacedJob) -> None:
     for node in (0, 1):
         split_job.start(node, total=10000, options="--max-restarts 3 --rejoin-timeout 5")
     split_job.wait_for_step(5)
     cut(0)
     assert [split_job.wait(0), split_job.wait(1)] == [1, 1], split_job.text(0) + split_job.text(1)
-    assert "was not heard for 45 s: it is down or the network is broken" in split_job.text(0)
-    assert ") did not come back within 5 s; start the job again to go on" in split_job.text(0)
-    assert "node 0 is lost" in split_job.text(1)
+    assert "sent no heartbeat for 45 s: the node or the network is down" in split_job.text(0)
+    assert ") did not come back within 5 s; start the job again to resume" in split_job.text(0)
+    assert "lost the connection to node 0" in split_job.text(1)
     assert f"node 0's launcher did not answer at {address_of(0)}:" in split_job.text(1)
 
 
-def test_a_long_break_is_followed_by_a_restart(split_job: NamespacedJob) -> None:
+def test_a_long_outage_is_followed_by_a_restart(split_job: NamespacedJob) -> None:
     for node in (0, 1):
         split_job.start(node, total=900)
     split_job.wait_for_step(5)

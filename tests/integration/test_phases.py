@@ -1,4 +1,4 @@
-"""A run of two phases on the CPU: exact across the border, whatever stops it; extended, or read from mmap data."""
+"""A run of two phases on the CPU: exact across the phase boundary when resumed, killed or extended; mmap data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEP_TOKENS = 8 * SEQ_LENGTH
 
 
 def two_phases(packed: Path) -> dict[str, Any]:
-    """Return the `cpt:` keys of a run of 20 steps whose second phase begins at step 10 with one source more."""
+    """Return the `cpt:` keys of a run of 20 steps whose second phase starts at step 10 and adds a source."""
     return {
         "sources": {name: {"path": str(packed)} for name in ("web", "code", "qa")},
         "phases": [
@@ -43,7 +43,7 @@ def schedule() -> dict[str, Any]:
     return {"kind": "constant", "peak_lr": 1e-3}
 
 
-def test_across_the_border_bit_by_bit_resumed_or_extended(
+def test_resume_and_extend_across_a_phase_boundary_are_bit_exact(
     write_config: Callable[..., Path],
     train: Callable[..., Completed],
     packed: Path,
@@ -69,7 +69,7 @@ def test_across_the_border_bit_by_bit_resumed_or_extended(
     extended = train(longer, "--extend")
     assert extended.returncode == 0, extended.stderr
     assert "extended at step 10: 10 → 20 steps" in extended.stdout
-    assert "the rate goes from 0.001 at step 9 to 0.001 at step 10" in extended.stdout
+    assert "learning rate: 0.001 at step 9, 0.001 at step 10" in extended.stdout
 
     folders = [tmp_path / "output" / name for name in ("whole", "stopped", "longer")]
     histories = [read_history(folder) for folder in folders]
@@ -115,7 +115,7 @@ def test_kill_at_ten_random_steps(
 
 
 def wait_for_step(metrics: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    """Return once the record of `step` is written."""
+    """Wait until the record of `step` is written."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it was killed"

@@ -1,4 +1,4 @@
-"""Compiling without NPUs: MindSpore's own slices and peak memory against the plan's."""
+"""Compiling without NPUs: MindSpore's slices and peak memory compared with the plan's."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_byte
 TIMEOUT_S = 280
 
 pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="the stand-ins for CANN need x86-64 and gcc"
+    platform.machine() != "x86_64" or shutil.which("gcc") is None,
+    reason="the CANN stubs need x86-64 and gcc",
 )
 
 
 def write_config(folder: Path, layout: dict[str, Any], *, model: str = "qwen3_8b", **sections: Any) -> Path:
-    """Write a small model on a layout."""
+    """Write the configuration of a small model with a layout."""
     config: dict[str, Any] = {
         "base_config": [
             str(REPOSITORY / "configs/base" / name)
@@ -63,7 +64,7 @@ def simulate(config: Path, rank: int) -> tuple[TrainingCase, RankResult]:
     return plan.case, result
 
 
-def test_a_rank_of_a_cluster_compiles_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_compiles_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = {"data_parallel": 2, "model_parallel": 2, "pipeline_stage": 2, "use_seq_parallel": True}
     config = write_config(tmp_path, layout)
     case, result = simulate(config, rank=4)
@@ -74,12 +75,12 @@ def test_a_rank_of_a_cluster_compiles_as_planned(tmp_path: Path, monkeypatch: py
     assert "output_layer.weight" in own and "embedding.word_embeddings.weight" not in own
     kinds = {(exchange.kind, exchange.group) for exchange in result.exchanges}
     assert {("AllGather", "tensor"), ("ReduceScatter", "data"), ("Receive", "pipeline")} <= kinds
-    # The check can fail: a wrong rule in the plan is seen.
+    # The check can fail: it detects a wrong rule in the plan.
     monkeypatch.setitem(slices.TENSOR_AXES, "mlp.linear_fc2.weight", 0)
     assert any("linear_fc2" in line for line in find_differences(case, result))
 
 
-def test_the_command_tells_what_it_compiled(tmp_path: Path) -> None:
+def test_command_reports_the_compiled_rank(tmp_path: Path) -> None:
     layout = {"data_parallel": 4, "model_parallel": 2, "pipeline_stage": 1, "use_seq_parallel": True}
     config = write_config(tmp_path, layout, model="llama3_8b")
     command = [sys.executable, "tools/plan.py", str(config), "--simulate", "--layers-per-stage", "1", "--json"]
@@ -92,15 +93,15 @@ def test_the_command_tells_what_it_compiled(tmp_path: Path) -> None:
     assert "rank 0: compiling" in done.stderr
 
 
-def test_a_rank_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+def test_rank_is_stopped_after_the_timeout(tmp_path: Path) -> None:
     run, _ = plan_run(write_config(tmp_path, {"data_parallel": 2}), {}, CLUSTER)
     result = simulate_rank(run, 0, num_steps=1, timeout_s=1, report=lambda line: None)
-    assert "stopped after 1 s; give it more with --timeout" in result.error
+    assert "stopped after 1 s; raise --timeout" in result.error
     assert result.duration_s < 30
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_running_when_the_command_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_process_is_left_when_the_command_is_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     config = write_config(tmp_path, {"data_parallel": 2})
     work = tmp_path / "work"
     work.mkdir()
@@ -112,20 +113,20 @@ def test_nothing_is_left_running_when_the_command_is_stopped(tmp_path: Path, num
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever starts the tests in the background has them ignore it.
+        # A shell that starts the tests in the background makes them ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None and "building" in process.stderr.readline()
     (child,) = (entry for entry in psutil.Process(process.pid).children() if entry.is_running())
     process.send_signal(number)
-    _, told = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     child.wait(timeout=3)
     if number == signal.SIGINT:
-        assert process.returncode == 130 and told.endswith("interrupted\n")
+        assert process.returncode == 130 and stderr.endswith("interrupted\n")
         assert not list(work.iterdir())
 
 
-def test_mindspores_own_error_is_retold_with_the_key(tmp_path: Path) -> None:
+def test_error_of_mindspore_is_explained_with_the_key(tmp_path: Path) -> None:
     config = write_config(tmp_path, {"data_parallel": 2, "model_parallel": 2}, recompute_config={"recompute": True})
     run, _ = plan_run(config, {"model.model_config.use_flash_attention": False}, CLUSTER)
     result = simulate_rank(run, 0, num_steps=1, timeout_s=TIMEOUT_S, report=lambda line: None)
@@ -134,7 +135,7 @@ def test_mindspores_own_error_is_retold_with_the_key(tmp_path: Path) -> None:
 
 
 def draw_layout(generator: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a layout and sizes of a model that may or may not fit each other."""
+    """Return a random layout and model sizes that may or may not fit."""
     layout = {
         "data_parallel": generator.choice([1, 2, 3, 4]),
         "model_parallel": generator.choice([1, 2, 4, 8]),
@@ -155,7 +156,7 @@ def draw_layout(generator: random.Random) -> tuple[dict[str, Any], dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.timeout(20_000)
-def test_where_the_plan_says_legal_compiling_agrees(tmp_path: Path) -> None:
+def test_plan_and_compiler_agree_on_legal_layouts(tmp_path: Path) -> None:
     generator = random.Random(7)
     disagreements, num_compiled = [], 0
     while num_compiled < 30:

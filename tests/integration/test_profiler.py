@@ -1,4 +1,4 @@
-"""MindSpore's profiler behind one switch, as docs/multi_node.md tells."""
+"""MindSpore's profiler, enabled as described in docs/multi_node.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_the_profiler_writes_into_the_run_folder(
+def test_profiler_writes_to_the_run_folder(
     write_config: Callable[..., Path], train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     switch = ["--set", "profile=True", "--set", "profile_start_step=2", "--set", "profile_stop_step=3"]

@@ -1,6 +1,6 @@
 """Jobs that crash, with real processes under the real msrun.
 
-The actor stands for a training: it counts steps, saves every fifth and goes on from there. All nodes see its folder.
+The actor stands in for training: it counts steps, saves every fifth and resumes from there. All nodes share its folder.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass
 class Job:
-    """A job of one or two nodes on this machine, each with a folder of its own."""
+    """A job of one or two nodes on this machine, each with its own folder."""
 
     folder: Path
     environ: dict[str, str]
@@ -133,7 +133,7 @@ def job(tmp_path: Path, clean_environ: dict[str, str], free_port: int) -> Iterat
     for process in made.nodes.values():
         process.kill()
         process.wait()
-    # Nothing is left behind.
+    # No process is left running.
     wait_for(lambda: not find_processes(tmp_path), limit_s=10)
 
 
@@ -163,7 +163,7 @@ def test_a_killed_worker_is_restarted(job: Job) -> None:
 
 
 def test_the_same_step_failing_again_ends_the_job(job: Job) -> None:
-    # Real ranks go in step.
+    # Real ranks run in lockstep.
     (job.folder / "bang_1_7").touch()
     (job.folder / "bang_0_7").touch()
     job.start(num_nodes=1)
@@ -174,7 +174,7 @@ def test_the_same_step_failing_again_ends_the_job(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("what", "code"), [("mistake", 2), ("stop", 1)])
-def test_what_would_end_the_same_way_is_not_restarted(job: Job, what: str, code: int) -> None:
+def test_user_errors_and_deliberate_stops_are_not_restarted(job: Job, what: str, code: int) -> None:
     (job.folder / f"{what}_1_3").touch()
     job.start(num_nodes=1)
     assert job.wait() == code
@@ -183,9 +183,9 @@ def test_what_would_end_the_same_way_is_not_restarted(job: Job, what: str, code:
 
 
 @pytest.mark.parametrize("victim", ["0", "1", "scheduler"])
-def test_both_nodes_restart_and_tell_why(job: Job, victim: str) -> None:
+def test_both_nodes_restart_and_print_the_cause(job: Job, victim: str) -> None:
     for node in (1, 0):
-        # The actors do without the scheduler, and the launcher waits a while whether the workers fail.
+        # The actors do not use the scheduler, and the launcher first waits for the workers to fail.
         job.start(node, total=100 if victim == "scheduler" else 30)
     job.wait_for_step(5)
     job.kill(victim)
@@ -200,27 +200,27 @@ def test_both_nodes_restart_and_tell_why(job: Job, victim: str) -> None:
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_node_is_waited_for(job: Job, victim: int) -> None:
+def test_the_other_node_waits_for_a_killed_node(job: Job, victim: int) -> None:
     other = 1 - victim
     for node in (0, 1):
         job.start(node)
     job.wait_for_step(5)
     job.nodes[victim].kill()
     wait_for(lambda: "restart 1 of 3" in job.text(other))
-    lost = f"node {victim} (" if victim else "node 0 is lost"
+    lost = f"node {victim} (" if victim else "lost the connection to node 0"
     assert lost in job.text(other)
     job.start(victim)
     assert [job.wait(0), job.wait(1)] == [0, 0], job.text(0) + job.text(1)
     assert len(job.starts()) == 4
 
 
-def test_a_node_that_stays_away_ends_the_job(job: Job) -> None:
+def test_a_node_that_does_not_return_ends_the_job(job: Job) -> None:
     for node in (0, 1):
         job.start(node, options="--max-restarts 3 --rejoin-timeout 2")
     job.wait_for_step(5)
     job.nodes[1].kill()
     assert job.wait(0) == 1
-    assert ") did not come back within 2 s; start the job again to go on" in job.text(0)
+    assert ") did not come back within 2 s; start the job again to resume" in job.text(0)
 
 
 def test_without_restarts_one_failure_ends_all_nodes_at_once(job: Job) -> None:
@@ -245,7 +245,7 @@ def test_a_stop_of_one_node_lets_all_save(job: Job) -> None:
     assert len(job.starts()) == 2
 
 
-def test_a_stop_between_attempts_is_heard(job: Job) -> None:
+def test_a_stop_between_attempts_ends_the_job(job: Job) -> None:
     (job.folder / "bang_1_3").touch()
     job.start(num_nodes=1, options="--max-restarts 3 --restart-delay 60")
     wait_for(lambda: "restart 1 of 3 in 60 s" in job.text())

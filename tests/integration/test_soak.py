@@ -1,4 +1,4 @@
-"""Two nodes without shared storage under kill -9: of a worker, of the scheduler, of a whole node, at random moments.
+"""Two nodes without shared storage; kill -9 of a worker, the scheduler or a whole node at random times.
 
 Long; run it alone: `pytest tests/integration/test_soak.py -m slow`. ASCEND_CPT_SOAK_KILLS: number of kills (30).
 """
@@ -30,7 +30,7 @@ TIMEOUT_S = 3600.0
 
 
 class Node:
-    """One node: a launcher and all that it starts, with a folder of its own."""
+    """One node: a launcher and its child processes, with its own folder."""
 
     def __init__(self, rank: int, folder: Path, config: Path, port: int, log: Path) -> None:
         command = f"run_cpt.py --config {config} --output_dir {folder / 'output'} --no-shared-storage"
@@ -62,7 +62,7 @@ class Node:
         return [process for process in processes if role is None or _read_role(process) == role]
 
     def kill(self) -> None:
-        """Kill the launcher and everything that it has started."""
+        """Kill the launcher and all its child processes."""
         doomed = self.list_processes()
         self.process.kill()
         for process in doomed:
@@ -87,7 +87,7 @@ def newest_common_step(nodes: list[Node]) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(4000)
 @pytest.mark.parametrize(("background", "num_kills"), [(False, NUM_KILLS), (True, NUM_KILLS // 3)])
-def test_kills_change_nothing(
+def test_kills_do_not_change_the_losses(
     tmp_path: Path,
     packed: Path,
     write_config: Callable[..., Path],
@@ -108,15 +108,15 @@ def test_kills_change_nothing(
         shutil.copytree(packed.parent, folder / "data")
         seal(folder / "data" / packed.name)
         configs.append(write_config(sources={"train": {"path": str(folder / "data" / packed.name)}}, **settings))
-    calm = [{"folder": tmp_path / f"calm{rank}", "config": configs[rank]} for rank in range(2)]
-    for result in launch_nodes(calm, free_ports[0], "--no-shared-storage"):
+    undisturbed = [{"folder": tmp_path / f"undisturbed{rank}", "config": configs[rank]} for rank in range(2)]
+    for result in launch_nodes(undisturbed, free_ports[0], "--no-shared-storage"):
         assert result.returncode == 0, result.stdout + result.stderr
-    expected = steps_of(tmp_path / "calm0/output/run")
+    expected = steps_of(tmp_path / "undisturbed0/output/run")
     assert len(expected) == NUM_STEPS
 
     nodes = [Node(rank, folders[rank], configs[rank], free_ports[2], tmp_path / f"log{rank}") for rank in range(2)]
     try:
-        kills = strike(nodes, num_kills)
+        kills = kill_at_random(nodes, num_kills)
         for node in nodes:
             code = node.process.wait(timeout=TIMEOUT_S)
             assert code == 0, "".join((tmp_path / f"log{rank}").read_text()[-3000:] for rank in range(2))
@@ -128,8 +128,8 @@ def test_kills_change_nothing(
         assert steps_of(node.run_dir) == expected
 
 
-def strike(nodes: list[Node], num_kills: int) -> Counter[str]:
-    """Kill at random moments what makes up the job, and return how often what was killed."""
+def kill_at_random(nodes: list[Node], num_kills: int) -> Counter[str]:
+    """Kill parts of the job at random times; return the number of kills of each kind."""
     generator = random.Random(7)
     kills: Counter[str] = Counter()
     newest = 0
@@ -137,7 +137,7 @@ def strike(nodes: list[Node], num_kills: int) -> Counter[str]:
     while kills.total() < num_kills:
         assert time.monotonic() < deadline
         assert all(node.process.poll() is None for node in nodes), f"the job ended after {kills}"
-        # Let it come two steps further, so that it gets to its end; sometimes strike during the start as well.
+        # Let it advance two steps, so that it finishes; sometimes kill during startup as well.
         if generator.random() < 0.8:
             wait_for_step(nodes, newest + 2, deadline)
         time.sleep(generator.uniform(0, 1))

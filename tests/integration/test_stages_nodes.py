@@ -1,4 +1,4 @@
-"""Stages on two nodes with disks of their own: one after the other, and again after a node has lost a checkpoint."""
+"""Stages on two nodes without shared storage, and again after a node has lost a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_STEPS = 4
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_stages_on_nodes_with_disks_of_their_own(
+def test_stages_without_shared_storage(
     packed: Path, write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
 ) -> None:
     homes = [tmp_path / f"node{rank}" for rank in range(2)]
@@ -61,7 +61,7 @@ def test_stages_on_nodes_with_disks_of_their_own(
         assert steps_of(runs[0]) == steps_of(runs[1])
         assert len(steps_of(runs[0])) == NUM_STEPS
     expected = steps_of(second_run[0])
-    # Node 1 loses the end of both: all nodes train it again, and come to the same.
+    # Node 1 loses the last checkpoint of both stages: all nodes train these steps again, with the same losses.
     for runs in (first, second_run):
         shutil.rmtree(runs[1] / "checkpoint/iteration_00000004")
     again = train(free_ports[1])

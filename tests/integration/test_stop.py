@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves the step it is at and ends; the same command goes on."""
+"""SIGTERM and Ctrl-C: a run saves its current step and ends; the same command resumes it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ import os, signal, sys, time
 from ascend_cpt.backend.training import stop_signals as stop_signal
 stop_signal.install(sys.stdout)
 os.kill(os.getpid(), signal.SIGINT)
-os.kill(os.getpid(), signal.SIGTERM)  # what MindSpore makes of Ctrl-C: the same request
+os.kill(os.getpid(), signal.SIGTERM)  # MindSpore turns Ctrl-C into this; it counts as the same request
 print("still here", flush=True)
 time.sleep(stop_signal.ECHO_S + 0.1)
 os.kill(os.getpid(), signal.SIGINT)
-print("never said")
+print("not reached")
 """
 
 
 def stop_after_some_steps(command: list[str], run_dir: Path, number: int) -> tuple[int, str]:
-    """Start a command, send it a signal once its run is under way; return its exit code and its output."""
+    """Start a command, send it a signal after some steps; return its exit code and its output."""
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -49,12 +49,12 @@ def stop_after_some_steps(command: list[str], run_dir: Path, number: int) -> tup
 
 
 def assert_saved(run_dir: Path, output: str, *names: str) -> None:
-    newest, passed_over = find_newest_complete(run_dir / "checkpoint")
-    assert newest is not None and not passed_over
+    newest, skipped = find_newest_complete(run_dir / "checkpoint")
+    assert newest is not None and not skipped
     assert newest.state.step == read_history(run_dir)[-1][1]
-    told = [line for line in output.splitlines() if line.startswith("error: ")]
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
     heads = [f"error: stopped by {name} after step {newest.state.step} of {NUM_STEPS}; saved in" for name in names]
-    assert len(told) == 1 and told[0].startswith(tuple(heads)), output
+    assert len(errors) == 1 and errors[0].startswith(tuple(heads)), output
     assert "Traceback" not in output
 
 
@@ -89,7 +89,7 @@ def test_a_second_interrupt_ends_at_once() -> None:
     assert result.stdout.splitlines()[-3:] == [answer, "still here", "interrupted"]
 
 
-def test_a_run_that_stops_itself_is_not_started_again(
+def test_a_deliberate_stop_is_not_restarted(
     write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
 ) -> None:
     config = write_config(schedule={"kind": "constant", "peak_lr": 1e30}, validation=None)

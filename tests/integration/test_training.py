@@ -1,4 +1,4 @@
-"""Real training of tiny models on the CPU: losses, validation, checkpoints, exact resume, clear refusals."""
+"""Training of tiny models on the CPU: losses, validation, checkpoints, exact resume, error messages."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def drop_validation_at(history: list[tuple[object, ...]], step: int) -> list[tup
 
 @pytest.fixture
 def undisturbed(write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path) -> Path:
-    """Return the folder of a run of 20 steps in one go, in one process."""
+    """Return the folder of an uninterrupted run of 20 steps in one process."""
     result = train(write_config(run_name="whole"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "step 20/20" in result.stdout and "tokens/s" in result.stdout and "ETA" in result.stdout
-    assert "INFO" not in result.stdout, "MindFormers' log lines belong into a file"
+    assert "INFO" not in result.stdout, "MindFormers' log lines go to a file"
     return tmp_path / "output" / "whole"
 
 
@@ -54,14 +54,14 @@ def test_train_stop_resume_and_continue_from_weights(
     again = train(config)
     assert again.returncode == 0 and "already complete at step 20" in again.stdout
 
-    # A second run that starts from the weights of the first begins where that one's validation ended.
+    # A second run from the first one's weights starts with its final validation loss.
     continued = train(write_config(run_name="next", init_from=str(undisturbed)), "--stop-at-step", "1")
     assert continued.returncode == 0, continued.stderr
     final = [record[2] for record in whole if record[0] == "validation"][-1]
     assert read_history(tmp_path / "output/next")[0][2] == pytest.approx(final, abs=1e-6)
 
 
-def test_resume_is_refused_or_survives(
+def test_resume_errors_and_damaged_checkpoints(
     write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
     config = write_config(checkpoint={"every": "5 steps", "keep_last": 2})
@@ -105,7 +105,7 @@ def test_resume_is_refused_or_survives(
         (["--train_dataset_dir", "nowhere"], "no packed dataset here"),
         (["--load_checkpoint", "nowhere"], "are both set; keep one"),
         (["--set", "cpt.init_from=nowhere"], "no such checkpoint"),
-        (["--set", "cpt.init_from=null"], "where do the weights come from?"),
+        (["--set", "cpt.init_from=null"], "no initial weights"),
         (["--set", "cpt.global_batch=8"], "unknown key; did you mean 'global_batch_size'"),
         (["--set", "cpt.seq_length=128"], "was packed with sequence length 64, but cpt.seq_length is 128"),
         (["--set", "model.model_config.vocab_size=500"], "tokenizer of 512 entries, but the model has vocab_size 500"),
@@ -115,7 +115,7 @@ def test_resume_is_refused_or_survives(
         (["--dry-run", "--set", "cpt.init_from=nowhere"], "no such checkpoint"),
     ],
 )
-def test_bad_input_gets_one_clear_line(
+def test_bad_input_gives_a_one_line_error(
     write_config: Callable[..., Path], train: Callable[..., Completed], arguments: list[str], message: str
 ) -> None:
     result = train(write_config(validation=None), *arguments)
@@ -140,7 +140,7 @@ def test_empty_folder_and_missing_shard(
     assert result.returncode == 2 and "mindrecord1: missing" in result.stderr
 
 
-def test_dry_run_plans_a_cluster_and_leaves_a_picture_only(
+def test_dry_run_plans_a_cluster_and_only_writes_a_plot(
     write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
     result = train(write_config(), "--dry-run", "--world-size", "4")
@@ -159,7 +159,7 @@ def test_other_families_train(
     assert len(losses) == 5 and losses[-1] < losses[0]
 
 
-def test_two_workers_and_two_nodes_train_alike_and_resume_exactly(
+def test_two_workers_and_two_nodes_give_the_same_losses_and_resume_exactly(
     write_config: Callable[..., Path],
     launch: Callable[..., Completed],
     launch_nodes: Callable[..., list[Completed]],
@@ -172,14 +172,14 @@ def test_two_workers_and_two_nodes_train_alike_and_resume_exactly(
     config = write_config(run_name="stopped")
     stopped = launch(config, "--stop-at-step", "7", port=free_ports[1], log_dir=tmp_path / "log_a")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    # The rest of the run on two nodes of one worker each: the same losses as one node with two workers.
+    # Resumed on two nodes with one worker each: the same losses as on one node with two workers.
     nodes = launch_nodes(config, port=free_ports[2], log_dir=tmp_path / "log_b")
     assert [node.returncode for node in nodes] == [0, 0], "".join(node.stdout + node.stderr for node in nodes)
     assert "continuing at step 7" in nodes[0].stdout
     assert drop_validation_at(read_history(tmp_path / "output/stopped"), 7) == read_history(tmp_path / "output/whole")
 
 
-def test_refusal_under_the_launcher_is_shown_with_exit_code_2(
+def test_error_under_the_launcher_has_exit_code_2(
     write_config: Callable[..., Path], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
 ) -> None:
     result = launch(write_config(global_batch_size=7), port=free_ports[0], log_dir=tmp_path / "log")
@@ -188,7 +188,7 @@ def test_refusal_under_the_launcher_is_shown_with_exit_code_2(
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama3"])
-def test_a_run_starts_from_a_hugging_face_folder(
+def test_run_from_a_hugging_face_folder(
     family: str, write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
     first = train(write_config(family, run_name="first"), "--stop-at-step", "5")

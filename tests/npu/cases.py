@@ -1,4 +1,4 @@
-"""What is trained on an Atlas node to see that it works there: small models of each family, in several layouts.
+"""Test runs for an Atlas node: small models of each family, in several layouts.
 
 `python tests/npu/cases.py DATASET FOLDER` writes the configurations and prints the command line of each.
 """
@@ -26,7 +26,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A family in a layout."""
+    """A model family and a layout."""
 
     family: str
     layout: str
@@ -54,7 +54,7 @@ def write_config(case: Case, *, dataset: Path, seq_length: int, vocab_size: int,
         "num_key_value_heads": 8 if case.family == "llama2" else 4,
         "head_dim": 64,
         "max_position_embeddings": seq_length,
-        "use_attn_mask_compression": False,  # its one mask is larger than these rows
+        "use_attn_mask_compression": False,  # its fixed mask is larger than these rows
         "tie_word_embeddings": False,
     }
     bases = [f"{REPO_ROOT}/configs/base/{name}.yaml" for name in ("atlas_a2_8x64g", f"{case.family}_tiny")]

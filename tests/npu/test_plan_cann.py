@@ -1,4 +1,4 @@
-"""Compiling for a cluster where a real CANN is installed, on its own simulation instead of stand-ins."""
+"""Compiling for a cluster with an installed CANN, using its simulation instead of stubs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_byte
 @pytest.mark.timeout(1800)
 def test_a_rank_compiles_as_planned_with_cann() -> None:
     if find_cann() is None:
-        pytest.skip("no CANN here: ASCEND_HOME_PATH names none")
+        pytest.skip("no CANN: ASCEND_HOME_PATH is not set")
     run, _ = plan_run(REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml", {}, CLUSTER)
     resolved = resolve_without_data(load_shortened(run, {}, layers_per_stage=2, micro_batches=2), run.layout.world_size)
     case = build_case(resolved)
     result = simulate_rank(resolved, 0, num_steps=1, timeout_s=1500, report=print)
     assert not result.error
     assert find_differences(case, result) == []
-    # Workspaces are real here, so the peak may be above the plan's, which leaves them out.
+    # The peak includes operator workspaces, which the plan does not count.
     assert result.peak_bytes > 0.9 * estimate_memory(case)[0].peak_bytes

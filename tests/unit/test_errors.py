@@ -1,4 +1,4 @@
-"""A command's end: one line for a mistake, a traceback for a crash, nothing for a reader who has left."""
+"""Exit of commands: one line for a user error, a traceback for a crash, nothing for a closed pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(body: str, tail: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command whose main does this, its output perhaps given to another one; the exit code is its own."""
+    """Run a command with `body` as main, optionally piped into `tail`; the exit code is the command's."""
     script = f"import os, sys, errno; from ascend_cpt.errors import DataError, run_command\ndef main():\n    {body}\n"
     script += "sys.exit(run_command(main))"
     line = f'"$0" -c "$1" {tail}; exit "${{PIPESTATUS[0]}}"'
@@ -43,6 +43,6 @@ def test_a_crash_shows_where(error: str) -> None:
 
 
 @pytest.mark.parametrize("num_lines", [1, 100_000])
-def test_a_reader_who_has_left(num_lines: int) -> None:
+def test_a_closed_pipe(num_lines: int) -> None:
     done = run(f"os.system('sleep 0.3')\n    for _ in range({num_lines}): print('line')", "| true")
     assert (done.returncode, done.stderr) == (1, "")

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, readable as the user's other files are."""
+"""Atomic file writes, and the permissions of the written files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ascend_cpt.files import write_text, write_whole
 
 
-def test_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_new_content_replaces_the_old(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_text(path, "old")
     write_text(path, ["né", "w\n"])
@@ -21,7 +21,7 @@ def test_new_content_takes_the_place_of_the_old(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_text(path, "old")
 
@@ -38,7 +38,7 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_the_old_is_there_until_the_end(tmp_path: Path) -> None:
+def test_the_old_content_remains_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write_text(path, "old")
     with write_whole(path) as temporary:
@@ -47,7 +47,7 @@ def test_the_old_is_there_until_the_end(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "new"
 
 
-def test_permissions_are_the_users_whatever_a_library_sets_later(tmp_path: Path) -> None:
+def test_permissions_follow_the_users_umask(tmp_path: Path) -> None:
     script = "import os, sys; os.umask(0o027); from pathlib import Path; from ascend_cpt.files import write_text; "
     script += "os.umask(0o077); write_text(Path(sys.argv[1]), 'x')"
     path = tmp_path / "a"

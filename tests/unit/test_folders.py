@@ -35,8 +35,9 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     ),
     "backend": (
         {"collectives", "cpu", "models", "mindformers_keys"},
-        {"checkpointing", "inference", "simulated_rank"},
+        {"checkpointing", "inference"},
         {"training"},
+        {"simulated_rank"},
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The shape of the house: which room imports which, and how long files and functions are."""
+"""Import rules between the folders of the package, and limits on file and function length."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ PACKAGE = REPO_ROOT / "ascend_cpt"
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-# Each storey may import the ones below it; rooms of one storey do not import each other.
-STOREYS = (
+# Each layer may import the layers below it; folders of one layer do not import each other.
+LAYERS = (
     {"errors", "files", "devices", "processes"},
-    {"config", "model"},
+    {"config", "model", "softnpu"},
     {"data", "recipe", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
     {"simulate", "train"},
     {"train_stages"},
 )
-LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
+LAYER_INDEX = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 
 
-def room_of(path: Path) -> str:
-    """Return the room of a file of the package: its first folder, or its own name at the top."""
+def folder_of(path: Path) -> str:
+    """Return the folder of a file in the package, or the file's own name at the top level."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -39,7 +39,7 @@ def find_imports(source: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            # `from ascend_cpt import backend` names the room in the alias.
+            # `from ascend_cpt import backend` names the folder in the alias.
             names = [f"{module}.{alias.name}" for alias in node.names] if module == "ascend_cpt" else [module]
             yield from ((node.lineno, name) for name in names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -48,26 +48,26 @@ def find_imports(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, str(node.args[0].value)
 
 
-def may_import(room: str, other: str) -> bool:
-    """Tell whether `other` is on a lower storey; the package's own __init__.py imports nothing of it."""
-    return other not in LEVEL or (room in LEVEL and LEVEL[other] < LEVEL[room])
+def may_import(folder: str, other: str) -> bool:
+    """Return whether `other` is in a lower layer. The package's own __init__.py imports nothing."""
+    return other not in LAYER_INDEX or (folder in LAYER_INDEX and LAYER_INDEX[other] < LAYER_INDEX[folder])
 
 
-def find_violations(room: str, relative_path: str, source: str) -> Iterator[str]:
-    """Yield one line for each import of `source` that its room may not have."""
+def find_violations(folder: str, relative_path: str, source: str) -> Iterator[str]:
+    """Yield one line for each import in `source` that its folder may not have."""
     for line, module in find_imports(source):
         where = f"{relative_path}:{line}: imports {module}"
         top, _, rest = module.partition(".")
         if module.startswith("."):
             yield f"{where}: imports are absolute"
-        elif top == "mindformers" and room != "backend":
+        elif top == "mindformers" and folder != "backend":
             yield f"{where}: only backend/ may"
-        elif top == "mindspore" and room != "backend" and relative_path != "ascend_cpt/data/packed/mindrecord.py":
+        elif top == "mindspore" and folder != "backend" and relative_path != "ascend_cpt/data/packed/mindrecord.py":
             yield f"{where}: only backend/ and data/mindrecord.py may"
         elif top in {"tools", "tests", "benchmarks"}:
             yield f"{where}: the package does not import its users"
-        elif top == "ascend_cpt" and (other := rest.partition(".")[0]) != room and not may_import(room, other):
-            yield f"{where}: {room} may only import what is below it"
+        elif top == "ascend_cpt" and (other := rest.partition(".")[0]) != folder and not may_import(folder, other):
+            yield f"{where}: {folder} may only import what is below it"
 
 
 def package_files() -> list[Path]:
@@ -94,16 +94,16 @@ def long_functions(source: str) -> Iterator[str]:
                 yield f"{node.lineno}: {node.name} ({num_lines} lines)"
 
 
-def test_every_room_is_known() -> None:
-    rooms = {room_of(path) for path in package_files()} - {"__init__"}
-    assert rooms <= LEVEL.keys(), f"place these rooms in STOREYS: {sorted(rooms - LEVEL.keys())}"
+def test_every_folder_has_a_layer() -> None:
+    folders = {folder_of(path) for path in package_files()} - {"__init__"}
+    assert folders <= LAYER_INDEX.keys(), f"add these folders to LAYERS: {sorted(folders - LAYER_INDEX.keys())}"
 
 
 def test_imports_go_down_only() -> None:
     violations = [
         line
         for path in package_files()
-        for line in find_violations(room_of(path), path.relative_to(REPO_ROOT).as_posix(), path.read_text("utf-8"))
+        for line in find_violations(folder_of(path), path.relative_to(REPO_ROOT).as_posix(), path.read_text("utf-8"))
     ]
     assert not violations, "\n".join(violations)
 
@@ -115,7 +115,7 @@ def test_mindrecord_imports_mindspore_lazily() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "source"),
+    ("folder", "source"),
     [
         ("data", "from ascend_cpt.recipe.budget import x"),
         ("data", "def f():\n    import ascend_cpt.run.mindformers_yaml"),
@@ -128,12 +128,12 @@ def test_mindrecord_imports_mindspore_lazily() -> None:
         ("errors", "from ascend_cpt.config import schema"),
     ],
 )
-def test_a_wrong_import_is_found(room: str, source: str) -> None:
-    assert list(find_violations(room, f"ascend_cpt/{room}/x.py", source))
+def test_a_wrong_import_is_found(folder: str, source: str) -> None:
+    assert list(find_violations(folder, f"ascend_cpt/{folder}/x.py", source))
 
 
 @pytest.mark.parametrize(
-    ("room", "source"),
+    ("folder", "source"),
     [
         ("data", "from ascend_cpt.errors import DataError"),
         ("data", "from ascend_cpt.data.packed.manifest import x"),
@@ -141,8 +141,8 @@ def test_a_wrong_import_is_found(room: str, source: str) -> None:
         ("train", "from ascend_cpt.backend.training.trainer import x"),
     ],
 )
-def test_a_right_import_passes(room: str, source: str) -> None:
-    assert not list(find_violations(room, f"ascend_cpt/{room}/x.py", source))
+def test_a_right_import_passes(folder: str, source: str) -> None:
+    assert not list(find_violations(folder, f"ascend_cpt/{folder}/x.py", source))
 
 
 def test_files_are_short() -> None:
@@ -150,7 +150,7 @@ def test_files_are_short() -> None:
     for path in project_files():
         text = path.read_text("utf-8")
         docstring = ast.get_docstring(ast.parse(text)) or ""
-        # A file that must be longer says why in its docstring: "Length: one table, read as a whole."
+        # A longer file gives the reason in its docstring: "Length: one table, read as a whole."
         if text.count("\n") > MAX_FILE_LINES and not re.search(r"^Length: \S", docstring, re.MULTILINE):
             too_long.append(f"{path.relative_to(REPO_ROOT)}: {text.count(chr(10))} lines")
     assert not too_long, "\n".join(too_long)

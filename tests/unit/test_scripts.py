@@ -13,7 +13,7 @@ import pytest
 REPO_ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*REPO_ROOT.glob("*.sh"), *(REPO_ROOT / "scripts").glob("*.sh"), REPO_ROOT / ".ci" / "run"])
 
-# A Python that only notes what it is asked to do. `-m venv` makes a copy of itself, as the real one does.
+# A Python that only records its arguments. `-m venv` makes a copy of itself, as the real one does.
 FAKE_PYTHON = """\
 #!/usr/bin/env bash
 echo "$*" >>"$FAKE_LOG"
@@ -34,7 +34,7 @@ def put_program(path: Path, text: str) -> Path:
 
 
 class Clone:
-    """A bare clone with nothing but what python_env.sh needs, and a PATH of fake programs."""
+    """A bare clone with only the files that python_env.sh needs, and a PATH of fake programs."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "a clone"
@@ -84,12 +84,12 @@ def test_syntax(script: Path) -> None:
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
-def test_the_path_gives_python_when_nothing_else_does(clone: Clone) -> None:
+def test_the_path_is_the_last_choice(clone: Clone) -> None:
     python = put_program(clone.programs / "python3", FAKE_PYTHON)
     assert clone.run(":").stdout == f"{python}\n"
 
 
-def test_venv_goes_before_the_path_and_the_variable_before_both(clone: Clone) -> None:
+def test_the_variable_precedes_venv_and_venv_precedes_the_path(clone: Clone) -> None:
     put_program(Path(clone.venv_python), FAKE_PYTHON)
     assert clone.run(":").stdout == f"{clone.venv_python}\n"
     assert clone.run(":", ASCEND_CPT_PYTHON=sys.executable).stdout == f"{sys.executable}\n"
@@ -149,7 +149,7 @@ def test_a_broken_venv_is_made_again(clone: Clone) -> None:
     assert "-m venv --clear" in clone.log.read_text()
 
 
-def test_without_a_fitting_python_it_says_so(clone: Clone) -> None:
+def test_a_missing_python_is_one_clear_line(clone: Clone) -> None:
     for name in ("python3.11", "python3.10", "python3"):
         put_program(clone.programs / name, "#!/usr/bin/env bash\nexit 1\n")
     result = clone.run("ensure_env", PYENV_ROOT="/no/such/folder")
@@ -157,7 +157,7 @@ def test_without_a_fitting_python_it_says_so(clone: Clone) -> None:
     assert result.stderr.startswith("error: no Python 3.10 or 3.11 with venv found")
 
 
-def test_with_the_variable_nothing_is_installed_and_what_is_missing_is_named(clone: Clone) -> None:
+def test_with_the_variable_missing_packages_are_named_and_not_installed(clone: Clone) -> None:
     shutil.copytree(REPO_ROOT / "ascend_cpt/cluster", clone.root / "ascend_cpt/cluster")
     for name in ("__init__.py", "errors.py"):
         shutil.copy(REPO_ROOT / "ascend_cpt" / name, clone.root / "ascend_cpt")
@@ -165,7 +165,7 @@ def test_with_the_variable_nothing_is_installed_and_what_is_missing_is_named(clo
     result = clone.run("ensure_env", ASCEND_CPT_PYTHON=sys.executable)
     assert result.returncode == 2
     lines = result.stderr.splitlines()
-    assert lines[0] == "missing: no-such-package: wanted 1.0, found none"
-    assert lines[1].startswith("warning: another version than tested: pytest: wanted 0.1, found ")
+    assert lines[0] == "missing: no-such-package: expected 1.0, found none"
+    assert lines[1].startswith("warning: another version than tested: pytest: expected 0.1, found ")
     assert lines[2].startswith("error: 1 packages missing in ")
     assert not (clone.root / ".venv").exists()

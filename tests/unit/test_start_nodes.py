@@ -1,4 +1,4 @@
-"""scripts/start_nodes.sh with an ssh that runs the command here, as the user's shell on the other side would."""
+"""scripts/start_nodes.sh with a fake ssh that runs the command locally in a shell."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def test_an_interrupt_stops_all_nodes(tmp_path: Path, environ: dict[str, str]) -
         (("hosts", "run_cpt.py", "x"), "LOCAL_WORKER must be a whole number of at least 1, not 'x'"),
     ],
 )
-def test_what_cannot_work_is_one_line(
+def test_invalid_arguments_are_one_line(
     tmp_path: Path, environ: dict[str, str], arguments: tuple[str, ...], message: str
 ) -> None:
-    (tmp_path / "empty").write_text("# nobody\n")
+    (tmp_path / "empty").write_text("# no host\n")
     (tmp_path / "twice").write_text("n1\nn2\nn1\n")
     result = run(tmp_path, environ, *arguments)
     assert result.returncode == 2

@@ -1,4 +1,4 @@
-"""Stages: settled before the first one starts, started in order, held, skipped when complete; no real training."""
+"""Stages are resolved before the first one starts, run in order, held, and skipped when complete. No real training."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def write_stages(tmp_path: Path) -> Callable[..., Path]:
 
 
 class FakeLauncher:
-    """Takes the place of the launcher: "trains" at once, to the given losses of the validation set."""
+    """Replaces the launcher: saves the final checkpoint and the given validation losses without training."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,7 +121,7 @@ class FakeLauncher:
 def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLauncher:
     fake = FakeLauncher(tmp_path / "two.yaml")
     monkeypatch.setattr(stages_module, "run_launcher", fake)
-    monkeypatch.setattr(stages_module, "SHOW_UP_S", 0.0)
+    monkeypatch.setattr(stages_module, "VISIBILITY_TIMEOUT_S", 0.0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     return fake
 
@@ -141,7 +141,7 @@ def test_each_stage_starts_from_the_one_before(write_stages: Callable[..., Path]
     assert len(launcher.commands) == 2, "complete stages are skipped"
 
 
-def test_nodes_with_disks_of_their_own_are_asked_by_a_launch(
+def test_nodes_without_shared_storage_launch_complete_stages(
     write_stages: Callable[..., Path], launcher: FakeLauncher
 ) -> None:
     own = {"set": {"cpt.storage.shared": False}}
@@ -152,8 +152,8 @@ def test_nodes_with_disks_of_their_own_are_asked_by_a_launch(
         assert len(launcher.commands) == num_more
 
 
-def test_the_command_says_what_was_settled(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
-    """What the launcher splits and run_cpt.py parses gives the configuration that was checked."""
+def test_the_command_gives_the_checked_configuration(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+    """The command, parsed by the launcher and run_cpt.py, gives the configuration that was checked."""
     from ascend_cpt.cluster.launch.arguments import parse_launch
 
     path = write_stages(second={"set": {"cpt.schedule.peak_lr": 1e-5, "cpt.validation": None}})
@@ -164,7 +164,7 @@ def test_the_command_says_what_was_settled(write_stages: Callable[..., Path], la
         assert config.cpt == stage.run.config.cpt and config.mindformers == stage.run.config.mindformers
 
 
-def test_a_failed_stage_ends_it_with_its_code_and_is_tried_again(
+def test_a_failed_stage_returns_its_exit_code_and_is_retried(
     write_stages: Callable[..., Path], launcher: FakeLauncher
 ) -> None:
     path = write_stages()
@@ -185,7 +185,7 @@ def test_a_stage_is_held_until_the_loss_has_recovered(
     line = capsys.readouterr().out.splitlines()[-1]
     assert "stage 256: held: general is at 5.3000, +0.3000 over its base 5.0000" in line
     assert f"Raise its cpt.train_tokens in {path}" in line and "--extend 256" in line and "--advance 256" in line
-    # Longer, it recovers.
+    # After more training it recovers.
     path = write_stages({**ADVANCE, "set": {"cpt.train_tokens": 20 * 4 * 256}})
     with pytest.raises(CheckpointError, match="give --extend to make the run longer"):
         run(path)
@@ -196,18 +196,18 @@ def test_a_stage_is_held_until_the_loss_has_recovered(
         run(path, extend="256")
 
 
-def test_a_held_stage_may_be_passed_by(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
+def test_a_held_stage_can_be_overridden(write_stages: Callable[..., Path], launcher: FakeLauncher) -> None:
     path = write_stages(ADVANCE)
     launcher.losses["256"] = (5.0, float("nan"))
     assert run(path) == EXIT_HELD
     assert run(path, advance="256") == 0 and len(launcher.commands) == 2
 
 
-def test_what_a_launch_should_have_left_is_missed(
+def test_missing_results_of_a_launch_are_reported(
     write_stages: Callable[..., Path], launcher: FakeLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages_module, "run_launcher", lambda _: 0)
-    with pytest.raises(CheckpointError, match="the last step of stage 256 is not there"):
+    with pytest.raises(CheckpointError, match="the last step of stage 256 is missing"):
         run(write_stages())
 
 
@@ -220,7 +220,7 @@ def test_what_a_launch_should_have_left_is_missed(
         ({}, {"set": {"cpt.init_from": "random"}}, "sets cpt.init_from, but starts from the stage before it"),
         ({}, ADVANCE, "advance_when in the last stage"),
         ({"advance_when": {"set": "general"}}, {}, "max_increase: is missing"),
-        ({"advance_when": {"set": "geneal", "max_increase": 0}}, {}, "geneal is no validation set of stage 256"),
+        ({"advance_when": {"set": "geneal", "max_increase": 0}}, {}, "geneal is not a validation set of stage 256"),
         ({}, {"set": {"cpt.seq_lenth": 1}}, "cpt.seq_lenth: unknown key"),
         ({}, {"config": "nowhere.yaml"}, "nowhere.yaml: no such configuration file"),
         ({}, {"set": {"cpt.seq_length": 1024}}, "packed with sequence length 512, but cpt.seq_length is 1024"),
@@ -269,10 +269,10 @@ def test_a_dry_run_starts_nothing(
     ("name", "num_workers", "lengths"),
     [("qwen3_tiny_256_512", 2, {"256": 256, "512": 512}), ("qwen3_8b_8k_32k", 64, {"8k": 8192, "32k": 32768})],
 )
-def test_the_shipped_stages_settle(
+def test_the_shipped_stages_resolve(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_workers: int, lengths: dict[str, int]
 ) -> None:
-    """Every dataset that they name is taken to be there, packed with the length that its folder says."""
+    """All datasets are assumed to exist, packed with the row length in their folder's name."""
     folders = {"packed": 256, "packed_512": 512, "packed_8k": 8192, "packed_32k": 32768}
 
     def open_datasets(_config: object, _section: str, entries: dict[str, Any]) -> dict[str, Manifest]:

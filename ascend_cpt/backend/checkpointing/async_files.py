@@ -1,7 +1,7 @@
-"""Files of a checkpoint that MindSpore writes in a thread of its own (`async_save`), while the training goes on.
+"""Waits for checkpoint files that MindSpore writes in a background thread (`async_save`) while training continues.
 
-MindFormers' own AsyncSaveManager takes a thread that failed for one that is done. Here a step counts only when every
-file has its final name and is on the disk.
+MindFormers' AsyncSaveManager treats a failed thread as finished. Here a step counts as saved only when every file has
+its final name and is synced to disk.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from ascend_cpt.files import sync_file
 THREAD_NAME = "asyn_save_ckpt"  # MindSpore's
 
 _errors: list[BaseException] = []
-_tell_by_default = threading.excepthook
+_default_excepthook = threading.excepthook
 
 
 class BackgroundFiles:
-    """The files of this rank that are being written, from the moment that MindSpore has been asked to."""
+    """Files of this rank that MindSpore is writing; created right after the save call."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._see_to_the_end, name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._wait_and_sync, name="checkpoint", daemon=True)
         self._thread.start()
 
     @property
     def are_done(self) -> bool:
-        """Whether nothing is written any more, well or not."""
+        """Whether writing has ended, with or without an error."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Wait for the end and raise the error that prevented a file."""
+        """Wait until all files are written; re-raise the error of a file that was not."""
         self._thread.join()
         if self._error is not None:
             raise self._error
 
-    def _see_to_the_end(self) -> None:
+    def _wait_and_sync(self) -> None:
         try:
             AsyncSaveManager("thread").check_async_save_alive(wait_finish=True)
             for path in self._files:
                 if not path.is_file():
                     raise _errors.pop() if _errors else FileNotFoundError(f"{path}: was not written")
                 sync_file(path)
-        except BaseException as error:  # raised where the training can be ended by it
+        except BaseException as error:  # re-raised by `wait` in the main thread
             self._error = error
 
 
-def note_errors() -> None:
-    """Remember from now on what ends MindSpore's threads; else it is only printed."""
+def collect_thread_errors() -> None:
+    """Keep the exceptions of MindSpore's saving threads, which are otherwise only printed."""
     _errors.clear()
-    threading.excepthook = _note
+    threading.excepthook = _keep_error
 
 
-def _note(arguments: threading.ExceptHookArgs) -> None:
+def _keep_error(arguments: threading.ExceptHookArgs) -> None:
     if arguments.thread is not None and arguments.thread.name == THREAD_NAME and arguments.exc_value is not None:
         _errors.append(arguments.exc_value)
-    _tell_by_default(arguments)
+    _default_excepthook(arguments)

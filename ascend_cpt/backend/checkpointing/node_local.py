@@ -1,7 +1,7 @@
-"""Checkpoints on disks that nodes do not share: every rank saves its shards on its node and loads them from there.
+"""Checkpoints without shared storage: every rank saves its shards on its own node and loads them from there.
 
-MindFormers refuses to save its new format without shared storage. The files here have its names and content: a folder
-into which all nodes' files were gathered (tools/gather_checkpoint.py) is one that MindFormers loads in any layout.
+MindFormers refuses to save its new format without shared storage. The files here have the same names and content, so
+a folder with the files of all nodes (see tools/gather_checkpoint.py) can be loaded by MindFormers in any layout.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def save_own_shards(
     num_ranks: int,
     background: bool = False,
 ) -> None:
-    """Save what this rank holds of the model and of the optimizer into `folder`, which must exist.
+    """Save this rank's shards of the model and the optimizer to `folder`, which must exist.
 
-    With `background` the files are there some time after the return.
+    With `background` the function returns before the files are written.
     """
     model_names = set(network.parameters_dict())
     model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
@@ -44,7 +44,7 @@ def save_own_shards(
 
 
 def save_common_files(folder: Path, network: nn.Cell, common: CommonInfo, sharded_tensors: Any, *, prefix: str) -> None:
-    """Save what is the same for all ranks, once per node: `common.json` and the map of all ranks' shards."""
+    """Save the files that all ranks share, `common.json` and the map of all shards; call it once per node."""
     common.save_common(str(folder / "common.json"))
     if sharded_tensors is not None:
         names = network.parameters_dict().keys()
@@ -55,19 +55,19 @@ def save_common_files(folder: Path, network: nn.Cell, common: CommonInfo, sharde
 def load_own_shards(
     folder: Path, network: nn.Cell, optimizer: nn.Cell | None, *, prefix: str, rank: int, num_ranks: int
 ) -> None:
-    """Load what `save_own_shards` saved for this rank; without an optimizer the weights alone.
+    """Load this rank's shards saved by `save_own_shards`; without an optimizer only the weights.
 
     Raises:
-        CheckpointError: when this node holds no shards of this rank.
+        CheckpointError: when the shards of this rank are not on this node.
     """
     model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
     wanted = [model_file] if optimizer is None else [model_file, optimizer_file]
     for path in wanted:
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: this node holds no such shard; without shared storage a run goes on with the layout and the "
-                "node ranks that it was saved with. To change them gather the nodes' files with "
-                "tools/gather_checkpoint.py and copy the folder to every node"
+                f"{path}: not found on this node; without shared storage a run must resume with the same layout and "
+                "node ranks. To change them, gather the nodes' files with tools/gather_checkpoint.py and copy the "
+                "folder to every node"
             )
     parameters: dict[str, Any] = {}
     for path in wanted:
@@ -76,15 +76,15 @@ def load_own_shards(
 
 
 def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
-    """Let MindFormers' trainer load each rank's own shards where a checkpoint folder holds only some of all shards."""
+    """Make MindFormers' trainer load only this rank's shards from folders without the shards of all ranks."""
     trainer: Any = importlib.import_module("mindformers.trainer.base_trainer")
-    load_everything: Callable[..., None] = trainer.load_checkpoint
+    upstream_load: Callable[..., None] = trainer.load_checkpoint
 
     def load(checkpoint: str, network: nn.Cell, optimizer: nn.Cell | None = None, **settings: Any) -> None:
         folder = Path(checkpoint)
         num_files = len(list(folder.glob(f"{prefix}-model-*.safetensors")))
         if num_files == num_ranks:
-            load_everything(checkpoint=checkpoint, network=network, optimizer=optimizer, **settings)
+            upstream_load(checkpoint=checkpoint, network=network, optimizer=optimizer, **settings)
         else:
             load_own_shards(folder, network, optimizer, prefix=prefix, rank=rank, num_ranks=num_ranks)
 
@@ -92,7 +92,7 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
 
 
 def name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Path, Path]:
-    """Return the files of a rank's part of the model and of the optimizer."""
+    """Return the paths of a rank's model shard and optimizer shard."""
     names = [
         get_checkpoint_name(str(folder), prefix, rank, num_ranks, kind) for kind in (FileType.MODEL, FileType.OPTIMIZER)
     ]

@@ -1,4 +1,4 @@
-"""Writing checkpoints in MindFormers' new format, and the state that makes one complete."""
+"""Writes checkpoints in MindFormers' new format, and the state file that marks them complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mindformers.checkpoint.checkpoint import AsyncSaveManager, CommonInfo, save
 from mindformers.checkpoint.sharded_tensor import get_all_sharded_tensor
 from mindformers.checkpoint.utils import get_checkpoint_iter_dir, get_checkpoint_tracker_filename
 
-from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, note_errors
+from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, collect_thread_errors
 from ascend_cpt.backend.checkpointing.node_local import name_files, save_common_files, save_own_shards
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
@@ -30,12 +30,12 @@ from ascend_cpt.files import sync_file, write_text
 logger = logging.getLogger(__name__)
 
 PREFIX = "cpt"
-KEEP_ALL = 10**9  # old ones are removed by us: MindFormers forgets those of earlier launches
+KEEP_ALL = 10**9  # old checkpoints are removed here: MindFormers does not know those of earlier launches
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """A step that has been saved but for its state; `files` are those of this rank that are still being written."""
+    """A step whose state file is not written yet. `files`: this rank's files that are still being written."""
 
     step: int
     folder: Path
@@ -43,10 +43,10 @@ class _Pending:
 
 
 class CheckpointWriter:
-    """Saves weights, optimizer and state of a step; the state, written last, makes the step complete.
+    """Saves weights, optimizer and state of a step. The state is written last and marks the step complete.
 
-    One rank completes a folder: rank 0 where all nodes share it, otherwise the first rank of every node. All ranks call
-    every method at the same steps.
+    One rank per folder completes it: rank 0 with shared storage, otherwise the first rank of every node. All ranks must
+    call each method at the same steps.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class CheckpointWriter:
         self._background = background
         self._pending: _Pending | None = None
         if background:
-            note_errors()
+            collect_thread_errors()
 
     def save(self, step: int, cb_params: Any, *, wait: bool = True) -> Path:
         """Save the training network of `cb_params` as step `step` and return the folder.
 
-        Without `wait` a background save goes on after the return; `advance` or `finish` completes it.
+        Without `wait` a background save continues after the return; `advance` or `finish` completes it.
 
         Raises:
-            CheckpointError: when the disk is full; what was complete before is still there.
+            CheckpointError: when the disk is full; earlier complete checkpoints are not touched.
         """
         self.finish()
         folder = Path(get_checkpoint_iter_dir(str(self._root), step))
-        with self._room_for(folder):
+        with self._reporting_full_disk(folder):
             files = self._write(folder, step, cb_params)
             self._pending = _Pending(
                 step=step, folder=folder, files=BackgroundFiles(files) if self._background else None
@@ -93,7 +93,7 @@ class CheckpointWriter:
         return folder
 
     def advance(self) -> None:
-        """Complete a step that is saved in the background, if the files of all ranks are whole by now.
+        """Complete a background save if all ranks have written their files.
 
         Raises:
             CheckpointError: when the disk is full.
@@ -106,7 +106,7 @@ class CheckpointWriter:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for what is saved in the background, and make the step complete.
+        """Wait for a background save and complete its step.
 
         Raises:
             CheckpointError: when the disk is full.
@@ -114,32 +114,32 @@ class CheckpointWriter:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        with self._room_for(pending.folder):
+        with self._reporting_full_disk(pending.folder):
             if pending.files is not None:
                 pending.files.wait()
             wait_for_ranks(self._num_ranks)
             if self._completes:
                 self._complete(pending.folder, pending.step)
         wait_for_ranks(self._num_ranks)
-        # Not before: until here an older step may be the newest that is complete on every node.
+        # Only now: before the barrier an older step may be the newest that is complete on every node.
         if self._completes:
             self._remove_old(pending.folder)
 
     @contextmanager
-    def _room_for(self, folder: Path) -> Iterator[None]:
-        """Tell of a full disk, and do not leave on it what was begun."""
+    def _reporting_full_disk(self, folder: Path) -> Iterator[None]:
+        """Raise CheckpointError when the disk is full, and remove the incomplete folder."""
         try:
             with tell_full_disk(folder, "saving"):
                 yield
         except CheckpointError:
-            # Of several ranks that write, others may still be at it.
+            # With several writing ranks, others may still be writing into the folder.
             if self._completes and is_pure_data_parallel() and not (folder / STATE_NAME).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _write(self, folder: Path, step: int, cb_params: Any) -> tuple[Path, ...]:
-        """Write the files of a step and return those of this rank, which may still be on their way."""
-        # Not `train_network`: in sink mode that is a wrapper which fetches the data.
+        """Write the files of a step; return this rank's, which may still be being written in the background."""
+        # Not `train_network`: in sink mode that is a wrapper that fetches the data.
         wrapper = cb_params.network
         common = CommonInfo(
             step_num=step,
@@ -167,7 +167,7 @@ class CheckpointWriter:
         return name_files(folder, PREFIX, self._rank, self._num_ranks)
 
     def _save_on_node(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> None:
-        """Save every rank's shards on its own node."""
+        """Save every rank's shards on its node."""
         if self._completes:
             _make_empty(folder)
         wait_for_ranks(self._num_ranks)
@@ -187,7 +187,7 @@ class CheckpointWriter:
     def _save_whole(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> tuple[Path, ...]:
         """Save the whole model from one rank.
 
-        Every rank holds the same parameters, for which MindFormers has no layout to save shards by.
+        Every rank has the same parameters, and MindFormers has no layout to shard them by.
         """
         _make_empty(folder)
         save_own_shards(
@@ -205,7 +205,7 @@ class CheckpointWriter:
     def _complete(self, folder: Path, step: int) -> None:
         paths = [path for path in sorted(folder.iterdir()) if path.name != STATE_NAME]
         for path in paths:
-            # The state must not outlive a failure of the power that its files do not: older steps are deleted next.
+            # After a power failure the state must not exist without its files: older steps are deleted next.
             sync_file(path)
         files = {path.name: path.stat().st_size for path in paths}
         rows = step * self._global_batch_size
@@ -224,15 +224,15 @@ class CheckpointWriter:
 
 
 def _make_empty(folder: Path) -> None:
-    """Make the folder of a step, in place of one that was not saved to the end."""
+    """Create the folder of a step; remove an incomplete one first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def load_whole_checkpoints() -> None:
-    """Let every rank load a whole checkpoint, as pure data parallel saves them (CPU only).
+    """Make every rank load a whole checkpoint, as saved in pure data parallel (CPU only).
 
-    MindFormers asks for the layout of each rank's shards whenever there are several ranks; here there is none.
+    With several ranks MindFormers requires the layout of each rank's shards; here there is none.
     """
     checkpoint_module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
     checkpoint_module.get_real_group_size = lambda: 1

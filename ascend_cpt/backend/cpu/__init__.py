@@ -1,4 +1,4 @@
-"""What MindFormers' mcore models need to train on a CPU, where MindSpore has no kernel for their Ascend operators."""
+"""CPU replacements for the Ascend-only operators of MindFormers' mcore models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-attention on a CPU without upstream's cast of query, key and value to float16."""
+"""Self-attention on a CPU without MindFormers' cast of query, key and value to float16."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mindformers.parallel_core.training_graph.transformer.attention import SelfA
 from mindspore import Tensor
 
 
-class _KeepsPrecision:
-    """Sends attention through upstream's branch that does not cast.
+class _NoFloat16Cast:
+    """Selects MindFormers' attention branch that does not cast.
 
-    That branch is meant for plain attention and repeats the key-value heads itself (on the wrong axes in this layout);
-    the CPU attention kernel groups the heads, so there is nothing to repeat.
+    That branch is meant for plain attention and repeats the key-value heads (on the wrong axes in this layout). The CPU
+    attention kernel handles grouped heads, so nothing is repeated.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,16 +24,16 @@ class _KeepsPrecision:
         return heads
 
 
-class PreciseSelfAttention(_KeepsPrecision, SelfAttention):
+class PreciseSelfAttention(_NoFloat16Cast, SelfAttention):
     """SelfAttention in compute_dtype."""
 
 
-class PreciseSelfAttentionContiguous(_KeepsPrecision, SelfAttentionContiguous):
+class PreciseSelfAttentionContiguous(_NoFloat16Cast, SelfAttentionContiguous):
     """SelfAttentionContiguous in compute_dtype."""
 
 
 def install(*, keep_float16_cast: bool) -> None:
-    """Choose the self-attention of networks that are built from now on."""
+    """Select the self-attention class of networks built after this call."""
     gpt_layer_specs.SelfAttention = SelfAttention if keep_float16_cast else PreciseSelfAttention
     gpt_layer_specs.SelfAttentionContiguous = (
         SelfAttentionContiguous if keep_float16_cast else PreciseSelfAttentionContiguous

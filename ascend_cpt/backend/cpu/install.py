@@ -1,4 +1,4 @@
-"""Puts the CPU kernels in the places where MindFormers' mcore models look for the Ascend operators."""
+"""Replaces the Ascend operators of MindFormers' mcore models with the CPU kernels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ def is_installed() -> bool:
 
 
 def install_cpu_kernels(*, keep_float16_cast: bool = False) -> None:
-    """Make this process train on the CPU: select the CPU as device and replace what has no CPU kernel.
+    """Set the device to CPU and replace the operators that have no CPU kernel.
 
     Call it before MindFormers' context and network are built; calling it again only changes `keep_float16_cast`.
-    Nothing on an Ascend is touched: a process that has chosen another device is refused.
 
     Args:
-        keep_float16_cast: keep upstream's cast of query, key and value to float16 before attention. The default leaves
-            them in compute_dtype, which is what a float32 reference computes.
+        keep_float16_cast: keep MindFormers' cast of query, key and value to float16 before attention. By default they
+            stay in compute_dtype, as in a float32 reference.
 
     Raises:
         RuntimeError: when the process already runs on another device.
@@ -63,9 +62,9 @@ def _import(name: str) -> Any:
 
 
 def _skip_parallel_groups() -> tuple[Any, str, Callable[..., None]]:
-    """Skip the model-parallel groups in data-parallel mode, the only mode of several workers that a CPU has.
+    """Skip the model-parallel groups in data-parallel mode, the only multi-worker mode on CPU.
 
-    There MindFormers resets data_parallel to 1 and then finds that the sizes do not multiply to the world size.
+    MindFormers resets data_parallel to 1 there and then fails because the sizes do not multiply to the world size.
     """
     gpt_model = _import("base_models.gpt.gpt_model")
     upstream = gpt_model.initialize_model_parallel
@@ -78,8 +77,8 @@ def _skip_parallel_groups() -> tuple[Any, str, Callable[..., None]]:
 
 
 def _skip_core_binding() -> tuple[Any, str, Callable[..., None]]:
-    """Bind cores only where the user's configuration says how: by default all workers would share the same cores."""
-    # `mindformers.core.context.build_context` as an attribute is the function of that name.
+    """Bind cores only if the user configured it: by default all workers would be bound to the same cores."""
+    # The attribute `mindformers.core.context.build_context` is the function of that name, not the module.
     build_context = importlib.import_module("mindformers.core.context.build_context")
     upstream = build_context.set_ms_affinity
 

@@ -1,6 +1,6 @@
-"""CPU versions of the Ascend-only operators in MindFormers' mcore models, with the operators' own signatures.
+"""CPU versions of the Ascend-only operators in MindFormers' mcore models, with the same signatures.
 
-Each is composed of MindSpore operators that have CPU kernels, forward and backward, in graph mode.
+Each is composed of MindSpore operators that have forward and backward CPU kernels in graph mode.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from mindspore import Tensor, nn, ops
 
 from ascend_cpt.errors import ConfigError
 
-# Added to the scores of masked pairs. Finite, so that the row of a padding token, which may attend to nothing, becomes
-# a mean over all values instead of NaN.
+# Added to the scores of masked pairs. Finite, so that a fully masked row (a padding token) becomes the mean over all
+# values instead of NaN.
 MASKED_SCORE = -1e9
 
 
@@ -24,7 +24,7 @@ class Outer(nn.Cell):
         return ops.mul(ops.reshape(left, (-1, 1)), ops.reshape(right, (1, -1)))
 
     def shard(self, *_strategies: Any) -> Outer:
-        """Accept and ignore a sharding strategy: on a CPU every operator is whole."""
+        """Ignore the sharding strategy: operators are not sharded on a CPU."""
         return self
 
 
@@ -33,13 +33,13 @@ class FlashAttentionScore(nn.Cell):
 
     Inputs (layout BNSD; heads N are a multiple of the key-value heads):
         query (B, N, S, D); key and value (B, N_kv, S_kv, D); attn_mask (B, 1, S, S_kv), (B, N, S, S_kv) or (S, S_kv)
-        with 1 where a query must not see a key, or None.
+        with 1 where a query must not attend to a key, or None.
     Outputs:
-        The four of the operator: the row maximum of the scores (B, N, S, 1), two that no caller reads (None), and the
-        attention output (B, N, S, D) in the query's type.
+        Four, as the operator: the row maximum of the scores (B, N, S, 1), two unused ones (None), and the attention
+        output (B, N, S, D) in the query's dtype.
 
     Raises:
-        ConfigError: for what this CPU version does not do (another layout, dropout, compressed or sliding masks).
+        ConfigError: for what this CPU version does not support (other layouts, dropout, compressed or sliding masks).
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class FlashAttentionScore(nn.Cell):
     ) -> None:
         super().__init__()
         if input_layout != "BNSD":
-            raise ConfigError(f"attention on CPU: input_layout is {input_layout}, only BNSD is possible")
+            raise ConfigError(f"attention on CPU: input_layout is {input_layout}, only BNSD is supported")
         if keep_prob != 1.0:
-            raise ConfigError(f"attention on CPU: attention_dropout is {1 - keep_prob:g}, only 0 is possible")
+            raise ConfigError(f"attention on CPU: attention_dropout is {1 - keep_prob:g}, only 0 is supported")
         if sparse_mode != 0:
             raise ConfigError(
-                f"attention on CPU: sparse_mode is {sparse_mode}, only 0 is possible: "
+                f"attention on CPU: sparse_mode is {sparse_mode}, only 0 is supported: "
                 "set use_attn_mask_compression and use_eod_attn_mask_compression to False, and no window_size"
             )
         self.num_heads = head_num
@@ -82,7 +82,7 @@ class FlashAttentionScore(nn.Cell):
     ) -> tuple[Tensor, None, None, Tensor]:
         batch, num_heads, length, head_dim = query.shape
         num_kv_heads, kv_length = key.shape[1], key.shape[2]
-        # The queries of a group share their key: one product per key-value head, without repeating keys and values.
+        # The queries of a group share a key: one product per key-value head, without repeating keys and values.
         grouped = (batch, num_kv_heads, num_heads // num_kv_heads * length, head_dim)
         whole = (batch, num_heads, length, kv_length)
         grouped_query = ops.reshape(ops.cast(query, ms.float32) * self.scale, grouped)
@@ -94,7 +94,7 @@ class FlashAttentionScore(nn.Cell):
         return ops.ReduceMax(keep_dims=True)(scores, -1), None, None, ops.cast(output, query.dtype)
 
     def shard(self, *_strategies: Any) -> FlashAttentionScore:
-        """Accept and ignore a sharding strategy: on a CPU every operator is whole."""
+        """Ignore the sharding strategy: operators are not sharded on a CPU."""
         return self
 
 
@@ -102,6 +102,6 @@ def look_up_embedding(self: nn.Cell, input_ids: Tensor, weight: Tensor) -> Tenso
     """Return rows of `weight` (vocab, hidden) for `input_ids` (B, S): (B, S, hidden).
 
     Replaces `VocabParallelEmbedding.embedding_func`, whose `mint.nn.functional.embedding` has no backward on a CPU.
-    It becomes a method: MindSpore's graph parser knows one by the name `self`.
+    The first parameter must be named `self`: MindSpore's graph parser recognizes methods by it.
     """
     return ops.gather(weight, input_ids, 0)

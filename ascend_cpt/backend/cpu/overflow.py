@@ -1,7 +1,7 @@
-"""The overflow check of MFTrainOneStepCell on a CPU: are all gradients finite?
+"""The overflow check of MFTrainOneStepCell on a CPU: whether all gradients are finite.
 
-Upstream asks the NPU's status registers; on a CPU the gradients themselves are looked at. The functions become methods:
-MindSpore's graph parser knows a method by the name `self` of its first parameter.
+MindFormers reads the NPU's status registers; on a CPU the gradients are checked. The first parameter of the functions
+must be named `self`: MindSpore's graph parser recognizes methods by it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ _count_overflow = ops.MultitypeFuncGraph("count_overflow")
 
 @_count_overflow.register("Tensor")
 def _count_tensor_overflow(gradient: Tensor) -> Tensor:
-    """1.0 when a gradient holds an infinity or a NaN, otherwise 0.0."""
+    """Return 1.0 if a gradient has an infinity or a NaN, otherwise 0.0."""
     finite = ops.ReduceAll()(ops.IsFinite()(gradient), ())
     return ops.cast(ops.logical_not(finite), ms.float32)
 
 
 def start_overflow_check(self: nn.Cell, _pre_cond: Any, compute_input: Any) -> tuple[Tensor, Any]:
-    """Replaces `start_overflow_check`: there is no status register to clear."""
+    """Replacement for `start_overflow_check`: there is no status register to clear."""
     return Tensor([0], ms.int32), compute_input
 
 
 def get_overflow_status(self: Any, _status: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
-    """Replaces `get_overflow_status`: True (a bool scalar) when any gradient on any worker is not finite."""
+    """Replacement for `get_overflow_status`: True (bool scalar) if any gradient on any worker is not finite."""
     num_overflows = ops.addn(self.hyper_map(_count_overflow, gradients))
     if self.is_distributed:
         num_overflows = self.allreduce(num_overflows)

@@ -1,4 +1,4 @@
-"""Compares the logits of a folder in MindFormers' network with an independent computation from the same files."""
+"""Compares the logits of MindFormers' network with an independent computation from the same files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ascend_cpt.weights.dtypes import to_float32
 from ascend_cpt.weights.forward import compute_logits
 from ascend_cpt.weights.hf_folder import HfFolder
 
-# Float32 on both sides: measured differences are below 1e-5 where logits have a standard deviation near 1.
+# Both in float32: measured differences are below 1e-5 for logits with a standard deviation near 1.
 LOGITS_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitsReport:
-    """How far two computations of the same logits are apart."""
+    """The difference between two computations of the same logits."""
 
     reference: str
     """`transformers` or `NumPy`."""
@@ -33,7 +33,7 @@ class LogitsReport:
 
 
 def compare_logits(path: Path, *, length: int = 32, seed: int = 0) -> LogitsReport:
-    """Compare the logits of random tokens (2, `length`) in float32 on a CPU: with transformers, or NumPy without torch.
+    """Compare float32 logits of random tokens (2, `length`) on a CPU with transformers, or NumPy if torch is missing.
 
     Raises:
         CheckpointError: when the folder is damaged or not supported.

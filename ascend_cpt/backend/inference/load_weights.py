@@ -1,4 +1,4 @@
-"""Loads the weights of a Hugging Face folder, or of a checkpoint, into a network that MindFormers has built."""
+"""Loads the weights of a Hugging Face folder or a checkpoint into a network built by MindFormers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What was loaded. Nothing is ever missing: that is refused."""
+    """What was loaded. No tensor is missing: loading fails in that case."""
 
     num_tensors: int
     num_parameters: int
@@ -38,13 +38,13 @@ class LoadReport:
 
 
 def load_hf(network: nn.Cell, path: Path) -> LoadReport:
-    """Load all weights of the Hugging Face folder `path` into `network`, group by group, in the parameters' own types.
+    """Load the weights of the Hugging Face folder `path` into `network`, group by group, cast to its dtypes.
 
-    The network holds whole parameters: one process, or data parallel. For sharded layouts MindFormers'
-    `load_hf_checkpoint` reads each rank's slices, after `HfFolder.check` and `HfFolder.check_model`.
+    For networks with whole parameters only: one process, or data parallel. For sharded layouts use MindFormers'
+    `load_hf_checkpoint`, which reads each rank's slices, after `HfFolder.check` and `HfFolder.check_model`.
 
     Raises:
-        CheckpointError: when the folder is damaged or holds another model; the network is untouched.
+        CheckpointError: when the folder is damaged or contains another model; the network is not changed.
     """
     folder = HfFolder(path)
     folder.check()
@@ -67,10 +67,10 @@ def load_hf(network: nn.Cell, path: Path) -> LoadReport:
 
 
 def load_trained(network: nn.Cell, source: TensorSource) -> None:
-    """Load all weights of a MindFormers checkpoint, however it was sliced, into a network of whole parameters.
+    """Load all weights of a MindFormers checkpoint of any layout into a network with whole parameters.
 
     Raises:
-        CheckpointError: when the checkpoint holds other tensors than the network; the network is untouched.
+        CheckpointError: when the tensors differ from the network's; the network is not changed.
     """
     _check_parameters(network, {name: info.shape for name, info in source.tensors.items()}, source.path)
     _set_parameters(
@@ -85,7 +85,7 @@ def _set_parameters(network: nn.Cell, tensors: Iterable[tuple[str, NDArray[np.fl
 
 
 def _check_network(network: Any, folder: HfFolder) -> None:
-    """Check that the network is the folder's model and that every parameter has its tensor."""
+    """Check that the network is the folder's model and that the folder has a tensor for every parameter."""
     folder.check_model({**network.config.to_dict(), "model_type": network.config.model_type})
     _check_parameters(network, list_mindformers_shapes(folder.sizes), folder.path)
 

@@ -1,4 +1,4 @@
-"""A network for using a model outside of training, built by MindFormers."""
+"""A network for inference, built by MindFormers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.models import register_models
 
-# Fields of a config.json that MindFormers would take for settings of its own.
-_NOT_FOR_THE_NETWORK = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
+# Fields of config.json that MindFormers would interpret as its own settings.
+_EXCLUDED_FIELDS = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
 _NO_PADDING = -1
 
 
 class InferenceNetwork:
-    """Computes logits of token sequences of one fixed length. Load its `cell` before use.
+    """Computes logits of token sequences of a fixed length. Load weights into `cell` before use.
 
     Args:
         config: The model's Hugging Face configuration.
-        length: Tokens of every sequence; shorter ones are filled up at the end, which earlier tokens do not see.
+        length: Tokens per sequence; shorter ones are padded at the end, to which earlier tokens do not attend.
         device: `CPU` or `Ascend`.
-        compute_dtype: The type of the network's computation, as "float32".
+        compute_dtype: Dtype of parameters and computation, e.g. "float32".
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class InferenceNetwork:
         register_models()
         context = {"mode": 0, "device_target": device, "device_id": 0}
         build_context(MindFormerConfig(use_legacy=False, use_parallel=False, run_mode="train", context=context))
-        fields = {key: value for key, value in config.items() if key not in _NOT_FOR_THE_NETWORK}
+        fields = {key: value for key, value in config.items() if key not in _EXCLUDED_FIELDS}
         settings: dict[str, Any] = {
             "seq_length": length,
             "pad_token_id": _NO_PADDING,

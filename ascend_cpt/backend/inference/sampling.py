@@ -1,4 +1,4 @@
-"""Continues a text with the network that was trained: every new token is one forward pass over all tokens."""
+"""Token sampling. Every new token takes one forward pass over all tokens; there is no key-value cache."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ComputeLogits = Callable[[NDArray[np.int32]], NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen: the likeliest at temperature 0, otherwise drawn from the nucleus."""
+    """How the next token is chosen: the most likely one at temperature 0, otherwise nucleus sampling."""
 
     temperature: float = 0.0
     top_p: float = 1.0
-    """Draw from the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens whose probabilities add up to this value."""
     seed: int = 0
 
 

@@ -1,4 +1,4 @@
-"""A model with its tokenizer: text in, longer text out."""
+"""A model with its tokenizer: completes text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ascend_cpt.weights.hf_folder import is_hf_folder
 
 
 class TextModel:
-    """Opens a run, a checkpoint or a Hugging Face folder, and a tokenizer.
+    """Completes text with the model of a run, a checkpoint or a Hugging Face folder.
 
     Raises:
-        CheckpointError: when there is no such model.
-        DataError: when there is no such tokenizer, or it has more entries than the model.
+        CheckpointError: when the model is not found.
+        DataError: when the tokenizer is not found, or its vocabulary is larger than the model's.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class TextModel:
         file = open_tokenizer(tokenizer_type, tokenizer)
         if file.info.vocab_size > self._config["vocab_size"]:
             raise DataError(
-                f"{tokenizer}: has {file.info.vocab_size} entries, the model {self._config['vocab_size']}: give the "
-                "tokenizer that it was trained with"
+                f"{tokenizer}: has {file.info.vocab_size} entries, but the model's vocab_size is "
+                f"{self._config['vocab_size']}; give the tokenizer that the model was trained with"
             )
         self._engine, self._eod_id = make_reference_engine(file), file.info.eod_id
         self._device, self._compute_dtype = device, compute_dtype
@@ -42,16 +42,17 @@ class TextModel:
         """Return `prompt` and its continuation.
 
         Raises:
-            DataError: when the prompt has no tokens, or with `num_tokens` more than the model has positions for.
+            DataError: when the prompt is empty, or prompt and `num_tokens` exceed the model's positions.
         """
         tokens = [int(token) for token in self._engine.encode_batch([prompt]).ids]
         length = len(tokens) + num_tokens
-        most = self._config.get("max_position_embeddings", length)
+        max_length = self._config.get("max_position_embeddings", length)
         if not tokens:
-            raise DataError("--prompt: is empty")
-        if length > most:
+            raise DataError("--prompt: is empty; give some text")
+        if length > max_length:
             raise DataError(
-                f"--prompt and --num-tokens make {length} tokens, the model has {most} positions: ask for fewer"
+                f"--prompt and --num-tokens add up to {length} tokens, the model has {max_length} positions; "
+                "lower --num-tokens"
             )
         network = InferenceNetwork(self._config, length=length, device=self._device, compute_dtype=self._compute_dtype)
         if self._trained is None:

@@ -1,8 +1,8 @@
-"""The model families that MindFormers trains here beyond its own: classes on its mcore GPTModel.
+"""Model families added to MindFormers, built on its mcore GPTModel.
 
 Importing this package registers them with MindFormers, so that `model_config: {model_type: llama, architectures:
-[LlamaForCausalLM]}` with `use_legacy: False` builds ours. MindFormers keeps its old Llama under another prefix; its own
-Qwen2, which refuses to train, is replaced.
+[LlamaForCausalLM]}` with `use_legacy: False` builds the classes here. MindFormers registers its legacy Llama under
+another prefix; its Qwen2, which cannot be trained, is replaced.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.sizes import ModelSizes, read_sizes
 
-# In MindFormers a token equal to pad_token_id carries no loss and is not attended to. No token is -1.
+# MindFormers masks tokens equal to pad_token_id in loss and attention. No token id is -1.
 NO_PADDING = -1
 
-# What the network is made of; the model's configuration may not say otherwise.
+# The fixed architecture; the model's configuration must not set other values.
 _ARCHITECTURE: dict[str, Any] = {
     "normalization": "RMSNorm",
     "add_bias_linear": False,
@@ -26,7 +26,7 @@ _ARCHITECTURE: dict[str, Any] = {
     "use_contiguous_weight_layout_attention": False,
     "use_interleaved_weight_layout_mlp": True,
 }
-# MindFormers' own defaults drop out a tenth of the hidden states, which no published recipe of these models does.
+# MindFormers' default dropout is 0.1; no published recipe of these models uses dropout.
 _DEFAULTS: dict[str, Any] = {
     "seq_length": 4096,
     "hidden_dropout": 0.0,
@@ -34,7 +34,7 @@ _DEFAULTS: dict[str, Any] = {
     "initializer_range": 0.02,
     "is_dynamic": False,
 }
-# Fields of config.json without a meaning for training here, or that `read_sizes` has already looked at.
+# Fields of config.json that do not affect training, or that `read_sizes` already handles.
 _NOT_CONVERTED = {
     "attention_bias",
     "auto_map",
@@ -75,17 +75,17 @@ class DecoderConverter(ConfigConverter):
         unknown = sorted(set(model_config) - set(ctx.mapping) - DEFAULT_WHITE_KEY)
         if unknown:
             raise ConfigError(
-                f"model_config: {', '.join(unknown)} not known for model_type {model_config['model_type']}"
+                f"model_config: unknown for model_type {model_config['model_type']}: {', '.join(unknown)}; remove them"
             )
 
 
 class DecoderConfig(PretrainedConfig):
-    """A dense decoder with RMSNorm, rotary positions and a gated MLP; fields and defaults as in transformers.
+    """A dense decoder with RMSNorm, rotary embeddings and a gated MLP; fields and defaults as in transformers.
 
-    Fields of MindFormers' TransformerConfig are accepted beside those of config.json.
+    Fields of MindFormers' TransformerConfig are accepted in addition to those of config.json.
 
     Raises:
-        ConfigError: for a field that is missing, unknown or has a value that is not supported.
+        ConfigError: for a missing or unknown field, or an unsupported value.
     """
 
     model_type: ClassVar[str]
@@ -94,26 +94,26 @@ class DecoderConfig(PretrainedConfig):
         for key, value in _ARCHITECTURE.items():
             if fields.get(key, value) != value:
                 raise ConfigError(
-                    f"model_config.{key}: {fields[key]} is not possible for {self.model_type}, only {value}"
+                    f"model_config.{key}: {fields[key]} is not supported for {self.model_type}; set it to {value}"
                 )
         sizes = read_sizes({**fields, "model_type": self.model_type})
-        given = {**_DEFAULTS, **_ARCHITECTURE, **fields, **_as_fields(sizes)}
+        given = {**_DEFAULTS, **_ARCHITECTURE, **fields, **_list_resolved_fields(sizes)}
         if given.get("pad_token_id") is None:
             given["pad_token_id"] = NO_PADDING
         super().__init__(**given)
 
     @property
     def sizes(self) -> ModelSizes:
-        """The sizes that the weights depend on."""
+        """The model's sizes, which determine the weights' shapes."""
         return read_sizes(self.to_dict())
 
     def convert_to_transformer_config(self, is_mla_model: bool = False) -> TransformerConfig:
-        """Return the configuration as MindFormers' TransformerConfig; MindFormers calls this."""
+        """Return the configuration as MindFormers' TransformerConfig; called by MindFormers."""
         return DecoderConverter.convert(self.to_dict(), is_mla_model=is_mla_model)
 
 
-def _as_fields(sizes: ModelSizes) -> dict[str, Any]:
-    """What config.json may leave out or say in two ways, said in the way that MindFormers reads."""
+def _list_resolved_fields(sizes: ModelSizes) -> dict[str, Any]:
+    """Return the fields that config.json may omit or write in two ways, as MindFormers expects them."""
     return {
         "add_qkv_bias": sizes.has_qkv_bias,
         "head_dim": sizes.head_dim,

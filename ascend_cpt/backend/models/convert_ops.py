@@ -1,4 +1,4 @@
-"""MindFormers' own loading of Hugging Face weights, told by the same tables that `ascend_cpt.weights` converts with."""
+"""Converters for MindFormers' `load_hf_checkpoint`, built from the same tables that `ascend_cpt.weights` uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ascend_cpt.model.tensor_layout import Array, GroupedQkv, InterleavedRows, S
 
 
 class GroupedBiasConvertOp(QKVBiasConvertOp):
-    """The biases of query, key and value by key-value head; MindFormers' own takes one query head per key head."""
+    """Joins query, key and value biases by key-value head; MindFormers' version assumes one query head per key head."""
 
     def _hf_to_mf(self, weights: list[Array]) -> list[Array]:
         num_groups = self.num_query_groups // self.tensor_model_parallel_size // self.optimizer_parallel_size
@@ -27,7 +27,7 @@ class GroupedBiasConvertOp(QKVBiasConvertOp):
 
 
 class DecoderTemplate(WeightTemplate):
-    """How MindFormers' `load_hf_checkpoint` converts, with the biases of query, key and value that it leaves out."""
+    """The converter of MindFormers' `load_hf_checkpoint`, extended by the query, key and value biases that it skips."""
 
     def preprocess_hf_weights(
         self,
@@ -37,7 +37,7 @@ class DecoderTemplate(WeightTemplate):
         qkv_weights: dict[str, dict[str, Any]],
         num_moe_experts: int | None,
     ) -> tuple[str | None, Any]:
-        """Collect the whole parts of a joined tensor: return its name and value with the last part, until then None."""
+        """Collect the parts of a joined tensor; return its name and value once all parts are there, None before."""
         if not src_name.endswith(".bias"):
             return super().preprocess_hf_weights(src_name, parameter, experts_weights, qkv_weights, num_moe_experts)
         (name,) = self.get_mf_name(src_name)
@@ -46,13 +46,13 @@ class DecoderTemplate(WeightTemplate):
         op = self.get_convert_op(src_name, self.hf_name_to_converter)
         if len(parts) < len(op.hf_names):
             return None, None
-        # q_proj, k_proj, v_proj as in the table.
+        # In the table's order: q_proj, k_proj, v_proj.
         ordered = [next(part for key, part in parts.items() if key.endswith(hf.split(".{}.")[1])) for hf in op.hf_names]
         joined = np.concatenate([part.reshape(op.num_query_groups, -1) for part in ordered], axis=1)
         return name, joined.reshape(-1)
 
 
-# MindFormers' "concat" interleaves rows.
+# MindFormers' ConcatConvertOp interleaves rows.
 _OPS = {Same: RenameConvertOp, GroupedQkv: QKVConvertOp, InterleavedRows: ConcatConvertOp}
 
 

@@ -17,10 +17,10 @@ from ascend_cpt.model.rope import compute_inverse_frequencies
 
 
 class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
-    """The network that a family's class names and MindFormers builds.
+    """Base class of the model families; MindFormers builds the subclasses.
 
-    Inputs are those of GPTModel: input_ids and labels (batch, seq_length) int32, labels already shifted. Outputs in
-    training: four losses of which only the first, the language model's, is not zero; otherwise the logits
+    Inputs are those of GPTModel: input_ids and labels (batch, seq_length) int32, labels already shifted. Returns in
+    training four losses, of which only the first (language model) is not zero; otherwise the logits
     (batch * seq_length, vocab_size) in float32.
     """
 
@@ -40,10 +40,10 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
             post_process=transformer_config.post_process,
         )
         sizes = config.sizes
-        # GPTModel's own rope scaling knows one set of Llama 3.1's factors; these are the configuration's.
+        # GPTModel hard-codes one set of Llama 3.1's scaling factors; use those of the configuration.
         frequencies = compute_inverse_frequencies(sizes.rope, sizes.head_dim)
         self.model.rotary_pos_emb.inv_freq = Tensor(frequencies, ms.float32)
-        # What MindFormers' `load_hf_checkpoint` converts with.
+        # Used by MindFormers' `load_hf_checkpoint`.
         self.template = DecoderTemplate(weight_converters=make_convert_ops(config.model_type))
         self.template.set_model_config(transformer_config)
 

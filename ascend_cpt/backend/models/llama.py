@@ -1,4 +1,4 @@
-"""Llama 2 and Llama 3 (3, 3.1, 3.2), as MindFormers finds them by `model_type: llama`."""
+"""Llama 2 and Llama 3 (3, 3.1, 3.2), registered with MindFormers as `model_type: llama`."""
 
 from __future__ import annotations
 

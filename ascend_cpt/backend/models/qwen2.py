@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5, as MindFormers finds them by `model_type: qwen2`."""
+"""Qwen2 and Qwen2.5, registered with MindFormers as `model_type: qwen2`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ class Qwen2Config(DecoderConfig):
 
 
 class Qwen2ForCausalLM(DecoderForCausalLM):
-    """A Qwen2: as a Llama, with a bias on query, key and value."""
+    """A Qwen2: like a Llama, with biases on query, key and value."""
 
     config_class: ClassVar[type[DecoderConfig]] = Qwen2Config

@@ -1,4 +1,4 @@
-"""What is passed between the command and the process that simulates a rank."""
+"""The input and output files of the process that simulates a rank."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process compiles."""
+    """Input of the process."""
 
     yaml_path: str
     result_path: str
@@ -18,24 +18,24 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterOnRank:
-    """A parameter as MindSpore cut it for a rank. Shapes are in elements."""
+    """A parameter as sharded by MindSpore for a rank. Shapes are in elements."""
 
     name: str
     shape: list[int]
     tensor_shape: list[int]
     """After tensor parallel."""
     stored_shape: list[int]
-    """After the optimizer's sharding as well."""
+    """After tensor parallel and optimizer sharding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankOutcome:
-    """What a process found, or the error that it met."""
+    """Output of the process: its findings or its error."""
 
     parameters: list[ParameterOnRank] = field(default_factory=list)
     num_steps: int = 0
     peak_bytes: int = 0
-    """Largest sum of what MindSpore had allocated on the simulated device."""
+    """Peak memory that MindSpore allocated on the simulated device."""
     host_bytes: int = 0
-    """Largest resident memory of the process."""
+    """Peak resident memory of the process."""
     error: str = ""

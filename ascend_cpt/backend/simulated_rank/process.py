@@ -1,7 +1,7 @@
-"""One rank of a cluster, compiled in this process on the simulated device: `python -m ...child JOB.json`.
+"""Compiles one rank of a cluster on the simulated device; run as `python -m` this module with the job's JSON file.
 
-The environment is set by `launch` before the interpreter starts. MindFormers' Trainer runs as in training; only
-data and callbacks are ours. What was found is written to the job's result file; the process may abort while it ends.
+The parent (`ascend_cpt.simulate.run_rank`) sets the environment. MindFormers' Trainer runs as in training, with its
+data loader and callbacks replaced. The outcome is written to the job's result file; the process may abort at exit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ascend_cpt.files import write_text
 from ascend_cpt.processes import die_with_parent
 
 LOADER_NAME = "SimulatedRows"
-WATCH_NAME = "SimulationWatch"
+CALLBACK_NAME = "SimulationCallback"
 NUM_LAYOUT_ENTRIES = 8
 KILOBYTE = 1024
 
@@ -32,7 +32,7 @@ def main(job_path: Path) -> int:
     try:
         _run(job)
     except Exception as error:
-        # MindSpore's own errors are told to the user by the parent; the traceback is in the log.
+        # The parent reports MindSpore's error to the user; the traceback is in the log.
         traceback.print_exc()
         outcome = RankOutcome(error=f"{type(error).__name__}: {error}")
         write_text(Path(job.result_path), json.dumps(dataclasses.asdict(outcome)))
@@ -42,7 +42,7 @@ def main(job_path: Path) -> int:
 
 def _run(job: Job) -> None:
     if not job.uses_cann:
-        # The wheel of HCCL, which MindSpore asks for, belongs to CANN.
+        # MindSpore checks for the HCCL wheel, which is a part of CANN.
         from mindspore.communication._comm_helper import GlobalComm
 
         GlobalComm.CHECK_ENVS = False
@@ -51,34 +51,38 @@ def _run(job: Job) -> None:
     from mindformers.trainer import Trainer
     from mindformers.utils.file_utils import set_output_path
 
-    register_rows_and_watch(job)
-    keep_optimizer_in_the_step()
-    leave_weights_empty()
+    # These modules register themselves with MindFormers on import.
+    import ascend_cpt.backend.models
+    import ascend_cpt.backend.training.learning_rate  # noqa: F401
+
+    register_loader_and_callback(job)
+    always_run_optimizer()
+    skip_weight_initialization()
     set_output_path(os.getcwd())
     config = MindFormerConfig(job.yaml_path)
     build_context(config)
-    report("building the network")
+    write_phase("building the network")
     Trainer(config).train()
 
 
-def report(phase: str) -> None:
-    """Tell the parent what begins now."""
+def write_phase(phase: str) -> None:
+    """Write the current phase for the parent to print."""
     Path("phase").write_text(phase, encoding="utf-8")
 
 
-def keep_optimizer_in_the_step() -> None:
-    """Make the step always run its optimizer.
+def always_run_optimizer() -> None:
+    """Make the step run its optimizer unconditionally.
 
     MindFormers runs it `if not overflow`. The simulated device computes no flag, so the branch would not be taken and
-    the optimizer's states never be allocated; without a pipeline or a cluster the branch cannot even be built.
+    the optimizer states not allocated; without a pipeline or a cluster the branch cannot be compiled at all.
     """
     from mindspore.nn.wrap.loss_scale import TrainOneStepWithLossScaleCell
 
-    TrainOneStepWithLossScaleCell.process_loss_scale = _never_overflows
+    TrainOneStepWithLossScaleCell.process_loss_scale = _return_no_overflow
 
 
-def leave_weights_empty() -> None:
-    """Spare the minutes and the memory that random weights of a large model take: nothing looks at them."""
+def skip_weight_initialization() -> None:
+    """Skip random initialization, which takes minutes and memory for a large model: the values are not used."""
     from mindspore.common.initializer import Initializer
 
     Initializer.__call__ = _initialize_nothing
@@ -88,11 +92,11 @@ def _initialize_nothing(self: Any, array: Any) -> None:
     return None
 
 
-def _never_overflows(self: Any, overflow: Any) -> bool:
+def _return_no_overflow(self: Any, overflow: Any) -> bool:
     return False
 
 
-def register_rows_and_watch(job: Job) -> None:
+def register_loader_and_callback(job: Job) -> None:
     """Register the data loader and the callback of the job's YAML with MindFormers."""
     import mindspore.dataset as ds
     import numpy as np
@@ -102,7 +106,7 @@ def register_rows_and_watch(job: Job) -> None:
     from ascend_cpt.data.packed.network_inputs import RowFormat
 
     class SimulatedRows:
-        """Rows without content, as the run would have them; the simulated device does not look at them."""
+        """Rows of zeros in the run's format; the simulated device does not read them."""
 
         def __new__(
             cls,
@@ -112,20 +116,20 @@ def register_rows_and_watch(job: Job) -> None:
             num_shards: int | None = None,
             **_: Any,
         ) -> ds.GeneratorDataset:
-            settled = RowFormat.from_record(row_format)
-            row = np.zeros(settled.seq_length + 1, np.int32)
-            rows = [settled.make(row, place) for place in range(num_rows // (num_shards or 1))]
+            resolved = RowFormat.from_record(row_format)
+            row = np.zeros(resolved.seq_length + 1, np.int32)
+            rows = [resolved.make(row, place) for place in range(num_rows // (num_shards or 1))]
             return ds.GeneratorDataset(rows, column_names=column_names, shuffle=False, num_parallel_workers=1)
 
-    class SimulationWatch(Callback):
-        """Writes what the compiled step holds, after the last of the job's steps."""
+    class SimulationCallback(Callback):
+        """Writes the job's outcome after its last step."""
 
         def on_train_begin(self, run_context: Any) -> None:
-            report("compiling")
+            write_phase("compiling")
 
         def on_train_step_end(self, run_context: Any) -> None:
             params = run_context.original_args()
-            report(f"step {params.cur_step_num}")
+            write_phase(f"step {params.cur_step_num}")
             if params.cur_step_num < job.num_steps:
                 return
             outcome = RankOutcome(
@@ -139,11 +143,11 @@ def register_rows_and_watch(job: Job) -> None:
 
     register = MindFormerRegister.register_cls
     register(SimulatedRows, MindFormerModuleType.DATASET_LOADER)
-    register(SimulationWatch, MindFormerModuleType.CALLBACK)
+    register(SimulationCallback, MindFormerModuleType.CALLBACK)
 
 
 def list_parameters(network: Any) -> list[ParameterOnRank]:
-    """Return the parameters that this rank's stage uses, as MindSpore cut them."""
+    """Return the parameters of this rank's stage, as sharded by MindSpore."""
     layouts = network.parameter_layout_dict
     found = []
     for parameter in network.get_parameters():
@@ -151,7 +155,7 @@ def list_parameters(network: Any) -> list[ParameterOnRank]:
         if layout is None and layouts:
             continue  # of another stage
         shape = [int(size) for size in parameter.shape]
-        if layout is None:  # one device: nothing is cut
+        if layout is None:  # one device: nothing is sharded
             found.append(ParameterOnRank(name=parameter.name, shape=shape, tensor_shape=shape, stored_shape=shape))
             continue
         assert len(layout) >= NUM_LAYOUT_ENTRIES

@@ -1,4 +1,4 @@
-"""Puts together what watches a run: sinks, guards, alarms, validation and saving, as callbacks."""
+"""Builds the callbacks of a run: sinks, guards, alarms, validation and saving."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def build_callbacks(
     data_rank: int,
     is_first_on_node: bool,
 ) -> list[Callback]:
-    """Return the callbacks of a rank; the rank that reports has sinks. Call it before the network is built.
+    """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
 
-    Without shared storage the first rank of every node completes the checkpoints there, and keeps the records that a
-    continuation reads.
+    Without shared storage the first rank of every node completes the checkpoints there and writes the metrics.jsonl
+    that a resumed run reads.
     """
     cpt, budget = run.config.cpt, run.budget
     reports = rank == run.report_rank
@@ -62,7 +62,7 @@ def build_callbacks(
         PhaseSpan(name=phase.name, first_step=phase.first_step, stop_step=phase.stop_step) for phase in run.phases
     ]
     judge = StepJudge(cpt.guards, first_steps=[phase.first_step for phase in phases])
-    # Every rank remembers the same: they must come to the same verdicts.
+    # Every rank restores the same history, so that all reach the same verdicts.
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     shared = cpt.storage.shared
@@ -72,7 +72,7 @@ def build_callbacks(
         keeps_records = is_first_on_node and not shared
         sinks = SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
     if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
-        _accept_lost_records(run, initial_step, sinks)
+        _check_missing_records(run, initial_step, sinks)
     monitor = StepMonitor(
         budget=budget,
         initial_step=initial_step,
@@ -87,7 +87,7 @@ def build_callbacks(
         sinks=sinks,
     )
     validation = cpt.validation
-    keeper = RunController(
+    controller = RunController(
         total_steps=budget.total_steps,
         initial_step=initial_step,
         writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
@@ -96,17 +96,17 @@ def build_callbacks(
         validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
         num_ranks=run.layout.world_size,
-        tells_launcher=is_first_on_node,
+        reports_to_launcher=is_first_on_node,
         alarm=ForgettingAlarm(validation.sets if validation else {}),
         recorded_validations=history.validations,
         sinks=sinks,
         monitor=monitor,
     )
-    return [monitor, keeper]
+    return [monitor, controller]
 
 
 def describe_run(run: ResolvedRun) -> RunInfo:
-    """Return what a report must know of a run beside its records."""
+    """Return what a report needs in addition to the records."""
     model, sizes, budget = run.model, read_sizes(run.model), run.budget
     device_name = _get_device_name(run)
     return RunInfo(
@@ -137,12 +137,12 @@ def describe_run(run: ResolvedRun) -> RunInfo:
 
 
 def _plan_tokens(run: ResolvedRun, phase: Phase) -> dict[str, int]:
-    """Return the tokens of each source in a phase; where all rows are shuffled together, what is to be expected."""
+    """Return the tokens of each source in a phase; expected values where all rows are shuffled together."""
     batch, length = run.budget.global_batch_size, run.budget.seq_length
     if phase.shares is not None:
         rows = run.count_source_rows(phase.first_step, phase.stop_step)
         return {source: rows[source] * length for source in phase.shares}
-    # Exact numbers would need a look at every row of the phase.
+    # Exact numbers would require going through every row of the phase.
     total_rows = sum(source.num_rows for source in run.sources)
     return {
         source.name: round(phase.num_steps * batch * source.num_rows / total_rows) * length for source in run.sources
@@ -153,21 +153,21 @@ def _get_device_name(run: ResolvedRun) -> str:
     return "CPU" if uses_cpu(run.config) else str(ms.hal.get_device_name(0, "Ascend"))
 
 
-def _accept_lost_records(run: ResolvedRun, initial_step: int, sinks: SinkGroup) -> None:
-    """Warn that guards and alarms start anew, unless ranks would then decide differently.
+def _check_missing_records(run: ResolvedRun, initial_step: int, sinks: SinkGroup) -> None:
+    """Warn that guards and alarms restart without history, or fail where ranks could then decide differently.
 
     Raises:
-        CheckpointError: when several ranks must come to one decision and this one does not know what others may know.
+        CheckpointError: when all ranks must reach the same decision but this one lacks the records.
     """
     cpt, path = run.config.cpt, run.run_dir / METRICS_NAME
     stops = [entry for entry in (cpt.validation.sets if cpt.validation else {}).values() if entry.on_increase == "stop"]
     decides = bool(cpt.guards.loss_spike or cpt.guards.grad_norm_spike or stops)
     if decides and run.layout.world_size > 1:
         raise CheckpointError(
-            f"{path}: has no records up to step {initial_step}, by which cpt.guards and on_increase decide the same on "
-            "every rank; copy the file from another node, or leave these settings out"
+            f"{path}: has no records up to step {initial_step}, which cpt.guards and on_increase need to decide the "
+            "same on every rank; copy the file from another node, or remove these settings"
         )
-    sinks.warn(f"{path}: has no records up to step {initial_step}; guards and alarms start anew")
+    sinks.warn(f"{path}: has no records up to step {initial_step}; guards and alarms restart without history")
 
 
 def _describe_set(run: ResolvedRun, dataset: Dataset) -> dict[str, Any]:

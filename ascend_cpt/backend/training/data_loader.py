@@ -1,7 +1,7 @@
-"""The training data loader, registered with MindFormers: the rows of the run in order, each rank reading its own.
+"""The training data loader, registered with MindFormers: each rank reads its own rows of the run, in order.
 
-Position p of the run is the row that `SampleOrder` computes for it. Rank r of n data-parallel ranks holds the positions
-of its part of every global batch, so that the global batch of a step holds the same rows for every n.
+Position p of the run is the row that `SampleOrder` computes for it. Rank r of n data-parallel ranks reads a contiguous
+part of every global batch, so the global batch of a step contains the same rows for every n.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ROWS_PER_WINDOW = 2048
 class MindRecordRows:
     """Random access to the rows of a packed dataset, read in windows.
 
-    MindRecord files have no cheap access to a single row, but MindDataset yields exactly the rows that a sampler names.
+    Reading a single row of a MindRecord file is slow, but MindDataset reads the rows of a sampler in one pass.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        # MindDataset refuses files without rows, which a sub that got no documents leaves.
+        # MindDataset refuses files without rows, which a shard without documents has.
         self._files = [str(manifest.folder / shard.file) for shard in manifest.shards if shard.num_rows]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
 
         Raises:
-            DataError: when the files hold fewer rows than their manifest says.
+            DataError: when the files contain fewer rows than their manifest lists.
         """
-        # MindDataset refuses more rows than there are, so a row that comes twice (in two epochs) is read once.
+        # MindDataset refuses more rows than the file has, so a repeated row (of two epochs) is read once.
         unique, inverse = np.unique(rows, return_inverse=True)
         dataset = ds.MindDataset(
             self._files, columns_list=["input_ids"], sampler=ds.SubsetSampler(unique.tolist()), num_parallel_workers=1
@@ -53,7 +53,7 @@ class MindRecordRows:
 
 
 class PackedRows:
-    """Random access to the rows of datasets of either format, by the number of the dataset and of the row in it."""
+    """Random access to the rows of several datasets of either format, by dataset number and row number."""
 
     def __init__(self, manifests: Sequence[Manifest], seq_length: int) -> None:
         self._parts = [
@@ -66,7 +66,7 @@ class PackedRows:
         """Return row `rows[i]` of dataset `numbers[i]` for every i: int32 of shape (len(rows), seq_length + 1).
 
         Raises:
-            DataError: when files hold fewer rows than their manifest says.
+            DataError: when files contain fewer rows than their manifest lists.
         """
         found = np.empty((len(rows), self._row_length), dtype=np.int32)
         for number in np.unique(numbers):
@@ -76,7 +76,7 @@ class PackedRows:
 
 
 class RunRows:
-    """What one rank trains on, as a random-access source: item i is its i-th row of the run."""
+    """The rows of one rank as a random-access source: item i is its i-th row of the run."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class RunRows:
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         index = int(index)
         if index >= self._num_items:
-            raise IndexError(index)  # ends a plain for loop; a negative index is never asked for
+            raise IndexError(index)  # ends a plain for loop; negative indices do not occur
         offset = index - self._window_start
         if not 0 <= offset < len(self._window):
             items = np.arange(index, min(index + ROWS_PER_WINDOW, self._num_items))
@@ -116,10 +116,10 @@ class RunRows:
 
 
 def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifest]:
-    """Load the manifests at `paths` and make sure that they are the ones the run was settled with.
+    """Load the manifests at `paths` and check that they have not changed since the run was resolved.
 
     Raises:
-        DataError: when a dataset was changed since.
+        DataError: when a dataset has changed.
     """
     manifests = [load_manifest(path) for path in paths]
     for path, manifest, digest in zip(paths, manifests, digests, strict=True):
@@ -130,7 +130,7 @@ def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifes
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET_LOADER)
 class CptPackedDataLoader:
-    """MindFormers' data loader of a run; `train_dataset.data_loader` in the resolved YAML holds its arguments."""
+    """The run's data loader in MindFormers; `train_dataset.data_loader` in the resolved YAML has its arguments."""
 
     def __new__(
         cls,
@@ -144,17 +144,17 @@ class CptPackedDataLoader:
         num_shards: int | None = None,
         **_unused: object,
     ) -> ds.GeneratorDataset:
-        """Return the dataset of this rank (MindFormers passes its rank, the number of ranks and the batch)."""
+        """Return the dataset of this rank (MindFormers passes rank, number of ranks and batch size)."""
         opened = open_manifests(manifests, digests)
-        settled = RowFormat.from_record(row_format)
-        assert list(settled.columns) == column_names
+        resolved = RowFormat.from_record(row_format)
+        assert list(resolved.columns) == column_names
         source = RunRows(
-            PackedRows(opened, settled.seq_length),
+            PackedRows(opened, resolved.seq_length),
             SampleOrder.from_record(sample_order),
             rank=shard_id or 0,
             num_ranks=num_shards or 1,
             batch_size=batch_size,
-            row_format=settled,
+            row_format=resolved,
         )
         return ds.GeneratorDataset(source, column_names=column_names, shuffle=False, num_parallel_workers=1)
 

@@ -1,4 +1,4 @@
-"""The learning rate as the network sees it: a look-up into the table that `ascend_cpt.recipe.schedule` computes."""
+"""The learning rate in the network: a lookup in the table computed by `ascend_cpt.recipe.schedule`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ascend_cpt.run.mindformers_yaml import SCHEDULE_NAME
 
 @MindFormerRegister.register(MindFormerModuleType.LR)
 class CptTableLR(LearningRateSchedule):
-    """Learning rate of the optimizer's global step; past the end of the table the last rate holds."""
+    """Learning rate by the optimizer's global step; past the end of the table it stays at the last value."""
 
     def __init__(self, kind: str, segments: list[dict[str, Any]], total_steps: int) -> None:
         super().__init__()

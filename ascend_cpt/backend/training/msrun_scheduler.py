@@ -1,4 +1,4 @@
-"""The process of a launch that trains nothing: msrun starts the script once more as the workers' meeting point."""
+"""The scheduler process: msrun starts the script once more as the rendezvous of the workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def is_scheduler() -> bool:
 
 
 def serve_workers() -> None:
-    """Let the workers find each other; returns when the last one has left."""
+    """Run the rendezvous of the workers; returns when the last one has exited."""
     import mindspore as ms
     from mindspore.communication import init
 

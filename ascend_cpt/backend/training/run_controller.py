@@ -1,4 +1,4 @@
-"""What happens around a training step: records, guards, validation, checkpoints, an asked-for stop."""
+"""Validates, saves and stops the run at the steps where this is due."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mindspore.train import Callback
 
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training.step_monitor import StepMonitor
-from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_request, keep_listening
+from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_request, reinstall_handlers
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.cluster.job.launcher_files import report_step
 from ascend_cpt.errors import RunStopped
@@ -19,7 +19,7 @@ from ascend_cpt.monitor.sinks import SinkGroup
 
 
 class RunController(Callback):
-    """Validates, saves and stops at the steps where that is due. Must be the last callback."""
+    """Validates, saves and stops at the steps where this is due. Must be the last callback."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class RunController(Callback):
         validate_every_steps: int | None,
         stop_at_step: int | None,
         num_ranks: int,
-        tells_launcher: bool,
+        reports_to_launcher: bool,
         alarm: ForgettingAlarm,
         recorded_validations: Sequence[Mapping[str, Any]],
         sinks: SinkGroup,
@@ -44,39 +44,39 @@ class RunController(Callback):
         self._build_evaluator, self._validate_every = build_evaluator, validate_every_steps
         self._evaluator: Evaluator | None = None
         self._stop_at_step = stop_at_step
-        self._num_ranks, self._tells_launcher = num_ranks, tells_launcher
+        self._num_ranks, self._reports_to_launcher = num_ranks, reports_to_launcher
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
 
     def on_train_begin(self, run_context: RunContext) -> None:
-        """Validate the weights that the run starts with, or take over the base that it started with.
+        """Validate the initial weights; in a resumed run restore the recorded validations instead.
 
         Raises:
-            RunStopped: when the alarm that stopped the run is still up.
+            RunStopped: when the last recorded validation still exceeds its limit.
         """
         if self._build_evaluator is not None:
             self._evaluator = self._build_evaluator(run_context.original_args().network)
             restored = self._alarm.restore(self._recorded_validations)
-            self._end_if_asked([verdict for verdict in restored if verdict.stop], "")
+            self._stop_on_alarm([verdict for verdict in restored if verdict.stop], "")
             if self._initial_step == 0:
                 self._validate(0)
         self._monitor.mark_step_over()
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
-        """Hear Ctrl-C again, which a data pipeline that was started meanwhile has taken for itself."""
-        keep_listening()
+        """Reinstall the signal handlers: a data pipeline started in the meantime has replaced the one for Ctrl-C."""
+        reinstall_handlers()
 
     def on_train_step_end(self, run_context: RunContext) -> None:
-        """Do what is due after this step.
+        """Validate, save or stop if due after this step.
 
         Raises:
-            RunStopped: when a validation set's alarm ends the run.
-            StoppedBySignal: when the run was asked to end, after saving.
+            RunStopped: when the alarm of a validation set stops the run.
+            StoppedBySignal: after saving, when a stop signal was received.
         """
         cb_params = run_context.original_args()
         step = self._initial_step + cb_params.cur_step_num
         self._writer.advance()
-        if self._tells_launcher:
+        if self._reports_to_launcher:
             report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
         request = None if last else find_request(self._num_ranks)
@@ -85,12 +85,12 @@ class RunController(Callback):
             stopping = self._validate(step)
         if last or stopping or request or _is_due(step, self._save_every):
             folder = self._writer.save(step, cb_params, wait=bool(last or stopping or request))
-            self._end_if_asked(stopping, f"; saved in {folder}")
+            self._stop_on_alarm(stopping, f"; saved in {folder}")
             if request:
                 self._sinks.close()
                 raise StoppedBySignal(
-                    f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; the same "
-                    "command goes on",
+                    f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; run the "
+                    "same command to resume",
                     request,
                 )
         if last:
@@ -98,15 +98,15 @@ class RunController(Callback):
         self._monitor.mark_step_over()
 
     def finish_saving(self) -> None:
-        """Complete what is still saved in the background, before the run ends by another callback."""
+        """Complete a background save before another callback's exception ends the run."""
         self._writer.finish()
 
     def on_train_end(self, run_context: RunContext) -> None:
-        """Write out what the sinks hold back."""
+        """Close the sinks."""
         self._sinks.close()
 
     def _validate(self, step: int) -> list[AlarmVerdict]:
-        """Write the losses of all sets and return the verdicts that end the run; all ranks come to the same ones."""
+        """Write the losses of all sets; return the verdicts that stop the run, the same on all ranks."""
         if self._evaluator is None:
             return []
         verdicts = [self._alarm.judge(record) for record in self._evaluator.evaluate(step)]
@@ -116,12 +116,12 @@ class RunController(Callback):
                 self._sinks.warn(verdict.message)
         return [verdict for verdict in verdicts if verdict.stop]
 
-    def _end_if_asked(self, verdicts: Sequence[AlarmVerdict], saved: str) -> None:
+    def _stop_on_alarm(self, verdicts: Sequence[AlarmVerdict], saved: str) -> None:
         if verdicts:
             self._sinks.close()
-            told = "; ".join(verdict.message for verdict in verdicts)
+            messages = "; ".join(verdict.message for verdict in verdicts)
             raise RunStopped(
-                f"stopped by on_increase: {told}{saved}; to go on, raise its max_increase or set on_increase to warn"
+                f"stopped by on_increase: {messages}{saved}; to continue, raise max_increase or set on_increase to warn"
             )
 
 

@@ -1,9 +1,9 @@
-"""Guards in the training step: the update of a spike is left out on the device, before the optimizer runs.
+"""Spike guards in the training step: the update is skipped on the device, before the optimizer runs.
 
-MindFormers decides on the update in `construct` of its two wrappers: `if not overflow` and, with
-`use_skip_data_by_global_norm`, `if global_norm < threshold`. Our subclasses take their names in MindFormers' registry,
-put parameters in the place of the threshold and add the loss to the first condition. The host sets these parameters
-between steps, so the graph is compiled once, and it is the same in graph and PyNative mode, with and without data sink.
+MindFormers' two wrappers skip the update in `construct`: `if not overflow` and, with `use_skip_data_by_global_norm`,
+`if global_norm < threshold`. The subclasses here replace them in MindFormers' registry, make the threshold a parameter
+and add the loss to the first condition. The host sets these parameters between steps, so the graph is compiled once. It
+works in graph and PyNative mode, with and without data sink.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ascend_cpt.monitor.record import to_json_number
 
 
 class _Guarded:
-    """What both wrappers get. The loss that counts is the mean over micro batches and ranks."""
+    """Additions to both wrappers. The guarded loss is the mean over micro batches and ranks."""
 
     guards_loss = False  # set for the process by `install_guards`: a constant in the graph
     is_distributed: bool
@@ -44,23 +44,23 @@ class _Guarded:
         self.loss_limit = Parameter(Tensor(math.inf, ms.float32), name="loss_limit", requires_grad=False)
         self.grad_norm_limit = Parameter(Tensor(math.inf, ms.float32), name="grad_norm_limit", requires_grad=False)
         self.num_losses = getattr(self, "micro_size", 1) * (get_group_size() if self.is_distributed else 1)
-        # Upstream's own condition, with a parameter for its constant. Without clipping there is no norm.
+        # MindFormers' condition, with a parameter instead of its constant. Without clipping there is no norm.
         self.use_skip_data_by_global_norm = self.use_clip_grad
         self.global_norm_spike_threshold = Parameter(
             Tensor(math.inf, ms.float32), name="grad_norm_threshold", requires_grad=False
         )
 
     def grads_for_mcore(self, scaling_sens: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
-        """Return loss, gradients and their scale as upstream does; keep the loss and take over the norm's limit."""
+        """Return loss, gradients and their scale as upstream does; store the loss and copy the norm's limit."""
         loss, grads, grad_scale_factor = self.upstream_grads(scaling_sens, *inputs)
         if self.guards_loss:
             ops.assign(self.guarded_loss, ops.cast(loss, ms.float32).reshape(()))
-        # A parameter that only the branch reads keeps its first value there, whatever the host sets (CPU, graph mode).
+        # A parameter read only inside the branch keeps its initial value there (CPU, graph mode), hence the copy.
         ops.assign(self.global_norm_spike_threshold, self.grad_norm_limit + 0.0)
         return loss, grads, grad_scale_factor
 
     def process_loss_scale(self, overflow: Tensor) -> Tensor:
-        """Return whether to leave out the update. The loss scale itself follows real overflows only."""
+        """Return whether to skip the update. The loss scale changes on real overflows only."""
         is_skipped = self.upstream_process(overflow)
         if self.guards_loss:
             loss = self.guarded_loss + 0.0
@@ -71,21 +71,21 @@ class _Guarded:
 
 
 class GuardedTrainOneStepCell(_Guarded, MFTrainOneStepCell):
-    """MFTrainOneStepCell with limits."""
+    """MFTrainOneStepCell with spike guards."""
 
     upstream_grads = MFTrainOneStepCell.grads_for_mcore
     upstream_process = MFTrainOneStepCell.process_loss_scale
 
 
 class GuardedPipelineCell(_Guarded, MFPipelineWithLossScaleCell):
-    """MFPipelineWithLossScaleCell, which accumulates gradients and runs pipeline stages, with limits."""
+    """MFPipelineWithLossScaleCell, which accumulates gradients and runs pipeline stages, with spike guards."""
 
     upstream_grads = MFPipelineWithLossScaleCell.grads_for_mcore
     upstream_process = MFPipelineWithLossScaleCell.process_loss_scale
 
 
 def install_guards(config: GuardConfig) -> None:
-    """Let MindFormers build the guarded wrappers if spikes are to be skipped; call it before the network is built."""
+    """Register the guarded wrappers if spikes are to be skipped; call it before the network is built."""
     if config.loss_spike is None and config.grad_norm_spike is None:
         return
     _Guarded.guards_loss = config.loss_spike is not None
@@ -97,11 +97,11 @@ def install_guards(config: GuardConfig) -> None:
 
 
 class StepGuard:
-    """Carries the judge's limits to the device and its verdicts into the run.
+    """Sets the judge's limits on the device and applies its verdicts to the run.
 
     Args:
-        judge: Holds the limits; every rank has one and comes to the same verdicts.
-        run_dir: Where the rows of a step that stopped the run are written.
+        judge: Computes limits and verdicts; the same on every rank.
+        run_dir: Where the rows of the step that stopped the run are written.
         list_rows: Step (from 0) → (source, row) of every row of its global batch.
         reports: Whether this rank writes.
     """
@@ -119,21 +119,21 @@ class StepGuard:
 
     @property
     def num_skipped(self) -> int:
-        """Steps of the run that were left out so far."""
+        """Skipped steps of the run so far."""
         return self._judge.num_skipped
 
     def set_limits(self, wrapper: Any) -> None:
-        """Give the device the limits of the next step."""
+        """Set the limits of the next step on the device."""
         limits = (self._judge.loss_limit, self._judge.grad_norm_limit)
         if limits != self._limits:
             wrapper.loss_limit.set_data(Tensor(limits[0], ms.float32))
-            # Upstream wants the norm below its threshold: the next float32 above the largest norm that is no spike.
+            # MindFormers requires norm < threshold: use the next float32 above the largest norm that is no spike.
             threshold = np.nextafter(np.float32(limits[1]), np.float32(np.inf))
             wrapper.grad_norm_limit.set_data(Tensor(threshold, ms.float32))
             self._limits = limits
 
     def judge(self, wrapper: Any, *, step: int, loss: float, grad_norm: float | None, is_skipped: bool) -> StepVerdict:
-        """Return the verdict on a step that has run and prepare the next one."""
+        """Return the verdict on a finished step and set the limits of the next one."""
         verdict = self._judge.judge(
             step=step,
             loss=loss,
@@ -142,15 +142,15 @@ class StepGuard:
             scaled=getattr(wrapper, "loss_scaling_manager", None) is not None,
         )
         if verdict.skipped:
-            # The optimizer did not count this step. The learning rate belongs to the step and its data, not to the
-            # number of updates, so that a skipped step moves nothing else of the plan.
+            # The optimizer did not count this step. The learning rate follows the step, not the number of updates, so
+            # a skipped step does not shift the schedule.
             counter = wrapper.optimizer.global_step
             counter.set_data(Tensor(np.full(counter.shape, step), counter.dtype))
         self.set_limits(wrapper)
         return verdict
 
     def stop(self, reason: str, *, step: int, loss: float, grad_norm: float | None) -> RunStopped:
-        """Write down the rows of the step and return the error to raise."""
+        """Write the rows of the step to a file and return the error to raise."""
         path = self._run_dir / f"stopped_at_step_{step}.json"
         if self._reports:
             content = {
@@ -163,5 +163,5 @@ class StepGuard:
             write_text(path, json.dumps(content, indent=1) + "\n")
         return RunStopped(
             f"stopped at step {step}: {reason}; the rows of its batch are in {path}, and the newest checkpoint is of "
-            "an earlier step; look at the data, lower the learning rate, or see cpt.guards"
+            "an earlier step; check the data, lower the learning rate, or adjust cpt.guards"
         )

@@ -1,4 +1,4 @@
-"""The record of each training step: loss, rate, gradient norm, speed, guards."""
+"""Records each training step: loss, learning rate, gradient norm, throughput, guards."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ RATE_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What turns a rate into tokens per device and MFU; `peak_flops` of one device is None where it is not known."""
+    """Constants for tokens/s per device and MFU. `peak_flops` is of one device, None if unknown."""
 
     num_devices: int
     flops_per_token: float
     peak_flops: float | None
 
     def compute_mfu(self, tokens_per_s: float) -> float | None:
-        """Return the model FLOPs utilization at a rate of the whole cluster."""
+        """Return the model FLOPs utilization at the whole cluster's `tokens_per_s`."""
         if self.peak_flops is None:
             return None
         return tokens_per_s * self.flops_per_token / (self.num_devices * self.peak_flops)
 
 
 class StepMonitor(Callback):
-    """Turns MindFormers' outputs of a step into a record, has it judged and hands it to the sinks."""
+    """Builds a record from MindFormers' step outputs, applies the guards and writes it to the sinks."""
 
     def __init__(
         self,
@@ -58,26 +58,26 @@ class StepMonitor(Callback):
         self._num_steps = 0
 
     def on_train_begin(self, run_context: RunContext) -> None:
-        """Start the clock."""
+        """Set the limits of the first step and start the clock."""
         self._guard.set_limits(run_context.original_args().network)
         self.mark_step_over()
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
-        """Note that the batch is there."""
+        """Note the time at which the batch is available."""
         self._begin_s = time.perf_counter()
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         """Write the record of the step.
 
         Raises:
-            RunStopped: when a guard ends the run.
+            RunStopped: when a guard stops the run.
         """
         cb_params = run_context.original_args()
         loss, is_skipped, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
-        # MindFormers adds up the losses of the micro batches.
+        # MindFormers sums the losses of the micro batches.
         loss_value = self._average(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
         norm_value = None if grad_norm is None else float(np.mean(grad_norm.asnumpy()))
-        end_s = time.perf_counter()  # the device has finished: its loss is here
+        end_s = time.perf_counter()  # the device has finished: the loss was read
         step = self._initial_step + cb_params.cur_step_num
         verdict = self._guard.judge(
             cb_params.network,
@@ -113,11 +113,11 @@ class StepMonitor(Callback):
             raise self._guard.stop(verdict.stop, step=step, loss=loss_value, grad_norm=norm_value)
 
     def mark_step_over(self) -> None:
-        """Start the clock of the next step, after the last callback: validation and saving do not count."""
+        """Start the clock of the next step; called after the last callback, so validation and saving do not count."""
         self._last_end_s = time.perf_counter()
 
     def _measure_rate(self, step_time_s: float) -> float:
-        """Return tokens per second over the last steps, without the first one of a launch: it compiles."""
+        """Return tokens per second over the last steps, without a launch's first step, which compiles."""
         self._num_steps += 1
         if self._num_steps == 1:
             return self._budget.tokens_per_step / step_time_s
@@ -130,7 +130,7 @@ class StepMonitor(Callback):
         return next((phase.name for phase in self._phases if phase.first_step < step <= phase.stop_step), "")
 
     def _average(self, loss: float) -> float:
-        """Return the mean over the ranks where each has a loss of its own."""
+        """Return the mean over the ranks in pure data parallel, where each rank has its own loss."""
         if not is_pure_data_parallel() or self._speed.num_devices == 1:
             return loss
         return float(sum_over_ranks(np.array([loss]), self._speed.num_devices)[0] / self._speed.num_devices)

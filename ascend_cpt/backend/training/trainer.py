@@ -1,4 +1,4 @@
-"""Trains a settled run with MindFormers' Trainer."""
+"""Trains a resolved run with MindFormers' Trainer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How this process takes part in the run. `is_first_on_node`: it does what is done once per node."""
+    """This process's part in the run. `is_first_on_node`: it does the work that is done once per node."""
 
     resolved_yaml: Path
     initial_step: int
@@ -26,12 +26,12 @@ class Launch:
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:
-    """Train `plan` from its resolved YAML to the last step (or `stop_at_step`); every rank calls this.
+    """Train `run` from its resolved YAML to the last step (or `stop_at_step`); called by every rank.
 
     Raises:
         DataError: when a dataset does not match its manifest.
         CheckpointError: when the disk is full.
-        RunStopped: when a guard or an alarm ends the run.
+        RunStopped: when a guard or an alarm stops the run.
     """
     os.environ.setdefault("LOG_MF_PATH", str(run.run_dir / "logs" / "mindformers"))
     cpu = uses_cpu(run.config)
@@ -42,15 +42,22 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         from ascend_cpt.backend.checkpointing.writer import load_whole_checkpoints
 
         load_whole_checkpoints()
-    # Imported for their effect: they register themselves with MindFormers.
+    else:
+        from ascend_cpt.backend.training.kernel_order import keep_kernel_order
+
+        keep_kernel_order(run.config.mindformers.get("context") or {})
     from mindformers import build_context
     from mindformers.tools.register import MindFormerConfig
     from mindformers.trainer import Trainer
     from mindformers.utils.file_utils import set_output_path
 
-    from ascend_cpt.backend.training import stop_signals as stop_signal
+    # These modules register themselves with MindFormers on import.
+    import ascend_cpt.backend.models
+    import ascend_cpt.backend.training.data_loader
+    import ascend_cpt.backend.training.learning_rate  # noqa: F401
+    from ascend_cpt.backend.training import stop_signals
 
-    # MindFormers makes folders below its output path as soon as the context is built, by default in the current folder.
+    # Building the context creates folders below MindFormers' output path, by default the current folder.
     set_output_path(str(run.run_dir.absolute()))
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
@@ -61,7 +68,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
     callbacks = _build_callbacks(run, launch)
-    stop_signal.install(launch.console)
+    stop_signals.install(launch.console)
     try:
         with tell_full_disk(run.run_dir, "training"):
             Trainer(mindformers_config, callbacks=callbacks).train()
@@ -88,6 +95,6 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
 
 
 def get_data_rank(layout: ParallelLayout, rank: int) -> int:
-    """Return which data-parallel part a rank works on: within a pipeline stage the ranks of a part are neighbours."""
+    """Return the data-parallel index of a rank: within a pipeline stage, ranks with the same index are adjacent."""
     ranks_per_stage = layout.world_size // layout.pipeline_parallel
     return rank % ranks_per_stage // (ranks_per_stage // layout.data_parallel)

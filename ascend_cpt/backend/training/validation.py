@@ -1,9 +1,10 @@
-"""The loss on held-out sets, computed in the training process with the network that is being trained."""
+"""Loss on held-out sets, computed in the training process with the training network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -17,16 +18,16 @@ from ascend_cpt.run.resolved_run import Dataset
 
 
 class LossCell(nn.Cell):
-    """The training network's forward pass alone; returns the mean loss over the labels that count."""
+    """The training network's forward pass; returns the mean loss over the labels that are not ignored."""
 
     def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
 
     def construct(self, *inputs: Tensor) -> Tensor:
-        """Return the language-model loss, float32; the inputs are those of `RowFormat`, in batches."""
+        """Return the language-model loss, float32 scalar; the inputs are batches of those of `RowFormat`."""
         outputs = self.network(*inputs)
-        return outputs[0]  # the other outputs are auxiliary losses of mixtures of experts
+        return outputs[0]  # the others are auxiliary losses of MoE models
 
 
 class Evaluator:
@@ -49,7 +50,7 @@ class Evaluator:
             from mindspore.nn.wrap.cell_wrapper import _VirtualDatasetCell
 
             cell = _VirtualDatasetCell(cell)
-        # Training mode: an mcore network computes a loss only then. Dropout would disturb it and is refused beforehand.
+        # Training mode: otherwise an mcore network returns no loss. Dropout is refused by the configuration checks.
         self._cell = cell.set_train(True)
         self._datasets, self._format, self._max_rows = datasets, row_format, max_rows
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
@@ -66,9 +67,11 @@ class Evaluator:
         for start in range(0, num_rows, per_batch):
             batch = self._read_batch(rows, start, min(start + per_batch, num_rows))
             own = slice(self._rank * self._batch_size, (self._rank + 1) * self._batch_size)
-            loss = float(self._cell(*(Tensor(column[own]) for column in batch)).asnumpy().reshape(-1)[0])
+            with without_accumulation():
+                outputs = self._cell(*(Tensor(column[own]) for column in batch))
+            loss = float(outputs.asnumpy().reshape(-1)[0])
             labels = batch[1]
-            # With the whole model on every rank the loss is of the own rows, otherwise of the whole batch.
+            # In pure data parallel the loss is of this rank's rows, otherwise of the whole batch.
             counted = labels[own] if self._replicated else labels
             num_labels = int((counted != IGNORE_LABEL).sum())
             if num_labels:
@@ -85,7 +88,7 @@ class Evaluator:
         )
 
     def _read_batch(self, rows: PackedRows, start: int, stop: int) -> list[np.ndarray]:
-        """Return the inputs of a global batch, column by column; a short one is filled up with rows without labels."""
+        """Return the inputs of a global batch by column; a short batch is padded with rows whose labels are ignored."""
         packed = rows.read(np.zeros(stop - start, np.int64), np.arange(start, stop))
         missing = self._batch_size * self._num_ranks - len(packed)
         packed = np.concatenate([packed, np.repeat(packed[:1], missing, axis=0)])
@@ -95,10 +98,30 @@ class Evaluator:
         return columns
 
 
+@contextmanager
+def without_accumulation() -> Iterator[None]:
+    """Compile the graphs that are first called inside without gradient accumulation.
+
+    Compiling the training graph leaves its number of micro batches in MindSpore's global parallel context. With a
+    sharded optimizer, a graph that is compiled later then needs an accumulation buffer for every weight, which a
+    forward graph does not have ("You should define `accu_grads`").
+    """
+    from mindspore.parallel._auto_parallel_context import auto_parallel_context
+
+    # The Python setter refuses numbers above 1; the C++ setter behind it does not.
+    handle = auto_parallel_context()._context_handle
+    num_steps = handle.get_grad_accumulation_step()
+    handle.set_grad_accumulation_step(1)
+    try:
+        yield
+    finally:
+        handle.set_grad_accumulation_step(num_steps)
+
+
 def compute_bits_per_byte(loss: float, manifest: Manifest) -> float | None:
     """Return loss × tokens / (ln 2 × bytes): comparable between tokenizers, unlike the loss (nats per token) itself.
 
-    Tokens and bytes are those of the whole set, also where `max_rows` evaluates a part of it. None without text.
+    Tokens and bytes are of the whole set, even if `max_rows` limits the evaluation. None without text.
     """
     if not manifest.text_bytes:
         return None
@@ -107,7 +130,7 @@ def compute_bits_per_byte(loss: float, manifest: Manifest) -> float | None:
 
 
 def find_data_network(network: nn.Cell) -> nn.Cell:
-    """Return the cell that takes the inputs of `RowFormat` inside MindFormers' wrappers for training."""
+    """Return the cell inside MindFormers' training wrappers that takes the inputs of `RowFormat`."""
     from mindformers.wrapper.wrapper import DataOrderWrapperCell
 
     cell: object = network

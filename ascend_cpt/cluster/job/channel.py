@@ -1,8 +1,8 @@
-"""How the processes of a job agree before training: each says something, and all read what everybody said.
+"""All-gather of JSON values between the processes of a job, before training.
 
-Rank 0 collects and distributes; the channel is plain TCP beside MindSpore's own rendezvous, so that it works before any
-device is set up, on every backend. A process that cannot start says why, and all others end with that reason at once
-instead of waiting for it.
+Rank 0 collects and distributes the values over plain TCP, independent of MindSpore's rendezvous, so it works on every
+backend before any device is initialized. A process that fails sends its error, and all others exit with that error at
+once instead of waiting for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEOUT_S = 600.0
 RETRY_S = 0.2
 LINGER_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
-# An answer holds what every process said: the steps of some hundred checkpoints, say, from some hundred processes.
+# A result holds the values of all processes, such as the steps of hundreds of checkpoints from hundreds of processes.
 MAX_LINE_BYTES = 64 << 20
 HELLO = "hello"
 
@@ -42,9 +42,9 @@ class Member:
 
 
 class JobChannel:
-    """The channel between the processes of a job; with one process every answer is its own.
+    """All-gather between the processes of a job; with one process it returns that process's value.
 
-    Use as a context manager: an error that leaves the block is told to all others.
+    Use as a context manager: an error raised inside the block is sent to all other processes.
     """
 
     def __init__(
@@ -55,20 +55,20 @@ class JobChannel:
         self._size, self._timeout_s = size, timeout_s
         self._address = address
         self._connection: Connection | None = None
-        self._collector: _Collector | None = None
+        self._gather_server: _GatherServer | None = None
         self.members: tuple[Member, ...] = (self._me,)
 
     def __enter__(self) -> JobChannel:
-        """Meet the others.
+        """Connect to the other processes.
 
         Raises:
-            ClusterError: when they do not all come within the time, or one of them has failed.
+            ClusterError: when not all processes connect within the timeout, or one of them failed.
         """
         if self._size > 1:
             assert self._address is not None
             if self._me.rank == 0:
-                self._collector = _Collector(self._size, self._address[1])
-                self._collector.start()
+                self._gather_server = _GatherServer(self._size, self._address[1])
+                self._gather_server.start()
             self._connect(self._address)
             self.members = tuple(Member(**value) for value in self.all_gather(HELLO, vars(self._me)))
         return self
@@ -76,18 +76,18 @@ class JobChannel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        """Leave; when it is because of an error, tell the others first."""
+        """Close the channel, after sending the error, if any, to the other processes."""
         if self._connection is None:
             return
-        # What came from another process is known to all already.
+        # An error received from another process was already sent to all.
         if error is not None and not isinstance(error, (OtherProcessError, MissingProcessError)):
             text = str(error) if isinstance(error, CptError) else f"{type(error).__name__}: {error}"
             code = error.exit_code if isinstance(error, CptError) else EXIT_FAILURE
             self._connection.send(rank=self._me.rank, failure=f"{self._me}: {text}", exit_code=code)
         self._connection.close()
-        if self._collector is not None:
-            # The collector lives in this process, which may end now: let it tell the others what it has to.
-            self._collector.join(LINGER_S)
+        if self._gather_server is not None:
+            # The server thread ends with this process: let it send pending messages first.
+            self._gather_server.join(LINGER_S)
 
     @property
     def rank(self) -> int:
@@ -96,28 +96,29 @@ class JobChannel:
 
     @property
     def first_local_rank(self) -> int:
-        """The lowest rank on this process's node: it does what is done once per node."""
+        """The lowest rank on this process's node. It performs the once-per-node work."""
         return min(member.rank for member in self.members if member.node == self._me.node)
 
     @property
     def is_first_on_node(self) -> bool:
-        """Whether this process does what is done once per node."""
+        """Whether this process has the lowest rank on its node."""
         return self._me.rank == self.first_local_rank
 
     def all_gather(self, topic: str, value: Any) -> list[Any]:
-        """Return what every process said on `topic`, by rank; `value` (JSON) is what this one says.
+        """Return the values that all processes passed for `topic`, in rank order. `value` must be JSON-serializable.
 
         Raises:
-            ClusterError: when another process failed, left, or did not answer within the time.
+            ClusterError: when another process failed, exited or did not answer within the timeout.
         """
         if self._size == 1:
             return [value]
         assert self._connection is not None
-        self._connection.send(rank=self._me.rank, topic=topic, value=value)  # whether it arrived, the answer tells
+        # A failed send shows up as a missing answer.
+        self._connection.send(rank=self._me.rank, topic=topic, value=value)
         answer = self._receive(topic, self._connection)
         if "failure" in answer:
             raise OtherProcessError(answer["failure"], answer["exit_code"])
-        assert answer["topic"] == topic, f"the processes talk about {answer['topic']} and {topic}"
+        assert answer["topic"] == topic, f"expected {topic}, received {answer['topic']}"
         values: list[Any] = answer["values"]
         return values
 
@@ -142,18 +143,18 @@ class JobChannel:
             connection.socket.settimeout(left_s)
             messages = connection.receive()
             if messages is None:
-                raise MissingProcessError("rank 0 ended; its log tells why")
+                raise MissingProcessError("rank 0 ended; see its log for the cause")
             if messages:
-                # One answer is on its way at most, but for a failure after it: the next exchange would tell that too.
+                # At most one answer is pending. A failure may follow it, and the next all_gather returns that too.
                 return messages[-1]
         raise MissingProcessError(
             f"{self._me}: not all {self._size} processes answered on {topic!r} within {self._timeout_s:.0f} s; "
-            "look into the logs of the other nodes"
+            "check the logs of the other nodes"
         )
 
 
 class OtherProcessError(ClusterError):
-    """Another process of the job failed; its own message is the text, its exit code ours."""
+    """Another process of the job failed. The message and the exit code are those of that process."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -161,13 +162,13 @@ class OtherProcessError(ClusterError):
 
 
 class MissingProcessError(ClusterError):
-    """A process did not come, did not answer or ended without a word: a node or the network is down."""
+    """A process did not connect, did not answer or ended without reporting an error."""
 
     exit_code = EXIT_FAILURE
 
 
 def join_job(rank: int, size: int, environ: Mapping[str, str] = os.environ) -> JobChannel:
-    """Return the channel of a launched job, from the environment that the launcher and msrun set."""
+    """Return the channel of a launched job, from the environment variables set by the launcher and msrun."""
     node = int(environ.get("ASCEND_CPT_NODE_RANK", "0"))
     if size == 1:
         return JobChannel(rank=rank, size=1, node=node, address=None)
@@ -176,11 +177,11 @@ def join_job(rank: int, size: int, environ: Mapping[str, str] = os.environ) -> J
     return JobChannel(rank=rank, size=size, node=node, address=(environ["MS_SCHED_HOST"], port), timeout_s=timeout_s)
 
 
-class _Collector(threading.Thread):
-    """Rank 0's part: waits until every process has spoken on a topic, then sends all of it to everybody."""
+class _GatherServer(threading.Thread):
+    """Server thread on rank 0: waits for the values of all processes for a topic, then sends them to all."""
 
     def __init__(self, size: int, port: int) -> None:
-        super().__init__(daemon=True, name="agreement")
+        super().__init__(daemon=True, name="job channel")
         self._size = size
         try:
             self._server = LineServer(port, backlog=4096, max_line_bytes=MAX_LINE_BYTES)
@@ -191,21 +192,21 @@ class _Collector(threading.Thread):
             ) from None
         self._ranks: dict[Connection, int] = {}
         self._members: dict[int, Member] = {}
-        self._left: set[int] = set()
+        self._exited: set[int] = set()
         self._values: dict[int, Any] = {}
         self._topic: str | None = None
         self._failure: Message | None = None
 
     def run(self) -> None:
-        """Serve until every process has left."""
-        while len(self._left) < self._size:
+        """Serve until every process has disconnected."""
+        while len(self._exited) < self._size:
             for connection, messages in self._server.poll():
                 self._read(connection, messages)
         self._server.close()
 
     def _read(self, connection: Connection, messages: list[Message] | None) -> None:
         if messages is None or not all("rank" in message for message in messages):
-            self._part(connection)
+            self._remove(connection)
         elif messages:
             for message in messages:
                 self._ranks[connection] = message["rank"]
@@ -213,13 +214,13 @@ class _Collector(threading.Thread):
         elif connection not in self._ranks and self._failure is not None:
             connection.send(**self._failure)
 
-    def _part(self, connection: Connection) -> None:
-        """The peer has left, or is no process of this job."""
+    def _remove(self, connection: Connection) -> None:
+        """Remove a connection whose peer disconnected or is not part of this job."""
         self._server.drop(connection)
         rank = self._ranks.pop(connection, None)
         if rank is not None:
-            self._left.add(rank)
-            self._miss_nobody()
+            self._exited.add(rank)
+            self._check_missing()
 
     def _take(self, message: Message) -> None:
         if self._failure is not None:
@@ -239,15 +240,16 @@ class _Collector(threading.Thread):
             self._topic, self._values = None, {}
             self._answer({"topic": message["topic"], "values": values})
         else:
-            self._miss_nobody()
+            self._check_missing()
 
-    def _miss_nobody(self) -> None:
-        """Nobody may wait for one who has left."""
-        missing = self._left - self._values.keys()
+    def _check_missing(self) -> None:
+        """Fail the pending all_gather when a process that it needs has exited."""
+        missing = self._exited - self._values.keys()
         if self._values and missing and self._failure is None:
             rank = min(missing)
             self._fail(
-                f"rank {rank} on {self._members[rank]} ended without a word while others waited for it; read its log"
+                f"rank {rank} on {self._members[rank]} ended without an error message while "
+                "others waited for it; see its log"
             )
 
     def _fail(self, reason: str, exit_code: int = EXIT_FAILURE) -> None:
@@ -256,4 +258,4 @@ class _Collector(threading.Thread):
 
     def _answer(self, answer: Message) -> None:
         for connection in self._server.connections:
-            connection.send(**answer)  # One that has left says so by its socket.
+            connection.send(**answer)  # poll() reports closed connections

@@ -1,4 +1,4 @@
-"""Do the nodes of a job share their disks, as the configuration says, and do they hold the same?"""
+"""Checks that the nodes of a job share storage as configured and hold the same data and configuration."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.errors import ClusterError
 
 PROBE_NAME = ".storage_probe"
-SETTLE_S = 5.0  # a network file system may show a new file a little later
+VISIBILITY_TIMEOUT_S = 5.0  # network file systems may show a new file with a delay
 
 
 def check_topology(channel: JobChannel, run_dir: Path, *, shared: bool) -> None:
-    """Make sure that the run folders of all nodes are one folder (`shared`), or one for each node (not `shared`).
+    """Check that all nodes use one run folder (`shared`), or each node its own (not `shared`).
 
-    Rank 0 writes a random word into its run folder, the others look for it in theirs.
+    Rank 0 writes a random token into its run folder; the others look for it in theirs.
 
     Raises:
-        ClusterError: when the disks are not as declared, naming a node.
+        ClusterError: when the storage is not as declared, naming a node.
     """
     if len({member.node for member in channel.members}) == 1:
         return
     probe = run_dir / PROBE_NAME
     is_writer = channel.rank == 0
-    word = secrets.token_hex(16) if is_writer else ""
+    token = secrets.token_hex(16) if is_writer else ""
     if is_writer:
-        probe.write_text(word, encoding="utf-8")
+        probe.write_text(token, encoding="utf-8")
     try:
-        word = channel.all_gather("storage word", word)[0]
-        sees_it = is_writer or _sees(probe, word, wait_s=SETTLE_S if shared else 0.0)
-        answers = channel.all_gather("storage seen", sees_it)
+        token = channel.all_gather("storage token", token)[0]
+        is_visible = is_writer or _wait_for_probe(probe, token, wait_s=VISIBILITY_TIMEOUT_S if shared else 0.0)
+        answers = channel.all_gather("storage token visible", is_visible)
     finally:
         if is_writer:
             probe.unlink(missing_ok=True)
@@ -50,15 +50,15 @@ def check_topology(channel: JobChannel, run_dir: Path, *, shared: bool) -> None:
         if not shared and seen and member.node != first.node:
             raise ClusterError(
                 f"{member} and {first} share {run_dir.absolute()}, but cpt.storage.shared is false: they would "
-                "overwrite each other; leave out --no-shared-storage, or give every node a folder of its own"
+                "overwrite each other; drop --no-shared-storage, or give each node its own output_dir"
             )
 
 
-def _sees(probe: Path, word: str, wait_s: float) -> bool:
+def _wait_for_probe(probe: Path, token: str, wait_s: float) -> bool:
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            if probe.read_text(encoding="utf-8") == word:
+            if probe.read_text(encoding="utf-8") == token:
                 return True
         except OSError:
             pass
@@ -68,19 +68,19 @@ def _sees(probe: Path, word: str, wait_s: float) -> bool:
 
 
 def check_same(channel: JobChannel, topic: str, facts: Mapping[str, Any]) -> None:
-    """Make sure that every process holds the same `facts` (JSON values by name) as rank 0.
+    """Check that every process has the same `facts` (JSON values by name) as rank 0.
 
     Raises:
-        ClusterError: naming the first node that differs, and in what.
+        ClusterError: naming the first node that differs and the differing values.
     """
-    # Facts are long and processes many: all send a digest, and only two their facts, when they differ.
+    # All processes send a digest; the full facts, which are long, are sent by two processes and only on a mismatch.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     digests = channel.all_gather(topic, digest)
     first_different = next((rank for rank, other in enumerate(digests) if other != digests[0]), None)
     if first_different is None:
         return
-    told = dict(facts) if channel.rank in (0, first_different) else None
-    answers = channel.all_gather(f"{topic} in full", told)
+    own_facts = dict(facts) if channel.rank in (0, first_different) else None
+    answers = channel.all_gather(f"{topic} in full", own_facts)
     expected, found = answers[0], answers[first_different]
     what = "; ".join(
         f"{name}: {expected.get(name)} → {found.get(name)}"
@@ -94,11 +94,11 @@ def check_same(channel: JobChannel, topic: str, facts: Mapping[str, Any]) -> Non
 
 
 def choose_common_step(channel: JobChannel, complete_steps: list[int]) -> tuple[int | None, list[str]]:
-    """Return the newest step that is complete on every node, or None, and a line for each newer one that is not.
+    """Return the newest step complete on every node, or None, and a line for each newer incomplete step.
 
     Args:
-        agreement: The channel.
-        complete_steps: Steps whose checkpoint is complete on this process's node.
+        channel: The channel between the processes of the job.
+        complete_steps: Steps with a complete checkpoint on this process's node.
     """
     answers = [set(steps) for steps in channel.all_gather("complete steps", complete_steps)]
     common = set.intersection(*answers)

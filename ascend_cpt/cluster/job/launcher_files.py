@@ -1,4 +1,4 @@
-"""What workers tell the launcher of their node by files: the last finished step, and that the run stops itself."""
+"""Files through which workers report to the launcher of their node: the last finished step, and a deliberate stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STOP_FILE = "ASCEND_CPT_STOP_FILE"
 
 
 def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
-    """Note that step `step` is finished; one process of each node does this. Nothing happens without a launcher."""
+    """Record that step `step` is finished. Called by one process per node; does nothing without a launcher."""
     if not (name := environ.get(PROGRESS_FILE)):
         return
     temporary = f"{name}.{os.getpid()}.tmp"
@@ -21,7 +21,7 @@ def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def read_step(path: Path) -> int | None:
-    """Return the last finished step; None when no step was finished or the workers do not report any."""
+    """Return the last finished step; None when no step was reported."""
     try:
         return int(path.read_text(encoding="ascii"))
     except FileNotFoundError:
@@ -29,9 +29,9 @@ def read_step(path: Path) -> int | None:
 
 
 def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
-    """Note that the run ends by its own decision (a guard, an alarm), so that another attempt would end there again.
+    """Record that the run stops deliberately (a guard, an alarm), so a restart would stop at the same point.
 
-    Any process may do this, before it ends. Nothing happens without a launcher.
+    Any process may call this before it exits. Does nothing without a launcher.
     """
     if name := environ.get(STOP_FILE):
         Path(name).touch()

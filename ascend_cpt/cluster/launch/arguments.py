@@ -1,4 +1,4 @@
-"""What the user typed after scripts/msrun_launcher.sh, and the environment, as one checked LaunchPlan."""
+"""Parses and checks the launcher's arguments and environment variables."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ DEFAULT_NUM_LOCAL_WORKERS = 8
 DEFAULT_MASTER_ADDR = "127.0.0.1"
 DEFAULT_MASTER_PORT = 8118
 DEFAULT_LOG_DIR = "output/msrun_log"
-# msrun's own default: nodes that start later than this after the first are given up.
-DEFAULT_CLUSTER_TIMEOUT_S = 600
+# As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not come by
+# then.
+DEFAULT_CLUSTER_TIMEOUT_S = 7200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A whole number given as `--name N`, by `variable` of the environment, or else `default`."""
+    """An integer option: `--name N`, else the environment variable `variable`, else `default`."""
 
     name: str
     variable: str
@@ -37,31 +38,31 @@ OPTIONS = (
         name="--max-restarts",
         variable="ASCEND_CPT_MAX_RESTARTS",
         default=0,
-        help="after a crash start the job again, at most N times; it goes on from its newest checkpoint",
+        help="restart the job after a crash, at most N times; it resumes from its newest checkpoint",
     ),
     Option(
         name="--restart-delay",
         variable="ASCEND_CPT_RESTART_DELAY_S",
         default=5,
-        help="seconds before the first restart; doubled while no step is gained",
+        help="seconds before the first restart; doubled while no progress is made",
     ),
     Option(
         name="--rejoin-timeout",
         variable="ASCEND_CPT_REJOIN_TIMEOUT_S",
         default=600,
-        help="seconds in which a lost node must be back for a restart",
+        help="seconds within which a lost node must rejoin for a restart",
     ),
     Option(
         name="--stop-grace",
         variable="ASCEND_CPT_STOP_GRACE_S",
         default=120,
-        help="seconds that workers have to save after SIGTERM or SIGINT",
+        help="seconds for workers to save after SIGTERM or SIGINT",
     ),
 )
 
 
 def describe_options() -> str:
-    """Return the lines of the usage."""
+    """Return the options part of the usage text."""
     return "\n".join(
         f"  {f'{option.name} N':20} {option.help} (default {option.default}; {option.variable})" for option in OPTIONS
     )
@@ -75,26 +76,26 @@ usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
 
   CMD               one quoted string: a Python script and its arguments, e.g. "run_cpt.py --config x.yaml"
   WORKER_NUM        processes in the whole job; LOCAL_WORKER of them on each node
-  NODE_RANK         0 on the node of MASTER_ADDR, then 1, 2, ...
-  LOG_DIR           default {DEFAULT_LOG_DIR}; with several nodes each writes to node_<NODE_RANK> below it
-  JOIN              True or False, as msrun knows it; the launcher waits for the job and reports its end with either
-  CLUSTER_TIME_OUT  seconds in which all nodes must have come, default {DEFAULT_CLUSTER_TIMEOUT_S}
+  NODE_RANK         0 on the node of MASTER_ADDR, 1, 2, ... on the others
+  LOG_DIR           default {DEFAULT_LOG_DIR}; with several nodes each writes to its subfolder node_<NODE_RANK>
+  JOIN              True or False, accepted for compatibility with msrun; the launcher always waits for the job
+  CLUSTER_TIME_OUT  seconds within which all nodes must connect, default {DEFAULT_CLUSTER_TIMEOUT_S}
 
-Options, anywhere:
+Options, at any position:
 {describe_options()}
 
-Left out, these come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
-MASTER_PORT, NODE_RANK; or from what Slurm (srun), Volcano, MindX, ModelArts or PAI set.
+Defaults come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
+MASTER_PORT, NODE_RANK; or from the variables of Slurm (srun), Volcano, MindX, ModelArts or PAI.
 DRY_RUN=1 prints the msrun command and starts nothing."""
 
 
 class UsageError(ClusterError):
-    """Positional arguments that fit no form; the usage is shown with it."""
+    """Positional arguments that match no form; printed together with the usage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
-    """One node's part of a job: what to run, how many processes, where to meet and where to log."""
+    """The settings of a launch on one node: script, number of processes, master address, log folder."""
 
     script: Path
     script_arguments: tuple[str, ...]
@@ -134,20 +135,20 @@ class LaunchSettings:
 
     @property
     def progress_file(self) -> Path:
-        """Where a worker of this node notes the last finished step."""
+        """File in which a worker of this node records the last finished step."""
         return self.log_dir / "last_step"
 
     @property
     def stop_file(self) -> Path:
-        """What a worker of this node makes when the run stops itself."""
+        """File that a worker of this node creates when the run stops deliberately."""
         return self.log_dir / "stopped_itself"
 
 
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchSettings:
-    """Return the plan for `arguments` (CMD first, options anywhere); relative paths are taken from `folder`.
+    """Return the settings for `arguments` (CMD first, options anywhere); relative paths are resolved against `folder`.
 
-    Typed values win over `environ`. Raises UsageError when the arguments fit no form, ClusterError for a wrong
-    value, a job that does not divide, or a script that does not exist.
+    Arguments override `environ`. Raises UsageError when the arguments match no form, ClusterError for an invalid
+    value, workers that do not divide over the nodes, or a missing script.
     """
     arguments, options = split_options(arguments, environ)
     environ = add_scheduler_values(environ)
@@ -187,9 +188,9 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
 
 
 def split_options(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
-    """Return the positional arguments, and the value of every option by its name.
+    """Return the positional arguments, and the values of all options by name.
 
-    Raises ClusterError for a value that is not a whole number. Words that are no option of ours stay positional.
+    Raises ClusterError for a value that is not a whole number. Unknown options stay positional.
     """
     known = {option.name: option for option in OPTIONS}
     positional: list[str] = []
@@ -211,7 +212,7 @@ def split_options(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple
 
 
 def _name_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    """Return {name: text} of the positional arguments after CMD. JOIN in the fifth place marks the one-node form."""
+    """Return {name: text} of the positional arguments after CMD. JOIN in fifth place identifies the one-node form."""
     several_nodes = ("WORKER_NUM", "LOCAL_WORKER", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
     tail = ("LOG_DIR", "JOIN", "CLUSTER_TIME_OUT")
     forms: dict[int, tuple[str, ...]] = {1: (), 2: ("WORKER_NUM",), 6: several_nodes, 9: (*several_nodes, *tail)}
@@ -219,7 +220,7 @@ def _name_arguments(arguments: Sequence[str]) -> dict[str, str]:
         forms[6] = ("WORKER_NUM", "MASTER_PORT", *tail)
     names = forms.get(len(arguments))
     if names is None:
-        raise UsageError(_explain_misfit(arguments))
+        raise UsageError(_explain_mismatch(arguments))
     values = dict(zip(names, arguments[1:], strict=True))
     for name, text in values.items():
         if not text:
@@ -227,12 +228,12 @@ def _name_arguments(arguments: Sequence[str]) -> dict[str, str]:
     if "JOIN" in values and not _is_join(values["JOIN"]):
         raise UsageError(f"JOIN must be True or False, not {values['JOIN']!r}")
     if "MASTER_PORT" in values and "LOCAL_WORKER" not in values:
-        # The one-node form says where everything runs; the environment has no part in it.
+        # The one-node form is complete; the environment is not used.
         values |= {"LOCAL_WORKER": values["WORKER_NUM"], "MASTER_ADDR": DEFAULT_MASTER_ADDR, "NODE_RANK": "0"}
     return values
 
 
-def _explain_misfit(arguments: Sequence[str]) -> str:
+def _explain_mismatch(arguments: Sequence[str]) -> str:
     if not arguments:
         return "CMD is missing"
     if len(arguments) == 5 and arguments[4].isdecimal() and int(arguments[4]) >= 1024:
@@ -245,7 +246,7 @@ def _is_join(text: str) -> bool:
 
 
 def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """Return the script of CMD, looked for in `folder` and then in the repository, and its arguments."""
+    """Return the script of CMD, searched in `folder` and then in the repository, and its arguments."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -262,7 +263,7 @@ def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:
-    """Refuse restarts of a command that would not go on where it was; raises ClusterError."""
+    """Raise ClusterError when restarts are enabled for a command that would not resume from its newest checkpoint."""
     values = []
     for position, word in enumerate(script_arguments):
         name, equals, value = word.partition("=")
@@ -270,8 +271,8 @@ def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:
             values.append(value if equals else " ".join(script_arguments[position + 1 : position + 2]))
     if max_restarts and values and values[-1].lower() not in {"auto", "true"}:
         raise ClusterError(
-            f"--max-restarts goes on from the newest checkpoint, but the command says --resume_training {values[-1]}; "
-            "leave one of them out"
+            f"--max-restarts resumes from the newest checkpoint, but the command has --resume_training {values[-1]}; "
+            "drop one of the two"
         )
 
 

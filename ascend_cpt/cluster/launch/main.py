@@ -9,37 +9,40 @@ from pathlib import Path
 from ascend_cpt.cluster.launch.arguments import USAGE, UsageError, parse_launch
 from ascend_cpt.cluster.launch.coordination.attempts import run_job
 from ascend_cpt.cluster.launch.examine import examine_before_launch
-from ascend_cpt.cluster.launch.preflight import check_master, claim_place, describe_process, find_stale_workers
+from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers, hold_launch_lock
 from ascend_cpt.cluster.launch.schedulers import find_scheduler
-from ascend_cpt.cluster.launch.terminal import say
+from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.command import build_command, build_environment, format_command
 from ascend_cpt.errors import EXIT_OK, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Launch this node's part of a job and wait for its end; raises ClusterError for a launch that cannot work."""
+    """Launch the job on this node and wait for its end. Raises ClusterError for an invalid launch."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in {"-h", "--help"}:
         print(USAGE)
         return EXIT_OK
     try:
-        plan = parse_launch(arguments, os.environ, Path.cwd())
+        settings = parse_launch(arguments, os.environ, Path.cwd())
     except UsageError:
         print(USAGE, file=sys.stderr)
         raise
     if scheduler := find_scheduler(os.environ):
-        place = f"node {plan.node_rank} of {plan.num_nodes}, meeting at {plan.master_addr}:{plan.master_port}"
-        say(f"started by {scheduler.name}: {place}")
-    command = build_command(plan)
+        node = (
+            f"node {settings.node_rank} of {settings.num_nodes}, master {settings.master_addr}:{settings.master_port}"
+        )
+        print_status(f"started by {scheduler.name}: {node}")
+    command = build_command(settings)
     if os.environ.get("DRY_RUN") == "1":
         print(format_command(command))
         return EXIT_OK
-    with claim_place(plan):
-        check_master(plan, os.environ)
+    with hold_launch_lock(settings):
+        check_master(settings, os.environ)
         for pid in find_stale_workers():
-            say(f"warning: process {describe_process(pid)} is left from an earlier launch; end it with: kill {pid}")
-        examine_before_launch(plan, os.environ)
-        return run_job(plan, command, build_environment(plan, os.environ))
+            process = describe_process(pid)
+            print_status(f"warning: process {process} from an earlier launch is still running; end it with: kill {pid}")
+        examine_before_launch(settings, os.environ)
+        return run_job(settings, command, build_environment(settings, os.environ))
 
 
 if __name__ == "__main__":

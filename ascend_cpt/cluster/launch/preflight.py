@@ -1,4 +1,4 @@
-"""Checks of one node before anything starts: the address, the port, and that no other launch has this place."""
+"""Checks on a node before launch: master address, port, and that no other launch has this node rank."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ MAX_COMMAND_CHARACTERS = 100
 
 
 def check_master(settings: LaunchSettings, environ: Mapping[str, str]) -> None:
-    """Raise ClusterError when the nodes cannot meet at MASTER_ADDR:MASTER_PORT as far as this node can see."""
+    """Raise ClusterError when MASTER_ADDR:MASTER_PORT cannot work, as far as can be checked on this node."""
     address = resolve_address(settings.master_addr)
     if settings.num_nodes > 1 and address.is_loopback and environ.get(ALLOW_LOCAL_MASTER) != "1":
         raise ClusterError(
             f"MASTER_ADDR {settings.master_addr} means each node itself, but the job has {settings.num_nodes} nodes; "
-            "give an "
-            f"address of node 0 that the others reach ({ALLOW_LOCAL_MASTER}=1 allows several nodes on one machine)"
+            "give an address of node 0 that the other nodes can reach "
+            f"({ALLOW_LOCAL_MASTER}=1 allows several nodes on one machine)"
         )
     if settings.node_rank == 0 and settings.num_workers > 1:
         check_port(address, settings)
 
 
 def resolve_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the address of a host name or address, the first one as msrun takes it; ClusterError when unknown."""
+    """Return the first address of a host name, as msrun does; ClusterError when it cannot be resolved."""
     try:
         return ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -53,7 +53,7 @@ def check_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, settings:
     """Raise ClusterError when node 0 cannot listen on the master's address and port."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # As the scheduler does: connections of an earlier job that linger in TIME_WAIT are no obstacle.
+        # As MindSpore's scheduler does, so that connections of an earlier job in TIME_WAIT do not block the port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((str(address), settings.master_port))
@@ -66,13 +66,13 @@ def check_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, settings:
                     "choose another"
                 ) from error
             raise ClusterError(
-                f"MASTER_ADDR {settings.master_addr} is no address of this machine ({error.strerror}), but NODE_RANK 0 "
-                "must run there"
+                f"MASTER_ADDR {settings.master_addr} is not an address of this machine ({error.strerror}), but "
+                "NODE_RANK 0 must run there"
             ) from error
 
 
 def name_listener(port: int) -> str:
-    """Return " by process ..." for who listens on a port of this machine; "" when the kernel does not tell us."""
+    """Return " by process ..." for the process that listens on a local port; "" when unknown."""
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
             return f" by process {describe_process(connection.pid)}"
@@ -80,7 +80,7 @@ def name_listener(port: int) -> str:
 
 
 def describe_process(pid: int) -> str:
-    """Return what a person needs to recognise a process: id, user, start and command."""
+    """Return the id, user, start time and command of a process."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
@@ -92,7 +92,7 @@ def describe_process(pid: int) -> str:
 
 
 def find_stale_workers() -> list[int]:
-    """Return the ids of processes that a launcher on this machine started which is gone."""
+    """Return the ids of worker processes whose launcher has ended."""
     stale = []
     for process in psutil.process_iter():
         try:
@@ -106,7 +106,7 @@ def find_stale_workers() -> list[int]:
 
 
 def _is_older(pid: int, process: psutil.Process) -> bool:
-    """Tell whether `pid` runs and is older than `process`; a younger one got the number of a launcher that is gone."""
+    """Return whether `pid` runs and is older than `process`. A younger one has reused an ended launcher's id."""
     try:
         older: bool = psutil.Process(pid).create_time() <= process.create_time()
     except psutil.Error:
@@ -115,13 +115,13 @@ def _is_older(pid: int, process: psutil.Process) -> bool:
 
 
 @contextmanager
-def claim_place(settings: LaunchSettings) -> Iterator[None]:
+def hold_launch_lock(settings: LaunchSettings) -> Iterator[None]:
     """Hold this machine's lock on (MASTER_ADDR, MASTER_PORT, NODE_RANK) while the job runs.
 
-    Raises ClusterError when another launch on this machine holds it. The kernel frees it with the process.
+    Raises ClusterError when another launch on this machine holds it. The kernel releases it when the process ends.
     """
-    place = f"{settings.master_addr}:{settings.master_port} node {settings.node_rank}"
-    name = hashlib.sha256(place.encode()).hexdigest()[:16]
+    identity = f"{settings.master_addr}:{settings.master_port} node {settings.node_rank}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"ascend_cpt_{os.getuid()}_{name}.lock"
     with path.open("a+", encoding="utf-8") as lock:
         try:

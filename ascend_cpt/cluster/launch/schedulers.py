@@ -1,7 +1,7 @@
-"""What the schedulers of clusters tell each node by environment variables, in the names that the launcher reads.
+"""Maps the environment variables of cluster schedulers to those that the launcher reads.
 
-Names: MindX (Ascend Operator's table of environment variables, MindSpore and PyTorch jobs), Volcano's svc and env
-plugins and ModelArts on top of it, Slurm's srun, PAI DLC. Of each it is the *node* that starts one launcher.
+Supported: MindX (Ascend Operator's environment variables for MindSpore and PyTorch jobs), Volcano's svc and env
+plugins and ModelArts on top of it, Slurm's srun, PAI DLC. With each of them, every *node* starts one launcher.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ascend_cpt.errors import ClusterError
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler:
-    """A scheduler: the variables that give it away (all must be set) and how its values translate."""
+    """A scheduler: the variables that identify it (all must be set) and the mapping of its values."""
 
     name: str
     signs: tuple[str, ...]
@@ -23,25 +23,25 @@ class Scheduler:
 
 
 def find_scheduler(environ: Mapping[str, str]) -> Scheduler | None:
-    """Return the scheduler that started this process, None when there is none that we know."""
+    """Return the scheduler that started this process, None when no known one did."""
     return next((known for known in SCHEDULERS if all(environ.get(sign) for sign in known.signs)), None)
 
 
 def add_scheduler_values(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` with MASTER_ADDR, MASTER_PORT, NNODES, NODE_RANK and NPUS_PER_NODE as the scheduler tells them.
+    """Return `environ` with MASTER_ADDR, MASTER_PORT, NNODES, NODE_RANK and NPUS_PER_NODE from the scheduler.
 
-    What the user has set under these names wins. WORLD_SIZE, which counts nodes with one scheduler and workers with
-    another, is left out where the scheduler has set it. Raises ClusterError for a launch that cannot work.
+    Values that the user has set take precedence. WORLD_SIZE counts nodes with some schedulers and workers with others,
+    so it is dropped when there is a scheduler. Raises ClusterError for an invalid launch.
     """
     if not (scheduler := find_scheduler(environ)):
         return dict(environ)
-    told = scheduler.translate(environ)
+    translated = scheduler.translate(environ)
     kept = {name: value for name, value in environ.items() if value and name != "WORLD_SIZE"}
-    return {name: value for name, value in told.items() if value} | kept
+    return {name: value for name, value in translated.items() if value} | kept
 
 
 def first_host(hosts: str) -> str:
-    """Return the first name of Slurm's notation of hosts, such as `gpu[03-05,9],login1`: gpu03."""
+    """Return the first host of a Slurm host list: `gpu[03-05,9],login1` gives gpu03."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", hosts)
     assert match, hosts
     prefix, number, suffix = match.groups()
@@ -71,7 +71,7 @@ def _from_volcano(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         "MASTER_ADDR": hosts[0],
         "NNODES": environ.get("MA_NUM_HOSTS") or str(len(hosts)),
-        # ModelArts counts NPUs under this name, too.
+        # ModelArts uses this name for NPUs as well.
         "NPUS_PER_NODE": environ.get("MA_NUM_GPUS", ""),
         "NODE_RANK": environ["VC_TASK_INDEX"],
     }
@@ -108,7 +108,7 @@ def _divide(environ: Mapping[str, str], whole: str, part: str) -> str:
     return str(int(texts[0]) // int(texts[1]))
 
 
-# The more special ones first: ModelArts' nodes also have what Volcano sets, and MindX runs on Volcano.
+# Most specific first: MindX runs on Volcano and so also has Volcano's variables.
 SCHEDULERS = (
     Scheduler(
         name="MindX",

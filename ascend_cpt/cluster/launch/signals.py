@@ -1,4 +1,4 @@
-"""Signals that ask a launcher to stop, remembered over all attempts of a job."""
+"""Stop signals received by a launcher, kept over all attempts of a job."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequests:
-    """Collects the numbers of the signals in `received`, as a context manager, or from another node by `add`."""
+    """Context manager that collects the numbers of stop signals in `received`; `add` records one from another node."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequests:
-        # What is ignored stays ignored: so nohup keeps the job when its terminal closes.
-        heard = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        self._previous = {number: signal.signal(number, self._receive) for number in heard}
+        # Ignored signals stay ignored, so that nohup keeps the job running when its terminal closes.
+        handled = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._receive) for number in handled}
         return self
 
     def __exit__(
@@ -28,7 +28,7 @@ class StopRequests:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def add(self, number: int) -> None:
-        """Take a signal that another node's launcher got."""
+        """Record a signal received by another node's launcher."""
         self.received.append(number)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:

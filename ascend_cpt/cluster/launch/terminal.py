@@ -1,4 +1,4 @@
-"""What the launcher says to the person at its terminal."""
+"""Status messages of the launcher."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 
 
-def say(text: str) -> None:
-    """Print to stderr at once. A terminal that is gone must not end a job that is still to save."""
+def print_status(text: str) -> None:
+    """Print to stderr and flush. A closed terminal must not end a job that may still have to save."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)

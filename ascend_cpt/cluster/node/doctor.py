@@ -1,7 +1,7 @@
-"""Looks at a node before anything is trained on it: what is wrong, and what to do about each.
+"""Checks a node before training: each finding has a fix.
 
-Support table: CANN versions are those that MindSpore 2.9.0 accepts (mindspore/run_check/_check_version.py); whether the
-driver suits the toolkit is read from the toolkit's own list. Ports of HCCL: CANN's reference of HCCL_IF_BASE_PORT.
+Sources: CANN versions are those that MindSpore 2.9.0 accepts (mindspore/run_check/_check_version.py). Driver
+compatibility is read from the toolkit's own list. HCCL ports: CANN's reference of HCCL_IF_BASE_PORT.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from pathlib import Path
 import psutil
 
 from ascend_cpt.cluster.node.npu_tools import (
+    CONNECT_TIMEOUT,
+    DEFAULT_CONNECT_TIMEOUT_S,
     DRIVER_VERSION_FILE,
     Status,
-    ask_npu_smi,
     find_cann_version,
     is_compatible,
     parse_version_file,
+    query_npu_smi,
     shorten_version,
 )
 from ascend_cpt.cluster.node.packages import REQUIREMENTS_DIR, find_problems, read_pins
@@ -37,17 +39,17 @@ MIN_SHARED_MEMORY_GB = 1
 MIN_LOG_DISK_GB = 1
 MIN_MEMORY_PER_NPU_GB = 16
 MIN_MEMORY_PER_CPU_WORKER_GB = 2
-# MindSpore sets 600 where nothing is set; loading and compiling a large model on one node may take longer than others.
+# Loading and compiling a large model may take minutes longer on one node than on others.
 MIN_CONNECT_TIMEOUT_S, MAX_CONNECT_TIMEOUT_S = 300, 7200
 MIN_EXEC_TIMEOUT_S = 600
 HCCL_BASE_PORT, NUM_HCCL_PORTS = 60000, 32
-# HBM that the driver itself holds on an idle chip is up to 3.5 GB in the outputs that we have seen.
+# The driver holds up to 3.5 GB of HBM on an idle chip in published npu-smi outputs.
 IDLE_HBM_MB = 6000
 GB = 10**9
 
 
 class Level(str, Enum):
-    """How a check ended."""
+    """Result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -57,7 +59,7 @@ class Level(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found; `fix` says what to do when it is no good."""
+    """Result of one check, with the `fix` for a warning or an error."""
 
     level: Level
     check: str
@@ -70,7 +72,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """The machine as the checks see it; tests put another in its place."""
+    """Description of the node to check. Tests replace `root` and `query_npus`."""
 
     environ: Mapping[str, str]
     num_local_workers: int = 8
@@ -79,7 +81,7 @@ class Node:
     disk_gb: float = MIN_LOG_DISK_GB
     root: Path = Path("/")
     limit_s: float = 10.0
-    ask_npus: Callable[[float], Status] = field(default=ask_npu_smi)
+    query_npus: Callable[[float], Status] = field(default=query_npu_smi)
 
     @property
     def num_devices(self) -> int:
@@ -87,12 +89,12 @@ class Node:
 
 
 def examine(node: Node) -> list[Finding]:
-    """Return what every check found, in the order of CHECKS."""
+    """Return the findings of all checks, in the order of CHECKS."""
     return [finding for check in CHECKS for finding in check(node)]
 
 
 def check_python(node: Node) -> Iterator[Finding]:
-    """Python and the pinned packages."""
+    """Check the Python version and the pinned packages."""
     version = sys.version_info[:2]
     text = f"{version[0]}.{version[1]} ({sys.executable})"
     if version in PYTHON_VERSIONS:
@@ -103,17 +105,17 @@ def check_python(node: Node) -> Iterator[Finding]:
     problems = find_problems(read_pins(REQUIREMENTS_DIR / "base.txt"))
     for problem in problems:
         level = Level.ERROR if problem.found is None else Level.WARNING
-        fix = f'"{sys.executable}" -m pip install {problem.name}=={problem.wanted}'
+        fix = f'"{sys.executable}" -m pip install {problem.name}=={problem.expected}'
         yield Finding(level=level, check="packages", text=str(problem), fix=fix)
     if not problems:
         yield Finding(level=Level.OK, check="packages", text="as pinned in requirements/base.txt")
 
 
 def check_cann(node: Node) -> Iterator[Finding]:
-    """CANN's environment and version, and the driver that belongs to it."""
+    """Check CANN's environment and version, and the driver."""
     home_name = node.environ.get("ASCEND_HOME_PATH")
     if not node.num_devices:
-        text = "no NPU on this machine (/dev/davinci0 ...), so CANN and driver are not needed here"
+        text = "no NPU on this machine (/dev/davinci0 ...), so CANN and the driver are not needed"
         yield Finding(level=Level.SKIPPED, check="cann", text=text)
         return
     if not home_name:
@@ -123,12 +125,14 @@ def check_cann(node: Node) -> Iterator[Finding]:
     version = (toolkit or {}).get("version")
     if not toolkit or not version:
         text = f"no version file in ASCEND_HOME_PATH={home_name}"
-        yield Finding(level=Level.WARNING, check="cann", text=text, fix=f"is CANN installed there? Else: {SET_ENV}")
+        yield Finding(
+            level=Level.WARNING, check="cann", text=text, fix=f"check that CANN is installed there, or run: {SET_ENV}"
+        )
         return
     if shorten_version(version) in CANN_VERSIONS:
         yield Finding(level=Level.OK, check="cann", text=version)
     else:
-        fix = f"MindSpore 2.9.0 wants one of {', '.join(CANN_VERSIONS)}"
+        fix = f"MindSpore 2.9.0 requires one of {', '.join(CANN_VERSIONS)}"
         yield Finding(level=Level.ERROR, check="cann", text=version, fix=fix)
     if missing := [name for name in ("ASCEND_OPP_PATH", "LD_LIBRARY_PATH") if not node.environ.get(name)]:
         yield Finding(level=Level.ERROR, check="cann", text=f"{' and '.join(missing)} not set", fix=SET_ENV)
@@ -138,17 +142,17 @@ def check_cann(node: Node) -> Iterator[Finding]:
 def _check_driver(node: Node, toolkit: Mapping[str, str]) -> Iterator[Finding]:
     path = node.root / DRIVER_VERSION_FILE.relative_to("/")
     if not path.is_file():
-        text = f"{DRIVER_VERSION_FILE} is not there"
-        fix = "in a container, mount /usr/local/Ascend/driver from the host; else install the driver"
+        text = f"{DRIVER_VERSION_FILE} is missing"
+        fix = "in a container, mount /usr/local/Ascend/driver from the host; otherwise install the driver"
         yield Finding(level=Level.ERROR, check="driver", text=text, fix=fix)
         return
     driver = parse_version_file(path.read_text(encoding="utf-8", errors="replace"))
     version = driver.get("package_version") or driver.get("version", "?")
-    suits = is_compatible(dict(toolkit), driver)
-    if suits:
+    compatible = is_compatible(dict(toolkit), driver)
+    if compatible:
         yield Finding(level=Level.OK, check="driver", text=f"{version}, on the list of CANN {toolkit['version']}")
-    elif suits is None:
-        text = f"{version}; its files do not say whether it suits CANN {toolkit['version']}"
+    elif compatible is None:
+        text = f"{version}; compatibility with CANN {toolkit['version']} is not stated in their version files"
         yield Finding(level=Level.SKIPPED, check="driver", text=text)
     else:
         text = f"{version} ({driver['innerversion']}) is not on the list of CANN {toolkit['version']}"
@@ -157,75 +161,80 @@ def _check_driver(node: Node, toolkit: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def check_npus(node: Node) -> Iterator[Finding]:
-    """As many NPUs as workers, healthy and free."""
+    """Check that there are enough healthy and free NPUs for the workers."""
     if not node.num_devices:
-        text = "no NPU on this machine: neither their number nor health nor who uses them"
+        text = "no NPU on this machine: number, health and use of NPUs"
         yield Finding(level=Level.SKIPPED, check="npus", text=text)
         return
     visible = node.environ.get("ASCEND_RT_VISIBLE_DEVICES")
     count = len(visible.split(",")) if visible else node.num_devices
     if count < node.num_local_workers:
         where = "ASCEND_RT_VISIBLE_DEVICES" if visible else "/dev/davinci*"
-        text = f"{count} by {where}, but {node.num_local_workers} workers"
+        text = f"{count} according to {where}, but {node.num_local_workers} workers"
         yield Finding(level=Level.ERROR, check="npus", text=text, fix="start fewer workers, or give the node more NPUs")
     try:
-        status = node.ask_npus(node.limit_s)
+        status = node.query_npus(node.limit_s)
     except (OSError, ValueError) as error:
-        fix = "run npu-smi info by hand; in a container, mount npu-smi and /usr/local/Ascend/driver from the host"
+        fix = "run npu-smi info manually; in a container, mount npu-smi and /usr/local/Ascend/driver from the host"
         yield Finding(level=Level.WARNING, check="npus", text=str(error), fix=fix)
         return
-    good = True
+    is_ok = True
     for chip in status.chips:
         name = f"NPU {chip.card} chip {chip.number} ({chip.name})"
         holders = [p for p in status.processes if (p.card, p.number) == (chip.card, chip.number)]
         if chip.health != "OK":
-            good = False
-            fix = f"npu-smi info -t health -i {chip.card} tells more; use other NPUs or reset it"
+            is_ok = False
+            fix = f"see npu-smi info -t health -i {chip.card}; use other NPUs or reset it"
             yield Finding(level=Level.ERROR, check="npus", text=f"{name}: health {chip.health}", fix=fix)
         for holder in holders:
-            good = False
+            is_ok = False
             text = f"{name} is used by process {holder.pid} ({holder.name}, {holder.memory_mb} MB)"
-            fix = f"look whose it is (ps -fp {holder.pid}); if it is left from an earlier job: kill {holder.pid}"
+            fix = f"check its owner (ps -fp {holder.pid}); if it is a leftover of an earlier job: kill {holder.pid}"
             yield Finding(level=Level.WARNING, check="npus", text=text, fix=fix)
         if not holders and chip.used_hbm_mb > IDLE_HBM_MB:
-            good = False
-            text = f"{name}: {chip.used_hbm_mb} MB of {chip.total_hbm_mb} MB in use by none of the processes seen here"
-            fix = "another container may use it: look with npu-smi info on the host"
+            is_ok = False
+            text = f"{name}: {chip.used_hbm_mb} MB of {chip.total_hbm_mb} MB in use by no visible process"
+            fix = "another container may use it: run npu-smi info on the host"
             yield Finding(level=Level.WARNING, check="npus", text=text, fix=fix)
-    if good:
+    if is_ok:
         text = f"{len(status.chips)} chips, healthy and free (npu-smi {status.version})"
         yield Finding(level=Level.OK, check="npus", text=text)
 
 
 def check_hccl(node: Node) -> Iterator[Finding]:
-    """Timeouts and ports of the communication library."""
+    """Check timeouts and ports of HCCL, the communication library."""
     if not node.num_devices:
-        text = "no NPU on this machine, so HCCL's timeouts and ports play no part"
+        text = "no NPU on this machine, so HCCL is not used"
         yield Finding(level=Level.SKIPPED, check="hccl", text=text)
         return
     found = [*_check_timeouts(node.environ)]
     if node.num_nodes > 1:
         found += _check_hccl_ports(node)
-    yield from found or [Finding(level=Level.OK, check="hccl", text="timeouts and ports are sensible")]
+    yield from found
 
 
 def _check_timeouts(environ: Mapping[str, str]) -> Iterator[Finding]:
     limits = {
-        "HCCL_CONNECT_TIMEOUT": (MIN_CONNECT_TIMEOUT_S, MAX_CONNECT_TIMEOUT_S),
+        CONNECT_TIMEOUT: (MIN_CONNECT_TIMEOUT_S, MAX_CONNECT_TIMEOUT_S),
         "HCCL_EXEC_TIMEOUT": (MIN_EXEC_TIMEOUT_S, None),
     }
     for name, (least_s, most_s) in limits.items():
         text = environ.get(name)
         if not text:
+            if name == CONNECT_TIMEOUT:
+                text = f"{name} is {DEFAULT_CONNECT_TIMEOUT_S} s, set by the launcher"
+                yield Finding(level=Level.OK, check="hccl", text=text)
             continue
         fix = f"export {name}=1800 on every node"
         if not text.isdecimal() or (most_s and int(text) > most_s):
-            wrong = f"{name}={text} is no number of seconds" + (f" up to {most_s}" if most_s else "")
+            wrong = f"{name}={text} is not a number of seconds" + (f" up to {most_s}" if most_s else "")
             yield Finding(level=Level.ERROR, check="hccl", text=wrong, fix=fix)
-        # 0 means without end for the execution.
+        # HCCL_EXEC_TIMEOUT=0 means no limit.
         elif int(text) < least_s and not (int(text) == 0 and name == "HCCL_EXEC_TIMEOUT"):
-            short = f"{name}={text} s is short: a rank that compiles, validates or saves longer fails the others"
+            short = f"{name}={text} s is short: the other ranks fail when one compiles, validates or saves for longer"
             yield Finding(level=Level.WARNING, check="hccl", text=short, fix=fix)
+        else:
+            yield Finding(level=Level.OK, check="hccl", text=f"{name} is {text} s")
 
 
 def _check_hccl_ports(node: Node) -> Iterator[Finding]:
@@ -241,35 +250,35 @@ def _check_hccl_ports(node: Node) -> Iterator[Finding]:
     spans = [part.split("-") for part in reserved.split(",") if part]
     is_reserved = any(int(span[0]) <= first and last <= int(span[-1]) for span in spans)
     if low <= last and first <= high and not is_reserved:
-        wrong = f"the kernel may give HCCL's ports {first}-{last} to other connections"
+        wrong = f"the kernel may assign HCCL's ports {first}-{last} to other connections"
         fix = f"sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last} on every node"
         yield Finding(level=Level.WARNING, check="hccl", text=wrong, fix=fix)
 
 
-def check_names(node: Node) -> Iterator[Finding]:
-    """The host name leads to an address that other nodes can use."""
+def check_hostname(node: Node) -> Iterator[Finding]:
+    """Check that the host name resolves to an address that other nodes can reach."""
     name = socket.gethostname()
     try:
         address = ipaddress.ip_address(socket.gethostbyname(name))
     except OSError as error:
         fix = f'add "<its address> {name}" to /etc/hosts'
-        yield Finding(level=Level.WARNING, check="hostname", text=f"{name} is unknown here ({error})", fix=fix)
+        yield Finding(level=Level.WARNING, check="hostname", text=f"{name} cannot be resolved ({error})", fix=fix)
         return
     if address.is_loopback and node.num_nodes > 1 and node.num_devices and not node.environ.get("HCCL_IF_IP"):
-        text = f"{name} leads to {address}, which means each node itself"
-        fix = "give it its network address in /etc/hosts, or export HCCL_IF_IP=<this node's address>"
+        text = f"{name} resolves to {address}, which means each node itself"
+        fix = "map it to its network address in /etc/hosts, or export HCCL_IF_IP=<this node's address>"
         yield Finding(level=Level.WARNING, check="hostname", text=text, fix=fix)
     else:
         yield Finding(level=Level.OK, check="hostname", text=f"{name} is {address}")
 
 
-def check_room(node: Node) -> Iterator[Finding]:
-    """Disk, memory, shared memory and open files."""
+def check_resources(node: Node) -> Iterator[Finding]:
+    """Check disk space, memory, shared memory and the limit of open files."""
     folder = next(path for path in [node.output_dir.absolute(), *node.output_dir.absolute().parents] if path.exists())
     free_gb = shutil.disk_usage(folder).free / GB
     text = f"{free_gb:.0f} GB free at {folder}"
     if free_gb < node.disk_gb:
-        fix = "free some, choose another output_dir, or save less often (run_cpt.py --dry-run tells what is needed)"
+        fix = "free some, choose another output_dir, or save less often (run_cpt.py --dry-run prints the space needed)"
         yield Finding(level=Level.ERROR, check="disk", text=f"{text}, {node.disk_gb:g} GB needed", fix=fix)
     else:
         yield Finding(level=Level.OK, check="disk", text=text)
@@ -277,7 +286,7 @@ def check_room(node: Node) -> Iterator[Finding]:
     free_gb, needed_gb = psutil.virtual_memory().available / GB, each_gb * node.num_local_workers
     text = f"{free_gb:.0f} GB available for {node.num_local_workers} workers"
     if free_gb < needed_gb:
-        fix = f"{needed_gb} GB are advisable: end other programs or start fewer workers"
+        fix = f"{needed_gb} GB are recommended: stop other programs or start fewer workers"
         yield Finding(level=Level.WARNING, check="memory", text=text, fix=fix)
     else:
         yield Finding(level=Level.OK, check="memory", text=text)
@@ -293,4 +302,4 @@ def check_room(node: Node) -> Iterator[Finding]:
         yield Finding(level=Level.OK, check="open files", text=f"at most {soft}")
 
 
-CHECKS = (check_python, check_cann, check_npus, check_hccl, check_names, check_room)
+CHECKS = (check_python, check_cann, check_npus, check_hccl, check_hostname, check_resources)

@@ -1,4 +1,4 @@
-"""What the NPU driver's and CANN's own tools and files say."""
+"""Parsers for npu-smi and the version files of the NPU driver and CANN."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+# How long HCCL waits for the other ranks of a group. MindSpore sets 600 s on import where it is not set, which is less
+# than the compile times of two pipeline stages may differ by. CANN accepts 120 to 7200.
+CONNECT_TIMEOUT = "HCCL_CONNECT_TIMEOUT"
+DEFAULT_CONNECT_TIMEOUT_S = 1800
 DRIVER_VERSION_FILE = Path("/usr/local/Ascend/driver/version.info")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A chip of `npu-smi info`: its card and number there, its health, and used and whole HBM in MB."""
+    """A chip in `npu-smi info`: card and chip number, health, used and total HBM in MB."""
 
     card: int
     number: int
@@ -24,7 +28,7 @@ class Chip:
 
 @dataclass(frozen=True, kw_only=True)
 class NpuProcess:
-    """A process that holds a chip."""
+    """A process that uses a chip."""
 
     card: int
     number: int
@@ -35,7 +39,7 @@ class NpuProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What `npu-smi info` shows."""
+    """Parsed output of `npu-smi info`."""
 
     version: str
     chips: tuple[Chip, ...]
@@ -43,7 +47,7 @@ class Status:
 
 
 def parse_npu_smi(text: str) -> Status:
-    """Return what the table of `npu-smi info` says.
+    """Parse the table of `npu-smi info`.
 
     Each chip has two rows: | card name | health | power ... | and | number [physical id] | bus | ... used / total |.
     The processes follow in rows | card number | pid | name | memory | [pid in container] |. Raises ValueError when
@@ -88,10 +92,10 @@ def parse_npu_smi(text: str) -> Status:
     return Status(version=version[1] if version else "?", chips=tuple(chips), processes=tuple(processes))
 
 
-def ask_npu_smi(limit_s: float) -> Status:
-    """Return what `npu-smi info` says now.
+def query_npu_smi(limit_s: float) -> Status:
+    """Run `npu-smi info` and return its parsed output.
 
-    Raises OSError when the program is absent or fails, ValueError when its output is not understood, TimeoutError.
+    Raises OSError when the program is missing or fails, ValueError when its output cannot be parsed, TimeoutError.
     """
     try:
         result = subprocess.run(
@@ -100,8 +104,8 @@ def ask_npu_smi(limit_s: float) -> Status:
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"npu-smi info did not answer within {limit_s:g} s") from None
     if result.returncode:
-        said = (result.stderr.strip() or result.stdout.strip()).splitlines()[:1]
-        raise OSError(f"npu-smi info failed with exit code {result.returncode}: {said[0] if said else 'no output'}")
+        output = (result.stderr.strip() or result.stdout.strip()).splitlines()[:1]
+        raise OSError(f"npu-smi info failed with exit code {result.returncode}: {output[0] if output else 'no output'}")
     return parse_npu_smi(result.stdout)
 
 
@@ -114,26 +118,26 @@ def parse_version_file(text: str) -> dict[str, str]:
 def find_cann_version(home: Path) -> dict[str, str] | None:
     """Return the version file of the CANN toolkit in ASCEND_HOME_PATH; None when there is none."""
     candidates = [*sorted(home.glob("*/ascend_toolkit_install.info")), home / "ascend_toolkit_install.info"]
-    # What MindSpore reads itself.
+    # The file that MindSpore reads.
     candidates.append(home / "compiler" / "version.info")
     path = next((path for path in candidates if path.is_file()), None)
     return parse_version_file(path.read_text(encoding="utf-8", errors="replace")) if path else None
 
 
 def shorten_version(version: str) -> str:
-    """Return the first two numbers of a version, as support tables name it: 8.3 of 8.3.RC2."""
+    """Return major and minor version, as in support tables: 8.3.RC2 gives 8.3."""
     return ".".join(version.split(".")[:2])
 
 
 def is_compatible(toolkit: dict[str, str], driver: dict[str, str]) -> bool | None:
-    """Tell whether the toolkit's list of compatible versions has the driver's; None when one of them does not say."""
-    wanted = re.findall(r"\[([^\[\]]+)\]", toolkit.get("compatible_version", ""))
+    """Return whether the toolkit lists the driver's version as compatible; None when either is not stated."""
+    compatible = re.findall(r"\[([^\[\]]+)\]", toolkit.get("compatible_version", ""))
     inner = driver.get("innerversion", "")
-    if not wanted or not inner:
+    if not compatible or not inner:
         return None
-    return any(inner.startswith(version) for version in wanted)
+    return any(inner.startswith(version) for version in compatible)
 
 
 def has_npu(device_folder: Path = Path("/dev")) -> bool:
-    """Tell whether the driver shows an Ascend NPU (/dev/davinci0, ...)."""
+    """Return whether this machine has an Ascend NPU (/dev/davinci0, ...)."""
     return any(device_folder.glob("davinci[0-9]*"))

@@ -15,20 +15,20 @@ REQUIREMENTS_DIR = Path(__file__).resolve().parents[3] / "requirements"
 
 @dataclass(frozen=True, kw_only=True)
 class PackageProblem:
-    """A pinned package that is not installed (`found` is None) or is of another version."""
+    """A pinned package that is missing (`found` is None) or installed in another version."""
 
     name: str
-    wanted: str
+    expected: str
     found: str | None
 
     def __str__(self) -> str:
-        return f"{self.name}: wanted {self.wanted}, found {self.found or 'none'}"
+        return f"{self.name}: expected {self.expected}, found {self.found or 'none'}"
 
 
 def read_pins(path: Path) -> dict[str, str]:
     """Return {name: version} of a requirements file of `name==version` lines.
 
-    Lines with a condition (`; platform_machine == ...`) are left out: such a package is wanted on some machines only.
+    Lines with a condition (`; platform_machine == ...`) are skipped: such packages are needed on some machines only.
     Raises ClusterError for a missing file.
     """
     if not path.is_file():
@@ -40,21 +40,21 @@ def read_pins(path: Path) -> dict[str, str]:
 
 
 def find_problems(pins: dict[str, str]) -> list[PackageProblem]:
-    """Return what of `pins` is missing or of another version; local versions (`2.13.0+cpu`) count as the same."""
+    """Return the packages of `pins` that are missing or differ in version; local versions (`+cpu`) are ignored."""
     problems = []
-    for name, wanted in pins.items():
+    for name, expected in pins.items():
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            problems.append(PackageProblem(name=name, wanted=wanted, found=None))
+            problems.append(PackageProblem(name=name, expected=expected, found=None))
             continue
-        if found.partition("+")[0] != wanted:
-            problems.append(PackageProblem(name=name, wanted=wanted, found=found))
+        if found.partition("+")[0] != expected:
+            problems.append(PackageProblem(name=name, expected=expected, found=found))
     return problems
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print one line per problem; raise ClusterError when a package is missing (another version is only said)."""
+    """Print one line per problem; raise ClusterError when a package is missing (another version is a warning)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", help="base, dev, ray or torch: the files of requirements/")
     names = parser.parse_args(arguments).names

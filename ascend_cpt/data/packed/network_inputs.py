@@ -55,7 +55,8 @@ class RowFormat:
 
     def to_record(self) -> dict[str, Any]:
         """Return the format as plain values."""
-        return asdict(self)
+        # The key is that of resolved.yaml files of earlier versions.
+        return {"borders" if name == "boundaries" else name: value for name, value in asdict(self).items()}
 
     @property
     def columns(self) -> tuple[str, ...]:

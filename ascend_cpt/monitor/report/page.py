@@ -1,4 +1,4 @@
-"""The page of a report: style and script, to which `report.py` adds the runs. It loads nothing from anywhere."""
+"""The template of the report page: style and script. The page loads no external resources."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ function drawPhases(chart, sx, left, right, top, bottom) {
 }
 function draw(card, chart) {
   const width = Math.max(240, card.clientWidth - 22), wide = width > 900, height = wide ? 320 : 230;
-  // Names of phases have a strip of their own above the curves.
+  // Phase names are drawn in a strip above the curves.
   const left = 58, right = width - 10, roof = 6, bottom = height - 24;
   const top = roof + ((chart.phases || []).length ? 18 : 2);
   const shown = item => !hidden.has(item.run);
@@ -110,7 +110,7 @@ function draw(card, chart) {
   const svg = card.querySelector("svg");
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("height", height);
-  if (yLow > yHigh) { svg.innerHTML = `<text x="${left}" y="40">nothing to show</text>`; card.hover = null; return; }
+  if (yLow > yHigh) { svg.innerHTML = `<text x="${left}" y="40">no data</text>`; card.hover = null; return; }
   const log = chart.log && yLow > 0 && yHigh / yLow > 20;
   const pad = (yHigh - yLow || Math.abs(yHigh) || 1) * 0.06;
   [yLow, yHigh] = log ? [yLow / 1.15, yHigh * 1.15] : [yLow >= 0 && yLow < pad * 2 ? 0 : yLow - pad, yHigh + pad];
@@ -224,7 +224,7 @@ PAGE = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>@TITLE@</title><style>{_STYLE}</style></head><body>
 <h1>@TITLE@</h1><div class="bar" id="bar"></div>
-<noscript><p>The curves are drawn by a script of this page, which this browser does not run.</p></noscript>
+<noscript><p>The charts need JavaScript, which is disabled in this browser.</p></noscript>
 <div class="charts" id="charts"></div>
 @SECTIONS@
 <script type="application/json" id="data">@DATA@</script><script>{_SCRIPT}</script></body></html>

@@ -1,4 +1,4 @@
-"""What a report shows of a run, read from its folder and thinned out for drawing."""
+"""Reads the data of a report from a run folder and downsamples it for plotting."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ascend_cpt.errors import DataError
 
 METRICS_NAME, RUN_INFO_NAME = "metrics.jsonl", "run.json"
 NUM_BUCKETS = 500
-"""A curve is drawn with at most two points in each: its lowest and its highest."""
+"""A curve has at most two points per bucket: its minimum and its maximum."""
 SMOOTH_SHARE = 50
-"""The smooth curve is the mean over a fiftieth of the run."""
+"""The smoothed curve averages over 1/50 of the run."""
 
 Floats = NDArray[np.float64]
-# Columns of the step records. Optional: a record of an older version, or of a device that does not know, lacks them.
+# Columns of the step records. Optional ones may be missing in records of older versions or None.
 NEEDED = ("step", "total_steps", "tokens", "loss", "learning_rate", "tokens_per_s", "step_time_s")
 OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "num_skipped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """A run as it was recorded: columns of the steps by name, validations by set, the last data account, `run.json`."""
+    """The records of a run: step columns by name, validations by set, the last data account, `run.json`."""
 
     name: str
     columns: Mapping[str, Floats]
     skipped: Mapping[int, str]
-    """Step → why it was left out."""
+    """Step → why it was skipped."""
     validation: Mapping[str, Sequence[Mapping[str, Any]]]
     account: Mapping[str, Any] | None
     info: Mapping[str, Any]
@@ -45,7 +45,7 @@ def load_run(run_dir: Path) -> RunData:
     """Read a run folder.
 
     Raises:
-        DataError: when it holds no run, or one whose records are damaged before the last line.
+        DataError: when it contains no run, or a damaged record before the last line.
     """
     path = run_dir / METRICS_NAME
     if not path.is_file():
@@ -72,10 +72,10 @@ def load_run(run_dir: Path) -> RunData:
                     account = {"tokens": dict(record["tokens"]), "epochs": dict(record["epochs"])}
             except (ValueError, KeyError, TypeError, AttributeError):
                 if not line.endswith(b"\n"):
-                    break  # the last line, cut short by a crash
-                raise DataError(f"{path}: line {number} is no record of a run; mend or remove it") from None
+                    break  # last line, truncated by a crash
+                raise DataError(f"{path}: line {number} is not a valid record; correct or remove it") from None
     if not rows:
-        raise DataError(f"{path}: has no step yet; let the run take its first step")
+        raise DataError(f"{path}: has no steps yet; wait for the first step of the run")
     return RunData(
         name=run_dir.resolve().name,
         columns={name: _to_floats(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
@@ -87,30 +87,32 @@ def load_run(run_dir: Path) -> RunData:
 
 
 def _to_floats(column: Iterable[Any]) -> Floats:
-    """Return numbers, also those that JSON has as text (`nan`, `inf`); None is NaN."""
+    """Return a column as float64; strings such as `nan` and `inf` are parsed, None becomes NaN."""
     try:
         return np.array([math.nan if value is None else float(value) for value in column])
     except (ValueError, TypeError) as error:
-        raise DataError(f"{METRICS_NAME}: holds a step with a value that is no number ({error})") from None
+        raise DataError(
+            f"{METRICS_NAME}: a step has a value that is not a number ({error}); correct or remove its line"
+        ) from None
 
 
 def _read_info(path: Path) -> Mapping[str, Any]:
-    """Return what `run.json` says; nothing when there is none: a run of an older version can be shown without."""
+    """Return the content of `run.json`; an empty dict if it is missing (runs of older versions)."""
     if not path.is_file():
         return {}
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: is no JSON ({error}); remove it to see the report without what it tells") from None
+        raise DataError(f"{path}: is not valid JSON ({error}); remove it to get the report without it") from None
     if not isinstance(info, dict):
-        raise DataError(f"{path}: holds no description of a run; remove it to see the report without")
+        raise DataError(f"{path}: is not a JSON object; remove it to get the report without it")
     return info
 
 
-def thin_out(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int64]:
-    """Return the indices to draw: first, last, and the lowest and highest of each bucket, so that no spike is lost.
+def downsample(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int64]:
+    """Return the indices to plot: first, last, and minimum and maximum of each bucket, so that no spike is lost.
 
-    A bucket without a finite value keeps one: the curve has a gap there.
+    A bucket with non-finite values also keeps one of them, shown as a gap in the curve.
     """
     count = len(values)
     if count <= 2 * num_buckets:
@@ -129,7 +131,7 @@ def thin_out(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int64
 
 
 def smooth(values: Floats) -> tuple[Floats, int]:
-    """Return the mean over the steps around each step, and how many; values that are not finite do not count."""
+    """Return the centered moving average and its window in steps; non-finite values are ignored."""
     window = max(1, len(values) // SMOOTH_SHARE)
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
@@ -141,15 +143,15 @@ def smooth(values: Floats) -> tuple[Floats, int]:
 
 
 def make_curve(steps: Floats, values: Floats) -> dict[str, list[float | None]] | None:
-    """Return the points `x`, `y` to draw, None where there is no value at all; a gap is a `y` of None."""
+    """Return the points `x`, `y` to plot, or None if no value is finite; a gap has a `y` of None."""
     if not np.isfinite(values).any():
         return None
-    chosen = thin_out(values)
+    chosen = downsample(values)
     return {"x": [round_digits(x) for x in steps[chosen]], "y": [round_digits(y) for y in values[chosen]]}
 
 
 def round_digits(value: float) -> float | None:
-    """Return a number with six digits, which is what a picture shows; None for what is not finite."""
+    """Return a number rounded to six significant digits; None if it is not finite."""
     if not math.isfinite(value):
         return None
     rounded = float(f"{value:.6g}")

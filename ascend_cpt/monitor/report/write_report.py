@@ -1,4 +1,4 @@
-"""One HTML page about one or several runs: self-contained, drawn in the browser from thinned-out numbers."""
+"""Writes a self-contained HTML report about one or several runs; charts are drawn in the browser."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ascend_cpt.monitor.report.run_data import Floats, RunData, load_run, make_c
 from ascend_cpt.monitor.sinks import format_duration
 
 REPORT_NAME = "report.html"
-# Title → the column that is drawn, whether on a logarithmic axis, how values are written.
+# Title, column, logarithmic axis, number format.
 CHARTS: tuple[tuple[str, str, bool, str], ...] = (
     ("Learning rate", "learning_rate", False, "exponent"),
     ("Gradient norm", "grad_norm", True, "plain"),
     ("Throughput (tokens/s, all devices)", "tokens_per_s", False, "count"),
     ("MFU", "mfu", False, "percent"),
-    ("Time of a step (s)", "step_time_s", True, "plain"),
-    ("Waiting for data (s of a step)", "data_wait_s", True, "plain"),
+    ("Step time (s)", "step_time_s", True, "plain"),
+    ("Data wait per step (s)", "data_wait_s", True, "plain"),
 )
 
 
 def write_report(run_dirs: Sequence[Path], output: Path) -> None:
-    """Write the page about these runs, whole.
+    """Write the report of these runs atomically.
 
     Raises:
-        DataError: when a folder holds no run or damaged records.
+        DataError: when a folder contains no run, or damaged records.
     """
     page = render_report([load_run(run_dir) for run_dir in run_dirs])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -42,25 +42,25 @@ def write_report(run_dirs: Sequence[Path], output: Path) -> None:
 
 
 class ReportSink:
-    """Writes the page of a run into its folder when the run ends or is stopped. Close it after the others."""
+    """Writes the report into the run folder when the run ends or stops. Must be closed after the other sinks."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
 
     def write(self, record: Record) -> None:
-        """Nothing is kept: the page is made from metrics.jsonl."""
+        """Do nothing: the report is made from metrics.jsonl."""
 
     def close(self) -> None:
-        """Write the page."""
+        """Write the report."""
         write_report([self._run_dir], self._run_dir / REPORT_NAME)
 
 
 def render_report(runs: Sequence[RunData]) -> str:
-    """Return the page about some runs."""
+    """Return the report of some runs as HTML."""
     names = _make_names_unique([run.name for run in runs])
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     data = {"runs": names, "tokens_per_step": [_tokens_per_step(run) for run in runs], "charts": _list_charts(runs)}
-    # `</` would end the script element, whatever a run is called.
+    # `</` in a name would end the script element.
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     sections = "".join(
         f'<section class="run"><h2><i class="key" style="--run:var(--c{index % 6})"></i>{html.escape(name)}</h2>'
@@ -95,7 +95,7 @@ def _list_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _draw_column(index: int, run: RunData, values: Floats, *, smoothed: bool) -> list[dict[str, Any]]:
-    """Return the lines of a column: its values, and when asked for and long enough, thick over them, their mean."""
+    """Return the lines of a column: its values and, if `smoothed` and long enough, their moving average."""
     steps = run.columns["step"]
     raw = make_curve(steps, values)
     if raw is None:
@@ -108,7 +108,7 @@ def _draw_column(index: int, run: RunData, values: Floats, *, smoothed: bool) ->
 
 
 def _hide_first_step(run: RunData, column: str) -> Floats:
-    """Return a column, for times and rates without the first step: it compiles, and would flatten all the others."""
+    """Return a column; of times and rates the first step is NaN: it compiles and would dominate the scale."""
     values = run.columns[column]
     if column not in ("tokens_per_s", "mfu", "step_time_s") or len(values) < 3:
         return values
@@ -123,7 +123,7 @@ def _make_loss_chart(runs: Sequence[RunData]) -> dict[str, Any]:
         lines.extend(_draw_column(index, run, losses, smoothed=True))
         loss_at = dict(zip(steps, losses, strict=True)) if run.skipped else {}
         marks.extend(
-            {"run": index, "x": step, "y": round_digits(loss_at.get(step, math.nan)), "text": f"left out: {reason}"}
+            {"run": index, "x": step, "y": round_digits(loss_at.get(step, math.nan)), "text": f"skipped: {reason}"}
             for step, reason in list(run.skipped.items())[:1000]
         )
     title = "Training loss (nats per token)"
@@ -151,7 +151,7 @@ def _make_set_chart(name: str, runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def _phases(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """Return the phases to shade: those of all runs, when they are the same and more than one."""
+    """Return the phases to shade: none for a single phase, or if the runs have different phases."""
     found = [run.info.get("phases") or [] for run in runs]
     spans = [[{key: phase[key] for key in ("name", "first_step", "stop_step")} for phase in phases] for phases in found]
     return spans[0] if len(spans[0]) > 1 and all(span == spans[0] for span in spans) else []
@@ -165,48 +165,52 @@ def _render_summary(run: RunData) -> str:
         ("Model", f"{info['model']}, {format_count(info['num_parameters'])} parameters" if info else ""),
         ("Devices", f"{info['num_devices']} × {info['device_name']}" if info else ""),
         ("Steps", f"{int(steps[-1]):,} of {int(columns['total_steps'][-1]):,}"),
-        ("Tokens", f"{format_count(int(columns['tokens'][-1]))} ({format_count(_tokens_per_step(run))} a step)"),
-        ("Training time", f"{format_duration(float(np.nansum(times)))} without validation and saving"),
+        ("Tokens", f"{format_count(int(columns['tokens'][-1]))} ({format_count(_tokens_per_step(run))} per step)"),
+        ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),
         ("Training loss", f"{losses[0]:.4f} at step {int(steps[0])} → {losses[-1]:.4f} at step {int(steps[-1])}"),
-        *((f"Validation: {name}", _tell_set(points)) for name, points in run.validation.items()),
-        ("Speed", f"{format_count(float(np.nanmedian(columns['tokens_per_s'])))} tokens/s{_tell_mfu(columns)}"),
-        ("A step", _tell_step_time(columns)),
-        ("Left out", f"{len(run.skipped)} of the steps, the last: {_tell_last(run.skipped)}" if run.skipped else ""),
+        *((f"Validation: {name}", _format_validation(points)) for name, points in run.validation.items()),
+        ("Speed", f"{format_count(float(np.nanmedian(columns['tokens_per_s'])))} tokens/s{_format_mfu(columns)}"),
+        ("Step time", _format_step_time(columns)),
+        (
+            "Skipped",
+            f"{len(run.skipped)} of {len(steps):,} steps, the last: {_format_last_skip(run.skipped)}"
+            if run.skipped
+            else "",
+        ),
     ]
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts if text)
     return f'<table class="facts">{rows}</table>'
 
 
-def _tell_set(points: Sequence[Mapping[str, Any]]) -> str:
+def _format_validation(points: Sequence[Mapping[str, Any]]) -> str:
     first, last = points[0], points[-1]
     bits = last.get("bits_per_byte")
-    told = f"{first['loss']:.4f} → {last['loss']:.4f} ({last['loss'] - first['loss']:+.4f})"
-    return (
-        told + (f", {bits:.4f} bits/byte" if isinstance(bits, float) else "") + (", ALARM" if last.get("alarm") else "")
-    )
+    losses = f"{first['loss']:.4f} → {last['loss']:.4f} ({last['loss'] - first['loss']:+.4f})"
+    bits_text = f", {bits:.4f} bits/byte" if isinstance(bits, float) else ""
+    return losses + bits_text + (", ALARM" if last.get("alarm") else "")
 
 
-def _tell_mfu(columns: Mapping[str, Floats]) -> str:
+def _format_mfu(columns: Mapping[str, Floats]) -> str:
     return f", MFU {np.nanmedian(columns['mfu']):.1%} (medians)" if np.isfinite(columns["mfu"]).any() else " (median)"
 
 
-def _tell_step_time(columns: Mapping[str, Floats]) -> str:
+def _format_step_time(columns: Mapping[str, Floats]) -> str:
     times, waits = columns["step_time_s"][1:], columns["data_wait_s"][1:]
     if not len(times):
         return ""
-    told = f"{np.nanmedian(times):.4g} s (median)"
+    median = f"{np.nanmedian(times):.4g} s (median)"
     if not np.isfinite(waits).any():
-        return f"{told}; waiting for data is not known in sink mode"
-    return f"{told}, of which {np.nansum(waits) / np.nansum(times):.1%} of all waiting for data"
+        return f"{median}; data wait is not measured in sink mode"
+    return f"{median}; {np.nansum(waits) / np.nansum(times):.1%} of the total time is data wait"
 
 
-def _tell_last(skipped: Mapping[int, str]) -> str:
+def _format_last_skip(skipped: Mapping[int, str]) -> str:
     step = max(skipped)
     return f"step {step} ({skipped[step]})"
 
 
 def _render_account(run: RunData) -> str:
-    """Return the table of the data: what was trained on beside the plan."""
+    """Return the tables of the data: tokens trained on and planned, epochs."""
     if run.account is None:
         return ""
     rows = []
@@ -216,8 +220,8 @@ def _render_account(run: RunData) -> str:
         for source, count in tokens.items():
             plan_total = sum(planned.values()) or 1
             plan = planned.get(source)
-            told = f"{format_count(plan)} ({plan / plan_total:.1%})" if plan is not None else "–"
-            rows.append((phase, source, format_count(count), f"{count / total:.1%}", told))
+            plan_text = f"{format_count(plan)} ({plan / plan_total:.1%})" if plan is not None else "–"
+            rows.append((phase, source, format_count(count), f"{count / total:.1%}", plan_text))
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     sizes = run.info.get("sources", {})
     epochs = "".join(
@@ -228,6 +232,6 @@ def _render_account(run: RunData) -> str:
     return (
         '<div class="tables"><div class="scroll"><table><thead><tr><th>Phase</th><th>Source</th><th>Tokens</th>'
         f"<th>Share</th><th>Plan (whole phase)</th></tr></thead><tbody>{body}</tbody></table></div>"
-        '<div class="scroll"><table><thead><tr><th>Source</th><th>Epochs</th><th>Tokens of one</th></tr></thead>'
+        '<div class="scroll"><table><thead><tr><th>Source</th><th>Epochs</th><th>Tokens per epoch</th></tr></thead>'
         f"<tbody>{epochs}</tbody></table></div></div>"
     )

@@ -1,4 +1,4 @@
-"""Do the packed datasets fit the run?"""
+"""Checks that the packed datasets fit the run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ VALIDATION = "validation.sets"
 
 
 def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: str) -> list[str]:
-    """Return a problem for each dataset that was packed for another row length, vocabulary or padding than the run's.
+    """Return a problem for each dataset whose row length, vocabulary or padding does not fit the run.
 
     Args:
         config: The run's configuration.
-        datasets: Those of one section.
+        datasets: The datasets of one section.
         kind: The section within `cpt`: `sources` or `validation.sets`.
     """
     problems: list[str] = []
@@ -36,29 +36,29 @@ def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: 
         if model.get("pad_token_id") not in (None, tokenizer.pad_id):
             problems.append(
                 f"{config.locate('model', 'model_config', 'pad_token_id')}: model.model_config.pad_token_id "
-                f"{model['pad_token_id']} is not what {dataset.name} is padded with ({tokenizer.pad_id}; its "
-                f"end-of-document token is {tokenizer.eod_id}); remove the key, it follows from the dataset"
+                f"{model['pad_token_id']} is not the padding token of {dataset.name} ({tokenizer.pad_id}; its "
+                f"end-of-document token is {tokenizer.eod_id}); remove the key, it is set from the dataset"
             )
         if tokenizer.pad_id == tokenizer.eod_id:
             problems.append(
-                f"{where}: pads with the end-of-document token {tokenizer.eod_id}, whose loss would be lost; "
-                "pack it again with another --pad-token-id"
+                f"{where}: is padded with its end-of-document token {tokenizer.eod_id}, which would be masked in the "
+                "loss; pack it again with this version"
             )
     return problems
 
 
 def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bool) -> str:
-    """Return why the rows of a dataset do not fit a run's `seq_length`, as the end of a message; empty when they do.
+    """Return why a dataset's rows do not fit the run's `seq_length`, as the end of a message; empty if they fit.
 
-    An mmap dataset has no rows of its own: it is cut into rows when it is read.
+    An mmap dataset is cut into rows of any length when it is read.
     """
-    packed, asked = dataset.manifest.seq_length, dataset.seq_length
-    if packed not in (None, asked):
-        return f".seq_length: is {asked}, but the dataset has rows of {packed} tokens; remove the key"
-    if asked == seq_length or (may_be_shorter and asked < seq_length):
+    packed, requested = dataset.manifest.seq_length, dataset.seq_length
+    if packed not in (None, requested):
+        return f".seq_length: is {requested}, but the dataset has rows of {packed} tokens; remove the key"
+    if requested == seq_length or (may_be_shorter and requested < seq_length):
         return ""
     if packed is None:
-        return f".seq_length: is {asked}, more than cpt.seq_length {seq_length}; lower it"
+        return f".seq_length: is {requested}, more than cpt.seq_length {seq_length}; lower it"
     return (
         f": was packed with sequence length {packed}, but cpt.seq_length is {seq_length}; pack it again with "
         f"--seq-length {seq_length}"
@@ -66,7 +66,7 @@ def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bo
 
 
 def find_tokenizer_problems(config: RunConfig, datasets: Sequence[Dataset]) -> list[str]:
-    """Return a problem for datasets that were packed with different tokenizers or padding."""
+    """Return a problem for datasets packed with different tokenizers or padding tokens."""
     problems: list[str] = []
     fingerprints: dict[str, str] = {}
     for dataset in datasets:
@@ -79,8 +79,9 @@ def find_tokenizer_problems(config: RunConfig, datasets: Sequence[Dataset]) -> l
         )
     by_padding = {dataset.manifest.tokenizer.pad_id: dataset.name for dataset in datasets}
     if len(by_padding) > 1:
-        told = ", ".join(f"{name} ({token})" for token, name in by_padding.items())
+        pads = ", ".join(f"{name} ({token})" for token, name in by_padding.items())
         problems.append(
-            f"{config.locate('cpt', 'sources')}: the datasets pad with different tokens: {told}; pack them with one"
+            f"{config.locate('cpt', 'sources')}: the datasets are padded with different tokens: {pads}; "
+            "pack them with one"
         )
     return problems

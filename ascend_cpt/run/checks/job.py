@@ -1,4 +1,4 @@
-"""Before training: all processes of a job run the same software on the same recipe and data, on disks as declared."""
+"""Job checks before training: all processes have the same software, recipe and data, and storage is as configured."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_job(run: ResolvedRun, channel: JobChannel) -> None:
-    """Make sure that the processes of a job fit together; what is read of data is read once per node.
+    """Check that the processes of a job are consistent; data files are read once per node.
 
     Raises:
-        ClusterError: when a node differs, naming it and in what, or another process failed.
+        ClusterError: naming the node that differs and in what, or when another process failed.
         DataError: when a data file of this node differs from its manifest (without shared storage).
     """
     check_same(channel, "software", list_software())
@@ -33,7 +33,7 @@ def check_job(run: ResolvedRun, channel: JobChannel) -> None:
     storage = run.config.cpt.storage
     check_topology(channel, run.run_dir, shared=storage.shared)
     if storage.shared:
-        # MindFormers recognises some file systems only; ours was just seen to be shared.
+        # MindFormers recognizes only some file systems; this one was just checked to be shared.
         known = filter(None, [os.environ.get(SHARED_PATHS)])
         os.environ[SHARED_PATHS] = ",".join([*known, str(run.run_dir.absolute())])
     if not storage.shared and storage.verify_data:
@@ -45,12 +45,12 @@ def check_job(run: ResolvedRun, channel: JobChannel) -> None:
 
 
 def list_software() -> dict[str, str]:
-    """Return the versions that decide what is computed."""
+    """Return the versions of the software that training depends on."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def list_facts(run: ResolvedRun) -> dict[str, Any]:
-    """Return everything that must be equal on all nodes, by a name that tells people what it is."""
+    """Return everything that must be equal on all nodes, by a descriptive name."""
     fingerprint = run.fingerprint()
     del fingerprint["sources"]
     datasets = {f"data {dataset.name}": dataset.manifest.digest for dataset in (*run.sources, *run.validation)}

@@ -1,4 +1,4 @@
-"""What a configuration must not say: keys that the compilation owns, values that MindFormers stumbles over."""
+"""Checks of MindFormers' sections: keys that this program sets, and values that MindFormers does not handle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 
-# Dotted key → the values it may have beside being absent, and what to write instead.
+# Dotted key → values that it may have if present, and what to set instead.
 OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "train_dataset": ((), "name the data in cpt.sources"),
     "train_dataset_task": ((), "name the data in cpt.sources"),
@@ -21,9 +21,9 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "callbacks": ((), "set cpt.checkpoint, cpt.validation and cpt.monitor"),
     "checkpoint": ((), "set cpt.init_from and cpt.checkpoint"),
     "do_eval": ((False,), "set cpt.validation"),
-    "data_skip_steps": ((0,), "a resumed run skips by itself"),
-    "ignore_data_skip": ((False,), "a resumed run continues with the data where it stopped"),
-    "only_save_strategy": ((False,), "this program trains"),
+    "data_skip_steps": ((0,), "a resumed run skips the trained data automatically"),
+    "ignore_data_skip": ((False,), "a resumed run continues with the next row"),
+    "only_save_strategy": ((False,), "this program only trains"),
     "auto_trans_ckpt": ((False,), "checkpoints are resharded when they are loaded"),
     "calculate_per_token_loss": ((False,), "the loss is the mean over the tokens of a micro batch"),
     "micro_batch_interleave_num": ((1,), "MindFormers does not support it for these models"),
@@ -31,7 +31,7 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_legacy_format": ((False,), "checkpoints are in the new format"),
     "load_ckpt_format": (("safetensors",), "checkpoints are safetensors"),
     "runner_config.stop_step": ((0,), "use --stop-at-step"),
-    "runner_config.sink_size": ((1,), "what is due at a step would be missed between sinks"),
+    "runner_config.sink_size": ((1,), "callbacks must run after every step"),
     "model.model_config.seq_length": ((), "set cpt.seq_length"),
     "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
@@ -41,7 +41,7 @@ DEVICE_TARGETS = ("Ascend", "CPU")
 
 
 def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
-    """Return a problem for every key that the program sets itself and every name that MindFormers does not know."""
+    """Return a problem for every key that this program sets itself and every name unknown to MindFormers."""
     problems: list[str] = []
     sections = config.mindformers
     for dotted, (allowed, advice) in OWNED_KEYS.items():
@@ -61,11 +61,11 @@ def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
         problems += _find_unknown_name(config, dotted, names)
     model = find_section(sections, "model.model_config")
     for key in ("rope_scaling", "rope_parameters"):
-        # MindFormers' class takes rope_theta alone, and says nothing.
+        # MindFormers' class silently ignores everything but rope_theta.
         if isinstance(model, Mapping) and model.get("model_type") == "qwen3" and model.get(key):
             problems.append(
-                f"{config.locate('model', 'model_config', key)}: model.model_config.{key}: MindFormers' Qwen3 does not "
-                "read it; set rope_theta"
+                f"{config.locate('model', 'model_config', key)}: model.model_config.{key}: MindFormers' Qwen3 "
+                "ignores it; set rope_theta instead"
             )
     given = (sections.get("parallel_config") or {}).get("data_parallel")
     if uses_cpu(config) and given is not None and given != layout.world_size:
@@ -87,11 +87,11 @@ def _find_unknown_name(config: RunConfig, dotted: str, names: list[str]) -> list
     return [f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} is unknown; {hint}"]
 
 
-DROPOUT = "pretraining uses none, it would make a resumed run differ and disturb the validation loss"
+DROPOUT = "with dropout a resumed run would differ and the validation loss would be wrong"
 
 
 def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
-    """Return what is missing from the model section or does not fit the layout."""
+    """Return a problem for everything that is missing in the model section or does not fit the layout."""
     problems: list[str] = []
     model = (config.mindformers.get("model") or {}).get("model_config")
     if not isinstance(model, dict):

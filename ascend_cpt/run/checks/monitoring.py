@@ -1,4 +1,4 @@
-"""What `cpt.validation`, `cpt.monitor` and `cpt.guards` cannot mean in a run."""
+"""Checks of `cpt.validation`, `cpt.monitor` and `cpt.guards`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _check_sinks(config: RunConfig) -> list[str]:
             problems.append(f"{where}: {name!r} is unknown{hint}")
         elif not is_installed(name):
             package = PACKAGES[name]
-            problems.append(f"{where}: {name} needs the package {package}; pip install {package}, or leave it out")
+            problems.append(f"{where}: {name} needs the package {package}; pip install {package}, or remove {name}")
     return problems
 
 
@@ -61,10 +61,10 @@ def _check_guards(config: RunConfig, layout: ParallelLayout) -> list[str]:
         if wrapper.get("type") not in GUARDED_WRAPPERS:
             problems.append(f"{where}.{name}: needs runner_wrapper.type {GUARDED_WRAPPERS[0]}")
     if guards.grad_norm_spike and not wrapper.get("use_clip_grad"):
-        problems.append(f"{where}.grad_norm_spike: the norm is known with runner_wrapper.use_clip_grad only; set it")
+        problems.append(f"{where}.grad_norm_spike: needs the gradient norm; set runner_wrapper.use_clip_grad to True")
     if guards.loss_spike and layout.pipeline_parallel > 1:
         problems.append(
-            f"{where}.loss_spike: with pipeline stages only the last one knows the loss before the update; "
+            f"{where}.loss_spike: with pipeline stages only the last one has the loss before the update; "
             "use grad_norm_spike"
         )
     return problems

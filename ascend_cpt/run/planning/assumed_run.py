@@ -1,4 +1,4 @@
-"""A configuration settled on a machine that has neither its datasets nor its cluster."""
+"""Resolves a configuration without its datasets and cluster, with placeholder manifests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NUM_ASSUMED_TOKENS = 10**12
 
 
 def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node: int) -> int:
-    """Return the devices of the cluster: the nodes of the command line, or what `parallel_config` multiplies to.
+    """Return the number of devices: from `num_nodes`, or the product of the sizes in `parallel_config`.
 
     Raises:
-        ConfigError: when neither says it.
+        ConfigError: when neither is given.
     """
     if num_nodes is not None:
         return num_nodes * devices_per_node
@@ -27,7 +27,7 @@ def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node
     data = section.get("data_parallel")
     if data is None:
         raise ConfigError(
-            f"{config.locate('parallel_config')}: how large is the cluster? give --nodes, or set "
+            f"{config.locate('parallel_config')}: the size of the cluster is unknown; give --nodes, or set "
             "parallel_config.data_parallel"
         )
     product = int(data)
@@ -37,34 +37,34 @@ def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node
 
 
 def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
-    """Settle every number of a run whose datasets are not here: they are assumed to fit.
+    """Resolve a run whose datasets are not available; they are assumed to fit and to be large enough.
 
     Raises:
-        ConfigError: naming every number that does not fit.
+        ConfigError: naming every problem.
     """
     if uses_cpu(config):
         raise ConfigError(
-            f"{config.locate('context', 'device_target')}: context.device_target is CPU: plans are made for Ascend; "
-            "add --set context.device_target=Ascend to see what this model would take there"
+            f"{config.locate('context', 'device_target')}: context.device_target is CPU, but plans are for Ascend; "
+            "add --set context.device_target=Ascend to plan this model there"
         )
     cpt = config.cpt
-    assumed = _assume_manifest(config)
+    placeholder = _make_placeholder_manifest(config)
     sets = cpt.validation.sets if cpt.validation else {}
     return resolve(
         config,
         world_size=world_size,
-        sources=dict.fromkeys(cpt.sources or ("assumed",), assumed),
-        validation=dict.fromkeys(sets, assumed),
+        sources=dict.fromkeys(cpt.sources or ("assumed",), placeholder),
+        validation=dict.fromkeys(sets, placeholder),
     )
 
 
-def knows_budget(config: RunConfig) -> bool:
-    """Return whether the token budget stands in the configuration; epochs need the datasets."""
+def has_token_budget(config: RunConfig) -> bool:
+    """Return whether the budget is given in tokens; a number of epochs needs the datasets."""
     cpt = config.cpt
     return cpt.train_tokens is not None or (bool(cpt.phases) and all(phase.tokens for phase in cpt.phases))
 
 
-def _assume_manifest(config: RunConfig) -> Manifest:
+def _make_placeholder_manifest(config: RunConfig) -> Manifest:
     """Return the manifest of a dataset that fits the configuration and is large enough."""
     model = config.mindformers.get("model", {}).get("model_config") or {}
     vocab_size = int(model.get("vocab_size") or 2)

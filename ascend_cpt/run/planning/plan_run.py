@@ -1,4 +1,4 @@
-"""From a configuration file to its plan."""
+"""Plans the run of a configuration file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate
 from ascend_cpt.plan.machines import find_machine
 from ascend_cpt.plan.suggest import suggest
-from ascend_cpt.run.planning.assumed_run import choose_world_size, knows_budget, resolve_without_data
+from ascend_cpt.run.planning.assumed_run import choose_world_size, has_token_budget, resolve_without_data
 from ascend_cpt.run.planning.training_case import build_case, count_checkpoints
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The cluster that the command line describes."""
+    """The cluster of the command line."""
 
     num_nodes: int | None
     devices_per_node: int
@@ -36,13 +36,13 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
     """Return the resolved run of a configuration and its plan.
 
     Raises:
-        ConfigError: naming everything that does not fit together.
+        ConfigError: naming every problem.
     """
     config = load_config(path, overrides)
     world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
     run = resolve_without_data(config, world_size)
     machine = dataclasses.replace(find_machine(cluster.device), devices_per_node=cluster.devices_per_node)
-    is_length_known = knows_budget(config)
+    is_length_known = has_token_budget(config)
     return run, estimate(
         build_case(run),
         machine,
@@ -53,20 +53,20 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
 
 
 def suggest_runs(run: ResolvedRun, plan: Estimate) -> list[Estimate]:
-    """Return plans of the same run on the same devices that fit, the fastest first."""
-    # Validation is not possible with pipeline stages.
+    """Return plans of the same run on the same devices that fit, fastest first."""
+    # Validation does not support pipeline stages.
     return suggest(plan, max_stages=1 if run.validation else None)
 
 
 def _read_pool_bytes(run: ResolvedRun, cluster: Cluster) -> int:
-    """Return `context.max_device_memory`, or the device's memory where it is not set."""
+    """Return `context.max_device_memory` in bytes, or the device's memory if it is not set."""
     given = (run.config.mindformers.get("context") or {}).get("max_device_memory")
     if given is None:
         return cluster.device_bytes
     match = _POOL.match(str(given))
     if match is None:
         raise ConfigError(
-            f"{run.config.locate('context', 'max_device_memory')}: context.max_device_memory: expected a text such as "
+            f"{run.config.locate('context', 'max_device_memory')}: context.max_device_memory: expected a size such as "
             f"58GB, got {given!r}"
         )
     return int(float(match[1]) * GIGABYTE)

@@ -1,4 +1,4 @@
-"""What memory, time and disk of a resolved run depend on."""
+"""The inputs of the memory, time and disk estimates, from a resolved run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 
 def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
-    """Return what a run writes in `total_steps`, which are None where its length is not known."""
+    """Return the checkpoints that a run writes in `total_steps` (None: its length is unknown)."""
     checkpoint, tokens_per_step = run.config.cpt.checkpoint, run.budget.tokens_per_step
     return plan_checkpoints(
         count_parameters(read_sizes(run.model)),
@@ -26,7 +26,7 @@ def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
 
 
 def build_case(run: ResolvedRun) -> TrainingCase:
-    """Return what memory and time of a settled run depend on."""
+    """Return the training case of a resolved run."""
     sections, model = run.config.mindformers, run.model
     sizes = read_sizes(model)
     parallel = sections.get("parallel") or {}
@@ -46,7 +46,7 @@ def build_case(run: ResolvedRun) -> TrainingCase:
         recomputed_layers=_read_recomputed_layers(recompute.get("recompute"), layers),
         recomputes_selected=bool(recompute.get("select_recompute")),
         shards_optimizer=bool(parallel.get("enable_parallel_optimizer", False)),
-        # MindSpore takes only sizes above 1 for such.
+        # MindSpore ignores sizes of 1 and below.
         optimizer_shard_size=shard_size if shard_size > 1 else None,
         shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
         shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
@@ -57,7 +57,7 @@ def build_case(run: ResolvedRun) -> TrainingCase:
 
 
 def _read_recomputed_layers(value: Any, layers: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the layers of each stage that `recompute_config.recompute` means: one switch, or a list by stage."""
+    """Return the number of recomputed layers by stage; `value` is `recompute_config.recompute`, a switch or a list."""
     counts = value if isinstance(value, list) else [bool(value)] * len(layers)
     return tuple(
         (most if count else 0) if isinstance(count, bool) else min(count, most)

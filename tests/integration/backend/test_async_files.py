@@ -1,4 +1,4 @@
-"""Saving in the background, with a disk that fails or is slow."""
+"""Background saving with a failing or slow disk."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def wrapper() -> TrainOneStep:
 
 @pytest.fixture
 def save(tmp_path: Path, wrapper: TrainOneStep) -> tuple[CheckpointWriter, Callable[[int], Path]]:
-    """Return a writer, and a function that saves a step with it in the background."""
+    """Return a writer and a function that saves a step with it in the background."""
     writer = CheckpointWriter(
         tmp_path,
         initial_state=RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4}),
@@ -48,7 +48,7 @@ def save(tmp_path: Path, wrapper: TrainOneStep) -> tuple[CheckpointWriter, Calla
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> None:
-    """Let the optimizer's file wait for an event."""
+    """Delay writing the optimizer's file until an event."""
     save_file = serialization.save_file
 
     def save_later(tensors: Any, name: str, **settings: Any) -> None:
@@ -58,7 +58,7 @@ def hold(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> None:
     monkeypatch.setattr(serialization, "save_file", save_later)
 
 
-def test_a_step_counts_when_its_files_are_whole(
+def test_step_is_complete_only_when_its_files_are(
     save: tuple[CheckpointWriter, Callable[[int], Path]],
     wrapper: TrainOneStep,
     tmp_path: Path,
@@ -70,12 +70,12 @@ def test_a_step_counts_when_its_files_are_whole(
     weight = wrapper.network.weight
     before = weight.asnumpy().copy()
     folder = save_step(3)
-    # The training goes on and changes what is being saved, where it lies.
+    # Training continues and changes the tensors being saved, in place.
     weight.set_data(ms.Tensor(np.full(weight.shape, 7.0, np.float32)))
     moment = next(parameter for parameter in wrapper.optimizer.get_parameters() if "moment" in parameter.name)
     moment_before = moment.asnumpy().copy()
     moment.asnumpy()[...] = 7.0
-    assert not np.array_equal(moment.asnumpy(), moment_before), "on a CPU this is the memory itself"
+    assert not np.array_equal(moment.asnumpy(), moment_before), "on a CPU asnumpy() shares the memory"
     writer.advance()
     assert list(list_complete(tmp_path)[0]) == []
     released.set()
@@ -87,7 +87,7 @@ def test_a_step_counts_when_its_files_are_whole(
     saved = ms.load_checkpoint(str(next(folder.glob("cpt-opt-*"))), format="safetensors")
     assert np.array_equal(saved[moment.name].asnumpy(), moment_before)
     save_step(4)
-    save_step(5)  # waits for the one before
+    save_step(5)  # waits for the previous save
     assert list(list_complete(tmp_path)[0]) == [4, 3]
     writer.finish()
     assert list(list_complete(tmp_path)[0]) == [5, 4, 3]
@@ -95,7 +95,7 @@ def test_a_step_counts_when_its_files_are_whole(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("part", ["model", "opt"])
-def test_a_full_disk_in_the_background_ends_the_run_with_one_line(
+def test_full_disk_in_the_background_stops_the_run_with_one_line(
     save: tuple[CheckpointWriter, Callable[[int], Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     writer, save_step = save

@@ -1,4 +1,4 @@
-"""What a rank knows of the past of its run, and what a report is told of the plan."""
+"""Missing records of a resumed run, and the planned tokens in `run.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.backend.training.build_callbacks import _accept_lost_records, _plan_tokens
+from ascend_cpt.backend.training.build_callbacks import _check_missing_records, _plan_tokens
 from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig, ValidationConfig, ValidationSetConfig
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.monitor.sinks import SinkGroup
@@ -30,25 +30,25 @@ def make_plan(world_size: int, guards: GuardConfig, validation: ValidationConfig
 
 
 @pytest.mark.parametrize(("guards", "validation"), [(SPIKES, None), (GuardConfig(), STOPS)])
-def test_ranks_that_must_decide_the_same_do_not_go_on_without_their_records(
+def test_missing_records_are_an_error_if_ranks_must_agree(
     guards: GuardConfig, validation: ValidationConfig | None
 ) -> None:
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: has no records up to step 7, .* from another node"):
-        _accept_lost_records(make_plan(2, guards, validation), 7, SinkGroup([], None))
+        _check_missing_records(make_plan(2, guards, validation), 7, SinkGroup([], None))
 
 
 @pytest.mark.parametrize(
     ("world_size", "guards", "validation"), [(1, SPIKES, STOPS), (2, GuardConfig(), WARNS), (2, GuardConfig(), None)]
 )
-def test_otherwise_lost_records_are_a_warning(
+def test_missing_records_are_a_warning_otherwise(
     world_size: int, guards: GuardConfig, validation: ValidationConfig | None
 ) -> None:
     console = io.StringIO()
-    _accept_lost_records(make_plan(world_size, guards, validation), 7, SinkGroup([], console))
-    assert "guards and alarms start anew" in console.getvalue()
+    _check_missing_records(make_plan(world_size, guards, validation), 7, SinkGroup([], console))
+    assert "guards and alarms restart without history" in console.getvalue()
 
 
-def test_planned_tokens_are_exact_for_blends_and_expected_for_a_shuffle() -> None:
+def test_planned_tokens_are_exact_for_blends_and_expected_values_for_shuffles() -> None:
     shares = {"web": Fraction(2, 3), "qa": Fraction(1, 3)}
     blend = Phase(name="blend", first_step=0, stop_step=5, shares=shares)
     shuffle = Phase(name="train", first_step=0, stop_step=5)

@@ -1,4 +1,4 @@
-"""The rows of a run: every rank reads its own part of the same global batches; padding carries no loss."""
+"""The data loader: every rank reads its part of the same global batches; padding is masked in the loss."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_ranks_share_every_global_batch_exactly(packed: Path, num_ranks: int) ->
         assert positions.tolist() == list(range(step * 8, (step + 1) * 8))
 
 
-def test_rows_come_in_the_order_of_the_run(packed: Path) -> None:
+def test_rows_are_read_in_run_order(packed: Path) -> None:
     manifest = load_manifest(packed)
     files = [str(manifest.folder / shard.file) for shard in manifest.shards]
     stored = [row[0] for row in ds.MindDataset(files, shuffle=False).create_tuple_iterator(output_numpy=True)]
     source = make_rows(packed, 1, 0)
     _, order = make_order().locate(np.arange(160))
-    for index in (0, 1, 99, 100, 159, 3):  # over the border of an epoch, and back
+    for index in (0, 1, 99, 100, 159, 3):  # across the boundary of an epoch, and back
         inputs, labels = source[index]
         assert inputs.tolist() == stored[order[index]][:-1].tolist()
         real = labels != IGNORE_LABEL
@@ -60,7 +60,7 @@ def test_rows_come_in_the_order_of_the_run(packed: Path) -> None:
         source[160]
 
 
-def test_a_dataset_that_was_changed_is_refused(packed: Path) -> None:
+def test_changed_dataset_is_refused(packed: Path) -> None:
     with pytest.raises(DataError, match="was changed after this run was configured"):
         CptPackedDataLoader(
             manifests=[str(manifest_path(packed))],
@@ -97,7 +97,7 @@ def mmap_dataset(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return prefix
 
 
-def test_an_mmap_dataset_is_cut_into_rows(mmap_dataset: Path) -> None:
+def test_mmap_dataset_is_cut_into_rows(mmap_dataset: Path) -> None:
     manifest = load_manifest(mmap_dataset)
     assert count_rows(manifest, SEQ_LENGTH) == 10
     rows = PackedRows([manifest], SEQ_LENGTH).read(np.zeros(3, np.int64), np.array([9, 0, 1]))
@@ -106,7 +106,7 @@ def test_an_mmap_dataset_is_cut_into_rows(mmap_dataset: Path) -> None:
     assert rows[1].tolist() == list(range(65)) and rows[2].tolist() == list(range(65, 130))
 
 
-def test_a_blend_of_both_formats(packed: Path, mmap_dataset: Path) -> None:
+def test_blend_of_both_formats(packed: Path, mmap_dataset: Path) -> None:
     manifests = [load_manifest(packed), load_manifest(mmap_dataset)]
     phase = Phase(name="train", first_step=0, stop_step=2, shares=normalize_shares({"train": 3, "more": 1}))
     order = SampleOrder(num_rows={"train": 100, "more": 10}, phases=(phase,), global_batch_size=8, seed=7)

@@ -1,4 +1,4 @@
-"""The CPU kernels against NumPy in float64: forward, gradient, and what they refuse."""
+"""The CPU kernels compared with NumPy in float64, forward and gradient, and their errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def causal_mask() -> Array:
 
 
 def document_mask() -> Array:
-    """Causal, and the documents of a row (boundaries differ by row) do not see each other."""
+    """A causal mask within documents; boundaries differ by row."""
     documents = np.array([[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 2]])
     other = documents[:, :, None] != documents[:, None, :]
     return np.maximum(causal_mask(), other[:, None, :, :])
@@ -54,7 +54,7 @@ def document_mask() -> Array:
 def reference_attention(
     query: Array, key: Array, value: Array, mask: Array | None, sens: Array
 ) -> tuple[Array, list[Array]]:
-    """Attention and its gradients by the textbook formulas, heads repeated."""
+    """Attention and its gradients by the definition, with repeated heads."""
     num_repeats = query.shape[1] // key.shape[1]
     scale = 1 / np.sqrt(HEAD_DIM)
     keys, values = (np.repeat(tensor, num_repeats, axis=1) for tensor in (key, value))
@@ -75,7 +75,7 @@ def reference_attention(
 
 
 class Attend(nn.Cell):
-    """The attention output as the only output; the mask as a constant."""
+    """Returns only the attention output; the mask is a constant."""
 
     def __init__(self, num_heads: int, mask: Array | None) -> None:
         super().__init__()
@@ -89,9 +89,7 @@ class Attend(nn.Cell):
 
 @pytest.mark.parametrize("mask", [causal_mask(), document_mask(), causal_mask()[0, 0], None])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_attention_and_its_gradients_equal_the_textbook_formulas(
-    num_heads: int, num_kv_heads: int, mask: Array | None
-) -> None:
+def test_attention_and_gradients_match_numpy(num_heads: int, num_kv_heads: int, mask: Array | None) -> None:
     query = random(0, BATCH, num_heads, LENGTH, HEAD_DIM)
     key, value = (random(seed, BATCH, num_kv_heads, LENGTH, HEAD_DIM) for seed in (1, 2))
     sens = random(3, *query.shape)
@@ -112,7 +110,7 @@ def test_attention_of_float16_inputs_is_computed_in_float32() -> None:
     np.testing.assert_allclose(output.asnumpy(), expected, atol=1e-3)
 
 
-def test_a_row_that_sees_nothing_stays_finite() -> None:
+def test_fully_masked_row_is_finite() -> None:
     tensors = tuple(to_tensor(random(seed, BATCH, 2, LENGTH, HEAD_DIM)) for seed in range(3))
     mask = np.array(causal_mask())
     mask[0, 0, 4] = 1
@@ -124,7 +122,7 @@ def test_a_row_that_sees_nothing_stays_finite() -> None:
     ("setting", "named"),
     [({"input_layout": "TND"}, "TND"), ({"keep_prob": 0.9}, "dropout"), ({"sparse_mode": 2}, "compression")],
 )
-def test_attention_names_what_it_cannot_do(setting: dict[str, Any], named: str) -> None:
+def test_unsupported_attention_is_refused(setting: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         kernels.FlashAttentionScore(4, **setting)
 
@@ -148,7 +146,7 @@ class LookUp(nn.Cell):
         return kernels.look_up_embedding(self, self.ids, weight)
 
 
-def test_embedding_adds_up_the_gradients_of_a_repeated_id_and_always_in_the_same_order() -> None:
+def test_embedding_sums_gradients_of_repeated_ids_deterministically() -> None:
     ids = np.random.default_rng(0).integers(0, 11, (4, 64))
     weight, sens = random(1, 11, 16), random(2, 4, 64, 16)
     look_up = LookUp(ids)
@@ -161,7 +159,7 @@ def test_embedding_adds_up_the_gradients_of_a_repeated_id_and_always_in_the_same
         np.testing.assert_array_equal(run_with_gradients(look_up, (to_tensor(weight),), sens)[1][0], gradient)
 
 
-def test_fused_rms_norm_is_upstreams_own_rms_norm() -> None:
+def test_fused_rms_norm_is_mindformers_rms_norm() -> None:
     norm = importlib.import_module("mindformers.parallel_core.training_graph.transformer.norm")
     transformer_config = importlib.import_module("mindformers.parallel_core.transformer_config")
     config = transformer_config.TransformerConfig(
@@ -193,7 +191,7 @@ class WeightedSum(nn.Cell):
 @pytest.mark.parametrize(
     ("bad", "overflows"), [(None, False), (np.inf, True), (-np.inf, True), (np.nan, True), (3e38, False)]
 )
-def test_a_step_whose_gradient_is_not_finite_is_skipped_and_reported(
+def test_step_with_non_finite_gradient_is_skipped_and_reported(
     bad: float | None, overflows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrapper = importlib.import_module("mindformers.wrapper.wrapper")
@@ -209,7 +207,7 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_reported(
     assert is_unchanged is overflows
 
 
-def test_data_parallel_needs_no_model_parallel_groups_and_other_modes_still_get_them(
+def test_only_data_parallel_skips_model_parallel_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpt_model = importlib.import_module("mindformers.parallel_core.training_graph.base_models.gpt.gpt_model")
@@ -223,7 +221,7 @@ def test_data_parallel_needs_no_model_parallel_groups_and_other_modes_still_get_
         gpt_model.initialize_model_parallel(**sizes)
 
 
-def test_cores_are_bound_only_where_the_configuration_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_bound_only_if_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     build_context = importlib.import_module("mindformers.core.context.build_context")
     bindings: list[Any] = []
     monkeypatch.setattr(ms.runtime, "set_cpu_affinity", lambda *arguments: bindings.append(arguments))

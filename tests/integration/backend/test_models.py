@@ -1,4 +1,4 @@
-"""Our Llama in MindFormers: found through its registry, loaded by its loader, and clear about what it cannot be."""
+"""Our models in MindFormers: registry, weight loader, defaults and refused settings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_mindformers_builds_ours_from_the_folder_of_a_model_and_loads_its_weights(name: str) -> None:
+def test_mindformers_builds_our_model_from_a_folder_and_loads_its_weights(name: str) -> None:
     folder = REFERENCE / name
     network = build_network(
         MindFormerConfig(pretrained_model_dir=str(folder), model_config={"params_dtype": "float32", "seq_length": 32})
@@ -67,7 +67,7 @@ def test_mindformers_builds_ours_from_the_folder_of_a_model_and_loads_its_weight
         np.testing.assert_array_equal(parameters[key].asnumpy(), weight)
 
 
-def test_mindformers_asks_the_network_for_its_parameters_and_the_floating_point_operations_of_a_step() -> None:
+def test_parameters_and_flops_reported_to_mindformers() -> None:
     network = build_network(MindFormerConfig(model_config={**read_config("llama31"), "seq_length": 32}))
     names = {parameter.name for parameter in network.get_model_parameters()}
     assert names == set(list_mindformers_shapes(read_sizes(read_config("llama31"))))
@@ -75,11 +75,11 @@ def test_mindformers_asks_the_network_for_its_parameters_and_the_floating_point_
         convert_transformer_config_to_args_for_tflops(network.get_gpt_transformer_config()), 2
     )
     num_matrix_elements = 128 * 48 + 2 * (128 * 48 + 64 * 48 + 3 * 64 * 48)
-    # Six per weight and token for the matrix products; attention comes on top.
+    # Six FLOPs per weight and token for the matrix products, plus attention.
     assert 6 * num_matrix_elements * 2 * 32 < num_operations < 8 * num_matrix_elements * 2 * 32
 
 
-def test_what_the_configuration_leaves_out_is_as_in_transformers_and_not_as_in_mindformers() -> None:
+def test_defaults_are_those_of_transformers() -> None:
     needed = ("model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     config = {key: read_config("llama2")[key] for key in (*needed, "num_attention_heads")}
     built = get_model_config(MindFormerConfig(model_config=config))
@@ -108,12 +108,12 @@ def test_what_the_configuration_leaves_out_is_as_in_transformers_and_not_as_in_m
         ({"qk_norm": True}, "qk_norm"),
     ],
 )
-def test_what_a_llama_cannot_be_is_named(change: dict[str, Any], named: str) -> None:
+def test_unsupported_settings_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build_network(MindFormerConfig(model_config={**read_config("llama2"), **change}))
 
 
-def test_a_mask_of_document_boundaries_makes_a_document_independent_of_the_one_before() -> None:
+def test_boundary_mask_makes_documents_independent() -> None:
     network = build_network(
         MindFormerConfig(
             model_config={
@@ -129,13 +129,13 @@ def test_a_mask_of_document_boundaries_makes_a_document_independent_of_the_one_b
     load_hf_checkpoint(str(REFERENCE / "llama31"), network)
     network.set_train(False)
     tokens = np.random.default_rng(0).integers(0, 128, (2, 32)).astype(np.int32)
-    border = 20
-    # Row 0 holds two documents; row 1 starts with the second of them. Rotary positions only matter by difference.
-    tokens[1, : 32 - border] = tokens[0, border:]
+    boundary = 20
+    # Row 0 has two documents; row 1 starts with the second. Only differences of rotary positions matter.
+    tokens[1, : 32 - boundary] = tokens[0, boundary:]
     mask = np.broadcast_to(np.triu(np.ones((32, 32), np.uint8), k=1), (2, 1, 32, 32)).copy()
-    mask[0, 0, border:, :border] = 1
-    with_border = network(ms.Tensor(tokens), None, ms.Tensor(mask)).asnumpy().reshape(2, 32, 128)
-    np.testing.assert_allclose(with_border[0, border:], with_border[1, : 32 - border], atol=1e-5)
+    mask[0, 0, boundary:, :boundary] = 1
+    with_boundary = network(ms.Tensor(tokens), None, ms.Tensor(mask)).asnumpy().reshape(2, 32, 128)
+    np.testing.assert_allclose(with_boundary[0, boundary:], with_boundary[1, : 32 - boundary], atol=1e-5)
     without = network(ms.Tensor(tokens)).asnumpy().reshape(2, 32, 128)
-    np.testing.assert_allclose(without[1], with_border[1], atol=1e-5)
-    assert np.abs(without[0, border:] - with_border[0, border:]).max() > 0.1
+    np.testing.assert_allclose(without[1], with_boundary[1], atol=1e-5)
+    assert np.abs(without[0, boundary:] - with_boundary[0, boundary:]).max() > 0.1

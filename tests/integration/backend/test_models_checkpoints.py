@@ -1,4 +1,4 @@
-"""Weights in and out of MindFormers: distributed checkpoints as it describes them, Hugging Face folders in networks."""
+"""Distributed checkpoints in MindFormers' format, and Hugging Face weights loaded into networks."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def write_distributed(folder: Path, stages: list[dict[str, np.ndarray]]) -> None
 
 
 @pytest.mark.parametrize("num_stages", [1, 2])
-def test_slices_of_every_layout_are_merged_as_mindformers_describes_them(tmp_path: Path, num_stages: int) -> None:
+def test_slices_of_every_layout_are_merged(tmp_path: Path, num_stages: int) -> None:
     folder = HfFolder(REFERENCE / "llama31")
     weights = {name: folder.read(name).astype(np.float32) for name in folder.tensors}
     converted = to_mindformers(weights, folder.sizes)
@@ -101,7 +101,7 @@ def test_slices_of_every_layout_are_merged_as_mindformers_describes_them(tmp_pat
         np.testing.assert_array_equal(tensor, weights[name], strict=True)
 
 
-def test_slices_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_slices_are_named(tmp_path: Path) -> None:
     tensors = {"a": np.ones((8, 8), np.float32)}
     write_distributed(tmp_path / "checkpoint", [tensors])
     metadata_path = tmp_path / "checkpoint" / "metadata.json"
@@ -120,7 +120,7 @@ def build(folder: Path, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_folder_of_any_type_in_shards_is_loaded_into_the_network(tmp_path: Path, name: str, dtype: str) -> None:
+def test_sharded_folder_of_any_dtype_is_loaded(tmp_path: Path, name: str, dtype: str) -> None:
     convert_to_mindformers(HfFolder(REFERENCE / name), tmp_path / "mindformers", Options(dtype=dtype))
     source = MindFormersFolder(tmp_path / "mindformers")
     convert_to_hf(source, read_config(source.path), tmp_path / "hf", Options(max_shard_bytes=20_000))
@@ -150,7 +150,7 @@ def test_a_folder_of_any_type_in_shards_is_loaded_into_the_network(tmp_path: Pat
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps"),
     ],
 )
-def test_a_network_of_another_model_is_refused_untouched(change: dict[str, Any], named: str) -> None:
+def test_other_model_is_refused_without_changing_the_network(change: dict[str, Any], named: str) -> None:
     network = build(REFERENCE / "qwen3", **change)
     before = {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
     with pytest.raises(CheckpointError, match=named):
@@ -159,7 +159,7 @@ def test_a_network_of_another_model_is_refused_untouched(change: dict[str, Any],
         np.testing.assert_array_equal(parameter.asnumpy(), before[parameter.name])
 
 
-def test_a_copy_of_the_tied_embedding_is_ignored_and_told(tmp_path: Path) -> None:
+def test_copy_of_the_tied_embedding_is_ignored_and_reported(tmp_path: Path) -> None:
     shutil.copytree(REFERENCE / "llama32_tied", tmp_path / "hf")
     path = tmp_path / "hf" / "model.safetensors"
     weights = load_file(path)

@@ -1,7 +1,7 @@
 """Our Llama and MindFormers' Qwen3, with weights converted by our tables, against transformers with torch.
 
-The reference values lie in tests/reference with the versions that made them; where torch and transformers are
-installed, the comparison is also made live with other weights and tokens.
+The reference values are in tests/reference, with the versions that produced them. If torch and transformers are
+installed, other weights and tokens are compared live as well.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def compute(network: Any, expected: Arrays) -> tuple[float, np.ndarray]:
 
 
 def compare(network: Any, converted: Arrays, expected: Arrays) -> tuple[float, float]:
-    """Return how far the loss and the logits of a network with these weights are from the expected ones."""
+    """Return the differences of loss and logits from the expected ones."""
     load(network, converted)
     loss, logits = compute(network, expected)
     return abs(loss - float(expected["loss"])), float(np.abs(logits - expected["logits"]).max())
@@ -133,7 +133,7 @@ def keep_halves(weights: Arrays) -> None:
         swap("embedding.word_embeddings.weight", "output_layer.weight"),
     ],
 )
-def test_the_comparison_notices_weights_in_the_wrong_place(spoil: Callable[[Arrays], None]) -> None:
+def test_comparison_detects_misplaced_weights(spoil: Callable[[Arrays], None]) -> None:
     config, weights, expected = read_model("qwen3")
     converted = to_mindformers(weights, read_sizes(config))
     spoil(converted)
@@ -143,7 +143,7 @@ def test_the_comparison_notices_weights_in_the_wrong_place(spoil: Callable[[Arra
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_come_back_bit_by_bit_from_the_network(name: str) -> None:
+def test_weights_round_trip_bit_for_bit(name: str) -> None:
     config, weights, _ = read_model(name)
     sizes = read_sizes(config)
     network = build(name)
@@ -154,7 +154,7 @@ def test_weights_come_back_bit_by_bit_from_the_network(name: str) -> None:
         np.testing.assert_array_equal(back[key], weight, strict=True)
 
 
-def test_llama_is_ours_and_qwen3_is_upstreams() -> None:
+def test_llama_is_ours_and_qwen3_is_mindformers() -> None:
     assert type(build("llama3")) is LlamaForCausalLM
     assert type(build("qwen3")).__module__.startswith("mindformers.models.qwen3")
 

@@ -1,4 +1,4 @@
-"""Updates that are left out on the device: MindFormers' own wrapper around a network of one weight."""
+"""Updates skipped on the device: MindFormers' wrapper with a network of one weight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPIKE = SpikeConfig(sigmas=3.0, window_steps=4)
 
 
 class OneWeight(nn.Cell):
-    """Its loss is weight × x + y, the gradient so x: both can be chosen. Returns the four losses of an mcore model."""
+    """Loss weight × x + y with gradient x, so that both can be chosen. Returns the four losses of an mcore model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class OneWeight(nn.Cell):
         return loss, zero, zero, zero
 
     def get_gpt_transformer_config(self) -> SimpleNamespace:
-        """MindFormers asks for it."""
+        """Required by MindFormers."""
         return SimpleNamespace(moe_aux_loss_coeff=0.0, moe_layer_freq=None, num_layers=1, mtp_num_layers=0)
 
 
@@ -54,7 +54,7 @@ def _mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 class Run:
-    """A training loop with what the step monitor does."""
+    """A training loop that does what the step monitor does."""
 
     def __init__(self, config: GuardConfig, tmp_path: Path) -> None:
         install_guards(config)
@@ -68,7 +68,7 @@ class Run:
         self.step = 0
 
     def train(self, x: float, loss: float) -> StepVerdict:
-        """Take a step with the gradient `x` and the loss `loss`."""
+        """Run a step with gradient `x` and loss `loss`."""
         self.step += 1
         y = np.float32(loss) - np.float32(self.weight) * np.float32(x)
         outputs = self.cell(Tensor([x], ms.float32), Tensor([y], ms.float32))
@@ -89,7 +89,7 @@ BOTH = GuardConfig(loss_spike=SPIKE, grad_norm_spike=SPIKE, stop_on_non_finite=F
 
 
 @pytest.mark.usefixtures("_mode")
-def test_the_weights_are_untouched_by_spikes_and_by_what_is_not_finite(tmp_path: Path) -> None:
+def test_spikes_and_non_finite_steps_do_not_change_the_weights(tmp_path: Path) -> None:
     run = Run(BOTH, tmp_path)
     for x, loss in ((0.5, 2.0), (0.5, 2.25), (0.5, 2.0), (0.5, 2.25)):
         before = run.weight
@@ -101,12 +101,12 @@ def test_the_weights_are_untouched_by_spikes_and_by_what_is_not_finite(tmp_path:
     assert run.train(math.nan, 2.0).skipped == OVERFLOW
     assert run.weight == weight
     assert run.guard.num_skipped == 3
-    assert int(run.optimizer.global_step.asnumpy()[0]) == run.step, "the learning rate goes on with the steps"
+    assert int(run.optimizer.global_step.asnumpy()[0]) == run.step, "the learning rate follows the steps"
     assert run.train(0.5, 2.0) == StepVerdict() and run.weight == weight - 0.125 * 0.5
 
 
 @pytest.mark.usefixtures("_mode")
-def test_only_what_was_asked_for_is_guarded(tmp_path: Path) -> None:
+def test_only_configured_guards_are_active(tmp_path: Path) -> None:
     run = Run(GuardConfig(grad_norm_spike=SPIKE), tmp_path)
     for x in (0.5, 0.75, 0.5, 0.75):
         run.train(x, 2.0)
@@ -117,7 +117,7 @@ def test_only_what_was_asked_for_is_guarded(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_mode")
-def test_without_spike_guards_the_wrapper_is_upstreams_own(tmp_path: Path) -> None:
+def test_without_spike_guards_the_wrapper_is_mindformers(tmp_path: Path) -> None:
     run = Run(GuardConfig(), tmp_path)
     assert type(run.cell) is MFTrainOneStepCell
     weight = run.weight

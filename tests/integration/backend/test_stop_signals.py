@@ -1,4 +1,4 @@
-"""SIGTERM to one of two ranks under the launcher: both stop after the same step."""
+"""SIGTERM to one of two ranks under the launcher stops both after the same step."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ if is_scheduler():
     sys.exit(0)
 import mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
-from ascend_cpt.backend.training import stop_signals as stop_signal
+from ascend_cpt.backend.training import stop_signals
 from ascend_cpt.errors import run_command
 
 def main():
     ms.set_device("CPU")
     init()
     ms.set_auto_parallel_context(parallel_mode="data_parallel")
-    stop_signal.install(sys.stdout)
+    stop_signals.install(sys.stdout)
     for step in range(1, 10_000):
         Path(f"at_{get_rank()}").write_text(f"{os.getpid()} {step}")
         time.sleep(0.02 * get_rank())
-        if request := stop_signal.find_request(get_group_size()):
-            raise stop_signal.StoppedBySignal(f"stopped by {request.name} after step {step}", request)
+        if request := stop_signals.find_request(get_group_size()):
+            raise stop_signals.StoppedBySignal(f"stopped by {request.name} after step {step}", request)
 
 sys.exit(run_command(main))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (Path(sys.executable).parent / "msrun").exists(), reason="no msrun beside this Python")
+@pytest.mark.skipif(
+    not (Path(sys.executable).parent / "msrun").exists(), reason="msrun is not installed with this Python"
+)
 @pytest.mark.parametrize("via", ["worker", "launcher"])
 def test_all_ranks_stop_after_the_same_step(
     tmp_path: Path, clean_environ: dict[str, str], free_port: int, via: str

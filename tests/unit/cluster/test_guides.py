@@ -1,4 +1,4 @@
-"""The guides for clusters: their commands run (as far as they do without NPUs), their options exist."""
+"""Commands in the cluster guides run, as far as possible without NPUs, and their options exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def commands_of(text: str) -> list[str]:
 
 
 COMMANDS = sorted({*commands_of(MULTI_NODE), *commands_of(TROUBLES), *commands_of(MIGRATION)})
-# What python runs: by itself, and as the quoted command of a launch.
+# Python commands: run directly, or quoted as the command of a launch.
 PYTHON_COMMANDS = sorted(
     {line.removeprefix("python ") for line in COMMANDS if line.startswith("python ")}
     | {inner for line in COMMANDS for inner in re.findall(r'"(run_cpt\.py [^"]*)"', line)}
@@ -67,20 +67,20 @@ def run(command: str, folder: Path, environ: dict[str, str]) -> subprocess.Compl
 
 
 @pytest.mark.parametrize("command", LAUNCHES)
-def test_launches_would_start(command: str, tmp_path: Path, environ: dict[str, str]) -> None:
+def test_launch_commands_pass_a_dry_run(command: str, tmp_path: Path, environ: dict[str, str]) -> None:
     result = run(command, tmp_path, environ)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
 
-def test_the_slurm_line_reads_its_rank_from_srun(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_the_slurm_command_reads_its_rank_from_srun(tmp_path: Path, environ: dict[str, str]) -> None:
     (line,) = [line for line in COMMANDS if line.startswith("srun")]
     assert "--ntasks-per-node=1" in line
     environ |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node-[a,b]", "SLURM_NODEID": "1"}
     result = run(line[line.index("bash") :], tmp_path, environ)
     assert "--worker_num=16" in result.stdout or "--worker_num=8" in result.stdout, result.stderr
     assert "--node_rank=1" in result.stdout
-    assert result.stderr == "started by Slurm: node 1 of 2, meeting at node-a:8118\n"
+    assert result.stderr == "started by Slurm: node 1 of 2, master node-a:8118\n"
 
 
 def accepts(words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ PHASES = [
 
 
 def count_rows(first_step: int, stop_step: int) -> dict[str, int]:
-    """Two rows of web in each step, and one of qa from step 6 on."""
+    """Return two rows of web per step, and one of qa from step 6 on."""
     return {"web": 2 * (stop_step - first_step), "qa": max(0, stop_step - max(first_step, 6))}
 
 
@@ -29,7 +29,7 @@ def test_account_by_phase_and_source() -> None:
 
 
 @pytest.mark.parametrize("stops", [[1, 5, 6, 7, 10], [6, 10], [3, 10], [0, 10]])
-def test_account_does_not_depend_on_when_it_was_asked(stops: list[int]) -> None:
+def test_account_does_not_depend_on_the_steps_of_earlier_tallies(stops: list[int]) -> None:
     account = make_account()
     for stop in stops:
         record = account.tally(stop)
@@ -37,12 +37,12 @@ def test_account_does_not_depend_on_when_it_was_asked(stops: list[int]) -> None:
 
 
 @pytest.mark.parametrize("stop", [3, 6, 8])
-def test_a_recorded_account_goes_on(stop: int) -> None:
+def test_restored_account_continues(stop: int) -> None:
     account = make_account()
     account.restore(to_values(make_account().tally(stop)))
     assert account.tally(10) == make_account().tally(10)
 
 
-def test_the_account_is_due_at_the_end_of_phases_and_not_too_often() -> None:
+def test_account_is_due_at_the_end_of_phases_and_not_too_often() -> None:
     due = [step for step in range(1, 1_000_001) if is_tally_due(step, 1_000_000, PHASES[:1])]
     assert 6 in due and due[-1] == 1_000_000 and len(due) == 201

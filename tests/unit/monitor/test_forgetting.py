@@ -1,4 +1,4 @@
-"""The alarm for forgetting: base, warning once, stopping, and what a continued run remembers."""
+"""The forgetting alarm: base, warnings, stopping, and restoring in a resumed run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def record(step: int, loss: float, name: str = "general") -> ValidationRecord:
     return ValidationRecord(step=step, name=name, loss=loss, num_labels=100)
 
 
-def test_warning_names_everything_and_does_not_flood() -> None:
+def test_warning_has_all_values_and_is_not_repeated() -> None:
     alarm = make_alarm()
     losses = [2.0, 2.05, 2.06, 2.07, 2.10, 2.12, 2.0, 2.2]
     verdicts = [alarm.judge(record(step * 10, loss)) for step, loss in enumerate(losses)]
@@ -37,7 +37,7 @@ def test_warning_names_everything_and_does_not_flood() -> None:
     assert not any(verdict.stop for verdict in verdicts)
 
 
-def test_a_set_without_a_limit_never_alarms_and_nan_always_does() -> None:
+def test_no_alarm_without_a_limit_and_always_for_nan() -> None:
     alarm = make_alarm()
     for name in ("general", "domain"):
         alarm.judge(record(0, 2.0, name))
@@ -51,7 +51,7 @@ def test_stop() -> None:
     assert alarm.judge(record(10, 2.1)).stop and alarm.judge(record(20, 2.1)).message
 
 
-def test_a_continued_run_keeps_its_base_and_its_alarm() -> None:
+def test_resumed_run_keeps_base_and_alarm() -> None:
     before = make_alarm("stop")
     records = [to_values(before.judge(record(step, loss)).record) for step, loss in ((0, 2.0), (10, 2.01), (20, 2.1))]
     alarm = make_alarm("stop")
@@ -60,10 +60,10 @@ def test_a_continued_run_keeps_its_base_and_its_alarm() -> None:
     assert alarm.judge(record(30, 2.02)).record.base_loss == 2.0
     warning = make_alarm()
     warning.restore(records)
-    assert not warning.judge(record(30, 2.11)).message, "it was told before the stop"
+    assert not warning.judge(record(30, 2.11)).message, "it was printed before the stop"
 
 
-def test_a_set_that_is_added_later_has_its_first_loss_as_base() -> None:
+def test_base_of_a_set_added_later_is_its_first_loss() -> None:
     alarm = make_alarm()
     alarm.restore([to_values(record(0, 2.0, "domain"))])
     assert alarm.judge(record(30, 3.0)).record.base_step == 30

@@ -1,4 +1,4 @@
-"""Limits of spikes, verdicts on steps, and that a continued run has the same ones."""
+"""Spike limits and step verdicts, also in a resumed run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPIKES = GuardConfig(
 
 
 def judge(judge: StepJudge, step: int, loss: float, grad_norm: float | None = 1.0, **changes: Any) -> StepVerdict:
-    """Judge a step as the device would treat it: it leaves out what is above the limit of the loss or not finite."""
+    """Judge a step like the device, which skips losses above the limit and non-finite values."""
     is_skipped = not (loss <= judge.loss_limit and math.isfinite(loss)) or (
         grad_norm is not None and not math.isfinite(grad_norm)
     )
@@ -30,7 +30,7 @@ def judge(judge: StepJudge, step: int, loss: float, grad_norm: float | None = 1.
     )
 
 
-def test_limit_is_mean_plus_sigmas_deviations_of_the_window() -> None:
+def test_limit_is_mean_plus_sigmas_standard_deviations() -> None:
     window = SpikeWindow(SpikeConfig(sigmas=2.0, window_steps=4))
     window.add(100.0)
     assert window.limit == math.inf
@@ -48,14 +48,14 @@ def test_spikes_are_skipped_and_counted() -> None:
     assert steps.num_skipped == 2
 
 
-def test_skips_in_a_row_end_the_run() -> None:
+def test_skips_in_a_row_stop_the_run() -> None:
     steps = StepJudge(SPIKES)
     for step in range(1, 9):
         judge(steps, step, 2.0)
     assert judge(steps, 9, 3.0, grad_norm=9.0).skipped == LOSS_SPIKE
     judge(steps, 10, 20.0)
     verdict = judge(steps, 11, 200.0)
-    assert verdict.stop == "3 steps in a row were left out, the last one for: loss spike"
+    assert verdict.stop == "3 steps in a row were skipped, the last one for: loss spike"
 
 
 @pytest.mark.parametrize(
@@ -68,30 +68,30 @@ def test_skips_in_a_row_end_the_run() -> None:
         (2.0, 1.0, False, ""),
     ],
 )
-def test_what_is_not_finite_stops(loss: float, grad_norm: float | None, is_skipped: bool, stop: str) -> None:
+def test_non_finite_values_stop_the_run(loss: float, grad_norm: float | None, is_skipped: bool, stop: str) -> None:
     verdict = StepJudge(GuardConfig()).judge(
         step=1, loss=loss, grad_norm=grad_norm, is_skipped=is_skipped, scaled=False
     )
     assert verdict.stop == stop and verdict.skipped == (OVERFLOW if is_skipped else "")
 
 
-def test_overflow_under_an_adapting_loss_scale_is_no_reason_to_stop() -> None:
+def test_overflow_with_dynamic_loss_scale_does_not_stop() -> None:
     steps = StepJudge(GuardConfig())
     assert judge(steps, 1, 2.0, grad_norm=math.inf, scaled=True) == StepVerdict(skipped=OVERFLOW)
     assert judge(steps, 2, math.nan, grad_norm=math.nan, scaled=True).stop == "the loss is nan"
 
 
-def test_without_the_stop_a_run_of_bad_steps_still_ends() -> None:
+def test_bad_steps_in_a_row_stop_even_without_stop_on_non_finite() -> None:
     steps = StepJudge(GuardConfig(stop_on_non_finite=False, max_skips_in_a_row=2))
     assert judge(steps, 1, math.nan) == StepVerdict(skipped=OVERFLOW)
     assert judge(steps, 2, math.nan).stop.startswith("2 steps in a row")
 
 
-def test_a_new_phase_starts_a_new_window() -> None:
+def test_new_phase_clears_the_window() -> None:
     steps = StepJudge(SPIKES, first_steps=[0, 8])
     for step in range(1, 8):
         judge(steps, step, 2.0)
-    assert steps.loss_limit == 2.0, "step 8 is of the first phase"
+    assert steps.loss_limit == 2.0, "step 8 belongs to the first phase"
     judge(steps, 8, 2.0)
     assert steps.loss_limit == math.inf and judge(steps, 9, 50.0) == StepVerdict()
 
@@ -101,9 +101,7 @@ def test_a_new_phase_starts_a_new_window() -> None:
     stop=st.integers(0, 60),
     data=st.data(),
 )
-def test_a_continued_run_judges_as_one_that_was_never_stopped(
-    losses: list[float], stop: int, data: st.DataObject
-) -> None:
+def test_resumed_run_has_the_same_verdicts(losses: list[float], stop: int, data: st.DataObject) -> None:
     config = GuardConfig(stop_on_non_finite=False, loss_spike=SPIKES.loss_spike, grad_norm_spike=SPIKES.grad_norm_spike)
     norms = data.draw(st.lists(st.floats(0, 5), min_size=len(losses), max_size=len(losses)))
     first_steps = [0, 20]

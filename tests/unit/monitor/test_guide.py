@@ -15,7 +15,7 @@ import yaml
 from ascend_cpt.config.loader import load_config
 from tests.unit.monitor.test_report import write_run
 
-# The files of a run folder, in the order of the guide's table, and the modules that name them.
+# Files of a run folder in the order of the guide's table, and the modules that contain their names.
 WRITERS = {
     "metrics.jsonl": "backend/training/build_callbacks.py",
     "tensorboard/": "monitor/trackers.py",
@@ -38,7 +38,7 @@ def test_commands_run(repo_root: Path, tmp_path: Path) -> None:
     assert len(commands) == 4
     for command in commands:
         program, *arguments = command.split()[1:]
-        # The benchmark trains: here it only has to be there.
+        # The benchmark trains; here only its file is checked.
         extra = ["--help"] if program.startswith("benchmarks") else []
         result = subprocess.run(
             [sys.executable, str(repo_root / program), *arguments, *extra],
@@ -63,7 +63,7 @@ def test_settings_are_known(repo_root: Path, tmp_path: Path) -> None:
 
 
 def literals_of(path: Path) -> set[str]:
-    """Return the string literals of a source file, docstrings left out; N stands for a placeholder of an f-string."""
+    """Return the string literals of a source file without docstrings; N stands for an f-string placeholder."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = set()

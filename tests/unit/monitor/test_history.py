@@ -1,4 +1,4 @@
-"""What a continued run reads of its past."""
+"""The history that a resumed run reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_run(path: Path, num_steps: int) -> None:
     sink.close()
 
 
-def test_only_the_last_steps_and_all_validations_up_to_the_checkpoint(tmp_path: Path) -> None:
+def test_history_has_the_last_steps_and_all_validations_up_to_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_run(path, 20)
     history = read_history(path, 13, 4)
@@ -33,12 +33,12 @@ def test_only_the_last_steps_and_all_validations_up_to_the_checkpoint(tmp_path: 
     assert history.account is not None and history.account["tokens"] == {"train": {"code": 10}}
 
 
-def test_a_run_that_is_new_or_whose_file_is_gone_has_no_history(tmp_path: Path) -> None:
+def test_new_run_and_missing_file_have_no_history(tmp_path: Path) -> None:
     history = read_history(tmp_path / "metrics.jsonl", 5, 4)
     assert (history.steps, history.validations, history.num_skipped) == ([], [], 0)
 
 
-def test_a_resume_keeps_the_bytes_of_what_stays(tmp_path: Path) -> None:
+def test_resume_keeps_earlier_lines_byte_for_byte(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_run(path, 20)
     before = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""The report: what is read, what survives thinning out, and that the page needs nothing from outside."""
+"""The report: reading, downsampling, and a page without external resources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.record import DataRecord, RunInfo, ValidationRecord
-from ascend_cpt.monitor.report.run_data import load_run, make_curve, smooth, thin_out
+from ascend_cpt.monitor.report.run_data import downsample, load_run, make_curve, smooth
 from ascend_cpt.monitor.report.write_report import ReportSink, render_report, write_report
 from ascend_cpt.monitor.sinks import JsonlSink
 from tests.unit.monitor.test_sinks import make_step
@@ -65,7 +65,7 @@ def test_charts_of_a_run(tmp_path: Path) -> None:
     loss = charts["Training loss (nats per token)"]
     assert max(y for y in loss["lines"][0]["y"] if y is not None) == 90.0
     assert loss["lines"][0]["y"][8] is None, "NaN is a gap"
-    assert loss["marks"] == [{"run": 0, "x": 7, "y": 90, "text": "left out: loss spike"}]
+    assert loss["marks"] == [{"run": 0, "x": 7, "y": 90, "text": "skipped: loss spike"}]
     assert [phase["name"] for phase in loss["phases"]] == ["general", "q&a <late>"]
     held = charts["Validation: general (nats per token)"]
     assert held["lines"][0] == {"run": 0, "dots": True, "x": [0, 10, 20], "y": [2, 2.05, 2.1]}
@@ -81,29 +81,29 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
         "qwen3, 1B parameters",
         "8 × Ascend910B3",
         "2.0000 → 2.1000 (+0.1000), ALARM",
-        "1 of the steps, the last: step 7 (loss spike)",
-        "2 s (median), of which 10.0% of all waiting for data",
+        "1 of 20 steps, the last: step 7 (loss spike)",
+        "2 s (median); 10.0% of the total time is data wait",
     ):
         assert text in page, text
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+def test_page_loads_no_external_resources(tmp_path: Path) -> None:
     page = render_report([load_run(write_run(tmp_path / "one"))])
     assert not re.search(r"https?://|@import|url\(|<link|src=", page)
-    assert not re.search(r"@[A-Z]+@", page), "every place of the template is filled"
+    assert not re.search(r"@[A-Z]+@", page), "every placeholder of the template is filled"
 
 
-def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
+def test_several_runs_share_the_charts(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a/run")
     other = write_run(tmp_path / "b/run", PHASES[:1])
     data = read_data(render_report([load_run(first), load_run(other)]))
     assert data["runs"] == ["run (1)", "run (2)"]
     loss = data["charts"][0]
     assert [line["run"] for line in loss["lines"]] == [0, 1]
-    assert loss["phases"] == [], "different phases cannot be shaded together"
+    assert loss["phases"] == [], "different phases are not shaded"
 
 
-def test_a_name_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x")
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "validation", "step": 20, "name": "</script><b>", "loss": 1.0, "num_labels": 1}\n')
@@ -111,7 +111,7 @@ def test_a_name_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     assert "</script><b>" not in page and "Validation: </script><b>" in read_data(page)["charts"][2]["title"]
 
 
-def test_a_run_without_description_and_with_a_cut_line_is_shown(tmp_path: Path) -> None:
+def test_run_without_run_json_and_with_a_truncated_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x")
     (run / "run.json").unlink()
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -123,15 +123,15 @@ def test_a_run_without_description_and_with_a_cut_line_is_shown(tmp_path: Path) 
     ("content", "message"),
     [
         (None, "holds no run"),
-        ("", "has no step yet"),
-        ("hello\n", "line 1 is no record"),
-        ('{"kind": "step", "step": 1}\n{}\n', "line 1 is no record"),
-        ("[1]\n", "line 1 is no record"),
-        ('{"kind": "validation", "step": 0, "name": "a", "loss": 1.0}\n', "has no step yet"),
-        ('{"kind": "validation", "step": 0, "name": "a", "loss": "many"}\n', "line 1 is no record"),
+        ("", "has no steps yet"),
+        ("hello\n", "line 1 is not a valid record"),
+        ('{"kind": "step", "step": 1}\n{}\n', "line 1 is not a valid record"),
+        ("[1]\n", "line 1 is not a valid record"),
+        ('{"kind": "validation", "step": 0, "name": "a", "loss": 1.0}\n', "has no steps yet"),
+        ('{"kind": "validation", "step": 0, "name": "a", "loss": "many"}\n', "line 1 is not a valid record"),
     ],
 )
-def test_broken_runs_get_one_clear_line(tmp_path: Path, content: str | None, message: str) -> None:
+def test_damaged_run_gives_a_one_line_error(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message) as error:
@@ -139,16 +139,16 @@ def test_broken_runs_get_one_clear_line(tmp_path: Path, content: str | None, mes
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_broken_description_is_named(tmp_path: Path) -> None:
+def test_damaged_run_json_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x")
     (run / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"run\.json: is no JSON"):
+    with pytest.raises(DataError, match=r"run\.json: is not valid JSON"):
         load_run(run)
 
 
 @given(values=arrays(np.float64, st.integers(1, 5000), elements=st.floats(-1e6, 1e6) | st.just(math.nan)))
-def test_thinning_keeps_ends_and_extremes_and_gaps(values: Any) -> None:
-    kept = thin_out(values, 50)
+def test_downsampling_keeps_ends_extremes_and_gaps(values: Any) -> None:
+    kept = downsample(values, 50)
     assert len(kept) <= 50 * 3 + 2 and kept[0] == 0 and kept[-1] == len(values) - 1
     assert (np.diff(kept) > 0).all()
     finite = values[np.isfinite(values)]
@@ -157,7 +157,7 @@ def test_thinning_keeps_ends_and_extremes_and_gaps(values: Any) -> None:
     assert np.isnan(values[kept]).any() == np.isnan(values).any()
 
 
-def test_smoothing_is_a_mean_and_passes_over_nan() -> None:
+def test_smoothing_ignores_nan() -> None:
     values = np.arange(1000.0)
     values[500] = np.nan
     means, window = smooth(values)
@@ -165,11 +165,11 @@ def test_smoothing_is_a_mean_and_passes_over_nan() -> None:
     assert means[505] == pytest.approx((sum(range(495, 516)) - 500) / 20)
 
 
-def test_a_column_without_values_has_no_curve() -> None:
+def test_column_without_values_has_no_curve() -> None:
     assert make_curve(np.arange(3.0), np.full(3, np.nan)) is None
 
 
-def test_the_page_is_written_at_the_end_of_a_run(tmp_path: Path) -> None:
+def test_report_is_written_at_the_end_of_a_run(tmp_path: Path) -> None:
     ReportSink(write_run(tmp_path / "x")).close()
     assert "</html>" in (tmp_path / "x/report.html").read_text(encoding="utf-8")
 

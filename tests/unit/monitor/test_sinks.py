@@ -40,7 +40,7 @@ def make_step(step: int, loss: float = 2.0, **changes: Any) -> StepRecord:
     )
 
 
-def test_progress_line_has_everything_a_person_wants() -> None:
+def test_progress_line() -> None:
     line = format_step(make_step(5))
     for part in (
         "step  5/20",
@@ -69,7 +69,7 @@ def test_console_prints_first_last_and_every_nth() -> None:
     assert lines[-1] == "validation at step 20: code  loss 1.3863  perplexity 4.00"
 
 
-def test_metrics_file_drops_what_a_resume_repeats(tmp_path: Path) -> None:
+def test_metrics_file_drops_steps_repeated_by_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path, 0)
     for step in (1, 2, 3):
@@ -100,7 +100,7 @@ def test_picture(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_summary_tells_losses_before_and_after(tmp_path: Path) -> None:
+def test_summary_has_losses_before_and_after(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
     sink.write(ValidationRecord(step=0, name="code", loss=3.0, num_labels=10))
     for step in range(1, 21):
@@ -121,7 +121,7 @@ def test_a_skipped_step_is_always_shown() -> None:
     assert "SKIPPED (loss spike; 2 so far)" in line and "7/20  qa  loss" in line and "MFU 45.7%" in line
 
 
-def test_validation_line_tells_the_way_from_the_base() -> None:
+def test_validation_line_has_the_difference_from_the_base() -> None:
     record = ValidationRecord(
         step=9, name="code", loss=2.5, num_labels=10, bits_per_byte=0.75, base_loss=2.25, base_step=0, alarm=True
     )
@@ -153,7 +153,7 @@ class FailingSink:
         self.num_calls += 1
 
 
-def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path: Path) -> None:
+def test_failing_sink_is_dropped_with_one_warning(tmp_path: Path) -> None:
     stream, failing = io.StringIO(), FailingSink()
     group = SinkGroup([failing, JsonlSink(tmp_path / "metrics.jsonl", 0)], stream)
     for step in (1, 2, 3):
@@ -164,7 +164,7 @@ def test_a_sink_that_fails_is_dropped_with_one_warning(tmp_path: Path) -> None:
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_a_group_that_lost_its_console_stays_quiet() -> None:
+def test_closed_console_raises_no_error() -> None:
     class ClosedConsole(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError

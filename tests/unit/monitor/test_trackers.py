@@ -1,4 +1,4 @@
-"""TensorBoard files, and W&B and SwanLab through stand-ins for their modules (the real ones are optional)."""
+"""TensorBoard files, and W&B and SwanLab with fakes of their modules (the real ones are optional)."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def test_tensorboard_has_every_number(tmp_path: Path) -> None:
     assert data == {"tokens/web": 15.0, "epochs/web": 0.5} and not warnings
 
 
-def test_tensorboard_hides_what_a_resume_repeats(tmp_path: Path) -> None:
+def test_tensorboard_hides_steps_repeated_by_a_resume(tmp_path: Path) -> None:
     (sink,), _ = open_one("tensorboard", tmp_path, resume_step=7)
     sink.write(make_step(8))
     sink.close()
-    # TensorBoard drops what it has from the step of a session's start on.
+    # TensorBoard drops earlier events from the first step of a new session on.
     assert [step for step, _ in read_events(tmp_path / "tensorboard")][1:] == [8, 8, 8]
 
 
 class FakeService:
-    """Stands for the modules wandb and swanlab."""
+    """Fake of the modules wandb and swanlab."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class FakeService:
 
 
 @pytest.mark.parametrize("name", ["wandb", "swanlab"])
-def test_services_get_finite_numbers_and_keep_their_run(
+def test_services_get_finite_numbers_and_keep_the_run_id(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = FakeService()
@@ -95,16 +95,16 @@ def test_services_get_finite_numbers_and_keep_their_run(
     open_one(name, run_dir, resume_step=3)
     assert service.settings["id"] == first
     open_one(name, run_dir)
-    assert service.settings["id"] != first, "a new run in the same folder is a new run there"
+    assert service.settings["id"] != first, "a new run in the same folder gets a new id"
 
 
-def test_a_tracker_that_cannot_be_opened_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracker_that_cannot_be_opened_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
     sinks, warnings = open_one("wandb", tmp_path)
     assert not sinks and len(warnings) == 1 and "wandb cannot be used in this launch" in warnings[0]
 
 
-def test_tracking_id_is_new_when_the_file_is_gone(tmp_path: Path) -> None:
+def test_tracking_id_is_new_without_its_file(tmp_path: Path) -> None:
     assert len(choose_tracking_id(tmp_path / ".wandb_id", 5)) == 21
 
 
@@ -115,9 +115,7 @@ def test_is_installed() -> None:
 @pytest.mark.parametrize(
     ("name", "files"), [("wandb", "wandb/offline-run-*/run-*.wandb"), ("swanlab", "swanlab/run-*/*")]
 )
-def test_the_real_packages_take_a_run_and_its_continuation(
-    name: str, files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_packages_resume_a_run(name: str, files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(name)
     monkeypatch.setenv(f"{name.upper()}_MODE", "offline")
     for resume_step in (0, 3):
@@ -127,4 +125,4 @@ def test_the_real_packages_take_a_run_and_its_continuation(
             sinks[0].write(make_step(step))
         sinks[0].close()
     runs = {path.parent.name.rsplit("-", 1)[-1] for path in tmp_path.glob(files)}
-    assert len(runs) == 1, "both launches are one run there"
+    assert len(runs) == 1, "both launches log to one run"

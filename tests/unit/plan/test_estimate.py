@@ -75,24 +75,24 @@ def test_published_speeds(make_case: MakeCase) -> None:
     assert (len(calibrated), len(others)) == (7, 18)
     assert statistics.median(map(abs, calibrated)) < 0.09
     assert statistics.median(map(abs, others)) < 0.07
-    # docs/planning.md names the worst: Qwen2 0.5B with 32K rows.
+    # docs/planning.md lists the worst: Qwen2 0.5B with 32K rows.
     assert max(map(abs, others)) < 0.45
     assert sorted(map(abs, others))[-2] < 0.25
 
 
 @pytest.mark.parametrize("figure", FIGURES["figures"], ids=lambda figure: f"{figure['model']}-{figure['seq_length']}")
-def test_what_upstream_runs_on_64_gb_fits(figure: dict[str, Any], make_case: MakeCase) -> None:
+def test_published_runs_on_64_gb_fit(figure: dict[str, Any], make_case: MakeCase) -> None:
     plan = plan_of(case_of(figure, make_case))
     assert max(stage.peak_bytes for stage in plan.stages) < 64 * GIGABYTE
 
 
-def test_a_plan_counts_the_flops_that_a_run_reports(make_case: MakeCase) -> None:
+def test_plan_and_run_use_the_same_flops(make_case: MakeCase) -> None:
     case = make_case()
     time = plan_of(case).time
     assert time.model_flops == count_training_flops_per_token(case.model, case.seq_length) * case.tokens_per_step
 
 
-def test_the_parts_of_a_step_make_the_step(make_case: MakeCase) -> None:
+def test_parts_add_up_to_the_step_time(make_case: MakeCase) -> None:
     time = plan_of(make_case((2, 2, 4, 1), num_micro_batches=8)).time
     parts = (
         time.compute_s,
@@ -107,13 +107,13 @@ def test_the_parts_of_a_step_make_the_step(make_case: MakeCase) -> None:
     assert time.count_days(time.tokens) == pytest.approx(time.step_s / 86400)
 
 
-def test_recomputation_takes_time_and_counts_for_nothing(make_case: MakeCase) -> None:
+def test_recomputation_takes_time_and_does_not_count_as_flops(make_case: MakeCase) -> None:
     kept, recomputed = plan_of(make_case(recompute=False)).time, plan_of(make_case()).time
     assert recomputed.step_s > kept.step_s
     assert recomputed.model_flops == kept.model_flops
 
 
-def test_an_unknown_machine_is_refused() -> None:
+def test_unknown_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose one of 910B, 910B-pod"):
         find_machine("H100")
 
@@ -130,12 +130,12 @@ def test_suggestions_fit_are_legal_and_sorted(make_case: MakeCase) -> None:
         assert plan.case.tokens_per_step == case.tokens_per_step
         assert 8 % plan.case.layout.tensor_parallel == 0 and plan.case.layout.world_size == 8
     assert "parallel_config: {data_parallel:" in render_suggestions(plans)
-    assert "take more nodes" in render_suggestions([])
+    assert "use more nodes" in render_suggestions([])
 
 
 @pytest.mark.parametrize(("num_layers", "num_stages", "offset"), [(8, 4, [0, 0, 0, 0]), (10, 4, [0, 1, 1, 0]),
                                                                    (7, 4, [1, 1, 1, 0]), (5, 2, [1, 0])])  # fmt: skip
-def test_layers_left_over_go_to_the_middle(num_layers: int, num_stages: int, offset: list[int]) -> None:
+def test_remaining_layers_go_to_the_middle_stages(num_layers: int, num_stages: int, offset: list[int]) -> None:
     assert make_offset(num_layers, num_stages) == offset
 
 

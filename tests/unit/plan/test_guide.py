@@ -1,4 +1,4 @@
-"""docs/planning.md: its commands run, its flags exist, its tables are those of the tests."""
+"""docs/planning.md: its commands run, its flags exist, its tables match the tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_commands_run(command: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "fits      yes" in done.stdout
     if "--suggest" in command:
-        assert "the first as configuration:" in done.stdout
+        assert "configuration of the first:" in done.stdout
 
 
 def test_flags_of_the_table_and_of_commands_exist() -> None:
@@ -46,11 +46,11 @@ def test_every_published_figure_is_shown() -> None:
         assert any(f" {published} " in row and ("| fit |" in row) == figure.get("calibrates", False) for row in rows)
 
 
-def test_a_plan_that_does_not_fit_exits_with_1() -> None:
+def test_plan_that_does_not_fit_exits_with_1() -> None:
     done = run_plan("configs/qwen3/cpt_qwen3_8b.yaml", "--hbm", "32")
     assert done.returncode == 1 and "fits      NO" in done.stdout
 
 
-def test_a_wrong_configuration_gives_2_in_a_line() -> None:
+def test_wrong_configuration_exits_with_2_and_one_line() -> None:
     done = run_plan("configs/qwen3/cpt_qwen3_8b.yaml", "--nodes", "3")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Layouts and switches that do not fit are named."""
+"""Layouts and switches that do not fit are reported."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def make_layout(data: int = 1, tensor: int = 1, pipeline: int = 1, context: int 
         ({"tensor": 4}, {"vocab_size": 151_933}, "does not divide vocab_size 151933"),
     ],
 )
-def test_a_layout_that_does_not_divide_is_named(sizes: dict[str, int], model: dict[str, Any], words: str) -> None:
+def test_layout_that_does_not_divide_is_reported(sizes: dict[str, int], model: dict[str, Any], words: str) -> None:
     problems = find_layout_problems({**MODEL, **model}, make_layout(**sizes), 4096)
     assert any(words in problem for problem in problems)
 
 
-def test_a_layout_that_divides_has_no_problem() -> None:
+def test_layout_that_divides_has_no_problem() -> None:
     assert not find_layout_problems(MODEL, make_layout(2, 8, 4), 4096)
     assert not find_layout_problems({**MODEL, "offset": [0, 1, 0, 0, 0]}, make_layout(pipeline=5), 4096)
 
 
-def test_switches_that_mindformers_refuses_are_named() -> None:
+def test_switches_that_mindformers_refuses_are_reported() -> None:
     layout = make_layout(2, 2)
     assert not find_switch_problems(MODEL, layout, 4096, sequence_parallel=True)
     (problem,) = find_switch_problems(MODEL, make_layout(2), 4096, sequence_parallel=True)

@@ -1,4 +1,4 @@
-"""The memory model against peaks that MindSpore 2.9.0 told on its simulated device, and its parts by hand."""
+"""The memory model compared with peaks of MindSpore 2.9.0 on its simulated device, and its parts by hand."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SIMULATED: list[tuple[tuple[int, int, int, int], dict[str, Any], int, int]] = [
 
 
 @pytest.mark.parametrize(("layout", "changes", "stage", "peak_bytes"), SIMULATED)
-def test_peaks_are_those_of_the_simulated_device(
+def test_peaks_match_the_simulated_device(
     make_case: MakeCase, layout: tuple[int, int, int, int], changes: dict[str, Any], stage: int, peak_bytes: int
 ) -> None:
     memory = estimate_memory(make_case(layout, **changes))[stage]
@@ -79,11 +79,11 @@ SMALL_QWEN2 = {
     [
         ((2, 1, 1, 2), {}, 1, 331_708_416),
         ((2, 1, 2, 2), {}, 2, 313_768_448),
-        # Nothing to flatten, so no logits are gathered: one data-parallel rank.
+        # With one data-parallel rank no logits are gathered.
         ((1, 2, 2, 2), {"vocab_size": 8196, "num_key_value_heads": 2}, 4, 119_409_152),
     ],
 )
-def test_context_parallel_moves_logits_where_data_parallel_cuts_rows_too(
+def test_context_parallel_gathers_logits_only_with_data_parallel(
     make_case: MakeCase,
     layout: tuple[int, int, int, int],
     model: dict[str, Any],
@@ -113,16 +113,16 @@ def test_static_memory_by_hand(make_case: MakeCase) -> None:
     assert memory.accumulated_bytes == 4 * (2 * sharded + norms)
 
 
-def test_gradients_are_not_accumulated_in_one_micro_batch(make_case: MakeCase) -> None:
+def test_one_micro_batch_needs_no_accumulation_buffer(make_case: MakeCase) -> None:
     assert estimate_memory(make_case(ONE_STAGE, num_micro_batches=1))[0].accumulated_bytes == 0
 
 
-def test_more_data_parallel_ranks_take_less_each(make_case: MakeCase) -> None:
+def test_more_data_parallel_ranks_use_less_memory_each(make_case: MakeCase) -> None:
     peaks = [estimate_memory(make_case((data, 2, 2, 1)))[0].static_bytes for data in (1, 2, 4, 8)]
     assert peaks == sorted(peaks, reverse=True)
 
 
-def test_recomputing_takes_less(make_case: MakeCase) -> None:
+def test_recomputation_uses_less_memory(make_case: MakeCase) -> None:
     kept = estimate_memory(make_case(recompute=False))[0].training.activations_bytes
     assert estimate_memory(make_case())[0].training.activations_bytes < kept / 3
 
@@ -133,7 +133,7 @@ def test_earlier_stages_keep_more_micro_batches(make_case: MakeCase) -> None:
     assert saved == sorted(saved, reverse=True) and saved[0] > saved[-1]
 
 
-def test_a_broken_slice_rule_breaks_the_memory(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_slice_rule_changes_the_memory(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
     layout, changes, stage, peak_bytes = SIMULATED[0]
     monkeypatch.delitem(slices.TENSOR_AXES, "mlp.linear_fc1.weight")
     memory = estimate_memory(make_case(layout, **changes))[stage]

@@ -1,4 +1,4 @@
-"""How parameters are cut over ranks and stages."""
+"""Sharding of parameters over ranks and stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_slices_of_a_stage(make_case: MakeCase) -> None:
     assert "decoder.layers.4.mlp.linear_fc1.weight" not in parts and "output_layer.weight" not in parts
 
 
-def test_a_tied_embedding_is_on_the_first_and_the_last_stage(make_case: MakeCase) -> None:
+def test_tied_embedding_is_on_the_first_and_the_last_stage(make_case: MakeCase) -> None:
     case = make_case((1, 1, 4, 1), model={"tie_word_embeddings": True})
     with_embedding = [
         stage
@@ -36,14 +36,14 @@ def test_a_tied_embedding_is_on_the_first_and_the_last_stage(make_case: MakeCase
     assert with_embedding == [0, 3]
 
 
-def test_the_threshold_counts_the_whole_parameter(make_case: MakeCase) -> None:
+def test_threshold_applies_to_the_whole_parameter(make_case: MakeCase) -> None:
     small = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8, "head_dim": 32}
     parts = {part.name: part for part in slice_parameters(make_case((4, 8, 1, 1), model=small), 0)}
     projection = parts["decoder.layers.0.self_attention.linear_proj.weight"]  # 256 KB, of which a rank has 32
     assert (projection.tensor_shape, projection.stored_shape) == ((256, 32), (64, 32))
 
 
-def test_nothing_is_sharded_when_the_optimizer_is_not_or_the_rows_do_not_divide(make_case: MakeCase) -> None:
+def test_no_sharding_if_disabled_or_rows_do_not_divide(make_case: MakeCase) -> None:
     whole = make_case(shards_optimizer=False)
     assert not any(part.is_sharded for part in slice_parameters(whole, 0))
     odd = make_case((3, 2, 2, 1))  # 16000 rows of the embedding are no multiple of 3
@@ -52,12 +52,10 @@ def test_nothing_is_sharded_when_the_optimizer_is_not_or_the_rows_do_not_divide(
 
 @pytest.mark.parametrize(
     ("size", "projection", "norm"),
-    # What MindSpore 2.9.0 did: at most so many ranks, and whole where they do not divide those with the same part.
+    # Observed in MindSpore 2.9.0: at most this many ranks, and not sharded if they do not divide the replicas.
     [(None, 256, 128), (2, 512, 512), (4, 256, 256), (8, 256, 128), (3, 1024, 1024), (16, 256, 128)],
 )
-def test_the_optimizer_cuts_over_so_many_ranks(
-    make_case: MakeCase, size: int | None, projection: int, norm: int
-) -> None:
+def test_optimizer_shard_size(make_case: MakeCase, size: int | None, projection: int, norm: int) -> None:
     layout = (4, 2, 1, 1)
     case = make_case(layout, optimizer_shard_size=size, shard_threshold_bytes=0)
     parts = {part.name: part for part in slice_parameters(case, 0)}
@@ -66,7 +64,7 @@ def test_the_optimizer_cuts_over_so_many_ranks(
 
 
 @pytest.mark.parametrize("layout", [(2, 2, 2, 1), (1, 4, 2, 2), (8, 1, 1, 1), (1, 8, 8, 1)])
-def test_stages_and_tensor_parts_make_the_whole_model(make_case: MakeCase, layout: tuple[int, int, int, int]) -> None:
+def test_stages_and_slices_add_up_to_the_model(make_case: MakeCase, layout: tuple[int, int, int, int]) -> None:
     case = make_case(layout)
     whole: dict[str, int] = {}
     for stage in range(case.num_stages):
@@ -79,7 +77,7 @@ def test_stages_and_tensor_parts_make_the_whole_model(make_case: MakeCase, layou
 
 
 @given(st.integers(1, 100), st.integers(1, 16))
-def test_split_layers_holds_all_layers_or_refuses(num_layers: int, num_stages: int) -> None:
+def test_split_layers(num_layers: int, num_stages: int) -> None:
     if num_layers % num_stages:
         with pytest.raises(ValueError, match="layers"):
             split_layers(num_layers, num_stages)

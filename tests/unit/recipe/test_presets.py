@@ -74,3 +74,8 @@ def test_four_times_the_batch_doubles_the_rate() -> None:
     )
     assert (peak, final) == (pytest.approx(6e-5), pytest.approx(6e-6))
     assert "= 2: peak 6e-05, final 6e-06" in notes[0]
+
+
+def test_gentle_with_very_many_epochs_is_not_all_warmup() -> None:
+    *_, warmup, notes = resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=200)
+    assert warmup == 500 and "200 epochs" in notes[-1] and "cpt.schedule.warmup_share" in notes[-1]

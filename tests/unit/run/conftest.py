@@ -1,4 +1,4 @@
-"""Manifests of datasets that need no files."""
+"""Manifests of datasets without files, and resolved runs on them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def make_manifest() -> Callable[..., Manifest]:
 
 @pytest.fixture
 def resolve_run(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Callable[..., ResolvedRun]:
-    """Return a function that settles a run of 1000 steps of 8 rows of 256 tokens; arguments replace `cpt:` keys."""
+    """Return a function that resolves a run of 1000 steps of 8 rows of 256 tokens; arguments replace `cpt:` keys."""
 
     def run(*, num_rows: dict[str, int] | None = None, **changes: Any) -> ResolvedRun:
         rows = num_rows or SOURCES

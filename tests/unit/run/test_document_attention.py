@@ -1,4 +1,4 @@
-"""`cpt.document_attention`: what it compiles to, and what is refused."""
+"""`cpt.document_attention`: its MindFormers settings, and refused configurations."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def resolve_big(make_manifest: MakeManifest, *assignments: str) -> ResolvedRun:
     return resolve_run(BIG, manifest, WITHIN, *assignments)
 
 
-def test_nothing_changes_without_the_option(make_manifest: MakeManifest) -> None:
+def test_default_adds_no_settings(make_manifest: MakeManifest) -> None:
     sections = make_mindformers_config(resolve_run(TINY, make_manifest()), resume_from=None, init_from=None)
     assert sections["train_dataset"]["input_columns"] == ["input_ids", "labels"]
     assert not {"use_eod_reset", "use_eod_attn_mask_compression"} & sections["model"]["model_config"].keys()
 
 
-def test_a_cpu_gets_positions_and_a_mask(make_manifest: MakeManifest) -> None:
+def test_cpu_inputs_are_positions_and_a_mask(make_manifest: MakeManifest) -> None:
     sections = make_mindformers_config(resolve_run(TINY, make_manifest(), WITHIN), resume_from=None, init_from=None)
     columns = ["input_ids", "labels", "position_ids", "attention_mask"]
     dataset = sections["train_dataset_task"]["dataset_config"]
@@ -54,7 +54,7 @@ def test_a_cpu_gets_positions_and_a_mask(make_manifest: MakeManifest) -> None:
     assert dataset["data_loader"]["row_format"]["eod_id"] == 0
 
 
-def test_ascend_gets_the_ends_of_the_documents(make_manifest: MakeManifest) -> None:
+def test_ascend_inputs_are_the_ends_of_documents(make_manifest: MakeManifest) -> None:
     sections = make_mindformers_config(resolve_big(make_manifest), resume_from=None, init_from=None)
     columns = ["input_ids", "labels", "actual_seq_len"]
     dataset = sections["train_dataset"]
@@ -65,7 +65,7 @@ def test_ascend_gets_the_ends_of_the_documents(make_manifest: MakeManifest) -> N
     assert "use_eod_reset" not in sections["model"]["model_config"]
 
 
-def test_the_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> None:
+def test_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> None:
     across, within = resolve_run(TINY, make_manifest()), resolve_run(TINY, make_manifest(), WITHIN)
     assert across.fingerprint() != within.fingerprint()
 
@@ -74,24 +74,24 @@ def test_the_option_is_part_of_the_fingerprint(make_manifest: MakeManifest) -> N
     ("assignment", "message"),
     [
         ("cpt.seq_length=1024", "at least 2048 "),
-        ("model.model_config.use_ring_attention=True", "ring attention knows no boundaries"),
+        ("model.model_config.use_ring_attention=True", "not supported by ring attention"),
         ("model.model_config.use_flash_attention=False", "needs flash attention"),
         ("model.model_config.use_eod_reset=True", "use_eod_reset: remove it; set cpt.document_attention"),
     ],
 )
-def test_what_ascend_cannot_do_is_refused(make_manifest: MakeManifest, assignment: str, message: str) -> None:
+def test_unsupported_on_ascend_is_refused(make_manifest: MakeManifest, assignment: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve_big(make_manifest, assignment)
 
 
-def test_another_way_of_splitting_rows_is_refused(make_manifest: MakeManifest) -> None:
+def test_other_context_parallel_algorithm_is_refused(make_manifest: MakeManifest) -> None:
     changes = ["parallel_config.context_parallel=2", "parallel_config.model_parallel=4"]
     assert resolve_big(make_manifest, *changes).row_format.boundaries == "ends"
-    with pytest.raises(ConfigError, match="context_parallel_algo ulysses_cp was never tried"):
+    with pytest.raises(ConfigError, match="not tested with parallel_config.context_parallel_algo ulysses_cp"):
         resolve_big(make_manifest, *changes, "parallel_config.context_parallel_algo=ulysses_cp")
 
 
-def test_a_misspelt_choice_is_refused(make_manifest: MakeManifest) -> None:
+def test_misspelled_choice_is_refused(make_manifest: MakeManifest) -> None:
     with pytest.raises(ConfigError, match="'inside' is unknown; choose across or within"):
         resolve_run(TINY, make_manifest(), "cpt.document_attention=inside")
 
@@ -105,7 +105,7 @@ def test_datasets_without_boundaries_or_with_different_ones_are_refused(make_man
         resolve_run(TINY, make_manifest(), WITHIN, validation=make_manifest(eod_id=5))
 
 
-def test_validation_rows_may_be_shorter_than_the_runs(make_manifest: MakeManifest) -> None:
+def test_validation_rows_may_be_shorter(make_manifest: MakeManifest) -> None:
     run = resolve_run(TINY, make_manifest(), validation=make_manifest(seq_length=128))
     assert run.validation[0].seq_length == 128
     with pytest.raises(ConfigError, match="general: was packed with sequence length 512"):
@@ -114,7 +114,7 @@ def test_validation_rows_may_be_shorter_than_the_runs(make_manifest: MakeManifes
         resolve_run(TINY, make_manifest(seq_length=128))
 
 
-def test_an_mmap_set_is_cut_into_rows_of_the_length_asked_for(make_manifest: MakeManifest) -> None:
+def test_mmap_set_is_cut_into_rows_of_the_configured_length(make_manifest: MakeManifest) -> None:
     whole = dataclasses.replace(make_manifest(), output_format="mmap", seq_length=None)
     key = "cpt.validation.sets.general.seq_length"
     assert resolve_run(TINY, make_manifest(), validation=whole).validation[0].seq_length == 256
@@ -126,7 +126,7 @@ def test_an_mmap_set_is_cut_into_rows_of_the_length_asked_for(make_manifest: Mak
         resolve_run(TINY, make_manifest(), f"{key}=64", validation=make_manifest())
 
 
-def test_rows_longer_than_the_models_positions_are_noted(make_manifest: MakeManifest) -> None:
+def test_note_on_rows_longer_than_max_position_embeddings(make_manifest: MakeManifest) -> None:
     longer = resolve_run(TINY, make_manifest(seq_length=512), "cpt.seq_length=512")
     assert any(
         "cpt.seq_length 512 is more than model.model_config.max_position_embeddings (256)" in note
@@ -136,5 +136,5 @@ def test_rows_longer_than_the_models_positions_are_noted(make_manifest: MakeMani
 
 
 def test_datasets_padded_with_different_tokens_are_refused(make_manifest: MakeManifest) -> None:
-    with pytest.raises(ConfigError, match=r"pad with different tokens: code \(1\), general \(7\)"):
+    with pytest.raises(ConfigError, match=r"padded with different tokens: code \(1\), general \(7\)"):
         resolve_run(TINY, make_manifest(), validation=make_manifest(pad_id=7))

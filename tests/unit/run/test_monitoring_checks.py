@@ -1,4 +1,4 @@
-"""Settings of validation, sinks and guards that cannot work are named before the run."""
+"""Invalid settings of validation, sinks and guards are reported before the run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def alarm(**settings: Any) -> dict[str, Any]:
         {"cpt.monitor.sinks": []},
     ],
 )
-def test_what_works(tmp_path: Any, overrides: dict[str, Any]) -> None:
+def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
     assert find(tmp_path, overrides) == []
 
 
@@ -56,22 +56,22 @@ def test_what_works(tmp_path: Any, overrides: dict[str, Any]) -> None:
         ({"cpt.guards": {"loss_spike": {}}, "runner_wrapper": {"type": "Other"}}, "needs runner_wrapper.type"),
         (
             {"cpt.guards": {"grad_norm_spike": {}}, "runner_wrapper": {"type": "MFTrainOneStepCell"}},
-            "known with runner_wrapper.use_clip_grad only",
+            "set runner_wrapper.use_clip_grad to True",
         ),
         (
             {"cpt.guards": {"loss_spike": {}}, "parallel_config": {"pipeline_stage": 2}},
-            "with pipeline stages only the last one knows the loss",
+            "with pipeline stages only the last one has the loss",
         ),
     ],
 )
-def test_what_does_not_work_is_named(tmp_path: Any, overrides: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_reported(tmp_path: Any, overrides: dict[str, Any], message: str) -> None:
     if overrides.get("runner_wrapper"):
         overrides = {**overrides}
     (problem,) = find(tmp_path, overrides)
     assert message in problem
 
 
-def test_a_service_that_is_not_installed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_that_is_not_installed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitoring_checks, "is_installed", lambda name: False)
     (problem,) = find(tmp_path, {"cpt.monitor.sinks": ["swanlab"]})
     assert "swanlab needs the package swanlab; pip install swanlab" in problem

@@ -1,4 +1,4 @@
-"""Phases, blends, replay and presets in a configuration: settled exactly, or refused with one clear line."""
+"""Phases, blends, replay and presets: resolved exactly, or refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_cpt.run.picture import draw_plan
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.summary import describe
 
-Settle = Callable[..., ResolvedRun]
+ResolveRun = Callable[..., ResolvedRun]
 
 
 TWO_PHASES = [
@@ -22,7 +22,7 @@ TWO_PHASES = [
 ]
 
 
-def test_reuse_switches_at_a_fifth_of_the_peak(resolve_run: Settle) -> None:
+def test_reuse_switches_at_a_fifth_of_the_peak(resolve_run: ResolveRun) -> None:
     run = resolve_run(phases=TWO_PHASES)
     assert [(phase.name, phase.first_step, phase.stop_step) for phase in run.phases] == [
         ("general", 0, 711),
@@ -35,7 +35,7 @@ def test_reuse_switches_at_a_fifth_of_the_peak(resolve_run: Settle) -> None:
     assert len(run.list_rows(711)) == 8
 
 
-def test_ends_in_tokens(resolve_run: Settle) -> None:
+def test_phase_lengths_in_tokens(resolve_run: ResolveRun) -> None:
     first = {**TWO_PHASES[0], "tokens": 100 * 2048}
     assert resolve_run(phases=[first, TWO_PHASES[1]]).phases[0].stop_step == 100
     first = {**TWO_PHASES[0], "until": {"tokens": "1M"}}
@@ -44,12 +44,12 @@ def test_ends_in_tokens(resolve_run: Settle) -> None:
     assert any("end of phase general 1,000,000 → 488 steps = 999,424 tokens" in note for note in run.notes)
 
 
-def test_the_budget_may_be_the_sum_of_the_phases(resolve_run: Settle) -> None:
+def test_budget_may_be_the_sum_of_the_phases(resolve_run: ResolveRun) -> None:
     phases = [{**phase, "tokens": 100 * 2048} for phase in TWO_PHASES]
     assert resolve_run(phases=phases, train_tokens=None).budget.total_steps == 200
 
 
-def test_replay_takes_its_fraction_of_every_phase(resolve_run: Settle) -> None:
+def test_replay_takes_its_fraction_of_every_phase(resolve_run: ResolveRun) -> None:
     phases = [{"name": "code", "blend": {"code": 1}}]
     run = resolve_run(
         phases=phases, replay={"source": "web", "fraction": 0.25}, num_rows={"web": 10_000, "code": 10_000}
@@ -59,7 +59,7 @@ def test_replay_takes_its_fraction_of_every_phase(resolve_run: Settle) -> None:
     assert run.count_source_rows(0, 1000) == {"web": 400, "code": 7600}
 
 
-def test_what_a_reader_sees(resolve_run: Settle) -> None:
+def test_summary(resolve_run: ResolveRun) -> None:
     text = describe(resolve_run(phases=TWO_PHASES, pad_length=128, train_tokens=2_050_000))
     for part in (
         "rate     from step 0 (0): cosine 0.0001 → 1e-06 over 1000 steps",
@@ -87,9 +87,9 @@ def test_what_a_reader_sees(resolve_run: Settle) -> None:
         ({"phases": [TWO_PHASES[0], {**TWO_PHASES[1], "tokens": "20K"}]}, "ends at step 720, but the run has 1000"),
         (
             {"phases": [{**TWO_PHASES[0], "tokens": "1M", "until": {"lr_fraction": 0.2}}, TWO_PHASES[1]]},
-            "say once where it ends",
+            "give its end once",
         ),
-        ({"phases": [{**TWO_PHASES[0], "until": {}}, TWO_PHASES[1]]}, "say once where it ends"),
+        ({"phases": [{**TWO_PHASES[0], "until": {}}, TWO_PHASES[1]]}, "give its end once"),
         ({"phases": [{**TWO_PHASES[0], "until": {"lr_fraction": 0.001}}, TWO_PHASES[1]]}, "never falls to 0.001"),
         ({"phases": [*TWO_PHASES, {**TWO_PHASES[1], "name": "more"}]}, r"\(general\): has no end; add tokens"),
         ({"phases": [{**TWO_PHASES[0], "blend": {"web": 0}}, TWO_PHASES[1]]}, "web: a weight must be above 0"),
@@ -121,31 +121,31 @@ def test_what_a_reader_sees(resolve_run: Settle) -> None:
         ),
     ],
 )
-def test_refused(resolve_run: Settle, changes: dict[str, Any], message: str) -> None:
+def test_refused(resolve_run: ResolveRun, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         resolve_run(**changes)
     assert "config.yaml:" in str(caught.value)
 
 
-def test_many_epochs_and_missing_replay_are_warned_about(resolve_run: Settle) -> None:
+def test_many_epochs_and_missing_replay_are_warned_about(resolve_run: ResolveRun) -> None:
     run = resolve_run(num_rows={"qa": 500}, schedule={"preset": "rewarm", "base_peak_lr": 3e-4})
     assert any(note.startswith("warning: qa: 16 epochs") for note in run.notes)
-    assert any(note.startswith("warning: re-warming without old data forgets") for note in run.notes)
+    assert any(note.startswith("warning: re-warming without replay causes forgetting") for note in run.notes)
 
 
-def test_the_fingerprint_knows_phases_and_blends(resolve_run: Settle) -> None:
+def test_fingerprint_contains_phases_and_blends(resolve_run: ResolveRun) -> None:
     run = resolve_run(phases=TWO_PHASES)
     other = resolve_run(phases=[TWO_PHASES[0], {**TWO_PHASES[1], "blend": {"web": 0.5, "code": 0.4, "qa": 0.1}}])
     assert run.fingerprint() == resolve_run(phases=TWO_PHASES).fingerprint() != other.fingerprint()
 
 
-def test_the_order_of_writing_changes_nothing(resolve_run: Settle) -> None:
+def test_order_of_keys_does_not_matter(resolve_run: ResolveRun) -> None:
     turned = [{**phase, "blend": dict(reversed(phase["blend"].items()))} for phase in TWO_PHASES]
     assert resolve_run(phases=turned).order.phases == resolve_run(phases=TWO_PHASES).order.phases
     assert resolve_run(phases=turned).list_rows(0) == resolve_run(phases=TWO_PHASES).list_rows(0)
 
 
-def test_disk_follows_from_intervals(resolve_run: Settle) -> None:
+def test_disk_follows_from_intervals(resolve_run: ResolveRun) -> None:
     checkpoint = {"every": "100 steps", "keep_last": 3}
     assert "10 are saved, at most 4 held at once: 69.2 MB" in describe(
         resolve_run(phases=TWO_PHASES, checkpoint=checkpoint)
@@ -154,7 +154,7 @@ def test_disk_follows_from_intervals(resolve_run: Settle) -> None:
     assert "4 are saved, at most 4 held at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
 
 
-def test_the_plan_is_drawn_whole(resolve_run: Settle, tmp_path: Path) -> None:
+def test_plan_plot_is_written_atomically(resolve_run: ResolveRun, tmp_path: Path) -> None:
     draw_plan(resolve_run(phases=TWO_PHASES), tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.glob("*.png")] == ["plan.png"]

@@ -1,4 +1,4 @@
-"""The recipes of the literature that are shipped settle to the numbers that were published."""
+"""The shipped recipes from the literature resolve to the published numbers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 RECIPES = Path(__file__).resolve().parents[3] / "configs/recipes"
 ROWS = {"qa": 680_000, "wikitext2": 650}  # the paper's pool of question answering: 2.8B tokens
-Settle = Callable[..., ResolvedRun]
+ResolveRun = Callable[..., ResolvedRun]
 
 
 @pytest.fixture
-def resolve_run(make_manifest: Callable[..., Manifest]) -> Settle:
+def resolve_run(make_manifest: Callable[..., Manifest]) -> ResolveRun:
     def run(name: str, world_size: int, *assignments: str) -> ResolvedRun:
         config = load_config(RECIPES / f"{name}.yaml", parse_assignments(assignments))
         vocab_size = config.mindformers["model"]["model_config"]["vocab_size"]
@@ -51,7 +51,7 @@ def test_every_recipe_is_tested() -> None:
     assert len(list(RECIPES.glob("*.yaml"))) >= 5
 
 
-def test_pai_is_50_steps_of_which_5_warm_up(resolve_run: Settle) -> None:
+def test_pai_has_50_steps_5_of_them_warmup(resolve_run: ResolveRun) -> None:
     run = resolve_run("pai_qwen2_72b", 32)
     assert (run.budget.total_steps, run.budget.warmup_steps) == (50, 5)
     assert run.schedule is not None
@@ -59,12 +59,12 @@ def test_pai_is_50_steps_of_which_5_warm_up(resolve_run: Settle) -> None:
     assert any("unused: pad_length 128" in note for note in run.notes)
 
 
-def test_pai_would_never_have_saved(resolve_run: Settle) -> None:
+def test_save_interval_longer_than_the_pai_run_is_refused(resolve_run: ResolveRun) -> None:
     with pytest.raises(ConfigError, match="checkpoint.every: 1000 steps is longer than the run of 50 steps"):
         resolve_run("pai_qwen2_72b", 32, "cpt.checkpoint.every=1000 steps")
 
 
-def test_wikitext_follows_from_epochs(resolve_run: Settle) -> None:
+def test_wikitext_follows_from_epochs(resolve_run: ResolveRun) -> None:
     run = resolve_run("mindformers_llama2_7b_wikitext", 8)
     budget = run.budget
     assert (budget.micro_batch_size, budget.num_accumulation_steps, budget.global_batch_size) == (1, 8, 64)
@@ -72,7 +72,7 @@ def test_wikitext_follows_from_epochs(resolve_run: Settle) -> None:
     assert run.schedule is not None and (run.schedule.peak_lr, run.schedule.final_lr) == (5e-5, 0.0)
 
 
-def test_rule_of_thumb_is_a_tenth_of_the_peak(resolve_run: Settle) -> None:
+def test_rule_of_thumb_peak_and_replay(resolve_run: ResolveRun) -> None:
     run = resolve_run("rule_of_thumb_7b", 8)
     assert run.schedule is not None and run.schedule.peak_lr == pytest.approx(3e-5)
     assert run.budget.warmup_steps == round(0.01 * run.budget.total_steps)
@@ -82,7 +82,7 @@ def test_rule_of_thumb_is_a_tenth_of_the_peak(resolve_run: Settle) -> None:
     assert drawn["general"] == pytest.approx(0.1 * sum(drawn.values()), abs=1)
 
 
-def test_mindspeed_is_2000_steps(resolve_run: Settle) -> None:
+def test_mindspeed_has_2000_steps(resolve_run: ResolveRun) -> None:
     run = resolve_run("mindspeed_qwen3_8b", 8)
     assert (run.budget.total_steps, run.budget.warmup_steps) == (2000, 20)
     assert run.schedule is not None
@@ -90,7 +90,7 @@ def test_mindspeed_is_2000_steps(resolve_run: Settle) -> None:
     assert run.budget.num_accumulation_steps == 16
 
 
-def test_nvidia_switches_at_a_fifth_of_the_peak(resolve_run: Settle) -> None:
+def test_nvidia_switches_at_a_fifth_of_the_peak(resolve_run: ResolveRun) -> None:
     run = resolve_run("nvidia_300b_two_phases", 128)
     assert run.schedule is not None
     assert (run.schedule.warmup_steps, run.schedule.peak_lr) == (0, 4.5e-5)
@@ -102,6 +102,6 @@ def test_nvidia_switches_at_a_fifth_of_the_peak(resolve_run: Settle) -> None:
     assert drawn["qa"] == pytest.approx(0.1 * sum(drawn.values()), abs=1)
 
 
-def test_nvidia_knows_that_two_epochs_are_not_enough(resolve_run: Settle) -> None:
+def test_nvidia_recipe_needs_more_than_two_epochs(resolve_run: ResolveRun) -> None:
     with pytest.raises(ConfigError, match=r"sources.qa: the run needs 8.66B tokens of it, 3.11 epochs of its 2.79B"):
         resolve_run("nvidia_300b_two_phases", 128, "cpt.sources.qa.max_epochs=2")

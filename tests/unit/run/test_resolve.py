@@ -1,4 +1,4 @@
-"""What does not fit is refused with one clear line before anything starts."""
+"""Configurations that do not fit are refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("model.model_config.num_key_value_heads=3", 1, "num_key_value_heads 3 does not divide num_attention_heads 8"),
         ("model.model_config.hidden_dropout=0.1", 1, "hidden_dropout must be 0"),
         ("model.model_config.seq_length=128", 1, "model.model_config.seq_length: remove it; set cpt.seq_length"),
-        ("model.model_config.pad_token_id=0", 1, "pad_token_id 0 is not what code is padded with (1;"),
+        ("model.model_config.pad_token_id=0", 1, "pad_token_id 0 is not the padding token of code (1;"),
         ("runner_config.epochs=2", 1, "train_tokens and runner_config.epochs are both set"),
         ("cpt.checkpoint.every=3000 steps", 1, "cpt.checkpoint.every: 3000 steps is longer than the run of 292 steps"),
         ("cpt.validation.every=1B", 1, "cpt.validation.every: 1000000000 tokens is longer than the run"),
@@ -55,7 +55,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         (
             "model.model_config.rope_parameters={rope_theta: 5e6}",
             1,
-            "MindFormers' Qwen3 does not read it; set rope_theta",
+            "MindFormers' Qwen3 ignores it; set rope_theta",
         ),
         ("runner_config.sink_size=10", 1, "runner_config.sink_size: remove it"),
         ("checkpoint.load_path=x", 1, "checkpoint: remove it; set cpt.init_from"),
@@ -78,7 +78,7 @@ def test_tiny_config_refused(
         ("seed=1", 32, "= 64, but the launch has 32 devices"),
         ("parallel_config.model_parallel=16", 128, "model_parallel 16 does not divide num_key_value_heads 8"),
         ("parallel_config.pipeline_stage=3", 48, "pipeline_stage 3 does not divide num_hidden_layers 80"),
-        ("model.model_config.offset=[1, 0, 0, 0]", 64, "is not num_hidden_layers 80"),
+        ("model.model_config.offset=[1, 0, 0, 0]", 64, "but num_hidden_layers is 80"),
         ("cpt.global_batch_size=4", 64, "needs at least as many micro batches, got 2"),
     ],
 )
@@ -105,7 +105,7 @@ def test_data_parallel_follows_from_the_launch(make_manifest: Callable[..., Mani
     [
         ({"seq_length": 512}, "packed with sequence length 512, but cpt.seq_length is 256"),
         ({"vocab_size": 5000}, "tokenizer of 5000 entries, but the model has vocab_size 4096"),
-        ({"eod_id": 1, "pad_id": 1}, "pads with the end-of-document token 1"),
+        ({"eod_id": 1, "pad_id": 1}, "is padded with its end-of-document token 1.*pack it again with this version"),
     ],
 )
 def test_dataset_of_another_kind_refused(
@@ -131,7 +131,7 @@ def test_steps_follow_from_epochs(make_manifest: Callable[..., Manifest]) -> Non
     assert run.budget.total_steps == 100 * 3 // 4
 
 
-def test_fingerprint_names_what_a_resume_depends_on(make_manifest: Callable[..., Manifest]) -> None:
+def test_fingerprint_contains_what_a_resume_depends_on(make_manifest: Callable[..., Manifest]) -> None:
     run = resolve_run(TINY, make_manifest())
     assert run.fingerprint() == resolve_run(TINY, make_manifest()).fingerprint()
     for assignment in (
@@ -154,6 +154,6 @@ def test_order_of_sources_is_part_of_the_fingerprint(make_manifest: Callable[...
     assert one["sources"] != other["sources"]
 
 
-def test_the_last_pipeline_stage_reports(make_manifest: Callable[..., Manifest]) -> None:
+def test_report_rank_is_on_the_last_pipeline_stage(make_manifest: Callable[..., Manifest]) -> None:
     assert resolve_run(BIG, big_manifest(make_manifest), world_size=64).report_rank == 48
     assert resolve_run(TINY, make_manifest()).report_rank == 0

@@ -1,4 +1,4 @@
-"""Every shipped YAML loads, settles and compiles to a MindFormers YAML for the cluster that it is written for."""
+"""Every shipped YAML loads, resolves and compiles to a MindFormers YAML for its cluster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def resolve_run(path: Path, make_manifest: Callable[..., Manifest]) -> ResolvedR
     )
 
 
-def test_the_promised_configs_are_there() -> None:
+def test_promised_configs_exist() -> None:
     names = {path.stem for path in CONFIGS}
     assert {*PROMISED, "cpt_qwen3_tiny", "cpt_qwen3_tiny_base", "cpt_llama2_tiny", "cpt_llama3_tiny"} <= names
 

@@ -1,4 +1,4 @@
-"""What a run starts from: exact continuation, an extension, or weights; everything else is refused or warned about."""
+"""What a run starts from: exact resume, extension, or weights; errors and warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
 
-Settle = Callable[..., ResolvedRun]
+ResolveRun = Callable[..., ResolvedRun]
 STEP_TOKENS = 8 * 256
 WSD = {"kind": "wsd", "peak_lr": 1e-3, "decay_tokens": 100 * STEP_TOKENS}
 GENERAL = {"name": "general", "tokens": 600 * STEP_TOKENS, "blend": {"web": 0.7, "code": 0.3}}
@@ -22,7 +22,7 @@ QA = {"name": "qa", "blend": {"web": 0.6, "qa": 0.4}}
 
 
 def save(run: ResolvedRun, run_dir: Path, step: int) -> ResolvedRun:
-    """Write the state of a checkpoint of `plan` at `step`; return the plan in that folder."""
+    """Write the state of a checkpoint of `run` at `step`; return the run in that folder."""
     run = dataclasses.replace(run, run_dir=run_dir)
     folder = run.checkpoint_root / f"iteration_{step:08d}"
     folder.mkdir(parents=True)
@@ -37,7 +37,7 @@ def save(run: ResolvedRun, run_dir: Path, step: int) -> ResolvedRun:
     return run
 
 
-def extend(resolve_run: Settle, tmp_path: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> Start:
+def extend(resolve_run: ResolveRun, tmp_path: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> Start:
     saved = save(resolve_run(**before), tmp_path / "run", step)
     longer = dataclasses.replace(resolve_run(**after), run_dir=saved.run_dir)
     with pytest.raises(CheckpointError, match="or give --extend to make the run longer"):
@@ -45,12 +45,12 @@ def extend(resolve_run: Settle, tmp_path: Path, step: int, before: dict[str, Any
     return choose_start(longer, None, extend=True)
 
 
-def test_the_same_run_goes_on(resolve_run: Settle, tmp_path: Path) -> None:
+def test_same_run_resumes(resolve_run: ResolveRun, tmp_path: Path) -> None:
     run = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
     assert choose_start(run, None).step == 700
 
 
-def test_changed_weights_of_a_blend_are_named(resolve_run: Settle, tmp_path: Path) -> None:
+def test_changed_blend_weights_are_named(resolve_run: ResolveRun, tmp_path: Path) -> None:
     saved = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
     other = resolve_run(phases=[GENERAL, {**QA, "blend": {"web": 0.5, "qa": 0.5}}])
     with pytest.raises(CheckpointError, match=r"phases: .*'3/5'.* → .*'1/2'") as caught:
@@ -58,41 +58,46 @@ def test_changed_weights_of_a_blend_are_named(resolve_run: Settle, tmp_path: Pat
     assert "--extend" not in str(caught.value)
 
 
-def test_more_tokens_on_a_stable_rate(resolve_run: Settle, tmp_path: Path) -> None:
+def test_more_tokens_on_a_stable_rate(resolve_run: ResolveRun, tmp_path: Path) -> None:
     one = {"schedule": WSD, "num_rows": {"web": 10_000}}
     start = extend(resolve_run, tmp_path, 850, one, {**one, "train_tokens": 2000 * STEP_TOKENS})
     assert start.step == 850
     assert start.notes[0] == "extended at step 850: 1000 → 2000 steps (2.05M → 4.1M tokens)"
-    assert start.notes[1:] == ("the rate goes from 0.001 at step 849 to 0.001 at step 850 and ends at 0",)
+    assert start.notes[1:] == ("learning rate: 0.001 at step 849, 0.001 at step 850, final 0",)
 
 
-def test_a_new_phase_with_a_new_source(resolve_run: Settle, tmp_path: Path) -> None:
+def test_a_new_phase_with_a_new_source(resolve_run: ResolveRun, tmp_path: Path) -> None:
     before = {"schedule": WSD, "phases": [GENERAL], "train_tokens": None, "num_rows": {"web": 10_000, "code": 4_000}}
     start = extend(resolve_run, tmp_path, 600, before, {"schedule": WSD, "phases": [GENERAL, QA]})
     assert start.notes[0].startswith("extended at step 600: 600 → 1000 steps")
-    assert any("jump" in note for note in start.notes), "the decay was already paid"
+    assert any("jump" in note for note in start.notes), "the learning rate had already decayed"
 
 
-def test_stretching_a_cosine_is_told(resolve_run: Settle, tmp_path: Path) -> None:
+def test_extending_a_cosine_gives_a_warning(resolve_run: ResolveRun, tmp_path: Path) -> None:
     one = {"schedule": {"peak_lr": 1e-3, "final_lr": 1e-5}, "num_rows": {"web": 10_000}}
     notes = extend(resolve_run, tmp_path, 1000, one, {**one, "train_tokens": 2000 * STEP_TOKENS}).notes
-    assert notes[1] == "the rate goes from 1e-05 at step 999 to 0.000505 at step 1000 and ends at 1e-05"
-    assert "jump to 50.5 times the rate" in notes[2]
+    assert notes[1] == "learning rate: 1e-05 at step 999, 0.000505 at step 1000, final 1e-05"
+    assert "learning rate jumps by a factor of 50.5" in notes[2]
 
 
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        ({"phases": [GENERAL, QA], "global_batch_size": 16}, r"other settings must stay .*global_batch_size: 8 → 16"),
+        ({"phases": [GENERAL, QA], "global_batch_size": 16}, r"restore the other settings .*global_batch_size: 8 → 16"),
         (
             {"phases": [{**GENERAL, "blend": {"web": 1, "code": 1}}, QA]},
             r"0 to 600: code 3/10 \+ web 7/10 → 0 to 600: code 1/2",
         ),
         ({"phases": [{**GENERAL, "tokens": 500 * STEP_TOKENS}, QA]}, "→ 0 to 500: .*, 500 to 600: qa 2/5"),
-        ({"phases": [GENERAL, QA], "num_rows": {"web": 9_999, "code": 4_000, "qa": 500}}, "source web is no longer"),
+        (
+            {"phases": [GENERAL, QA], "num_rows": {"web": 9_999, "code": 4_000, "qa": 500}},
+            "source web is not",
+        ),
     ],
 )
-def test_what_was_trained_must_stay(resolve_run: Settle, tmp_path: Path, after: dict[str, Any], message: str) -> None:
+def test_extension_must_keep_trained_rows(
+    resolve_run: ResolveRun, tmp_path: Path, after: dict[str, Any], message: str
+) -> None:
     before = {"phases": [GENERAL], "train_tokens": None, "num_rows": {"web": 10_000, "code": 4_000}}
     common = {"schedule": {"peak_lr": 1e-3}}
     saved = save(resolve_run(**common, **before), tmp_path / "run", 600)
@@ -100,7 +105,7 @@ def test_what_was_trained_must_stay(resolve_run: Settle, tmp_path: Path, after: 
         choose_start(dataclasses.replace(resolve_run(**common, **after), run_dir=saved.run_dir), None, extend=True)
 
 
-def test_an_extension_must_extend_something(resolve_run: Settle, tmp_path: Path) -> None:
+def test_an_extension_must_extend_something(resolve_run: ResolveRun, tmp_path: Path) -> None:
     one = {"schedule": WSD, "num_rows": {"web": 10_000}}
     saved = save(resolve_run(**one), tmp_path / "run", 850)
     shorter = dataclasses.replace(resolve_run(**one, train_tokens=900 * STEP_TOKENS), run_dir=saved.run_dir)
@@ -110,12 +115,12 @@ def test_an_extension_must_extend_something(resolve_run: Settle, tmp_path: Path)
         choose_start(dataclasses.replace(saved, run_dir=tmp_path / "other"), None, extend=True)
 
 
-def test_rewarming_on_the_same_data_is_warned_about(resolve_run: Settle, tmp_path: Path) -> None:
+def test_rewarming_on_the_same_data_is_warned_about(resolve_run: ResolveRun, tmp_path: Path) -> None:
     one = {"schedule": {"peak_lr": 1e-3, "final_lr": 1e-4}, "num_rows": {"web": 10_000}}
     saved = save(resolve_run(**one), tmp_path / "run", 1000)
     again = dataclasses.replace(resolve_run(**one, init_from=str(saved.run_dir)), run_dir=tmp_path / "again")
     (note,) = choose_start(again, None).notes
-    assert "already trained on web and ended at rate 0.0001; this run goes up to 0.001" in note
+    assert "already trained on web with a final learning rate of 0.0001; this run rises to 0.001" in note
     constant = {"schedule": {"kind": "constant", "peak_lr": 1e-4}, "num_rows": {"web": 10_000}}
     calm = dataclasses.replace(resolve_run(**constant, init_from=str(saved.run_dir)), run_dir=tmp_path / "calm")
     assert choose_start(calm, None).notes == ()
@@ -123,21 +128,19 @@ def test_rewarming_on_the_same_data_is_warned_about(resolve_run: Settle, tmp_pat
     assert choose_start(dataclasses.replace(other, run_dir=tmp_path / "other"), None).notes == ()
 
 
-def test_where_weights_come_from_must_be_said(resolve_run: Settle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="where do the weights come from"):
+def test_initial_weights_are_required(resolve_run: ResolveRun, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no initial weights"):
         choose_start(dataclasses.replace(resolve_run(init_from=None), run_dir=tmp_path / "run"), None)
 
 
 def set_model(run: ResolvedRun, run_dir: Path, **fields: Any) -> ResolvedRun:
-    """Return the plan in another folder with other fields of the model."""
+    """Return the run in another folder with other model fields."""
     model = {"model_config": {**run.model, **fields}}
     config = dataclasses.replace(run.config, mindformers={**run.config.mindformers, "model": model})
     return dataclasses.replace(run, run_dir=run_dir, config=config)
 
 
-def test_longer_rows_may_stretch_rotary_positions_but_a_resumed_run_may_not(
-    resolve_run: Settle, tmp_path: Path
-) -> None:
+def test_rope_may_change_in_a_new_run_but_not_on_resume(resolve_run: ResolveRun, tmp_path: Path) -> None:
     saved = save(resolve_run(), tmp_path / "run", 700)
     run = resolve_run(init_from=str(saved.run_dir))
     note = choose_start(set_model(run, tmp_path / "next", rope_theta=4e4), None).notes[0]
@@ -145,5 +148,5 @@ def test_longer_rows_may_stretch_rotary_positions_but_a_resumed_run_may_not(
     assert not any("rotary" in line for line in choose_start(set_model(run, tmp_path / "next"), None).notes)
     with pytest.raises(CheckpointError, match=r"model.rope_theta: 10000.0 → 40000.0"):
         choose_start(set_model(run, saved.run_dir, rope_theta=4e4), None)
-    with pytest.raises(CheckpointError, match="a model of other sizes"):
+    with pytest.raises(CheckpointError, match="has other model sizes"):
         choose_start(set_model(run, tmp_path / "next", hidden_size=64), None)

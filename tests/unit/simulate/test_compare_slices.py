@@ -1,4 +1,4 @@
-"""The cross-check of plan and compiled rank sees every rule of the plan that is wrong."""
+"""The comparison of plan and compiled rank detects every wrong sharding rule."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ascend_cpt.simulate.run_rank import RankResult
 from tests.small_model import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-# What MindSpore 2.9.0 said of rank 0 of `write_config`, compiled on the simulated device: name, shape, shape after
-# tensor parallel, shape kept.
+# Rank 0 of `write_config` as compiled by MindSpore 2.9.0 on the simulated device: name, shape, shape after tensor
+# parallel, stored shape.
 COMPILED = json.loads(Path(__file__).with_name("compiled_rank.json").read_text(encoding="utf-8"))
 RESULT = RankResult(
     rank=0,
@@ -33,7 +33,7 @@ RESULT = RankResult(
 
 
 def write_config(folder: Path) -> Path:
-    """Write a small Qwen2, whose attention has biases, with groups of two ranks that share optimizer states."""
+    """Write a small Qwen2 (attention biases) with optimizer states sharded over groups of two ranks."""
     config: dict[str, Any] = {
         "base_config": [
             str(REPOSITORY / "configs/base" / name)
@@ -58,12 +58,12 @@ def case(tmp_path: Path) -> TrainingCase:
     return plan_run(write_config(tmp_path), {}, cluster)[1].case
 
 
-def test_the_rules_are_those_of_the_compiled_rank(case: TrainingCase) -> None:
+def test_plan_matches_the_compiled_rank(case: TrainingCase) -> None:
     assert find_differences(case, RESULT) == []
 
 
 @pytest.mark.parametrize("ending", slices.TENSOR_AXES)
-def test_a_broken_tensor_parallel_rule_is_seen(
+def test_wrong_tensor_parallel_rule_is_detected(
     case: TrainingCase, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.delitem(slices.TENSOR_AXES, ending)
@@ -81,14 +81,14 @@ def test_a_broken_tensor_parallel_rule_is_seen(
         {"shard_threshold_bytes": 64 * 1024},
     ],
 )
-def test_a_broken_rule_of_the_optimizers_sharding_is_seen(case: TrainingCase, changes: dict[str, Any]) -> None:
+def test_wrong_optimizer_sharding_rule_is_detected(case: TrainingCase, changes: dict[str, Any]) -> None:
     differences = find_differences(dataclasses.replace(case, **changes), RESULT)
     assert differences and all(": stored " in line for line in differences)
 
 
-def test_parameters_of_another_stage_are_seen(case: TrainingCase) -> None:
+def test_parameters_of_another_stage_are_detected(case: TrainingCase) -> None:
     without = dataclasses.replace(RESULT, parameters=RESULT.parameters[1:])
     assert [line for line in find_differences(case, without) if "not compiled on stage 0" in line]
     added = ParameterOnRank(name="decoder.layers.2.x", shape=[1], tensor_shape=[1], stored_shape=[1])
     with_more = dataclasses.replace(RESULT, parameters=(*RESULT.parameters, added))
-    assert find_differences(case, with_more) == ["decoder.layers.2.x: not on stage 0 in the plan"]
+    assert find_differences(case, with_more) == ["decoder.layers.2.x: not planned on stage 0"]

@@ -1,4 +1,4 @@
-"""A configuration is settled without data, shortened for compiling, and refused where it cannot be trained."""
+"""A configuration is resolved without data, shortened for compiling, and refused if it cannot be trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_cluster(num_nodes: int | None = None, device: str = "910B") -> Cluster:
     return Cluster(num_nodes=num_nodes, devices_per_node=8, device=device, device_bytes=64 * GIGABYTE)
 
 
-def test_the_case_is_that_of_the_configuration() -> None:
+def test_case_matches_the_configuration() -> None:
     run, plan = plan_run(LLAMA3_70B, {}, make_cluster())
     case = build_case(run)
     assert case == plan.case
@@ -46,7 +46,7 @@ def test_shortening_keeps_the_layout_and_the_micro_batch() -> None:
     assert case.layout == run.layout and short.mindformers["seed"] == 7
 
 
-def test_shortening_takes_given_accumulation_along() -> None:
+def test_shortening_adapts_configured_accumulation() -> None:
     overrides = {"parallel_config.micro_batch_num": 128, "model.model_config.offset": [0, 0, 0, 0]}
     run, _ = plan_run(LLAMA3_70B, overrides, make_cluster())
     short = load_shortened(run, overrides, layers_per_stage=None, micro_batches=8)
@@ -67,26 +67,26 @@ def test_shortening_takes_given_accumulation_along() -> None:
         ({"parallel_config.data_parallel": 1, "parallel_config.model_parallel": 1,
           "parallel_config.use_seq_parallel": False}, None, "one device cannot accumulate gradients"),
         ({"context.device_target": "CPU"}, None, "context.device_target is CPU"),
-        ({"context.max_device_memory": "58"}, None, "expected a text such as 58GB"),
+        ({"context.max_device_memory": "58"}, None, "expected a size such as 58GB"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_trained_is_told_before_any_compile(
+def test_invalid_configuration_is_refused_before_compiling(
     overrides: dict[str, object], num_nodes: int | None, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         plan_run(QWEN3_8B, overrides, make_cluster(num_nodes))
 
 
-def test_epochs_over_datasets_that_are_not_here_leave_the_budget_open() -> None:
+def test_budget_in_epochs_is_unknown_without_datasets() -> None:
     overrides = {"cpt.train_tokens": None, "runner_config.epochs": 2, "cpt.checkpoint.keep_last": 2}
     _, plan = plan_run(QWEN3_8B, overrides, make_cluster())
     assert plan.total_tokens is None and plan.days is None
     assert plan.checkpoints.disk_bytes == 3 * plan.checkpoints.num_bytes
-    assert "budget    not known" in render(plan)
+    assert "budget    unknown" in render(plan)
 
 
 @pytest.mark.parametrize(("given", "shards"), [(None, None), (-1, None), (1, None), (4, 4)])
-def test_the_size_of_the_optimizers_groups_is_the_configurations(given: int | None, shards: int | None) -> None:
+def test_optimizer_shard_size_of_the_configuration(given: int | None, shards: int | None) -> None:
     overrides = {"parallel.parallel_optimizer_config.optimizer_weight_shard_size": given}
     _, plan = plan_run(QWEN3_8B, overrides, make_cluster())
     assert plan.case.optimizer_shard_size == shards
@@ -100,12 +100,12 @@ def test_the_size_of_the_optimizers_groups_is_the_configurations(given: int | No
         (LLAMA3_70B, {}),
     ],
 )
-def test_what_is_suggested_can_be_written_into_the_configuration(path: Path, overrides: dict[str, object]) -> None:
+def test_suggestion_is_a_valid_configuration(path: Path, overrides: dict[str, object]) -> None:
     run, plan = plan_run(path, overrides, make_cluster())
     best = suggest_runs(run, plan)[0]
-    told = render_suggestions([best]).split("the first as configuration:\n")[1]
+    text = render_suggestions([best]).split("configuration of the first:\n")[1]
     _, again = plan_run(
-        path, {**split_keys(yaml.safe_load(textwrap.dedent(told))), **only_cpt(overrides)}, make_cluster()
+        path, {**split_keys(yaml.safe_load(textwrap.dedent(text))), **only_cpt(overrides)}, make_cluster()
     )
     assert again.case == best.case and again.fits
     assert run.validation == () or best.case.num_stages == 1
@@ -141,17 +141,17 @@ def test_recomputation_that_is_neither_is_refused(given: object, words: str) -> 
         plan_run(LLAMA3_70B, {"recompute_config.recompute": given}, make_cluster())
 
 
-def test_an_unknown_device_is_no_guess() -> None:
+def test_unknown_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="--device 910Z: unknown"):
         plan_run(QWEN3_8B, {}, make_cluster(device="910Z"))
 
 
-def test_the_cluster_must_be_known(tmp_path: Path) -> None:
+def test_cluster_size_is_required(tmp_path: Path) -> None:
     config = tmp_path / "x.yaml"
     config.write_text(
         f"base_config: {QWEN3_8B}\nparallel_config: {{data_parallel: null}}\ncpt: {{run_name: x}}\n", encoding="utf-8"
     )
     assert load_config(config).cpt.run_name == "x"
-    with pytest.raises(ConfigError, match="how large is the cluster"):
+    with pytest.raises(ConfigError, match="the size of the cluster is unknown"):
         plan_run(config, {}, make_cluster())
     assert plan_run(config, {}, make_cluster(2))[0].layout.data_parallel == 4

@@ -1,4 +1,4 @@
-"""The parts of simulation that need neither MindSpore nor a compiler."""
+"""Parts of the simulation that need neither MindSpore nor a compiler."""
 
 from __future__ import annotations
 
@@ -58,27 +58,27 @@ def test_exchanges_are_summed_by_kind_and_group(tmp_path: Path) -> None:
     assert read_exchanges(tmp_path / "none", LAYOUT, num_steps=1) == []
 
 
-def test_an_error_becomes_a_paragraph_with_the_key() -> None:
+def test_error_is_explained_with_the_key() -> None:
     config = load_config(CONFIG)
     text = "RuntimeError: The strategy is not\n  divisible by 3\n" + "-" * 40 + "\n- C++ Call Stack: nothing for you"
-    told = explain_error(text, ending="", log="", config=config)
-    assert "Call Stack" not in told and "\n" not in told
-    assert "parallel_config" in told and "cpt_llama3_70b.yaml:" in told
-    assert "no key" in explain_error("ValueError: odd", ending="", log="", config=config)
+    explanation = explain_error(text, ending="", log="", config=config)
+    assert "Call Stack" not in explanation and "\n" not in explanation
+    assert "parallel_config" in explanation and "cpt_llama3_70b.yaml:" in explanation
+    assert "no known configuration key" in explain_error("ValueError: odd", ending="", log="", config=config)
     died = explain_error("", ending="ended by signal SIGKILL", log="[WARNING] x\nlast words\n", config=config)
     assert "SIGKILL" in died and "last words" in died and "WARNING" not in died
 
 
-def test_every_symbol_gets_code_or_data_by_its_name() -> None:
+def test_symbols_are_functions_or_data_by_name() -> None:
     text = render_assembly(["aclrtGetSocName", "_ZTV3abc", "_ZTI3abc", "aclCreateDataBuffer", "rtMalloc"])
     assert ".globl rtMalloc" in text and ".type rtMalloc,@function" in text
     assert ".type _ZTV3abc,@object" in text and "_ZTI3abc: .zero 256" in text
     assert '.asciz "Ascend910B1"' in text
 
 
-def test_another_machine_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machine_types_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    with pytest.raises(ClusterError, match="this machine is aarch64.*x86-64 only"):
+    with pytest.raises(ClusterError, match="this machine is aarch64.*need x86-64"):
         stubs.check_machine()
 
 
@@ -89,7 +89,7 @@ def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         stubs.check_tools()
 
 
-def test_stubs_that_are_there_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cached_stubs_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(stubs.shutil, "which", lambda tool: None)
     with pytest.raises(ClusterError, match="gcc, nm, strings not found"):
@@ -100,7 +100,7 @@ def test_stubs_that_are_there_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp
     assert stubs.prepare_stubs(tmp_path) == home
 
 
-def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unwritable_cache_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(stubs, "check_machine", lambda: None)
     monkeypatch.setattr(stubs, "check_tools", lambda: None)
     file = tmp_path / "file"
@@ -109,7 +109,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
         stubs.prepare_stubs(file / "cache")
 
 
-def test_a_real_cann_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_installed_cann_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
     assert stubs.find_cann() is None
@@ -123,29 +123,29 @@ def test_a_real_cann_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert (environment["RANK_ID"], environment["RANK_SIZE"], environment["MS_SIMULATION_LEVEL"]) == ("48", "64", "1")
 
 
-def test_the_simulated_yaml_needs_no_files(tmp_path: Path) -> None:
+def test_simulated_yaml_needs_no_files(tmp_path: Path) -> None:
     run, _ = plan_run(CONFIG, {}, CLUSTER)
     sections = make_sections(run, 1, tmp_path)
     loader = sections["train_dataset"]["data_loader"]
     assert loader == sections["train_dataset_task"]["dataset_config"]["data_loader"]
     assert loader["num_rows"] == 2 * 256 and not sections["load_checkpoint"]
-    assert [callback["type"] for callback in sections["callbacks"]] == ["SimulationWatch"]
+    assert [callback["type"] for callback in sections["callbacks"]] == ["SimulationCallback"]
 
 
-def test_a_rank_outside_the_cluster_is_refused() -> None:
+def test_rank_outside_the_cluster_is_refused() -> None:
     run, _ = plan_run(CONFIG, {}, CLUSTER)
     with pytest.raises(ConfigError, match="--ranks 64: the cluster has ranks 0 to 63"):
         simulate_run(run, {}, ranks=[0, 64], layers_per_stage=1, num_steps=1, timeout_s=1, report=lambda line: None)
 
 
 @pytest.mark.skipif(stubs.shutil.which("gcc") is None, reason="no gcc")
-def test_the_systems_own_libraries_are_found_and_never_guessed() -> None:
+def test_system_libraries_are_found_or_refused() -> None:
     assert stubs._find_system_library("libc.so.6").exists()
     with pytest.raises(ClusterError, match=r"libnone\.so\.1 not found"):
         stubs._find_system_library("libnone.so.1")
 
 
-def test_what_the_training_step_adds_is_no_parameter_of_the_model() -> None:
+def test_parameters_added_by_the_training_step_are_excluded() -> None:
     names = ["decoder.final_layernorm.weight", "adam_m.decoder.final_layernorm.weight", "accu_grads.x", "global_step"]
     parameters = [ParameterOnRank(name=name, shape=[1], tensor_shape=[1], stored_shape=[1]) for name in names]
     assert [parameter.name for parameter in select_model_parameters(parameters)] == names[:1]

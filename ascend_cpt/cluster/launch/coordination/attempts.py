@@ -1,4 +1,4 @@
-"""A job on this node: attempt after attempt until one ends the job."""
+"""The attempt loop of a job on one node."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient, open_coordinator_client
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
-from ascend_cpt.cluster.launch.terminal import say
+from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.supervisor import Supervisor
-from ascend_cpt.cluster.launch.workers.worker_log import set_aside
+from ascend_cpt.cluster.launch.workers.worker_log import archive_logs
 
 POLL_S = 0.1
 
 
 def run_job(settings: LaunchSettings, command: list[str], environment: Mapping[str, str]) -> int:
-    """Run the job and return the launcher's exit code; no process of it is left on this node then.
+    """Run the job and return the launcher's exit code. All its processes on this node have ended by then.
 
-    0: all workers of all nodes ended well. 2: the user's mistake. 128 + n: stopped by signal n. Else 1.
+    0: all workers of all nodes succeeded. 2: user error. 128 + n: stopped by signal n. Otherwise 1.
     """
     with StopRequests() as requests, open_coordinator_client(settings, requests) as client:
         return _run_attempts(settings, command, environment, requests, client)
@@ -36,19 +36,19 @@ def _run_attempts(
         decision = client.join()
         if decision is None:
             settings.log_dir.mkdir(parents=True, exist_ok=True)
-            if earlier := set_aside(settings.log_dir):
-                say(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
+            if earlier := archive_logs(settings.log_dir):
+                print_status(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
             is_first = False
             decision = client.report(Supervisor(settings, command, environment, requests, client).run())
         if decision.message:
-            say(decision.message)
+            print_status(decision.message)
         if requests.received:
             return 128 + requests.received[0]
         if not decision.again:
             return decision.code
         _wait(decision.delay_s, requests)
         if requests.received:
-            say(f"{name_signal(requests.received[0])}: no restart")
+            print_status(f"{name_signal(requests.received[0])}: no restart")
             client.announce_stop(requests.received[0])
             return 128 + requests.received[0]
 

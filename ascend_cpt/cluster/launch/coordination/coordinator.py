@@ -1,6 +1,6 @@
-"""Node 0's part of the talk between launchers: lets all nodes start an attempt together, end it together, and go on.
+"""The coordinator on node 0: starts and ends the attempts of a job on all nodes together.
 
-A node joins when nothing of an earlier attempt runs on it any more. So an attempt never meets what an earlier one left.
+A node joins an attempt only when no process of an earlier attempt runs on it, so attempts never overlap.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
 from ascend_cpt.cluster.launch.signals import name_signal
 from ascend_cpt.cluster.messages import (
-    BEAT_S,
+    HEARTBEAT_S,
+    HEARTBEAT_TIMEOUT_S,
     LAUNCHER_PORT_OFFSET,
     LAUNCHER_PORT_VARIABLE,
-    SILENCE_S,
     Connection,
     LineServer,
     Message,
 )
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
-# A node number is given to a newcomer when its holder has been silent for this long.
-FRESH_S = 3 * BEAT_S
-FAREWELL_S = 5.0
+# A joining launcher may take over a node rank when nothing was received from its holder for this long.
+RANK_HOLD_S = 3 * HEARTBEAT_S
+SHUTDOWN_TIMEOUT_S = 5.0
 POLL_S = 0.2
-# Clocks that differ by more put the lines of several logs into a wrong order, and file times on shared storage.
+# Larger differences put log lines and file times on shared storage out of order.
 MAX_CLOCK_SKEW_S = 5.0
 
 
@@ -36,7 +36,7 @@ class _Peer:
     connection: Connection
     node: int | None = None
     host: str = "?"
-    heard_s: float = field(default_factory=time.monotonic)
+    last_received_s: float = field(default_factory=time.monotonic)
     clock_skew_s: float = 0.0
 
     def __str__(self) -> str:
@@ -44,17 +44,16 @@ class _Peer:
 
 
 class Coordinator(threading.Thread):
-    """Serves the launchers of all nodes, node 0's own among them, until the job is over."""
+    """Serves the launchers of all nodes, including node 0's own, until the job ends."""
 
     def __init__(self, settings: LaunchSettings, policy: RestartPolicy) -> None:
-        super().__init__(daemon=True, name="hub")
+        super().__init__(daemon=True, name="coordinator")
         self._settings, self._policy = settings, policy
         try:
             self._server = LineServer(settings.launcher_port, backlog=1024)
         except OSError as error:
             raise ClusterError(
-                f"port {settings.launcher_port} (MASTER_PORT + {LAUNCHER_PORT_OFFSET}, where the launchers of all "
-                "nodes meet): "
+                f"port {settings.launcher_port} (MASTER_PORT + {LAUNCHER_PORT_OFFSET}, the coordinator's): "
                 f"{error.strerror}; choose another MASTER_PORT, or set {LAUNCHER_PORT_VARIABLE} on every node"
             ) from error
         self._by_connection: dict[Connection, _Peer] = {}
@@ -68,61 +67,63 @@ class Coordinator(threading.Thread):
         self._deadline_s = time.monotonic() + settings.cluster_timeout_s
 
     def run(self) -> None:
-        """Serve; after the verdict that ends the job, wait a little for all to have read it."""
-        beat_s = 0.0
+        """Serve until the final decision; then wait for all launchers to disconnect, up to the shutdown timeout."""
+        last_heartbeat_s = 0.0
         while not self._is_over or (self._peers and time.monotonic() < self._deadline_s):
             for connection, messages in self._server.poll(POLL_S):
                 self._read(self._by_connection.setdefault(connection, _Peer(connection=connection)), messages)
             now_s = time.monotonic()
-            if now_s - beat_s > BEAT_S:
-                beat_s = now_s
-                self._beat(now_s)
+            if now_s - last_heartbeat_s > HEARTBEAT_S:
+                last_heartbeat_s = now_s
+                self._send_heartbeats(now_s)
             if not self._is_over and not self._active and now_s > self._deadline_s:
-                self._give_up()
+                self._time_out()
         self._by_connection.clear()
         self._server.close()
 
     def close(self) -> None:
-        """End the service; after the job's last verdict not before the others have read it."""
+        """Stop serving; after the final decision, wait for the others to receive it."""
         if not self._is_over:
             self._is_over, self._deadline_s = True, 0.0
-        self.join(FAREWELL_S + 1)
+        self.join(SHUTDOWN_TIMEOUT_S + 1)
 
     @property
     def _peers(self) -> list[_Peer]:
         return list(self._by_connection.values())
 
-    def _beat(self, now_s: float) -> None:
+    def _send_heartbeats(self, now_s: float) -> None:
         for peer in self._peers:
-            peer.connection.send(kind="beat")
-            if now_s - peer.heard_s > SILENCE_S:
-                self._lose(peer, f"was not heard for {SILENCE_S:.0f} s: it is down or the network is broken")
+            peer.connection.send(kind="heartbeat")
+            if now_s - peer.last_received_s > HEARTBEAT_TIMEOUT_S:
+                self._mark_lost(
+                    peer, f"sent no heartbeat for {HEARTBEAT_TIMEOUT_S:.0f} s: the node or the network is down"
+                )
 
     def _read(self, peer: _Peer, messages: list[Message] | None) -> None:
         if messages is None:
-            self._lose(peer, "is gone: its launcher was killed or the node is down")
+            self._mark_lost(peer, "disconnected: its launcher was killed or the node is down")
             return
-        peer.heard_s = time.monotonic()
+        peer.last_received_s = time.monotonic()
         try:
             for message in messages:
-                self._take(peer, message)
+                self._handle(peer, message)
         except (KeyError, TypeError, ValueError):
-            self._lose(peer, "sent what no launcher sends")
+            self._mark_lost(peer, "sent an invalid message")
 
-    def _take(self, peer: _Peer, message: Message) -> None:
+    def _handle(self, peer: _Peer, message: Message) -> None:
         kind = message["kind"]
         if kind == "join":
             self._join(peer, message)
         elif kind == "ended" and peer.node in self._active:
             self._end(peer, Outcome.from_json(message["outcome"]))
         elif kind == "signal" and peer.node is not None:
-            self._pass_signal_on(peer, int(message["number"]))
+            self._forward_signal(peer, int(message["number"]))
 
     def _join(self, peer: _Peer, message: Message) -> None:
         node, size = message["node"], message["size"]
         expected = [self._settings.num_workers, self._settings.num_nodes]
         holder = next((other for other in self._peers if other.node == node and other is not peer), None)
-        meeting_point = f"{self._settings.master_addr}:{self._settings.master_port}"
+        master = f"{self._settings.master_addr}:{self._settings.master_port}"
         if size != expected:
             peer.connection.send(
                 kind="refused",
@@ -130,15 +131,15 @@ class Coordinator(threading.Thread):
                 f"on {expected[1]}; start all nodes with the same WORKER_NUM and LOCAL_WORKER",
             )
             return
-        if holder and time.monotonic() - holder.heard_s < FRESH_S:
+        if holder and time.monotonic() - holder.last_received_s < RANK_HOLD_S:
             peer.connection.send(
                 kind="refused",
-                message=f"NODE_RANK {node} is taken: another node registered the same workers at {meeting_point}; "
+                message=f"NODE_RANK {node} is taken: another node registered the same workers at {master}; "
                 "give each node its own NODE_RANK, and each job its own MASTER_PORT",
             )
             return
         if holder:
-            self._lose(holder, "fell silent and was started anew")
+            self._mark_lost(holder, "stopped sending heartbeats, and its launcher was restarted")
         peer.node, peer.host, peer.clock_skew_s = node, message["host"], message["time_s"] - time.time()
         self._hosts[node] = peer.host
         self._policy.count_earlier(message["num_restarts"])
@@ -168,13 +169,13 @@ class Coordinator(threading.Thread):
 
     def _cancel_others(self, name: str, outcome: Outcome) -> None:
         for node, peer in self._active.items():
-            # Those that have ended already learn why the job does not end.
+            # Nodes that have ended already print why they have to wait.
             if self._outcomes.get(node) is not outcome:
                 peer.connection.send(kind="cancel", reason=f"{name}: {outcome.reason}", lines=outcome.lines)
 
     def _decide(self) -> None:
         outcomes = self._outcomes.values()
-        root = min(outcomes, key=lambda outcome: _RANK[outcome.end])
+        root = min(outcomes, key=lambda outcome: _CAUSE_PRIORITY[outcome.end])
         steps = [outcome.step for outcome in outcomes if outcome.step is not None]
         root = Outcome(end=root.end, code=root.code, reason=root.reason, step=max(steps, default=None))
         decision = self._policy.decide(root)
@@ -186,16 +187,16 @@ class Coordinator(threading.Thread):
 
     def _announce(self, peers: list[_Peer], decision: RestartDecision) -> None:
         for peer in peers:
-            peer.connection.send(kind="verdict", **asdict(decision))
+            peer.connection.send(kind="decision", **asdict(decision))
         if not decision.again:
             self._is_over = True
-            self._deadline_s = time.monotonic() + FAREWELL_S
+            self._deadline_s = time.monotonic() + SHUTDOWN_TIMEOUT_S
 
-    def _pass_signal_on(self, peer: _Peer, number: int) -> None:
-        """Let all nodes save and stop when one is asked to."""
+    def _forward_signal(self, peer: _Peer, number: int) -> None:
+        """Forward a stop signal received by one node, so that all nodes save and stop."""
         if not self._active:
             message = f"{name_signal(number)} on {peer}: the job ends"
-            # Those that still wait before they join read it then.
+            # Nodes in their restart delay read it when they join.
             others = [other for other in self._peers if other.node is not None and other is not peer]
             self._announce(others, RestartDecision(again=False, code=128 + number, message=message))
             return
@@ -204,7 +205,7 @@ class Coordinator(threading.Thread):
             if other is not peer:
                 other.connection.send(kind="signal", number=number, by=str(peer))
 
-    def _lose(self, peer: _Peer, reason: str) -> None:
+    def _mark_lost(self, peer: _Peer, reason: str) -> None:
         self._drop(peer)
         if peer.node is None:
             return
@@ -218,28 +219,26 @@ class Coordinator(threading.Thread):
         del self._by_connection[peer.connection]
         self._server.drop(peer.connection)
 
-    def _give_up(self) -> None:
-        absent = [node for node in range(self._settings.num_nodes) if node not in self._joined]
+    def _time_out(self) -> None:
+        missing = [node for node in range(self._settings.num_nodes) if node not in self._joined]
         names = ", ".join(
-            f"node {node} ({self._hosts[node]})" if node in self._hosts else f"node {node}" for node in absent
+            f"node {node} ({self._hosts[node]})" if node in self._hosts else f"node {node}" for node in missing
         )
         if self._num_attempts:
             message = (
-                f"{names} did not come back within {self._settings.rejoin_timeout_s} s; start the job again to go on"
+                f"{names} did not come back within {self._settings.rejoin_timeout_s} s; start the job again to resume"
             )
         else:
             message = (
-                f"the job's {self._settings.num_workers} workers did not meet at {self._settings.master_addr}:"
-                f"{self._settings.master_port} within {self._settings.cluster_timeout_s} s: {names} did not come; "
-                "start all "
-                f"{self._settings.num_nodes} nodes with the same WORKER_NUM, MASTER_ADDR and MASTER_PORT, each with "
-                "its "
-                "own NODE_RANK"
+                f"the job's {self._settings.num_workers} workers did not all connect to {self._settings.master_addr}:"
+                f"{self._settings.master_port} within {self._settings.cluster_timeout_s} s: {names} did not connect; "
+                f"start all {self._settings.num_nodes} nodes with the same WORKER_NUM, MASTER_ADDR and MASTER_PORT, "
+                "each with its own NODE_RANK"
             )
         decision = RestartDecision(again=False, code=EXIT_FAILURE, message=f"error: {message}")
         self._announce(list(self._joined.values()), decision)
 
 
-# The root cause of an attempt's end, the first of the lowest rank: what was killed makes others fail, also with an
-# explanation.
-_RANK = {End.STOPPED: 0, End.KILLED: 1, End.FINAL: 2, End.FAILED: 2, End.CANCELLED: 3, End.DONE: 4}
+# Priority of outcomes when choosing the root cause, lowest first. A killed process makes others fail, possibly with an
+# error message of their own.
+_CAUSE_PRIORITY = {End.STOPPED: 0, End.KILLED: 1, End.FINAL: 2, End.FAILED: 2, End.CANCELLED: 3, End.DONE: 4}

@@ -1,4 +1,4 @@
-"""How one node's launcher learns when an attempt starts, when it must end, and whether another follows."""
+"""The launcher's client of the coordinator: when an attempt starts, when it is cancelled, and whether to restart."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
-from ascend_cpt.cluster.launch.coordination.coordinator import FAREWELL_S, Coordinator
+from ascend_cpt.cluster.launch.coordination.coordinator import SHUTDOWN_TIMEOUT_S, Coordinator
 from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
-from ascend_cpt.cluster.launch.terminal import say
-from ascend_cpt.cluster.messages import BEAT_S, SEND_TIMEOUT_S, SILENCE_S, Connection, Message
+from ascend_cpt.cluster.launch.terminal import print_status
+from ascend_cpt.cluster.messages import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, SEND_TIMEOUT_S, Connection, Message
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
 RETRY_S = 0.5
 POLL_S = 0.1
-# A wait that is longer than this is told.
-PATIENCE_S = 10.0
+# Print a notice when joining takes longer than this.
+WAIT_NOTICE_S = 10.0
 LOST = "lost"
 
 
 class CoordinatorClient(Protocol):
-    """What a launcher asks between and during attempts."""
+    """Interface between a launcher's attempt loop and the coordination of all nodes."""
 
     def join(self) -> RestartDecision | None:
-        """Wait until every node may start the next attempt; return a verdict instead when the job is over."""
+        """Wait until all nodes can start the next attempt and return None, or a decision when the job is over."""
 
     def is_cancelled(self) -> bool:
-        """Tell whether the running attempt must end because of another node, and say so once."""
+        """Return whether another node ended the running attempt; print the cause once."""
 
     def announce_stop(self, number: int) -> None:
-        """Tell the other nodes that this one was asked to stop."""
+        """Notify the other nodes that this node received a stop signal."""
 
     def report(self, outcome: Outcome) -> RestartDecision:
-        """Report how this node's part ended and return what follows."""
+        """Report how the attempt ended on this node and return the decision."""
 
 
 @contextmanager
 def open_coordinator_client(settings: LaunchSettings, requests: StopRequests) -> Iterator[CoordinatorClient]:
-    """Give the council of a job; with several nodes, node 0 serves the others meanwhile."""
+    """Yield the coordination client of a job; with several nodes, node 0 also runs the coordinator."""
     policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s)
     if settings.num_nodes == 1:
         yield SingleNodeClient(policy)
@@ -61,7 +61,7 @@ def open_coordinator_client(settings: LaunchSettings, requests: StopRequests) ->
 
 
 class SingleNodeClient:
-    """One node decides for itself."""
+    """The client of a single-node job, which needs no coordinator."""
 
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
@@ -80,7 +80,7 @@ class SingleNodeClient:
 
 
 class RemoteCoordinatorClient:
-    """This node's line to node 0's hub. `gather` opens it, and opens it again when it broke."""
+    """The connection to the coordinator on node 0. `join` opens it and reconnects when it is lost."""
 
     def __init__(self, settings: LaunchSettings, requests: StopRequests) -> None:
         self._settings, self._requests = settings, requests
@@ -92,21 +92,21 @@ class RemoteCoordinatorClient:
         self._is_cancelled = False
 
     def join(self) -> RestartDecision | None:
-        """Join the next attempt, again after every broken line, until all nodes have come.
+        """Join the next attempt, reconnecting as needed, and wait until all nodes have joined.
 
         Raises:
-            ClusterError: when node 0 does not take this node.
+            ClusterError: when the coordinator refuses this node.
         """
         settings = self._settings
         limit_s = settings.rejoin_timeout_s if self._num_attempts else settings.cluster_timeout_s
-        begin_s = time.monotonic()
-        deadline_s = begin_s + limit_s
-        self._is_cancelled = has_joined = has_told = False
-        # Node 0 keeps the same time and names who is missing; a moment more for its answer.
-        while time.monotonic() < deadline_s + FAREWELL_S and not self._requests.received:
-            if not has_told and time.monotonic() > begin_s + PATIENCE_S:
-                say(f"waiting up to {limit_s} s for all {settings.num_nodes} nodes to join")
-                has_told = True
+        start_s = time.monotonic()
+        deadline_s = start_s + limit_s
+        self._is_cancelled = has_joined = has_printed_notice = False
+        # Node 0 has the same deadline and names the missing nodes; allow time for its answer.
+        while time.monotonic() < deadline_s + SHUTDOWN_TIMEOUT_S and not self._requests.received:
+            if not has_printed_notice and time.monotonic() > start_s + WAIT_NOTICE_S:
+                print_status(f"waiting up to {limit_s} s for all {settings.num_nodes} nodes to join")
+                has_printed_notice = True
             if self._receiver is None:
                 has_joined = self._connect() and self._join()
                 if not has_joined:
@@ -117,10 +117,10 @@ class RemoteCoordinatorClient:
             message = self._next_message(POLL_S)
             if message["kind"] == "go":
                 for warning in message["warnings"]:
-                    say(f"warning: {warning}")
+                    print_status(f"warning: {warning}")
                 self._num_attempts += 1
                 return None
-            if message["kind"] == "verdict":
+            if message["kind"] == "decision":
                 return _to_decision(message)
             if message["kind"] == "refused":
                 raise ClusterError(message["message"])
@@ -132,20 +132,20 @@ class RemoteCoordinatorClient:
         return RestartDecision(
             again=False,
             code=EXIT_FAILURE,
-            message=f"error: node 0's launcher did not answer at {host}:{port} within {limit_s} s; is it started, and "
+            message=f"error: node 0's launcher did not answer at {host}:{port} within {limit_s} s; is it running, and "
             f"are ports {settings.master_port} to {port} open between the nodes?",
         )
 
     def is_cancelled(self) -> bool:
         while not self._is_cancelled and (message := self._next_message(0))["kind"] != "none":
             if message["kind"] == "cancel":
-                _tell_cause(message)
+                _print_cause(message)
                 self._is_cancelled = True
             elif message["kind"] == LOST:
-                say("node 0 is lost: its launcher was killed, or the network is broken")
+                print_status("lost the connection to node 0: its launcher was killed, or the network is down")
                 self._is_cancelled = True
             else:
-                self._take_signal(message)
+                self._handle_signal(message)
         return self._is_cancelled
 
     def announce_stop(self, number: int) -> None:
@@ -153,18 +153,18 @@ class RemoteCoordinatorClient:
             self._receiver.connection.send(kind="signal", number=number)
 
     def report(self, outcome: Outcome) -> RestartDecision:
-        """Report, and wait for the verdict: it comes when all nodes have ended. A stopped node does not wait."""
+        """Report the outcome and wait for the decision. A stopped node does not wait."""
         if self._receiver:
             self._receiver.connection.send(kind="ended", outcome=outcome.to_json())
         while outcome.end is not End.STOPPED and self._receiver:
             message = self._next_message(POLL_S)
-            if message["kind"] == "verdict":
+            if message["kind"] == "decision":
                 decision = _to_decision(message)
                 self._num_restarts += decision.again
                 return decision
-            self._take_signal(message)
+            self._handle_signal(message)
             if message["kind"] == "cancel" and outcome.end is End.DONE:
-                _tell_cause(message)
+                _print_cause(message)
             if self._requests.received:
                 self.announce_stop(self._requests.received[0])
                 return RestartDecision(again=False, code=128 + self._requests.received[0])
@@ -173,13 +173,13 @@ class RemoteCoordinatorClient:
         return self._decide_alone(outcome)
 
     def close(self) -> None:
-        """Leave."""
+        """Disconnect."""
         if self._receiver:
             self._receiver.close()
             self._receiver = None
 
     def _decide_alone(self, outcome: Outcome) -> RestartDecision:
-        """Return what follows when node 0, which decides, is lost: the same as it would decide of a lost node."""
+        """Decide without node 0 when the connection to it is lost, as node 0 decides when another node is lost."""
         if self._num_restarts >= self._settings.max_restarts:
             return RestartDecision(
                 again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job's end"
@@ -212,7 +212,7 @@ class RemoteCoordinatorClient:
         )
 
     def _next_message(self, limit_s: float) -> Message:
-        """Return the next message; of kind "none" when there is none within the time, "lost" when the line is."""
+        """Return the next message; kind "none" when none arrived within the limit, "lost" when disconnected."""
         if self._receiver is None:
             return {"kind": "none"}
         try:
@@ -223,32 +223,32 @@ class RemoteCoordinatorClient:
             self.close()
         return message
 
-    def _take_signal(self, message: Message) -> None:
+    def _handle_signal(self, message: Message) -> None:
         if message["kind"] == "signal":
-            say(f"{name_signal(message['number'])} on {message['by']}: the job stops")
+            print_status(f"{name_signal(message['number'])} on {message['by']}: the job stops")
             self._requests.add(message["number"])
 
 
 class _Receiver(threading.Thread):
-    """Reads what the hub says and keeps saying that this launcher is there, whatever the main thread does."""
+    """Receives the coordinator's messages and sends heartbeats, independently of the main thread."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(daemon=True, name="line to node 0")
+        super().__init__(daemon=True, name="connection to node 0")
         self.connection = connection
         self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        connection.socket.settimeout(BEAT_S)
+        connection.socket.settimeout(HEARTBEAT_S)
 
     def run(self) -> None:
-        heard_s = time.monotonic()
+        last_received_s = time.monotonic()
         while (messages := self.connection.receive()) is not None:
             now_s = time.monotonic()
             if messages:
-                heard_s = now_s
-            elif now_s - heard_s > SILENCE_S:
+                last_received_s = now_s
+            elif now_s - last_received_s > HEARTBEAT_TIMEOUT_S:
                 break
-            self.connection.send(kind="beat")
+            self.connection.send(kind="heartbeat")
             for message in messages:
-                if message.get("kind") != "beat":
+                if message.get("kind") != "heartbeat":
                     self.messages.put(message)
         self.messages.put({"kind": LOST})
 
@@ -260,5 +260,5 @@ def _to_decision(message: Message) -> RestartDecision:
     return RestartDecision(**{name: value for name, value in message.items() if name != "kind"})
 
 
-def _tell_cause(message: Message) -> None:
-    say("\n".join([*message["lines"], message["reason"]]))
+def _print_cause(message: Message) -> None:
+    print_status("\n".join([*message["lines"], message["reason"]]))

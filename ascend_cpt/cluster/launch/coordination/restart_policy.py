@@ -1,4 +1,4 @@
-"""How an attempt at a job ended, and whether another one follows."""
+"""Outcomes of attempts, and the policy that decides about restarts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ VMSTAT = Path("/proc/vmstat")
 
 
 class End(str, Enum):
-    """Why one node's processes of an attempt ended."""
+    """Why an attempt ended on a node."""
 
     DONE = "done"
-    FAILED = "failed"  # of itself: the same step may fail again
-    KILLED = "killed"  # from outside: says nothing about the step
-    FINAL = "final"  # the user's mistake, or a stop that the run asked for: another attempt would end the same way
+    FAILED = "failed"  # a crash: the same step may fail again
+    KILLED = "killed"  # from outside, not caused by the step
+    FINAL = "final"  # a user error or a deliberate stop: a restart would end the same way
     STOPPED = "stopped"  # by a signal to a launcher
     CANCELLED = "cancelled"  # because another node's processes ended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The end of one node's part of an attempt.
+    """How an attempt ended on a node.
 
-    `code` is the launcher's exit code if this is the end of the job; `reason` one line that names the process and its
-    log; `lines` what that log says; `step` the last step that was finished in this attempt, None when none was.
+    `code` is the launcher's exit code if the job ends here; `reason` one line with the process and its log; `lines` the
+    relevant lines of that log; `step` the last step finished in this attempt, or None.
     """
 
     end: End
@@ -39,12 +39,12 @@ class Outcome:
     step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the JSON form that `from_json` reads."""
         return asdict(self) | {"end": self.end.value}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Outcome:
-        """Return the outcome that `to_json` wrote."""
+        """Return the outcome from its JSON form."""
         return cls(**(value | {"end": End(value["end"]), "lines": tuple(value["lines"])}))
 
 
@@ -53,7 +53,7 @@ DONE = Outcome(end=End.DONE, code=EXIT_OK)
 
 @dataclass(frozen=True, kw_only=True)
 class RestartDecision:
-    """What follows an attempt: the next one after `delay_s`, or the end with `code`. `message` says why."""
+    """What follows an attempt: a restart after `delay_s`, or the end with `code`. `message` gives the reason."""
 
     again: bool
     code: int = EXIT_OK
@@ -62,7 +62,7 @@ class RestartDecision:
 
 
 class RestartPolicy:
-    """At most `max_restarts` restarts, and none when the same step failed of itself twice in a row."""
+    """At most `max_restarts` restarts, and none after the same step failed twice in a row."""
 
     def __init__(self, max_restarts: int, first_delay_s: float) -> None:
         self._max_restarts, self._first_delay_s = max_restarts, first_delay_s
@@ -72,7 +72,7 @@ class RestartPolicy:
         self._last_failure: Outcome | None = None
 
     def count_earlier(self, num_restarts: int) -> None:
-        """Take over the restarts that another node knows of: this one was itself started anew in between."""
+        """Include restarts counted by another node, in case this launcher was itself restarted."""
         self._num_restarts = max(self._num_restarts, num_restarts)
 
     def decide(self, outcome: Outcome) -> RestartDecision:
@@ -85,7 +85,7 @@ class RestartPolicy:
             return RestartDecision(
                 again=False,
                 code=outcome.code,
-                message=f"no restart: the job failed {where} twice in a row, so another attempt would as well",
+                message=f"no restart: the job failed {where} twice in a row, so a restart would fail as well",
             )
         if self._num_restarts == self._max_restarts:
             return RestartDecision(
@@ -107,7 +107,7 @@ class RestartPolicy:
 
 
 def count_memory_kills(vmstat: Path = VMSTAT) -> int:
-    """Return how many processes this machine's kernel has killed for want of memory; 0 where it does not say."""
+    """Return how many processes the kernel's out-of-memory killer has ended; 0 when not available."""
     try:
         lines = vmstat.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line and the environment of one node's processes."""
+"""The command line and environment of the processes on a node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from ascend_cpt.cluster.job.launcher_files import PROGRESS_FILE, STOP_FILE
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings
 from ascend_cpt.cluster.launch.workers import worker_entry
-from ascend_cpt.cluster.node.npu_tools import has_npu
+from ascend_cpt.cluster.node.npu_tools import CONNECT_TIMEOUT, DEFAULT_CONNECT_TIMEOUT_S, has_npu
 
 
 def build_command(settings: LaunchSettings) -> list[str]:
@@ -36,21 +36,22 @@ def build_command(settings: LaunchSettings) -> list[str]:
         f"--log_dir={settings.log_dir}",
         "--join=False",
         f"--cluster_time_out={settings.cluster_timeout_s}",
-        # Binding asks the driver which cores are near which NPU.
+        # Core binding queries the driver for the cores close to each NPU.
         f"--bind_core={has_npu()}",
-        # msrun runs `python` or `python3` of the PATH; the worker then changes to our interpreter.
+        # msrun runs `python` or `python3` from the PATH; the worker then switches to this interpreter.
         "python3" if shutil.which("python3", path=_search_path(os.environ)) else "python",
         *script,
     ]
 
 
 def build_environment(settings: LaunchSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the node's processes: the caller's, our package, and what the workers must know."""
+    """Return the environment of the node's processes: the caller's, this package, and the workers' variables."""
     python_path = [str(REPO_ROOT), *filter(None, [environ.get("PYTHONPATH")])]
     environment = {
-        # MindFormers' own log files, else written to ./output/log.
+        CONNECT_TIMEOUT: str(DEFAULT_CONNECT_TIMEOUT_S),
+        # MindFormers' log files; by default they go to ./output/log.
         "LOG_MF_PATH": str(settings.log_dir / "mindformers"),
-        **environ,
+        **{name: value for name, value in environ.items() if value or name != CONNECT_TIMEOUT},
         "PATH": _search_path(environ),
         "PYTHONPATH": os.pathsep.join(python_path),
         worker_entry.LAUNCHER_PID: str(os.getpid()),
@@ -65,7 +66,7 @@ def build_environment(settings: LaunchSettings, environ: Mapping[str, str]) -> d
 
 
 def format_command(command: list[str]) -> str:
-    """Return `command` as one line for a shell."""
+    """Return `command` as one shell line."""
     return shlex.join(command)
 
 

@@ -1,7 +1,7 @@
-"""Start one node's processes for an attempt, watch them, tell why they failed, and leave none behind.
+"""Starts the processes of an attempt on one node, monitors them, reports failures, and cleans up.
 
-msrun starts the scheduler (on node 0) and the workers and ends. Linux then gives its children to the nearest ancestor
-that asked for orphans, which is this process: so it sees the exit code of each worker the moment it dies.
+msrun starts the scheduler (on node 0) and the workers and exits. Their new parent is then the nearest subreaper, which
+is this process, so it receives the exit code of each worker at once.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient
 from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, count_memory_kills
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
-from ascend_cpt.cluster.launch.terminal import say
+from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.worker_log import LogFollower, describe_failure, explain_rendezvous
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 POLL_S = 0.05
-# From the first failure to killing the rest: the others may print what they saw.
+# Time between the first failure and killing the rest, for the others to print their errors.
 FAILURE_GRACE_S = 5.0
-# The scheduler ends by itself about two seconds after the last worker.
+# The scheduler exits about two seconds after the last worker.
 SCHEDULER_GRACE_S = 10.0
-# A run that was asked to stop, saved and ended says so by its exit code, too.
+# Exit codes of a worker that saved and exited after a stop signal.
 SIGNALLED_CODES = {128 + signal.SIGTERM, 128 + signal.SIGINT}
 
 
 class Supervisor:
-    """One attempt on one node, from start to end."""
+    """Runs one attempt on one node."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Supervisor:
         self._settings = settings
         self._command = command
         self._environment = environment
-        self._received, self._council = requests.received, client
+        self._received, self._client = requests.received, client
         self._follower = LogFollower(settings.worker_log(settings.first_rank), sys.stdout)
         self._starter_pid = 0
         self._ranks: dict[int, int] = {}
@@ -62,7 +62,7 @@ class Supervisor:
         self._num_memory_kills = count_memory_kills()
 
     def run(self) -> Outcome:
-        """Run the attempt and return how it ended; every process of it has ended then."""
+        """Run the attempt and return its outcome. All its processes have ended by then."""
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
         try:
             self._start()
@@ -75,7 +75,7 @@ class Supervisor:
         alone = self._settings.num_workers == 1
         log = self._settings.worker_log(0) if alone else self._settings.msrun_log
         with log.open("wb") as output:
-            # A session of its own: Ctrl-C reaches the job through us only.
+            # A separate session, so that Ctrl-C reaches only the launcher.
             process = subprocess.Popen(
                 self._command,
                 env=dict(self._environment),
@@ -84,7 +84,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        process.returncode = 0  # We reap all children ourselves.
+        process.returncode = 0  # _reap() collects all children.
         if alone:
             self._ranks = {process.pid: 0}
         else:
@@ -95,7 +95,7 @@ class Supervisor:
             return outcome
         self._wait_until(lambda: not self._ranks or bool(self._failures or self._scheduler_code) or self._must_end())
         if self._scheduler_code:
-            # The workers are about to fail as well, and know more about the reason.
+            # The workers are about to fail as well, with more detailed errors.
             self._wait_until(lambda: not self._ranks or bool(self._failures) or self._must_end(), FAILURE_GRACE_S)
         if not (self._failures or self._must_end()):
             # The workers of other nodes may still need the scheduler.
@@ -104,13 +104,13 @@ class Supervisor:
         if self._received:
             return self._stop()
         self._follower.pump(at_end=True)
-        # Workers that all ended well did not need the scheduler any more.
+        # A scheduler failure does not matter once all workers have succeeded.
         if self._failures or (self._scheduler_code and self._ranks):
             return self._report_failure()
-        return Outcome(end=End.CANCELLED, code=EXIT_FAILURE) if self._council.is_cancelled() else DONE
+        return Outcome(end=End.CANCELLED, code=EXIT_FAILURE) if self._client.is_cancelled() else DONE
 
     def _must_end(self) -> bool:
-        return bool(self._received) or self._council.is_cancelled()
+        return bool(self._received) or self._client.is_cancelled()
 
     def _wait_for_starter(self) -> Outcome | None:
         """Wait until msrun has started all processes; return an outcome when the attempt ends here."""
@@ -122,15 +122,15 @@ class Supervisor:
         if ended.si_status != 0:
             lines = describe_failure(self._settings.msrun_log)
             reason = f"error: msrun could not start the job; its log: {_relative(self._settings.msrun_log)}"
-            say("\n".join([*lines, reason]))
+            print_status("\n".join([*lines, reason]))
             return Outcome(end=End.FAILED, code=EXIT_FAILURE, lines=tuple(lines), reason=reason)
         self._identify_children()
         return None
 
     def _identify_children(self) -> None:
-        """Find the rank of each worker: msrun starts them in order, each the leader of a session of its own.
+        """Find the rank of each worker: msrun starts them in rank order, each as a session leader.
 
-        Works for those that died already, too, since nobody but us reaps them.
+        Includes workers that have already exited, since only this process reaps them.
         """
         leaders = []
         for child in psutil.Process().children():
@@ -140,13 +140,13 @@ class Supervisor:
             elif session == self._starter_pid:
                 self._scheduler_pid = child.pid
         if len(leaders) > self._settings.num_local_workers:
-            # A worker that is over already left a process of its own behind, which now is our child, too.
+            # A worker that has exited left a child process, which was reparented to this process.
             leaders = [(time_s, pid) for time_s, pid in leaders if _runs_script(pid, self._settings.script)]
         first = self._settings.first_rank
         self._ranks = {pid: rank for rank, (_, pid) in enumerate(sorted(leaders), start=first)}
 
     def _follow_and_reap(self) -> None:
-        """Show new output, note which workers ended, then wait a moment."""
+        """Print new output, record which workers ended, then sleep for one poll interval."""
         self._follower.pump()
         for pid, code in _reap():
             if pid == self._scheduler_pid:
@@ -157,9 +157,9 @@ class Supervisor:
         time.sleep(POLL_S)
 
     def _report_failure(self) -> Outcome:
-        """Tell which worker failed first and why, and return it."""
+        """Print which worker failed first and why, and return the outcome."""
         if self._failures:
-            # Of those that ended within one poll: one that was killed, else the one that fell silent first.
+            # Of those that ended within one poll: one that was killed, else the one with the oldest last log write.
             rank = min(
                 self._failures,
                 key=lambda rank: (
@@ -174,11 +174,11 @@ class Supervisor:
         lines = describe_failure(log)
         if explained := explain_rendezvous(lines, self._settings):
             line, code = explained
-            reason = f"{name} met this first; its log: {_relative(log)}"
-            say(f"{line}\n{reason}")
-            return Outcome(end=self._judge(code), code=code, lines=(line,), reason=reason)
+            reason = f"{name} reported this first; its log: {_relative(log)}"
+            print_status(f"{line}\n{reason}")
+            return Outcome(end=self._classify_exit(code), code=code, lines=(line,), reason=reason)
         if not self._is_on_terminal(lines):
-            say("\n".join(lines))
+            print_status("\n".join(lines))
         out_of_memory = code == -signal.SIGKILL and count_memory_kills() > self._num_memory_kills
         if out_of_memory:
             cause = "was killed by the kernel: this machine is out of memory (see dmesg)"
@@ -187,45 +187,44 @@ class Supervisor:
         else:
             cause = f"was killed by {name_signal(-code)}" if code < 0 else f"failed with exit code {code}"
         reason = f"{name} {cause}; its log: {_relative(log)}"
-        say(reason)
-        end = End.FAILED if out_of_memory else self._judge(code)
+        print_status(reason)
+        end = End.FAILED if out_of_memory else self._classify_exit(code)
         kept = code if code in {EXIT_USER_ERROR, *SIGNALLED_CODES} else EXIT_FAILURE
         return Outcome(end=end, code=kept, lines=tuple(lines), reason=reason)
 
-    def _judge(self, code: int) -> End:
-        """Return what a worker's exit code means for another attempt."""
+    def _classify_exit(self, code: int) -> End:
+        """Classify a worker's exit code for the restart decision."""
         if code == EXIT_USER_ERROR or code in SIGNALLED_CODES or self._settings.stop_file.exists():
             return End.FINAL
         return End.KILLED if code in (-signal.SIGKILL, -signal.SIGTERM) else End.FAILED
 
     def _is_on_terminal(self, lines: list[str]) -> bool:
-        """Tell whether the followed worker has just printed this where our own lines go, too."""
+        """Return whether the followed worker's output already shows these lines on the launcher's terminal."""
         return not lines or (os.path.sameopenfile(1, 2) and self._follower.has_shown(lines[0]))
 
     def _stop(self) -> Outcome:
-        """Pass the user's signal on and wait for the workers to end; a second signal kills at once."""
+        """Forward the stop signal and wait for the workers to end; a second signal kills them at once."""
         number = self._received[0]
-        self._council.announce_stop(number)
-        say(
+        self._client.announce_stop(number)
+        print_status(
             f"{name_signal(number)}: stopping {len(self._ranks)} workers, which have {self._settings.stop_grace_s} s "
-            "to "
-            "save (once more to kill them)"
+            "to save (send it again to kill them)"
         )
-        # Workers save at SIGTERM; a terminal that is gone means the same to them.
+        # Workers save on SIGTERM; SIGHUP is treated the same.
         self._signal_workers(signal.SIGTERM if number == signal.SIGHUP else number)
         num_received = len(self._received)
         self._wait_until(lambda: not self._ranks or len(self._received) > num_received, self._settings.stop_grace_s)
         self._follower.pump(at_end=True)
         if self._ranks:
-            say(
-                f"{len(self._ranks)} workers did not end in time and are killed; the next start goes on from the "
+            print_status(
+                f"{len(self._ranks)} workers did not end in time and are killed; the next start resumes from the "
                 "newest checkpoint"
             )
         return Outcome(end=End.STOPPED, code=128 + number)
 
     def _signal_workers(self, number: int) -> None:
         for pid in self._ranks:
-            # Not reaped yet, so the number is still this worker's and not a stranger's.
+            # Not reaped yet, so the id cannot have been reused.
             os.killpg(pid, number)
 
     def _wait_until(self, done: Callable[[], bool], limit_s: float = math.inf) -> None:
@@ -234,7 +233,7 @@ class Supervisor:
             self._follow_and_reap()
 
     def _kill_all(self) -> None:
-        """End every process of the job, politely while there is time after a failure, and reap them."""
+        """End and reap every process of the job; after a failure, send SIGTERM first."""
         if self._ranks and not self._received:
             self._signal_workers(signal.SIGTERM)
             self._wait_until(lambda: not self._ranks, FAILURE_GRACE_S)
@@ -249,13 +248,13 @@ class Supervisor:
 
 
 def _runs_script(pid: int, script: Path) -> bool:
-    """Return whether a process is a worker: it names the script, or has ended and names nothing any more."""
+    """Return whether a process is a worker: its command has the script, or is empty because it has ended."""
     words = psutil.Process(pid).cmdline()
     return not words or str(script) in words
 
 
 def _reap() -> list[tuple[int, int]]:
-    """Return (pid, exit code) of the children that have ended; a negative code is the signal that killed it."""
+    """Return (pid, exit code) of the children that have ended; a negative code is the signal that killed the child."""
     ended: list[tuple[int, int]] = []
     while True:
         try:
@@ -272,5 +271,5 @@ def _last_write_ns(path: Path) -> int:
 
 
 def _relative(path: Path) -> str:
-    """Return `path` as a person in this folder would type it."""
+    """Return `path` relative to the current folder when it is below it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

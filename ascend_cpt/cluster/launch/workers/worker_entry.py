@@ -1,6 +1,6 @@
-"""First step of every process that msrun starts: tie it to the launcher, then become the user's script.
+"""Entry point of every process that msrun starts: ends with the launcher, and replaces itself by the user's script.
 
-Run by path with the standard library only, so that it costs milliseconds: `python worker.py SCRIPT [ARGUMENT ...]`.
+Run by path and limited to the standard library for a fast start: `python worker_entry.py SCRIPT [ARGUMENT ...]`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ ADOPTION_TIMEOUT_S = 10.0
 
 
 def main() -> None:
-    """Replace this process by the script."""
-    # msrun starts a scheduler wherever MASTER_ADDR is an address of the machine; only node 0 may have one.
+    """Replace this process with the script."""
+    # msrun starts a scheduler wherever MASTER_ADDR is a local address; only node 0 may have one.
     if os.environ.get("MS_ROLE") == "MS_SCHED" and os.environ[NODE_RANK] != "0":
         return
-    tie_to_launcher(int(os.environ[LAUNCHER_PID]))
+    die_with_launcher(int(os.environ[LAUNCHER_PID]))
     python = os.environ[WORKER_PYTHON]
     os.execv(python, [python, "-u", *sys.argv[1:]])
 
 
-def tie_to_launcher(launcher_pid: int) -> None:
-    """Let the kernel kill this process when the launcher dies, however it dies.
+def die_with_launcher(launcher_pid: int) -> None:
+    """Make the kernel kill this process when the launcher dies for any reason.
 
-    msrun starts us and ends; then the launcher adopts us. Under MindX msrun stays and looks after its workers itself.
+    msrun starts this process and exits; the launcher then becomes its parent. Under MindX msrun keeps running and
+    supervises its workers itself.
     """
     deadline = time.monotonic() + ADOPTION_TIMEOUT_S
     while os.getppid() != launcher_pid:
         if not os.path.exists(f"/proc/{launcher_pid}"):
-            # It was killed while msrun was still starting us: nobody would ever end this process.
+            # The launcher was killed while msrun was starting this process, so nothing else would end it.
             os.kill(os.getpid(), signal.SIGKILL)
         if time.monotonic() > deadline:
             return

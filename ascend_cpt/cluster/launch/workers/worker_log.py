@@ -1,4 +1,4 @@
-"""Reading the logs of workers: what is shown live, what a dead worker's log says, and keeping earlier runs apart."""
+"""Worker logs: live output, the error of a failed worker, and moving logs of earlier launches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRACEBACK_HEAD = "Traceback (most recent call last):"
 USER_ERROR_HEAD = "error: "
 # The exception's line: "RuntimeError: bang", "KeyboardInterrupt", "mindspore.x.SomeError: ...".
 EXCEPTION_LINE = re.compile(r"[A-Za-z_][\w.]*(?::.*)?$")
-# MindSpore puts its own stack below a ruled heading.
+# MindSpore prints its C++ stack below a heading between rules.
 NATIVE_STACK_RULE = "-----"
 MAX_MESSAGE_LINES = 12
 NUM_LAST_LINES = 10
@@ -29,7 +29,7 @@ MAX_READ_BYTES = 4 << 20
 
 
 class LogFollower:
-    """Copies a growing log to a terminal, without the records of the frameworks' own logging."""
+    """Copies a growing log to a terminal, without log records of MindSpore and MindFormers."""
 
     def __init__(self, path: Path, terminal: TextIO) -> None:
         self._path = path
@@ -39,7 +39,7 @@ class LogFollower:
         self._shown: deque[str] = deque(maxlen=NUM_REMEMBERED_LINES)
 
     def pump(self, *, at_end: bool = False) -> None:
-        """Show what was added since the last call; a last line without newline waits for its rest unless `at_end`."""
+        """Print the lines added since the last call. An incomplete last line is held back unless `at_end`."""
         try:
             with self._path.open("rb") as log:
                 log.seek(self._offset_bytes)
@@ -51,14 +51,14 @@ class LogFollower:
         if at_end and self._unfinished:
             lines.append(self._unfinished)
             self._unfinished = b""
-        # A terminal that is gone must not end the job.
+        # A closed terminal must not end the job.
         with contextlib.suppress(OSError):
             for line in lines:
                 self._show(line.decode("utf-8", errors="replace"))
             self._terminal.flush()
 
     def has_shown(self, line: str) -> bool:
-        """Tell whether this line was among the last that went to the terminal."""
+        """Return whether this line is among the last lines printed."""
         return line in self._shown
 
     def _show(self, line: str) -> None:
@@ -71,9 +71,9 @@ class LogFollower:
 
 
 def describe_failure(log: Path) -> list[str]:
-    """Return what a dead worker's log says: our `error:` line, else the last Python exception, else the last lines.
+    """Return the cause of a failure from a log: an `error:` line, else the last Python exception, else the last lines.
 
-    An exception after an `error:` line is the reason of the end; one before it was caught.
+    An exception after an `error:` line is the cause; one before it was handled.
     """
     lines = _read_end(log)
     traceback = max((number for number, line in enumerate(lines) if line == TRACEBACK_HEAD), default=-1)
@@ -87,22 +87,22 @@ def describe_failure(log: Path) -> list[str]:
 
 
 def explain_rendezvous(lines: list[str], settings: LaunchSettings) -> tuple[str, int] | None:
-    """Return a clear line and the exit code for MindSpore's messages about nodes that did not find each other."""
+    """Return an error line and exit code for MindSpore's messages about a failed rendezvous, else None."""
     text = "\n".join(lines)
-    meeting_point = f"{settings.master_addr}:{settings.master_port}"
+    master = f"{settings.master_addr}:{settings.master_port}"
     if "Repeated registration node" in text:
         return (
             f"error: NODE_RANK {settings.node_rank} is taken: another node registered the same workers at "
-            f"{meeting_point}; "
+            f"{master}; "
             "give each node its own NODE_RANK, and each job its own MASTER_PORT",
             EXIT_USER_ERROR,
         )
     if "Failed to initialize distributed job cluster" in text:
         return (
-            f"error: the job's {settings.num_workers} workers did not meet at {meeting_point} within "
+            f"error: the job's {settings.num_workers} workers did not all connect to {master} within "
             f"{settings.cluster_timeout_s} s; start all {settings.num_nodes} nodes with the same WORKER_NUM, "
             "MASTER_ADDR and "
-            "MASTER_PORT, each with its own NODE_RANK, and look into the other nodes' logs",
+            "MASTER_PORT, each with its own NODE_RANK, and check the other nodes' logs",
             EXIT_FAILURE,
         )
     return None
@@ -136,10 +136,10 @@ def _read_end(log: Path) -> list[str]:
         return file.read().decode("utf-8", errors="replace").splitlines()
 
 
-def set_aside(log_dir: Path) -> Path | None:
-    """Move the logs of an earlier launch from `log_dir` to `log_dir/earlier_<n>`; return that folder if there were any.
+def archive_logs(log_dir: Path) -> Path | None:
+    """Move the logs of an earlier launch from `log_dir` to `log_dir/earlier_<n>`; return that folder, or None.
 
-    Only files that a launch writes are moved: the folder may hold other things of the user's.
+    Only files written by a launch are moved; the folder may hold other files.
     """
     names = ("worker_*.log", "scheduler.log", "msrun.log", "last_step", "stopped_itself")
     logs = [path for name in names for path in sorted(log_dir.glob(name))]

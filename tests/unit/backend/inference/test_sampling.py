@@ -1,4 +1,4 @@
-"""Choosing tokens from logits, without a network."""
+"""Token sampling from logits, without a network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ascend_cpt.backend.inference.sampling import Sampling, choose_token, genera
 LOGITS = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
 
 
-def test_at_temperature_0_the_likeliest_token_is_taken() -> None:
+def test_temperature_0_takes_the_most_likely_token() -> None:
     assert choose_token(LOGITS, Sampling(), np.random.default_rng()) == 1
 
 
-def test_draws_follow_the_probabilities_and_repeat_with_the_seed() -> None:
+def test_samples_follow_the_probabilities_and_the_seed() -> None:
     def draw(temperature: float, top_p: float, seed: int = 0) -> np.ndarray:
         rng = np.random.default_rng(seed)
         sampling = Sampling(temperature=temperature, top_p=top_p)
@@ -30,7 +30,7 @@ def test_draws_follow_the_probabilities_and_repeat_with_the_seed() -> None:
 
 
 @pytest.mark.parametrize(("eod_id", "expected"), [(None, [1, 2, 3, 4, 5, 6]), (4, [1, 2, 3, 4])])
-def test_tokens_follow_each_other_until_the_end_of_the_document(eod_id: int | None, expected: list[int]) -> None:
+def test_generation_stops_at_the_end_of_document(eod_id: int | None, expected: list[int]) -> None:
     def count_up(tokens: np.ndarray) -> np.ndarray:
         return np.eye(10, dtype=np.float32)[tokens + 1]
 

@@ -1,4 +1,4 @@
-"""Processes agree before training: all hear all, one failure ends all, silence ends within the time."""
+"""JobChannel: all_gather, propagation of failures, timeouts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_all(size: int, work: Callable[[JobChannel, int], Any], *, timeout_s: flo
         return list(pool.map(run, range(size)))
 
 
-def test_all_hear_all_over_several_rounds() -> None:
+def test_all_gather_over_several_rounds() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         rounds = []
         for number in range(20):
@@ -49,16 +49,16 @@ def test_all_hear_all_over_several_rounds() -> None:
     assert run_all(6, work) == [expected] * 6
 
 
-def test_answers_may_be_long() -> None:
+def test_long_values() -> None:
     text = "x" * 500_000
     assert run_all(4, lambda channel, _: len(channel.all_gather("much", text))) == [4] * 4
 
 
-def test_the_first_of_a_node() -> None:
+def test_first_local_rank() -> None:
     assert run_all(4, lambda channel, _: channel.first_local_rank) == [0, 0, 2, 2]
 
 
-def test_a_failure_is_told_to_all_with_its_node() -> None:
+def test_a_failure_reaches_all_with_its_node() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         if rank == 3:
             raise ConfigError("x.yaml:3: cpt.seq_length: is missing")
@@ -71,7 +71,7 @@ def test_a_failure_is_told_to_all_with_its_node() -> None:
         assert str(error) == f"node 1 ({socket.gethostname()}): x.yaml:3: cpt.seq_length: is missing"
 
 
-def test_a_failure_before_the_others_come_waits_for_them() -> None:
+def test_ranks_may_connect_late() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         return channel.all_gather("data", rank)
 
@@ -90,7 +90,7 @@ def test_a_failure_before_the_others_come_waits_for_them() -> None:
         assert list(pool.map(run, range(2))) == [[0, 1], [0, 1]]
 
 
-def test_exit_codes_tell_mistakes_from_crashes() -> None:
+def test_exit_codes_distinguish_user_errors_from_crashes() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         if rank == 1:
             raise ConfigError("wrong") if size == 2 else RuntimeError("crashed")
@@ -102,19 +102,19 @@ def test_exit_codes_tell_mistakes_from_crashes() -> None:
         )
 
 
-@pytest.mark.parametrize("leaver_waits_s", [0.0, 0.3])
+@pytest.mark.parametrize("exiting_waits_s", [0.0, 0.3])
 @pytest.mark.parametrize("other_waits_s", [0.0, 0.15])
-def test_one_that_leaves_without_a_word(leaver_waits_s: float, other_waits_s: float) -> None:
+def test_a_rank_that_exits_without_an_error(exiting_waits_s: float, other_waits_s: float) -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
-        time.sleep(leaver_waits_s if rank == 1 else other_waits_s)
+        time.sleep(exiting_waits_s if rank == 1 else other_waits_s)
         return [] if rank == 1 else channel.all_gather("data", rank)
 
     results = run_all(3, work)
-    reason = f"rank 1 on node 0 ({socket.gethostname()}) ended without a word while others waited for it"
+    reason = f"rank 1 on node 0 ({socket.gethostname()}) ended without an error message while others waited for it"
     assert [str(results[rank]).partition(";")[0] for rank in (0, 2)] == [reason] * 2
 
 
-def test_rank_0_ends_right_after_the_last_exchange() -> None:
+def test_rank_0_may_exit_right_after_the_last_all_gather() -> None:
     script = """
 import sys
 from ascend_cpt.cluster.job.channel import JobChannel
@@ -128,20 +128,20 @@ with JobChannel(rank=rank, size=size, node=0, address=("127.0.0.1", port), timeo
     assert [rank.wait() for rank in ranks] == [0] * size
 
 
-def test_a_stranger_at_the_port_disturbs_nobody() -> None:
+def test_invalid_connections_are_ignored() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         if rank == 1:
             assert channel._address is not None
-            for words in (b"GET / HTTP/1.1\r\n", b"{}\n", b"[1]\n", b""):
-                with socket.create_connection(channel._address) as stranger:
-                    stranger.sendall(words)
+            for data in (b"GET / HTTP/1.1\r\n", b"{}\n", b"[1]\n", b""):
+                with socket.create_connection(channel._address) as client:
+                    client.sendall(data)
             time.sleep(0.1)
         return channel.all_gather("data", rank)
 
     assert run_all(2, work) == [[0, 1]] * 2
 
 
-def test_one_that_never_answers() -> None:
+def test_a_rank_that_never_answers() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         if rank == 1:
             time.sleep(1.0)
@@ -153,19 +153,19 @@ def test_one_that_never_answers() -> None:
     assert "not all 2 processes answered on 'data' within 0 s" in str(results[0])
 
 
-def test_nobody_at_the_address() -> None:
+def test_rank_0_is_unreachable() -> None:
     with pytest.raises(ClusterError, match=r"cannot reach rank 0 at 127.0.0.1:\d+ within 0 s"):
         JobChannel(rank=1, size=2, node=1, address=("127.0.0.1", find_free_port()), timeout_s=0.3).__enter__()
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use() -> None:
     with socket.create_server(("", 0)) as taken:
         address = ("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(ClusterError, match="another job may use it"):
             JobChannel(rank=0, size=2, node=0, address=address, timeout_s=1).__enter__()
 
 
-def test_alone_there_is_nobody_to_ask() -> None:
+def test_a_single_process() -> None:
     with join_job(0, 1, {}) as channel:
         assert channel.all_gather("data", {"x": 1}) == [{"x": 1}]
         assert channel.is_first_on_node

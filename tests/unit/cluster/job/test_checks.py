@@ -1,4 +1,4 @@
-"""Shared or not shared, equal or not: found out before training, with the node's name."""
+"""Checks of shared storage and equal data across nodes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.unit.cluster.job.test_channel import run_all
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "SETTLE_S", 0.2)
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "VISIBILITY_TIMEOUT_S", 0.2)
 
 
 def make_folders(tmp_path: Path, names: list[str]) -> list[Path]:
@@ -53,7 +53,7 @@ def test_one_node_needs_no_probe(tmp_path: Path) -> None:
     assert run_all(2, lambda channel, _: check_topology(channel, tmp_path / "nowhere", shared=False)) == [None] * 2
 
 
-def test_what_differs_is_named_with_its_node() -> None:
+def test_differences_are_named_with_their_node() -> None:
     facts: list[dict[str, Any]] = [{"seed": 1, "data": "x"}] * 3 + [{"seed": 1, "data": "y"}]
     results = run_all(4, lambda channel, rank: check_same(channel, "recipe", facts[rank]))
     for result in results:
@@ -64,7 +64,7 @@ def test_what_differs_is_named_with_its_node() -> None:
     assert run_all(2, lambda channel, rank: check_same(channel, "recipe", facts[rank])) == [None, None]
 
 
-def test_the_newest_step_that_all_have() -> None:
+def test_the_newest_common_step() -> None:
     steps = [[10, 20, 30], [10, 20, 30], [10, 20], [10, 20]]
     for newest, lines in run_all(4, lambda channel, rank: choose_common_step(channel, steps[rank])):
         assert newest == 20

@@ -21,7 +21,7 @@ def parse(*arguments: str, folder: Path = REPO_ROOT, **environ: str) -> LaunchSe
 def test_command_alone_takes_eight_workers_on_one_node() -> None:
     settings = parse(CMD)
     assert (settings.num_workers, settings.num_local_workers, settings.num_nodes, settings.node_rank) == (8, 8, 1, 0)
-    assert (settings.master_addr, settings.master_port, settings.cluster_timeout_s) == ("127.0.0.1", 8118, 600)
+    assert (settings.master_addr, settings.master_port, settings.cluster_timeout_s) == ("127.0.0.1", 8118, 7200)
     assert settings.script == REPO_ROOT / "run_cpt.py"
     assert settings.script_arguments == ("--config", "x.yaml")
     assert settings.log_dir == REPO_ROOT / "output/msrun_log"
@@ -46,7 +46,7 @@ def test_nine_arguments() -> None:
 
 
 @pytest.mark.parametrize("join", ["True", "False", "false"])
-def test_upstreams_one_node_form_is_known_by_join(join: str) -> None:
+def test_the_one_node_form_is_recognized_by_join(join: str) -> None:
     settings = parse(CMD, "4", "9000", "logs", join, "300", NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1")
     assert (settings.num_workers, settings.num_nodes, settings.master_addr, settings.master_port) == (
         4,
@@ -68,13 +68,13 @@ def test_upstreams_one_node_form_is_known_by_join(join: str) -> None:
         ({"NPUS_PER_NODE": "8"}, (8, 8, 0)),
     ],
 )
-def test_environment_gives_what_is_left_out(environ: dict[str, str], expected: tuple[int, int, int]) -> None:
+def test_missing_arguments_come_from_the_environment(environ: dict[str, str], expected: tuple[int, int, int]) -> None:
     settings = parse(CMD, MASTER_ADDR="10.0.0.1", MASTER_PORT="9001", **environ)
     assert (settings.num_workers, settings.num_local_workers, settings.node_rank) == expected
     assert (settings.master_addr, settings.master_port) == ("10.0.0.1", 9001)
 
 
-def test_typed_values_win_over_the_environment() -> None:
+def test_arguments_override_the_environment() -> None:
     settings = parse(*SIX, NODE_RANK="1", MASTER_ADDR="10.9.9.9", MASTER_PORT="9001", WORLD_SIZE="2", NNODES="5")
     assert (settings.num_workers, settings.num_nodes, settings.node_rank) == (64, 8, 3)
     assert (settings.master_addr, settings.master_port) == ("10.0.0.1", 8118)
@@ -101,7 +101,7 @@ def test_worker_num_divides_over_the_nodes_of_the_environment() -> None:
         ("run_cpt.py", "--config", "x.yaml", "--other", "y", "z", "a"),
     ],
 )
-def test_what_fits_no_form_is_refused(arguments: tuple[str, ...]) -> None:
+def test_arguments_that_match_no_form_are_refused(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         parse(*arguments)
 
@@ -139,11 +139,11 @@ def test_wrong_values_are_named(arguments: tuple[str, ...], environ: dict[str, s
 
 
 @pytest.mark.parametrize("python", ["python", "python3", "python3.11", "/usr/bin/python3"])
-def test_a_leading_python_is_tolerated(python: str) -> None:
+def test_a_leading_python_is_accepted(python: str) -> None:
     assert parse(f"{python} {CMD}") == parse(CMD)
 
 
-def test_the_script_is_looked_for_here_first_and_then_in_the_repository(tmp_path: Path) -> None:
+def test_the_script_is_searched_here_first_and_then_in_the_repository(tmp_path: Path) -> None:
     assert parse(CMD, folder=tmp_path).script == REPO_ROOT / "run_cpt.py"
     own = tmp_path / "run_cpt.py"
     own.touch()

@@ -3,6 +3,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings, parse_launch
 from ascend_cpt.cluster.launch.workers import worker_entry
 from ascend_cpt.cluster.launch.workers.command import build_command, build_environment
@@ -31,14 +33,14 @@ def test_msrun_gets_every_value() -> None:
     assert command[-4:] == [worker_entry.__file__, str(REPO_ROOT / "run_cpt.py"), "--name", "a b"]
 
 
-def test_a_lone_worker_runs_without_msrun() -> None:
+def test_a_single_worker_runs_without_msrun() -> None:
     command = build_command(parse("1"))
     assert command == [sys.executable, worker_entry.__file__, str(REPO_ROOT / "run_cpt.py"), "--name", "a b"]
     environment = build_environment(parse("1"), {})
     assert (environment["RANK_ID"], environment["RANK_SIZE"]) == ("0", "1")
 
 
-def test_environment_leads_to_the_package_and_keeps_the_callers() -> None:
+def test_the_environment_extends_the_callers() -> None:
     environment = build_environment(parse("2"), {"PYTHONPATH": "mine", "PATH": "bin", "LOG_MF_PATH": "there", "X": "1"})
     assert environment["PYTHONPATH"] == f"{REPO_ROOT}:mine"
     assert environment["PATH"] == f"{Path(sys.executable).parent}:bin"
@@ -50,7 +52,15 @@ def test_environment_leads_to_the_package_and_keeps_the_callers() -> None:
     assert build_environment(parse("2"), {})["PYTHONPATH"] == str(REPO_ROOT)
 
 
-def test_an_npu_is_seen_by_its_device_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_workers_wait_long_enough_for_stages_that_compile(num_workers: str) -> None:
+    # MindSpore sets 600 on import where nothing is set.
+    assert build_environment(parse(num_workers), {})["HCCL_CONNECT_TIMEOUT"] == "1800"
+    assert build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": ""})["HCCL_CONNECT_TIMEOUT"] == "1800"
+    assert build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": "7200"})["HCCL_CONNECT_TIMEOUT"] == "7200"
+
+
+def test_an_npu_is_detected_by_its_device_file(tmp_path: Path) -> None:
     (tmp_path / "davinci_manager").touch()
     assert not has_npu(tmp_path)
     (tmp_path / "davinci0").touch()

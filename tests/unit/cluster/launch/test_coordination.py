@@ -1,4 +1,4 @@
-"""The talk between the launchers of several nodes, each in a thread, without any process of a job."""
+"""The coordination of several launchers, each in a thread, without starting any worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CANCELLED = Outcome(end=End.CANCELLED, code=1)
 
 
 class Node:
-    """A launcher's talk on a node: council, stop requests, and its thread's result."""
+    """The coordination client and stop requests of one launcher, run in a thread."""
 
     def __init__(self, settings: LaunchSettings) -> None:
         self.requests = StopRequests()
@@ -69,7 +69,7 @@ def on_node(settings: LaunchSettings, rank: int) -> LaunchSettings:
 
 @pytest.fixture
 def serve(settings: LaunchSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Coordinator]]:
-    monkeypatch.setattr(coordinator_module, "FAREWELL_S", 0.5)
+    monkeypatch.setattr(coordinator_module, "SHUTDOWN_TIMEOUT_S", 0.5)
     coordinators = []
 
     def start(**changes: Any) -> Coordinator:
@@ -116,13 +116,13 @@ def test_a_failure_ends_the_attempt_everywhere_and_all_join_the_next(
     nodes = start_attempt(settings)
     failed = nodes[1].run(lambda node: node.client.report(BANG))
     wait_for(nodes[0].client.is_cancelled)
-    said = capsys.readouterr().err
-    assert "RuntimeError: bang\nnode 1 (" in said
-    assert "worker 1 failed" in said
-    verdicts = [nodes[0].client.report(CANCELLED), failed()]
-    assert [decision.again for decision in verdicts] == [True, True]
-    assert verdicts[0].message == "restart 1 of 2 in 0 s (last finished step: 3)"
-    # Node 0 waits until node 1 has nothing left of the first attempt.
+    output = capsys.readouterr().err
+    assert "RuntimeError: bang\nnode 1 (" in output
+    assert "worker 1 failed" in output
+    decisions = [nodes[0].client.report(CANCELLED), failed()]
+    assert [decision.again for decision in decisions] == [True, True]
+    assert decisions[0].message == "restart 1 of 2 in 0 s (last finished step: 3)"
+    # Node 0 waits until node 1 joins as well.
     first = nodes[0].run(lambda node: node.client.join())
     time.sleep(0.3)
     assert nodes[1].client.join() is None
@@ -134,7 +134,7 @@ def test_a_failure_ends_the_attempt_everywhere_and_all_join_the_next(
     assert not failed().again
 
 
-def test_a_lost_node_is_waited_for(
+def test_others_wait_for_a_lost_node(
     settings: LaunchSettings, serve: Callable[..., Coordinator], capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve()
@@ -163,23 +163,23 @@ def test_a_node_that_does_not_come_back_ends_the_job(
     assert f"node 1 ({socket.gethostname()}) did not come back within 1 s" in decision.message
 
 
-def test_a_node_that_never_comes_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+def test_a_node_that_never_connects_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve(cluster_timeout_s=1)
     decision = RemoteCoordinatorClient(settings, StopRequests()).join()
     assert decision
-    assert "within 1 s: node 1 did not come" in decision.message
+    assert "within 1 s: node 1 did not connect" in decision.message
 
 
-def test_without_node_0_the_others_say_where_they_looked(
+def test_an_unreachable_node_0_is_reported_with_its_address(
     settings: LaunchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ascend_cpt.cluster.launch.coordination.coordinator_client.FAREWELL_S", 0)
+    monkeypatch.setattr("ascend_cpt.cluster.launch.coordination.coordinator_client.SHUTDOWN_TIMEOUT_S", 0)
     decision = RemoteCoordinatorClient(replace(settings, node_rank=1, cluster_timeout_s=1), StopRequests()).join()
     assert decision
     assert f"node 0's launcher did not answer at 127.0.0.1:{settings.launcher_port} within 1 s" in decision.message
 
 
-def test_node_0_itself_may_be_started_anew(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+def test_node_0_may_be_restarted(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     first = serve()
     nodes = start_attempt(settings)
     nodes[0].client.close()
@@ -192,14 +192,16 @@ def test_node_0_itself_may_be_started_anew(settings: LaunchSettings, serve: Call
     again = Node(settings)
     assert again.client.join() is None
     assert waiting() is None
-    # The new node 0 knows from node 1 that one restart is used up.
+    # The new node 0 takes over the restart count from node 1.
     failed = nodes[1].run(lambda node: node.client.report(BANG))
     wait_for(again.client.is_cancelled)
     assert again.client.report(CANCELLED).message.startswith("restart 2 of 2")
     assert failed().again
 
 
-def test_without_restarts_a_lost_node_0_is_the_end(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+def test_without_restarts_losing_node_0_ends_the_job(
+    settings: LaunchSettings, serve: Callable[..., Coordinator]
+) -> None:
     coordinator = serve()
     nodes = start_attempt(replace(settings, max_restarts=0))
     coordinator.close()
@@ -238,7 +240,7 @@ def test_a_stop_between_attempts_reaches_every_node(
     assert "SIGTERM on node 0 (" in decision.message
 
 
-def test_a_node_that_leaves_before_the_start_may_come_again(
+def test_a_node_stopped_before_the_start_may_join_again(
     settings: LaunchSettings, serve: Callable[..., Coordinator]
 ) -> None:
     serve()
@@ -252,7 +254,7 @@ def test_a_node_that_leaves_before_the_start_may_come_again(
     assert waiting() is None
 
 
-def test_what_was_killed_is_the_cause_of_what_failed(
+def test_a_kill_takes_precedence_over_a_failure_as_cause(
     settings: LaunchSettings, serve: Callable[..., Coordinator]
 ) -> None:
     serve()
@@ -268,7 +270,7 @@ def test_what_was_killed_is_the_cause_of_what_failed(
     ("changes", "message"),
     [({"node_rank": 0}, "NODE_RANK 0 is taken"), ({"node_rank": 1, "num_workers": 6}, "started for 6 workers on 3")],
 )
-def test_who_does_not_fit_is_refused(
+def test_a_node_with_conflicting_settings_is_refused(
     settings: LaunchSettings, serve: Callable[..., Coordinator], changes: dict[str, int], message: str
 ) -> None:
     serve()
@@ -279,23 +281,23 @@ def test_who_does_not_fit_is_refused(
         RemoteCoordinatorClient(replace(settings, **changes), StopRequests()).join()
 
 
-def test_a_silent_node_is_lost(
+def test_a_node_without_heartbeats_is_lost(
     settings: LaunchSettings, serve: Callable[..., Coordinator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve()
     nodes = start_attempt(settings)
-    # A broken network: the socket stays open, and nothing comes.
-    line = nodes[1].client._receiver
-    assert line
+    # A broken network: the socket stays open, but no data arrives.
+    receiver = nodes[1].client._receiver
+    assert receiver
     for module in (coordinator_module, client_module):
-        monkeypatch.setattr(module, "SILENCE_S", 1.0)
-        monkeypatch.setattr(module, "BEAT_S", 0.2)
-    line.connection.send = lambda **message: False  # type: ignore[method-assign]
+        monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT_S", 1.0)
+        monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
+    receiver.connection.send = lambda **message: False  # type: ignore[method-assign]
     wait_for(nodes[0].client.is_cancelled)
     wait_for(nodes[1].client.is_cancelled)
 
 
-def test_strangers_do_not_disturb(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+def test_invalid_connections_are_ignored(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     coordinator = serve()
     for text in (
         b"GET / HTTP/1.1\r\n\r\n",
@@ -304,13 +306,13 @@ def test_strangers_do_not_disturb(settings: LaunchSettings, serve: Callable[...,
         b"[]\n",
         b"{}\n",
     ):
-        with socket.create_connection(("127.0.0.1", settings.launcher_port)) as stranger:
-            stranger.sendall(text)
+        with socket.create_connection(("127.0.0.1", settings.launcher_port)) as client:
+            client.sendall(text)
     start_attempt(settings)
     assert coordinator.is_alive()
 
 
-def test_clocks_that_differ_are_told(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+def test_clock_skew_is_reported(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve()
     connections = []
     for node, skew_s in ((0, 0.0), (1, -90.0)):
@@ -327,12 +329,12 @@ def test_clocks_that_differ_are_told(settings: LaunchSettings, serve: Callable[.
         connection.close()
 
 
-def test_a_taken_port_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+def test_a_port_in_use_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve()
     with pytest.raises(ClusterError, match=rf"port {settings.launcher_port} \(MASTER_PORT \+ 2"):
         with open_coordinator_client(settings, StopRequests()):
             pass
 
 
-def test_the_ranking_knows_every_end() -> None:
-    assert set(coordinator_module._RANK) == set(End)
+def test_every_end_has_a_priority() -> None:
+    assert set(coordinator_module._CAUSE_PRIORITY) == set(End)

@@ -12,12 +12,12 @@ def make_failure(step: int | None = None, end: End = End.FAILED) -> Outcome:
     return Outcome(end=end, code=1, reason="worker 0 failed", lines=("RuntimeError: bang",), step=step)
 
 
-def test_outcomes_survive_the_wire() -> None:
+def test_outcomes_round_trip_through_json() -> None:
     outcome = make_failure(step=7)
     assert Outcome.from_json(outcome.to_json()) == outcome
 
 
-def test_without_restarts_the_first_failure_is_the_end() -> None:
+def test_without_restarts_the_first_failure_ends_the_job() -> None:
     decision = RestartPolicy(0, 5).decide(make_failure())
     assert (decision.again, decision.code, decision.message) == (False, 1, "")
 
@@ -39,7 +39,7 @@ def test_a_crash_is_restarted_until_the_number_is_used_up() -> None:
 
 
 @pytest.mark.parametrize(("step", "where"), [(12, "after step 12"), (None, "before its first step")])
-def test_the_same_step_failing_again_is_the_end(step: int | None, where: str) -> None:
+def test_the_same_step_failing_again_ends_the_job(step: int | None, where: str) -> None:
     policy = RestartPolicy(9, 5)
     assert policy.decide(make_failure(step)).again
     decision = policy.decide(make_failure(step))
@@ -47,7 +47,7 @@ def test_the_same_step_failing_again_is_the_end(step: int | None, where: str) ->
     assert where in decision.message
 
 
-def test_kills_from_outside_say_nothing_about_the_step() -> None:
+def test_kills_do_not_count_as_failures_of_the_step() -> None:
     policy = RestartPolicy(9, 5)
     for _ in range(4):
         assert policy.decide(make_failure(step=3, end=End.KILLED)).again
@@ -55,7 +55,7 @@ def test_kills_from_outside_say_nothing_about_the_step() -> None:
     assert not policy.decide(make_failure(step=3)).again
 
 
-def test_the_delay_doubles_until_a_step_is_gained() -> None:
+def test_the_delay_doubles_until_there_is_progress() -> None:
     policy = RestartPolicy(20, 5)
     steps = [None, None, None, 4, 4, 4, 9]
     delays_s = [policy.decide(make_failure(step, End.KILLED)).delay_s for step in steps]
@@ -72,7 +72,7 @@ def test_restarts_that_another_node_counted_are_taken_over() -> None:
     assert not policy.decide(make_failure()).again
 
 
-def test_done_is_done() -> None:
+def test_success_ends_the_job() -> None:
     assert RestartPolicy(3, 5).decide(DONE).code == 0
 
 
@@ -83,7 +83,7 @@ def test_memory_kills_are_counted_by_the_kernel(tmp_path: Path) -> None:
     assert count_memory_kills(tmp_path / "absent") == 0
 
 
-def test_a_worker_tells_its_last_step(tmp_path: Path) -> None:
+def test_the_last_step_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "last_step"
     assert read_step(path) is None
     for step in (1, 20):
@@ -94,9 +94,9 @@ def test_a_worker_tells_its_last_step(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["last_step"]
 
 
-def test_a_worker_tells_that_the_run_stops_itself(tmp_path: Path) -> None:
+def test_a_deliberate_stop_is_reported(tmp_path: Path) -> None:
     report_own_stop({})
     path = tmp_path / "stopped_itself"
-    for _ in range(2):  # every rank does
+    for _ in range(2):  # every rank reports it
         report_own_stop({STOP_FILE: str(path)})
     assert list(tmp_path.iterdir()) == [path]

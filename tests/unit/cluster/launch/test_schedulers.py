@@ -47,21 +47,26 @@ PAI = {"MASTER_ADDR": "dlc-master-0", "MASTER_PORT": "2222", "WORLD_SIZE": "4", 
         (PAI, "PAI", "dlc-master-0", 2222),
     ],
 )
-def test_a_node_knows_its_place(environ: dict[str, str], name: str, address: str, port: int) -> None:
+def test_the_scheduler_sets_rank_and_master(environ: dict[str, str], name: str, address: str, port: int) -> None:
     scheduler = find_scheduler(environ)
     assert scheduler
     assert scheduler.name == name
-    plan = parse_launch(["run_cpt.py"], environ, REPO_ROOT)
-    assert (plan.num_workers, plan.num_nodes, plan.node_rank) == (32, 4, 3)
-    assert (plan.master_addr, plan.master_port) == (address, port)
+    settings = parse_launch(["run_cpt.py"], environ, REPO_ROOT)
+    assert (settings.num_workers, settings.num_nodes, settings.node_rank) == (32, 4, 3)
+    assert (settings.master_addr, settings.master_port) == (address, port)
 
 
-def test_the_users_own_variables_and_words_win() -> None:
+def test_the_users_variables_and_arguments_take_precedence() -> None:
     environ = VOLCANO | {"MASTER_ADDR": "10.9.9.9", "NPUS_PER_NODE": "2"}
-    plan = parse_launch(["run_cpt.py"], environ, REPO_ROOT)
-    assert (plan.master_addr, plan.num_local_workers) == ("10.9.9.9", 2)
-    plan = parse_launch(["run_cpt.py", "4", "2", "10.8.8.8", "9000", "1"], MODELARTS, REPO_ROOT)
-    assert (plan.num_nodes, plan.node_rank, plan.master_addr, plan.master_port) == (2, 1, "10.8.8.8", 9000)
+    settings = parse_launch(["run_cpt.py"], environ, REPO_ROOT)
+    assert (settings.master_addr, settings.num_local_workers) == ("10.9.9.9", 2)
+    settings = parse_launch(["run_cpt.py", "4", "2", "10.8.8.8", "9000", "1"], MODELARTS, REPO_ROOT)
+    assert (settings.num_nodes, settings.node_rank, settings.master_addr, settings.master_port) == (
+        2,
+        1,
+        "10.8.8.8",
+        9000,
+    )
 
 
 def test_no_scheduler_changes_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Parsers of the output of NPU tools, on what people have shown of theirs in public."""
+"""Parsers of NPU tools, on outputs published by users."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from ascend_cpt.cluster.node.npu_tools import (
     Chip,
     NpuProcess,
-    ask_npu_smi,
     find_cann_version,
     is_compatible,
     parse_npu_smi,
     parse_version_file,
+    query_npu_smi,
     shorten_version,
 )
 
@@ -53,7 +53,7 @@ SMI_A3 = """\
 +===========================+===============+======================================================================+
 | 0       0                 | 692318        | python3            | 12417                 | NA                      |
 """
-# github.com/Project-HAMi/HAMi-WebUI/issues/47: the bus made unreadable by its owner
+# github.com/Project-HAMi/HAMi-WebUI/issues/47: with the bus ids hidden
 SMI_HIDDEN_BUS = """\
 | npu-smi 25.2.0                   Version: 25.2.0                                               |
 | 0     910B4-1             | OK            | 91.3        33                0    / 0             |
@@ -96,31 +96,31 @@ def test_cards_of_two_chips_and_a_process() -> None:
     assert status.processes == (NpuProcess(card=0, number=0, pid=692318, name="python3", memory_mb=12417),)
 
 
-def test_a_hidden_bus_and_an_ill_chip() -> None:
+def test_a_hidden_bus_and_an_unhealthy_chip() -> None:
     status = parse_npu_smi(SMI_HIDDEN_BUS.replace("OK            | 88.1", "Alarm         | 88.1"))
     assert [chip.health for chip in status.chips] == ["OK", "Alarm"]
 
 
-def test_what_is_no_table_is_an_error() -> None:
+def test_output_without_a_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="no chip"):
         parse_npu_smi("dcmi module initialize failed. ret is -8005\n")
 
 
-def test_npu_smi_that_fails_or_hangs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_or_hanging_npu_smi_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "npu-smi"
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(OSError):
-        ask_npu_smi(5)
-    # github.com: a user who may not use the driver sees this
+        query_npu_smi(5)
+    # github.com: output for a user without access to the driver
     program.write_text("#!/bin/sh\necho 'dcmi module initialize failed. ret is -8005'\nexit 1\n")
     program.chmod(0o755)
     with pytest.raises(OSError, match="exit code 1: dcmi module initialize failed"):
-        ask_npu_smi(5)
+        query_npu_smi(5)
     program.write_text("#!/bin/sh\nexec sleep 5\n")
     with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
-        ask_npu_smi(0.2)
+        query_npu_smi(0.2)
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{SMI_910B}END\n")
-    assert len(ask_npu_smi(5).chips) == 1
+    assert len(query_npu_smi(5).chips) == 1
 
 
 def test_version_files(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_version_files(tmp_path: Path) -> None:
     assert shorten_version(found["version"]) == "8.3"
 
 
-def test_whether_driver_and_toolkit_suit() -> None:
+def test_driver_and_toolkit_compatibility() -> None:
     toolkit, driver = parse_version_file(CANN_83), parse_version_file(DRIVER_241)
     assert is_compatible(toolkit, driver) is True
     assert is_compatible(toolkit, driver | {"innerversion": "V100R001C13SPC001"}) is False
@@ -145,7 +145,7 @@ def test_whether_driver_and_toolkit_suit() -> None:
 
 @pytest.mark.npu
 def test_this_machines_npu_smi() -> None:
-    status = ask_npu_smi(10)
+    status = query_npu_smi(10)
     devices = len(list(Path("/dev").glob("davinci[0-9]*")))
     assert len(status.chips) >= devices > 0
     assert subprocess.run(["npu-smi", "info"], check=False, capture_output=True).returncode == 0

@@ -20,7 +20,7 @@ def test_every_requirement_is_pinned_and_constrained_alike() -> None:
             assert {key: known.get(key.lower()) for key in pins} == pins
 
 
-def test_comments_and_conditions_are_left_out(tmp_path: Path) -> None:
+def test_comments_and_conditions_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text('# a comment\n\none==1.0\ntwo==2.0; platform_machine == "x86_64"\n')
     assert read_pins(path) == {"one": "1.0"}
@@ -37,10 +37,13 @@ def test_missing_and_other_versions_are_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(metadata, "version", version)
     problems = find_problems({"same": "1.0", "local": "2.0", "other": "3.0", "absent": "4.0"})
     assert problems == [
-        PackageProblem(name="other", wanted="3.0", found="3.1"),
-        PackageProblem(name="absent", wanted="4.0", found=None),
+        PackageProblem(name="other", expected="3.0", found="3.1"),
+        PackageProblem(name="absent", expected="4.0", found=None),
     ]
-    assert [str(problem) for problem in problems] == ["other: wanted 3.0, found 3.1", "absent: wanted 4.0, found none"]
+    assert [str(problem) for problem in problems] == [
+        "other: expected 3.0, found 3.1",
+        "absent: expected 4.0, found none",
+    ]
 
 
 def test_an_unknown_extra_is_refused() -> None:

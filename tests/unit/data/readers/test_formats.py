@@ -25,7 +25,6 @@ from ascend_cpt.data.readers.records import read_records
 from ascend_cpt.data.readers.spans import Span
 from ascend_cpt.errors import DataError
 
-WIKITEXT = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "wikitext2"
 OPTIONS = ReadOptions(columns=("text",))
 # No carriage returns and surrogates: csv and txt change the former, no file holds the latter.
 TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), min_size=1, max_size=40)
@@ -276,6 +275,7 @@ def test_files_of_another_format_or_cut_short(tmp_path: Path, name: str) -> None
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(DataError, match=name):
         num_positions(describe(path))
+    with pytest.raises(DataError, match=name):
         read_from(describe(path))
 
 
@@ -361,12 +361,23 @@ def test_an_article_with_a_line_that_is_no_text_is_rejected(tmp_path: Path) -> N
     assert content(records) == [None, " = B ="]
 
 
-@pytest.mark.skipif(not WIKITEXT.is_dir(), reason="WikiText is not on this machine")
-def test_wikitext_itself() -> None:
-    file = describe(WIKITEXT / "valid.txt")
+def test_wikitext_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of several read blocks, formatted like WikiText: titles, nested headings, blank lines."""
+    generator = random.Random(7)
+    expected = []
+    for number in range(60):
+        lines = [f" = Article {number} = ", " "]
+        for level in range(1, generator.randint(2, 4)):
+            marks = " ".join("=" * (level + 1))
+            lines += [f" {marks} Section {marks} ", " ", " word @-@ word ," * generator.randint(100, 600) + " end . "]
+        expected.append("\n".join(lines))
+    path = tmp_path / "valid.txt"
+    path.write_text(" \n" + "\n \n".join(expected) + "\n", encoding="utf-8")
+    file = describe(path)
+    monkeypatch.setattr(byte_stream, "BLOCK_BYTES", 1 << 16)
+    assert file.size_bytes > 10 * byte_stream.BLOCK_BYTES
     options = ReadOptions(columns=("text",), keep_blank_lines=True)
-    articles = content(read_in_parts(file, [], options, WikiTextHandler()))
-    assert len(articles) == 60 and str(articles[0]).startswith(" = Homarus gammarus = \n \n Homarus gammarus , known")
-    assert (
-        content(read_in_parts(file, [5, 99_999, 400_000, 400_001, 1_000_000], options, WikiTextHandler())) == articles
-    )
+    articles = [article.rstrip() for article in expected]
+    assert content(read_in_parts(file, [], options, WikiTextHandler())) == articles
+    for cuts in ([5, 99_999, 400_000, 400_001], list(range(0, file.size_bytes, 77_777))):
+        assert content(read_in_parts(file, cuts, options, WikiTextHandler())) == articles

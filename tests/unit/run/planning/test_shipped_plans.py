@@ -19,7 +19,7 @@ CONFIGS = [
     for path in sorted((REPOSITORY / "configs").glob("*/cpt_*.yaml"))
     if path.parent.name != "base" and not uses_cpu(load_config(path))
 ]
-# The published number of parameters; tests/unit/weights/test_mapping.py derives them from the same sizes.
+# Published numbers of parameters; tests/unit/weights/test_mapping.py computes them from the same sizes.
 NUM_PARAMETERS = {
     "llama2_7b": 6_738_415_616,
     "llama2_13b": 13_015_864_320,
@@ -62,5 +62,5 @@ def test_shipped_config_is_legal_and_fits(path: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((REPOSITORY / "configs/base/models").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_model_names_where_its_figures_are_from(path: Path) -> None:
+def test_every_model_config_names_its_source(path: Path) -> None:
     assert re.search(r"config.json in (meta-llama|Qwen)/[\w.-]+ on Hugging Face", path.read_text(encoding="utf-8"))

@@ -1,0 +1,102 @@
+"""How a process comes to run on the software NPU: `ASCEND_CPT_SOFTNPU=1`.
+
+The libraries must be on the loader's path before the process begins, so `enter` builds them and starts the same command
+again in the right environment. msrun itself keeps the user's environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ascend_cpt.errors import ClusterError
+from ascend_cpt.softnpu.build import PYTHON_FOLDER, list_library_paths, prepare_libraries
+from ascend_cpt.softnpu.symbols import read_mindspore_version
+
+SWITCH = "ASCEND_CPT_SOFTNPU"
+LIBRARIES = "ASCEND_CPT_SOFTNPU_LIBRARIES"
+"""In a process that runs on the software NPU: the folder of its libraries."""
+MINDSPORE_VERSION = "2.9.0"
+"""The signatures of operators are those that this version calls."""
+
+
+def is_requested(environ: Mapping[str, str]) -> bool:
+    """Return whether the environment asks for the software NPU.
+
+    Raises:
+        ClusterError: for another value than 0 or 1.
+    """
+    value = environ.get(SWITCH, "")
+    if value not in ("", "0", "1"):
+        raise ClusterError(f"{SWITCH}={value}: set it to 1 to run on emulated NPUs, or to 0")
+    return value == "1"
+
+
+def prepare(environ: Mapping[str, str]) -> Path | None:
+    """Return the folder of the libraries where the environment asks for them, built now if need be; otherwise None.
+
+    Raises:
+        ClusterError: when this machine cannot emulate NPUs.
+    """
+    if not is_requested(environ):
+        return None
+    check_mindspore(read_mindspore_version())
+    return prepare_libraries()
+
+
+def check_mindspore(version: str) -> None:
+    """Make sure that the operators' signatures are those of the installed MindSpore.
+
+    Raises:
+        ClusterError: naming both versions.
+    """
+    if version != MINDSPORE_VERSION:
+        raise ClusterError(
+            f"mindspore {version} is installed, but the software NPU emulates what MindSpore {MINDSPORE_VERSION} "
+            "calls; "
+            f"install that version, or unset {SWITCH}"
+        )
+
+
+def make_environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return the variables that a process on the software NPU needs, to be set over those of `environ`.
+
+    Args:
+        environ: The process's environment; what the user chose there is kept.
+        folder: Folder of the libraries.
+    """
+    home = folder.parent
+    return {
+        LIBRARIES: str(folder),
+        "LD_LIBRARY_PATH": _join(map(str, list_library_paths(folder)), environ.get("LD_LIBRARY_PATH")),
+        "PYTHONPATH": _join([str(home / PYTHON_FOLDER)], environ.get("PYTHONPATH")),
+        "ASCEND_OPP_PATH": str(home / "opp"),
+        # MindSpore warns of drivers that are not there.
+        "GLOG_v": environ.get("GLOG_v", "3"),
+    }
+
+
+def enter() -> None:
+    """Start this very command again on the software NPU where ASCEND_CPT_SOFTNPU=1 asks for it; otherwise return.
+
+    To be called before anything imports MindSpore.
+
+    Raises:
+        ClusterError: when this machine cannot emulate NPUs.
+    """
+    # msrun's scheduler computes nothing.
+    if LIBRARIES in os.environ or os.environ.get("MS_ROLE") == "MS_SCHED":
+        return
+    folder = prepare(os.environ)
+    if folder is None:
+        return
+    os.environ.update(make_environment(os.environ, folder))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _join(paths: Iterable[str], rest: str | None) -> str:
+    return os.pathsep.join([*paths, *filter(None, [rest])])

@@ -1,0 +1,195 @@
+"""Freezes the command-line flags: adding or removing one requires a change in the lists here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ascend_cpt.cluster.launch.arguments import OPTIONS
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+
+# Program, with its subcommand if any → flags. --help is not listed.
+FLAGS: dict[str, list[str]] = {
+    "run_cpt.py": [
+        "--config",
+        "--dry-run",
+        "--extend",
+        "--load_checkpoint",
+        "--no-shared-storage",
+        "--output_dir",
+        "--resume_training",
+        "--run_mode",
+        "--set",
+        "--stop-at-step",
+        "--train_dataset",
+        "--train_dataset_dir",
+        "--use_parallel",
+        "--world-size",
+    ],
+    "tools/convert_weights.py": [],
+    "tools/convert_weights.py to-mindformers": [
+        "--dtype",
+        "--max-shard-gb",
+        "--resize-vocab",
+    ],
+    "tools/convert_weights.py to-hf": [
+        "--average",
+        "--dtype",
+        "--like",
+        "--max-shard-gb",
+        "--resize-vocab",
+    ],
+    "tools/convert_weights.py verify": [
+        "--against",
+        "--average",
+        "--no-logits",
+    ],
+    "tools/doctor.py": [
+        "--disk-gb",
+        "--local-workers",
+        "--master-addr",
+        "--master-port",
+        "--node-rank",
+        "--nodes",
+        "--output-dir",
+    ],
+    "tools/gather_checkpoint.py": [
+        "--output",
+    ],
+    "tools/generate.py": [
+        "--device",
+        "--dtype",
+        "--num-tokens",
+        "--prompt",
+        "--seed",
+        "--temperature",
+        "--tokenizer",
+        "--tokenizer-type",
+        "--top-p",
+    ],
+    "tools/inspect_data.py": [
+        "--convert",
+        "--histogram",
+        "--n-subs",
+        "--png",
+        "--samples",
+        "--seq-length",
+        "--tokenizer",
+        "--tokenizer-type",
+        "--verify",
+        "--workers",
+    ],
+    "tools/make_sample_corpus.py": [
+        "--output-dir",
+        "--overwrite",
+    ],
+    "tools/plan.py": [
+        "--compile",
+        "--device",
+        "--devices-per-node",
+        "--hbm",
+        "--json",
+        "--layers-per-stage",
+        "--log-dir",
+        "--nodes",
+        "--picture",
+        "--ranks",
+        "--set",
+        "--simulate",
+        "--suggest",
+        "--timeout",
+    ],
+    "tools/preprocess_data.py": [
+        "--append-bos",
+        "--append-eod",
+        "--dataset-name",
+        "--drop-duplicates",
+        "--engine",
+        "--eod-token",
+        "--filters",
+        "--format",
+        "--handler-name",
+        "--input",
+        "--json-keys",
+        "--max-bad-fraction",
+        "--n-subs",
+        "--no-append-bos",
+        "--no-append-eod",
+        "--output-format",
+        "--output-prefix",
+        "--overwrite",
+        "--parse-special-tokens",
+        "--ray-address",
+        "--seq-length",
+        "--sub-range",
+        "--tail",
+        "--tokenizer-engine",
+        "--tokenizer-model",
+        "--tokenizer-name-or-path",
+        "--tokenizer-type",
+        "--txt-documents",
+        "--workers",
+    ],
+    "tools/report.py": [
+        "--output",
+    ],
+    "tools/summarize_run.py": [],
+    "tools/train_stages.py": [
+        "--advance",
+        "--dry-run",
+        "--extend",
+        "--output_dir",
+    ],
+}
+LAUNCHER_OPTIONS = [
+    "--max-restarts",
+    "--rejoin-timeout",
+    "--restart-delay",
+    "--stop-grace",
+]
+
+# Prints the option strings of the program's parser and of its subcommands instead of parsing.
+DUMP_FLAGS = """
+import argparse, json, runpy, sys
+
+def collect(parser, name, found):
+    found[name] = sorted({flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"})
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command, subparser in action.choices.items():
+                collect(subparser, f"{name} {command}", found)
+    return found
+
+def dump_and_exit(self, *args, **kwargs):
+    print(json.dumps(collect(self, sys.argv[0], {})))
+    sys.exit(0)
+
+argparse.ArgumentParser.parse_known_args = dump_and_exit
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+PROGRAMS = ["run_cpt.py", *sorted(path.relative_to(REPO_ROOT).as_posix() for path in REPO_ROOT.glob("tools/*.py"))]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_flags_of_a_program(program: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", DUMP_FLAGS, program], cwd=REPO_ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    expected = {name: flags for name, flags in FLAGS.items() if name.split()[0] == program}
+    assert expected, f"{program} has no entry in FLAGS"
+    assert json.loads(result.stdout) == expected
+
+
+def test_every_listed_program_exists() -> None:
+    assert {name.split()[0] for name in FLAGS} == set(PROGRAMS)
+
+
+def test_launcher_options() -> None:
+    assert sorted(option.name for option in OPTIONS) == LAUNCHER_OPTIONS
