@@ -13,7 +13,7 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.recipe.budget import count_steps
 from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
-MAX_WARMUP_SHARE = 0.1
+MAX_WARMUP_SHARE = 0.5
 """Largest warmup, as a share of the run, that a preset with a warmup for each epoch derives."""
 
 
@@ -229,8 +229,8 @@ def _resolve_warmup(
             if config.warmup_tokens is None and config.warmup_share is None:
                 notes.append(
                     f"warning: preset {config.preset}: a warmup of {share_per_epoch:.0%} for each of {num_epochs:.4g} "
-                    f"epochs is too long, limited to {MAX_WARMUP_SHARE:.0%} of the run; set warmup_share or "
-                    "warmup_tokens to change it"
+                    f"epochs is too long, limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
+                    "cpt.schedule.warmup_share for another length"
                 )
     steps = _count_part(
         "warmup", config.warmup_tokens, config.warmup_share, total_steps, tokens_per_step, default_share

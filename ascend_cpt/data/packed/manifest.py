@@ -223,7 +223,7 @@ def check_shards(manifest: Manifest, *, checksums: bool = False) -> None:
                 )
             if path.stat().st_size != size_bytes:
                 raise DataError(
-                    f"{path}: {path.stat().st_size} bytes, the manifest says {size_bytes}; copy it again or pack again"
+                    f"{path}: {path.stat().st_size} bytes, expected {size_bytes}; copy it again or pack again"
                 )
             if checksums and checksum_file(path) != sha256:
                 raise DataError(f"{path}: content differs from the manifest's checksum; copy it again or pack again")

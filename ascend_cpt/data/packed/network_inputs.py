@@ -51,11 +51,12 @@ class RowFormat:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> RowFormat:
         """Return the format from the output of `to_record`."""
-        return cls(**record)
+        values = dict(record)
+        return cls(boundaries=values.pop("borders"), **values)
 
     def to_record(self) -> dict[str, Any]:
         """Return the format as plain values."""
-        # The key is that of resolved.yaml files of earlier versions.
+        # The key `borders` is stored in resolved.yaml files of earlier versions.
         return {"borders" if name == "boundaries" else name: value for name, value in asdict(self).items()}
 
     @property

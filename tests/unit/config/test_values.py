@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Parsing and formatting of numbers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ascend_cpt.config.values import Interval, format_bytes, format_count, parse
         ("0", 0),
     ],
 )
-def test_counts(text: object, value: int) -> None:
+def test_parse_count(text: object, value: int) -> None:
     assert parse_count(text) == value
 
 
 @pytest.mark.parametrize(
     "text", ["", "B", "-1", "1.5", "many", True, None, [1], "1.0000001M", float("nan"), float("inf")]
 )
-def test_no_counts(text: object) -> None:
+def test_parse_count_rejects(text: object) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_count(text)
 
 
-def test_intervals() -> None:
+def test_parse_interval() -> None:
     assert parse_interval("1B") == Interval(count=10**9, unit="tokens")
     assert parse_interval("100 steps") == Interval(count=100, unit="steps")
     assert parse_interval("1 step").to_steps(4096) == 1
@@ -42,7 +42,7 @@ def test_intervals() -> None:
             parse_interval(text)
 
 
-def test_floats() -> None:
+def test_parse_float() -> None:
     assert parse_float("1e-5") == 1e-5
     assert parse_float(3) == 3.0
     for value in ("fast", True, None):

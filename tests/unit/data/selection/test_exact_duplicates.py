@@ -1,4 +1,4 @@
-"""Exact duplicates: the first in the input's order stays, however the input is cut and however much memory there is."""
+"""Exact duplicates: the first in input order is kept, for any number of shards, block size and memory limit."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def select(folder: Path, tasks: list[ShardTask]) -> tuple[list[str], Tally]:
     block=st.integers(1, 9),
     pass_bytes=st.integers(1, 500),
 )
-def test_what_stays(
+def test_first_occurrence_is_kept(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_shards: int, block: int, pass_bytes: int
 ) -> None:
     folder = tmp_path_factory.mktemp("duplicates")
@@ -82,7 +82,7 @@ def test_what_stays(
     assert len(tally.rejects) == len(texts) - len(good)
 
 
-def test_a_document_is_all_its_keys(tmp_path: Path) -> None:
+def test_documents_are_compared_by_all_keys(tmp_path: Path) -> None:
     records = [{"a": "x", "b": "yz"}, {"a": "xy", "b": "z"}, {"a": "x", "b": "yz"}, {"a": "x", "b": "q"}]
     kept, tally = select(tmp_path, make_tasks(tmp_path, records, 1, ("a", "b")))
     assert kept == ["x", "xy", "x"] and tally.dropped == {"duplicate": 1}
