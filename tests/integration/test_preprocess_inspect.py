@@ -68,7 +68,7 @@ def test_all_options_together(packed: Path, tmp_path: Path) -> None:
     arguments = ("--verify", "--histogram", "--png", picture, "--samples", 2, "--tokenizer", tokenizer)
     result = run(packed / "rows_text_document", *arguments)
     assert result.returncode == 0, result.stderr
-    for part in ("4 documents", "rejected: none", "verified: every file", "tokens in document", "--- document 1: "):
+    for part in ("4 documents", "rejected: none", "verified: all files", "tokens in document", "--- document 1: "):
         assert part in result.stdout, result.stdout
     assert "\ntwo words<|endoftext|>\n" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -114,7 +114,7 @@ def test_user_errors(packed: Path, tmp_path: Path) -> None:
         ((packed,), "several datasets (rows_text_document, whole_text_document)"),
         ((packed / "rows_text_document", "--samples", 1), "--tokenizer: needed"),
         ((packed / "rows_text_document", "--samples", 1, "--tokenizer", tmp_path), "holds no tokenizer.json"),
-        ((packed / "rows_text_document", "--png", packed / "in.jsonl" / "a.png"), "the picture cannot be written"),
+        ((packed / "rows_text_document", "--png", packed / "in.jsonl" / "a.png"), "the plot cannot be written"),
     ):
         result = run(*arguments)
         assert result.returncode == 2 and message in result.stderr.splitlines()[-1], result.stderr
