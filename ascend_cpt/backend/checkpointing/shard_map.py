@@ -28,6 +28,7 @@ class _Placement:
     indices: tuple[int, ...]
     ranks: tuple[int, ...]
     fragmentations: tuple[int, ...]
+    chunk_heads: tuple[str, ...]
     layout_json: str
 
 
@@ -64,10 +65,25 @@ def describe_stages(network: Any, global_layout: Mapping[int, Mapping[str, Any]]
         if infos and names_by_rank.get(rank) != infos.keys():
             stages[rank] = infos
             names_by_rank.update(dict.fromkeys(next(iter(infos.values())).rank_list, infos.keys()))
-    # With both layouts given, MindSpore does not convert all ranks' layouts.
-    converter = _NetStrategyInfo(network, global_layout={network.compile_phase: stages}, local_layout={})
-    described: dict[int, dict[str, Any]] = converter.get_rank_layout()
-    return described
+    # Parameters of a layer, and layers, mostly share a layout: each is converted once.
+    kinds: dict[int, dict[Any, Any]] = {rank: {} for rank in stages}
+    for rank, infos in stages.items():
+        for info in infos.values():
+            kinds[rank].setdefault(_get_kind(info), info)
+    # With both layouts given, MindSpore does not convert those of all ranks.
+    layouts = _NetStrategyInfo(network, global_layout={network.compile_phase: kinds}, local_layout={}).get_rank_layout()
+    return {
+        rank: {
+            name: (layouts[rank][_get_kind(info)][0], info.tensor_type, info.tensor_shape)
+            for name, info in infos.items()
+        }
+        for rank, infos in stages.items()
+    }
+
+
+def _get_kind(info: Any) -> tuple[str, str, int]:
+    """Return what decides a parameter's layout within a stage, whose ranks are those of all its parameters."""
+    return str(info.dev_matrix), str(info.tensor_map), info.opt_weight_shard_size
 
 
 def render_shard_map(
@@ -125,6 +141,7 @@ def _place(layout: Any) -> _Placement:
         indices=tuple(indices[at] for at in firsts),
         ranks=tuple(ranks[at] for at in firsts),
         fragmentations=tuple(int(count) for count in _DistributedTensorInfo(layout).sharding_strategy),
+        chunk_heads=tuple(f'{{"global_offset": [{indices[at]}' for at in firsts),
         layout_json=json.dumps(layout.to_dict()),
     )
 
@@ -132,7 +149,7 @@ def _place(layout: Any) -> _Placement:
 def _render_tensor(placement: _Placement, dtype: Any, shape: Any) -> str:
     local_shape = [int(size // count) for size, count in zip(shape, placement.fragmentations, strict=True)]
     tail = f'], "local_shape": {json.dumps(local_shape)}}}'
-    chunks = ", ".join([f'{{"global_offset": [{index}{tail}' for index in placement.indices])
+    chunks = f"{tail}, ".join(placement.chunk_heads) + tail
     properties = {"dtype": str(dtype), "replica_id": 0, "allow_shape_mismatch": False, "allow_to_save": True}
     return (
         f'{{"properties": {json.dumps(properties)}, "global_shape": {json.dumps(list(shape))}, '
