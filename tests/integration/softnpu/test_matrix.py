@@ -27,8 +27,9 @@ Completed = subprocess.CompletedProcess[str]
 NUM_STEPS = 3
 # In float32 the emulation rounds once per operator; sums are taken in another order than on the CPU.
 MAX_LOSS_DIFFERENCE = 1e-4
-# Adam's first step is ± the rate: an element whose gradient is almost 0 may get the other sign.
-MAX_SHARE_OF_OTHER_UPDATES = 2e-3
+# Adam's first steps are about ± the rate: an element whose gradient is almost 0 may get the other sign. Measured: 0.3 %
+# after three steps; an optimizer that reads stale moments gives 100 %.
+MAX_SHARE_OF_OTHER_UPDATES = 0.02
 ASCEND: dict[str, Any] = {
     "context": {"mode": 0, "device_target": "Ascend", "jit_config": {"jit_level": "O0"}, "max_device_memory": "8GB"},
     "runner_config": {"sink_mode": True, "sink_size": 1, "batch_size": 4},
