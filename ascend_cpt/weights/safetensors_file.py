@@ -53,35 +53,14 @@ class SafetensorsFile:
         self.path = path
         self.tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}
-        try:
-            with path.open("rb") as file:
-                self._read_header(file, path.stat().st_size)
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        self._read_header()
 
-    def _read_header(self, file: Any, file_bytes: int) -> None:
-        header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-        data_begin = _LENGTH_BYTES + header_bytes
-        if not 0 < header_bytes <= _MAX_HEADER_BYTES or data_begin > file_bytes:
-            raise CheckpointError(
-                f"{self.path}: is no safetensors file or cut short ({file_bytes} bytes): download it again"
-            )
-        try:
-            header = json.loads(file.read(header_bytes))
-            header.pop(_METADATA, None)
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                self._add(TensorInfo(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"])), end - begin)
-                self._offsets[name] = data_begin + begin
-            needed_bytes = data_begin + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{self.path}: its safetensors header is damaged: download it again") from error
-        if needed_bytes > file_bytes:
-            raise CheckpointError(
-                f"{self.path}: is cut short: {file_bytes} bytes, expected {needed_bytes}: download it again"
-            )
+    def _read_header(self) -> None:
+        header, data_begin = read_header(self.path)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            self._add(TensorInfo(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"])), end - begin)
+            self._offsets[name] = data_begin + begin
 
     def _add(self, info: TensorInfo, size_bytes: int) -> None:
         if info.dtype not in STORAGE:
@@ -96,6 +75,42 @@ class SafetensorsFile:
         info = self.tensors[name]
         flat = np.fromfile(self.path, STORAGE[info.dtype], info.num_elements, offset=self._offsets[name])
         return flat.reshape(info.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a file (name → dtype, shape, data_offsets) and the offset of its data in bytes.
+
+    Every number format is accepted.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            file_bytes = path.stat().st_size
+            header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            data_begin = _LENGTH_BYTES + header_bytes
+            if not 0 < header_bytes <= _MAX_HEADER_BYTES or data_begin > file_bytes:
+                raise CheckpointError(
+                    f"{path}: is no safetensors file or cut short ({file_bytes} bytes): download it again"
+                )
+            text = file.read(header_bytes)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        header = json.loads(text)
+        header.pop(_METADATA, None)
+        needed_bytes = data_begin
+        for entry in header.values():
+            begin, end = entry["data_offsets"]
+            needed_bytes = max(needed_bytes, data_begin + end)
+            if not (isinstance(entry["dtype"], str) and isinstance(end - begin + sum(entry["shape"]), int)):
+                raise ValueError("an offset or a dimension is no integer")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its safetensors header is damaged: download it again") from error
+    if needed_bytes > file_bytes:
+        raise CheckpointError(f"{path}: is cut short: {file_bytes} bytes, expected {needed_bytes}: download it again")
+    return header, data_begin
 
 
 def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[str, Array]]) -> None:

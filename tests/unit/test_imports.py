@@ -21,7 +21,7 @@ LAYERS = (
     {"data", "recipe", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
-    {"simulate", "train"},
+    {"rehearsal", "simulate", "train"},
     {"train_stages"},
 )
 LAYER_INDEX = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}

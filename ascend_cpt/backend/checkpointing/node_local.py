@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mindspore as ms
-from mindformers.checkpoint.checkpoint import CommonInfo, load_parameters
-from mindformers.checkpoint.metadata import get_total_params_file_mapping_info, save_metadata
+from mindformers.checkpoint.checkpoint import load_parameters
 from mindformers.checkpoint.utils import FileType, get_checkpoint_name
 from mindspore import nn
 
@@ -41,15 +40,6 @@ def save_own_shards(
     ms.save_checkpoint(
         optimizer, str(optimizer_file.with_suffix("")), choice_func=lambda name: name not in model_names, **how
     )
-
-
-def save_common_files(folder: Path, network: nn.Cell, common: CommonInfo, sharded_tensors: Any, *, prefix: str) -> None:
-    """Save the files that all ranks share, `common.json` and the map of all shards; call it once per node."""
-    common.save_common(str(folder / "common.json"))
-    if sharded_tensors is not None:
-        names = network.parameters_dict().keys()
-        files = get_total_params_file_mapping_info(sharded_tensors, prefix, names)
-        save_metadata(sharded_tensors, files, str(folder / "metadata.json"))
 
 
 def load_own_shards(

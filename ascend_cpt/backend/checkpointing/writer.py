@@ -15,17 +15,18 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindformers.checkpoint.checkpoint import AsyncSaveManager, CommonInfo, save_checkpoint
-from mindformers.checkpoint.sharded_tensor import get_all_sharded_tensor
 from mindformers.checkpoint.utils import get_checkpoint_iter_dir, get_checkpoint_tracker_filename
 
 from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, collect_thread_errors
-from ascend_cpt.backend.checkpointing.node_local import name_files, save_common_files, save_own_shards
+from ascend_cpt.backend.checkpointing.node_local import name_files, save_own_shards
+from ascend_cpt.backend.checkpointing.shard_map import make_shard_map
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
 from ascend_cpt.checkpoint.full_disk import tell_full_disk
 from ascend_cpt.checkpoint.locate import remove_old_checkpoints
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import sync_file, write_text
+from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class CheckpointWriter:
         self._rank, self._num_ranks = rank, num_ranks
         self._background = background
         self._pending: _Pending | None = None
+        self._shard_map: tuple[str, ...] | None = None
         if background:
             collect_thread_errors()
 
@@ -160,8 +162,10 @@ class CheckpointWriter:
                 keep_max_num=KEEP_ALL,
                 user_prefix=PREFIX,
                 save_checkpoint_path=str(self._root),
-                sharded_tensor_metas=get_all_sharded_tensor(network=wrapper),
+                sharded_tensor_metas=None,  # of the layouts of all ranks MindFormers only writes metadata.json
             )
+            if self._completes:
+                self._write_shard_map(folder, wrapper)
         else:
             self._save_on_node(folder, wrapper, common)
         return name_files(folder, PREFIX, self._rank, self._num_ranks)
@@ -180,9 +184,17 @@ class CheckpointWriter:
             num_ranks=self._num_ranks,
             background=self._background,
         )
-        sharded_tensors = get_all_sharded_tensor(network=wrapper)
         if self._completes:
-            save_common_files(folder, wrapper.network, common, sharded_tensors, prefix=PREFIX)
+            common.save_common(str(folder / "common.json"))
+            self._write_shard_map(folder, wrapper)
+
+    def _write_shard_map(self, folder: Path, wrapper: ms.nn.Cell) -> None:
+        """Write metadata.json; the layouts do not change during a launch, so its text is made once."""
+        if self._shard_map is None:
+            self._shard_map = make_shard_map(
+                wrapper, prefix=PREFIX, model_names=wrapper.network.parameters_dict(), num_ranks=self._num_ranks
+            )
+        write_text(folder / METADATA_NAME, self._shard_map)
 
     def _save_whole(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> tuple[Path, ...]:
         """Save the whole model from one rank.

@@ -67,6 +67,9 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         from ascend_cpt.backend.collectives import get_rank_and_size
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
+    from ascend_cpt.backend.checkpointing.header_metadata import use_headers
+
+    use_headers()
     callbacks = _build_callbacks(run, launch)
     stop_signals.install(launch.console)
     try:

@@ -1,0 +1,83 @@
+"""Shapes and dtypes of a folder without metadata.json, read from the headers of its safetensors files.
+
+MindFormers loads every file whole for them, on every rank, before it loads the tensors that the rank needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+from mindformers.checkpoint.sharded_tensor import build_sharded_tensor
+from mindformers.checkpoint.utils import get_needed_hf_files, get_sharded_tensor_shard_id, is_hf_checkpoint
+
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.weights.safetensors_file import read_header
+
+# Name in a safetensors header → MindSpore dtype that `mindspore.load_checkpoint` gives the tensor.
+_DTYPES = {
+    "F64": ms.float64,
+    "F32": ms.float32,
+    "F16": ms.float16,
+    "BF16": ms.bfloat16,
+    "I64": ms.int64,
+    "I32": ms.int32,
+    "I16": ms.int16,
+    "I8": ms.int8,
+    "U64": ms.uint64,
+    "U32": ms.uint32,
+    "U16": ms.uint16,
+    "U8": ms.uint8,
+    "BOOL": ms.bool_,
+}
+
+
+def read_metadata_from_headers(checkpoint_dir: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what MindFormers' `generate_default_metadata_from_checkpoint` returns, without reading tensor data.
+
+    Args:
+        checkpoint_dir: A Hugging Face folder, or a MindFormers folder that one process wrote.
+
+    Returns:
+        By parameter name a list with its one `ShardedTensor`; by shard id the list of files that hold the shard.
+
+    Raises:
+        CheckpointError: when the folder has no safetensors files, or one is missing, damaged or of an unknown
+            dtype, or a tensor is in two files.
+    """
+    folder = Path(checkpoint_dir)
+    if is_hf_checkpoint(checkpoint_dir):
+        paths = sorted(Path(name) for name in get_needed_hf_files(checkpoint_dir))
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(f"{folder}: holds no safetensors files: give the folder of a model or a checkpoint")
+    tensors: dict[str, Any] = {}
+    files: dict[str, Any] = {}
+    for path in paths:
+        for name, entry in read_header(path)[0].items():
+            shard_id = get_sharded_tensor_shard_id(name, (0,))
+            if name in tensors:
+                raise CheckpointError(f"{path}: holds {name}, as {files[shard_id][0]['file_name']} does: remove one")
+            if entry["dtype"] not in _DTYPES:
+                raise CheckpointError(f"{path}: {name} is stored as {entry['dtype']}, which MindSpore cannot load")
+            shape = tuple(entry["shape"])
+            tensors[name] = [
+                build_sharded_tensor(
+                    param_name=name,
+                    param_dtype=_DTYPES[entry["dtype"]],
+                    local_shape=shape,
+                    global_shape=shape,
+                    axis_fragmentations=[1] * len(shape),
+                )
+            ]
+            files[shard_id] = [{"file_name": path.name, "storage_rank": 0, "rank_group": [0]}]
+    return tensors, files
+
+
+def use_headers() -> None:
+    """Make MindFormers' loaders read the shapes of folders without metadata.json from headers."""
+    metadata: Any = importlib.import_module("mindformers.checkpoint.metadata")
+    metadata.generate_default_metadata_from_checkpoint = read_metadata_from_headers

@@ -1,0 +1,105 @@
+"""The `cpt:` section of a rehearsal: a few steps with the user's sources, phases, schedule, guards and saving."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from ascend_cpt.run.resolved_run import ResolvedRun
+
+NUM_STEPS = 6
+SAVE_EVERY_STEPS = 3
+VALIDATION_ROWS = 4
+PEAK_LR = 1e-3
+# An alarm compares with a trained model's loss; random weights must not set it off.
+MAX_INCREASE = 100.0
+_RATES = ("peak_lr", "final_lr", "base_final_lr", "base_peak_lr", "constant_lr")
+_TOKENS = {"warmup_tokens": 2, "decay_tokens": 2, "cooldown_tokens": 1}  # steps of the rehearsal
+_RATES_OF_MINDFORMERS = ("learning_rate", "lr_end", "warmup_lr_init")
+
+
+def shrink_recipe(
+    cpt: Mapping[str, Any], run: ResolvedRun, *, seq_length: int, global_batch_size: int
+) -> dict[str, Any]:
+    """Return the section; the paths of its datasets stay the user's.
+
+    Args:
+        cpt: The user's `cpt` section as it was read.
+        run: The user's run.
+        seq_length: Tokens of a row of the rehearsal.
+        global_batch_size: Rows of a step of the rehearsal.
+    """
+    tokens = seq_length * global_batch_size
+    small = copy.deepcopy(dict(cpt))
+    small.update(
+        run_name="rehearsal",
+        seq_length=seq_length,
+        global_batch_size=global_batch_size,
+        checkpoint={"every": f"{SAVE_EVERY_STEPS} steps", "keep_last": 0}
+        | {key: value for key, value in (cpt.get("checkpoint") or {}).items() if key == "background"},
+        monitor={"print_every_steps": 1, "sinks": []},
+    )
+    small.pop("storage", None)
+    small["train_tokens"] = NUM_STEPS * tokens
+    if cpt.get("phases"):
+        small.pop("train_tokens")
+        small["phases"] = _shrink_phases(cpt["phases"], tokens)
+        used = {name for phase in small["phases"] for name in phase.get("blend") or {}}
+        used |= {cpt["replay"]["source"]} if cpt.get("replay") else set()
+        if used:
+            small["sources"] = {name: entry for name, entry in small["sources"].items() if name in used}
+    for entry in small.get("sources", {}).values():
+        entry.pop("max_epochs", None)
+    if small.get("schedule"):
+        small["schedule"] = _shrink_schedule(small["schedule"], run, tokens)
+    if small.get("validation"):
+        small["validation"] = _shrink_validation(small["validation"])
+    return small
+
+
+def shrink_lr_schedule(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return MindFormers' own `lr_schedule` with the rehearsal's rates and steps."""
+    small = dict(section)
+    peak = float(section.get("learning_rate") or PEAK_LR)
+    for key in _RATES_OF_MINDFORMERS:
+        if section.get(key):
+            small[key] = float(section[key]) * PEAK_LR / peak
+    for key in ("warmup_steps", "total_steps"):
+        if isinstance(section.get(key), int):
+            small[key] = min(section[key], 2 if key == "warmup_steps" else NUM_STEPS)
+    return small
+
+
+def _shrink_phases(phases: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, Any]]:
+    """Return the first phases, with the steps spread evenly over them."""
+    kept = phases[:NUM_STEPS]
+    steps = [NUM_STEPS // len(kept) + (index < NUM_STEPS % len(kept)) for index in range(len(kept))]
+    return [
+        {key: value for key, value in phase.items() if key != "until"} | {"tokens": num * tokens_per_step}
+        for phase, num in zip(kept, steps, strict=True)
+    ]
+
+
+def _shrink_schedule(schedule: dict[str, Any], run: ResolvedRun, tokens_per_step: int) -> dict[str, Any]:
+    small = dict(schedule)
+    factor = PEAK_LR / run.schedule.peak_lr if run.schedule else 1.0
+    for key in _RATES:
+        if schedule.get(key):
+            small[key] = float(schedule[key]) * factor
+    for key, steps in _TOKENS.items():
+        if schedule.get(key):
+            small[key] = steps * tokens_per_step
+    small["cycles"] = 1
+    # The rates above already hold the scaling.
+    small.pop("batch_scaling", None)
+    return small
+
+
+def _shrink_validation(validation: dict[str, Any]) -> dict[str, Any]:
+    sets = copy.deepcopy(validation["sets"])
+    for entry in sets.values():
+        entry.pop("seq_length", None)
+        if entry.get("max_increase") is not None:
+            entry["max_increase"] = MAX_INCREASE
+    return {"sets": sets, "every": f"{SAVE_EVERY_STEPS} steps", "max_rows": VALIDATION_ROWS}

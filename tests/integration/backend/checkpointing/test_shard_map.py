@@ -1,0 +1,158 @@
+"""metadata.json of distributed checkpoints, read by MindFormers' loader and by ours."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+ms = pytest.importorskip("mindspore")
+pytest.importorskip("mindformers")
+
+import mindformers.checkpoint.metadata as mindformers_metadata
+import mindformers.checkpoint.reshard as mindformers_reshard
+from mindformers.checkpoint.metadata import load_metadata, save_metadata
+from mindformers.checkpoint.reshard import ReshardLoader, infer_slice_area_by_rank
+from mindformers.checkpoint.sharded_tensor import get_sharded_tensor_from_strategy_metadata
+from mindformers.checkpoint.utils import verify_ckpt_valid
+from mindspore.parallel.strategy import _NetStrategyInfo
+from safetensors.numpy import save_file
+
+from ascend_cpt.backend.checkpointing.shard_map import describe_stages, render_shard_map
+from ascend_cpt.weights.mindformers_folder import MindFormersFolder
+
+NETWORK = SimpleNamespace(compile_phase="train")
+RANKS_PER_STAGE, NUM_RANKS = 8, 16
+# Placements of a matrix on (data 4, tensor 2): tensor map, ranks over which the optimizer is sharded (0: none).
+PLACEMENTS = [([[0], [-1]], 0), ([[-1], [0]], 0), ([[0], [-1]], -1), ([[-1], [-1]], -1), ([[0], [-1]], 2), ([[-1]], 0)]
+
+
+def info(stage: int, tensor_map: list[list[int]], shard_size: int, shape: tuple[int, ...]) -> Any:
+    """Return what MindSpore's StrategyInfo has, whose attributes cannot be set."""
+    ranks = list(range(stage * RANKS_PER_STAGE, (stage + 1) * RANKS_PER_STAGE))
+    return SimpleNamespace(
+        dev_matrix=[4, 2],
+        tensor_map=tensor_map,
+        rank_list=ranks,
+        opt_weight_shard_size=shard_size,
+        tensor_shape=shape,
+        tensor_type="Float32",
+    )
+
+
+def make_layout(*, shared: bool = True) -> dict[int, dict[str, Any]]:
+    """Return the layout of all ranks of two stages; with `shared`, a parameter is in both."""
+    layout: dict[int, dict[str, Any]] = {}
+    for rank in range(NUM_RANKS):
+        stage = rank // RANKS_PER_STAGE
+        infos = {}
+        for number, (tensor_map, shard_size) in enumerate(PLACEMENTS):
+            shape = (16, 8)[: len(tensor_map)]
+            for prefix in ("", "adam_m.", "accu_grads."):
+                infos[f"{prefix}layers.{stage}.{number}.weight"] = info(stage, tensor_map, shard_size, shape)
+        if shared:
+            infos["embedding.weight"] = info(stage, [[0], [-1]], -1, (16, 8))
+        layout[rank] = infos
+    return layout
+
+
+def describe_all(layout: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return _NetStrategyInfo(NETWORK, global_layout={"train": layout}, local_layout={}).get_rank_layout()
+
+
+def write_checkpoint(folder: Path, layout: dict[int, dict[str, Any]], monkeypatch: Any, *, ours: bool) -> Any:
+    """Write every rank's files and metadata.json, by us or by MindFormers; return the whole tensors."""
+    folder.mkdir()
+    everything = describe_all(layout)
+    generator = np.random.default_rng(0)
+    tensors: dict[str, np.ndarray] = {}
+    for rank, infos in everything.items():
+        parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "opt": {}}
+        for name, (tensor_layout, _, shape) in infos.items():
+            if name.startswith("accu_grads"):
+                continue
+            tensor = tensors.setdefault(name, generator.normal(size=shape).astype(np.float32))
+            described = tensor_layout.to_dict()
+            area = infer_slice_area_by_rank(
+                described["device_matrix"], described["tensor_map"], rank % RANKS_PER_STAGE, shape
+            )
+            part = np.ascontiguousarray(tensor[tuple(slice(*bounds) for bounds in area)])
+            parts["opt" if name.startswith("adam") else "model"][name] = part
+        for kind, values in parts.items():
+            save_file(values, folder / f"cpt-{kind}-{rank:07d}-{NUM_RANKS:07d}.safetensors")
+    names = [name for name in tensors if not name.startswith("adam")]
+    if ours:
+        text = render_shard_map(describe_stages(NETWORK, layout), prefix="cpt", model_names=names, num_ranks=NUM_RANKS)
+        (folder / "metadata.json").write_text("".join(text), encoding="utf-8")
+    else:
+        metas = {
+            rank: get_sharded_tensor_from_strategy_metadata(param_infos=infos, cur_npu_rank=rank)
+            for rank, infos in everything.items()
+        }
+        monkeypatch.setattr(mindformers_metadata, "get_group_size", lambda: NUM_RANKS)
+        files = mindformers_metadata.get_total_params_file_mapping_info(metas, "cpt", names)
+        save_metadata(metas, files, str(folder / "metadata.json"))
+    return tensors
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("rank", [0, 5, 11])
+def test_every_rank_loads_its_parts(tmp_path: Path, monkeypatch: Any, ours: bool, rank: int) -> None:
+    """MindFormers' loader, in the same layout and in another one; `ours` False: checkpoints of earlier versions."""
+    layout = make_layout()
+    tensors = write_checkpoint(tmp_path / "step", layout, monkeypatch, ours=ours)
+    verify_ckpt_valid(str(tmp_path / "step"))
+    sources, files = load_metadata(str(tmp_path / "step/metadata.json"))
+    monkeypatch.setattr(mindformers_reshard, "get_real_rank", lambda: rank)
+    other = describe_all(
+        {rank: {name: info(rank // 8, [[1]] + [[-1]] * (len(t.shape) - 1), 0, t.shape) for name, t in tensors.items()}}
+    )
+    for wanted in (describe_all(layout)[rank], other[rank]):
+        wanted = {name: value for name, value in wanted.items() if not name.startswith("accu_grads")}
+        metas = get_sharded_tensor_from_strategy_metadata(param_infos=wanted, cur_npu_rank=rank)
+        loaded = ReshardLoader(str(tmp_path / "step"), metas, sources, files).load()
+        assert loaded.keys() == wanted.keys()
+        for name, (tensor_layout, _, shape) in wanted.items():
+            described = tensor_layout.to_dict()
+            area = infer_slice_area_by_rank(
+                described["device_matrix"], described["tensor_map"], rank % RANKS_PER_STAGE, shape
+            )
+            expected = tensors[name][tuple(slice(*bounds) for bounds in area)]
+            np.testing.assert_array_equal(loaded[name].asnumpy(), expected, strict=True)
+    source = MindFormersFolder(tmp_path / "step")
+    assert source.tensors.keys() == {name for name in tensors if not name.startswith("adam")}
+    for name in source.tensors:
+        np.testing.assert_array_equal(source.read(name), tensors[name], strict=True)
+
+
+def test_metadata_is_that_of_mindformers_with_one_place_a_shard(tmp_path: Path, monkeypatch: Any) -> None:
+    layout = make_layout()
+    write_checkpoint(tmp_path / "ours", layout, monkeypatch, ours=True)
+    write_checkpoint(tmp_path / "theirs", layout, monkeypatch, ours=False)
+    ours, theirs = (json.loads((tmp_path / name / "metadata.json").read_text()) for name in ("ours", "theirs"))
+    tensors = {k: v for k, v in theirs["state_dict_metadata"].items() if not k.startswith("accu_grads")}
+    for entry in tensors.values():
+        entry["properties"]["replica_id"] = 0
+        entry["chunk"].sort(key=lambda chunk: chunk["global_offset"])
+    for entry in ours["state_dict_metadata"].values():
+        entry["chunk"].sort(key=lambda chunk: chunk["global_offset"])
+    assert ours["state_dict_metadata"] == tensors
+    places = {k: v for k, v in theirs["storage_data"].items() if not ast.literal_eval(k)[0].startswith("accu_grads")}
+    assert ours["storage_data"].keys() == places.keys()
+    for key, (place,) in ours["storage_data"].items():
+        first = places[key][0]
+        assert place == {**first, "rank_group": [first["storage_rank"]]}
+    assert max(map(len, places.values())) == 8, "the case has replicas"
+
+
+def test_one_rank_per_stage_is_converted() -> None:
+    assert list(describe_stages(NETWORK, make_layout())) == [0, 8]
+    # A rank whose parameters are others than its stage's is not represented by it.
+    layout = make_layout()
+    layout[3] = {name: value for name, value in layout[3].items() if ".5." in name}
+    assert 3 in describe_stages(NETWORK, layout)
