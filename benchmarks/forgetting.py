@@ -1,12 +1,13 @@
-"""Replay against forgetting, and re-warming against a constant rate, measured on a tiny model on the CPU.
+"""Measure replay against forgetting, and re-warming against a constant rate, with a tiny model on the CPU.
 
     python benchmarks/forgetting.py [--seeds 1 2 3] [--workers 2] [--output-dir output/forgetting]
 
-For each seed a tiny Qwen3 is trained on English prose (general), and then continued with the same tokens
-  - on source code with 0, 5 and 25 % of the prose replayed (preset-like: warm up again, decay by a cosine), and
-  - on the same prose, once at the constant rate that the base ended with and once warmed up to its peak again.
-Each run is a plain `run_cpt.py` command; runs that are there are reused, a stopped one goes on. Writes results.json,
-results.md and forgetting.png. About 20 minutes on two idle cores.
+For each seed a tiny Qwen3 is trained on English prose (general), and training is continued with the same number of
+tokens
+  - on source code with 0, 5 and 25 % of the prose replayed (re-warming and cosine decay), and
+  - on the same prose, at the constant final rate of the base and re-warmed to its peak.
+Each run is a `run_cpt.py` command; complete runs are reused, and interrupted ones are resumed. Writes results.json,
+results.md and forgetting.png. Takes about 20 minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ SETS = ("general", "code")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A kind of continuation: its name and the settings that make it."""
+    """A kind of continuation: its name and settings."""
 
     name: str
     settings: tuple[str, ...]
 
 
 def list_trials() -> list[Trial]:
-    """Return the continuations that are compared."""
+    """Return the continuations to compare."""
     rewarm = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR / 2}, final_lr: {PEAK_LR / 20}, warmup_tokens: 10K}}"
     trials = []
     for fraction in REPLAYS:
@@ -58,10 +59,10 @@ def list_trials() -> list[Trial]:
 
 
 def main() -> int:
-    """Run what is missing, print and write the results. Returns the exit code."""
+    """Run all missing trials, print and write the results. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--workers", type=int, default=2, help="number of concurrent runs")
     parser.add_argument("--output-dir", type=Path, default=Path("output/forgetting"))
     args = parser.parse_args()
     subprocess.run(["bash", str(REPOSITORY / "scripts/prepare_sample.sh")], cwd=REPOSITORY, check=True)
@@ -95,7 +96,7 @@ def train_trial(output_dir: Path, seed: int, trial: Trial) -> None:
 
 
 def train(config: str, output_dir: Path, name: str, seed: int, init_from: str, settings: tuple[str, ...]) -> None:
-    """Run `run_cpt.py` to the end; a complete run ends at once."""
+    """Run `run_cpt.py` to the end; a complete run exits immediately."""
     assignments = (
         f"seed={seed}",
         f"cpt.run_name={name}",
@@ -111,7 +112,7 @@ def train(config: str, output_dir: Path, name: str, seed: int, init_from: str, s
 
 
 def read_changes(run_dir: Path) -> dict[str, float]:
-    """Return the change of each validation set's loss from before the run to its end, in nats per token."""
+    """Return the change of the loss of each validation set over the run, in nats per token."""
     losses: dict[str, list[float]] = {name: [] for name in SETS}
     for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         record: dict[str, Any] = json.loads(line)
@@ -134,7 +135,7 @@ def render_table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Draw every seed and the mean: forgetting against gain, and re-warming beside the constant rate."""
+    """Plot all seeds and the mean: forgetting against gain, and re-warming against the constant rate."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -153,8 +154,8 @@ def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
             color=f"C{index}",
             label=f"{int(name[-2:])} % replay",
         )
-    replay_axes.set_xlabel("gain: fall of the code loss (nats)")
-    replay_axes.set_ylabel("forgetting: rise of the general loss (nats)")
+    replay_axes.set_xlabel("gain: decrease of the code loss (nats)")
+    replay_axes.set_ylabel("forgetting: increase of the general loss (nats)")
     replay_axes.set_title("general → code")
     replay_axes.legend()
     replay_axes.grid(alpha=0.3)
@@ -162,9 +163,9 @@ def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
         values = [change["general"] for change in results[name]]
         same_axes.bar(index, statistics.mean(values), color=f"C{index}", alpha=0.5)
         same_axes.scatter([index] * len(values), values, color="black", zorder=3)
-    same_axes.set_xticks([0, 1], ["constant rate", "warmed up again"])
+    same_axes.set_xticks([0, 1], ["constant rate", "re-warmed"])
     same_axes.set_ylabel("change of the general loss (nats)")
-    same_axes.set_title("going on with the same data")
+    same_axes.set_title("continuing with the same data")
     same_axes.axhline(0, color="black", lw=0.8)
     same_axes.grid(alpha=0.3, axis="y")
     figure.savefig(path, dpi=110)

@@ -1,9 +1,9 @@
-"""What our monitoring costs beside MindFormers' own callbacks: `python benchmarks/monitoring.py`.
+"""Measure the overhead of monitoring over MindFormers' own callbacks: `python benchmarks/monitoring.py`.
 
 One process trains a tiny Qwen3 on the CPU. MindFormers' MFLossMonitor runs at every step; our callbacks (records to
-console, metrics.jsonl and TensorBoard, guards, data account) run in every other block of steps, first and second in
-turn. Both kinds of block use the same graph, kernels and data, and a busy machine slows both. Validation and saving are
-left out.
+console, metrics.jsonl and TensorBoard, guards, data usage) run in one of two blocks of steps per round, alternately the
+first and the second. Both blocks use the same graph, kernels and data, so load on the machine affects both. Validation
+and checkpoints are not included.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def make_dataset(folder: Path) -> Manifest:
     return load_manifest(str(prefix))
 
 
-def make_plan(folder: Path, total_steps: int, guards: bool) -> ResolvedRun:
-    """Settle a run of so many steps on random rows."""
+def make_run(folder: Path, total_steps: int, guards: bool) -> ResolvedRun:
+    """Resolve a run of `total_steps` steps on random rows."""
     path = folder / "run.yaml"
     base = ROOT / "configs/base"
     path.write_text(f"base_config: [{base / 'cpu_tiny.yaml'}, {base / 'qwen3_tiny.yaml'}]\n", encoding="utf-8")
@@ -92,22 +92,22 @@ def make_plan(folder: Path, total_steps: int, guards: bool) -> ResolvedRun:
 
 
 class Blocks:
-    """Which steps (from 1) have our callbacks: two blocks a round, ours first in every other round."""
+    """Steps (from 1) with our callbacks: two blocks per round, ours first in every other round."""
 
     def __init__(self, num_rounds: int, block_steps: int) -> None:
         self.num_rounds, self.block_steps = num_rounds, block_steps
         self.total_steps = WARM_STEPS + 2 * num_rounds * block_steps
-        self.ends_s: dict[int, tuple[float, float]] = {}  # step → time of the clock and of the processor at its end
+        self.ends_s: dict[int, tuple[float, float]] = {}  # step → wall time and CPU time at its end
 
     def has_ours(self, step: int) -> bool:
-        """Return whether our callbacks run at a step; while warming up they do."""
+        """Return whether our callbacks run at a step; they do during warmup."""
         block = (step - WARM_STEPS - 1) // self.block_steps
         return block < 0 or (block + block // 2) % 2 == 0
 
     def times_ms(self, clock: int) -> tuple[list[float], list[float]]:
-        """Return the time of a step in each round: with MindFormers' callbacks alone, and with ours.
+        """Return the time per step in each round: with MindFormers' callbacks only, and with ours.
 
-        `clock` 0 is the time on the wall, 1 that of the processor, over all threads.
+        `clock` 0 is wall time, 1 is CPU time over all threads.
         """
         alone, ours = [], []
         for block in range(2 * self.num_rounds):
@@ -119,7 +119,7 @@ class Blocks:
 
 
 def wrap_callbacks(blocks: Blocks) -> None:
-    """Let our callbacks run in their blocks only, and a clock at every step."""
+    """Run our callbacks in their blocks only, and record the time at every step."""
     from mindspore.train import Callback
 
     build = trainer._build_callbacks
@@ -152,9 +152,9 @@ def wrap_callbacks(blocks: Blocks) -> None:
 
 
 def print_figures(name: str, alone: list[float], ours: list[float]) -> None:
-    """Print the times of a step in each round, and the overhead."""
+    """Print the times per step in each round, and the overhead."""
     overheads = [100 * (ours_ms / alone_ms - 1) for alone_ms, ours_ms in zip(alone, ours, strict=True)]
-    print(f"time of the {name}\nround  MindFormers' alone  with ours  overhead")
+    print(f"{name} time\nround  MindFormers' alone  with ours  overhead")
     for number, row in enumerate(zip(alone, ours, overheads, strict=True), start=1):
         print(f"{number:>5}  {row[0]:>15.2f} ms  {row[1]:>6.2f} ms  {row[2]:>+7.2f} %")
     alone_ms, ours_ms = statistics.median(alone), statistics.median(ours)
@@ -164,14 +164,14 @@ def print_figures(name: str, alone: list[float], ours: list[float]) -> None:
 
 def main() -> int:
     """Train in blocks and print the figures."""
-    parser = argparse.ArgumentParser(description="Measure the cost of monitoring beside MindFormers' own callbacks.")
+    parser = argparse.ArgumentParser(description="Measure the overhead of monitoring over MindFormers' own callbacks.")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--block-steps", type=int, default=25, help="steps of a block")
-    parser.add_argument("--guards", action="store_true", help="with spike guards, which compare on the device")
+    parser.add_argument("--block-steps", type=int, default=25, help="steps per block")
+    parser.add_argument("--guards", action="store_true", help="enable the spike guards, which run on the device")
     args = parser.parse_args()
     blocks = Blocks(args.rounds, args.block_steps)
     with tempfile.TemporaryDirectory() as name:
-        run = make_plan(Path(name), blocks.total_steps, args.guards)
+        run = make_run(Path(name), blocks.total_steps, args.guards)
         wrap_callbacks(blocks)
         with captured_output(run.run_dir / "logs/rank_0.log"), open("/dev/null", "w", encoding="utf-8") as console:
             launch = trainer.Launch(
@@ -182,7 +182,7 @@ def main() -> int:
                 is_first_on_node=True,
             )
             trainer.train(run, launch)
-    for clock, name in enumerate(("wall", "processor")):
+    for clock, name in enumerate(("wall", "CPU")):
         print_figures(name, *blocks.times_ms(clock))
     return 0
 

@@ -1,13 +1,13 @@
-"""Preprocessing beside its peers and beside what the machine can do at most.
+"""Compare the speed of preprocessing with other tools and with the limit of the machine.
 
     python benchmarks/preprocess.py [--mb 200] [--tokenizer /models/Qwen3-8B-Base] [--json result.json]
 
 Gathers text on this machine (Python sources, documentation, headers; no file twice), packs it with
-tools/preprocess_data.py and lets the peers tokenize the same: a plain loop over the tokenizers library, datatrove (in
-its own environment, see --datatrove-python) and MindFormers' llama_preprocess.py (see --llama-preprocess), those that
-are there. Runs take turns; medians are printed. `net` is without what the same command takes for a single document:
-start-up is paid once, the rest is the steady state. The ceiling is cores / (read + encode + write + checksum), seconds
-per token on one core with each part by itself. Wall times mean something on a quiet machine only; CPU seconds always.
+tools/preprocess_data.py and tokenizes it with the other tools that are available: a plain loop over the tokenizers
+library, datatrove (in its own environment, see --datatrove-python) and MindFormers' llama_preprocess.py (see
+--llama-preprocess). Runs alternate; medians are printed. `net` excludes the time of the same command for a single
+document (startup), which leaves the steady state. The ceiling is cores / (read + encode + write + checksum), with each
+part measured separately in seconds per token on one core. Wall times need an idle machine; CPU seconds do not.
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ MIN_OF_CEILING, MIN_OF_PLAIN, MIN_SCALING, MAX_PEAK_MB = 0.85, 8.0, 1.5, 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one process (with its children) took."""
+    """Resources used by a process and its children."""
 
     wall_s: float
     cpu_s: float
     peak_mb: float
-    """Of its largest process."""
+    """Peak memory of its largest process."""
     num_tokens: int
     begins_s: float = 0.0
-    """Until the first document is encoded."""
+    """Time until the first document is encoded."""
     record: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A command, by input and output."""
+    """A command to measure."""
 
     name: str
     command: tuple[str, ...]
-    """With {corpus}, {parts} (a folder with the corpus in one file per core) and {output} in it."""
+    """Contains {corpus}, {parts} (a folder with the corpus in one file per core) and {output}."""
     tokens_from: str = "stdout"
 
 
 def gather(target: Path, num_bytes: int, roots: Sequence[Path]) -> None:
-    """Write distinct text files of this machine as JSON lines; exit when there are too few."""
+    """Write distinct text files of this machine as JSON lines; exit if there are too few."""
     seen: set[bytes] = set()
     total = 0
     with open(target, "w", encoding="utf-8") as output:
@@ -81,20 +81,20 @@ def gather(target: Path, num_bytes: int, roots: Sequence[Path]) -> None:
             if total >= num_bytes:
                 print(f"corpus: {len(seen)} documents, {total / 1e6:.1f} MB of text")
                 return
-    sys.exit(f"only {total / 1e6:.0f} MB of distinct text found; name more folders with --text-root")
+    sys.exit(f"only {total / 1e6:.0f} MB of distinct text found; add folders with --text-root")
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Text files under a folder, in sorted order."""
+    """Yield the text files in a folder and its subfolders, in sorted order."""
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(ENDINGS))
 
 
 def repeat(source: Path, target: Path, num_bytes: int) -> None:
-    """Write the source's lines again and again until `num_bytes`; each time around with its letters shifted by one.
+    """Repeat the lines of the source up to `num_bytes`, with letters shifted by one in each repetition.
 
-    So words stay new, as in a larger corpus.
+    Repetitions have new words, as a larger corpus would.
     """
     letters = "abcdefghijklmnopqrstuvwxyz"
     total = shift = 0
@@ -110,7 +110,7 @@ def repeat(source: Path, target: Path, num_bytes: int) -> None:
 
 
 def cut(source: Path, folder: Path, num_parts: int) -> Path:
-    """Write the lines to `num_parts` files of about the same size; return the folder."""
+    """Split the lines into `num_parts` files of about equal size; return the folder."""
     folder.mkdir(exist_ok=True)
     size = source.stat().st_size
     with open(source, "rb") as lines:
@@ -122,7 +122,7 @@ def cut(source: Path, folder: Path, num_parts: int) -> Path:
 
 
 def execute(contender: Contender, corpus: Path, parts: Path, folder: Path) -> Run:
-    """Run the command once, in a new output folder."""
+    """Run the command once with a new output folder."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         output = Path(name, "out")
         command = [part.format(corpus=corpus, parts=parts, output=output) for part in contender.command]
@@ -159,7 +159,7 @@ def execute(contender: Contender, corpus: Path, parts: Path, folder: Path) -> Ru
 
 
 def read_record(contender: Contender, output: Path, printed: str) -> dict[str, Any]:
-    """The figures that the run printed."""
+    """Return the result of a run, with its number of tokens."""
     if contender.tokens_from == "manifest":
         manifest = json.loads(Path(f"{output}_text_document.manifest.json").read_text(encoding="utf-8"))
         return {"num_tokens": manifest["totals"]["num_tokens"]}
@@ -176,7 +176,7 @@ def read_record(contender: Contender, output: Path, printed: str) -> dict[str, A
 def ours(
     name: str, num_shards: int, *tokenizer: str, source: str = "{corpus}", handling: Sequence[str] = ()
 ) -> Contender:
-    """tools/preprocess_data.py."""
+    """Return the command for tools/preprocess_data.py."""
     tool = (
         sys.executable,
         str(ROOT / "tools" / "preprocess_data.py"),
@@ -190,14 +190,14 @@ def ours(
 
 
 def peer(name: str, key: str, *arguments: str, python: str = sys.executable) -> Contender:
-    """One of preprocess_peers.py."""
+    """Return the command for a program in preprocess_peers.py."""
     return Contender(name=name, command=(python, str(PEERS), key, *arguments))
 
 
 def compare(
     contenders: Sequence[Contender], corpus: Path, folder: Path, repeats: int, reference: str
 ) -> dict[str, dict[str, Any]]:
-    """Run all in turns, print a line for each, and return the medians by name; ratios are to `reference`."""
+    """Run all in alternation, print a line for each, and return medians by name, with ratios to `reference`."""
     tiny = folder / f"tiny{corpus.suffix}"
     with open(corpus, encoding="utf-8") as lines:
         tiny.write_text(next(lines), encoding="utf-8")
@@ -227,7 +227,7 @@ def compare(
 
 
 def summarize(runs: Sequence[Run], starts: Sequence[Run]) -> dict[str, Any]:
-    """Medians, with what start-up takes taken off for the net ones."""
+    """Return medians, for net values without startup."""
     wall_s, cpu_s, begins_s = (
         statistics.median(getattr(run, key) for run in runs) for key in ("wall_s", "cpu_s", "begins_s")
     )
@@ -250,14 +250,14 @@ def summarize(runs: Sequence[Run], starts: Sequence[Run]) -> dict[str, Any]:
 
 
 def compare_with_ceiling(corpus: Path, tokenizer: str, folder: Path, repeats: int, result: dict[str, Any]) -> dict:
-    """Measure the ceiling and print the steady state's share of it, by the clock and by CPU seconds."""
+    """Measure the ceiling, and print the ratio of the steady state to it, by wall time and by CPU seconds."""
     contender = peer("ceiling", "ceiling", "{corpus}", "{output}", tokenizer)
     runs = [execute(contender, corpus, corpus, folder).record for _ in range(repeats)]
     parts = {part: statistics.median(run["cpu_s"][part] for run in runs) for part in runs[0]["cpu_s"]}
     per_cpu_s = runs[0]["num_tokens"] / sum(parts.values()) / 1e6
     cores = os.cpu_count() or 1
-    told = ", ".join(f"{part} {runs[0]['num_tokens'] / seconds / 1e6:.1f}" for part, seconds in parts.items())
-    print(f"ceiling: {per_cpu_s * cores:.2f} Mtok/s on {cores} cores (Mtok/s of one core: {told})")
+    speeds = ", ".join(f"{part} {runs[0]['num_tokens'] / seconds / 1e6:.1f}" for part, seconds in parts.items())
+    print(f"ceiling: {per_cpu_s * cores:.2f} Mtok/s on {cores} cores (Mtok/s of one core: {speeds})")
     ceiling = {
         "parts_cpu_s": parts,
         "mtok_per_s": per_cpu_s * cores,
@@ -265,13 +265,13 @@ def compare_with_ceiling(corpus: Path, tokenizer: str, folder: Path, repeats: in
         "reached_cpu": result["net_mtok_per_cpu_s"] / per_cpu_s,
     }
     print(
-        f"steady state: {ceiling['reached_wall']:.2f} of it by the clock, {ceiling['reached_cpu']:.2f} by CPU seconds"
+        f"steady state: {ceiling['reached_wall']:.2f} of it by wall time, {ceiling['reached_cpu']:.2f} by CPU seconds"
     )
     return ceiling
 
 
 def run_tokenizer(name: str, tokenizer: str, args: argparse.Namespace, corpus: Path, folder: Path) -> dict[str, Any]:
-    """All that one Hugging Face tokenizer is compared in."""
+    """Run all comparisons with one Hugging Face tokenizer."""
     print(f"\n{name} tokenizer, {args.mb} MB, {args.repeats} runs each")
     cores = os.cpu_count() or 1
     flags = ("--tokenizer-name-or-path", tokenizer)
@@ -291,7 +291,7 @@ def run_tokenizer(name: str, tokenizer: str, args: argparse.Namespace, corpus: P
 
 
 def run_sentence_piece(args: argparse.Namespace, corpus: Path, folder: Path) -> dict[str, Any]:
-    """MindFormers' script, which takes one text file of paragraphs and a SentencePiece model, on a tenth."""
+    """Compare with MindFormers' script, which needs a text file and a SentencePiece model, on a tenth of the corpus."""
     print("\nSentencePiece, paragraphs of the first tenth as one text file")
     text = folder / "tenth.txt"
     with open(corpus, encoding="utf-8") as lines, open(text, "w", encoding="utf-8") as output:
@@ -312,7 +312,7 @@ def run_sentence_piece(args: argparse.Namespace, corpus: Path, folder: Path) -> 
 
 
 def run_scaling(args: argparse.Namespace, tokenizer: str, corpus: Path, folder: Path) -> dict[str, Any]:
-    """One shard against two on a large file."""
+    """Compare one shard with two on a large file."""
     print(f"\none shard and two, {args.scaling_mb} MB")
     large = folder / "large.jsonl"
     repeat(corpus, large, args.scaling_mb * 1_000_000)
@@ -322,36 +322,36 @@ def run_scaling(args: argparse.Namespace, tokenizer: str, corpus: Path, folder: 
     large.unlink()
     judge("net speed with two shards over one", results[contenders[1].name]["net_mtok_per_s_ratio"], MIN_SCALING)
     peak_mb = max(result["peak_mb"] for result in results.values())
-    print(f"peak memory of a process: {peak_mb:.0f} MB, at most {MAX_PEAK_MB} asked: {verdict(peak_mb <= MAX_PEAK_MB)}")
+    print(f"peak memory of a process: {peak_mb:.0f} MB, limit {MAX_PEAK_MB}: {verdict(peak_mb <= MAX_PEAK_MB)}")
     return results
 
 
 def judge(what: str, ratio: float, minimum: float) -> None:
-    """Print whether a target is met."""
-    print(f"{what}: {ratio:.2f}, at least {minimum} asked: {verdict(ratio >= minimum)}")
+    """Print a ratio and whether it reaches its target."""
+    print(f"{what}: {ratio:.2f}, target {minimum}: {verdict(ratio >= minimum)}")
 
 
 def verdict(is_met: bool) -> str:
-    """In a word."""
+    """Return the verdict as a word."""
     return "met" if is_met else "MISSED"
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--mb", type=int, default=200, help="text to gather [%(default)s]")
-    add("--text-root", type=Path, nargs="+", default=[], help="more folders with text")
-    add("--corpus", type=Path, help="JSON lines to take instead of gathering")
+    add("--text-root", type=Path, nargs="+", default=[], help="additional folders with text")
+    add("--corpus", type=Path, help="JSON lines file to use instead of gathering text")
     add("--tokenizer", help="Hugging Face folder with a real vocabulary [only the sample tokenizer]")
-    add("--no-sample", action="store_true", help="leave the sample tokenizer out")
-    add("--datatrove-python", help="Python of an environment with datatrove [left out]")
-    add("--llama-preprocess", help="MindFormers' llama_preprocess.py [left out]")
+    add("--no-sample", action="store_true", help="skip the sample tokenizer")
+    add("--datatrove-python", help="Python of an environment with datatrove [skipped]")
+    add("--llama-preprocess", help="MindFormers' llama_preprocess.py [skipped]")
     add("--sentencepiece-model", help="tokenizer.model for it")
-    add("--scaling-mb", type=int, default=0, help="size for comparing one shard with two [left out]")
+    add("--scaling-mb", type=int, default=0, help="size for comparing one shard with two [skipped]")
     add("--repeats", type=int, default=3, help="[%(default)s]")
-    add("--folder", type=Path, help="where to work [a temporary folder]")
-    add("--json", type=Path, help="write all figures here")
+    add("--folder", type=Path, help="working folder [a temporary folder]")
+    add("--json", type=Path, help="write all results to this file")
     return parser.parse_args()
 
 
@@ -359,10 +359,10 @@ def main() -> None:
     """Run the comparison."""
     args = parse_args()
     report: dict[str, Any] = {"machine": platform.platform(), "cores": os.cpu_count(), "load": os.getloadavg()}
-    print(f"{os.cpu_count()} cores, load average at the beginning {os.getloadavg()[0]:.1f}")
+    print(f"{os.cpu_count()} cores, load average at start {os.getloadavg()[0]:.1f}")
     for flag in ("tokenizer", "datatrove_python", "llama_preprocess"):
         if not getattr(args, flag):
-            print(f"skipped, for want of --{flag.replace('_', '-')}: what needs it")
+            print(f"comparisons that need --{flag.replace('_', '-')} are skipped")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         corpus = args.corpus or folder / "corpus.jsonl"
@@ -373,7 +373,7 @@ def main() -> None:
             gather(corpus, args.mb * 1_000_000, [*roots, Path("/usr/share/doc"), Path("/usr/include")])
         tokenizers = {"real": args.tokenizer} if args.tokenizer else {}
         if not args.no_sample:
-            # In a process of its own: a process begins with the peak memory of the one that starts it.
+            # In a child process: a process inherits the peak memory of its parent.
             maker = (
                 sys.executable,
                 str(ROOT / "tools" / "make_sample_corpus.py"),

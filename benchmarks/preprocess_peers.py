@@ -1,6 +1,6 @@
-"""What benchmarks/preprocess.py compares with, each in a process of its own: `preprocess_peers.py NAME ARGUMENTS`.
+"""Programs for comparison in benchmarks/preprocess.py: `preprocess_peers.py NAME ARGUMENTS`.
 
-Each prints one line of JSON: at least `num_tokens`, EOD included.
+Each prints one line of JSON with at least `num_tokens`, including EOD.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEQ_LENGTH = 4096
 
 
 def run_plain_loop(corpus: str, output: str, tokenizer: str) -> dict[str, Any]:
-    """One text after the other through the tokenizers library, ids appended to a file: the least one can write."""
+    """Encode texts one by one with the tokenizers library and append the ids to a file: the simplest program."""
     import numpy as np
     from tokenizers import Tokenizer
 
@@ -34,7 +34,7 @@ def run_plain_loop(corpus: str, output: str, tokenizer: str) -> dict[str, Any]:
 
 
 def run_datatrove(folder: str, output: str, tokenizer: str, workers: str) -> dict[str, Any]:
-    """datatrove's DocumentTokenizer, a task per file, without shuffling. Runs in datatrove's own environment."""
+    """datatrove's DocumentTokenizer with one task per file, without shuffling. Runs in its own environment."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
@@ -60,7 +60,7 @@ def run_datatrove(folder: str, output: str, tokenizer: str, workers: str) -> dic
 
 
 def measure_ceiling(corpus: str, output: str, tokenizer: str) -> dict[str, Any]:
-    """CPU seconds of one core for the four parts that no preprocessor of this kind can do without, each by itself."""
+    """Measure the CPU seconds of the four necessary parts of preprocessing separately, on one core."""
     import gigatoken
     import numpy as np
     import orjson

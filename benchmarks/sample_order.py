@@ -1,9 +1,9 @@
-"""The order of the rows of a large blended run: time to the first batch, time for all rows, and peak memory.
+"""Measure the row order of a large blended run: time to the first batch, time for all rows, and peak memory.
 
     python benchmarks/sample_order.py [--rows 100000000]
 
-Nothing is built beforehand: positions are computed when they are asked for. Beside it, for comparison, what an index in
-memory costs: a NumPy permutation of the same number of rows.
+Positions are computed on demand. For comparison, it also measures an index in memory: a NumPy permutation of the same
+number of rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WINDOW_ROWS, BATCH_ROWS = 1 << 18, 1000
 
 
 def main() -> int:
-    """Measure and print. Returns 1 when a limit (10 s to the first batch, 1 GB) is missed."""
+    """Measure and print. Returns 1 if a limit (10 s to the first batch, 1 GB) is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
     args = parser.parse_args()
@@ -59,8 +59,8 @@ def main() -> int:
     np.random.default_rng(1).permutation(args.rows)
     shuffle_s = time.perf_counter() - start
     print(f"{args.rows:,} rows: {counts}")
-    print(f"last batch and all quotas, from nothing: {first_s:.3f} s, peak {own_peak_gb:.2f} GB")
-    print(f"every row once: {all_s:.1f} s ({1e9 * all_s / args.rows:.0f} ns a row)")
+    print(f"last batch and all counts, without cache: {first_s:.3f} s, peak {own_peak_gb:.2f} GB")
+    print(f"every row once: {all_s:.1f} s ({1e9 * all_s / args.rows:.0f} ns per row)")
     print(f"a permutation in memory: {shuffle_s:.1f} s, {8 * args.rows / 1e9:.2f} GB")
     return 0 if first_s < 10 and own_peak_gb < 1 else 1
 

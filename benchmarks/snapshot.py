@@ -1,4 +1,4 @@
-"""Write down what a refactoring must not change, one file per result, to be compared with `diff -r`.
+"""Write results that a refactoring must not change, one file per result, for comparison with `diff -r`.
 
     python benchmarks/snapshot.py /tmp/before            in the tree before the change
     python benchmarks/snapshot.py /tmp/after             in the tree after it
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def render_resolved(path: Path) -> str:
-    """Return the MindFormers YAML of a configuration whose datasets are assumed; or why it has none."""
+    """Return the MindFormers YAML of a configuration with assumed datasets, or the error."""
     config = load_config(path)
     shard = Shard(
         file="x.mindrecord0",
@@ -97,7 +97,7 @@ def render_resolved(path: Path) -> str:
 
 
 def pack_sample(folder: Path) -> str:
-    """Pack the sample corpus in two formats; return the checksum of every file that was written."""
+    """Pack the sample corpus in two formats; return the checksums of all files."""
     run("tools/make_sample_corpus.py", "--output-dir", str(folder / "sample"))
     for output_format in ("mindrecord", "mmap"):
         for domain in ("general", "code"):
@@ -118,7 +118,7 @@ def pack_sample(folder: Path) -> str:
 
 
 def mask(content: bytes, folder: Path) -> bytes:
-    """Return the content of a file without the temporary folder's name and the package's version."""
+    """Return the content of a file without the name of the temporary folder and the version of the package."""
     version = f'"ascend_cpt": "{__version__}"'.encode()
     return content.replace(str(folder).encode(), b".").replace(version, b'"ascend_cpt": ""')
 
@@ -139,10 +139,10 @@ def train_sample(folder: Path) -> str:
 
 
 def run(script: str, *arguments: str) -> str:
-    """Run a program of the repository; return what it printed, with the repository's path as `.`.
+    """Run a program of the repository; return its output, with the path of the repository replaced by `.`.
 
     Raises:
-        SystemExit: with its output when it crashes.
+        SystemExit: the program crashed.
     """
     environ = os.environ | {"COLUMNS": "100"}
     command = [sys.executable, str(ROOT / script), *arguments]

@@ -1,10 +1,10 @@
-"""Conversion of a 2 GB checkpoint beside copying its files: speed, and peak memory of the converting process.
+"""Measure the conversion of a 2 GB checkpoint against copying its files: speed and peak memory.
 
     python benchmarks/weights.py [--folder /a/disk/with/8GB] [--gb 2]
 
-Makes a random Llama in bfloat16 with four shards, copies the files, converts them to MindFormers and back, compares the
-result bit by bit, and prints the ratios. Every step runs in a process of its own; files are dropped from the page cache
-where the machine allows it.
+Creates a random Llama in bfloat16 with four shards, copies the files, converts them to MindFormers and back, compares
+the result bit by bit, and prints the ratios. Every step runs in its own process; files are dropped from the page cache
+if possible.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MIN_SPEED_RATIO, MAX_PEAK_GB = 0.5, 1.0
 
 
 def make_model(target: Path, size_gb: float) -> None:
-    """Write a random Llama of about this size, with the shape of Llama 3 8B's layers at half the width."""
+    """Write a random Llama of about this size, with layers of half the width of those of Llama 3 8B."""
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -67,7 +67,7 @@ def count_bytes(config: dict[str, object]) -> int:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a folder's files and sync them, as converting does."""
+    """Copy the files of a folder and sync them, as the conversion does."""
     shutil.copytree(source, target)
     for path in target.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
@@ -90,7 +90,7 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {"copy": copy, "to-mindformers"
 
 
 def measure(step: str, source: Path, target: Path) -> tuple[float, float]:
-    """Run a step in a process of its own; return its seconds (without Python's start) and its peak memory in GB."""
+    """Run a step in its own process; return its time in seconds (without Python startup) and peak memory in GB."""
     for path in source.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -101,22 +101,22 @@ def measure(step: str, source: Path, target: Path) -> tuple[float, float]:
 
 
 def run_step(step: str, source: Path, target: Path) -> None:
-    """Do a step and print its seconds and the peak memory of this process."""
+    """Run a step and print its time and the peak memory of this process."""
     begin_s = time.perf_counter()
     STEPS[step](source, target)
     seconds = time.perf_counter() - begin_s
-    # Not getrusage: its peak is inherited from the process that started this one.
+    # Not getrusage: its peak is inherited from the parent process.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (peak_kb,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     print(seconds, peak_kb * 1024 / 1e9)
 
 
 def main() -> int:
-    """Print a line for every step; the exit code is 0 when speed and memory keep their limits."""
+    """Print a line per step; the exit code is 0 if speed and memory are within the limits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to work [a temporary folder]")
+    parser.add_argument("--folder", type=Path, help="working folder [a temporary folder]")
     parser.add_argument("--gb", type=float, default=2.0, help="size of the checkpoint [%(default)s]")
-    parser.add_argument("--repeats", type=int, default=3, help="the fastest of so many counts [%(default)s]")
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions, of which the fastest counts [%(default)s]")
     parser.add_argument("--step", nargs=3, metavar=("STEP", "SOURCE", "TARGET"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step:
@@ -127,7 +127,7 @@ def main() -> int:
 
 
 def compare_steps(work: Path, size_gb: float, num_repeats: int) -> int:
-    """Measure all steps on the same files, in turns, and compare."""
+    """Measure all steps on the same files in alternation, and compare."""
     model = work / "model"
     make_model(model, size_gb)
     total_gb = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9
@@ -148,8 +148,8 @@ def compare_steps(work: Path, size_gb: float, num_repeats: int) -> int:
         speed = f"{seconds:6.2f} s  {total_gb / seconds:5.2f} GB/s  {ratio:5.2f} x copy"
         print(f"  {step:15} {speed}  peak {peak_gb[step]:.2f} GB")
         is_good &= ratio >= MIN_SPEED_RATIO and peak_gb[step] < MAX_PEAK_GB
-    print(f"there and back: {'bit-equal' if is_equal else 'NOT EQUAL'}")
-    print(f"limits ({MIN_SPEED_RATIO} x copy, {MAX_PEAK_GB} GB): {'kept' if is_good else 'NOT KEPT'}")
+    print(f"round trip: {'bit-equal' if is_equal else 'NOT EQUAL'}")
+    print(f"limits ({MIN_SPEED_RATIO} x copy, {MAX_PEAK_GB} GB): {'met' if is_good else 'NOT MET'}")
     return 0 if is_good else 1
 
 

@@ -1,1 +1,1 @@
-"""What a run is at a step, and which step to continue from."""
+"""Run state saved with checkpoints, and selection of the checkpoint to resume from."""

@@ -1,4 +1,4 @@
-"""The differences between the settings of two runs, in a few words."""
+"""Compare the fingerprints (settings) of two runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return `key: saved → current` for every leaf in which two fingerprints differ."""
+    """Return `key: saved → current` for every leaf that differs between two fingerprints."""
     saved_leaves, current_leaves = flatten(saved), flatten(current)
     return [
         f"{key}: {saved_leaves.get(key)!r} → {current_leaves.get(key)!r}"
@@ -19,7 +19,7 @@ def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted key → leaf; the items of a list of mappings go by their `name`."""
+    """Return dotted key → leaf; items of a list of mappings are keyed by their `name`."""
     leaves: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{prefix}.{key}" if prefix else str(key)
@@ -33,5 +33,5 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def hash_values(values: Mapping[str, Any]) -> str:
-    """Return a short hash of JSON values, the same for the same content."""
+    """Return a short hash of JSON values that depends only on their content."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

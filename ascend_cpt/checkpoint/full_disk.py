@@ -1,4 +1,4 @@
-"""A full disk is the user's to empty: one line, and no restart that would fill it again."""
+"""Report a full disk as a CptError, which does not cause an automatic restart."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from safetensors import SafetensorError
 
 from ascend_cpt.errors import CheckpointError
 
-FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "the file is too large"}
-# The library has the number in its text only.
-NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
+DISK_FULL_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file is too large",
+}
+# safetensors has the error number only in the message.
+OS_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
 def tell_full_disk(folder: Path, doing: str) -> Iterator[None]:
-    """Turn an error of a full disk in this block into one line about `folder`; other errors pass.
+    """Convert errors caused by a full disk in this block to a CheckpointError; other errors propagate.
 
     Raises:
-        CheckpointError: when the disk is full, or the user may write no more.
+        CheckpointError: the disk is full, or the quota or file size limit is reached.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = FULL.get(_read_number(error))
+        reason = DISK_FULL_REASONS.get(_read_number(error))
         if reason is None:
             raise
         raise CheckpointError(
-            f"{folder}: {reason} while {doing}; free space, then the same command goes on from the newest complete "
-            "checkpoint"
+            f"{folder}: {reason} while {doing}; free space, then run the same command again to resume from the newest "
+            "complete checkpoint"
         ) from error
 
 
 def _read_number(error: OSError | SafetensorError) -> int:
     if isinstance(error, OSError):
         return error.errno or 0
-    match = NUMBER_IN_TEXT.search(str(error))
+    match = OS_ERROR_NUMBER.search(str(error))
     return int(match[1]) if match else 0

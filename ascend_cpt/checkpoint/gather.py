@@ -1,4 +1,4 @@
-"""One checkpoint folder from the parts that nodes saved on disks of their own."""
+"""Combine the parts of a checkpoint that nodes saved on their local disks into one folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ascend_cpt.errors import CheckpointError
 
 
 def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
-    """Copy the files of all parts into the folder `output`, whole or not at all, and return the checkpoint.
+    """Copy the files of all parts to the folder `output` and return the checkpoint. Nothing is left after an error.
 
     Args:
-        parts: For each node its step folder, `checkpoint` folder or run folder (its newest step).
-        output: The new folder; must not exist.
+        parts: Step folder, `checkpoint` folder or run folder (newest step) of each node.
+        output: Folder to create; must not exist.
 
     Raises:
-        CheckpointError: a part is incomplete, of another step or run, or differs from another in a file; the
-            output exists or cannot be written.
+        CheckpointError: a part is incomplete or belongs to another step or run, two parts have different versions
+            of a file, or the output exists or cannot be written.
     """
     if output.exists():
-        raise CheckpointError(f"{output}: exists already; give a new folder")
+        raise CheckpointError(f"{output}: exists already; choose a new folder")
     checkpoints = [locate_checkpoint(part) for part in parts]
     first = checkpoints[0]
     sources: dict[str, Path] = {}
@@ -34,16 +34,16 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
         if checkpoint.state.step != first.state.step:
             raise CheckpointError(
                 f"{checkpoint.folder}: is step {checkpoint.state.step}, {first.folder} is step {first.state.step}; "
-                "name the folders of one step"
+                "give the folders of the same step"
             )
         differences = describe_differences(first.state.fingerprint, checkpoint.state.fingerprint)
         if differences:
-            raise CheckpointError(f"{checkpoint.folder}: is of another run than {first.folder} ({differences[0]})")
+            raise CheckpointError(f"{checkpoint.folder}: belongs to another run than {first.folder} ({differences[0]})")
         for name, size_bytes in checkpoint.state.files.items():
             known = sources.setdefault(name, checkpoint.folder / name)
             if known.stat().st_size != size_bytes:
                 raise CheckpointError(
-                    f"{checkpoint.folder / name}: differs in size from {known}; one of them is damaged"
+                    f"{checkpoint.folder / name}: differs in size from {known}; copy the damaged one again"
                 )
     temporary = output.with_name(f".{output.name}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run to continue from: the newest that is complete."""
+"""Find, check and delete the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ascend_cpt.checkpoint.state import RunState, read_state
 from ascend_cpt.errors import CheckpointError
 
-FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # MindFormers' own name
+FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # as named by MindFormers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ def list_step_folders(checkpoint_root: Path) -> list[tuple[int, Path]]:
 
 
 def check_checkpoint(folder: Path) -> Checkpoint:
-    """Return a checkpoint folder after checking that every file has the size it was saved with.
+    """Return a checkpoint after checking that every file has the size with which it was saved.
 
     Raises:
-        CheckpointError: when it is missing, was not saved to the end, or a file is missing or cut short.
+        CheckpointError: the folder is missing or was not saved completely, or a file is missing or truncated.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
@@ -53,18 +53,18 @@ def check_checkpoint(folder: Path) -> Checkpoint:
 
 
 def find_newest_complete(checkpoint_root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest complete checkpoint of a run, or None, and a line for every newer one that was passed over."""
-    passed_over: list[str] = []
+    """Return the newest complete checkpoint of a run, or None, and a message for each newer incomplete one."""
+    skipped: list[str] = []
     for _, folder in list_step_folders(checkpoint_root):
         try:
-            return check_checkpoint(folder), passed_over
+            return check_checkpoint(folder), skipped
         except CheckpointError as error:
-            passed_over.append(str(error))
-    return None, passed_over
+            skipped.append(str(error))
+    return None, skipped
 
 
 def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[str]]:
-    """Return step → checkpoint of all complete ones of a run, and a line for every one that is not."""
+    """Return the complete checkpoints of a run by step, and a message for each incomplete one."""
     complete: dict[int, Checkpoint] = {}
     incomplete: list[str] = []
     for step, folder in list_step_folders(checkpoint_root):
@@ -76,10 +76,10 @@ def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[st
 
 
 def locate_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint that `path` names: a step's folder, a `checkpoint` folder or a run folder (newest step).
+    """Return the checkpoint at `path`: a step folder, a `checkpoint` folder or a run folder (newest complete step).
 
     Raises:
-        CheckpointError: when there is none there, or none that is complete.
+        CheckpointError: no checkpoint, or none that is complete.
     """
     if not path.exists():
         raise CheckpointError(
@@ -88,9 +88,9 @@ def locate_checkpoint(path: Path) -> Checkpoint:
     if FOLDER_PATTERN.match(path.name):
         return check_checkpoint(path)
     root = path / "checkpoint" if (path / "checkpoint").is_dir() else path
-    found, passed_over = find_newest_complete(root)
+    found, skipped = find_newest_complete(root)
     if found is None:
-        reason = f" ({passed_over[0]})" if passed_over else ""
+        reason = f" ({skipped[0]})" if skipped else ""
         raise CheckpointError(f"{path}: holds no complete checkpoint{reason}")
     return found
 
@@ -100,8 +100,8 @@ def remove_old_checkpoints(
 ) -> list[Path]:
     """Delete all but the newest `keep_last` complete checkpoints (0 keeps all) and return the deleted folders.
 
-    The folder `keep`, just written, always stays, and so do the steps that are multiples of `keep_every_steps`.
-    Incomplete folders older than the newest complete one are deleted as well: they can never be continued from.
+    The folder `keep`, just written, and steps that are multiples of `keep_every_steps` are not deleted. Incomplete
+    folders older than the newest complete one are deleted as well, because they will never be used.
     """
     if keep_last < 1:
         return []
@@ -112,9 +112,9 @@ def remove_old_checkpoints(
         except CheckpointError:
             stays = kept == 0
         else:
-            for_good = keep_every_steps is not None and step % keep_every_steps == 0
-            kept += not for_good
-            stays = for_good or kept <= keep_last or folder == keep
+            is_permanent = keep_every_steps is not None and step % keep_every_steps == 0
+            kept += not is_permanent
+            stays = is_permanent or kept <= keep_last or folder == keep
         if not stays:
             shutil.rmtree(folder)
             deleted.append(folder)

@@ -1,4 +1,4 @@
-"""One run at a time in a run folder."""
+"""Lock of a run folder, so that only one run writes to it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def hold_run_folder(run_dir: Path) -> Iterator[None]:
-    """Keep other runs out of a run folder until the block ends, or the process, however it ends.
+    """Hold the lock of a run folder until the block or the process ends.
 
     Raises:
-        CheckpointError: when another run holds it.
+        CheckpointError: another run holds the lock.
     """
     descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -1,4 +1,4 @@
-"""What a run is at a step, written beside each checkpoint last: a checkpoint without it is not complete."""
+"""State of a run at a step. It is the last file written to a checkpoint; without it a checkpoint is incomplete."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """A run at a step: enough to continue it exactly, and to refuse to continue something else.
+    """State of a run at a step, for resuming it exactly and for detecting changed settings.
 
-    `files` holds the size in bytes of every file of the checkpoint; `position` counts the rows consumed by the whole
-    cluster, from the start of the run.
+    `files` has the size of every file of the checkpoint in bytes; `position` is the number of rows consumed by all
+    ranks since the start of the run.
     """
 
     step: int
@@ -33,7 +33,7 @@ class RunState:
 
 
 def write_state(folder: Path, state: RunState) -> None:
-    """Write the state of a checkpoint folder whole (temporary name, then rename)."""
+    """Write the state to a checkpoint folder atomically (temporary name, then rename)."""
     write_text(folder / STATE_NAME, json.dumps(dataclasses.asdict(state), indent=1) + "\n")
 
 
@@ -41,7 +41,7 @@ def read_state(folder: Path) -> RunState:
     """Return the state of a checkpoint folder.
 
     Raises:
-        CheckpointError: when it has none, or one that cannot be read.
+        CheckpointError: the state is missing or cannot be read.
     """
     path = folder / STATE_NAME
     try:
@@ -54,5 +54,7 @@ def read_state(folder: Path) -> RunState:
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); choose an earlier step") from None
     if state.version != STATE_VERSION:
-        raise CheckpointError(f"{path}: is of version {state.version}, this program reads {STATE_VERSION}")
+        raise CheckpointError(
+            f"{path}: has version {state.version}, expected {STATE_VERSION}; choose another checkpoint"
+        )
     return state

@@ -1,4 +1,4 @@
-"""From YAML file and command line to a checked configuration; all problems are reported at once."""
+"""Load a configuration from a YAML file and the command line. All problems are reported at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MINIMA = {Positive: 1, NotNegative: 0}
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A checked configuration: the recipe and the MindFormers sections beside it."""
+    """A checked configuration: the `cpt` section and the MindFormers sections."""
 
     path: Path
     cpt: CptConfig
@@ -30,7 +30,7 @@ class RunConfig:
     tree: YamlTree
 
     def locate(self, *keys: str) -> str:
-        """Return where a key was written, `file:line` or `command line`."""
+        """Return where a key was set: `file:line` or `command line`."""
         return self.tree.locate(keys)
 
 
@@ -39,10 +39,10 @@ def load_config(
 ) -> RunConfig:
     """Load a configuration file, apply `overrides` (dotted key → value) and check every key and type.
 
-    Mappings among the overrides are merged with the file's, those named in `replace` take their place.
+    Mappings in `overrides` are merged with those in the file; the keys in `replace` are replaced instead of merged.
 
     Raises:
-        ConfigError: naming every problem with its file, line and dotted key.
+        ConfigError: lists every problem with its file, line and dotted key.
     """
     path = Path(path)
     tree = load_yaml_tree(path)
@@ -65,7 +65,7 @@ def load_config(
 
 
 def raise_problems(path: Path, problems: list[str]) -> None:
-    """Raise one ConfigError that names all problems, if there are any."""
+    """Raise one ConfigError that lists all problems, if there are any."""
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
@@ -73,10 +73,10 @@ def raise_problems(path: Path, problems: list[str]) -> None:
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """Return dotted key → value for the texts of `--set a.b=value`.
+    """Parse `--set a.b=value` arguments into a dict of dotted key → value.
 
     Raises:
-        ConfigError: when one has no `=` or its value is not valid YAML.
+        ConfigError: an argument has no `=`, or its value is not valid YAML.
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
@@ -113,7 +113,7 @@ def _overrides_to_tree(overrides: Mapping[str, Any]) -> YamlTree:
 
 
 def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
-    """Return an instance of the dataclass `cls` from a mapping, or None after noting problems."""
+    """Return an instance of the dataclass `cls` built from a mapping; None if problems were added."""
     where = f"{tree.locate(path)}: {'.'.join(path)}"
     if not isinstance(data, Mapping):
         problems.append(f"{where}: expected keys and values, got {data!r}")
@@ -136,7 +136,7 @@ def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[s
 
 
 def convert_value(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
-    """Return `value`, found at `path` of `tree`, as the annotated type, or None after noting a problem."""
+    """Convert `value`, found at `path` in `tree`, to the annotated type; None if a problem was added."""
     if hint is Any:
         return value
     if hint is Tokens:

@@ -1,4 +1,4 @@
-"""The monitoring keys of `cpt:`: validation sets with their alarm, guards, and where records go."""
+"""The monitoring part of the `cpt:` section: validation sets and their alarms, guards, metric sinks."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ OPTIONAL_SINKS = ("tensorboard", "wandb", "swanlab")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSetConfig:
-    """A held-out dataset, and the alarm for forgetting what the base model knew of it."""
+    """A held-out dataset, with an optional alarm for forgetting."""
 
     path: str
-    """Prefix of the dataset, its manifest, or a folder that holds one manifest."""
+    """Prefix of the dataset, its manifest, or a folder that contains one manifest."""
     seq_length: AtLeastOne | None = None
-    """Tokens in a row of an mmap dataset, up to the run's, as without it; a packed one has rows of its own."""
+    """Row length in tokens for an mmap dataset, at most that of the run (the default). Not for MindRecord datasets."""
     max_increase: float | None = None
-    """Alarm when the loss is more than so many nats above its base, the loss before the first step."""
+    """Alarm when the loss is more than this many nats above the loss before the first step."""
     on_increase: str = "warn"
-    """`warn`, or `stop`: save a checkpoint and end the run with exit code 1."""
+    """`warn`, or `stop`: save a checkpoint and exit with code 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Held-out datasets whose loss is computed before the first step, every `every` and after the last step."""
+    """Held-out datasets. Their loss is computed before the first step, at each interval and after the last step."""
 
     sets: dict[str, ValidationSetConfig]
-    """Named packed datasets."""
+    """Packed datasets by name."""
     every: Interval | None = None
-    """How often, in tokens (`1B`) or steps (`100 steps`); without it only before and after the run."""
+    """Interval in tokens (`1B`) or steps (`100 steps`); default: only before and after the run."""
     max_rows: AtLeastOne | None = None
-    """At most this many rows of each set (the first ones), all of them without it."""
+    """Use only the first `max_rows` rows of each set; default: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """What the terminal shows and where the records go besides; metrics.jsonl always has every step."""
+    """Console output and additional metric sinks. Every step is always written to metrics.jsonl."""
 
     print_every_steps: AtLeastOne = 1
-    """A progress line every so many steps."""
+    """Interval of the progress lines, in steps."""
     sinks: tuple[str, ...] = ("tensorboard",)
-    """Any of `tensorboard`, `wandb`, `swanlab`; the last two must be installed."""
+    """Any of `tensorboard`, `wandb` and `swanlab`; the last two must be installed separately."""
     project: str = "ascend_cpt"
-    """The project's name on W&B and SwanLab; the run's name there is `run_name`."""
+    """Project name for W&B and SwanLab; the run is called `run_name`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpikeConfig:
-    """When a value is a spike: more than `sigmas` standard deviations above the mean of the last `window_steps` steps.
+    """A value is a spike if it is more than `sigmas` standard deviations above the mean of `window_steps` steps.
 
-    The rule and its numbers are those of OLMo-core's SkipStepOptimizer. It judges nothing before half a window is full.
+    Rule and defaults are those of OLMo-core's SkipStepOptimizer. No value is checked until half a window is filled.
     """
 
     sigmas: float = 6.0
     """Standard deviations above the mean."""
     window_steps: AtLeastOne = 128
-    """Steps that mean and deviation are taken over."""
+    """Number of steps for mean and standard deviation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What must not reach the weights."""
+    """Guards against bad updates."""
 
     stop_on_non_finite: bool = True
-    """Stop at a NaN or infinite loss or gradient; the rows of that step are saved in the run folder."""
+    """Stop at a NaN or infinite loss or gradient, and save the rows of that step in the run folder."""
     loss_spike: SpikeConfig | None = None
-    """Leave out the update of a step whose loss is a spike (`{}` for the usual numbers)."""
+    """Skip the update of a step whose loss is a spike (`{}` for the defaults)."""
     grad_norm_spike: SpikeConfig | None = None
-    """Leave out the update of a step whose gradient norm is a spike (`{}` for the usual numbers)."""
+    """Skip the update of a step whose gradient norm is a spike (`{}` for the defaults)."""
     max_skips_in_a_row: AtLeastOne = 10
-    """Stop when so many steps, one after the other, were left out."""
+    """Stop after this many consecutive skipped steps."""

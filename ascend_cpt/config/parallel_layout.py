@@ -1,4 +1,4 @@
-"""The parallel layout that a configuration asks for, on a cluster of so many devices."""
+"""The parallel layout of a configuration on a given number of devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ascend_cpt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelLayout:
-    """How the processes of a run share its work; the product of the parallel sizes is `world_size`."""
+    """Parallel sizes of a run; their product is `world_size`."""
 
     world_size: int
     data_parallel: int
@@ -20,10 +20,10 @@ class ParallelLayout:
 
 
 def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
-    """Return the layout of `parallel_config` on `world_size` devices; data_parallel follows from the rest if not given.
+    """Return the layout of `parallel_config` on `world_size` devices; data_parallel is derived if not set.
 
     Raises:
-        ConfigError: when the sizes do not multiply to the world size, or a CPU is asked for more than data parallel.
+        ConfigError: the product of the sizes is not the world size, or a CPU run uses more than data parallelism.
     """
     section = config.mindformers.get("parallel_config") or {}
     tensor = section.get("model_parallel") or 1

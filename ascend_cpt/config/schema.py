@@ -1,4 +1,4 @@
-"""The `cpt:` section of a configuration, as frozen dataclasses. The text under a field is its documentation."""
+"""The `cpt:` section of a configuration as frozen dataclasses. Each field is documented by the string below it."""
 
 from __future__ import annotations
 
@@ -20,151 +20,151 @@ NotNegative = Annotated[int, "not negative"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """A packed dataset, as made by tools/preprocess_data.py."""
+    """A dataset packed by tools/preprocess_data.py."""
 
     path: str
-    """Prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder that holds one manifest."""
+    """Prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder that contains one manifest."""
     max_epochs: float | None = None
-    """At most so many passes over it in the whole run; without it as many as the blend asks for."""
+    """Maximum number of passes over it in the run; default: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchScalingConfig:
-    """The learning rate follows the batch: the peak is given for a batch of `base_tokens` tokens."""
+    """Scales the learning rates, which are given for a batch of `base_tokens` tokens, to the batch of the run."""
 
     rule: str = "sqrt"
-    """`sqrt`: the rates are multiplied by √(tokens of a step / base_tokens)."""
+    """`sqrt`: multiply the rates by √(tokens per step / base_tokens)."""
     base_tokens: Tokens
-    """Tokens in a step of the batch that the given rates belong to."""
+    """Tokens per step for which the rates are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the run."""
+    """Learning-rate schedule."""
 
     preset: str | None = None
-    """`reuse`, `rewarm`, `gentle` or `wsd`: fills in what is not given (docs/recipes.md)."""
+    """`reuse`, `rewarm`, `gentle` or `wsd`: sets the keys that are not given (docs/recipes.md)."""
     kind: str | None = None
     """`cosine` (the default), `linear`, `constant`, `wsd` or `infinite`."""
     peak_lr: float | None = None
-    """Learning rate after the warmup; a preset may derive it from one of the next two."""
+    """Learning rate after the warmup; a preset may derive it from `base_final_lr` or `base_peak_lr`."""
     base_final_lr: float | None = None
-    """The rate with which the base model's pretraining ended, for preset `reuse`."""
+    """Final learning rate of the base model's pretraining, for preset `reuse`."""
     base_peak_lr: float | None = None
-    """The highest rate of the base model's pretraining, for presets `rewarm` and `gentle`."""
+    """Peak learning rate of the base model's pretraining, for presets `rewarm` and `gentle`."""
     final_lr: float | None = None
-    """Learning rate at the last step (0 without it)."""
+    """Learning rate at the last step; default 0."""
     warmup_tokens: Tokens | None = None
-    """Tokens over which the rate rises to the peak."""
+    """Length of the warmup in tokens."""
     warmup_share: float | None = None
-    """The same as a share of the run."""
+    """Length of the warmup as a share of the run."""
     decay_tokens: Tokens | None = None
-    """Length of the last decay of `wsd` and `infinite`, in tokens."""
+    """Length of the final decay of `wsd` and `infinite`, in tokens."""
     decay_share: float | None = None
-    """The same as a share of the run."""
+    """Length of the final decay as a share of the run."""
     decay_shape: str | None = None
-    """Its shape: `linear` (the default), `cosine`, `sqrt` or `exponential`."""
+    """Shape of the final decay: `linear` (the default), `cosine`, `sqrt` or `exponential`."""
     cooldown_tokens: Tokens | None = None
-    """Tokens over which `infinite` falls from the peak to `constant_lr`."""
+    """Length of the cooldown of `infinite` from the peak to `constant_lr`, in tokens."""
     constant_lr: float | None = None
-    """The rate of `infinite` after that."""
+    """Learning rate of `infinite` after the cooldown."""
     cycles: Positive = 1
-    """The shape is run through so many times: re-warming and re-decaying."""
+    """Number of repetitions of the whole shape (re-warming and re-decaying)."""
     batch_scaling: BatchScalingConfig | None = None
-    """Scales the rates with the batch."""
+    """Scaling of the rates with the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UntilConfig:
-    """Where a phase ends; one of the two."""
+    """End of a phase. Set exactly one of the fields."""
 
     tokens: Tokens | None = None
-    """At so many tokens from the start of the run."""
+    """Tokens from the start of the run."""
     lr_fraction: float | None = None
-    """Where the learning rate has fallen to this fraction of its peak."""
+    """Fraction of the peak to which the learning rate has decayed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
-    """A part of the run with a blend of its own. The last one goes on to the end of the run."""
+    """A part of the run with its own blend. The last phase lasts until the end of the run."""
 
     name: str
-    """For the progress lines and the report."""
+    """Name in the progress lines and the report."""
     tokens: Tokens | None = None
     """Length of the phase in tokens."""
     until: UntilConfig | None = None
-    """Or where it ends."""
+    """End of the phase, instead of `tokens`."""
     blend: dict[str, float] = field(default_factory=dict)
-    """Weight of each source that takes part; they need not add up to 1. May be left out with a single source."""
+    """Weight of each source in the phase; the sum need not be 1. Optional with a single source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """A source of the base model's kind of data that is mixed into every phase against forgetting."""
+    """Data like that of the base model's pretraining, mixed into every phase to reduce forgetting."""
 
     source: str
     """Name of the source."""
     fraction: float
-    """Its share of every phase, the others are scaled down: 0.05 for a weak shift, 0.25 for a strong one."""
+    """Share in every phase; the other sources are scaled down. 0.05 for a weak shift, 0.25 for a strong one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written and how many are kept. The last step always writes one."""
+    """Interval and retention of checkpoints. A checkpoint is always saved at the last step."""
 
     every: Interval | None = None
-    """How often, in tokens (`5B`) or steps (`1000 steps`); without it only at the end."""
+    """Interval in tokens (`5B`) or steps (`1000 steps`); default: only at the end."""
     keep_last: NotNegative = 3
     """Number of newest complete checkpoints to keep; 0 keeps all."""
     keep_every: Interval | None = None
-    """Checkpoints at multiples of this are kept for good, beside the newest ones."""
+    """Checkpoints at multiples of this interval are never deleted."""
     background: bool = False
-    """Train on while the files are written, from a copy of model and optimizer in the memory of each process."""
+    """Write checkpoints in the background, from a copy of model and optimizer state in host memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """Where the nodes of a job keep data and output."""
+    """Storage of data and output in a job of several nodes."""
 
     shared: bool = True
-    """True: all nodes see the same folders. False (`--no-shared-storage`): each holds its own data and output."""
+    """True: all nodes see the same folders. False (`--no-shared-storage`): each node has its own data and output."""
     verify_data: bool = True
-    """Without shared storage: compare the content of every data file with its checksum, once per node and file."""
+    """Without shared storage: verify the checksum of every data file, once per node and file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CptConfig:
-    """The recipe of a continued-pretraining run."""
+    """Configuration of a continued-pretraining run."""
 
     run_name: str | None = None
-    """Name of the run folder under `output_dir`; the configuration file's name without it."""
+    """Name of the run folder in `output_dir`; default: the name of the configuration file."""
     init_from: str | None = None
-    """`random`, or a Hugging Face folder, or a run or checkpoint folder, whose weights this run starts from."""
+    """Initial weights: `random`, a Hugging Face folder, or a run or checkpoint folder."""
     seq_length: Positive
-    """Tokens in a training row; must be the sequence length that the datasets were packed with."""
+    """Tokens per training row; must be the sequence length with which the datasets were packed."""
     document_attention: str = "across"
-    """`across`: a token sees all of its row before it; `within`: only its own document, whose positions start at 0."""
+    """`across`: a token attends to all earlier tokens of its row; `within`: only to those of its own document."""
     global_batch_size: Positive
-    """Rows in one optimizer step over the whole cluster."""
+    """Rows per optimizer step over all devices."""
     train_tokens: Tokens | None = None
-    """Token budget; without it the sum of the phases, or `runner_config.epochs` passes over the data."""
+    """Token budget; default: the sum of the phases, or `runner_config.epochs` passes over the data."""
     schedule: ScheduleConfig | None = None
-    """The learning rate; without it MindFormers' own `lr_schedule` section."""
+    """Learning-rate schedule; default: the `lr_schedule` section of MindFormers."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """Named datasets to train on."""
+    """Training datasets by name."""
     phases: tuple[PhaseConfig, ...] = ()
-    """Parts of the run with blends of their own; without them all rows of all sources are shuffled together."""
+    """Parts of the run with their own blends; default: all rows of all sources are shuffled together."""
     replay: ReplayConfig | None = None
-    """Data that is replayed in every phase."""
+    """Replay data."""
     validation: ValidationConfig | None = None
-    """Named held-out datasets."""
+    """Held-out datasets."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Checkpoint intervals."""
+    """Checkpoint interval and retention."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    """Progress output."""
+    """Console output and metric sinks."""
     guards: GuardConfig = field(default_factory=GuardConfig)
-    """What must not reach the weights."""
+    """Guards against bad updates."""
     storage: StorageConfig = field(default_factory=StorageConfig)
-    """Shared or node-local disks."""
+    """Shared or node-local storage."""
     pad_length: int | None = None
-    """Accepted and without effect: rows are packed; only the last row of each file is padded."""
+    """Accepted, without effect: rows are packed to `seq_length`, and only the last row of each file is padded."""

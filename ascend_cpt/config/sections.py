@@ -1,4 +1,4 @@
-"""Checks of the MindFormers sections: unknown keys and wrong types, which MindFormers itself lets pass."""
+"""Check the MindFormers sections for unknown keys and wrong types, which MindFormers does not check."""
 
 from __future__ import annotations
 
@@ -59,20 +59,24 @@ SWITCH_BY_STAGE_KEYS = {"recompute_config": ["recompute"]}
 
 @lru_cache(maxsize=1)
 def load_key_table() -> Mapping[str, Any]:
-    """Return the checked-in table of the keys that MindFormers understands."""
+    """Return the checked-in table of the keys that MindFormers accepts."""
     table: Mapping[str, Any] = json.loads(KEY_TABLE_PATH.read_text(encoding="utf-8"))
     return table
 
 
 def check_sections(sections: dict[str, Any], tree: YamlTree, problems: list[str]) -> None:
-    """Note every unknown key and wrong type in the MindFormers sections; numbers written as text become numbers."""
+    """Add a problem for every unknown key and wrong type. Numbers written as text are converted in place."""
     table = load_key_table()
     _check_keys(sections, (), tree, table["sections"], set(table["open"]), problems)
     for names, words, convert in (
         (INT_KEYS, "a whole number above 0", _to_positive),
         (COUNT_KEYS, "a whole number of at least 0", _to_count),
         (BOOL_KEYS, "True or False", _to_bool),
-        (SWITCH_BY_STAGE_KEYS, "True, False or a list: for each pipeline stage that or a number of layers", _to_switch),
+        (
+            SWITCH_BY_STAGE_KEYS,
+            "True, False or a list with one entry (True, False or number of layers) per pipeline stage",
+            _to_switch,
+        ),
         (FLOAT_KEYS, "a number", parse_float),
         (TEXT_KEYS, "text", _to_text),
     ):
@@ -80,7 +84,7 @@ def check_sections(sections: dict[str, Any], tree: YamlTree, problems: list[str]
 
 
 def find_section(sections: Mapping[str, Any], dotted: str) -> Any:
-    """Return the mapping at a dotted path, or None where there is none."""
+    """Return the mapping at a dotted path, or None."""
     node: Any = sections
     for key in dotted.split(".") if dotted else []:
         node = node.get(key) if isinstance(node, Mapping) else None
@@ -88,7 +92,7 @@ def find_section(sections: Mapping[str, Any], dotted: str) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean ...?)` for the most similar known name, or an empty text."""
+    """Return `; did you mean ...?` with the most similar known name, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 

@@ -1,4 +1,4 @@
-"""The file that names the stages of a training. The text under a field is its documentation."""
+"""The file that lists the stages of a training. Each field is documented by the string below it."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from ascend_cpt.config.yaml_file import load_yaml_tree
 from ascend_cpt.errors import ConfigError
 
 KEY = "stages"
-# What a stage is given by the one before it.
+# Set from the previous stage.
 INHERITED_KEYS = ("cpt.init_from", "load_checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdvanceConfig:
-    """When the next stage may start."""
+    """Condition for starting the next stage."""
 
     set: str
-    """A validation set of this stage and of the first one: the same dataset, packed with short rows."""
+    """Name of a validation set that this stage and the first stage share, packed with short rows."""
     max_increase: float
-    """Its loss after this stage is at most so many nats above the base: what it was before the first stage."""
+    """Maximum increase of its loss, in nats, from before the first stage to after this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One run among those that follow one another."""
+    """One run in a sequence of runs."""
 
     name: str
-    """Its run folder is called after the file and this name."""
+    """Name of the stage; part of the name of its run folder."""
     config: str
-    """The configuration, relative to this file."""
+    """Path of the configuration, relative to the stage file."""
     set: dict[str, Any] = field(default_factory=dict)
-    """Dotted keys that this stage sets otherwise, as with --set."""
+    """Overrides of configuration keys (dotted key → value), as with --set."""
     advance_when: AdvanceConfig | None = None
-    """Without it the next stage starts as soon as this one is complete."""
+    """Condition for starting the next stage; default: this stage is complete."""
 
 
 def load_stages(path: Path) -> tuple[StageConfig, ...]:
-    """Return the stages that a file names, in order.
+    """Return the stages of a file, in order.
 
     Raises:
-        ConfigError: naming every problem with its file and line.
+        ConfigError: lists every problem with its file and line.
     """
     tree = load_yaml_tree(path)
     problems = [
         f"{tree.locate((key,))}: {key}: unknown key{nearest(key, (KEY,))}" for key in map(str, tree.data) if key != KEY
     ]
     if not tree.data.get(KEY):
-        raise ConfigError(f"{path}: names no {KEY}; see docs/long_context.md")
+        raise ConfigError(f"{path}: has no `{KEY}:`; add the list of stages (see docs/long_context.md)")
     stages: tuple[StageConfig, ...] = convert_value(tuple[StageConfig, ...], tree.data[KEY], (KEY,), tree, problems)
     raise_problems(path, problems)
     seen: set[str] = set()
     for index, stage in enumerate(stages):
         where = f"{tree.locate((KEY, str(index), 'name'))}: stage {stage.name!r}"
         if not re.fullmatch(r"[\w.-]+", stage.name):
-            problems.append(f"{where}: becomes part of a folder's name; use letters, digits, '_', '-' and '.'")
+            problems.append(f"{where}: becomes part of a folder's name; use only letters, digits, '_', '-' and '.'")
         if stage.name in seen:
-            problems.append(f"{where}: is named twice")
+            problems.append(f"{where}: is named twice; rename one")
         seen.add(stage.name)
         problems += [
             f"{where}: sets {key}, but starts from the stage before it; remove the key"
@@ -69,6 +69,6 @@ def load_stages(path: Path) -> tuple[StageConfig, ...]:
             if index and key in stage.set
         ]
         if stage.advance_when is not None and index == len(stages) - 1:
-            problems.append(f"{where}: advance_when in the last stage: nothing comes after it; remove it")
+            problems.append(f"{where}: advance_when in the last stage has no effect; remove it")
     raise_problems(path, problems)
     return stages

@@ -1,4 +1,4 @@
-"""Values as people write them in a recipe: `300B` tokens, `1e-5`, `every: 100 steps`."""
+"""Parse and format values of a configuration: `300B` tokens, `1e-5`, `every: 100 steps`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _INTERVAL_PATTERN = re.compile(r"^\s*(.+?)\s*(steps?|tokens?)?\s*$")
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """How often something happens: every `count` tokens or every `count` steps."""
+    """An interval of `count` tokens or `count` steps."""
 
     count: int
     unit: str  # "tokens" or "steps"
 
     def to_steps(self, tokens_per_step: int) -> int:
-        """Return the interval in optimizer steps, at least 1 (tokens are rounded to the nearest step)."""
+        """Return the interval in optimizer steps, rounded to the nearest step and at least 1."""
         if self.unit == "steps":
             return self.count
         return max(1, round(self.count / tokens_per_step))
@@ -29,17 +29,17 @@ class Interval:
 
 
 def to_steps(interval: Interval | None, tokens_per_step: int) -> int | None:
-    """Return an interval that may not be given in optimizer steps."""
+    """Return an optional interval in optimizer steps."""
     return None if interval is None else interval.to_steps(tokens_per_step)
 
 
 def parse_count(value: object) -> int:
-    """Return a whole number from `300B`, `1.6M`, `1_638_400`, `1e9` or an int.
+    """Parse a whole number: `300B`, `1.6M`, `1_638_400`, `1e9` or an int.
 
     K, M, B (or G) and T stand for 10^3, 10^6, 10^9 and 10^12.
 
     Raises:
-        ValueError: when it is no such number, is negative or is not whole.
+        ValueError: not a number of this form, negative, or not whole.
     """
     if isinstance(value, bool):
         raise ValueError(f"expected a number such as 300B, got {value!r}")
@@ -59,10 +59,10 @@ def parse_count(value: object) -> int:
 
 
 def parse_interval(value: object) -> Interval:
-    """Return an `Interval` from `1B`, `4M tokens`, `100 steps` or a number (tokens).
+    """Parse an interval: `1B`, `4M tokens`, `100 steps` or a number of tokens.
 
     Raises:
-        ValueError: when it is no such interval or is zero.
+        ValueError: not an interval of this form, or zero.
     """
     match = _INTERVAL_PATTERN.match(value) if isinstance(value, str) else None
     text, unit = (match[1], match[2] or "tokens") if match else (value, "tokens")
@@ -73,10 +73,10 @@ def parse_interval(value: object) -> Interval:
 
 
 def parse_float(value: object) -> float:
-    """Return a float from a number or from text such as `1e-5` (which YAML 1.1 reads as text).
+    """Parse a float from a number or from text such as `1e-5`, which YAML 1.1 reads as a string.
 
     Raises:
-        ValueError: when it is no number.
+        ValueError: not a number.
     """
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {value!r}")
@@ -91,21 +91,20 @@ def parse_float(value: object) -> float:
 
 
 def format_count(count: float) -> str:
-    """Return a count for people: 950, 40.9K, 1.64M, 300B."""
-    if count >= 1000:
-        return "".join(_scale(count, ("K", "M", "B", "T")))
-    return f"{count:.3g}" if isinstance(count, float) else str(count)
+    """Return a count rounded to three digits: 950, 40.9K, 1.64M, 300B."""
+    return _shorten(count, ("", "K", "M", "B", "T"))
 
 
 def format_bytes(count: float) -> str:
-    """Return a size for people, in decimal units: 950 B, 40.9 KB, 17.3 MB, 865 GB."""
-    return " ".join(_scale(count, ("KB", "MB", "GB", "TB"))) if count >= 1000 else f"{count:.0f} B"
+    """Return a size rounded to three digits, in decimal units: 950 B, 40.9 KB, 17.3 MB, 865 GB."""
+    return _shorten(round(count), (" B", " KB", " MB", " GB", " TB"))
 
 
-def _scale(count: float, suffixes: tuple[str, ...]) -> tuple[str, str]:
-    """Return a count of at least 1000 in three digits, and its suffix: 999,999 is 1M, never 1e+03K."""
-    for power, suffix in enumerate(suffixes, start=1):
-        text = f"{count / 1000**power:.3g}"
-        if float(text) < 1000:
-            return text, suffix
-    return f"{count / 1000 ** len(suffixes):,.0f}", suffixes[-1]
+def _shorten(number: float, units: tuple[str, ...]) -> str:
+    """Return a number rounded to three digits in the largest unit (steps of 1000) that it reaches."""
+    number = float(f"{number:.3g}")  # rounded before the unit is chosen: 999,999 is 1M, not 1000K
+    exponent = next((k for k in range(len(units) - 1, 0, -1) if abs(number) >= 1000**k), 0)
+    text = f"{number / 1000**exponent:.3g}"
+    if "e" in text:
+        text = f"{number / 1000**exponent:,.0f}"
+    return text + units[exponent]

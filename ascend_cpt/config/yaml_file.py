@@ -1,6 +1,6 @@
-"""YAML files with `base_config`, with the file and line of every key, so that an error can name them.
+"""Load YAML files with `base_config`, keeping the file and line of every key for error messages.
 
-`1e-5` is a number here, as in YAML 1.2: PyYAML by itself reads it as text.
+`1e-5` is read as a number, as in YAML 1.2; PyYAML alone reads it as a string.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ KeyPath = tuple[str, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader in which every YAML 1.2 float is a float."""
+    """Safe loader that reads all YAML 1.2 floats."""
 
 
-# A class of its own list: the resolver must not leak into yaml.SafeLoader.
+# A copy, so that the resolver is not added to yaml.SafeLoader.
 _Loader.yaml_implicit_resolvers = {key: list(items) for key, items in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -36,13 +36,13 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True, kw_only=True)
 class YamlTree:
-    """A merged configuration and where each of its keys was written."""
+    """A merged configuration and the location of each of its keys."""
 
     data: dict[str, Any]
     origins: dict[KeyPath, str] = field(default_factory=dict)
 
     def locate(self, path: KeyPath) -> str:
-        """Return `file:line` of the key, or of its nearest parent that was written."""
+        """Return `file:line` of the key, or of its nearest parent with a location."""
         while path:
             if path in self.origins:
                 return self.origins[path]
@@ -51,10 +51,10 @@ class YamlTree:
 
 
 def load_yaml_tree(path: Path) -> YamlTree:
-    """Load a YAML file and the files that its `base_config` names (later ones and the file itself win).
+    """Load a YAML file and the files in its `base_config`. Later files override earlier ones, the file itself all.
 
     Raises:
-        ConfigError: missing file, broken YAML, a key written twice, or `base_config` files that include each other.
+        ConfigError: missing file, invalid YAML, duplicate key, or `base_config` files that include each other.
     """
     return _load(path, ())
 
@@ -70,7 +70,7 @@ def _load(path: Path, parents: tuple[Path, ...]) -> YamlTree:
         return own
     names = [bases] if isinstance(bases, str) else bases
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{own.locate((BASE_KEY,))}: {BASE_KEY} must be a file name or a list of them")
+        raise ConfigError(f"{own.locate((BASE_KEY,))}: {BASE_KEY} must be a file name or a list of file names")
     merged = YamlTree(data={}, origins={(): str(path)})
     for name in names:
         base_path = path.parent / name
@@ -106,7 +106,7 @@ def _collect_origins(node: yaml.Node | None, prefix: KeyPath, path: Path, origin
             here = (*prefix, str(key_node.value))
             location = f"{path}:{key_node.start_mark.line + 1}"
             if here in seen:
-                raise ConfigError(f"{location}: {'.'.join(here)} is written twice; remove one of them")
+                raise ConfigError(f"{location}: {'.'.join(here)} is set twice; remove one")
             seen.add(here)
             origins[here] = location
             _collect_origins(value_node, here, path, origins)
@@ -118,7 +118,7 @@ def _collect_origins(node: yaml.Node | None, prefix: KeyPath, path: Path, origin
 
 
 def merge_trees(base: YamlTree, override: YamlTree) -> YamlTree:
-    """Return `base` with `override` merged over it: mappings key by key, everything else replaced whole."""
+    """Merge `override` into `base`: mappings are merged key by key, other values are replaced."""
     return YamlTree(data=_merge(base.data, override.data), origins={**base.origins, **override.origins})
 
 
@@ -131,10 +131,10 @@ def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
 
 
 def parse_yaml_value(text: str) -> Any:
-    """Return the value that `text` would have in a YAML file (for `--set a.b=text`).
+    """Parse `text` as a YAML value (for `--set a.b=text`).
 
     Raises:
-        ValueError: when it is not valid YAML.
+        ValueError: not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)

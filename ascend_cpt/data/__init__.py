@@ -1,1 +1,1 @@
-"""Raw text to packed datasets: readers, handlers, tokenizers, packing, MindRecord, manifest, pipeline."""
+"""Preprocessing: read, tokenize and pack text into datasets."""

@@ -1,4 +1,4 @@
-"""What decides the content of a dataset, compared between a run and what an earlier one left behind."""
+"""The identity of a dataset: everything that determines its content. Used to detect finished or changed output."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 
 Identity = dict[str, Any]
-"""As JSON: `settings`, `sources` and `tokenizer`, which are entries of the manifest as well."""
+"""JSON values with the keys `settings`, `sources` and `tokenizer`, as in the manifest."""
 
-# Key in the manifest → attribute of PreprocessSettings. The keys stay as they are: finished datasets hold them.
+# Key in the manifest → attribute of PreprocessSettings. Keys must not change: they are stored in datasets.
 _DECISIVE_SETTINGS = {
     "json_keys": "json_keys",
     "seq_length": "seq_length",
@@ -39,7 +39,7 @@ def make_identity(
     tokenizer: TokenizerInfo,
     filters: dict[str, Any] | None,
 ) -> Identity:
-    """The identity of the dataset that this run makes; `handler` and `filters` are their descriptions."""
+    """Return the identity of the dataset that this run creates; `handler` and `filters` are descriptions."""
     record = {
         "settings": {key: getattr(settings, name) for key, name in _DECISIVE_SETTINGS.items()}
         | {"handler": handler, "filters": filters},
@@ -50,22 +50,22 @@ def make_identity(
 
 
 def identity_of(manifest: Manifest) -> Identity:
-    """The identity of a finished dataset."""
+    """Return the identity of a finished dataset."""
     record = dataclasses.asdict(manifest)
     return _through_json({name: record[name] for name in ("settings", "sources", "tokenizer")})
 
 
 def hash_identity(identity: Identity) -> str:
-    """SHA-256 of the identity."""
+    """Return the SHA-256 of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def describe_difference(before: Identity, now: Identity) -> str:
-    """What changed, in words; empty when nothing did. The tokenizer's name may change: its fingerprint counts."""
+    """Describe the first difference; empty if there is none. Tokenizers are compared by fingerprint, not name."""
     for part in ("settings", "tokenizer"):
         for name in sorted({*before[part], *now[part]} - {"name"}):
             old, new = before[part].get(name), now[part].get(name)
-            # What an earlier version did not know was not done.
+            # A setting missing in an older dataset was off.
             if (old or None) != (new or None):
                 return f"{part}: {name} was {old!r} and is {new!r}"
     return _describe_sources(before["sources"], now["sources"])
@@ -78,7 +78,7 @@ def _describe_sources(before: list[dict[str, Any]], now: list[dict[str, Any]]) -
     new = {source["path"]: source["fingerprint"] for source in now}
     for path in sorted({*old, *new}):
         if path not in new:
-            return f"input: {path} is gone"
+            return f"input: {path} is missing"
         if path not in old:
             return f"input: {path} is new"
         if old[path] != new[path]:
@@ -87,6 +87,6 @@ def _describe_sources(before: list[dict[str, Any]], now: list[dict[str, Any]]) -
 
 
 def _through_json(record: Identity) -> Identity:
-    """As it comes back from a file: tuples as lists."""
+    """Return the record as read back from JSON (tuples become lists)."""
     result: Identity = json.loads(json.dumps(record))
     return result

@@ -1,4 +1,4 @@
-"""Inspects a packed dataset: its documents, its agreement with the manifest, and its statistics."""
+"""Inspect a packed dataset: read its documents, verify it against its manifest, compute statistics."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _BAR_CHARS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What the ids of a dataset look like."""
+    """Statistics of a dataset."""
 
     lengths: npt.NDArray[np.int64]
-    """Tokens of each document, EOD included; empty where documents are not marked."""
+    """Tokens per document including EOD; empty if documents are not separated by EOD."""
     token_counts: npt.NDArray[np.int64]
-    """How often each id is there, padding not counted; of shape [vocabulary size]."""
+    """Occurrences of each id without padding, shape [vocab_size]."""
 
     @property
     def length_bins(self) -> list[tuple[int, int]]:
-        """(smallest length, number of documents) of bins that double in width."""
+        """(smallest length, number of documents) of each bin; bins double in width."""
         if not self.lengths.size:
             return []
         exponents = np.floor(np.log2(np.maximum(self.lengths, 1))).astype(np.int64)
@@ -41,7 +41,7 @@ class Statistics:
 
 
 def iter_stream(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
-    """Yield the real tokens of a shard in order, in parts of bounded size."""
+    """Yield the tokens of a shard in order, without padding, in chunks of bounded size."""
     path = manifest.folder / shard.file
     if manifest.output_format != MINDRECORD:
         reader = IndexedReader(str(path).removesuffix(DATA_SUFFIX))
@@ -56,7 +56,7 @@ def iter_stream(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
 
 
 def iter_shard_documents(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
-    """Yield the documents of a shard, each with its EOD; one without an EOD at the end comes last."""
+    """Yield the documents of a shard, each with its EOD; the last one may lack it."""
     parts: list[Ids] = []
     for stream in iter_stream(manifest, shard):
         begin = 0
@@ -69,10 +69,10 @@ def iter_shard_documents(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
 
 
 def verify(manifest: Manifest) -> None:
-    """Read everything and compare it with the manifest.
+    """Read all files and compare them with the manifest.
 
     Raises:
-        DataError: naming the first file that is damaged or holds something else.
+        DataError: a file is damaged or differs from the manifest.
     """
     check_shards(manifest, checksums=True)
     for shard in manifest.shards:
@@ -86,13 +86,13 @@ def verify(manifest: Manifest) -> None:
             num_tokens += stream.size
             num_ends += int((stream == manifest.tokenizer.eod_id).sum())
         if num_tokens != shard.num_tokens:
-            raise DataError(f"{path}: holds {num_tokens} tokens, but by the manifest {shard.num_tokens}")
+            raise DataError(f"{path}: holds {num_tokens} tokens, expected {shard.num_tokens} by its manifest")
         if _marks_documents(manifest) and not shard.dropped_tokens and num_ends != shard.num_documents:
-            raise DataError(f"{path}: holds {num_ends} documents, but by the manifest {shard.num_documents}")
+            raise DataError(f"{path}: holds {num_ends} documents, expected {shard.num_documents} by its manifest")
 
 
 def compute_statistics(manifest: Manifest) -> Statistics:
-    """Count lengths and tokens over the whole dataset."""
+    """Compute document lengths and token counts of the whole dataset."""
     token_counts = np.zeros(manifest.tokenizer.vocab_size, np.int64)
     lengths: list[npt.NDArray[np.int64]] = []
     for shard in manifest.shards:
@@ -107,10 +107,10 @@ def compute_statistics(manifest: Manifest) -> Statistics:
 
 
 def format_histogram(statistics: Statistics) -> str:
-    """The distribution of document lengths as text."""
+    """Return a text histogram of document lengths."""
     bins = statistics.length_bins
     if not bins:
-        return "documents are not marked (packed without EOD)"
+        return "document lengths are unknown (packed without EOD)"
     most = max(count for _, count in bins)
     lines = [
         f"{smallest:>9}-{2 * smallest - 1:<9} {count:>9} {'#' * -(-_BAR_CHARS * count // most)}"
@@ -120,7 +120,7 @@ def format_histogram(statistics: Statistics) -> str:
 
 
 def draw_histograms(statistics: Statistics, path: Path) -> None:
-    """Draw the lengths of documents, and how often tokens are there by rank, to a PNG file."""
+    """Plot document lengths and token frequencies by rank to a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -129,7 +129,7 @@ def draw_histograms(statistics: Statistics, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     bins = statistics.length_bins
     left.bar([str(smallest) for smallest, _ in bins], [count for _, count in bins])
-    left.set(xlabel="tokens in document (at least)", ylabel="documents", title="Lengths of documents")
+    left.set(xlabel="tokens in document (at least)", ylabel="documents", title="Document lengths")
     left.tick_params(axis="x", rotation=60)
     counts = np.sort(statistics.token_counts[statistics.token_counts > 0])[::-1]
     right.loglog(np.arange(1, counts.size + 1), counts)
@@ -140,13 +140,13 @@ def draw_histograms(statistics: Statistics, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=100)
     except OSError as error:
-        raise DataError(f"{path}: the picture cannot be written: {error.strerror}") from error
+        raise DataError(f"{path}: the plot cannot be written: {error.strerror}") from error
     finally:
         plt.close(figure)
 
 
 def _marks_documents(manifest: Manifest) -> bool:
-    """Whether EODs are where documents end, and nowhere else."""
+    """Return whether EOD occurs exactly at the end of each document."""
     return bool(manifest.settings.get("append_eod")) and not manifest.settings.get("parse_special_tokens")
 
 
@@ -159,6 +159,6 @@ def _verify_rows(manifest: Manifest, shard: Shard, path: Path) -> None:
         num_rows += len(rows)
         last = rows[-1]
     if num_rows != shard.num_rows:
-        raise DataError(f"{path}: holds {num_rows} rows, but by the manifest {shard.num_rows}")
+        raise DataError(f"{path}: holds {num_rows} rows, expected {shard.num_rows} by its manifest")
     if shard.tail_tokens and (last[shard.tail_tokens :] != manifest.tokenizer.pad_id).any():
-        raise DataError(f"{path}: the last row is not padded after {shard.tail_tokens} tokens as the manifest has it")
+        raise DataError(f"{path}: the last row is not padded after {shard.tail_tokens} tokens")

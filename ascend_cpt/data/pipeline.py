@@ -1,4 +1,4 @@
-"""Preprocessing from end to end: find the input, cut it into shards, pack these on worker processes, commit."""
+"""The preprocessing pipeline: find the input, split it into shards, pack them in worker processes, commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from ascend_cpt.data.packed.shard_writers import MINDRECORD
 from ascend_cpt.data.preview import preview_texts
 from ascend_cpt.data.readers.documents import Reject
 from ascend_cpt.data.readers.formats import ReadOptions, load_reader
-from ascend_cpt.data.readers.handlers import describe_handler, is_known, joins_records, load_handler, needed_columns
+from ascend_cpt.data.readers.handlers import (
+    describe_handler,
+    is_built_in,
+    joins_records,
+    load_handler,
+    needed_columns,
+)
 from ascend_cpt.data.readers.input_files import InputFile, find_input_files, fingerprint_file
 from ascend_cpt.data.readers.spans import split_input
 from ascend_cpt.data.rejects import check_rejects, count_kinds, write_rejects
@@ -31,7 +37,7 @@ from ascend_cpt.data.shards.batches import INDEXED_FORMAT
 from ascend_cpt.data.shards.documents import LISTING_FILE
 from ascend_cpt.data.shards.pack import ShardResult, pack_shard
 from ascend_cpt.data.shards.progress import ProgressReporter
-from ascend_cpt.data.shards.ray_workers import run_subs_on_ray
+from ascend_cpt.data.shards.ray_workers import run_shards_on_ray
 from ascend_cpt.data.shards.task import ShardTask
 from ascend_cpt.data.shards.workers import run_shards
 from ascend_cpt.data.tokenizing.base import TokenizerFile
@@ -47,19 +53,19 @@ _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoke
 def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Manifest]:
     """Pack the input into one dataset per key and return their manifests.
 
-    With `sub_range` only those shards are done, and no manifest is made. With `fork` workers start in no time, as
-    copies of this process; only for a process that does nothing else: no threads, no MindSpore.
+    With `sub_range` only those shards are packed and no manifest is written. With `fork` workers are forked from this
+    process, which starts them faster but is only safe in a process without other threads and without MindSpore.
 
-    A dataset that is there, whole, and made of the same input with the same settings is reused.
+    A complete dataset of the same input and settings is reused.
 
     Raises:
-        DataError: bad input, too many bad records, or output that is there and differs.
+        DataError: bad input, too many bad records, or existing output that differs.
     """
-    # One process per core is the parallelism; libraries' own threads would only get in each other's way.
+    # There is one process per core; additional threads in libraries would compete with them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
-    fork = fork and is_known(handler)
+    fork = fork and is_built_in(handler)
     options = ReadOptions(
         columns=needed_columns(handler, settings.json_keys),
         txt_documents=settings.txt_documents,
@@ -73,19 +79,26 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     )
     if settings.append_bos and tokenizer.info.bos_id is None:
         raise DataError(f"--append-bos: the tokenizer {settings.tokenizer_path} has no BOS token")
-    plan = None if settings.filters_path is None else load_filters(settings.filters_path)
-    filters = None if plan is None else plan.describe()
-    identity = make_identity(settings, describe_handler(handler), _describe_sources(files), tokenizer.info, filters)
+    filters = None if settings.filters_path is None else load_filters(settings.filters_path)
+    identity = make_identity(
+        settings,
+        describe_handler(handler),
+        _describe_sources(files),
+        tokenizer.info,
+        None if filters is None else filters.describe(),
+    )
     with workspace.lock_output(settings):
         finished = workspace.find_finished(settings, identity)
         if finished:
             logger.info("%s: already done, reusing", settings.output_prefix)
             return finished
-        if plan is not None:
-            check_installed(plan)
+        if filters is not None:
+            check_installed(filters)
         if files[0].format == INDEXED_FORMAT:
             if settings.selects:
-                raise DataError("--drop-duplicates, --filters: the input holds ids; they need text")
+                raise DataError(
+                    "--drop-duplicates, --filters: they need text, but the input holds token ids; remove the flags"
+                )
             engine = EngineChoice(name="none", version="", check="the input holds ids")
         else:
             sample = preview_texts(files, handler, settings.json_keys, options)
@@ -93,7 +106,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
             logger.info("tokenizing with %s %s (%s)", engine.name, engine.version, engine.check)
         work = workspace.open_work_folder(settings, identity)
         tasks = _make_tasks(settings, identity, files, options, tokenizer, engine, work)
-        tasks = select_documents(settings, tasks, plan, work, fork)
+        tasks = select_documents(settings, tasks, filters, work, fork)
         if settings.sub_range is not None:
             _run_shards(settings, tasks[slice(*settings.sub_range)], fork)
             logger.info(
@@ -143,7 +156,7 @@ def _make_tasks(
         drop_tail=settings.tail == "drop",
     )
     run = hash_identity(identity)
-    # MindFormers sorts file names as text: numbers of one width keep the order.
+    # MindFormers sorts file names as strings: zero-padding keeps the order.
     width = len(str(settings.num_shards - 1))
     prefixes = [os.path.basename(settings.dataset_prefix(key)) for key in settings.json_keys]
     return [
@@ -169,7 +182,7 @@ def _make_tasks(
 
 
 def _run_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask], fork: bool) -> list[ShardResult]:
-    """Do the shards that are not done yet; return the results of all in order."""
+    """Pack the shards that are not finished yet; return the results of all shards in order."""
     results = workspace.load_finished_shards(settings, tasks)
     if results:
         logger.info("%d of %d shards were finished before and are kept", len(results), len(tasks))
@@ -178,7 +191,7 @@ def _run_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask], fork: 
     begin_s = time.monotonic()
     try:
         if settings.engine == "ray" and todo:
-            results |= run_subs_on_ray(todo, settings.ray_address, progress.show)
+            results |= run_shards_on_ray(todo, settings.ray_address, progress.show)
         else:
             results |= run_shards(pack_shard, todo, settings.workers, progress.show, fork=fork)
     finally:

@@ -1,4 +1,4 @@
-"""A look at the first documents, before any work: are the keys there, and what does this corpus look like?"""
+"""Read some documents before preprocessing, to check the keys and to get sample texts for the engine check."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _FILE_CHARS = 16384
 
 
 def preview_texts(files: Sequence[InputFile], handler: Handler, keys: Sequence[str], options: ReadOptions) -> list[str]:
-    """Return the beginnings of some texts of up to 8 files, spread over the input.
+    """Return the beginnings of some texts from up to 8 files across the input.
 
     Raises:
-        DataError: the records that were looked at all lack a key; the message names the keys there are.
+        DataError: all sampled records of a file lack a key; the message lists the available keys.
     """
     texts: list[str] = []
     num_files = min(_NUM_FILES, len(files))

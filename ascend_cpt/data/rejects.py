@@ -1,4 +1,4 @@
-"""The list of records that were not packed, and the limit to how many there may be."""
+"""The list of rejected and dropped records, and the limit on bad records."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _BLOCK_BYTES = 4 << 20
 
 
 def rejects_path(output_prefix: str) -> Path:
-    """`{output_prefix}.rejects.jsonl`."""
+    """Return `{output_prefix}.rejects.jsonl`."""
     return Path(f"{output_prefix}.rejects.jsonl")
 
 
 def write_rejects(output_prefix: str, results: Sequence[ShardResult], listings: Sequence[Path] = ()) -> list[Reject]:
-    """List all rejects in the rejects file, with their lines; without any, remove an old list. Return them.
+    """Write all rejects with their line numbers to the rejects file and return them. Without any, remove an old file.
 
-    What was dropped on purpose follows them, from the shards' `listings` that are there.
+    The dropped documents in the `listings` of the shards, if they exist, are appended.
     """
     rejects = _number_lines([reject for result in results for reject in result.rejects])
     path = rejects_path(output_prefix)
@@ -41,7 +41,7 @@ def write_rejects(output_prefix: str, results: Sequence[ShardResult], listings: 
 def check_rejects(
     output_prefix: str, rejects: Sequence[Reject], results: Sequence[ShardResult], max_bad_fraction: float
 ) -> None:
-    """Raise DataError when more records are bad than allowed, or when no document is left."""
+    """Raise DataError if there are more bad records than allowed, or no documents."""
     num_records = sum(result.num_records for result in results)
     num_documents = sum(result.shards[0].num_documents for result in results)
     if rejects and len(rejects) > max_bad_fraction * max(num_records, num_documents + len(rejects)):
@@ -50,14 +50,14 @@ def check_rejects(
         raise DataError(
             f"{len(rejects)} of {num_records} records are bad ({kinds}), more than --max-bad-fraction "
             f"{max_bad_fraction:g} allows; the first is {first.file}:{first.line}, all are listed in "
-            f"{rejects_path(output_prefix)}; mend the input, or leave them out with a larger fraction"
+            f"{rejects_path(output_prefix)}; fix the input, or raise the fraction to skip them"
         )
     if not num_documents:
-        raise DataError(f"--input: no document in {num_records} records; there is nothing to pack")
+        raise DataError(f"--input: no document in {num_records} records; check the input")
 
 
 def count_kinds(rejects: Iterable[Reject]) -> dict[str, int]:
-    """Number of rejects of each kind."""
+    """Return the number of rejects by kind."""
     return dict(sorted(Counter(reject.kind for reject in rejects).items()))
 
 
@@ -67,7 +67,7 @@ def _iter_lines(path: Path) -> Iterator[str]:
 
 
 def _number_lines(rejects: list[Reject]) -> list[Reject]:
-    """Fill in the lines that were not counted while reading: a shard that begins inside a file does not know them."""
+    """Fill in missing line numbers, which are unknown for shards that start inside a file."""
     positions: dict[str, list[int]] = {}
     for reject in rejects:
         if reject.line is None:
@@ -80,7 +80,7 @@ def _number_lines(rejects: list[Reject]) -> list[Reject]:
 
 
 def _count_lines(file: str, positions: list[int]) -> dict[int, int]:
-    """The line, counted from 1, of each byte offset."""
+    """Return the line number, from 1, of each byte offset."""
     lines = {}
     line, offset = 1, 0
     with open(file, "rb") as stream:

@@ -1,7 +1,7 @@
-"""A small corpus and tokenizer that every machine has: made from the running Python, without a network.
+"""Create a small sample corpus and tokenizer from the Python installation, without network access.
 
 General domain: the English prose of `pydoc_data.topics` (the language reference) and of the standard library's
-docstrings. Code domain: the standard library's source. The same Python gives the same bytes.
+docstrings. Code domain: the standard library's source. The same Python version gives the same bytes.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ _VALID_ONE_IN = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text and where it came from."""
+    """A text and its source."""
 
     text: str
     source: str
     module: str
-    """The module (or topic) that it is about; decides the side of the split."""
+    """The module (or topic) of the text, which determines its split."""
 
 
 def make_sample(folder: Path, *, overwrite: bool = False) -> bool:
-    """Write the sample corpus and its tokenizer to `folder`; return False when they were there and whole already.
+    """Write the sample corpus and its tokenizer to `folder`; return False if they already exist and are complete.
 
     Files: `{general,code}/{train,valid}.{parquet,jsonl}` (columns text, source), `tokenizer/` (a Hugging Face folder)
-    and `sample.json` (written last: what was made, with checksums).
+    and `sample.json` (written last, with checksums of the files).
 
     Raises:
-        DataError: the folder cannot be written, or this Python comes without its standard library's source.
+        DataError: the folder cannot be written, or this Python has no standard library source.
     """
     if not overwrite and is_whole(folder):
         return False
@@ -83,7 +83,7 @@ def make_sample(folder: Path, *, overwrite: bool = False) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether `folder` holds a finished sample corpus of this version whose files are as they were written."""
+    """Return whether `folder` has a complete sample corpus of this version with matching checksums."""
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         if record["sample_version"] != _SAMPLE_VERSION:
@@ -94,7 +94,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def collect_domains() -> dict[str, list[Document]]:
-    """The documents of each domain: sorted, without exact duplicates (also across domains), none of them short."""
+    """Return the documents of each domain, sorted, without short ones and exact duplicates (also across domains)."""
     sources = list(_find_source_files())
     if not sources:
         raise DataError(f"{sysconfig.get_path('stdlib')}: holds no Python source to make the sample corpus from")
@@ -105,10 +105,10 @@ def collect_domains() -> dict[str, list[Document]]:
 
 
 def split_documents(documents: Iterable[Document]) -> dict[str, list[Document]]:
-    """Split into `train` and `valid` (about one in ten) by the module's hash.
+    """Split into `train` and `valid` (about one in ten) by the hash of the module.
 
-    A module's docstrings and its source, which holds them, are on the same side: what a model trains on in one domain
-    is not in the other's validation set.
+    The docstrings of a module and its source, which contains them, are in the same split, so that no training text of
+    one domain is in the validation set of the other.
     """
     split: dict[str, list[Document]] = {"train": [], "valid": []}
     for document in documents:
@@ -136,14 +136,14 @@ def _read_topics() -> Iterator[Document]:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        logger.warning("this Python comes without pydoc_data.topics: the general sample is made of docstrings only")
+        logger.warning("this Python has no pydoc_data.topics: the general sample consists of docstrings only")
         return
     for name in sorted(topics):
         yield Document(text=inspect.cleandoc(topics[name]), source=f"topic {name}", module=f"topic {name}")
 
 
 def _read_docstrings(sources: Iterable[tuple[str, str]]) -> Iterator[Document]:
-    """One document per module: its docstring, then those of its classes and functions under their names."""
+    """Yield one document per module: its docstring and those of its classes and functions with their names."""
     for path, source in sources:
         try:
             with warnings.catch_warnings():
@@ -172,7 +172,7 @@ def _read_code(sources: Iterable[tuple[str, str]]) -> Iterator[Document]:
 
 
 def _deduplicate(documents: Iterable[Document], seen: set[str]) -> list[Document]:
-    """Keep the first of equal texts; texts hashed in `seen` (which grows) and short ones go."""
+    """Remove short texts and duplicates, also of texts in `seen`, which is updated."""
     kept = []
     for document in documents:
         key = _hash(document.text)
@@ -183,7 +183,7 @@ def _deduplicate(documents: Iterable[Document], seen: set[str]) -> list[Document
 
 
 def _limit(documents: list[Document], max_bytes: int) -> list[Document]:
-    """Keep documents up to `max_bytes`, chosen by hash so that every part of the library is met; order stays."""
+    """Keep documents up to `max_bytes`, selected by hash to cover the whole library; the order is kept."""
     kept: set[str] = set()
     num_bytes = 0
     for document in sorted(documents, key=lambda document: _hash(document.text)):
@@ -212,7 +212,7 @@ def _write_domain(folder: Path, split: dict[str, list[Document]]) -> list[Path]:
 
 
 def _write_tokenizer(folder: Path, domains: list[list[Document]]) -> list[Path]:
-    """Train a byte-level BPE on an equal, bounded part of each domain and write it as a Hugging Face folder."""
+    """Train a byte-level BPE on equal, bounded parts of all domains and write it as a Hugging Face folder."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

@@ -18,13 +18,13 @@ INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSettings:
-    """The settings of tools/preprocess_data.py; see its `--help`."""
+    """Settings of tools/preprocess_data.py; see its `--help`."""
 
     inputs: tuple[str, ...]
     output_prefix: str
     tokenizer_path: str
     seq_length: int = 0
-    """Needed for MindRecord; 0 where no rows are made."""
+    """Required for MindRecord; 0 for mmap."""
     tokenizer_type: str = HUGGING_FACE
     tokenizer_engine: str = "auto"
     handler_name: str = "GeneralPretrainHandler"
@@ -32,14 +32,14 @@ class PreprocessSettings:
     input_format: str | None = None
     output_format: str = "mindrecord"
     dataset_name: str | None = None
-    """Name of the dataset's files, instead of `{output_prefix}_{key}_document`."""
+    """Name of the dataset files, instead of `{output_prefix}_{key}_document`."""
     num_shards: int = 1
     workers: int = 1
     engine: str = "local"
-    """What runs the shards: processes of this machine, or `ray`."""
+    """`local` (processes of this machine) or `ray`."""
     ray_address: str | None = None
     sub_range: tuple[int, int] | None = None
-    """Do only the shards from the first number to the one before the second, and write no manifest."""
+    """Pack only these shards (start, stop), without a manifest."""
     append_eod: bool = True
     append_bos: bool = False
     eod_token: str | None = None
@@ -48,13 +48,13 @@ class PreprocessSettings:
     txt_documents: str = "line"
     max_bad_fraction: float = 0.001
     drop_duplicates: bool = False
-    """Leave out documents whose text was there before, letter for letter."""
+    """Drop documents with identical text."""
     filters_path: str | None = None
-    """YAML file with what datatrove is to filter; see `filtering.py`."""
+    """YAML file with the filters for datatrove; see `selection/datatrove_filters.py`."""
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked without looking at any file; raise DataError for the first thing wrong."""
+        """Check the settings without accessing files; raise DataError for the first problem."""
         for is_good, message in (
             (
                 self.seq_length >= 1 or self.output_format == "mmap",
@@ -68,13 +68,16 @@ class PreprocessSettings:
             (len(set(self.json_keys)) == len(self.json_keys), "--json-keys: a key is named twice"),
             (
                 not any(os.sep in key for key in self.json_keys),
-                f"--json-keys: a key is part of file names, no {os.sep} in it",
+                f"--json-keys: a key is part of file names and can have no {os.sep} in it",
             ),
             (
                 not self.dataset_name or len(self.json_keys) == 1,
-                "--dataset-name: one name does not fit several --json-keys",
+                "--dataset-name: not possible with several --json-keys",
             ),
-            (os.sep not in (self.dataset_name or ""), "--dataset-name: a file name; the folder is --output-prefix's"),
+            (
+                os.sep not in (self.dataset_name or ""),
+                "--dataset-name: must be a file name without folder",
+            ),
             (os.path.basename(self.output_prefix), f"--output-prefix {self.output_prefix}: must end in a file name"),
         ):
             if not is_good:
@@ -83,7 +86,7 @@ class PreprocessSettings:
             first, after = self.sub_range
             raise DataError(f"--sub-range {first}:{after}: must be A:B with 0 <= A < B <= --n-subs ({self.num_shards})")
         if self.sub_range is not None and self.selects:
-            raise DataError("--sub-range: --drop-duplicates and --filters look at all documents; run without a range")
+            raise DataError("--sub-range: --drop-duplicates and --filters need all documents; run without a range")
         assert self.engine in RUN_ENGINES
         assert self.tail in TAILS and self.txt_documents in TXT_DOCUMENTS and self.output_format in OUTPUT_FORMATS
         assert self.tokenizer_engine in ENGINES and self.tokenizer_type in TOKENIZER_TYPES
@@ -91,11 +94,11 @@ class PreprocessSettings:
 
     @property
     def selects(self) -> bool:
-        """Whether documents are dropped on purpose."""
+        """Whether documents are dropped as duplicates or by filters."""
         return self.drop_duplicates or self.filters_path is not None
 
     def dataset_prefix(self, key: str) -> str:
-        """Prefix of the dataset made of `key`."""
+        """Return the prefix of the dataset for `key`."""
         if self.dataset_name:
             return os.path.join(os.path.dirname(self.output_prefix), self.dataset_name)
         return f"{self.output_prefix}_{key}_document"

@@ -1,8 +1,8 @@
-"""The output of a run on disk: its lock, the work folder that shards are packed in, and the commit.
+"""Output of a run on disk: lock, work folder and commit.
 
-Shards are packed in `{output_prefix}.work/`. When all are whole their files are moved to their places, and the
-manifests are written last. Whatever moment a run is stopped at, the next one finds either the old dataset, or a work
-folder that it can go on from.
+Shards are packed in `{output_prefix}.work/`. When all are complete, their files are moved to the output folder, and the
+manifests are written last. A run can be interrupted at any time: the next one finds the old dataset or a work folder
+from which it can resume.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ _RUN_FILE = "run.json"
 
 @contextlib.contextmanager
 def lock_output(settings: PreprocessSettings) -> Iterator[None]:
-    """Make the output folder and lock the shards that this run does: two runs on one shard would overwrite each
-    other's files.
+    """Create the output folder and lock the shards of this run against concurrent runs.
 
-    The locks are on bytes of a lock file, one per shard, so that runs on different `--sub-range`s go together.
+    The locks are byte ranges of a lock file, one byte per shard, so runs with disjoint `--sub-range`s are possible.
 
     Raises:
-        DataError: the folder cannot be written to, or another run holds one of the locks.
+        DataError: the folder cannot be written, or another run holds one of the locks.
     """
     path = Path(f"{settings.output_prefix}.lock")
     first, after = settings.sub_range or (0, settings.num_shards)
@@ -52,16 +51,15 @@ def lock_output(settings: PreprocessSettings) -> Iterator[None]:
         raise DataError(f"{path.parent}: the output folder cannot be written to: {error.strerror}") from error
     with file:
         try:
-            # A run of other settings may have another number of shards: a run of all shards locks every possible
-            # number.
+            # Without --sub-range lock the whole file, because other settings may have more shards.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, after - first if settings.sub_range else 0, first)
-            # The holder before may have removed the file between our opening and our locking it.
+            # The previous holder may have removed the file between open and lock.
             is_ours = path.stat().st_ino == os.fstat(file.fileno()).st_ino
         except (BlockingIOError, PermissionError, FileNotFoundError):
             is_ours = False
         if not is_ours:
             raise DataError(
-                f"{settings.output_prefix}: another run is writing this output (it holds {path}); wait for its end"
+                f"{settings.output_prefix}: another run is writing this output (it holds {path}); wait until it ends"
             )
         try:
             yield
@@ -71,10 +69,10 @@ def lock_output(settings: PreprocessSettings) -> Iterator[None]:
 
 
 def find_finished(settings: PreprocessSettings, identity: Identity) -> list[Manifest]:
-    """Return the datasets that are there already when they are what this run would make; empty when some are not there.
+    """Return the existing datasets if all exist with the same identity; empty if some do not exist.
 
     Raises:
-        DataError: what is there differs or is damaged, and it is not to be overwritten.
+        DataError: an existing dataset differs or is damaged, and `overwrite` is not set.
     """
     paths = [manifest_path(settings.dataset_prefix(key)) for key in settings.json_keys]
     present = [path for path in paths if path.exists()]
@@ -86,23 +84,23 @@ def find_finished(settings: PreprocessSettings, identity: Identity) -> list[Mani
                 raise DataError(difference)
     except DataError as error:
         if settings.overwrite:
-            logger.info("%s: replacing the dataset that is here (%s)", settings.output_prefix, error)
+            logger.info("%s: replacing the existing dataset (%s)", settings.output_prefix, error)
             return []
         raise DataError(
-            f"{present[0]}: a dataset is here already and is not what this run makes ({error}); "
+            f"{present[0]}: a dataset is here already and differs from what this run creates ({error}); "
             "choose another --output-prefix, or replace it with --overwrite"
         ) from error
     if len(present) < len(paths):
-        return []  # nothing is there, or a run was stopped between two manifests and its work folder still is
+        return []  # none exists, or a run was interrupted between two manifests and its work folder exists
     shutil.rmtree(_work_folder(settings.output_prefix), ignore_errors=True)
     return manifests
 
 
 def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
-    """Return the work folder, with what a stopped run of the same identity left in it.
+    """Return the work folder, with the results of an interrupted run with the same identity.
 
     Raises:
-        DataError: a stopped run of another identity left one and it is not to be overwritten; or it cannot be written.
+        DataError: it belongs to a run with another identity and `overwrite` is not set, or it cannot be written.
     """
     work = _work_folder(settings.output_prefix)
     run_file = work / _RUN_FILE
@@ -113,8 +111,8 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
                 return work
             if not settings.overwrite:
                 raise DataError(
-                    f"{work}: a stopped run left this, and this run cannot go on from it ({difference}); "
-                    "run the earlier command to its end, or discard its work with --overwrite"
+                    f"{work}: an interrupted run left this, and this run cannot resume it ({difference}); "
+                    "finish the earlier command, or discard its work with --overwrite"
                 )
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
@@ -125,7 +123,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
 
 
 def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
-    """Results, by shard number, of the shards that are committed and whose files are as they were written."""
+    """Return the results, by shard number, of committed shards whose files match their checksums."""
     finished = {}
     for task in tasks:
         result = load_result(task)
@@ -134,12 +132,12 @@ def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask
         if all(_find_shard(settings, task, shard) for shard in result.shards):
             finished[task.number] = result
         else:
-            logger.warning("shard %d was finished, but its files are damaged: it is done again", task.number)
+            logger.warning("shard %d was finished, but its files are damaged: packing it again", task.number)
     return finished
 
 
 def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Move the shard files to their places, remove what they replace, write the manifests; return these."""
+    """Move the shard files to the output folder, remove old files, write the manifests; return the manifests."""
     prefixes = [Path(settings.dataset_prefix(key)) for key in settings.json_keys]
     folders = [task.folder for task in tasks] if settings.output_format == MINDRECORD else [_joined_folder(settings)]
     try:
@@ -164,9 +162,9 @@ def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: 
 def join_shards(
     settings: PreprocessSettings, tasks: Sequence[ShardTask], results: Sequence[ShardResult]
 ) -> list[tuple[Shard, ...]]:
-    """The shards of each key's dataset: those of the shards, or for an indexed dataset one that is joined of them.
+    """Return the files of the dataset of each key: one per shard, or for an indexed dataset all joined to one.
 
-    The shards' parts stay until the end of the run, so that joining can be done again.
+    The parts are kept until the end of the run, so that joining can be repeated.
     """
     by_key = list(zip(*(result.shards for result in results), strict=True))
     if settings.output_format == MINDRECORD:
@@ -199,7 +197,7 @@ def _work_folder(output_prefix: str) -> Path:
 
 
 def _find_shard(settings: PreprocessSettings, task: ShardTask, shard: Shard) -> bool:
-    """Whether the files of a shard are whole, each in the shard's folder or already in its place."""
+    """Return whether the files of a shard are complete, in its folder or already in the output folder."""
     folders = (task.folder, Path(settings.output_prefix).parent)
     return all(
         any(_is_whole(folder / name, size_bytes, sha256) for folder in folders)
@@ -215,7 +213,7 @@ def _is_whole(path: Path, size_bytes: int, sha256: str) -> bool:
 
 
 def _remove_stale(prefix: Path, kept: Iterable[str]) -> None:
-    """Remove shard files of an earlier dataset: MindFormers would read them along with ours."""
+    """Remove shard files of an earlier dataset, which MindFormers would read as well."""
     stale = re.compile(re.escape(prefix.name) + r"\.(mindrecord\d+(\.db)?|bin|idx)")
     for path in prefix.parent.iterdir():
         if stale.fullmatch(path.name) and path.name not in kept:

@@ -1,7 +1,7 @@
-"""One table per model family: which Hugging Face tensors make which MindFormers tensor, with their shapes.
+"""One table per model family that maps Hugging Face tensors to MindFormers tensors, with their shapes.
 
-A `{}` stands for the layer. Both directions of the conversion, the check of names and shapes, and MindFormers' own
-loading of Hugging Face weights are derived from these tables.
+`{}` is the layer number. Both directions of the conversion, the checks of names and shapes, and the loading of Hugging
+Face weights by MindFormers are derived from these tables.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ascend_cpt.model.tensor_layout import GroupedQkv, InterleavedRows, Same, Te
 HF_OUTPUT = "lm_head.weight"
 HF_EMBEDDING = "model.embed_tokens.weight"
 _EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
-# The tensors with a row for every token of the vocabulary, by both names.
+# Tensors with one row per token of the vocabulary, by their names in both formats.
 VOCABULARY_TENSORS = {HF_OUTPUT, HF_EMBEDDING, _EMBEDDING, _OUTPUT}
 
-# The names of the dimensions in the tables.
+# Names of dimensions in the tables.
 _DIMENSIONS: dict[str, Callable[[ModelSizes], int]] = {
     "vocab": lambda sizes: sizes.vocab_size,
     "hidden": lambda sizes: sizes.hidden_size,
@@ -31,7 +31,7 @@ _DIMENSIONS: dict[str, Callable[[ModelSizes], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table: the tensor in MindFormers, its parts in Hugging Face as (name, dimensions), the layout."""
+    """One entry of a table: the MindFormers tensor, its Hugging Face parts as (name, dimensions), and the layout."""
 
     mindformers: str
     hf: tuple[tuple[str, str], ...]
@@ -42,7 +42,7 @@ class Row:
         return "{}" in self.mindformers
 
     def list_hf_shapes(self, sizes: ModelSizes) -> list[tuple[int, ...]]:
-        """Return the shape of every part."""
+        """Return the shape of each part."""
         return [tuple(_DIMENSIONS[name](sizes) for name in dimensions.split()) for _, dimensions in self.hf]
 
 
@@ -97,7 +97,7 @@ _QWEN2 = (
     ),
 )
 
-# model_type → the name of the model's class, in transformers and in MindFormers.
+# model_type → name of the model class, the same in transformers and MindFormers.
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}

@@ -1,4 +1,4 @@
-"""The tensors of a model, by their names in Hugging Face and MindFormers, with their shapes."""
+"""Names and shapes of the tensors of a model, in Hugging Face and MindFormers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_cpt.model.tensor_layout import Shape
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The smallest unit of conversion: one MindFormers tensor and the Hugging Face tensors that make it."""
+    """The unit of conversion: one MindFormers tensor and the Hugging Face tensors it consists of."""
 
     row: Row
     mindformers: str
@@ -21,12 +21,12 @@ class Group:
 
 
 def list_groups(sizes: ModelSizes) -> list[Group]:
-    """Return all groups of a model: layer by layer in the table's order, before and after them what has no layer.
+    """Return all groups of a model in the order of the table: before the layers, layer by layer, after the layers.
 
-    Tied embeddings have no output layer of their own.
+    Models with tied embeddings have no output layer tensor.
 
     Raises:
-        ConfigError: for a family without a table.
+        ConfigError: the family has no table.
     """
     if sizes.family not in FAMILIES:
         raise ConfigError(f"model_type: {sizes.family} is not supported, only {', '.join(sorted(FAMILIES))} are")
@@ -54,7 +54,7 @@ def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
 
 
 def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
-    """Return name → shape of every MindFormers tensor of a model: parts are joined along their rows."""
+    """Return name → shape of every MindFormers tensor of a model; parts are joined along the first axis."""
     shapes: dict[str, Shape] = {}
     for group in list_groups(sizes):
         parts = group.row.list_hf_shapes(sizes)
@@ -63,5 +63,5 @@ def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
 
 
 def count_parameters(sizes: ModelSizes) -> int:
-    """Return the trained parameters of a model, each counted once."""
+    """Return the number of parameters of a model; tied embeddings count once."""
     return sum(math.prod(shape) for shape in list_mindformers_shapes(sizes).values())

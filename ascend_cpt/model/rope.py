@@ -1,4 +1,4 @@
-"""Rotary position embedding as Hugging Face configurations describe it: reading the fields, computing frequencies."""
+"""Rotary position embedding: read its fields from a Hugging Face configuration and compute the frequencies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_THETA = 10000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-    """The rope scaling of Llama 3.1 (`rope_type: llama3`); lengths in tokens."""
+    """Rope scaling of Llama 3.1 (`rope_type: llama3`); lengths in tokens."""
 
     factor: float
     low_freq_factor: float
@@ -27,7 +27,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Base of the rotary frequencies and, for Llama 3.1 and later, their scaling."""
+    """Base of the rotary frequencies and optional scaling."""
 
     theta: float
     scaling: Llama3Scaling | None = None
@@ -37,7 +37,7 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     """Read `rope_theta` and `rope_scaling`, or `rope_parameters` (transformers 5), of a model configuration.
 
     Raises:
-        ConfigError: for a rope type other than default and llama3, or a llama3 field that is missing or unknown.
+        ConfigError: the rope type is neither default nor llama3, or a llama3 field is missing or unknown.
     """
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     given = dict(config.get(key) or {})
@@ -61,11 +61,11 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
 def compute_inverse_frequencies(rope: Rope, head_dim: int) -> NDArray[np.float32]:
     """Return the rotary inverse frequencies, shape (head_dim / 2,), in radians per token.
 
-    Scaling after Llama 3.1 (`apply_scaling` in Meta's llama-models; `_compute_llama3_parameters` in transformers):
-    wavelengths above original / low_freq_factor are stretched by `factor`, those below original / high_freq_factor are
-    kept, and in between the two are blended linearly in original / wavelength.
+    Scaling as in Llama 3.1 (`apply_scaling` in Meta's llama-models; `_compute_llama3_parameters` in transformers):
+    wavelengths above original / low_freq_factor are multiplied by `factor`, those below original / high_freq_factor are
+    unchanged, and in between the frequencies are interpolated linearly in original / wavelength.
     """
-    # transformers computes in float32, its powers correctly rounded: the same steps give the same bits.
+    # transformers computes in float32 with correctly rounded powers; the same steps give the same bits.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(rope.theta, exponents, dtype=np.float64).astype(np.float32)
     frequencies: NDArray[np.float32] = np.float32(1.0) / powers

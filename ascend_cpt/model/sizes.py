@@ -1,4 +1,4 @@
-"""The sizes of a model, read from its Hugging Face config.json and from nowhere else."""
+"""Read the sizes of a model from its Hugging Face config.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.model.rope import Rope, read_rope
 
 CONFIG_NAME = "config.json"
-# Fields that change the mathematics of the model, with the only value that is supported.
+# Fields that change the computation of the model, with the only supported value.
 _FIXED_FIELDS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -24,7 +24,7 @@ _FIXED_FIELDS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """What the weights of a decoder-only model depend on: sizes in elements, and how the embeddings are shared."""
+    """Sizes, in elements, and options of a decoder-only model that determine its weights and computation."""
 
     family: str
     vocab_size: int
@@ -46,7 +46,7 @@ class ModelSizes:
 
     @property
     def kv_size(self) -> int:
-        """Width of all key heads, which is also that of all value heads."""
+        """Width of all key heads, and of all value heads."""
         return self.num_kv_heads * self.head_dim
 
 
@@ -54,7 +54,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of `folder`/config.json.
 
     Raises:
-        CheckpointError: when it is missing or not a JSON object.
+        CheckpointError: it is missing or not a JSON object.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -69,10 +69,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
-    """Read the sizes from a Hugging Face model configuration, with transformers' defaults for what it leaves out.
+    """Read the sizes from a Hugging Face model configuration, with the defaults of transformers for missing fields.
 
     Raises:
-        ConfigError: for a field that is missing or whose value is not supported.
+        ConfigError: a field is missing or its value is not supported.
     """
     for key, supported in _FIXED_FIELDS.items():
         if config.get(key, supported) not in (supported, None):
@@ -93,7 +93,7 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=config.get("head_dim") or hidden_size // num_heads,
-        # Qwen2's configuration has no field for it: its query, key and value always have a bias.
+        # Not in the configuration of Qwen2: its query, key and value projections always have a bias.
         has_qkv_bias=config.get("model_type") == "qwen2",
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),

@@ -1,4 +1,4 @@
-"""How one MindFormers tensor is made of Hugging Face tensors, and taken apart again. Pure NumPy; the type is kept."""
+"""Join Hugging Face tensors into MindFormers tensors and split them again. NumPy only; dtypes are unchanged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class TensorLayout(Protocol):
-    """Joins the Hugging Face tensors of a group into the MindFormers tensor; `split` undoes `join` exactly."""
+    """Joins the Hugging Face tensors of a group into a MindFormers tensor; `split` is the exact inverse of `join`."""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array: ...
 
@@ -37,7 +37,7 @@ class Same:
 
 @dataclass(frozen=True)
 class GroupedQkv:
-    """Query, key and value rows, grouped per key-value head: the group's query heads, its key head, its value head."""
+    """Query, key and value rows, grouped by key-value head: query heads of the group, key head, value head."""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:
         by_head = [part.reshape(sizes.num_kv_heads, -1, *part.shape[1:]) for part in parts]
@@ -53,7 +53,7 @@ class GroupedQkv:
 
 @dataclass(frozen=True)
 class InterleavedRows:
-    """The rows of two tensors by turns: gate row 0, up row 0, gate row 1, up row 1, …"""
+    """Rows of two tensors in alternation: gate row 0, up row 0, gate row 1, up row 1, …"""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:
         joined: Array = np.stack(parts, axis=1)

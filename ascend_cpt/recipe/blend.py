@@ -1,8 +1,8 @@
-"""Which source each row of a run comes from: weights kept exactly, over every stretch of the run.
+"""Choose the source of each row of a run so that the weights hold in every part of the run.
 
-A blend is a short pattern of sources that repeats. The pattern is Tijdeman's solution of the chairman assignment
-problem ("The chairman assignment problem", Discrete Mathematics 32, 1980): after any number of rows no source is ahead
-of its share or behind it by a whole row.
+A blend is a short, repeating pattern of sources. The pattern is Tijdeman's solution of the chairman assignment problem
+("The chairman assignment problem", Discrete Mathematics 32, 1980): after any number of rows, the number of rows from
+each source differs from its share by less than one row.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ MAX_PATTERN_ROWS = 100_000
 
 
 def normalize_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fraction]:
-    """Return the share of each source: its weight over the sum of the weights, exactly as written (0.7 is 7/10).
+    """Return the share of each source: its weight over the sum of the weights, in exact arithmetic (0.7 is 7/10).
 
-    Shares whose common denominator is above MAX_PATTERN_ROWS are rounded to parts of it.
+    Shares with a common denominator above MAX_PATTERN_ROWS are rounded to multiples of 1 / MAX_PATTERN_ROWS.
 
     Raises:
-        ValueError: a weight that is not above 0, or a share that rounds to nothing.
+        ValueError: a weight is not above 0, or a share rounds to 0.
     """
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"{name}: a weight must be above 0, got {weight}; leave the source out to not use it")
+            raise ValueError(f"{name}: a weight must be above 0, got {weight}; remove a source that is not used")
     exact = {name: Fraction(str(weight)) for name, weight in weights.items()}
     total = sum(exact.values())
     shares = {name: weight / total for name, weight in exact.items()}
@@ -37,12 +37,12 @@ def normalize_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fract
     parts = split_by_largest_remainder(MAX_PATTERN_ROWS, list(shares.values()))
     for name, part in zip(shares, parts, strict=True):
         if part == 0:
-            raise ValueError(f"{name}: is less than one row in {MAX_PATTERN_ROWS}; leave it out or raise its weight")
+            raise ValueError(f"{name}: is less than one row in {MAX_PATTERN_ROWS}; remove it or raise its weight")
     return {name: Fraction(part, MAX_PATTERN_ROWS) for name, part in zip(shares, parts, strict=True)}
 
 
 def split_by_largest_remainder(total: int, shares: Sequence[Fraction]) -> list[int]:
-    """Return whole parts of `total`, each its share rounded up or down, that add up to it."""
+    """Split `total` into whole parts, each its share rounded up or down (largest remainder method)."""
     parts = [math.floor(total * share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda index: (parts[index] - total * shares[index], index))
     for index in by_remainder[: total - sum(parts)]:
@@ -52,7 +52,7 @@ def split_by_largest_remainder(total: int, shares: Sequence[Fraction]) -> list[i
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Sources with their shares, which add up to 1. Sources are numbered in the order of `shares`."""
+    """Shares of the sources; their sum is 1. Sources are numbered in the order of `shares`."""
 
     shares: tuple[Fraction, ...]
 
@@ -67,21 +67,21 @@ class Blend:
 
     @cached_property
     def _ordinals(self) -> np.ndarray:
-        """How many rows of its own source come before each row within the period."""
+        """For each row of the period, the number of earlier rows from the same source."""
         ordinals = np.empty(len(self.pattern), dtype=np.int64)
         for places in self._occurrences:
             ordinals[places] = np.arange(len(places))
         return ordinals
 
     def count(self, num_rows: int) -> np.ndarray:
-        """Return how many of the first `num_rows` rows come from each source, int64 of shape (sources,)."""
+        """Return the number of rows from each source among the first `num_rows` rows, int64 of shape (sources,)."""
         periods, rest = divmod(num_rows, len(self.pattern))
         return np.array(
             [periods * len(places) + int(np.searchsorted(places, rest)) for places in self._occurrences], dtype=np.int64
         )
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return for each position (int64, from 0) its source and how many rows of that source come before it."""
+        """Return, for each position (int64, from 0), its source and the number of earlier rows from that source."""
         periods, rest = np.divmod(positions, len(self.pattern))
         sources = self.pattern[rest]
         per_period = np.array([len(places) for places in self._occurrences], dtype=np.int64)
@@ -89,21 +89,21 @@ class Blend:
 
 
 def _make_pattern(shares: Sequence[Fraction]) -> np.ndarray:
-    """Return one period of Tijdeman's assignment; all in whole numbers, so that it is the same everywhere."""
+    """Return one period of Tijdeman's assignment, computed in integers to be the same on every machine."""
     assert sum(shares) == 1 and all(share > 0 for share in shares)
     period = math.lcm(*(share.denominator for share in shares))
     if len(shares) == 1:
         return np.zeros(period, dtype=np.int16)
     parts = [int(share * period) for share in shares]
     scale = 2 * len(shares) - 2
-    behind = [0] * len(shares)  # how far each source is behind its share, in rows × period
+    behind = [0] * len(shares)  # share minus actual rows of each source, in rows × period
     pattern = np.empty(period, dtype=np.int16)
     for position in range(period):
         for source, part in enumerate(parts):
             behind[source] += part
         eligible = [source for source in range(len(parts)) if scale * behind[source] >= period]
-        # The source that could be put off the shortest: the time until it is a whole row behind, less 1 / scale.
-        # Different quotients differ by more than 1e-10 here, so floats are exact enough; equal ones go by number.
+        # Choose the source with the earliest deadline: the time until it is a whole row behind, less 1 / scale.
+        # Distinct quotients differ by more than 1e-10, so floats suffice; ties go to the lower number.
         chosen = min(eligible, key=lambda source: ((scale - 1) * period - scale * behind[source]) / parts[source])
         pattern[position] = chosen
         behind[chosen] -= period

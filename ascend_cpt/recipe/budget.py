@@ -1,4 +1,4 @@
-"""From tokens to steps: what a run of so many tokens is in optimizer steps on a given layout."""
+"""Convert token budgets to optimizer steps, and global batches to micro batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The size of a run. `tokens_per_step` = global batch (rows) × sequence length (tokens)."""
+    """Size of a run in steps and batches."""
 
     seq_length: int
     global_batch_size: int
@@ -18,20 +18,20 @@ class Budget:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens trained in one optimizer step."""
+        """Tokens per optimizer step: global batch size (rows) × sequence length (tokens)."""
         return self.global_batch_size * self.seq_length
 
     @property
     def total_tokens(self) -> int:
-        """Tokens trained in the whole run."""
+        """Tokens in the whole run."""
         return self.total_steps * self.tokens_per_step
 
 
 def count_steps(tokens: int, tokens_per_step: int, *, minimum: int = 1) -> int:
-    """Return `tokens` in steps, rounded down but never silently to zero.
+    """Return the number of whole steps in `tokens`.
 
     Raises:
-        ValueError: when the tokens do not fill `minimum` steps; the text has the number that would.
+        ValueError: fewer than `minimum` steps; the message has the number of tokens needed.
     """
     steps = tokens // tokens_per_step
     if steps < minimum:
@@ -47,10 +47,10 @@ def split_global_batch(
 ) -> tuple[int, int]:
     """Return (rows per micro batch, accumulation steps) so that their product × data_parallel is the global batch.
 
-    What is None follows from the rest; with both None there is no accumulation.
+    A value that is None is derived from the others; with both None there is no accumulation.
 
     Raises:
-        ValueError: when the numbers do not divide.
+        ValueError: the numbers are not divisible.
     """
     if global_batch_size % data_parallel:
         raise ValueError(f"global_batch_size {global_batch_size} is not divisible by data_parallel {data_parallel}")

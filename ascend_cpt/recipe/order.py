@@ -1,8 +1,8 @@
-"""The order in which rows are trained: a seeded permutation of each epoch that needs no memory and no start-up time.
+"""The order of the training rows: a seeded permutation of each epoch, computed without an index in memory.
 
-A row's place is computed, not looked up: a Feistel network permutes the numbers below a power of four and numbers that
-fall outside are permuted again until they fall inside (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite
-Domains", CT-RSA 2002). Any position of the run can so be asked for at once, by any rank, before or after a resume.
+A Feistel network permutes the numbers below a power of four; results outside the range are permuted again until they
+are inside (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Every rank can
+therefore compute any position of the run directly, also after a resume.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ NUM_ROUNDS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class RowOrder:
-    """The rows of a run: position → row. Every epoch visits each of `num_rows` rows once, in an order of its own."""
+    """Maps positions of a run to rows. Every epoch visits each of the `num_rows` rows once, in a different order."""
 
     num_rows: int
     seed: int
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the number of rows.
 
         Raises:
-            ValueError: when there are no rows.
+            ValueError: no rows.
         """
         if self.num_rows < 1:
             raise ValueError(f"expected at least one row, got {self.num_rows}")
@@ -67,7 +67,7 @@ def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """Return well-mixed 64-bit numbers (the finalizer of SplitMix64: Steele, Lea and Flood, OOPSLA 2014)."""
+    """Mix 64-bit numbers (the finalizer of SplitMix64: Steele, Lea and Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,7 @@
-"""Phases of a run and the order of its rows: position in the run → source and row, computed, not stored.
+"""Phases of a run and the order of its rows: maps positions of the run to a source and a row.
 
-Each source keeps an order of its own (`RowOrder`), and a later phase goes on where the earlier ones left it. So the
-rows of a run depend on its sources, phases, batch size and seed, and on nothing else: not on the number of ranks and
-not on where it was stopped.
+Each source has its own order (`RowOrder`), which later phases continue where earlier ones stopped. The rows of a run
+depend only on its sources, phases, batch size and seed, not on the number of ranks or on where the run was resumed.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ ROWS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Steps `first_step` to `stop_step` (without it) of a run, with the share of each source that takes part.
+    """Steps `first_step` to `stop_step` (exclusive) of a run, with the share of each source.
 
-    `shares` is None where all rows of all sources are shuffled together, each source so by its size.
+    `shares` is None if the rows of all sources are shuffled together, which weights sources by size.
     """
 
     name: str
@@ -36,13 +35,13 @@ class Phase:
 
     @property
     def num_steps(self) -> int:
-        """Steps of the phase."""
+        """Number of steps of the phase."""
         return self.stop_step - self.first_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOrder:
-    """The rows of a whole run. `num_rows` of each source in a fixed order; phases one after the other from step 0."""
+    """The rows of a whole run: `num_rows` of each source, in a fixed order, and consecutive phases from step 0."""
 
     num_rows: dict[str, int]
     phases: tuple[Phase, ...]
@@ -50,18 +49,18 @@ class SampleOrder:
     seed: int
 
     def __post_init__(self) -> None:
-        """Hold what the resolution of the configuration promises."""
+        """Assert what resolving the configuration guarantees."""
         assert all(rows > 0 for rows in self.num_rows.values())
         assert [phase.first_step for phase in self.phases] == [0, *(phase.stop_step for phase in self.phases[:-1])]
         assert len(self.phases) == 1 or all(phase.shares is not None for phase in self.phases)
 
     @property
     def total_rows(self) -> int:
-        """Rows that the whole run trains on, over all ranks."""
+        """Number of rows in the whole run, over all ranks."""
         return self.phases[-1].stop_step * self.global_batch_size
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the source (its number) and the row in it, int64 both, at each position (int64, from 0) of the run."""
+        """Return the source number and the row within the source (both int64) at each position (int64, from 0)."""
         positions = np.asarray(positions, dtype=np.int64)
         if self.phases[0].shares is None:
             return self._locate_shuffled_together(positions)
@@ -83,14 +82,14 @@ class SampleOrder:
         return sources, rows
 
     def count(self, first_position: int, stop_position: int) -> dict[str, int]:
-        """Return how many rows of each source lie at the positions `first_position` to `stop_position` (without it)."""
+        """Return the number of rows of each source from `first_position` to `stop_position` (exclusive)."""
         is_whole_run = (first_position, stop_position) == (0, self.total_rows)
         counts = self._counts_of_run if is_whole_run else self._count_between(first_position, stop_position)
         return {name: int(count) for name, count in zip(self.num_rows, counts, strict=True)}
 
     @cached_property
     def _counts_of_run(self) -> np.ndarray:
-        """Asked for again and again at the start of a run, and looked up row by row for sources shuffled together."""
+        """Cached: needed several times at startup, and slow for sources that are shuffled together."""
         return self._count_between(0, self.total_rows)
 
     def _count_between(self, first_position: int, stop_position: int) -> np.ndarray:
@@ -105,13 +104,13 @@ class SampleOrder:
 
     @cached_property
     def _source_numbers(self) -> list[np.ndarray]:
-        """For each phase: the number of each of its sources among all."""
+        """For each phase, the numbers of its sources."""
         numbers = {name: number for number, name in enumerate(self.num_rows)}
         return [np.array([numbers[name] for name in phase.shares or {}], dtype=np.int64) for phase in self.phases]
 
     @cached_property
     def _drawn_before(self) -> list[np.ndarray]:
-        """For each phase: how many rows of each source the phases before it have used."""
+        """For each phase, the number of rows of each source that earlier phases used."""
         drawn = [np.zeros(len(self.num_rows), dtype=np.int64)]
         for index, phase in enumerate(self.phases[:-1]):
             counts = drawn[-1].copy()
@@ -129,7 +128,7 @@ class SampleOrder:
 
     @cached_property
     def _first_rows(self) -> np.ndarray:
-        """The number of each source's first row when all are numbered through, and their sum."""
+        """Offset of each source in the concatenation of all sources, followed by the total number of rows."""
         return np.concatenate([[0], np.cumsum(list(self.num_rows.values()))]).astype(np.int64)
 
     def _locate_shuffled_together(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +145,7 @@ class SampleOrder:
         position = first_position
         while position < stop_position:
             if position % per_epoch == 0 and stop_position - position >= per_epoch:
-                # Whole epochs hold every row once; only what is left of one is looked at.
+                # A whole epoch contains every row once; only partial epochs are enumerated.
                 epochs = (stop_position - position) // per_epoch
                 counts += epochs * sizes
                 position += epochs * per_epoch
@@ -176,7 +175,7 @@ class SampleOrder:
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> SampleOrder:
-        """Return the order that `to_record` described."""
+        """Return the order from the output of `to_record`."""
         phases: Sequence[Any] = record["phases"]
         return SampleOrder(
             num_rows={name: int(rows) for name, rows in record["num_rows"]},

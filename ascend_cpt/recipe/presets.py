@@ -1,6 +1,6 @@
-"""Learning-rate presets: recipes of the literature, each with its figures and where they come from.
+"""Learning-rate presets from the literature, each with its values and their source.
 
-They answer different situations and contradict each other on purpose; none is a mean of others.
+They are meant for different situations and contradict each other.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.recipe.budget import count_steps
 from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
-# Of a warmup that a preset derives from the number of epochs.
 MAX_WARMUP_SHARE = 0.5
+"""Largest warmup, as a share of the run, that a preset with a warmup for each epoch derives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a preset fills in where the configuration is silent.
+    """Values for the keys that the configuration does not set.
 
-    The peak is `peak_over_base_final` × the rate that the base model's pretraining ended with, or `peak_over_base_peak`
-    × its highest rate; the final rate is `final_over_peak` × the peak. `switch_lr_fraction` ends the first of two
-    phases that names no end of its own.
+    The peak is `peak_over_base_final` × the final rate of the base model's pretraining, or `peak_over_base_peak` × its
+    peak rate; the final rate is `final_over_peak` × the peak. With two phases, `switch_lr_fraction` is the default end
+    of the first one.
     """
 
     kind: str
@@ -45,11 +45,11 @@ REUSE = Preset(
     final_over_peak=0.01,
     switch_lr_fraction=0.2,
 )
-"""Little shift from the base model's data, a budget of tens to hundreds of billions of tokens.
+"""For data close to the base model's and a budget of tens to hundreds of billions of tokens.
 
-Parmar et al., "Reuse, Don't Retrain" (arXiv 2407.07263): no warmup (every warmup tried was worse), the peak is the rate
-that pretraining ended with (4.5e-5 there), cosine to 1/100 of it, and the second blend (question answering at 10 %)
-starts where the rate has fallen to 1/5 of the peak, which was better than 1/2, 1/10 and 1/50.
+Parmar et al., "Reuse, Don't Retrain" (arXiv 2407.07263): no warmup (all warmups tried were worse), the peak is the
+final rate of pretraining (4.5e-5 in the paper), cosine to 1/100 of it. The second blend (10 % question answering)
+starts when the rate has decayed to 1/5 of the peak, which was better than 1/2, 1/10 and 1/50.
 """
 
 REWARM = Preset(
@@ -60,11 +60,11 @@ REWARM = Preset(
     warmup_share=0.01,
     wants_replay=True,
 )
-"""A strong shift (another language, another field) with a large budget.
+"""For a strong shift (another language or domain) and a large budget.
 
-Ibrahim et al. (arXiv 2403.08763): warm up over 1 % of the tokens, decay by a cosine to 1/10 of the peak, and replay the
-old data: 5 % for a weak shift, 25 % for a strong one. They go back to the base model's own peak; half of it, the
-default here, forgets less. Give `peak_lr` to choose. The length of the warmup hardly matters, the peak does.
+Ibrahim et al. (arXiv 2403.08763): warm up over 1 % of the tokens, cosine decay to 1/10 of the peak, and replay old
+data: 5 % for a weak shift, 25 % for a strong one. The paper uses the base model's peak; the default here is half of it,
+which causes less forgetting. Set `peak_lr` for another value. The length of the warmup matters little, the peak does.
 """
 
 GENTLE = Preset(
@@ -75,11 +75,11 @@ GENTLE = Preset(
     warmup_share=0.01,
     warmup_per_epoch=True,
 )
-"""A small budget, a few billion tokens.
+"""For a small budget of a few billion tokens.
 
 Practitioners' rule of thumb: a tenth of the base model's peak (3e-4 → 3e-5 for 7B models), a warmup of 1 % of the
-tokens for every epoch over the data (1 epoch: 1 %, 3 epochs: 3 %), and the rate grows with the square root of the batch
-(`batch_scaling`). It names no final rate; a tenth of the peak is customary.
+tokens per epoch (1 epoch: 1 %, 3 epochs: 3 %), and rates scaled with the square root of the batch (`batch_scaling`).
+The rule gives no final rate; a tenth of the peak is common. The warmup is limited to MAX_WARMUP_SHARE.
 """
 
 WSD = Preset(
@@ -89,10 +89,10 @@ WSD = Preset(
     warmup_share=0.01,
     decay_share=0.1,
 )
-"""Data that keep coming: the stable part can be extended at any time, the decay is paid once.
+"""For a growing dataset: the stable part can be extended at any time, and the decay is run once at the end.
 
-Hu et al., "MiniCPM" (arXiv 2404.06395): a decay over the last 10 % of the tokens is enough, 2.5 % is not. `peak_lr` is
-yours.
+Hu et al., "MiniCPM" (arXiv 2404.06395): a decay over the last 10 % of the tokens is sufficient, 2.5 % is not. `peak_lr`
+must be set.
 """
 
 PRESETS = {"reuse": REUSE, "rewarm": REWARM, "gentle": GENTLE, "wsd": WSD}
@@ -101,16 +101,16 @@ PRESETS = {"reuse": REUSE, "rewarm": REWARM, "gentle": GENTLE, "wsd": WSD}
 def resolve_schedule(
     config: ScheduleConfig, *, total_steps: int, tokens_per_step: int, num_epochs: float
 ) -> tuple[Schedule, list[str]]:
-    """Return the schedule of a run, and notes on what was filled in, scaled or is unwise.
+    """Return the schedule of a run, and notes on derived and scaled values and on unusual settings.
 
     Args:
         config: `cpt.schedule`.
-        total_steps: Steps of the run.
-        tokens_per_step: Tokens of an optimizer step.
-        num_epochs: Passes over all data of the run.
+        total_steps: Number of steps of the run.
+        tokens_per_step: Tokens per optimizer step.
+        num_epochs: Number of passes over all data.
 
     Raises:
-        ValueError: what is missing or does not fit; the text begins with the key where there is one.
+        ValueError: a key is missing or inconsistent; the message starts with the key where there is one.
     """
     notes: list[str] = []
     preset = find_preset(config)
@@ -128,7 +128,7 @@ def resolve_schedule(
         constant_lr = None if constant_lr is None else constant_lr * factor
         notes.append(
             f"batch scaling: √({format_count(tokens_per_step)} / {format_count(config.batch_scaling.base_tokens)} "
-            f"tokens a step) = {factor:.4g}: peak {peak_lr:g}, final {final_lr:g}"
+            f"tokens per step) = {factor:.4g}: peak {peak_lr:g}, final {final_lr:g}"
         )
     warmup_steps = _resolve_warmup(config, preset, total_steps, tokens_per_step, num_epochs, notes)
     decay_steps = _count_part(
@@ -141,7 +141,7 @@ def resolve_schedule(
     )
     if kind == "wsd" and decay_steps is None:
         raise ValueError(
-            "decay_share: is missing; give the share of the tokens over which the rate decays, such as 0.1"
+            "decay_share: is missing; set the share of the tokens over which the rate decays, for example 0.1"
         )
     for name in ("decay_tokens", "decay_share", "decay_shape"):
         if kind not in ("wsd", "infinite") and getattr(config, name) is not None:
@@ -167,10 +167,10 @@ def resolve_schedule(
 
 
 def find_preset(config: ScheduleConfig) -> Preset | None:
-    """Return the preset that a configuration names.
+    """Return the preset of a configuration, None without one.
 
     Raises:
-        ValueError: there is none of that name, or the configuration contradicts it.
+        ValueError: unknown preset, or the configuration contradicts it.
     """
     if config.preset is None:
         return None
@@ -191,22 +191,22 @@ def _resolve_peak(config: ScheduleConfig, preset: Preset | None) -> float:
     }
     for name, (value, factor) in bases.items():
         if value is not None and (factor is None or config.peak_lr is not None):
-            raise ValueError(f"{name}: has no use here; it goes with a preset that derives the peak from it")
+            raise ValueError(f"{name}: has no use here; remove it, or use a preset that derives the peak from it")
     if config.peak_lr is not None:
         return config.peak_lr
     for name, (value, factor) in bases.items():
         if factor is not None:
             if value is None:
                 raise ValueError(
-                    f"peak_lr: is missing; preset {config.preset} derives it from {name}, or give it itself"
+                    f"peak_lr: is missing; preset {config.preset} derives it from {name}; set one of the two"
                 )
             return value * factor
-    raise ValueError("peak_lr: is missing; give the rate after the warmup")
+    raise ValueError("peak_lr: is missing; set the rate after the warmup")
 
 
 def _scale_by_batch(config: BatchScalingConfig, tokens_per_step: int) -> float:
     if config.rule != "sqrt":
-        raise ValueError(f"batch_scaling.rule: {config.rule!r} is unknown; there is sqrt")
+        raise ValueError(f"batch_scaling.rule: {config.rule!r} is unknown; use sqrt")
     if config.base_tokens < 1:
         raise ValueError("batch_scaling.base_tokens: must be above 0")
     return math.sqrt(tokens_per_step / config.base_tokens)
@@ -222,19 +222,21 @@ def _resolve_warmup(
 ) -> int:
     default_share = preset.warmup_share if preset else 0.0
     if preset and preset.warmup_per_epoch:
+        share_per_epoch = default_share
         default_share *= max(1, math.ceil(num_epochs))
         if default_share > MAX_WARMUP_SHARE:
             default_share = MAX_WARMUP_SHARE
-            notes.append(
-                f"warning: {num_epochs:.3g} epochs of warmup at {preset.warmup_share:.0%} each would be most of the "
-                "run; the "
-                f"warmup is {MAX_WARMUP_SHARE:.0%} of it; set cpt.schedule.warmup_share for another one"
-            )
+            if config.warmup_tokens is None and config.warmup_share is None:
+                notes.append(
+                    f"warning: preset {config.preset}: a warmup of {share_per_epoch:.0%} for each of {num_epochs:.4g} "
+                    f"epochs is too long, limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
+                    "cpt.schedule.warmup_share for another length"
+                )
     steps = _count_part(
         "warmup", config.warmup_tokens, config.warmup_share, total_steps, tokens_per_step, default_share
     )
     if preset is REUSE and steps:
-        notes.append(f"warning: preset reuse has no warmup, every warmup tried was worse ({preset.source})")
+        notes.append(f"warning: preset reuse has no warmup; all warmups tried were worse ({preset.source})")
     return steps or 0
 
 
@@ -246,7 +248,7 @@ def _count_part(
     tokens_per_step: int,
     default_share: float | None,
 ) -> int | None:
-    """Return a part of the run in steps, never silently 0; None when its length is not given."""
+    """Return the length of a part of the run in steps, at least 1 unless set to 0; None if no length is set."""
     if tokens is not None and share is not None:
         raise ValueError(f"{name}_tokens and {name}_share are both set; keep one")
     if tokens is not None:

@@ -1,6 +1,6 @@
-"""Learning-rate schedules as one pure function of the step: what the network looks up and what is reported is this.
+"""Learning-rate schedules as pure functions of the step, for both training and reports.
 
-A schedule is a row of segments, each going from one rate to another. Every kind is built of them.
+A schedule is a sequence of segments, each from one rate to another.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ SHAPES = (*_SHAPES, "exponential")
 class Segment:
     """`num_steps` steps from `start_lr` to `end_lr`.
 
-    A warmup ends at `end_lr` with its last step and is above `start_lr` with its first, so that no step is lost to a
-    rate of 0. Every other segment has `start_lr` at its first step and `end_lr` at its last (a single step has
-    `end_lr`).
+    A warmup has `end_lr` at its last step and is above `start_lr` at its first, so that no step has a rate of 0. Every
+    other segment has `start_lr` at its first step and `end_lr` at its last (a single step has `end_lr`).
 
-    Shapes, with t from 0 to 1 over the segment, as the share of the way that is left:
+    Shapes, with t from 0 to 1 over the segment, as the remaining fraction of the change:
     linear 1 - t; cosine (1 + cos(π t)) / 2 (Loshchilov and Hutter, arXiv 1608.03983, one period);
     sqrt 1 - √t (Hägele et al., arXiv 2405.18392); exponential start × (end / start)^t (Hu et al., arXiv 2404.06395).
     """
@@ -45,10 +44,10 @@ class Segment:
     end_lr: float
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check shape, rates and number of steps.
 
         Raises:
-            ValueError: unknown shape, a rate that is no rate, or no steps.
+            ValueError: unknown shape, invalid rate, or no steps.
         """
         if self.shape not in SHAPES:
             raise ValueError(f"decay_shape {self.shape!r} is unknown; choose one of {', '.join(SHAPES)}")
@@ -56,7 +55,7 @@ class Segment:
             if not (math.isfinite(rate) and rate >= 0):
                 raise ValueError(f"a learning rate must be 0 or above, got {rate}")
         if self.shape == "exponential" and not (self.start_lr > 0 and self.end_lr > 0):
-            raise ValueError(f"an exponential decay never reaches 0; give a final_lr above 0, got {self.end_lr}")
+            raise ValueError(f"an exponential decay never reaches 0; set final_lr above 0, got {self.end_lr}")
         if self.num_steps < 1:
             raise ValueError(f"the {self.name} has no steps")
 
@@ -72,30 +71,30 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate of a run: segments one after the other."""
+    """The learning rate of a run: consecutive segments."""
 
     kind: str
     segments: tuple[Segment, ...]
 
     @property
     def total_steps(self) -> int:
-        """Steps of all segments."""
+        """Number of steps of all segments."""
         return sum(segment.num_steps for segment in self.segments)
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the warmup that the run begins with; 0 without one."""
+        """Number of steps of the warmup at the start of the run; 0 without one."""
         first = self.segments[0]
         return first.num_steps if first.name == WARMUP else 0
 
     @property
     def peak_lr(self) -> float:
-        """The highest rate."""
+        """Highest learning rate."""
         return max(max(segment.start_lr, segment.end_lr) for segment in self.segments)
 
     @property
     def final_lr(self) -> float:
-        """The rate of the last step."""
+        """Learning rate of the last step."""
         return self.segments[-1].end_lr
 
     def to_record(self) -> dict[str, Any]:
@@ -104,7 +103,7 @@ class Schedule:
 
     @staticmethod
     def from_record(kind: str, segments: Iterable[Mapping[str, Any]]) -> Schedule:
-        """Return the schedule that `to_record` described."""
+        """Return the schedule from the output of `to_record`."""
         return Schedule(kind=kind, segments=tuple(Segment(**segment) for segment in segments))
 
 
@@ -127,19 +126,19 @@ def build_schedule(
         kind: `cosine` and `linear` decay from the peak to the final rate at the last step; `constant` stays at the
             peak; `wsd` stays at the peak and decays over the last `decay_steps` (warmup, stable, decay: arXiv
             2404.06395); `infinite` cools down by a cosine over `cooldown_steps` to `constant_lr`, stays there and
-            anneals over the last `decay_steps` (0: it stays, more data may follow; arXiv 2403.08763, section 7).
-        peak_lr: Rate after the warmup.
-        final_lr: Rate at the last step.
-        total_steps: Steps of the run.
-        warmup_steps: Steps of the linear rise to the peak, from 0 or, from the second cycle on, from the final rate.
-        decay_steps: Steps of the last decay, of `wsd` and `infinite`.
-        decay_shape: Shape of that decay, one of SHAPES.
-        cooldown_steps: Steps from the peak to `constant_lr`, of `infinite`.
-        constant_lr: The rate of `infinite` between cooldown and anneal.
-        cycles: The whole shape is run through so many times (re-warming and re-decaying).
+            decays over the last `decay_steps` (0: no decay, to be continued; arXiv 2403.08763, section 7).
+        peak_lr: Learning rate after the warmup.
+        final_lr: Learning rate at the last step.
+        total_steps: Number of steps of the run.
+        warmup_steps: Number of steps of the linear warmup, from 0 or, after the first cycle, from the final rate.
+        decay_steps: Number of steps of the final decay of `wsd` and `infinite`.
+        decay_shape: Shape of the final decay, one of SHAPES.
+        cooldown_steps: Number of steps of `infinite` from the peak to `constant_lr`.
+        constant_lr: Learning rate of `infinite` between cooldown and decay.
+        cycles: Number of repetitions of the whole shape (re-warming and re-decaying).
 
     Raises:
-        ValueError: unknown kind, rates out of order, or parts that do not fit into the run.
+        ValueError: unknown kind, rates in the wrong order, or parts longer than the run.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
@@ -161,7 +160,7 @@ def build_schedule(
                 Segment(name=WARMUP, shape="linear", num_steps=warmup_steps, start_lr=start_lr, end_lr=peak_lr)
             )
         if kind == "wsd":
-            segments += _stay_and_decay(num_steps, peak_lr, final_lr, decay_steps, decay_shape)
+            segments += _hold_and_decay(num_steps, peak_lr, final_lr, decay_steps, decay_shape)
         elif kind == "infinite":
             cooldown = cooldown_steps or 0
             constant = _check_constant_lr(constant_lr, peak_lr, final_lr)
@@ -170,19 +169,19 @@ def build_schedule(
             segments.append(
                 Segment(name="cooldown", shape="cosine", num_steps=cooldown, start_lr=peak_lr, end_lr=constant)
             )
-            segments += _stay_and_decay(num_steps - cooldown, constant, final_lr, decay_steps, decay_shape)
+            segments += _hold_and_decay(num_steps - cooldown, constant, final_lr, decay_steps, decay_shape)
         else:
             shape = "linear" if kind == "constant" else kind
             segments.append(Segment(name=kind, shape=shape, num_steps=num_steps, start_lr=peak_lr, end_lr=final_lr))
     return Schedule(kind=kind, segments=tuple(segments))
 
 
-def _stay_and_decay(
+def _hold_and_decay(
     num_steps: int, stable_lr: float, final_lr: float, decay_steps: int | None, shape: str
 ) -> list[Segment]:
     decay = decay_steps or 0
     if decay >= num_steps:
-        raise ValueError(f"the decay of {decay} steps does not fit into the {num_steps} that are left for it")
+        raise ValueError(f"the decay of {decay} steps does not fit into the {num_steps} steps that are left")
     stable = Segment(name="stable", shape="linear", num_steps=num_steps - decay, start_lr=stable_lr, end_lr=stable_lr)
     if not decay:
         return [stable]
@@ -196,7 +195,7 @@ def _check_constant_lr(constant_lr: float | None, peak_lr: float, final_lr: floa
 
 
 def learning_rate_at(schedule: Schedule, step: int) -> float:
-    """Return the learning rate of step `step` (0 is the first); past the end the last rate holds."""
+    """Return the learning rate of step `step` (from 0); after the end, that of the last step."""
     for segment in schedule.segments:
         if step < segment.num_steps:
             return segment.rate_at(step)
@@ -210,10 +209,10 @@ def tabulate(schedule: Schedule) -> np.ndarray:
 
 
 def find_lr_fraction(schedule: Schedule, fraction: float) -> int:
-    """Return the first step after the peak whose rate is at most `fraction` of the peak.
+    """Return the first step after the peak with a rate of at most `fraction` of the peak.
 
     Raises:
-        ValueError: when the rate never falls so low.
+        ValueError: the rate never falls to it.
     """
     rates = _tabulate_exactly(schedule)
     peak_step = int(np.argmax(rates))

@@ -1,1 +1,1 @@
-"""Hugging Face <-> MindFormers weights: one mapping table per model family, the reverse derived from it."""
+"""Conversion of weights between Hugging Face and MindFormers."""

@@ -1,4 +1,4 @@
-"""Compares two checkpoints tensor by tensor, bit by bit, and reports by kind of tensor."""
+"""Compare two checkpoints bit by bit and report the result by kind of tensor."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ascend_cpt.weights.sources import TensorSource
 
 @dataclass(frozen=True, kw_only=True)
 class KindReport:
-    """How the tensors of one kind, the same of all layers, compare."""
+    """Comparison of the tensors of one kind over all layers."""
 
     kind: str
     num_tensors: int
     num_equal: int
     max_difference: float
-    """Largest absolute difference of two numbers; infinite when types or shapes differ or one is not a number."""
+    """Largest absolute difference; infinite if dtypes or shapes differ or a value is NaN."""
 
 
 def compare_folders(folder: HfFolder, other: TensorSource) -> list[KindReport]:
-    """Compare a Hugging Face folder with another one, or with a MindFormers checkpoint of the same model.
+    """Compare a Hugging Face folder with another one or with a MindFormers checkpoint of the same model.
 
-    Memory: the tensors of one group.
+    Peak memory: the tensors of one group.
 
     Raises:
-        CheckpointError: when either does not hold exactly the tensors of the folder's config.json.
+        CheckpointError: one of them does not contain exactly the tensors of the folder's config.json.
     """
     folder.check()
     if isinstance(other, HfFolder):
@@ -43,10 +43,10 @@ def compare_folders(folder: HfFolder, other: TensorSource) -> list[KindReport]:
 
 
 def compare_round_trip(folder: HfFolder) -> list[KindReport]:
-    """Compare a Hugging Face folder with itself, converted to MindFormers and back in memory.
+    """Compare a Hugging Face folder with itself after conversion to MindFormers and back in memory.
 
     Raises:
-        CheckpointError: when it does not hold exactly the tensors of its config.json.
+        CheckpointError: it does not contain exactly the tensors of its config.json.
     """
     folder.check()
 
@@ -54,7 +54,7 @@ def compare_round_trip(folder: HfFolder) -> list[KindReport]:
 
     def read(name: str) -> Array:
         converted_name, tensor = next(converted)
-        assert converted_name == name, "both directions go through the groups in one order"
+        assert converted_name == name, "both directions use the same order of groups"
         return tensor
 
     return _compare(folder, iterate_to_hf(folder.sizes, read))
@@ -78,5 +78,5 @@ def _measure(expected: Array, tensor: Array, dtype: str) -> float:
     if expected.tobytes() == tensor.tobytes():
         return 0.0
     difference = np.abs(to_float32(expected, dtype) - to_float32(tensor, dtype)).max()
-    # Bits that differ without a difference in value (0 and -0) do differ.
+    # Bits can differ although values are equal (0 and -0); this counts as a difference.
     return float(difference) or float(np.finfo(np.float32).tiny) if np.isfinite(difference) else float("inf")

@@ -1,4 +1,4 @@
-"""Converts whole folders between Hugging Face and MindFormers, tensor group by tensor group."""
+"""Convert checkpoint folders between Hugging Face and MindFormers, one tensor group at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How the new folder is written. `dtype` and `vocab_size` are kept when None."""
+    """Options of the new folder. `dtype` and `vocab_size` are unchanged if None."""
 
     dtype: str | None = None
     vocab_size: int | None = None
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What was written."""
+    """Summary of a written folder."""
 
     path: Path
     num_tensors: int
@@ -54,10 +54,10 @@ class Summary:
 
 
 def convert_to_mindformers(folder: HfFolder, target: Path, options: Options) -> Summary:
-    """Write a Hugging Face folder as a whole MindFormers checkpoint, with its config.json and tokenizer files.
+    """Convert a Hugging Face folder to a MindFormers checkpoint, including config.json and tokenizer files.
 
     Raises:
-        CheckpointError: when the folder does not fit its config.json, or `target` exists or cannot be written.
+        CheckpointError: the tensors do not match config.json, or `target` exists or cannot be written.
     """
     folder.check()
     if folder.sizes.tie_word_embeddings and HF_OUTPUT in folder.tensors:
@@ -76,17 +76,17 @@ def convert_to_mindformers(folder: HfFolder, target: Path, options: Options) -> 
 def convert_to_hf(
     source: TensorSource, config: Mapping[str, Any], target: Path, options: Options, companions: Sequence[Path] = ()
 ) -> Summary:
-    """Write the tensors of a MindFormers checkpoint as a Hugging Face folder with `config` as its config.json.
+    """Convert a MindFormers checkpoint to a Hugging Face folder with `config` as its config.json.
 
     Args:
         source: The checkpoint, or the mean of several.
         config: The model's Hugging Face configuration.
-        target: The folder to write.
-        options: Type, vocabulary and shard size.
-        companions: Files to copy beside the weights: tokenizer, generation_config.json.
+        target: Folder to create.
+        options: dtype, vocabulary size and shard size.
+        companions: Files to copy: tokenizer, generation_config.json.
 
     Raises:
-        CheckpointError: when the tensors do not fit `config`, or `target` exists or cannot be written.
+        CheckpointError: the tensors do not match `config`, or `target` exists or cannot be written.
     """
     try:
         check_mindformers_names(source.tensors, read_sizes(config))
@@ -110,13 +110,13 @@ def _read_as(source: TensorSource, name: str, dtype: str) -> Array:
 
 
 def _choose_types(source: TensorSource, groups: Sequence[Sequence[str]], dtype: str | None) -> dict[str, str]:
-    """Return the type in which each tensor is written; tensors that are joined must have one type."""
+    """Return the output dtype of each tensor; tensors that are joined must have the same dtype."""
     types: dict[str, str] = {}
     for names in groups:
         given = {source.tensors[name].dtype for name in names}
         if dtype is None and len(given) > 1:
             raise CheckpointError(
-                f"{source.path}: {', '.join(names)} are of different types ({', '.join(sorted(given))}) but become one "
+                f"{source.path}: {', '.join(names)} have different types ({', '.join(sorted(given))}) but become one "
                 "tensor: choose a --dtype"
             )
         types.update((name, DTYPES[dtype] if dtype else source.tensors[name].dtype) for name in names)
@@ -128,7 +128,7 @@ def _resize(
 ) -> tuple[TensorSource, Mapping[str, Any]]:
     if vocab_size is None or vocab_size == config["vocab_size"]:
         return source, config
-    logger.warning("%s: the vocabulary goes from %d to %d rows", source.path, config["vocab_size"], vocab_size)
+    logger.warning("%s: resizing the vocabulary from %d to %d rows", source.path, config["vocab_size"], vocab_size)
     return ResizedVocabulary(source, vocab_size), {**config, "vocab_size": vocab_size}
 
 
@@ -142,7 +142,7 @@ def _write(
     *,
     is_hf: bool,
 ) -> Summary:
-    # The type of most of the numbers stands for the folder.
+    # config.json has a single dtype: that of most elements.
     most = max({info.dtype for info in infos}, key=lambda dtype: sum(i.num_elements for i in infos if i.dtype == dtype))
     name_file = name_hf_file if is_hf else name_mindformers_file
     with create_folder(target) as folder:

@@ -1,4 +1,4 @@
-"""The number formats of checkpoints. NumPy has no bfloat16: such tensors are held as their bits, in uint16."""
+"""Number formats of checkpoints. NumPy has no bfloat16; such tensors are stored as uint16 bit patterns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ascend_cpt.errors import CheckpointError
 
 Array = NDArray[Any]
 
-# Name in a safetensors header → NumPy type that holds it.
+# Name in a safetensors header → NumPy type of the array.
 STORAGE: dict[str, type[np.generic]] = {
     "F32": np.float32,
     "F16": np.float16,
@@ -27,10 +27,10 @@ def get_item_bytes(dtype: str) -> int:
 
 
 def cast(tensor: Array, source: str, target: str, name: str) -> Array:
-    """Return `tensor`, which holds `source` numbers, as `target` numbers, rounded to the nearest (ties to even).
+    """Convert `tensor` from format `source` to `target`, rounding to nearest (ties to even).
 
     Raises:
-        CheckpointError: when a finite number of the tensor `name` would become infinite.
+        CheckpointError: a finite value of the tensor `name` is outside the range of `target`.
     """
     if source == target:
         return tensor
@@ -60,7 +60,7 @@ def _bfloat16_to_float32(bits: Array) -> NDArray[np.float32]:
 
 def _float32_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = np.ascontiguousarray(values).view(np.uint32)
-    # Half of the dropped part, or just below it when the kept part is even: ties go to even.
+    # Round to nearest, ties to even: add half a unit, or just below it if the kept part is even.
     rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-    # The sum could carry a NaN over into another number: keep its upper bits and mark it quiet.
+    # The addition can overflow the mantissa of a NaN: keep its upper bits and set the quiet bit.
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Writes a folder of sharded safetensors tensor by tensor; the folder appears under its name only when it is whole."""
+"""Write a folder of sharded safetensors, one tensor at a time. The folder gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ascend_cpt.weights.hf_folder import INDEX_NAME, WEIGHTS_NAME
 from ascend_cpt.weights.safetensors_file import TensorInfo, sync_file, write_file
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-# (number of the file from 0, number of files) → name of the file.
+# (file number from 0, number of files) → file name.
 FileNamer = Callable[[int, int], str]
 
 
 def name_hf_file(index: int, num_files: int) -> str:
-    """Name a file as transformers does."""
+    """Return the file name used by transformers."""
     return WEIGHTS_NAME if num_files == 1 else f"model-{index + 1:05d}-of-{num_files:05d}.safetensors"
 
 
 def name_mindformers_file(index: int, num_files: int) -> str:
-    """Name a file as MindFormers' new checkpoint format does, which reads every such file of a folder."""
+    """Return the file name used by the new checkpoint format of MindFormers."""
     return f"model-{index:07d}-{num_files:07d}.safetensors"
 
 
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` to fill; rename it to `path` at the end, or remove it after an error.
+    """Yield a temporary folder next to `path`; rename it to `path` at the end, or remove it after an error.
 
     Raises:
-        CheckpointError: when `path` exists, or the disk is full or not writable.
+        CheckpointError: `path` exists, or the disk is full or not writable.
     """
     if path.exists():
         raise CheckpointError(f"{path}: exists already: remove it or choose another folder")
@@ -49,7 +49,7 @@ def create_folder(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}: nothing was kept") from error
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}: check space and permissions") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -62,9 +62,9 @@ def write_shards(
     name_file: FileNamer,
     max_shard_bytes: int,
 ) -> None:
-    """Write tensors, one by one in the order of `infos`, into files of at most `max_shard_bytes` (or one tensor).
+    """Write tensors in the order of `infos` to files of at most `max_shard_bytes` (at least one tensor each).
 
-    A folder of several Hugging Face files gets its index. Memory: two tensors, as one is read while another is written.
+    Several Hugging Face files get an index. Peak memory: two tensors, since one is read while another is written.
     """
     shards = _split(infos, max_shard_bytes)
     stream = _read_ahead(tensors)
@@ -74,7 +74,7 @@ def write_shards(
         for index, shard in enumerate(shards):
             name = name_file(index, len(shards))
             write_file(folder / name, shard, islice(stream, len(shard)))
-            # The disk works on this file while the next one is being written.
+            # Sync this file while the next one is written.
             syncs.append(pool.submit(sync_file, folder / name))
             places.update((info.name, name) for info in shard)
         assert next(stream, None) is None
@@ -86,24 +86,24 @@ def write_shards(
 
 
 def _read_ahead(tensors: Iterable[tuple[str, Array]]) -> Iterator[tuple[str, Array]]:
-    """Yield the same items, each made in another thread while the one before is being used."""
+    """Yield the items of `tensors`, prefetching one item in another thread."""
     stream = iter(tensors)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, stream, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, stream, None)
+        next_item = pool.submit(next, stream, None)
+        while (item := next_item.result()) is not None:
+            next_item = pool.submit(next, stream, None)
             yield item
 
 
 def write_config(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
-    """Write config.json, with the type of the weights (such as "bfloat16")."""
+    """Write config.json with the dtype of the weights, for example "bfloat16"."""
     # transformers 4.56 renamed the field; both are read.
     key = "dtype" if "dtype" in config else "torch_dtype"
     write_json(folder / CONFIG_NAME, {**config, key: dtype})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file as transformers lays it out."""
+    """Write a JSON file with the formatting of transformers."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""A plain NumPy forward pass of the supported decoders, to check converted weights without torch or a network.
+"""NumPy forward pass of the supported decoders, for checking converted weights without torch.
 
-It follows the published architecture (RMSNorm, rotary positions on rotated halves, grouped causal attention, gated
-MLP), reads the weights layer by layer under their Hugging Face names and computes in float32. Not made for speed.
+It implements the published architecture (RMSNorm, rotary embedding on half-split pairs, grouped-query causal attention,
+gated MLP) in float32 and reads the weights layer by layer by their Hugging Face names. It is not optimized.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _rotate(x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
 
 def _mlp(read: Reader, x: Floats) -> Floats:
     gate = x @ read("mlp.gate_proj.weight").T
-    # Written this way, the exponential of a large negative gate overflows to a harmless infinity.
+    # For a large negative gate, exp overflows to infinity, and the quotient is correctly 0.
     with np.errstate(over="ignore"):
         activated = gate / (1 + np.exp(-gate)) * (x @ read("mlp.up_proj.weight").T)
     down: Floats = activated @ read("mlp.down_proj.weight").T

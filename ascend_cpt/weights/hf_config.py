@@ -1,4 +1,4 @@
-"""The config.json of a model that was trained here, made from the configuration of its network."""
+"""Create the config.json of a trained model from its model configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.model.sizes import read_sizes
 
-# The keys of a config.json of these families that the network's configuration has under the same names.
+# Fields of config.json that have the same name in the model configuration.
 _FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -30,12 +30,12 @@ _FIELDS = (
 
 
 def make_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a Hugging Face configuration from the `model.model_config` of a training run.
+    """Return the Hugging Face configuration for the `model.model_config` of a training run.
 
-    What the network took from a default is written out, so that transformers builds the same model.
+    Default values are written explicitly, so that transformers builds the same model.
 
     Raises:
-        ConfigError: when the model is not supported.
+        ConfigError: the model is not supported.
     """
     sizes = read_sizes(model_config)
     config = {key: model_config[key] for key in _FIELDS if model_config.get(key) is not None}

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder opened for reading: config.json and one or many safetensors files."""
+"""Read a Hugging Face model folder: config.json and one or more safetensors files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-# Everything that makes a folder usable beside its weights and config.json.
+# Files other than weights and config.json that a usable model folder needs.
 COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
 def is_hf_folder(path: Path) -> bool:
-    """Return whether a path is a folder with Hugging Face weights, in any format."""
+    """Return whether a path is a folder with Hugging Face weights (safetensors or pickle)."""
     names = (WEIGHTS_NAME, INDEX_NAME)
     return path.is_dir() and (any((path / name).is_file() for name in names) or any(path.glob("pytorch_model*.bin")))
 
 
 class HfFolder:
-    """All tensors of a model by name; their data is read when asked for.
+    """The tensors of a model by name; data is read on demand.
 
     Raises:
-        CheckpointError: when the folder, a file, an entry of the index or a tensor is missing or damaged.
-        ConfigError: when config.json describes a model that is not supported.
+        CheckpointError: the folder, a file, an entry of the index or a tensor is missing or damaged.
+        ConfigError: the model in config.json is not supported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,10 +47,10 @@ class HfFolder:
         return self._files[name].read(name)
 
     def check(self) -> None:
-        """Check names and shapes of all tensors against config.json, without reading data.
+        """Check names and shapes of all tensors against config.json without reading their data.
 
         Raises:
-            CheckpointError: naming what is missing, unexpected or of another shape.
+            CheckpointError: tensors are missing, unexpected or have another shape.
         """
         try:
             check_hf_names(self.tensors, self.sizes)
@@ -62,11 +62,11 @@ class HfFolder:
                 raise CheckpointError(f"{self.path}: {name} has shape {given}, but {list(shape)} by config.json")
 
     def check_model(self, model_config: Mapping[str, Any]) -> None:
-        """Check that a network built from `model_config` (fields as in config.json) is this folder's model.
+        """Check that `model_config` (fields as in config.json) describes the model of this folder.
 
         Raises:
-            CheckpointError: naming every field that differs.
-            ConfigError: when `model_config` describes a model that is not supported.
+            CheckpointError: fields differ; the message lists them.
+            ConfigError: the model in `model_config` is not supported.
         """
         wanted = read_sizes(model_config)
         differences = [
@@ -80,7 +80,7 @@ class HfFolder:
 
 
 def list_companions(folder: Path) -> list[Path]:
-    """Return the files of a folder that belong beside the weights: tokenizer and generation settings."""
+    """Return the tokenizer and generation_config files of a folder."""
     return sorted({path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 
@@ -93,11 +93,11 @@ def _open_files(path: Path) -> dict[str, SafetensorsFile]:
         return dict.fromkeys(file.tensors, file)
     if any(path.glob("*.bin")):
         raise CheckpointError(
-            f"{path}: holds only .bin files, pickles that can run code when they are read: write the model as "
-            f"safetensors with transformers, AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained(...)"
+            f"{path}: holds only .bin files, pickles that can run code when loaded: convert the model to "
+            f"safetensors with transformers: AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained(...)"
         )
     if any(path.glob("*.safetensors")):
-        raise CheckpointError(f"{path}: has no {INDEX_NAME} for its safetensors files: fetch it")
+        raise CheckpointError(f"{path}: has no {INDEX_NAME} for its safetensors files: download it")
     raise CheckpointError(
         f"{path}: holds no {WEIGHTS_NAME} and no {INDEX_NAME}: give the folder of a Hugging Face model"
     )
@@ -109,13 +109,13 @@ def _open_indexed(path: Path) -> dict[str, SafetensorsFile]:
         places: Mapping[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
         file_names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index_path}: is damaged: no weight_map of names and files") from error
+        raise CheckpointError(f"{index_path}: is damaged: no weight_map of tensor names to files") from error
     files = {name: SafetensorsFile(path / name) for name in file_names}
     for name, file_name in places.items():
         if name not in files[file_name].tensors:
-            raise CheckpointError(f"{path / file_name}: does not hold {name}, which {INDEX_NAME} places there")
+            raise CheckpointError(f"{path / file_name}: does not contain {name}, although {INDEX_NAME} lists it there")
     for file_name, file in files.items():
         for name in file.tensors:
             if places.get(name) != file_name:
-                raise CheckpointError(f"{index_path}: has no entry for {name} in {file_name}: fetch the index again")
+                raise CheckpointError(f"{index_path}: has no entry for {name} in {file_name}: download the index again")
     return {name: files[file_name] for name, file_name in places.items()}

@@ -1,4 +1,4 @@
-"""Converts weights between Hugging Face and MindFormers, group by group, from the tables in `families`."""
+"""Convert weights between Hugging Face and MindFormers, group by group, with the tables in `model.families`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ascend_cpt.model.parameters import list_groups, list_hf_shapes, list_mindfo
 from ascend_cpt.model.sizes import ModelSizes
 from ascend_cpt.model.tensor_layout import Array, Shape
 
-# Buffers that old checkpoints hold beside the weights.
+# Buffers in old checkpoints that are not weights.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
-# How many names an error lists before "and n more".
+# Maximum number of names in an error message.
 _MAX_NAMES = 5
 
 
 def iterate_to_mindformers(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
     """Yield (MindFormers name, tensor) for every group; `read` returns a Hugging Face tensor by name.
 
-    Memory: the tensors of one group.
+    Peak memory: the tensors of one group.
 
     Raises:
-        CheckpointError: when a tensor has another shape than by the sizes.
+        CheckpointError: the shape of a tensor does not match the sizes.
     """
     for group in list_groups(sizes):
         parts = [read(name) for name in group.hf]
@@ -37,7 +37,7 @@ def iterate_to_hf(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[t
     """Yield (Hugging Face name, tensor) for every group; `read` returns a MindFormers tensor by name.
 
     Raises:
-        CheckpointError: when a tensor has another shape than by the sizes.
+        CheckpointError: the shape of a tensor does not match the sizes.
     """
     shapes = list_mindformers_shapes(sizes)
     for group in list_groups(sizes):
@@ -49,10 +49,10 @@ def iterate_to_hf(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[t
 def to_mindformers(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str, Array]:
     """Convert all Hugging Face tensors of a model.
 
-    A tied model may hold lm_head.weight as well, as long as it equals the embedding.
+    A model with tied embeddings may also have lm_head.weight if it equals the embedding.
 
     Raises:
-        CheckpointError: when tensors are missing, unexpected or of another shape.
+        CheckpointError: tensors are missing, unexpected or have another shape.
     """
     check_hf_names(tensors, sizes)
     if sizes.tie_word_embeddings and HF_OUTPUT in tensors:
@@ -61,20 +61,20 @@ def to_mindformers(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str,
 
 
 def to_hf(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str, Array]:
-    """Convert all MindFormers tensors of a model; the exact reverse of `to_mindformers`.
+    """Convert all MindFormers tensors of a model; the exact inverse of `to_mindformers`.
 
     Raises:
-        CheckpointError: when tensors are missing, unexpected or of another shape.
+        CheckpointError: tensors are missing, unexpected or have another shape.
     """
     check_mindformers_names(tensors, sizes)
     return dict(iterate_to_hf(sizes, tensors.__getitem__))
 
 
 def check_hf_names(names: Iterable[str], sizes: ModelSizes) -> None:
-    """Check that a Hugging Face checkpoint holds exactly the tensors of its configuration.
+    """Check that a Hugging Face checkpoint has exactly the tensors of its configuration.
 
     Raises:
-        CheckpointError: naming what is missing or unexpected.
+        CheckpointError: tensors are missing or unexpected; the message lists them.
     """
     tied_copy = {HF_OUTPUT} if sizes.tie_word_embeddings else set()
     given = {name for name in names if not name.endswith(_IGNORED_SUFFIX)} - tied_copy
@@ -82,23 +82,23 @@ def check_hf_names(names: Iterable[str], sizes: ModelSizes) -> None:
 
 
 def check_mindformers_names(names: Iterable[str], sizes: ModelSizes) -> None:
-    """Check that a MindFormers checkpoint holds exactly the tensors of the model's configuration.
+    """Check that a MindFormers checkpoint has exactly the tensors of its model configuration.
 
     Raises:
-        CheckpointError: naming what is missing or unexpected.
+        CheckpointError: tensors are missing or unexpected; the message lists them.
     """
     _check_names(names, [group.mindformers for group in list_groups(sizes)])
 
 
 def check_tied(embedding: Array, output: Array) -> None:
-    """Check that the output layer that a tied model's checkpoint holds is the embedding.
+    """Check that the output layer in a checkpoint with tied embeddings equals the embedding.
 
     Raises:
-        CheckpointError: when it is not.
+        CheckpointError: they differ.
     """
     if not np.array_equal(embedding, output):
         raise CheckpointError(
-            f"{HF_OUTPUT} differs from {HF_EMBEDDING} although config.json has tie_word_embeddings: true; "
+            f"{HF_OUTPUT} differs from {HF_EMBEDDING} although tie_word_embeddings is set in config.json: "
             "set tie_word_embeddings to false in config.json to keep both"
         )
 
@@ -111,12 +111,12 @@ def _check_names(given: Iterable[str], expected: Iterable[str]) -> None:
         if names
     ]
     if problems:
-        raise CheckpointError(f"the tensors do not fit the model's config.json: {'; '.join(problems)}")
+        raise CheckpointError(f"the tensors do not match config.json: {'; '.join(problems)}")
 
 
 def _check_shape(name: str, tensor: Array, shape: Shape) -> None:
     if tensor.shape != shape:
-        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, but {list(shape)} by the model's config.json")
+        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, but {list(shape)} by config.json")
 
 
 def _summarize(names: set[str]) -> str:

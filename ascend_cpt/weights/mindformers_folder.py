@@ -1,9 +1,9 @@
-"""A checkpoint folder of MindFormers' new format opened for reading: whole, or in the slices of any layout.
+"""Read a checkpoint folder in the new format of MindFormers, with whole or sliced tensors.
 
-A folder of one process holds `*model-*.safetensors` files of whole tensors. A distributed one holds a file per rank and
-metadata.json (`mindformers.checkpoint.metadata.save_metadata`): for every tensor its global shape, the grid of its
-slices (`axis_fragmentations`) and the slices by their number in the grid, counted row by row (`global_offset`, which is
-no offset); and for every slice the files that hold it. Optimizer states lie in `*opt-*` files, which are not read.
+A checkpoint of one process has `*model-*.safetensors` files with whole tensors. A distributed one has a file per rank
+and metadata.json (`mindformers.checkpoint.metadata.save_metadata`) with the global shape of every tensor, the grid of
+its slices (`axis_fragmentations`), the row-major index of each slice in the grid (called `global_offset`), and the
+files that contain each slice. Optimizer states are in `*opt-*` files, which are not read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MODEL_PATTERN = "*model-*.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A part of a tensor: where it begins, its shape, and the file that holds it."""
+    """A slice of a tensor: its offset, its shape, and the file that contains it."""
 
     offset: Shape
     shape: Shape
@@ -36,10 +36,10 @@ class Slice:
 
 
 class MindFormersFolder:
-    """The model's tensors by name, joined from their slices when they are read.
+    """The tensors of a model by name, merged from their slices when they are read.
 
     Raises:
-        CheckpointError: when files are missing or damaged, or slices do not fill their tensor.
+        CheckpointError: files are missing or damaged, or slices of a tensor are missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,8 +74,8 @@ class MindFormersFolder:
             for name, info in file.tensors.items():
                 if name in self.tensors:
                     raise CheckpointError(
-                        f"{self.path}: {name} is in {path.name} and in {self._slices[name][0].file.path.name}, and "
-                        f"there is no {METADATA_NAME} with the place of each slice"
+                        f"{self.path}: {name} is in {path.name} and in {self._slices[name][0].file.path.name}, but "
+                        f"there is no {METADATA_NAME} that describes the slices; copy it here"
                     )
                 self.tensors[name] = info
                 self._slices[name] = [Slice(offset=(0,) * len(info.shape), shape=info.shape, file=file)]
@@ -92,10 +92,10 @@ class MindFormersFolder:
             raise CheckpointError(f"{metadata_path}: is damaged: {error}") from error
 
     def _add_sliced(self, name: str, entry: Mapping[str, Any], storage: Mapping[Any, Any]) -> None:
-        """Note a tensor's slices; one that only optimizer files hold is none of the model's."""
+        """Add the slices of a tensor; tensors in optimizer files are skipped."""
         shape, grid = tuple(entry["global_shape"]), tuple(entry["axis_fragmentations"])
         if entry["layout"]["interleaved_parallel"]:
-            raise CheckpointError(f"{self.path}: {name} is interleaved, which cannot be merged")
+            raise CheckpointError(f"{self.path}: {name} has an interleaved layout, which is not supported")
         slice_shape = tuple(size // parts for size, parts in zip(shape, grid, strict=True))
         slices: dict[int, Slice] = {}
         for chunk in entry["chunk"]:
@@ -107,11 +107,11 @@ class MindFormersFolder:
             offset = tuple(int(at) * size for at, size in zip(place, slice_shape, strict=True))
             file = self._open(file_name)
             if name not in file.tensors or file.tensors[name].shape != slice_shape:
-                raise CheckpointError(f"{file.path}: does not hold {name} in the shape {list(slice_shape)}")
+                raise CheckpointError(f"{file.path}: does not contain {name} with shape {list(slice_shape)}")
             slices[index] = Slice(offset=offset, shape=slice_shape, file=file)
         if len(slices) != np.prod(grid, dtype=np.int64):
             raise CheckpointError(
-                f"{self.path}: {METADATA_NAME} knows {len(slices)} slices of {name}, not {list(grid)}"
+                f"{self.path}: {METADATA_NAME} lists {len(slices)} slices of {name}, expected a grid of {list(grid)}"
             )
         self._slices[name] = list(slices.values())
         self.tensors[name] = TensorInfo(name=name, dtype=self._slices[name][0].file.tensors[name].dtype, shape=shape)

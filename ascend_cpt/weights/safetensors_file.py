@@ -1,8 +1,8 @@
-"""Reading and writing one safetensors file tensor by tensor, bfloat16 included.
+"""Read and write safetensors files one tensor at a time, including bfloat16.
 
 The format (https://github.com/huggingface/safetensors): the length of the header as an unsigned 64-bit little-endian
-number, the header as JSON (name → dtype, shape, data_offsets from the header's end), the data. The safetensors package
-gives no bfloat16 to NumPy and writes a file only from tensors that are all in memory; hence this module.
+number, the header as JSON (name → dtype, shape, data_offsets from the end of the header), the data. The safetensors
+package is not used, because it cannot read bfloat16 to NumPy and needs all tensors of a file in memory to write it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _METADATA = "__metadata__"
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """A tensor in a file, or one that is going to be."""
+    """Name, dtype and shape of a tensor."""
 
     name: str
     dtype: str
@@ -43,10 +43,10 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """A file opened for reading: its header has been read and fits the file's size.
+    """A file opened for reading, with its header read and checked against the file size.
 
     Raises:
-        CheckpointError: when the file is missing, cut short, damaged or holds a format that is not supported.
+        CheckpointError: the file is missing, truncated, damaged or has an unsupported number format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,23 +67,23 @@ class SafetensorsFile:
             supported = ", ".join(STORAGE)
             raise CheckpointError(f"{self.path}: {info.name} is stored as {info.dtype}, only {supported} are supported")
         if size_bytes != info.size_bytes:
-            raise CheckpointError(f"{self.path}: {info.name}: {size_bytes} bytes do not make {list(info.shape)}")
+            raise CheckpointError(f"{self.path}: {info.name}: {size_bytes} bytes do not match shape {list(info.shape)}")
         self.tensors[info.name] = info
 
     def read(self, name: str) -> Array:
-        """Return a tensor by name, in memory of its own."""
+        """Return a copy of a tensor by name."""
         info = self.tensors[name]
         flat = np.fromfile(self.path, STORAGE[info.dtype], info.num_elements, offset=self._offsets[name])
         return flat.reshape(info.shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a file's tensors by name (dtype, shape, data_offsets) and the offset of its data in bytes.
+    """Return the header of a file (name → dtype, shape, data_offsets) and the offset of its data in bytes.
 
-    Only the header is read; every format is accepted.
+    Every number format is accepted.
 
     Raises:
-        CheckpointError: when the file is missing, cut short or damaged.
+        CheckpointError: the file is missing, truncated or damaged.
     """
     try:
         with path.open("rb") as file:
@@ -92,7 +92,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             data_begin = _LENGTH_BYTES + header_bytes
             if not 0 < header_bytes <= _MAX_HEADER_BYTES or data_begin > file_bytes:
                 raise CheckpointError(
-                    f"{path}: is no safetensors file or cut short ({file_bytes} bytes): fetch it again"
+                    f"{path}: is no safetensors file or cut short ({file_bytes} bytes): download it again"
                 )
             text = file.read(header_bytes)
     except OSError as error:
@@ -107,17 +107,17 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             if not (isinstance(entry["dtype"], str) and isinstance(end - begin + sum(entry["shape"]), int)):
                 raise ValueError("an offset or a dimension is no integer")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its safetensors header is damaged: fetch it again") from error
+        raise CheckpointError(f"{path}: its safetensors header is damaged: download it again") from error
     if needed_bytes > file_bytes:
-        raise CheckpointError(f"{path}: is cut short: {file_bytes} bytes, {needed_bytes} by its header: fetch it again")
+        raise CheckpointError(f"{path}: is cut short: {file_bytes} bytes, expected {needed_bytes}: download it again")
     return header, data_begin
 
 
 def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[str, Array]]) -> None:
-    """Write a file of the tensors that `infos` describe, taking them one by one in that order.
+    """Write a file with the tensors described by `infos`, consuming them one at a time in that order.
 
     Raises:
-        OSError: when the file cannot be written.
+        OSError: the file cannot be written.
     """
     header: dict[str, Any] = {_METADATA: {"format": "pt"}}
     begin = 0
@@ -139,10 +139,10 @@ def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[
 
 
 def sync_file(path: Path) -> None:
-    """Wait until a file's content is on the disk.
+    """Flush the content of a file to the disk.
 
     Raises:
-        OSError: when it cannot be written there.
+        OSError: it cannot be written.
     """
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Where the tensors of a new folder come from: an opened folder, the mean of several, one with another vocabulary."""
+"""Sources of the tensors of a new folder: a folder, the mean of several, or a folder with a resized vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ascend_cpt.weights.safetensors_file import TensorInfo
 
 
 class TensorSource(Protocol):
-    """Tensors by name, read when asked for."""
+    """Tensors by name, read on demand."""
 
     @property
     def path(self) -> Path: ...
@@ -28,10 +28,10 @@ class TensorSource(Protocol):
 
 
 class MeanOfFolders:
-    """The mean of the same tensors in several folders, in the first one's type, summed in float32.
+    """The mean of the tensors in several folders, summed in float32, in the dtype of the first folder.
 
     Raises:
-        CheckpointError: when the folders hold different tensors.
+        CheckpointError: the folders have different tensors.
     """
 
     def __init__(self, sources: Sequence[TensorSource]) -> None:
@@ -40,7 +40,7 @@ class MeanOfFolders:
         self.tensors = sources[0].tensors
         for source in sources[1:]:
             if source.tensors != self.tensors:
-                raise CheckpointError(f"{source.path}: holds other tensors than {self.path}: they have no mean")
+                raise CheckpointError(f"{source.path}: holds other tensors than {self.path}: use one model")
 
     def read(self, name: str) -> Array:
         dtype = self.tensors[name].dtype
@@ -51,7 +51,7 @@ class MeanOfFolders:
 
 
 class ResizedVocabulary:
-    """A source whose embedding and output layer have `vocab_size` rows: cut, or filled up with the mean of all rows."""
+    """Resizes embedding and output layer to `vocab_size` rows: truncated, or extended with the mean of all rows."""
 
     def __init__(self, source: TensorSource, vocab_size: int) -> None:
         self._source, self._vocab_size = source, vocab_size

@@ -1,4 +1,4 @@
-"""tools/convert_weights.py and tools/generate.py: export of a trained model, proof of equality, continuing a text."""
+"""tools/convert_weights.py and tools/generate.py: export of a trained model, comparison, text generation."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def run_tool(name: str, *arguments: object) -> Completed:
 
 @pytest.fixture
 def trained(write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path) -> Path:
-    """Return the run of a Llama with grouped heads, scaled rope and tied embeddings, saved at steps 10 and 20."""
+    """Return a run of a Llama with grouped heads, scaled rope and tied embeddings, saved at steps 10 and 20."""
     config = write_config("llama3", checkpoint={"every": 10 * 8 * 64, "keep_last": 3})
     done = train(config, "--set", "model.model_config.tie_word_embeddings=True")
     assert done.returncode == 0, done.stderr
     return tmp_path / "output" / "run"
 
 
-def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Path, tmp_path: Path) -> None:
+def test_exported_model_equals_the_trained_one(trained: Path, packed: Path, tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer", num_words=500)
     exported = tmp_path / "exported"
     done = convert("to-hf", trained, exported, "--like", tokenizer)
@@ -55,7 +55,7 @@ def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Pat
     verified = convert("verify", exported, "--against", trained)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert verified.stdout.endswith("equal\n")
-    # The loss of the last validation, computed anew from the exported files alone.
+    # Recompute the loss of the last validation from the exported files only.
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [record for record in records if record["kind"] == "validation"][-1]
     assert last["step"] == 20
@@ -78,13 +78,13 @@ def test_a_trained_model_is_exported_and_proven_equal(trained: Path, packed: Pat
     assert convert("verify", exported, "--against", mean, "--no-logits").returncode == 1
 
     refused = convert("to-hf", trained, tmp_path / "x", "--average", 5)
-    assert_refused(refused, "holds 2 complete checkpoints")
+    assert_refused(refused, "has 2 complete checkpoints")
     refused = convert("to-hf", trained, tmp_path / "x", "--like", REFERENCE / "llama31")
     assert_refused(refused, "describes another model")
 
 
 def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
-    """Return the mean loss over the labels of the first rows of a packed dataset, by the NumPy forward pass."""
+    """Return the mean loss of the first rows of a packed dataset, computed by the NumPy forward pass."""
     from ascend_cpt.backend.training.data_loader import PackedRows
     from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, split_row
 
@@ -104,7 +104,7 @@ def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
 
 
 def write_tokenizer(folder: Path, num_words: int) -> Path:
-    """Write a tokenizer whose words w0, w1, … are the tokens 0, 1, … and whose end of document comes after them."""
+    """Write a tokenizer with words w0, w1, … as tokens 0, 1, … followed by the end-of-document token."""
     folder.mkdir()
     words = {f"w{index}": index for index in range(num_words)}
     tokenizer = Tokenizer(WordLevel({**words, "<end>": num_words}, unk_token="w0"))
@@ -115,7 +115,7 @@ def write_tokenizer(folder: Path, num_words: int) -> Path:
     return folder
 
 
-def test_the_likeliest_continuation_is_that_of_the_numpy_forward_pass(tmp_path: Path) -> None:
+def test_greedy_generation_matches_the_numpy_forward_pass(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer", num_words=127)
     done = run_tool(
         "generate.py", REFERENCE / "qwen25_tied", "--tokenizer", tokenizer, "--prompt", "w5 w6 w7", "--num-tokens", 8
@@ -152,7 +152,7 @@ def assert_refused(done: Completed, named: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_bad_input_gets_one_clear_line(tmp_path: Path) -> None:
+def test_bad_input_gives_a_one_line_message(tmp_path: Path) -> None:
     target = tmp_path / "new"
     assert_refused(convert("to-hf", tmp_path / "missing", target), "no such checkpoint")
     assert_refused(convert("to-mindformers", tmp_path, target), "no config.json")
@@ -166,7 +166,7 @@ def test_bad_input_gets_one_clear_line(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_there_and_back_on_the_command_line(tmp_path: Path) -> None:
+def test_round_trip_on_the_command_line(tmp_path: Path) -> None:
     done = convert("to-mindformers", REFERENCE / "qwen3", tmp_path / "mindformers", "--max-shard-gb", "0.00002")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "mindformers").glob("model-*.safetensors"))) > 1

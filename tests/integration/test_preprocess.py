@@ -1,4 +1,4 @@
-"""Preprocessing from end to end through the command line: rows read back by MindSpore give back the documents."""
+"""Preprocessing end to end: the rows read by MindSpore decode to the input documents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_tool(*arguments: object, cwd: Path | None = None) -> subprocess.Complete
 
 
 def pack(sample: Path, source: Path, prefix: Path, **settings: Any) -> Manifest:
-    """Pack in this process: one import of MindSpore serves all tests."""
+    """Pack in this process, so that MindSpore is imported only once."""
     defaults = {"seq_length": 64, "tokenizer_path": str(sample / "tokenizer")}
     (manifest,) = preprocess(
         PreprocessSettings(inputs=(str(source),), output_prefix=str(prefix), **defaults | settings)
@@ -42,7 +42,7 @@ def pack(sample: Path, source: Path, prefix: Path, **settings: Any) -> Manifest:
 
 
 def read_rows(manifest: Manifest) -> list[npt.NDArray[np.int32]]:
-    """The rows of each shard, as MindDataset gives them."""
+    """Return the rows of each shard, read by MindDataset."""
     from mindspore.dataset import MindDataset
 
     shards = []
@@ -55,7 +55,7 @@ def read_rows(manifest: Manifest) -> list[npt.NDArray[np.int32]]:
 
 
 def decode(manifest: Manifest, tokenizer: Tokenizer) -> list[str]:
-    """The documents of a dataset, from its rows and what its manifest says about them."""
+    """Return the documents of a dataset, decoded from its rows with the counts in its manifest."""
     documents: list[str] = []
     for shard, rows in zip(manifest.shards, read_rows(manifest), strict=True):
         stream = rows.reshape(-1)
@@ -102,7 +102,7 @@ def test_rows_decode_to_the_input(
     assert left == ["in.jsonl", "out_text_document.manifest.json"], "no lock and no work folder stays"
 
 
-def test_the_documents_do_not_depend_on_the_subs(sample: Path, tmp_path: Path) -> None:
+def test_documents_do_not_depend_on_the_number_of_shards(sample: Path, tmp_path: Path) -> None:
     source = sample / "general" / "valid.parquet"
     tokenizer = Tokenizer.from_file(str(sample / "tokenizer" / "tokenizer.json"))
     one = decode(pack(sample, source, tmp_path / "one"), tokenizer)
@@ -110,7 +110,7 @@ def test_the_documents_do_not_depend_on_the_subs(sample: Path, tmp_path: Path) -
     assert one == [json.loads(line)["text"] for line in (sample / "general" / "valid.jsonl").read_text().splitlines()]
 
 
-def test_same_input_same_bytes(sample: Path, tmp_path: Path) -> None:
+def test_packing_is_deterministic(sample: Path, tmp_path: Path) -> None:
     source = sample / "general" / "valid.jsonl"
     first = pack(sample, source, tmp_path / "a" / "out", num_shards=3)
     second = pack(sample, source, tmp_path / "b" / "out", num_shards=3, workers=2)
@@ -120,7 +120,7 @@ def test_same_input_same_bytes(sample: Path, tmp_path: Path) -> None:
             assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
-def test_mindformers_finds_and_reads_the_files_together(sample: Path, tmp_path: Path) -> None:
+def test_mindformers_reads_all_files_of_a_dataset(sample: Path, tmp_path: Path) -> None:
     from mindspore.dataset import MindDataset
 
     texts = make_texts(5, 3)
@@ -131,13 +131,13 @@ def test_mindformers_finds_and_reads_the_files_together(sample: Path, tmp_path: 
     np.testing.assert_array_equal(np.stack(rows), np.concatenate(read_rows(manifest)))
 
 
-def test_options_reach_the_rows(sample: Path, tmp_path: Path) -> None:
+def test_options_change_the_rows(sample: Path, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", ["hello world", "<|endoftext|>"])
     plain = pack(sample, source, tmp_path / "plain", append_eod=False, seq_length=2)
     assert plain.tokenizer.eod_id not in np.concatenate(read_rows(plain))
     parsed = pack(sample, source, tmp_path / "parsed", parse_special_tokens=True, append_eod=False, seq_length=2)
     assert (np.concatenate(read_rows(parsed)) == parsed.tokenizer.eod_id).sum() == 1
-    # More than the documents can have, whatever the tokenizer of this Python's sample makes of them.
+    # Longer than all documents together, for any sample tokenizer.
     dropped = pack(sample, source, tmp_path / "dropped", tail="drop", seq_length=40)
     padded = pack(sample, source, tmp_path / "padded", seq_length=40)
     assert padded.dropped_tokens == 0 and padded.shards[0].tail_tokens > 0
@@ -166,7 +166,7 @@ def test_several_keys_give_aligned_datasets(sample: Path, tmp_path: Path) -> Non
     assert preprocess(settings) == manifests == [load_manifest(tmp_path / f"out_{key}_document") for key in "ab"]
 
 
-def test_what_is_done_is_reused_and_what_differs_refused(sample: Path, tmp_path: Path) -> None:
+def test_finished_output_is_reused_and_other_output_refused(sample: Path, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(6, 20))
     first = pack(sample, source, tmp_path / "out", num_shards=4)
     files = [tmp_path / shard.file for shard in first.shards]
@@ -180,7 +180,7 @@ def test_what_is_done_is_reused_and_what_differs_refused(sample: Path, tmp_path:
     ):
         with pytest.raises(DataError, match=message):
             pack(sample, source, tmp_path / "out", **change)
-    with pytest.raises(DataError, match=r"in\.jsonl is gone"):
+    with pytest.raises(DataError, match=r"in\.jsonl is missing"):
         pack(sample, sample / "code" / "valid.jsonl", tmp_path / "out", num_shards=4)
     write_jsonl(source, make_texts(7, 20))
     with pytest.raises(DataError, match=r"in\.jsonl has changed.*--overwrite"):
@@ -197,7 +197,7 @@ def test_what_is_done_is_reused_and_what_differs_refused(sample: Path, tmp_path:
     assert pack(sample, source, tmp_path / "out", num_shards=2, overwrite=True) == second
 
 
-def test_a_stopped_run_goes_on(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_resumes(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", make_texts(8, 60))
     expected = pack(sample, source, tmp_path / "whole" / "out", num_shards=6)
     done: list[int] = []
@@ -212,7 +212,7 @@ def test_a_stopped_run_goes_on(sample: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         pack(sample, source, tmp_path / "out", num_shards=6)
     assert not list(tmp_path.glob("out_text*")), "nothing is there before all is"
-    with pytest.raises(DataError, match=r"a stopped run left this.*num_subs was 6 and is 5"):
+    with pytest.raises(DataError, match=r"an interrupted run left this.*num_subs was 6 and is 5"):
         pack(sample, source, tmp_path / "out", num_shards=5)
     (tmp_path / "out.work" / "sub-1" / "out_text_document.mindrecord1").write_bytes(b"damaged")
 
@@ -239,7 +239,7 @@ def test_command_line(sample: Path, tmp_path: Path) -> None:
     assert again.returncode == 0 and "already done, reusing" in again.stderr and again.stdout == first.stdout
 
 
-def test_help_is_quick() -> None:
+def test_help_imports_nothing_heavy() -> None:
     begin_s = time.monotonic()
     result = run_tool("--help")
     assert result.returncode == 0 and "--n-subs" in result.stdout

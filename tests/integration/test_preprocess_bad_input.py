@@ -1,4 +1,4 @@
-"""Every mistake a user can make with the preprocessing tool: exit code 2 and one line that says what to do."""
+"""User errors of the preprocessing tool: exit code 2 and a one-line message with the remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokenizer(sample: Path) -> Path:
 
 
 def run(tokenizer: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the tool in `folder`; later flags win over these."""
+    """Run the tool in `folder`; `arguments` override the defaults."""
     defaults = ("--output-prefix", "out/x", "--seq-length", 16, "--tokenizer-name-or-path", tokenizer, "--workers", 1)
     command = [sys.executable, str(TOOL), *map(str, (*defaults, *arguments))]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
@@ -85,7 +85,7 @@ def make_malformed_line(folder: Path) -> None:
     (folder / "in" / "a.jsonl").write_text('{"text": "good"}\n' * 6 + '{"text": "bad\n' + '{"text": "good"}\n' * 3)
 
 
-def make_array_with_a_tail(folder: Path) -> None:
+def make_array_with_trailing_text(folder: Path) -> None:
     (folder / "in").mkdir()
     (folder / "in" / "a.json").write_text('[{"text": "a"}]\n[{"text": "b"}]\n')
 
@@ -102,7 +102,7 @@ def make_array_with_a_tail(folder: Path) -> None:
         (make_parquet_without_text, ["in/a.parquet", "no column 'text'; its columns are: content, url"]),
         (make_broken_parquet, ["in/a.parquet: not a readable parquet file"]),
         (make_malformed_line, ["1 of 10 records are bad (1 malformed)", "in/a.jsonl:7", "out/x.rejects.jsonl"]),
-        (make_array_with_a_tail, ["in/a.json:2: text after the end of the JSON array"]),
+        (make_array_with_trailing_text, ["in/a.json:2: text after the end of the JSON array"]),
     ],
 )
 def test_bad_input(tokenizer: Path, tmp_path: Path, make: Callable[[Path], None], parts: list[str]) -> None:
@@ -142,12 +142,12 @@ def test_bad_settings(tokenizer: Path, tmp_path: Path, arguments: list[object], 
     check_refused(run(tokenizer, tmp_path, "--input", "in", *arguments), *parts)
 
 
-def test_a_flag_that_does_not_exist(tokenizer: Path, tmp_path: Path) -> None:
+def test_unknown_flag(tokenizer: Path, tmp_path: Path) -> None:
     result = run(tokenizer, tmp_path, "--input", "in", "--nsubs", 2)
     assert result.returncode == 2 and "--nsubs" in result.stderr
 
 
-def test_bad_records_are_listed_and_left_out_when_allowed(tokenizer: Path, tmp_path: Path) -> None:
+def test_bad_records_are_listed_and_skipped_up_to_the_limit(tokenizer: Path, tmp_path: Path) -> None:
     make_malformed_line(tmp_path)
     with (tmp_path / "in" / "a.jsonl").open("ab") as file:
         file.write(b'{"text": null}\n{"text": 5}\n{"text": ""}\n{"other": 1}\n{"text": "\xff"}\n')
@@ -168,14 +168,14 @@ def test_bad_records_are_listed_and_left_out_when_allowed(tokenizer: Path, tmp_p
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder(tokenizer: Path, tmp_path: Path) -> None:
+def test_read_only_output_folder(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_rows(tmp_path / "in" / "a.jsonl", [{"text": "x"}])
     (tmp_path / "out").mkdir(mode=0o500)
     check_refused(run(tokenizer, tmp_path, "--input", "in"), "out: the output folder cannot be written to")
 
 
-def test_two_runs_on_one_prefix(tokenizer: Path, tmp_path: Path) -> None:
+def test_two_runs_with_one_output_prefix(tokenizer: Path, tmp_path: Path) -> None:
     import fcntl
 
     (tmp_path / "in").mkdir()

@@ -1,4 +1,4 @@
-"""Whatever happens on the way, the same command again ends with the bytes of an undisturbed run."""
+"""After any interruption, the same command produces the same bytes as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUM_SUBS = 5
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """A folder with the sample tokenizer, `in.jsonl`, and `expected/`, packed without disturbance."""
+    """Return a folder with the sample tokenizer, `in.jsonl`, and `expected/`, packed without interruption."""
     folder = tmp_path_factory.mktemp("crash")
     (folder / "sample").symlink_to(sample)
     texts = [json.loads(line)["text"] for line in (folder / "sample" / "general" / "valid.jsonl").open()]
@@ -60,7 +60,7 @@ def find_children(pid: int) -> list[int]:
 
 
 def check_equal(corpus: Path, folder: Path) -> None:
-    """The folder holds what the undisturbed run's does, and nothing besides."""
+    """Check that the folder has the same files as `expected/`."""
     expected = {path.name: path for path in (corpus / "expected").iterdir()}
     assert {path.name for path in folder.iterdir()} == set(expected)
     for name, path in expected.items():
@@ -72,7 +72,7 @@ def check_equal(corpus: Path, folder: Path) -> None:
 
 
 def kill_often(corpus: Path, folder: Path, num_kills: int, seed: int) -> None:
-    """Kill runs, or a worker of theirs, at random moments; whenever one comes through its output must be right."""
+    """Kill runs or one of their workers at random times; the output of a run that finishes must be correct."""
     chooser = random.Random(seed)
     begin_s = time.monotonic()
     assert start(corpus, folder / "x").wait() == 0
@@ -89,7 +89,7 @@ def kill_often(corpus: Path, folder: Path, num_kills: int, seed: int) -> None:
                 time.sleep(0.01)
             if process.poll() is None:
                 victim = workers[-1] if workers and chooser.random() < 0.3 else process.pid
-                with contextlib.suppress(ProcessLookupError):  # a worker may just have ended by itself
+                with contextlib.suppress(ProcessLookupError):  # the worker may have exited already
                     os.kill(victim, signal.SIGKILL)
                     num_kills -= 1
             message = process.communicate()[1]
@@ -102,7 +102,7 @@ def kill_often(corpus: Path, folder: Path, num_kills: int, seed: int) -> None:
 
 
 def is_dead(pid: int) -> bool:
-    """Whether the process is dead; the kernel's signal may take a moment."""
+    """Return whether the process is dead, waiting shortly for the signal to be delivered."""
     for _ in range(100):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -113,22 +113,22 @@ def is_dead(pid: int) -> bool:
     return False
 
 
-def test_kills_at_random_moments(corpus: Path, tmp_path: Path) -> None:
+def test_random_kills(corpus: Path, tmp_path: Path) -> None:
     kill_often(corpus, tmp_path / "out", num_kills=3, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_many_kills_at_random_moments(corpus: Path, tmp_path: Path) -> None:
+def test_many_random_kills(corpus: Path, tmp_path: Path) -> None:
     kill_often(corpus, tmp_path / "out", num_kills=25, seed=2)
 
 
 class Crash(BaseException):
-    """As abrupt as a kill: no handler of the code under test catches it."""
+    """Simulates a kill: not caught by any handler in the tested code."""
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
-    """Crash before call number `call` of what changes names on disk; return the list that calls are entered in."""
+    """Crash before the given call that changes names on disk; return the list of calls so far."""
     calls: list[str] = []
 
     def count(function: Callable[..., object], name: str) -> Callable[..., object]:
@@ -145,8 +145,8 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
     return calls
 
 
-def test_a_crash_at_every_step_on_disk(corpus: Path, tmp_path: Path) -> None:
-    """Each run crashes at its k-th change of a name on disk; the one after has to mend it."""
+def test_crash_at_each_change_on_disk(corpus: Path, tmp_path: Path) -> None:
+    """Each run crashes at its k-th change of a name on disk; the next run must recover."""
     settings = make_settings(corpus, tmp_path / "out" / "x")
     with pytest.MonkeyPatch.context() as monkeypatch:
         calls = crash_at(monkeypatch, -1)
@@ -154,7 +154,7 @@ def test_a_crash_at_every_step_on_disk(corpus: Path, tmp_path: Path) -> None:
         num_steps = len(calls)
     assert num_steps > 25
     chooser = random.Random(3)
-    # All steps of the beginning and of the commit, and some of the like ones between.
+    # All steps at the start and in the commit, and some of the similar ones in between.
     steps = [0, 1, 2, 3, *chooser.sample(range(4, num_steps - 16), 4), *range(num_steps - 16, num_steps, 2)]
     for step in steps:
         shutil.rmtree(tmp_path / "out")
@@ -164,7 +164,7 @@ def test_a_crash_at_every_step_on_disk(corpus: Path, tmp_path: Path) -> None:
                 preprocess(settings)
         preprocess(settings)
         for leftover in (tmp_path / "out").glob(".*tmp"):
-            leftover.unlink()  # a temporary file of a process that was killed: in nobody's way
+            leftover.unlink()  # a temporary file of a killed process; harmless
         check_equal(corpus, tmp_path / "out")
 
 
@@ -172,7 +172,7 @@ def test_a_crash_at_every_step_on_disk(corpus: Path, tmp_path: Path) -> None:
     subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
     reason="no file system of its own can be made here",
 )
-def test_a_full_disk(corpus: Path, tmp_path: Path) -> None:
+def test_full_disk(corpus: Path, tmp_path: Path) -> None:
     arguments = ["--input", corpus / "in.jsonl", "--output-prefix", tmp_path / "small" / "x", "--seq-length", 32]
     command = [sys.executable, TOOL, *arguments, "--tokenizer-name-or-path", corpus / "sample" / "tokenizer"]
     (tmp_path / "small").mkdir()

@@ -1,4 +1,4 @@
-"""tools/inspect_data.py: what it shows, what it notices, and the conversion."""
+"""tools/inspect_data.py: output, verification and conversion."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ def test_documents_and_statistics(packed: Path, name: str) -> None:
     assert all(low <= size < 2 * low for low, _ in statistics.length_bins[:1] for size in [min(statistics.lengths)])
 
 
-def test_everything_at_once(packed: Path, tmp_path: Path) -> None:
+def test_all_options_together(packed: Path, tmp_path: Path) -> None:
     tokenizer = packed / "sample" / "tokenizer"
     picture = tmp_path / "new" / "a.png"
     arguments = ("--verify", "--histogram", "--png", picture, "--samples", 2, "--tokenizer", tokenizer)
     result = run(packed / "rows_text_document", *arguments)
     assert result.returncode == 0, result.stderr
-    for part in ("4 documents", "rejected: none", "verified: every file", "tokens in document", "--- document 1: "):
+    for part in ("4 documents", "rejected: none", "verified: all files", "tokens in document", "--- document 1: "):
         assert part in result.stdout, result.stdout
     assert "\ntwo words<|endoftext|>\n" in result.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def rewrite(manifest: Manifest, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Manifest:
-    """A copy of the first shard with changed rows and right checksums: only reading it tells."""
+    """Return a copy of the first shard with changed rows and correct checksums."""
     from ascend_cpt.data.packed.mindrecord import iter_rows
 
     shard = manifest.shards[0]
@@ -93,14 +93,14 @@ def rewrite(manifest: Manifest, folder: Path, change: Callable[[np.ndarray], np.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[:-1], "rows, the manifest says"),
+        (lambda rows: rows[:-1], "rows, expected"),
         (lambda rows: rows[:, :-1], r"rows are \(16,\) of int32, not 17"),
         (lambda rows: np.where(rows == rows[0, 0], 9999, rows).astype(np.int32), "outside the vocabulary"),
         (lambda rows: np.where(rows == 4095, 7, rows).astype(np.int32), "last row is not padded"),
-        (lambda rows: np.where(rows == 4094, 7, rows).astype(np.int32), "holds 0 documents, the manifest says"),
+        (lambda rows: np.where(rows == 4094, 7, rows).astype(np.int32), "holds 0 documents, expected"),
     ],
 )
-def test_rows_that_are_not_what_the_manifest_says(
+def test_rows_that_differ_from_the_manifest(
     packed: Path, tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], message: str
 ) -> None:
     changed = rewrite(load_manifest(packed / "rows_text_document"), tmp_path, change)
@@ -108,19 +108,19 @@ def test_rows_that_are_not_what_the_manifest_says(
         verify(changed)
 
 
-def test_mistakes(packed: Path, tmp_path: Path) -> None:
+def test_user_errors(packed: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ((tmp_path / "missing",), "no packed dataset here"),
         ((packed,), "several datasets (rows_text_document, whole_text_document)"),
         ((packed / "rows_text_document", "--samples", 1), "--tokenizer: needed"),
         ((packed / "rows_text_document", "--samples", 1, "--tokenizer", tmp_path), "holds no tokenizer.json"),
-        ((packed / "rows_text_document", "--png", packed / "in.jsonl" / "a.png"), "the picture cannot be written"),
+        ((packed / "rows_text_document", "--png", packed / "in.jsonl" / "a.png"), "the plot cannot be written"),
     ):
         result = run(*arguments)
         assert result.returncode == 2 and message in result.stderr.splitlines()[-1], result.stderr
 
 
-def test_convert(packed: Path, tmp_path: Path) -> None:
+def test_conversion_to_mmap(packed: Path, tmp_path: Path) -> None:
     tokenizer = packed / "sample" / "tokenizer"
     prefix = packed / "whole_text_document"
     result = run(prefix, "--convert", tmp_path / "new", "--tokenizer", tokenizer, "--seq-length", 16)

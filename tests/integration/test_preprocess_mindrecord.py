@@ -1,4 +1,4 @@
-"""Our MindRecord files are those of MindSpore's own writer: byte for byte, and read by MindSpore."""
+"""The MindRecord files are identical to those of MindSpore's writer and readable by MindSpore."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read_index(path: Path) -> list[tuple[object, ...]]:
     ("num_rows", "length", "largest"),
     [(0, 5, 9), (1, 1, 1), (3, 17, 4096), (500, 6, 40_000), (40, 4097, 151_936), (2500, 4097, 2**31 - 1)],
 )
-def test_the_bytes_are_the_library_s(tmp_path: Path, num_rows: int, length: int, largest: int) -> None:
+def test_files_are_identical_to_those_of_mindspore(tmp_path: Path, num_rows: int, length: int, largest: int) -> None:
     rows = np.random.default_rng(num_rows).integers(0, largest, (num_rows, length), np.int32)
     if num_rows:
         rows.reshape(-1)[:8] = np.resize([0, 127, 128, 255, 256, 32767, 32768, 2**31 - 1], min(8, rows.size))
@@ -62,8 +62,8 @@ def test_the_bytes_are_the_library_s(tmp_path: Path, num_rows: int, length: int,
 
 
 @pytest.mark.parametrize("page_bytes", [1 << 25, 1 << 15])
-def test_mindspore_reads_rows_over_many_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_bytes: int) -> None:
-    """With the smallest pages that the library takes, the raw pages are several as well."""
+def test_mindspore_reads_rows_in_many_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_bytes: int) -> None:
+    """Uses the smallest page size that MindSpore supports, to get several raw pages."""
     monkeypatch.setattr(mindrecord_format, "PAGE_BYTES", page_bytes)
     rows = np.arange(30_000, dtype=np.int32).reshape(-1, 3)
     write(tmp_path / "x.mindrecord0", rows, [5, 4000])
@@ -73,14 +73,14 @@ def test_mindspore_reads_rows_over_many_pages(tmp_path: Path, monkeypatch: pytes
     assert len(part) == -(-len(rows) // 3)
 
 
-def test_a_row_that_no_page_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_larger_than_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mindrecord_format, "PAGE_BYTES", 1 << 15)
     writer = MindRecordWriter(tmp_path / "x.mindrecord0")
     with pytest.raises(DataError, match="a row of 40000 tokens does not fit into a page"):
         writer.write(np.zeros((1, 40_000), np.int32))
 
 
-def test_a_file_that_is_none(tmp_path: Path) -> None:
+def test_invalid_file(tmp_path: Path) -> None:
     write(tmp_path / "x.mindrecord0", np.ones((2, 3), np.int32))
     (tmp_path / "x.mindrecord0").write_bytes(b"no MindRecord")
     with pytest.raises(DataError, match="MindRecord cannot be read"):

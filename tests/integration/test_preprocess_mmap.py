@@ -1,4 +1,4 @@
-"""Megatron's .bin/.idx, both ways: MindFormers reads what we write, and it becomes the same MindRecord."""
+"""Megatron .bin/.idx as output, read by MindFormers, and as input, packed to the same MindRecord files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_mindformers_reads_the_documents(corpus: Path, tmp_path: Path, num_shard
     assert pack(corpus, corpus / "in.jsonl", tmp_path / "x", output_format="mmap", num_shards=num_shards) == manifest
 
 
-def test_parts_do_not_show_in_the_bytes(corpus: Path, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_number_of_shards(corpus: Path, tmp_path: Path) -> None:
     for name, num_shards in (("one", 1), ("many", 60)):
         pack(corpus, corpus / "in.jsonl", tmp_path / name / "x", output_format="mmap", num_shards=num_shards)
     for name in ("x_text_document.bin", "x_text_document.idx"):
@@ -73,7 +73,7 @@ def test_parts_do_not_show_in_the_bytes(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("append_eod", [True, False])
-def test_mmap_becomes_the_same_mindrecord(corpus: Path, tmp_path: Path, append_eod: bool) -> None:
+def test_mmap_input_gives_the_same_mindrecord(corpus: Path, tmp_path: Path, append_eod: bool) -> None:
     name = "dataset" if append_eod else None
     mmap = pack(
         corpus, corpus / "in.jsonl", tmp_path / "m", output_format="mmap", append_eod=append_eod, dataset_name=name
@@ -89,7 +89,7 @@ def test_mmap_becomes_the_same_mindrecord(corpus: Path, tmp_path: Path, append_e
     assert (many.num_tokens, many.num_documents, len(many.shards)) == (direct.num_tokens, len(TEXTS), 5)
 
 
-def test_another_tokenizer_is_noticed(corpus: Path, tmp_path: Path) -> None:
+def test_other_tokenizer_is_detected(corpus: Path, tmp_path: Path) -> None:
     from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
     from ascend_cpt.data.tokenizing.base import join_encoded
 

@@ -1,4 +1,4 @@
-"""Preprocessing on several machines: by hand with --sub-range, and as Ray tasks."""
+"""Preprocessing on several machines: with --sub-range, and as Ray tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_SUBS = 6
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """A folder with the sample tokenizer, `in.jsonl` (4 MB), and `expected/`, packed by one process."""
+    """Return a folder with the sample tokenizer, `in.jsonl` (4 MB), and `expected/`, packed by one process."""
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "sample").symlink_to(sample)
     texts = [json.loads(line)["text"] for line in (folder / "sample" / "code" / "train.jsonl").open()]
@@ -57,7 +57,7 @@ def check_equal(corpus: Path, folder: Path) -> None:
         assert (folder / shard.file).read_bytes() == (expected.folder / shard.file).read_bytes()
 
 
-def test_nodes_do_their_ranges_and_one_finishes(corpus: Path, tmp_path: Path) -> None:
+def test_nodes_pack_their_ranges_and_one_finishes(corpus: Path, tmp_path: Path) -> None:
     prefix = ("--output-prefix", tmp_path / "x")
     nodes = [start(corpus, *prefix, "--sub-range", part) for part in ("0:3", "3:6")]
     for node in nodes:
@@ -71,7 +71,7 @@ def test_nodes_do_their_ranges_and_one_finishes(corpus: Path, tmp_path: Path) ->
     check_equal(corpus, tmp_path)
 
 
-def test_a_range_that_another_node_does_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_range_in_use_by_another_node_is_refused(corpus: Path, tmp_path: Path) -> None:
     holder = (
         "import fcntl, sys, time\n"
         "file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX, 2, 0)\n"
@@ -89,7 +89,7 @@ def test_a_range_that_another_node_does_is_refused(corpus: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("text", ["3:2", "0:7", "5:5"])
-def test_ranges_that_are_none(corpus: Path, tmp_path: Path, text: str) -> None:
+def test_invalid_ranges(corpus: Path, tmp_path: Path, text: str) -> None:
     run = start(corpus, "--output-prefix", tmp_path / "x", "--sub-range", text)
     message = run.communicate()[1]
     assert run.returncode == 2 and f"--sub-range {text}: must be A:B" in message
@@ -104,7 +104,7 @@ def test_without_ray(corpus: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install '.[ray]')")
-def test_a_ray_cluster_that_loses_a_worker(corpus: Path, tmp_path: Path) -> None:
+def test_ray_cluster_that_loses_a_worker(corpus: Path, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -126,7 +126,7 @@ def test_a_ray_cluster_that_loses_a_worker(corpus: Path, tmp_path: Path) -> None
 
 
 def find_workers() -> list[int]:
-    """One process at most that packs a shard for Ray."""
+    """Return the process that packs a shard for Ray, if any."""
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdigit() and (folder / "cmdline").read_bytes().startswith(b"ray::_pack"):

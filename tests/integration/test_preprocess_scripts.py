@@ -1,4 +1,4 @@
-"""The two shell scripts and the guide's commands, run in a copy of the repository whose path holds a blank."""
+"""The shell scripts and the commands of the guide, run in a copy of the repository with a space in its path."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(script: Path, *arguments: str, **variables: str) -> subprocess.Completed
     )
 
 
-def test_the_conversion_works_unedited(clone: Path) -> None:
+def test_conversion_script_runs_unedited(clone: Path) -> None:
     first = run(clone / "data_convert_qwen3_pretrain.sh")
     assert first.returncode == 0, first.stderr
     manifest = load_manifest(clone / "data" / "sample" / "packed" / "general_train_text_document")
@@ -43,7 +43,7 @@ def test_the_conversion_works_unedited(clone: Path) -> None:
     assert again.returncode == 0 and "already done, reusing" in again.stderr
 
 
-def test_settings_come_from_the_environment_and_flags_win(clone: Path, tmp_path: Path) -> None:
+def test_flags_override_environment_variables(clone: Path, tmp_path: Path) -> None:
     source = tmp_path / "my corpus" / "a.jsonl"
     source.parent.mkdir()
     source.write_text('{"a b": "x", "text": "one two three"}\n')
@@ -56,7 +56,7 @@ def test_settings_come_from_the_environment_and_flags_win(clone: Path, tmp_path:
     assert manifest.settings["append_eod"] is False
 
 
-def test_a_mistake_ends_with_its_exit_code(clone: Path, tmp_path: Path) -> None:
+def test_exit_code_of_user_errors(clone: Path, tmp_path: Path) -> None:
     result = run(clone / "data_convert_qwen3_pretrain.sh", INPUT=str(tmp_path / "missing"))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/missing: no such file or folder")
@@ -79,7 +79,7 @@ def test_prepare_sample_packs_four_datasets_once(clone: Path) -> None:
     check_shards(load_manifest(packed / "code_valid_text_document"), checksums=True)
 
 
-def test_the_commands_of_the_guide(clone: Path) -> None:
+def test_commands_of_the_guide(clone: Path) -> None:
     guide = (REPOSITORY / "docs" / "preprocessing.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(bash|python)\n(.*?)```", guide, re.DOTALL)
     assert [language for language, _ in blocks].count("bash") >= 4

@@ -1,4 +1,4 @@
-"""Leaving documents out on purpose, through the command line: duplicates, and what datatrove finds."""
+"""Dropping documents on the command line: duplicates and datatrove filters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ascend_cpt.data.selection.datatrove_filters import PYTHON_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# In datatrove's place: leaves out what has the filter's first letter in it.
+# Replaces datatrove: drops documents that contain the first letter of the filter name.
 STAND_IN = """#!{python}
 import json, pathlib, sys
 if sys.argv[1] == "-c":
@@ -30,7 +30,7 @@ for name in [name for name, _ in job["filters"]] + (["MinHash"] if job["minhash"
     folder.mkdir(parents=True)
     (folder / "0").write_text("".join(text["id"] + "\\n" for text in texts))
 if any("crash" in arguments for _, arguments in job["filters"]):
-    sys.exit("ValueError: told to")
+    sys.exit("ValueError: bad filter")
 """
 
 
@@ -65,14 +65,14 @@ def test_duplicates(sample: Path, tmp_path: Path) -> None:
         assert [entry["position"] for entry in listed] == [30 * k for k in range(7, 20)], "lines of 30 bytes"
     assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out3")
     inspected = [sys.executable, str(ROOT / "tools" / "inspect_data.py"), str(tmp_path / "out1_text_document")]
-    told = subprocess.run(inspected, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "left out: 13 duplicate" in told
+    output = subprocess.run(inspected, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "left out: 13 duplicate" in output
     write_input(tmp_path, texts[:7])
     assert run(sample / "tokenizer", tmp_path, "plain").returncode == 0
     assert read_documents(tmp_path / "plain") == read_documents(tmp_path / "out1")
 
 
-def test_another_choice_is_another_dataset(sample: Path, tmp_path: Path) -> None:
+def test_other_selection_is_another_dataset(sample: Path, tmp_path: Path) -> None:
     write_input(tmp_path, ["one", "two", "one"])
     assert run(sample / "tokenizer", tmp_path, "out").returncode == 0
     done = run(sample / "tokenizer", tmp_path, "out", "--drop-duplicates")
@@ -101,12 +101,12 @@ def test_filters_with_duplicates(sample: Path, tmp_path: Path) -> None:
         assert not (tmp_path / f"out{num_shards}.work").exists()
     plan.write_text(f"python: {stand_in}\nfilters: [RegexFilter: {{crash: 1}}]\n")
     done = run(sample / "tokenizer", tmp_path, "out5", "--filters", str(plan))
-    assert done.returncode == 2 and "error: --filters: datatrove failed: ValueError: told to" in done.stderr
+    assert done.returncode == 2 and "error: --filters: datatrove failed: ValueError: bad filter" in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} names no Python with datatrove")
-def test_datatrove_itself(sample: Path, tmp_path: Path) -> None:
+def test_real_datatrove(sample: Path, tmp_path: Path) -> None:
     words = np.random.default_rng(0).choice(["river", "stone", "light", "and", "the", "walks", "sings"], 300).tolist()
     story = " ".join(words)
     write_input(tmp_path, [story, "short", story + " again", "buy now\n" * 300, " ".join(reversed(words))])

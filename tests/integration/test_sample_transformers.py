@@ -1,4 +1,4 @@
-"""The sample tokenizer is a Hugging Face folder that transformers itself loads."""
+"""transformers loads the sample tokenizer."""
 
 from __future__ import annotations
 

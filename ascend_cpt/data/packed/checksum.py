@@ -1,4 +1,4 @@
-"""Checksums of files that may be sparse."""
+"""Checksums that are the same for sparse and non-sparse copies of a file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ZERO_PAGE = bytes(_PAGE_BYTES)
 
 
 def checksum_file(path: Path) -> str:
-    """SHA-256 over the 4 KiB pages of a file that are not all zero, each with its number, and over the size.
+    """Return the SHA-256 over the file size and the non-zero 4 KiB pages with their page numbers.
 
-    MindRecord files are sparse (a few MB of data, 50 MB apparent): leaving the zero pages out costs little, and the
-    result is the same for a sparse file and for its copy with the holes filled in.
+    MindRecord files are sparse (apparent size 50 MB with a few MB of data). Skipping zero pages is fast and gives the
+    same checksum for a copy in which the holes are filled with zeros.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -30,7 +30,7 @@ def checksum_file(path: Path) -> str:
 
 
 def _find_data(descriptor: int, offset: int, size_bytes: int) -> int:
-    """The page at or after `offset` before which the file has only a hole; the file's size when nothing follows."""
+    """Return the offset of the first page with data at or after `offset`; the file size if there is none."""
     try:
         data = os.lseek(descriptor, offset, os.SEEK_DATA)
     except OSError as error:

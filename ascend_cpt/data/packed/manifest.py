@@ -1,7 +1,7 @@
-"""The manifest of a packed dataset: what is in its files, where it came from, and whether it is whole.
+"""The manifest of a packed dataset: its files with checksums, tokenizer, sources and settings.
 
-A dataset is `{prefix}.manifest.json` and the shard files beside it. The manifest is written last, so a dataset that has
-one was finished. File names in it are relative to its folder: a dataset may be moved or copied to another node.
+A dataset consists of `{prefix}.manifest.json` and shard files in the same folder. The manifest is written last, so a
+dataset with a manifest is complete. File names are relative to the folder, so that a dataset can be moved or copied.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ MANIFEST_SUFFIX = ".manifest.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a dataset: the output of one shard."""
+    """One data file of a dataset with its index file."""
 
     file: str
-    """Data file, relative to the manifest's folder."""
+    """Data file, relative to the folder of the manifest."""
     size_bytes: int
     sha256: str
-    """See `files.checksum_file`: it does not depend on whether the file is sparse."""
+    """Checksum by `checksum_file`, independent of whether the file is sparse."""
     index_file: str
-    """The file that belongs to it (`.db` of a MindRecord)."""
+    """Index of the data file (`.db` for MindRecord, `.idx` for mmap)."""
     index_size_bytes: int
     index_sha256: str
     num_rows: int
     num_tokens: int
-    """Real tokens in the rows: padding is not counted, EOD (and BOS) are."""
+    """Tokens in the rows, including EOD and BOS, without padding."""
     num_documents: int
     text_bytes: int
-    """UTF-8 bytes of the documents' text."""
+    """UTF-8 bytes of the text of the documents."""
     tail_tokens: int = 0
-    """Real tokens in the last row when it is padded, 0 when it is full (or there is none)."""
+    """Tokens without padding in the last row if it is padded, otherwise 0."""
     dropped_tokens: int = 0
-    """Tokens of the last, incomplete row when tails are dropped."""
+    """Tokens of the last, incomplete row if it was dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One input file as it was read."""
+    """An input file."""
 
     path: str
-    """Relative to the input folder, or as given."""
+    """Path relative to the input folder."""
     size_bytes: int
     fingerprint: str
-    """SHA-256 over its size and samples of its content; notices a changed file without reading the whole."""
+    """See `fingerprint_file`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,34 +63,34 @@ class Manifest:
     """A packed dataset of one JSON key."""
 
     key: str
-    """The column or JSON key whose text was packed."""
+    """Column or JSON key of the packed text."""
     output_format: str
     """`mindrecord` (rows of seq_length + 1 int32) or `mmap` (whole documents)."""
     seq_length: int | None
-    """Trained tokens in a row, which holds one more; None for `mmap`."""
+    """Trained tokens per row; a row has one more token. None for `mmap`."""
     tokenizer: TokenizerInfo
     shards: tuple[Shard, ...]
     sources: tuple[SourceFile, ...] = ()
     num_records: int = 0
-    """Input records that were read."""
+    """Number of input records."""
     num_filtered: int = 0
-    """Records that the handler left out."""
+    """Records for which the handler returned no document."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Records that could not be packed, counted by kind; listed in `{output_prefix}.rejects.jsonl`."""
+    """Number of bad records by kind; listed in `{output_prefix}.rejects.jsonl`."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Documents left out on purpose (duplicates, filters), counted by kind; listed there as well."""
+    """Number of documents dropped by deduplication and filters, by kind; listed in the same file."""
     settings: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
-    """The tokenizing engine and how it was checked."""
+    """Tokenizing engine and the result of its check."""
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
     path: Path | None = field(default=None, compare=False)
-    """The manifest's file, when it was read from one or written; not stored."""
+    """Path of the manifest file once read or written; not stored."""
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the shard files."""
-        assert self.path is not None, "a manifest has a folder once it was read or written"
+        """Folder of the shard files."""
+        assert self.path is not None, "a manifest has a folder after it was read or written"
         return self.path.parent
 
     @property
@@ -99,7 +99,7 @@ class Manifest:
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens, EOD included."""
+        """Tokens including EOD, without padding."""
         return sum(shard.num_tokens for shard in self.shards)
 
     @property
@@ -108,7 +108,7 @@ class Manifest:
 
     @property
     def text_bytes(self) -> int:
-        """UTF-8 bytes of the packed documents' text (bits per byte are counted over these)."""
+        """UTF-8 bytes of the text of the packed documents, for bits per byte."""
         return sum(shard.text_bytes for shard in self.shards)
 
     @property
@@ -117,9 +117,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the content: equal on two nodes when they hold the same rows made with the same tokenizer.
+        """SHA-256 of the content, equal for datasets with the same rows and the same tokenizer.
 
-        Sources, settings, engine and versions are dropped: they describe how the dataset was made, not its content.
+        Sources, settings, engine and versions are excluded, because they do not describe the content.
         """
         record = _to_record(self)
         for name in (
@@ -139,7 +139,7 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> Manifest:
-    """Write `manifest` to `path` (whole or not at all) and return it with its path set."""
+    """Write `manifest` to `path` atomically and return it with its path set."""
     path = Path(path)
     record = _to_record(manifest) | {"digest": manifest.digest}
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -149,10 +149,10 @@ def write_manifest(manifest: Manifest, path: str | Path) -> Manifest:
 def load_manifest(prefix: str | Path) -> Manifest:
     """Read the manifest of the dataset at `prefix`.
 
-    `prefix` is the dataset's prefix (`.../corpus_text_document`), its manifest, or a folder that holds exactly one.
+    `prefix` is the prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder with one manifest.
 
     Raises:
-        DataError: nothing is there, several datasets are, or the manifest is broken.
+        DataError: no dataset, several datasets, or an invalid manifest.
     """
     path = find_manifest(prefix)
     try:
@@ -161,9 +161,7 @@ def load_manifest(prefix: str | Path) -> Manifest:
         raise DataError(f"{path}: the manifest cannot be read ({error}); pack the dataset again") from error
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: manifest format {version!r}, this version reads {FORMAT_VERSION}; pack the dataset again"
-        )
+        raise DataError(f"{path}: manifest format {version!r}, expected {FORMAT_VERSION}; pack the dataset again")
     try:
         manifest = _from_record(record, path)
     except (KeyError, TypeError, AttributeError) as error:
@@ -178,7 +176,7 @@ def load_manifest(prefix: str | Path) -> Manifest:
 
 
 def find_manifest(prefix: str | Path) -> Path:
-    """Return the manifest file that `prefix` means (see `load_manifest`), or raise DataError."""
+    """Return the path of the manifest for `prefix` (see `load_manifest`); raise DataError if there is none."""
     path = Path(prefix)
     if path.name.endswith(MANIFEST_SUFFIX):
         if path.is_file():
@@ -203,15 +201,15 @@ def find_manifest(prefix: str | Path) -> Path:
 
 
 def manifest_path(prefix: str | Path) -> Path:
-    """`{prefix}.manifest.json`."""
+    """Return `{prefix}.manifest.json`."""
     return Path(f"{prefix}{MANIFEST_SUFFIX}")
 
 
 def check_shards(manifest: Manifest, *, checksums: bool = False) -> None:
-    """Check that every shard file is there with its recorded size, and with `checksums` its content as well.
+    """Check that every shard file exists with its recorded size and, with `checksums`, its recorded content.
 
     Raises:
-        DataError: naming the first file that is missing or differs.
+        DataError: a file is missing or differs.
     """
     for shard in manifest.shards:
         for name, size_bytes, sha256 in (
@@ -225,7 +223,7 @@ def check_shards(manifest: Manifest, *, checksums: bool = False) -> None:
                 )
             if path.stat().st_size != size_bytes:
                 raise DataError(
-                    f"{path}: {path.stat().st_size} bytes, the manifest says {size_bytes}; copy it again or pack again"
+                    f"{path}: {path.stat().st_size} bytes, expected {size_bytes}; copy it again or pack again"
                 )
             if checksums and checksum_file(path) != sha256:
                 raise DataError(f"{path}: content differs from the manifest's checksum; copy it again or pack again")
@@ -254,12 +252,12 @@ def _dump_canonical(value: Any) -> bytes:
 
 
 def verify_once(manifest: Manifest, record_path: Path) -> int:
-    """Verify the files of `manifest` that the record does not know as verified; return the bytes that were read.
+    """Verify the checksums of files that are not yet recorded as verified; return the number of bytes read.
 
-    The record keeps size, time of change and checksum of every verified file; one that was touched since is read again.
+    The record has size, modification time and checksum of every verified file. Files modified since are read again.
 
     Raises:
-        DataError: naming the first file whose content differs.
+        DataError: the content of a file differs.
     """
     verified = _read_record(record_path)
     num_bytes = 0
@@ -285,5 +283,5 @@ def _read_record(path: Path) -> dict[str, list[object]]:
     try:
         record: dict[str, list[object]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # Never verified here: all files are read.
+        return {}  # no valid record: verify all files
     return record

@@ -1,8 +1,8 @@
-"""Megatron's indexed datasets: token ids in `{prefix}.bin`, and where each document is in `{prefix}.idx`.
+"""Read and write Megatron indexed datasets: token ids in `{prefix}.bin`, document index in `{prefix}.idx`.
 
-The index, little endian: magic, version (8 bytes), type code (1), number of sequences and of document boundaries (8
-each); then int32 lengths and int64 byte offsets of the sequences, and int64 numbers of the sequences that documents
-begin at. What is written here has one sequence per document.
+Format of the index (little endian): magic, version (8 bytes), dtype code (1), number of sequences and of document
+boundaries (8 each), int32 lengths and int64 byte offsets of the sequences, and the int64 index of the first sequence of
+each document. The writer uses one sequence per document.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _COPY_BYTES = 64 << 20
 
 
 def choose_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The type that Megatron stores ids of a vocabulary of this size in."""
+    """Return the dtype that Megatron uses for a vocabulary of this size."""
     return np.dtype(np.uint16 if vocab_size < _MAX_UINT16_VOCABULARY else np.int32)
 
 
 class IndexedReader:
-    """An indexed dataset, mapped into memory.
+    """A memory-mapped indexed dataset.
 
     Raises:
-        DataError: a file is missing, is no index, or does not fit the other.
+        DataError: a file is missing or invalid, or the files do not match.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -69,24 +69,24 @@ class IndexedReader:
         ends = np.concatenate(([0], np.cumsum(lengths.view("<i4"), dtype=np.int64)))
         is_contiguous = np.array_equal(starts.view("<i8"), ends[:-1] * self.dtype.itemsize)
         if not is_contiguous or num_bytes != ends[-1] * self.dtype.itemsize:
-            raise DataError(f"{self.data_path}: does not hold what {self.index_path} lists; copy both again")
+            raise DataError(f"{self.data_path}: does not match {self.index_path}; copy both again")
         self._boundaries: npt.NDArray[np.int64] = ends[boundaries.view("<i8")]
-        """In tokens: document k is from border k to border k + 1, of one sequence or several."""
+        """Token offsets: document k, of one or more sequences, is between boundaries k and k + 1."""
         self.lengths: npt.NDArray[np.int64] = np.diff(self._boundaries)
         self.ids = np.memmap(self.data_path, self.dtype, "r") if num_bytes else np.empty(0, self.dtype)
-        """All ids, one document after the other."""
+        """Ids of all documents, concatenated."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def read(self, begin: int, end: int) -> Encoded:
-        """The documents `begin` to `end` (without it)."""
+        """Return the documents `begin` to `end` (exclusive)."""
         boundaries = self._boundaries[begin : end + 1]
         return Encoded(self.ids[boundaries[0] : boundaries[-1]].astype(np.int32), boundaries - boundaries[0])
 
 
 class IndexedWriter:
-    """Writes the data and the lengths of documents; `finish_index` makes the index of one or several such parts."""
+    """Writes documents to an indexed dataset; the index is written on close."""
 
     def __init__(self, prefix: Path, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
@@ -104,7 +104,7 @@ class IndexedWriter:
 
 
 def write_index(path: Path, dtype: np.dtype[Any], lengths: npt.NDArray[np.integer[Any]]) -> None:
-    """Write the index of documents of these lengths."""
+    """Write the index for documents with the given lengths."""
     code = next(code for code, known in _TYPE_CODES.items() if np.dtype(known) == dtype)
     offsets = np.zeros(len(lengths), np.int64)
     np.cumsum(lengths[:-1], out=offsets[1:])
@@ -116,7 +116,7 @@ def write_index(path: Path, dtype: np.dtype[Any], lengths: npt.NDArray[np.intege
 
 
 def join_parts(prefixes: Iterable[Path], target: Path) -> None:
-    """Make one indexed dataset at the prefix `target` of parts of the same type, in order."""
+    """Concatenate indexed datasets of the same dtype to one at the prefix `target`."""
     lengths: list[npt.NDArray[np.int64]] = []
     dtype: np.dtype[Any] | None = None
     with Path(f"{target}{DATA_SUFFIX}").open("wb") as data:
@@ -132,7 +132,7 @@ def join_parts(prefixes: Iterable[Path], target: Path) -> None:
 
 
 def iter_documents(reader: IndexedReader, begin: int, end: int, batch_tokens: int) -> Iterator[tuple[int, Encoded]]:
-    """Yield (number of the document after the batch, batch) for the documents `begin` to `end`, in bounded batches."""
+    """Yield (number of the next document, batch) for the documents `begin` to `end`, in batches of bounded size."""
     ends = np.cumsum(reader.lengths[begin:end], dtype=np.int64)
     first = 0
     while first < end - begin:

@@ -1,6 +1,6 @@
-"""Training rows of an mmap dataset: its documents are one stream of ids, which is cut into rows when it is read.
+"""Training rows of an mmap dataset, cut from the concatenated documents when they are read.
 
-The rows are those that packing the same documents into one MindRecord file would give.
+The rows are the same as those of the documents packed into one MindRecord file.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader
 
 
 def count_rows(manifest: Manifest, seq_length: int) -> int:
-    """Return how many rows of `seq_length` trained tokens a dataset of either format has."""
+    """Return the number of rows of `seq_length` trained tokens of a dataset in either format."""
     if manifest.output_format != "mmap":
         return manifest.num_rows
     return -(-manifest.num_tokens // (seq_length + 1))
 
 
 class MmapRows:
-    """The rows of an mmap dataset, each of seq_length + 1 ids; the last one is filled up with the padding id.
+    """The rows of an mmap dataset, each of seq_length + 1 ids; the last one is padded.
 
     Raises:
-        DataError: a file is missing or does not fit the other.
+        DataError: a file is missing, or the files do not match.
     """
 
     def __init__(self, manifest: Manifest, seq_length: int) -> None:
-        assert len(manifest.shards) == 1, "an mmap dataset is one pair of files"
+        assert len(manifest.shards) == 1, "an mmap dataset has one pair of files"
         prefix = str(manifest.folder / manifest.shards[0].file).removesuffix(DATA_SUFFIX)
         self._ids = IndexedReader(prefix).ids
         self._row_length, self._pad_id = seq_length + 1, manifest.tokenizer.pad_id
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1)."""
+        """Return the rows with the given numbers, int32 of shape (len(rows), seq_length + 1)."""
         found = np.full((len(rows), self._row_length), self._pad_id, dtype=np.int32)
         for place, row in enumerate(rows):
             ids = self._ids[row * self._row_length : (row + 1) * self._row_length]

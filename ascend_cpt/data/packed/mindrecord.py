@@ -1,4 +1,4 @@
-"""MindRecord files: written in their format, read by MindSpore. The one module of this room that imports mindspore."""
+"""Read and write MindRecord files. The only module of this package that imports mindspore."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ERROR_MARK = "[ERROR]"
 
 
 class MindRecordWriter:
-    """Writes rows of int32 to one MindRecord file under its final name, which the file also stores inside.
+    """Writes int32 rows to a MindRecord file.
 
-    A MindRecord file cannot be renamed, but it can be moved: write it in a temporary folder.
+    The format stores the file name, so the file cannot be renamed, only moved: write it to a temporary folder.
 
     Raises:
-        DataError: the file system is full or does not take the file; a row is too long for the format.
+        DataError: the file cannot be written, or a row is too long for the format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,14 +38,14 @@ class MindRecordWriter:
         return self._writer.num_rows
 
     def write(self, rows: npt.NDArray[np.int32]) -> None:
-        """Add rows of shape [rows, row length]."""
+        """Append rows of shape [num_rows, row_length]."""
         try:
             self._writer.write(rows)
         except OSError as error:
             raise self._explain(error) from error
 
     def close(self) -> None:
-        """Finish the file and check that its index lists every row."""
+        """Finish the file and check the number of rows in its index."""
         try:
             self._writer.close()
         except (OSError, sqlite3.Error) as error:
@@ -58,22 +58,22 @@ class MindRecordWriter:
 
 
 def count_rows(path: Path) -> int:
-    """Number of rows that the index of a MindRecord file lists."""
+    """Return the number of rows in the index of a MindRecord file."""
     with closing(sqlite3.connect(f"file:{path}{INDEX_SUFFIX}?mode=ro", uri=True)) as connection:
         return int(connection.execute("SELECT COUNT(*) FROM INDEXES").fetchone()[0])
 
 
 def iter_rows(path: Path, batch_rows: int = 1024) -> Iterator[npt.NDArray[np.int32]]:
-    """Yield the rows of a MindRecord file in order, as arrays of shape [rows, row length].
+    """Yield the rows of a MindRecord file in order, as arrays of shape [num_rows, row_length].
 
     Raises:
         DataError: the file cannot be read.
     """
-    os.environ.setdefault("GLOG_v", "3")  # mindspore logs warnings for every file otherwise
+    os.environ.setdefault("GLOG_v", "3")  # otherwise mindspore logs warnings for every file
     from mindspore.dataset import MindDataset
 
     if not count_rows(path):
-        return  # the library has no batches of nothing
+        return  # MindDataset fails on an empty file
     try:
         dataset = MindDataset(str(path), columns_list=[COLUMN], shuffle=False).batch(batch_rows)
         for (rows,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
@@ -83,7 +83,7 @@ def iter_rows(path: Path, batch_rows: int = 1024) -> Iterator[npt.NDArray[np.int
 
 
 def _describe(error: Exception) -> str:
-    """The line of the library's message with the cause."""
+    """Return the line of the error message with the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line.removeprefix(_ERROR_MARK).strip() for line in lines if line.startswith(_ERROR_MARK)]
-    return next(iter(told or lines), type(error).__name__)
+    causes = [line.removeprefix(_ERROR_MARK).strip() for line in lines if line.startswith(_ERROR_MARK)]
+    return next(iter(causes or lines), type(error).__name__)

@@ -1,11 +1,11 @@
-"""The MindRecord 3.0 file format, for files with one column of int32 arrays.
+"""Writer for the MindRecord 3.0 file format with one column of int32 arrays.
 
-Layout: a header (JSON) of 16 MiB, then pages of 32 MiB. Blob pages hold the arrays; raw pages hold a dummy entry of 13
-bytes for each. An SQLite file beside it holds the place of each row. Integers are packed: each takes as many bytes as
-it needs (1, 2 or 4), and a bitmap of two bits each holds that number.
+Layout: a JSON header of 16 MiB, then pages of 32 MiB. Blob pages contain the arrays; raw pages contain a dummy entry of
+13 bytes for each array. An SQLite file contains the position of each row. Integers are packed to 1, 2 or 4 bytes each,
+with the size of each in a bitmap of two bits per integer.
 
-The library's own writer spends 27 ns on a token, this one a third of that, and it needs no import of MindSpore. A test
-holds its files to the library's, byte for byte.
+MindSpore's writer takes 27 ns per token, this one a third of that, without importing MindSpore. A test checks that the
+files are identical to those of MindSpore.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ INDEX_SUFFIX = ".db"
 HEADER_BYTES = 1 << 24
 PAGE_BYTES = 1 << 25
 _DESCRIPTION = "packed token ids"
-# A dummy entry: its length, and the msgpack of {"id": 0}.
+# Dummy entry: its length and {"id": 0} in msgpack.
 _RAW_ENTRY = (5).to_bytes(8, "little") + b"\x81\xa2id\x00"
 _SIZE_BYTES = 8
 _INTEGER_BYTES = np.array([1, 2, 4, 0])
-"""For the codes 0, 1 and 2; there is no 3."""
+"""By code; code 3 is not used."""
 _CODES_OF_BITMAP = np.arange(256)[:, None] >> np.array([6, 4, 2, 0]) & 3
 _EXTRA_BYTES = (_INTEGER_BYTES[_CODES_OF_BITMAP] - 1).sum(1).astype(np.int8)
-"""Bytes that the four integers of a byte of the bitmap take beyond one each."""
+"""By bitmap byte: bytes of its four integers minus one each."""
 _MASKS = ((1 << _INTEGER_BYTES[_CODES_OF_BITMAP]) - 1 << np.array([0, 4, 8, 12])).sum(1).astype("<u2")
-"""Which of the sixteen bytes of four int32 they keep, the first one lowest."""
+"""By bitmap byte: bit mask of the kept bytes among the sixteen bytes of four int32, lowest first."""
 _SQLITE_VERSION_OFFSET = 96
 _SQLITE_VERSION = 3_046_001
-"""What MindSpore 2.9 enters; another one would make the bytes depend on the machine."""
+"""The version written by MindSpore 2.9; a fixed value keeps the bytes independent of the machine."""
 
 _CREATE_INDEX = (
     "CREATE TABLE INDEXES(  ROW_ID               INT  NOT NULL, PAGE_ID_RAW          INT  NOT NULL, "
@@ -54,10 +54,10 @@ _CREATE_NAME = "CREATE TABLE SHARD_NAME(NAME TEXT NOT NULL)"
 
 
 class FormatWriter:
-    """Writes one file and its index, with constant memory but for three numbers per row.
+    """Writes one file and its index. Memory is constant except for three numbers per row.
 
-    Row sizes are known only when they are packed, so pages are filled while writing: a blob page takes whole rows until
-    the next does not fit. The first raw page has the number 1, behind the first blob page, as in the library's files.
+    Row sizes are known only after packing, so pages are assigned while writing: a blob page is filled with whole rows
+    until the next one does not fit. The first raw page has number 1, after the first blob page, as in MindSpore.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,16 +65,16 @@ class FormatWriter:
         self._file = path.open("wb")
         self._blob_pages: list[_BlobPage] = []
         self._offsets: list[npt.NDArray[np.int64]] = []
-        """Ends of the rows in their blob pages, one array per written piece."""
+        """End offsets of rows within their blob pages, one array per write."""
         self._saved_bytes = 0
         self.num_rows = 0
 
     def write(self, rows: npt.NDArray[np.int32]) -> None:
-        """Add rows of shape [rows, row length].
+        """Append rows of shape [num_rows, row_length].
 
         Raises:
             OSError: the file cannot be written.
-            DataError: a row does not fit into a page.
+            DataError: a row is larger than a page.
         """
         if not len(rows):
             return
@@ -82,7 +82,7 @@ class FormatWriter:
         if sizes.max() > PAGE_BYTES:
             raise DataError(
                 f"{self._path}: a row of {rows.shape[1]} tokens does not fit into a page of {PAGE_BYTES} bytes; "
-                "take a shorter --seq-length"
+                "use a shorter --seq-length"
             )
         self._saved_bytes += rows.nbytes - int(sizes.sum()) + _SIZE_BYTES * len(rows)
         ends = np.cumsum(sizes)
@@ -112,7 +112,7 @@ class FormatWriter:
         self._write_index(raw_pages)
 
     def _write_raw_pages(self) -> list[_RawPage]:
-        """Dummy entries for all rows; those of a blob page (a row group) stay together."""
+        """Write dummy entries for all rows; those of a blob page (a row group) are in the same raw page."""
         pages: list[_RawPage] = []
         for group, blob_page in enumerate(self._blob_pages):
             num_bytes = len(_RAW_ENTRY) * blob_page.num_rows
@@ -159,7 +159,7 @@ class FormatWriter:
                 connection.execute("BEGIN")
                 connection.executemany("INSERT INTO INDEXES VALUES (?,?,?,?,?,?,?,?)", self._iter_index(raw_pages))
                 connection.execute("COMMIT")
-        with path.open("r+b") as file:  # the version of this machine's SQLite, which no reader looks at
+        with path.open("r+b") as file:  # overwrite the SQLite library version, which readers ignore
             file.seek(_SQLITE_VERSION_OFFSET)
             file.write(_SQLITE_VERSION.to_bytes(4, "big"))
 
@@ -200,7 +200,7 @@ class _RawPage:
         self.number = number
         self.first_group = first_group
         self.offsets: list[int] = []
-        """Where its row groups begin."""
+        """Start offsets of its row groups."""
         self.used_bytes = 0
 
     def describe(self, type_number: int) -> dict[str, Any]:
@@ -217,9 +217,9 @@ class _RawPage:
 
 
 def pack_rows(rows: npt.NDArray[np.int32]) -> tuple[bytes, npt.NDArray[np.int64]]:
-    """Pack rows of shape [rows, row length]: return the entries of all one after the other, and the size of each.
+    """Pack rows of shape [num_rows, row_length]; return the concatenated entries and the size of each entry.
 
-    An entry: its size (8 bytes), number of integers (4, big endian), the bitmap, the integers (little endian).
+    Format of an entry: size (8 bytes), number of integers (4, big endian), bitmap, integers (little endian).
     """
     num_rows, length = rows.shape
     assert rows.dtype == np.int32 and rows.min(initial=0) >= 0, "token ids"
@@ -242,12 +242,12 @@ def pack_rows(rows: npt.NDArray[np.int32]) -> tuple[bytes, npt.NDArray[np.int64]
 
 
 def _join_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Four codes of two bits in a byte, the first one highest: the product brings each to its place in the top byte."""
+    """Pack four 2-bit codes into a byte, the first one highest; the product shifts each into the top byte."""
     return ((codes.view("<u4") * np.uint32(0x40100401)) >> np.uint32(24)).astype(np.uint8)
 
 
 def _select_bytes(rows: npt.NDArray[np.int32], codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The low bytes of each integer, as many as its code gives; arrow's filter is the quickest way to do this."""
+    """Return the low bytes of each integer, with the number of bytes by its code. Arrow's filter is fast for this."""
     fours = np.zeros(-(-codes.size // 4) * 4, np.uint8)
     fours[: codes.size] = codes
     mask = pa.py_buffer(_MASKS[_join_codes(fours)])

@@ -1,4 +1,4 @@
-"""Packing: token ids of documents, one after the other, cut into rows of equal length. Nothing is lost on the way."""
+"""Pack the concatenated token ids of documents into rows of equal length."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ Rows = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class RowLayout:
-    """How documents become rows."""
+    """Row length and special tokens."""
 
     seq_length: int
-    """Trained tokens in a row; a row holds one more, since each token is predicted from those before it."""
+    """Trained tokens per row; a row has one more token, because labels are shifted by one."""
     pad_id: int
     eod_id: int | None
-    """Put after each document, None for nothing."""
+    """Appended to each document if not None."""
     bos_id: int | None = None
-    """Put before each document, None for nothing."""
+    """Prepended to each document if not None."""
     drop_tail: bool = False
     """Drop the last, incomplete row instead of padding it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """The end of a packed stream."""
+    """The remainder of a packed stream."""
 
     rows: Rows
     """One padded row, or none."""
     tail_tokens: int
-    """Real tokens in that row."""
+    """Tokens in that row without padding."""
     dropped_tokens: int
 
 
 class Packer:
-    """Packs a stream of documents: rows do not overlap, and long documents run on over rows."""
+    """Packs a stream of documents into rows that do not overlap; long documents span several rows."""
 
     def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
         self._row_tokens = layout.seq_length + 1
         self._rest: Rows = np.empty(0, np.int32)
         self.num_tokens = 0
-        """Tokens taken in, EOD and BOS included."""
+        """Tokens added, including EOD and BOS."""
 
     def add(self, documents: Encoded) -> Rows:
-        """Take documents in; return the rows that are full now, of shape [rows, seq_length + 1]."""
+        """Add documents; return the rows completed by them, of shape [num_rows, seq_length + 1]."""
         stream = add_special_tokens(documents, self._layout).ids
         self.num_tokens += stream.size
         stream = np.concatenate((self._rest, stream))
@@ -58,7 +58,7 @@ class Packer:
         return stream[: num_rows * self._row_tokens].reshape(num_rows, self._row_tokens)
 
     def finish(self) -> Tail:
-        """Return what is left: as a row padded at its end, or dropped and counted."""
+        """Return the remaining tokens as a padded row, or their number if they are dropped."""
         rest, self._rest = self._rest, np.empty(0, np.int32)
         if not rest.size or self._layout.drop_tail:
             return Tail(rows=np.empty((0, self._row_tokens), np.int32), tail_tokens=0, dropped_tokens=rest.size)
@@ -68,7 +68,7 @@ class Packer:
 
 
 def add_special_tokens(documents: Encoded, layout: RowLayout) -> Encoded:
-    """The documents, each with its BOS and EOD."""
+    """Return the documents with BOS and EOD added."""
     extra = (layout.bos_id is not None) + (layout.eod_id is not None)
     if not extra:
         return documents

@@ -1,4 +1,4 @@
-"""What a shard writes for one key: MindRecord rows, or a part of an indexed dataset."""
+"""Output of a shard for one key: MindRecord rows or a part of an indexed dataset."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MMAP = "mmap"
 
 
 class Output(Protocol):
-    """Takes documents and makes a shard of them."""
+    """Writes documents to the files of a shard."""
 
     num_tokens: int
-    """Tokens taken in, EOD and BOS included."""
+    """Tokens added, including EOD and BOS."""
 
     def add(self, documents: Encoded) -> None: ...
 
@@ -31,12 +31,12 @@ class Output(Protocol):
 
 
 def open_output(output_format: str, path: Path, layout: RowLayout, vocab_size: int) -> Output:
-    """Begin the file `path` (for an indexed dataset the .bin)."""
+    """Open the data file `path` for writing."""
     return MmapOutput(path, layout, vocab_size) if output_format == MMAP else MindRecordOutput(path, layout)
 
 
 class MindRecordOutput:
-    """Packs documents into rows and writes these to a MindRecord file."""
+    """Packs documents into rows and writes them to a MindRecord file."""
 
     def __init__(self, path: Path, layout: RowLayout) -> None:
         self.num_tokens = 0
@@ -55,7 +55,7 @@ class MindRecordOutput:
         self._writer.close()
         num_tokens = self.num_tokens - tail.dropped_tokens
         padding = self._row_tokens - tail.tail_tokens if tail.tail_tokens else 0
-        assert self._writer.num_rows * self._row_tokens == num_tokens + padding, "tokens were lost on the way"
+        assert self._writer.num_rows * self._row_tokens == num_tokens + padding, "number of tokens does not match"
         return make_shard(
             self._path,
             self._path.with_name(self._path.name + INDEX_SUFFIX),
@@ -69,7 +69,7 @@ class MindRecordOutput:
 
 
 class MmapOutput:
-    """Writes whole documents to a part of an indexed dataset."""
+    """Writes unpacked documents to a part of an indexed dataset."""
 
     def __init__(self, path: Path, layout: RowLayout, vocab_size: int) -> None:
         self.num_tokens = 0

@@ -1,1 +1,1 @@
-"""From input files to documents."""
+"""Read documents from input files."""

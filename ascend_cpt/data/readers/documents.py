@@ -1,4 +1,4 @@
-"""From input records to checked documents; every record that is not packed is counted and listed."""
+"""Extract and check the documents of input records; bad records are counted and listed."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ class Reject:
 
     file: str
     position: int
-    """Byte or row at which the record begins."""
+    """Byte or row at which the record starts."""
     line: int | None
-    """Its line or row, counted from 1; None where it was not counted."""
+    """Line or row, from 1; None if not counted."""
     kind: str
     detail: str
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What happened to the records of a shard: records + extra documents = packed documents + rejects + filtered +
-    left out."""
+    """Counts for a shard: records + extra documents = packed documents + rejects + filtered + dropped."""
 
     num_records: int = 0
     num_extra: int = 0
-    """Documents beyond the first that records held."""
+    """Documents of records after the first one."""
     num_documents: int = 0
     num_filtered: int = 0
-    """Records that the handler left out."""
+    """Records for which the handler returned no document."""
     rejects: list[Reject] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
-    """Documents left out on purpose, by kind."""
+    """Documents dropped by deduplication and filters, by kind."""
 
     def check(self) -> None:
         accounted = self.num_documents + len(self.rejects) + self.num_filtered + sum(self.dropped.values())
-        assert self.num_records + self.num_extra == accounted, "a record was lost without being counted"
+        assert self.num_records + self.num_extra == accounted, "a record was not counted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,20 +58,20 @@ class Document:
 
     texts: tuple[str, ...]
     text_bytes: tuple[int, ...]
-    """UTF-8 bytes of each."""
+    """UTF-8 bytes of each text."""
 
 
 def extract_documents(
     handler: Handler, keys: Sequence[str], file: InputFile, record: Record, tally: Tally
 ) -> Iterator[Document]:
-    """Yield the good documents of a record and enter the rest into `tally`."""
+    """Yield the valid documents of a record and add its counts and rejects to `tally`."""
     tally.num_records += 1
     if record.row is None:
         tally.rejects.append(_reject(file, record, record.problem))
         return
     try:
         rows = list(handler.extract(record.row))
-    except Exception as error:  # an error of the user's handler rejects this record
+    except Exception as error:  # custom handlers can raise anything; reject the record
         tally.rejects.append(_reject(file, record, HANDLER_ERROR, f"{type(error).__name__}: {error}"))
         return
     if not rows:
@@ -88,9 +87,9 @@ def extract_documents(
 
 
 def _check_document(keys: Sequence[str], row: Mapping[str, Any]) -> Document | tuple[str, str]:
-    """Return the document, or the kind and detail of what is wrong with it.
+    """Return the document, or kind and detail of the reject.
 
-    A document that lacks one of several keys is dropped under all of them, so that the datasets stay aligned.
+    A document without a valid text under one of the keys is rejected for all keys, so that the datasets stay aligned.
     """
     texts, sizes = [], []
     for key in keys:

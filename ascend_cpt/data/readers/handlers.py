@@ -1,14 +1,14 @@
-"""Handlers: how an input record becomes documents.
+"""Handlers extract documents from input records.
 
-A handler is a class with one method, `extract`. It gets a record (a dict of column or key to value) and yields the
-documents in it: a dict of `--json-keys` key to text each. One of your own is given as `package.module:Class`:
+A handler is a class with a method `extract`, which receives a record (column or key → value) and yields its documents
+(key of `--json-keys` → text). A custom handler is selected with `package.module:Class`:
 
     class TitleHandler:
         def extract(self, record):
             yield {"text": record["title"] + "\\n\\n" + record["text"]}
 
-A record it yields nothing for is counted as filtered; a document without a text under each key, and a record on which
-it raises, are counted and listed as rejected.
+Records without a document are counted as filtered. Documents without a text under each key, and records for which the
+handler raises an exception, are counted and listed as rejected.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from ascend_cpt.errors import DataError
 
 
 class Handler(Protocol):
-    """What a handler class offers."""
+    """Interface of a handler class."""
 
     def extract(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-        """Yield the documents of `record`: key to text."""
+        """Yield the documents of `record` (key → text)."""
 
 
 class GeneralPretrainHandler:
-    """Each record is one document: the texts under the keys."""
+    """Each record is one document."""
 
     reads_only_keys: ClassVar[bool] = True
-    """Only the columns of `--json-keys` are needed; a handler without this attribute gets all columns."""
+    """Read only the columns of `--json-keys`; handlers without this attribute get all columns."""
 
     def extract(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
         yield record
 
 
 class WikiTextHandler(GeneralPretrainHandler):
-    """Articles of WikiText, whose records are lines: each runs from one `= Title =` to the next."""
+    """Joins the lines of WikiText to articles, each from one `= Title =` line to the next."""
 
-    # Headings of sections stand between two and more equals signs with blanks between.
+    # Section headings have two or more equals signs on each side.
     _title = re.compile(r"\s*= (?!=).*(?<!=) =\s*")
 
     def begins_document(self, record: Mapping[str, Any]) -> bool:
-        """Whether the record is a title. A handler with this method gets the joined records of a document."""
+        """Return whether the record starts a document. For handlers with this method records are joined."""
         return any(isinstance(text, str) and self._title.fullmatch(text) for text in record.values())
 
 
@@ -58,10 +58,10 @@ HANDLERS: dict[str, type[Handler]] = {
 
 
 def load_handler(name: str) -> Handler:
-    """Make the handler called `name`: one of HANDLERS, or the user's own as `package.module:Class`.
+    """Create the handler `name`: one of HANDLERS, or a custom one as `package.module:Class`.
 
     Raises:
-        DataError: there is no such handler (the nearest name is given), or it cannot be imported.
+        DataError: unknown handler, or it cannot be imported.
     """
     if ":" in name:
         return _load_custom(name)
@@ -70,29 +70,29 @@ def load_handler(name: str) -> Handler:
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise DataError(
             f"--handler-name {name}: unknown; {hint}Known: {', '.join(HANDLERS)}; "
-            "your own is given as package.module:Class"
+            "for a custom one use package.module:Class"
         )
     return HANDLERS[name]()
 
 
 def needed_columns(handler: Handler, keys: Sequence[str]) -> tuple[str, ...] | None:
-    """The columns that `handler` needs, None for all."""
+    """Return the columns that `handler` needs, None for all."""
     return tuple(keys) if getattr(handler, "reads_only_keys", False) else None
 
 
 def joins_records(handler: Handler) -> bool:
-    """Whether several records make one document (see `WikiTextHandler.begins_document`)."""
+    """Return whether several records form one document (see `WikiTextHandler.begins_document`)."""
     return hasattr(handler, "begins_document")
 
 
-def is_known(handler: Handler) -> bool:
-    """Whether the handler is one of HANDLERS, not the user's own."""
+def is_built_in(handler: Handler) -> bool:
+    """Return whether the handler is one of HANDLERS, not a custom one."""
     return type(handler) in HANDLERS.values()
 
 
 def describe_handler(handler: Handler) -> str:
-    """Name and, of the user's own, source code: what a rerun compares to notice a change."""
-    if is_known(handler):
+    """Return the name, or the source code of a custom handler, for detecting changes."""
+    if is_built_in(handler):
         return type(handler).__name__
     try:
         return inspect.getsource(type(handler))
@@ -114,5 +114,5 @@ def _load_custom(name: str) -> Handler:
     try:
         handler: Handler = handler_class()
     except TypeError as error:
-        raise DataError(f"--handler-name {name}: cannot be made without arguments: {error}") from error
+        raise DataError(f"--handler-name {name}: cannot be created without arguments: {error}") from error
     return handler

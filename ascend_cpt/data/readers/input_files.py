@@ -1,4 +1,4 @@
-"""The input files of a run: what `--input` means, in which format each file is, and whether a file has changed."""
+"""Find the input files of `--input`, their formats and fingerprints."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FORMATS = {
     ".feather": "arrow",
     ".idx": "indexed",
 }
-"""File ending (in lower case) to format. `.json` and `.jsonl` may mix: the content decides between array and lines."""
+"""File ending (lower case) → format. `.json` and `.jsonl` are the same format, an array or lines."""
 
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 COMPRESSIBLE = frozenset({"csv", "tsv", "json", "txt"})
-"""Formats that may be compressed as a whole; the others compress inside."""
+"""Formats whose files may be compressed; the others have internal compression."""
 
 _WHOLE_FINGERPRINT_BYTES = 64 << 20
 _NUM_SAMPLES = 64
@@ -39,7 +39,7 @@ class InputFile:
 
     path: str
     name: str
-    """Path relative to the input folder, for people and the manifest."""
+    """Path relative to the input folder, for messages and the manifest."""
     format: str
     size_bytes: int
     compression: str = ""
@@ -47,13 +47,13 @@ class InputFile:
 
 
 def find_input_files(patterns: Sequence[str], *, only_format: str | None = None) -> list[InputFile]:
-    """Return the files that `patterns` (files, folders walked recursively, globs) mean, in sorted order.
+    """Return the files of `patterns` (files, folders, globs) in sorted order. Folders are searched recursively.
 
-    Hidden files are dropped, and so are files in a folder whose ending is unknown; a file named outright must be of a
-    known format. With `only_format` files of other formats are dropped as well.
+    Hidden files and files with unknown endings in folders are skipped; a file given by name must have a known ending.
+    With `only_format` files of other formats are skipped as well.
 
     Raises:
-        DataError: nothing is there, nothing readable is there, or the formats are mixed.
+        DataError: no such file, no file with a known format, or mixed formats.
     """
     files: dict[str, InputFile] = {}
     for pattern in patterns:
@@ -68,9 +68,9 @@ def find_input_files(patterns: Sequence[str], *, only_format: str | None = None)
 
 
 def fingerprint_file(file: InputFile) -> str:
-    """SHA-256 that changes with the file: over its content, or of a large one over samples, size and time of change."""
+    """Return a SHA-256 over the content of a file, or over samples, size and modification time of a large one."""
     digest = hashlib.sha256()
-    # The size of an index is not that of its data, which is in the file beside it.
+    # The content of an indexed dataset is in the .bin file.
     paths = [file.path, file.path.removesuffix(".idx") + ".bin"] if file.format == "indexed" else [file.path]
     for path in paths:
         try:
@@ -121,7 +121,7 @@ def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Files under `folder`, sorted by path, without hidden ones."""
+    """Return the files in `folder` and its subfolders, sorted by path, without hidden ones."""
     found = []
     for parent, subfolders, names in os.walk(folder, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -130,7 +130,7 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _describe(path: Path, root: Path | None = None) -> InputFile | None:
-    """Describe the file, or return None when its ending is not a known one."""
+    """Return the description of a file, None if its ending is unknown."""
     ending = path.suffix.lower()
     compression = COMPRESSIONS.get(ending, "")
     format_name = FORMATS.get(Path(path.stem).suffix.lower() if compression else ending)

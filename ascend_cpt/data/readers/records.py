@@ -1,4 +1,4 @@
-"""Reading the records of a span, and joining those that are one document."""
+"""Read the records of a span, and join records that form one document."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from ascend_cpt.data.readers.spans import Span
 
 
 def read_records(span: Span, options: ReadOptions, handler: Handler) -> Iterator[Record]:
-    """Yield the span's records; where the handler joins records, the joined ones that begin in the span."""
+    """Yield the records of the span; if the handler joins records, the joined ones that start in the span."""
     begins_document = getattr(handler, "begins_document", None)
     cursor = _open_cursor(span, options)
     return _read_single(cursor, span) if begins_document is None else _read_joined(cursor, span, begins_document)
 
 
 class _Cursor:
-    """Goes through a file's records, with one step back."""
+    """Iterates over the records of a file; the last record can be pushed back."""
 
     def __init__(self, file: InputFile, options: ReadOptions, start: int) -> None:
         self.file = file
         self.options = options
         self.safe_start = start
-        """A span that begins here or later has all its records still to come."""
+        """No record at this position or later has been consumed."""
         self._records = load_reader(file.format).read(file, start, options)
-        self._returned: Record | None = None
+        self._pushed_back: Record | None = None
 
     def next(self) -> Record | None:
-        """The next record, None at the end of the file."""
-        record, self._returned = self._returned or next(self._records, None), None
+        """Return the next record, None at the end of the file."""
+        record, self._pushed_back = self._pushed_back or next(self._records, None), None
         if record is not None:
             self.safe_start = record.position + 1
         return record
 
-    def step_back(self, record: Record, stop: int) -> None:
-        """Have `record`, the last one, come again; it is the first that a span from `stop` on would begin with."""
-        self._returned = record
+    def push_back(self, record: Record, stop: int) -> None:
+        """Push back `record`, the last one returned, which is the first one at `stop` or later."""
+        self._pushed_back = record
         self.safe_start = stop
 
 
@@ -46,11 +46,11 @@ _last_cursor: _Cursor | None = None
 
 
 def _open_cursor(span: Span, options: ReadOptions) -> _Cursor:
-    """A cursor at the span's start: where a file has to be skimmed, the last one goes on if it is not past it."""
+    """Return a cursor for the span. For files that must be read from the start, reuse the last cursor if possible."""
     global _last_cursor
     last = _last_cursor
-    is_good = last is not None and (last.file, last.options) == (span.file, options)
-    if last is None or not is_good or last.safe_start > span.start:
+    is_same_file = last is not None and (last.file, last.options) == (span.file, options)
+    if last is None or not is_same_file or last.safe_start > span.start:
         last = _Cursor(span.file, options, span.start)
     _last_cursor = last if load_reader(span.file.format).must_skim(span.file) else None
     return last
@@ -59,38 +59,38 @@ def _open_cursor(span: Span, options: ReadOptions) -> _Cursor:
 def _read_single(cursor: _Cursor, span: Span) -> Iterator[Record]:
     while (record := cursor.next()) is not None:
         if record.position >= span.stop:
-            cursor.step_back(record, span.stop)
+            cursor.push_back(record, span.stop)
             return
         if record.position >= span.start:
             yield record
 
 
 def _read_joined(cursor: _Cursor, span: Span, begins_document: Callable[[Mapping[str, Any]], bool]) -> Iterator[Record]:
-    """Joined records that begin in the span.
+    """Yield the joined records that start in the span.
 
-    The last one may run on past it, and the rest of one that began before is passed over. A bad record inside comes by
-    itself.
+    The last one may extend past the span; the rest of one that started before it is skipped. Bad records are yielded
+    separately.
     """
     parts: list[Record] = []
-    is_ours = span.start == 0 < span.stop
+    is_in_span = span.start == 0 < span.stop
     while (record := cursor.next()) is not None:
         begins = record.row is not None and begins_document(record.row)
         if begins and record.position >= span.stop:
-            cursor.step_back(record, span.stop)
+            cursor.push_back(record, span.stop)
             break
         if begins:
             yield from _join(parts)
-            is_ours = record.position >= span.start
-            parts = [record] if is_ours else []
-        elif is_ours and record.row is None:
+            is_in_span = record.position >= span.start
+            parts = [record] if is_in_span else []
+        elif is_in_span and record.row is None:
             yield record
-        elif is_ours:
+        elif is_in_span:
             parts.append(record)
     yield from _join(parts)
 
 
 def _join(parts: Sequence[Record]) -> Iterator[Record]:
-    """The lines as one record, without blank ones at its end; none when all are blank."""
+    """Yield the parts joined to one record, without trailing blank lines; nothing if all are blank."""
     if not parts:
         return
     rows: list[Mapping[str, Any]] = [part.row for part in parts if part.row is not None]
@@ -100,7 +100,7 @@ def _join(parts: Sequence[Record]) -> Iterator[Record]:
 
 
 def _join_lines(lines: Sequence[Any]) -> Any:
-    """The joined text; a line that is no text instead, so that the document is rejected for it."""
+    """Return the joined text, or a value that is not a string, so that the document is rejected."""
     for line in lines:
         if not isinstance(line, str):
             return line

@@ -1,4 +1,4 @@
-"""Cutting the input into shards: exactly n contiguous parts of about equal weight, without copying any text."""
+"""Split the input into n contiguous shards of about equal weight, without copying text."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from ascend_cpt.data.readers.input_files import InputFile
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The records of one file that begin at `start` or later and before `stop`."""
+    """The records of a file that start at `start` or later and before `stop`."""
 
     file: InputFile
     start: int
     stop: int
     weight: int
-    """About its size in bytes, for progress."""
+    """Approximate size in bytes, for progress."""
 
 
 def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]], num_shards: int) -> list[list[Span]]:
-    """Return the spans of each of `num_shards` shards; `extents[k]` are those of `files[k]`.
+    """Return the spans of each of the `num_shards` shards; `extents[k]` are the extents of `files[k]`.
 
-    Shard k gets what lies between k and k + 1 n-ths of the whole weight, so any number of shards fits any input: some
-    are empty when there are more of them than positions. Each position is in exactly one span, and all are in order.
+    Shard k gets the positions between k / n and (k + 1) / n of the total weight. Shards may be empty if there are more
+    shards than positions. Each position is in exactly one span, and spans are in order.
     """
     assert num_shards >= 1 and len(files) == len(extents)
-    stretches = [(k, extent) for k, file_extents in enumerate(extents) for extent in file_extents]
-    ends = list(itertools.accumulate(extent.weight for _, extent in stretches))
+    located_extents = [(k, extent) for k, file_extents in enumerate(extents) for extent in file_extents]
+    ends = list(itertools.accumulate(extent.weight for _, extent in located_extents))
     total_weight = ends[-1] if ends else 0
-    first_positions = _first_positions(stretches)
+    first_positions = _first_positions(located_extents)
 
     def locate(weight: int) -> tuple[int, int]:
-        """The (file, position) up to which the input weighs `weight`."""
+        """Return the (file, position) at which the cumulative weight is `weight`."""
         k = bisect.bisect_right(ends, weight)
-        if k == len(stretches):
+        if k == len(located_extents):
             return len(files), 0
-        file_number, extent = stretches[k]
+        file_number, extent = located_extents[k]
         inside = weight - (ends[k] - extent.weight)
         return file_number, first_positions[k] + extent.num_positions * inside // extent.weight
 
@@ -57,17 +57,17 @@ def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]],
 
 
 def _between(begin: tuple[int, int], end: tuple[int, int], sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """The (file, start, stop) pieces from cut `begin` to cut `end`."""
+    """Return the (file, start, stop) parts between two cuts."""
     last = min(end[0], len(sizes) - 1)
     return [
         (k, begin[1] if k == begin[0] else 0, end[1] if k == end[0] else sizes[k]) for k in range(begin[0], last + 1)
     ]
 
 
-def _first_positions(stretches: Sequence[tuple[int, Extent]]) -> list[int]:
-    """The position in its file at which each stretch begins."""
+def _first_positions(located_extents: Sequence[tuple[int, Extent]]) -> list[int]:
+    """Return the start position of each extent in its file."""
     firsts, position, current = [], 0, -1
-    for file_number, extent in stretches:
+    for file_number, extent in located_extents:
         if file_number != current:
             position, current = 0, file_number
         firsts.append(position)

@@ -1,4 +1,4 @@
-"""The runs over the shards before packing that decide which documents are dropped."""
+"""Select the documents to drop (duplicates, filters) in passes over the shards before packing."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DONE_FILE = "done.json"
 def select_documents(
     settings: PreprocessSettings, tasks: Sequence[ShardTask], filters: FilterSettings | None, work: Path, fork: bool
 ) -> list[ShardTask]:
-    """Return the shards with their lists of dropped documents; the lists of a stopped run are kept.
+    """Return the tasks with their lists of dropped documents. A selection completed by an earlier run is reused.
 
     Raises:
-        DataError: bad input, datatrove fails, or the work folder cannot be written.
+        DataError: bad input, datatrove failed, or the work folder cannot be written.
     """
     if not settings.selects:
         return list(tasks)
@@ -43,13 +43,13 @@ def select_documents(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if settings.drop_duplicates:
-            logger.info("looking for duplicates")
-            _do(settings, tasks, hash_shard, fork)
+            logger.info("finding duplicates")
+            _run_on_shards(settings, tasks, hash_shard, fork)
             drop_duplicates(tasks, kinds.index(KIND))
         if filters is not None:
             logger.info("filtering with datatrove")
             make_text_folder(tasks[0])
-            _do(settings, tasks, export_shard, fork)
+            _run_on_shards(settings, tasks, export_shard, fork)
             filter_documents(tasks, filters, settings.workers, len(kinds) - len(filters.kinds))
         write_text(done, json.dumps(tasks[0].run))
     except OSError as error:
@@ -57,7 +57,7 @@ def select_documents(
     return tasks
 
 
-def _do(settings: PreprocessSettings, tasks: Sequence[ShardTask], job: Job[None], fork: bool) -> None:
+def _run_on_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask], job: Job[None], fork: bool) -> None:
     progress = ProgressReporter(sum(span.weight for task in tasks for span in task.spans))
     try:
         run_shards(job, tasks, settings.workers, progress.show, fork=fork)

@@ -1,8 +1,7 @@
-"""Quality filters and near-duplicate removal by datatrove, which decides which documents are dropped.
+"""Quality filters and near-duplicate removal with datatrove.
 
-datatrove needs NumPy 2 and MindSpore NumPy 1, so it runs in an environment of its own (requirements/filters.txt); its
-side is `datatrove_program.py`. The documents are written out for it as JSON lines, in the work folder, for the time of
-the run.
+datatrove needs NumPy 2 and MindSpore NumPy 1, so `datatrove_program.py` runs in a separate environment
+(requirements/filters.txt). The documents are exported to temporary JSON lines files in the work folder.
 """
 
 from __future__ import annotations
@@ -41,30 +40,30 @@ _FILTERS = (
     "GopherRepetitionFilter",
     "RegexFilter",
 )
-"""Those that decide about whole documents, always in the same way, and download nothing."""
+"""Deterministic filters for whole documents that need no downloads."""
 _MINHASH_OPTIONS = ("n_grams", "num_buckets", "hashes_per_bucket", "language")
 _PROGRAM = Path(datatrove_program.__file__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSettings:
-    """What datatrove is to do."""
+    """Filters and MinHash options for datatrove."""
 
     filters: tuple[tuple[str, dict[str, Any]], ...]
-    """Name and arguments of each, in order."""
+    """Name and arguments of each filter, in order."""
     minhash: dict[str, Any] | None
-    """Options of MinHash, after the filters; None for none."""
+    """Options of MinHash, which runs after the filters; None if it does not run."""
     python: str
-    """The Python that has datatrove."""
+    """Python interpreter of the environment with datatrove."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What documents may be left out by."""
+        """Kinds of dropped documents: the filters, then MinHash."""
         names = tuple(name for name, _ in self.filters)
         return names if self.minhash is None else (*names, MINHASH_KIND)
 
     def describe(self) -> dict[str, Any]:
-        """What decides the result."""
+        """Return what determines the result, as JSON values."""
         return {"filters": [[name, arguments] for name, arguments in self.filters], "minhash": self.minhash}
 
 
@@ -72,7 +71,7 @@ def load_filters(path: str) -> FilterSettings:
     """Read a filter configuration.
 
     Raises:
-        DataError: it cannot be read, or names what is not known.
+        DataError: it cannot be read, or has an unknown name.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -100,22 +99,21 @@ def load_filters(path: str) -> FilterSettings:
 
 
 def check_installed(filters: FilterSettings) -> None:
-    """Raise DataError when the Python of the plan has no datatrove."""
+    """Raise DataError if datatrove is not installed for `filters.python`."""
     try:
         found = subprocess.run([filters.python, "-c", "import datatrove, spacy"], capture_output=True, check=False)
     except OSError as error:
         raise DataError(f"--filters: the Python {filters.python} cannot be run: {error.strerror}") from error
     if found.returncode:
         raise DataError(
-            f"--filters: datatrove and spacy are not installed for {filters.python}; make an environment for them "
-            "(python "
-            "-m venv .venv-filters; .venv-filters/bin/pip install -r requirements/filters.txt) and name its python as "
-            f"`python:` in the configuration or in {PYTHON_VARIABLE}"
+            f"--filters: datatrove and spacy are not installed for {filters.python}; create an environment "
+            "(python -m venv .venv-filters; .venv-filters/bin/pip install -r requirements/filters.txt) and set its "
+            f"python as `python:` in the configuration or in {PYTHON_VARIABLE}"
         )
 
 
 def export_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
-    """Write the documents of a shard for datatrove, without those that are dropped already."""
+    """Export the documents of a shard for datatrove, except those dropped already."""
     assert task.dropped is not None
     dropped = set(load_dropped(task.dropped)[0].tolist())
     with open(_text_folder(task) / f"{task.number:06d}.jsonl", "wb") as file:
@@ -127,10 +125,10 @@ def export_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
 
 
 def filter_documents(tasks: Sequence[ShardTask], filters: FilterSettings, workers: int, first_kind: int) -> None:
-    """Have datatrove judge the exported documents, and enter what it leaves out; kinds count from `first_kind`.
+    """Run datatrove on the exported documents and save what it drops; kinds are numbered from `first_kind`.
 
     Raises:
-        DataError: datatrove fails.
+        DataError: datatrove failed.
     """
     assert tasks[0].dropped is not None
     text = _text_folder(tasks[0])
@@ -145,9 +143,9 @@ def filter_documents(tasks: Sequence[ShardTask], filters: FilterSettings, worker
         [filters.python, str(_PROGRAM)], input=json.dumps(job), text=True, capture_output=True, check=False
     )
     if ran.returncode:
-        told = [line for line in ran.stderr.splitlines() if line.strip()] or ["no message"]
+        lines = [line for line in ran.stderr.splitlines() if line.strip()] or ["no message"]
         logger.info("%s", ran.stderr)
-        raise DataError(f"--filters: datatrove failed: {told[-1]}")
+        raise DataError(f"--filters: datatrove failed: {lines[-1]}")
     before = _read_exported(text)
     for kind, name in enumerate(filters.kinds):
         after = _read_numbers(survivors / name)
@@ -161,7 +159,7 @@ def filter_documents(tasks: Sequence[ShardTask], filters: FilterSettings, worker
 
 
 def make_text_folder(task: ShardTask) -> None:
-    """Make the folder that shards export to."""
+    """Create the folder for exported documents."""
     _text_folder(task).mkdir()
 
 
@@ -180,7 +178,7 @@ def _read_exported(folder: Path) -> dict[int, np.ndarray]:
 
 
 def _read_numbers(folder: Path) -> dict[int, np.ndarray]:
-    """The numbers of documents by shard, of lists of `shard number` lines."""
+    """Read files of `shard number` lines; return the document numbers by shard."""
     parts = [np.fromfile(path, np.int64, sep=" ").reshape(-1, 2) for path in folder.iterdir()]
     pairs = np.concatenate([np.empty((0, 2), np.int64), *parts])
     return {shard: pairs[pairs[:, 0] == shard, 1] for shard in np.unique(pairs[:, 0]).tolist()}

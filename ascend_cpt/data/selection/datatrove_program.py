@@ -1,7 +1,7 @@
-"""datatrove's side of filtering: a program that runs in datatrove's own environment, without this package.
+"""Program that runs datatrove in its own environment, without this package.
 
-It gets its job as JSON on standard input (see `filtering.filter_documents`) and lists, for each filter and for MinHash,
-the ids of the documents that are still there after it.
+It reads the job as JSON from standard input (see `datatrove_filters.filter_documents`) and writes, for each filter and
+for MinHash, the ids of the remaining documents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Documents = Iterator[Any]
 
 
 def list_survivors(folder: Path) -> Callable[[Documents, int, int], Documents]:
-    """A step that writes the ids of the documents that pass it, a file per task."""
+    """Return a pipeline step that writes the ids of its documents, one file per task."""
     folder.mkdir(parents=True)
 
     def step(data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
@@ -62,7 +62,7 @@ def main() -> None:
     config = MinhashConfig(**options)
     folders = {name: str(scratch / name) for name in ("kept", "signatures", "buckets", "remove")}
     if steps:
-        # Tasks read and write the file of their own number, so that a document keeps its place.
+        # Each task reads and writes the file with its number, so that the order of documents is kept.
         run(job["tasks"], JsonlReader(job["text"]), *steps, JsonlWriter(folders["kept"], "${rank}.jsonl", None))
     source = folders["kept"] if steps else job["text"]
     run(job["tasks"], JsonlReader(source), MinhashDedupSignature(folders["signatures"], config, **language))

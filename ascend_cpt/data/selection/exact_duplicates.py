@@ -1,7 +1,7 @@
-"""Finding documents whose text was there before, letter for letter: the first in the input's order stays.
+"""Find documents with identical text; the first one in input order is kept.
 
-Each shard writes the hashes of its documents in blocks, sorted by their first byte. Then equal hashes are looked for in
-one range of first bytes after the other, so memory is bounded whatever the number of documents.
+Each shard writes the hashes of its documents in blocks, sorted by first byte. Equal hashes are then searched for one
+range of first bytes at a time, so that memory does not depend on the number of documents.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _HASH_BYTES = 16
 _ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("number", "<i8")])
 _BLOCK_DOCUMENTS = 1 << 20
 _NUM_BUCKETS = 256
-_LOOKED_AT_BYTES = 128 << 20
+_PASS_BYTES = 128 << 20
 _REPORT_DOCUMENTS = 1024
 
 
 def hash_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
-    """Write the hashes of a shard's documents beside the file that will list those dropped."""
+    """Write the hashes of the documents of a shard, next to its list of dropped documents."""
     assert task.dropped is not None
     hashes: list[bytes] = []
     with open(_hashes_path(task.dropped), "wb") as file:
@@ -46,21 +46,21 @@ def hash_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
 
 
 def drop_duplicates(tasks: Sequence[ShardTask], kind: int) -> None:
-    """Enter the duplicates among the documents that all shards have hashed, as of the kind with this number."""
+    """Find duplicates among the hashed documents of all shards and save them as dropped with the given kind."""
     paths = [task.dropped for task in tasks if task.dropped is not None]
     assert len(paths) == len(tasks)
     total_bytes = sum(_hashes_path(path).stat().st_size for path in paths)
-    num_looks = min(_NUM_BUCKETS, total_bytes // _LOOKED_AT_BYTES + 1)
-    boundaries = [_NUM_BUCKETS * k // num_looks for k in range(num_looks + 1)]
+    num_passes = min(_NUM_BUCKETS, total_bytes // _PASS_BYTES + 1)
+    boundaries = [_NUM_BUCKETS * k // num_passes for k in range(num_passes + 1)]
     for first, after in itertools.pairwise(boundaries):
         parts = [_read_buckets(_hashes_path(path), first, after) for path in paths]
         entries = np.concatenate(parts)
         shards = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        # The sort is stable: of equal hashes the first in the input's order comes first.
+        # The sort is stable, so equal hashes stay in input order.
         order = np.lexsort((entries["low"], entries["high"]))
         entries, shards = entries[order], shards[order]
-        again = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-        numbers, shards = entries["number"][1:][again], shards[1:][again]
+        is_repeated = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
+        numbers, shards = entries["number"][1:][is_repeated], shards[1:][is_repeated]
         for shard in np.unique(shards).tolist():
             save_dropped(paths[shard], numbers[shards == shard], kind)
     for path in paths:
@@ -80,7 +80,7 @@ def _hash(document: Document) -> bytes:
 
 
 def _write_block(file: IO[bytes], hashes: Sequence[bytes], end: int) -> None:
-    """A block: where each of the 256 buckets ends in it, then the entries of documents up to the number `end`."""
+    """Write a block: the ends of its 256 buckets, then the entries of the documents before number `end`."""
     entries = np.empty(len(hashes), _ENTRY)
     raw = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, _HASH_BYTES)
     entries["high"], entries["low"] = raw[:, :8].copy().view(">u8")[:, 0], raw[:, 8:].copy().view(">u8")[:, 0]
@@ -91,7 +91,7 @@ def _write_block(file: IO[bytes], hashes: Sequence[bytes], end: int) -> None:
 
 
 def _read_buckets(path: Path, first: int, after: int) -> npt.NDArray[np.void]:
-    """The entries in the buckets `first` to `after` (without it), those of one bucket in the order of documents."""
+    """Return the entries in buckets `first` to `after` (exclusive), ordered by document within a bucket."""
     return np.concatenate([np.empty(0, _ENTRY), *_iter_buckets(path, first, after)])
 
 

@@ -1,4 +1,4 @@
-"""A shard's documents as token ids, batch by batch: from text, or from an indexed dataset that holds ids already."""
+"""Batches of tokenized documents of a shard, from text or from an indexed dataset of ids."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ INDEXED_FORMAT = "indexed"
 
 
 class Batch(NamedTuple):
-    """Some documents."""
+    """A batch of documents."""
 
     encoded: tuple[Encoded, ...]
-    """Their ids under each key."""
+    """Token ids, for each key."""
     text_bytes: tuple[int, ...]
-    """UTF-8 bytes of their text under each key; 0 where it is not known."""
+    """UTF-8 bytes of text, for each key; 0 if unknown."""
     weight: int
-    """Of the input read so far."""
+    """Weight of the input read so far."""
 
 
 def iter_batches(task: ShardTask, tally: Tally) -> Iterator[Batch]:
-    """Yield the shard's documents; what happens to its records is entered into `tally`."""
+    """Yield the documents of the shard and update `tally`."""
     if any(span.file.format == INDEXED_FORMAT for span in task.spans):
         yield from _iter_indexed(task, tally)
         return
@@ -59,7 +59,7 @@ def _iter_texts(task: ShardTask, tally: Tally) -> Iterator[tuple[list[Document],
 
 
 def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
-    """Documents whose last token is EOD lose it here, since packing adds it where it is wanted."""
+    """Yield documents of indexed datasets. A trailing EOD is removed, because packing adds it."""
     weight_before = 0
     for span in task.spans:
         reader = IndexedReader(span.file.path.removesuffix(INDEX_SUFFIX))
@@ -68,7 +68,7 @@ def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
             if largest >= task.tokenizer.info.vocab_size or documents.ids.min(initial=0) < 0:
                 raise DataError(
                     f"{span.file.path}: holds the id {largest}, but the vocabulary of {task.tokenizer.info.name} has "
-                    f"{task.tokenizer.info.vocab_size}: it was made with another tokenizer"
+                    f"{task.tokenizer.info.vocab_size}: use the tokenizer with which it was made"
                 )
             if task.layout.eod_id is not None:
                 documents = _strip_last(documents, task.layout.eod_id)
@@ -80,7 +80,7 @@ def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
 
 
 def _strip_last(documents: Encoded, token: int) -> Encoded:
-    """The documents without `token` at their ends."""
+    """Remove `token` from the ends of documents."""
     lengths = np.diff(documents.offsets)
     ends = documents.offsets[1:][lengths > 0] - 1
     ends = ends[documents.ids[ends] == token]

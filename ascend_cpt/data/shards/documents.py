@@ -1,8 +1,7 @@
-"""Documents that are dropped on purpose: exact duplicates, and what filters find.
+"""Documents of a shard, without those dropped as duplicates or by filters.
 
-Which ones is decided before packing, in runs over the same shards. The decision lies beside the shards in the work
-folder, a file per shard: the numbers of its documents that are dropped, each with the number of the kind. Packing
-counts them, and lists them with the rejects.
+Documents to drop are selected before packing, in passes over the same shards. The work folder has a file per shard with
+the numbers of its dropped documents, each with the number of its kind. Packing counts and lists them with the rejects.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from ascend_cpt.data.readers.records import read_records
 from ascend_cpt.data.shards.task import ShardTask
 
 LISTING_FILE = "left_out.jsonl"
-"""In a shard's folder: its documents that were dropped."""
+"""List of the dropped documents in the folder of a shard."""
 
 
 class Located(NamedTuple):
-    """A document and where it stands."""
+    """A document and its position in the input."""
 
     number: int
-    """Among the good documents of its shard."""
+    """Index among the valid documents of the shard."""
     document: Document
     file: InputFile
     record: Record
     weight: int
-    """Of the shard's input before it."""
+    """Weight of the input of the shard before it."""
 
 
 def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
-    """Yield the good documents of a shard; what happens to its records is entered into `tally`."""
+    """Yield the valid documents of a shard and update `tally`."""
     handler = load_handler(task.handler_name)
     number = weight_before = 0
     for span in task.spans:
@@ -54,7 +53,7 @@ def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
 
 
 def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
-    """Yield the documents that are not left out; count the others in `tally` and list them in the shard's folder."""
+    """Yield the documents that are not dropped; count and list those that are."""
     if task.dropped is None:
         yield from iter_documents(task, tally)
         return
@@ -71,25 +70,25 @@ def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
                 cursor += 1
             else:
                 yield located
-    assert cursor == len(numbers), "the input is not what the selection was made of"
+    assert cursor == len(numbers), "the input differs from that of the selection"
 
 
 def save_dropped(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:
-    """Add documents of a kind to a shard's file; they need not be in order."""
+    """Append dropped documents of a kind to the file of a shard, in any order."""
     entries = np.stack([numbers, np.full(len(numbers), kind, np.int64)], 1)
     with open(path, "ab") as file:
         file.write(entries.astype("<i8").tobytes())
 
 
 def load_dropped(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the numbers of a shard's documents that are dropped, in order, and their kinds."""
+    """Return the sorted numbers of the dropped documents of a shard, and their kinds."""
     entries = np.fromfile(path, "<i8").reshape(-1, 2) if path.exists() else np.empty((0, 2), np.int64)
     entries = entries[np.argsort(entries[:, 0], kind="stable")]
     return entries[:, 0], entries[:, 1]
 
 
 def with_dropped(tasks: Sequence[ShardTask], folder: Path, kinds: Sequence[str]) -> list[ShardTask]:
-    """The shards, each with the file in `folder` that lists its dropped documents."""
+    """Return the tasks with the paths, in `folder`, of their lists of dropped documents."""
     return [
         dataclasses.replace(task, dropped=folder / f"{task.number}.left_out", drop_kinds=tuple(kinds)) for task in tasks
     ]

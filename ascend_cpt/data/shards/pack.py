@@ -1,6 +1,6 @@
-"""One shard: its part of the input read, tokenized, packed and written. This is what runs in the worker processes.
+"""Read, tokenize, pack and write one shard. Runs in the worker processes.
 
-A shard's work is committed by its result file, written last: a shard that has one is whole and is not done again.
+The result file of a shard is written last: a shard with one is complete and is not packed again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESULT_FILE = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """The result of a shard."""
+    """Files and counts of a packed shard."""
 
     shards: tuple[Shard, ...]
     """One per key."""
@@ -34,16 +34,16 @@ class ShardResult:
     num_filtered: int
     rejects: tuple[Reject, ...]
     left_out: dict[str, int] = field(default_factory=dict)
-    """Documents left out on purpose, by kind."""
+    """Documents dropped by deduplication and filters, by kind."""
 
 
 def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
-    """Do the shard and commit its result; `report` is called after each batch.
+    """Pack the shard and commit its result; `report` is called after each batch.
 
     Raises:
         DataError: the input cannot be read, or the output cannot be written.
     """
-    # Each attempt has a folder of its own: one whose node was given up for lost may still be writing.
+    # Each attempt has its own folder: an attempt on a node considered lost may still be writing.
     attempt = task.folder.with_name(f"{task.folder.name}.{uuid.uuid4().hex}")
     try:
         for earlier in task.folder.parent.glob(f"{task.folder.name}.*"):
@@ -60,7 +60,7 @@ def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResu
 
 
 def load_result(task: ShardTask) -> ShardResult | None:
-    """Return the shard's committed result, None when there is none of this run."""
+    """Return the committed result of the shard, None if there is none from this run."""
     try:
         record = json.loads((task.folder / RESULT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

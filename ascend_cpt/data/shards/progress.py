@@ -1,4 +1,4 @@
-"""Progress of a run: one line that renews itself on a terminal, plain lines from time to time in a log."""
+"""Progress of a run: a progress bar on a terminal, otherwise log lines at intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG_EVERY_S = 30.0
 
 
 class ProgressReporter:
-    """Shows how much of the input is done, tokens per second and the time left."""
+    """Shows the processed share of the input, tokens per second and remaining time."""
 
     def __init__(self, total_weight: int) -> None:
         self._total = total_weight

@@ -1,4 +1,4 @@
-"""Running shards as Ray tasks, on one machine or many that share a file system."""
+"""Pack shards as Ray tasks, on one machine or on several with a shared file system."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ascend_cpt.errors import DataError
 
 _MAX_RETRIES = 5
 _POLL_S = 1.0
-# MindSpore cannot be imported beside another implementation, which Ray would choose.
+# MindSpore fails with the protobuf implementation that Ray selects.
 _WORKER_VARIABLES = {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_subs_on_ray(
+def run_shards_on_ray(
     tasks: Sequence[ShardTask], address: str | None, on_progress: Callable[[Progress], None]
 ) -> dict[int, ShardResult]:
-    """Run the shards on the Ray cluster at `address` (a new local one without); return their results by shard number.
+    """Pack the shards on the Ray cluster at `address` (default: a new local one); return results by shard number.
 
-    The cluster schedules one shard per core. A shard whose worker or node is lost is done again elsewhere; progress is
-    counted in finished shards. Input, tokenizer and output have to be at the same paths on all nodes.
+    Ray schedules one shard per core and retries shards of lost workers or nodes. Progress is reported per finished
+    shard. Input, tokenizer and output must be at the same paths on all nodes.
 
     Raises:
-        DataError: Ray is missing or not there, a shard met bad input or could not write, or nodes were lost too often.
+        DataError: Ray is not installed or not reachable, a shard failed, or a shard was lost too often.
     """
     try:
         import ray
@@ -40,7 +40,7 @@ def run_subs_on_ray(
     try:
         ray.init(address=address, ignore_reinit_error=True, runtime_env=environment, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise DataError(f"--ray-address {address}: no Ray cluster answers there ({error})") from error
+        raise DataError(f"--ray-address {address}: no Ray cluster there ({error})") from error
     try:
         return _run(ray, tasks, on_progress)
     finally:
@@ -63,9 +63,8 @@ def _run(ray: Any, tasks: Sequence[ShardTask], on_progress: Callable[[Progress],
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise DataError(
-                    f"shard {task.number} was lost {_MAX_RETRIES + 1} times with its worker or node ({error}); "
-                    "finished "
-                    "shards are kept: run the same command again"
+                    f"shard {task.number} was lost {_MAX_RETRIES + 1} times with its worker or node ({error});  "
+                    "finished shards are kept: run the same command again"
                 ) from error
             done = Progress(
                 weight=done.weight + sum(span.weight for span in task.spans),
@@ -81,7 +80,7 @@ def _pack(task: ShardTask) -> ShardResult:
 
 
 def _make_absolute(task: ShardTask) -> ShardTask:
-    """The task with absolute paths: a worker has a working folder of its own."""
+    """Return the task with absolute paths, because workers have another working directory."""
 
     def absolute(path: str | Path) -> str:
         return os.path.abspath(path)

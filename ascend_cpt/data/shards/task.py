@@ -1,4 +1,4 @@
-"""The description of a shard that a worker gets."""
+"""The task of a worker: one shard."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ascend_cpt.data.tokenizing.engine_choice import EngineChoice
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """All that a worker needs to pack a shard."""
+    """All inputs for packing a shard."""
 
     number: int
     run: str
-    """Identifies what the run makes; results of another are not taken."""
+    """Hash of the identity of the dataset; results with another hash are not used."""
     spans: tuple[Span, ...]
     folder: Path
-    """Where the shard's files are once it is whole."""
+    """Folder of the files of the finished shard."""
     file_names: tuple[str, ...]
-    """The data file of each key."""
+    """Name of the data file for each key."""
     keys: tuple[str, ...]
     handler_name: str
     read_options: ReadOptions
@@ -32,16 +32,16 @@ class ShardTask:
     layout: RowLayout
     output_format: str
     dropped: Path | None = None
-    """The file that lists the dropped documents; None when nothing is dropped."""
+    """File with the dropped documents, None without deduplication and filters."""
     drop_kinds: tuple[str, ...] = ()
     """Names of the kinds in that file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a shard has come."""
+    """Progress of a shard, or the sum over shards."""
 
     weight: int
-    """Of its spans' weight."""
+    """Processed weight of its spans."""
     num_documents: int
     num_tokens: int

@@ -1,4 +1,4 @@
-"""Running shards on worker processes of this machine, with their progress."""
+"""Run a job for each shard in local worker processes and report progress."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Job = Callable[[ShardTask, Callable[[Progress], None]], T]
 _POLL_S = 0.2
 
 _slots: Any = None
-"""In a worker: three numbers per shard, shared with the main process. Each shard writes its own, so no lock is needed
-and a worker that is killed leaves none held."""
+"""In a worker: shared memory with three numbers per shard. Each shard writes only its own, so no lock is needed, and a
+killed worker cannot hold one."""
 
 
 def run_shards(
@@ -32,14 +32,13 @@ def run_shards(
     *,
     fork: bool = False,
 ) -> dict[int, T]:
-    """Do a job for each shard on `workers` processes (in this one when that is enough); return the results by shard
-    number.
+    """Run a job for each shard in `workers` processes (for one, in this process); return results by shard number.
 
-    `on_progress` gets the sum over the shards, several times a second. With `fork` the workers take over what is loaded
-    here, the tokenizer above all; that is safe only where no other thread is at work.
+    `on_progress` is called several times per second with the sum over the shards. With `fork`, workers inherit what is
+    loaded here, such as the tokenizer, which is only safe without other threads.
 
     Raises:
-        DataError: a shard met bad input or could not write, or a worker died; finished shards stay committed.
+        DataError: a shard failed or a worker was killed; finished shards stay committed.
     """
     if workers == 1 or len(tasks) <= 1:
         return _run_here(job, tasks, on_progress)
@@ -98,7 +97,7 @@ def _sum_slots(slots: Any) -> Progress:
 def _begin_worker(slots: Any, main_process: int) -> None:
     global _slots
     _slots = slots
-    # A worker that lived on would write into the folders of the next run.
+    # Otherwise a remaining worker could write to the folders of the next run.
     die_with_parent(main_process)
 
 

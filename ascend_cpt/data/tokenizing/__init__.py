@@ -1,1 +1,1 @@
-"""Tokenizers: read from their files, with a reference engine each and a fast one that has to prove itself."""
+"""Tokenizers: their files, reference engines, and a fast engine that is used if it gives the same ids."""

@@ -1,4 +1,4 @@
-"""What every tokenizer offers, whatever file it comes from."""
+"""Common types of all tokenizers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ascend_cpt.data.tokenizing.info import TokenizerInfo
 
 
 class Encoded(NamedTuple):
-    """Token ids of several texts: those of text k are `ids[offsets[k]:offsets[k + 1]]`."""
+    """Token ids of several texts; those of text k are `ids[offsets[k]:offsets[k + 1]]`."""
 
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
 
 
 class Engine(Protocol):
-    """Turns texts into ids. No BOS or EOD is added, and control-token strings in the text stay text."""
+    """Encodes texts to ids. BOS and EOD are not added, and control-token strings are encoded as text."""
 
     name: str
 
@@ -32,19 +32,19 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFile:
-    """A tokenizer on disk, as far as it is known without making an engine."""
+    """A tokenizer on disk and its properties."""
 
     path: Path
-    """The file that holds the vocabulary."""
+    """File with the vocabulary."""
     info: TokenizerInfo
     control_strings: tuple[str, ...]
-    """Texts that an engine might take for control tokens."""
+    """Strings of control tokens."""
     parse_control: bool = False
-    """Whether control-token strings in documents become control tokens."""
+    """Whether control-token strings in documents are encoded as control tokens."""
 
 
 def join_encoded(parts: Sequence[npt.ArrayLike]) -> Encoded:
-    """Put the ids of several texts together."""
+    """Concatenate the ids of several texts."""
     arrays = [np.asarray(part, np.int32) for part in parts]
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([array.size for array in arrays], out=offsets[1:])

@@ -1,4 +1,4 @@
-"""Which engine encodes: the fast one where it gives the reference engine's ids, the reference engine elsewhere."""
+"""Choose the tokenizing engine: the fast one if it gives the same ids as the reference engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from ascend_cpt.data.tokenizing.base import Encoded, Engine, TokenizerFile
 from ascend_cpt.data.tokenizing.gigatoken_engine import GigatokenEngine, UnsupportedTokenizerError
 from ascend_cpt.data.tokenizing.names import ENGINES
-from ascend_cpt.data.tokenizing.probe_texts import NASTY_TEXTS
+from ascend_cpt.data.tokenizing.probe_texts import PROBE_TEXTS
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 
 logger = logging.getLogger(__name__)
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """The engine of a run and what its trust rests on; kept in the manifest."""
+    """The engine of a run and the result of its check; stored in the manifest."""
 
     name: str
     version: str
     check: str
-    """`reference` (nothing to check), `same ids`, or what differed."""
+    """`reference` (not checked), `same ids`, or the difference."""
     num_checked_texts: int = 0
     num_checked_tokens: int = 0
 
@@ -39,7 +39,7 @@ _last_made: dict[tuple[TokenizerFile, str], Engine] = {}
 
 
 def load_engine(file: TokenizerFile, choice: EngineChoice) -> Engine:
-    """The chosen engine. The last one is kept: loading a large vocabulary takes half a second."""
+    """Return the chosen engine. The last one is cached, because loading a large vocabulary takes half a second."""
     key = (file, choice.name)
     if key not in _last_made:
         _keep(file, GigatokenEngine(file) if choice.name == "gigatoken" else make_reference_engine(file))
@@ -49,15 +49,14 @@ def load_engine(file: TokenizerFile, choice: EngineChoice) -> Engine:
 def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) -> EngineChoice:
     """Choose between gigatoken and the reference engine.
 
-    With `auto`, gigatoken has to give the reference's ids on NASTY_TEXTS, on the control-token strings and on `sample`
-    (documents of this corpus). A difference gives a warning, and the reference engine is used. With `gigatoken` a
-    difference gives a warning only.
+    Both engines encode PROBE_TEXTS, the control-token strings and `sample` (documents of this corpus). If the ids
+    differ, a warning is logged; with `auto` the reference engine is used, with `gigatoken` gigatoken is used anyway.
     """
     assert requested in ENGINES
     if requested == "reference":
         return _keep(file, make_reference_engine(file), "reference")
-    texts = [*NASTY_TEXTS, *(f"a{text}b {text}" for text in file.control_strings[:64]), *sample]
-    # The reference works beside the loading of gigatoken, for it lets other threads run.
+    texts = [*PROBE_TEXTS, *(f"a{text}b {text}" for text in file.control_strings[:64]), *sample]
+    # The reference engine releases the GIL, so it can encode while gigatoken is loaded.
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(_encode_with_reference, file, texts)
         try:
@@ -75,7 +74,7 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
         logger.warning("tokenizing with %s: gigatoken gives other ids for %s", reference.name, difference)
         return _keep(file, reference, f"reference: gigatoken differs for {difference}", *counts)
     if difference:
-        logger.warning("gigatoken gives other ids than %s for %s; used all the same", reference.name, difference)
+        logger.warning("gigatoken gives other ids than %s for %s; it is used as requested", reference.name, difference)
     return _keep(file, fast, f"overruled: differs for {difference}" if difference else "same ids", *counts)
 
 
@@ -85,7 +84,7 @@ def _encode_with_reference(file: TokenizerFile, texts: Sequence[str]) -> tuple[E
 
 
 def _find_difference(fast: Engine, texts: Sequence[str], expected: Encoded) -> str:
-    """Return the first text with other ids than `expected`, shortened; empty when there is none."""
+    """Return the first text with ids other than `expected`, truncated; empty if there is none."""
     got = fast.encode_batch(texts)
     for k, text in enumerate(texts):
         ids = got.ids[got.offsets[k] : got.offsets[k + 1]]
@@ -97,7 +96,7 @@ def _find_difference(fast: Engine, texts: Sequence[str], expected: Encoded) -> s
 def _keep(
     file: TokenizerFile, engine: Engine, check: str = "", num_texts: int = 0, num_tokens: int = 0
 ) -> EngineChoice:
-    """Keep the engine for `load_engine`, and describe the choice of it."""
+    """Cache the engine for `load_engine` and return the description of the choice."""
     _last_made.clear()
     _last_made[file, engine.name] = engine
     return EngineChoice(

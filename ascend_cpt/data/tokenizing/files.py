@@ -1,6 +1,6 @@
-"""Reads a tokenizer's files: vocabulary size, EOD, padding and BOS ids, and a fingerprint.
+"""Read the files of a tokenizer: vocabulary size, EOD, padding and BOS ids, and a fingerprint.
 
-Types, as users of Megatron and MindSpeed-LLM know them: `PretrainedFromHF` (a folder with tokenizer.json),
+Types are named as in Megatron and MindSpeed-LLM: `PretrainedFromHF` (a folder with tokenizer.json),
 `SentencePiece` (tokenizer.model of Llama 2) and `TikToken` (tokenizer.model of Llama 3, qwen.tiktoken).
 """
 
@@ -28,7 +28,7 @@ def open_tokenizer(
     """Read the tokenizer at `path` (a Hugging Face folder, or a model file for the other types).
 
     Raises:
-        DataError: there is none, it is not of that type, or it names no end-of-document token.
+        DataError: no tokenizer, another type, or no end-of-document token.
     """
     assert type_name in TOKENIZER_TYPES
     path = Path(path)
@@ -39,17 +39,17 @@ def open_tokenizer(
     if type_name == SENTENCE_PIECE:
         if parse_control:
             raise DataError(
-                "--parse-special-tokens: SentencePiece models have no such mode; take the Hugging Face folder"
+                "--parse-special-tokens: not possible with SentencePiece models; use the Hugging Face folder"
             )
         return _open_sentence_piece(path, eod_token)
     return _open_tiktoken(path, eod_token, parse_control)
 
 
 def fingerprint_tokenizer(path: str | Path) -> str:
-    """The fingerprint that a manifest holds for the tokenizer at `path` (a Hugging Face folder or a model file).
+    """Return the fingerprint, as in manifests, of the tokenizer at `path` (a Hugging Face folder or a model file).
 
     Raises:
-        DataError: there is no readable tokenizer.
+        DataError: no readable tokenizer.
     """
     path = Path(path)
     if path.is_dir():
@@ -138,14 +138,14 @@ def _open_tiktoken(path: Path, eod_token: str | None, parse_control: bool) -> To
 
 
 def _read_vocabulary(vocabulary: Any) -> dict[str, int]:
-    """Text to id; Unigram models list [text, score] pairs instead."""
+    """Return text → id; Unigram models have a list of [text, score] pairs."""
     if isinstance(vocabulary, dict):
         return dict(vocabulary)
     return {text: k for k, (text, _score) in enumerate(vocabulary)}
 
 
 def _read_named_tokens(folder: Path) -> dict[str, str]:
-    """eos_token, pad_token, ... as tokenizer_config.json names them, else special_tokens_map.json."""
+    """Return eos_token, pad_token, ... from tokenizer_config.json, or else from special_tokens_map.json."""
     named: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
@@ -158,29 +158,29 @@ def _read_named_tokens(folder: Path) -> dict[str, str]:
 
 def _find_eod(ids: Mapping[str, int], token: str | None, path: Path) -> int:
     if token is None:
-        raise DataError(f"{path}: the tokenizer names no end-of-document token (eos_token); give one with --eod-token")
+        raise DataError(f"{path}: the tokenizer has no end-of-document token (eos_token); give one with --eod-token")
     if token not in ids:
         raise DataError(f"{path}: the end-of-document token {token!r} is not in the vocabulary; see --eod-token")
     return ids[token]
 
 
 def _specials_for_padding(control: Iterable[str], ids: Mapping[str, int]) -> list[int]:
-    """Ids of the control tokens, those made for padding first."""
+    """Return the ids of the control tokens, those for padding first."""
     return [ids[text] for text in sorted(control, key=lambda text: ("pad" not in text.lower(), ids[text]))]
 
 
 def _choose_pad(candidates: Iterable[int | None], eod_id: int, bos_id: int | None) -> int:
-    """The first candidate that is neither EOD nor BOS: a model must not learn to ignore either."""
+    """Return the first candidate that is neither EOD nor BOS, which would otherwise be ignored by the loss."""
     for candidate in candidates:
         if candidate is not None and candidate >= 0 and candidate not in (eod_id, bos_id):
             return candidate
     pad_id = next(k for k in range(3) if k not in (eod_id, bos_id))
-    logger.warning("the tokenizer has no token to pad with: rows are padded with id %d, which is also a text's", pad_id)
+    logger.warning("the tokenizer has no token to pad with: rows are padded with id %d, which text also has", pad_id)
     return pad_id
 
 
 def _fingerprint_json(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what decides the ids in a tokenizer.json, whatever its whitespace and key order."""
+    """Return the SHA-256 of those parts of a tokenizer.json that determine the ids, independent of formatting."""
     model = dict(content.get("model") or {})
     model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
     decisive = {name: content.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer")} | {"model": model}

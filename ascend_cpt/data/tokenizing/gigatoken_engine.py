@@ -1,6 +1,6 @@
-"""The fast engine. It is used only after it gave the same ids as the reference engine (see `choice.py`).
+"""The fast engine, gigatoken. It is checked against the reference engine before use (see `engine_choice.py`).
 
-Known differences of gigatoken 0.10 are led around: documents that may meet one go to the reference engine.
+Documents that may be affected by known differences of gigatoken 0.10 are encoded by the reference engine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTO
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.data.tokenizing.tiktoken_engine import find_family
 
-# What is younger than the reference's Unicode tables and seen differently by the two. Found by encoding with both every
-# code point, each with a dozen combining marks before and after it, every pair of combining marks, every canonical
-# decomposition and every pair in the blocks that have compositions since then (a slow test does so again).
-_YOUNG_CHARACTERS = (
+# Characters newer than the Unicode tables of the reference engine that are encoded differently. Found by encoding with
+# both engines every code point, alone and with a dozen combining marks before and after it, every pair of combining
+# marks, every canonical decomposition and every pair in blocks with newer compositions (repeated by a slow test).
+_NEW_CHARACTERS = (
     "\U00011380-\U000113ff\U00011de0-\U00011de9\U00016100-\U0001613f\U00016d40-\U00016d7f\U00016ff4-\U00016ff6"
 )
-_YOUNG_MARKS = (
+_NEW_MARKS = (
     "\u07fd\u0897-\u089f\u08ca-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1add\u1ae0-\u1aeb\u1df6-\u1dfa\ua82c"
     "\U000105d2\U000105da\U00010d24-\U00010d27\U00010d69-\U00010d6d\U00010eab-\U00010eac\U00010efa-\U00010eff"
     "\U00010f46-\U00010f50\U00010f82-\U00010f85\U00011070\U0001133b\U0001145e\U00011839-\U0001183a\U00011930"
@@ -34,11 +34,11 @@ _YOUNG_MARKS = (
     "\U00011f41-\U00011f42\U00016ff0-\U00016ff1\U0001e08f\U0001e130-\U0001e136\U0001e2ae\U0001e2ec-\U0001e2ef"
     "\U0001e4ec-\U0001e4ef\U0001e5ee-\U0001e5ef\U0001e6e3\U0001e6e6\U0001e6ee-\U0001e6ef\U0001e6f5"
 )
-"""Of text that is brought to NFC: where they stand among other marks or what they are composed to."""
-_YOUNG_END = 0x20000
-_YOUNG_LEADS = np.zeros(256, bool)
-"""Bytes that the UTF-8 form of a young character begins with; few texts have one, and looking for bytes is quick."""
-_YOUNG_LEADS[[0xDF, 0xE0, 0xE1, 0xEA, 0xF0]] = True
+"""Combining marks that differ only in NFC text, by canonical order or composition."""
+_NEW_END = 0x20000
+_NEW_LEAD_BYTES = np.zeros(256, bool)
+"""First UTF-8 bytes of these characters, for a fast check that excludes most texts."""
+_NEW_LEAD_BYTES[[0xDF, 0xE0, 0xE1, 0xEA, 0xF0]] = True
 
 _MAX_GROWTH_BYTES = 96 << 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -51,40 +51,40 @@ class UnsupportedTokenizerError(Exception):
 class GigatokenEngine:
     """The gigatoken library on one thread.
 
-    Its cache of words has no bound, so it is rebuilt when the process has grown by 96 MiB.
+    Its word cache is unbounded, so the tokenizer is recreated when the memory of the process has grown by 96 MiB.
     """
 
     def __init__(self, file: TokenizerFile) -> None:
-        """Load the tokenizer; raise UnsupportedTokenizerError when gigatoken cannot."""
+        """Load the tokenizer; raise UnsupportedTokenizerError if gigatoken does not support it."""
         self.name = "gigatoken"
         self.reference: Engine | None = None
-        """For the texts that gigatoken gets wrong; made when it is first needed, if it is not given."""
+        """Engine for texts that gigatoken may encode differently; created on first use."""
         self._file = file
         self._normalizes_nfc = file.info.type == TIKTOKEN and find_family(file.path)[0].normalizes_nfc
-        """Whether text has to be brought to NFC before gigatoken gets it."""
+        """Whether text must be normalized to NFC before gigatoken encodes it."""
         self._tokenizer, normalizes_nfc = _load(file)
-        self._is_young = _tabulate(_YOUNG_CHARACTERS + _YOUNG_MARKS if normalizes_nfc else _YOUNG_CHARACTERS)
-        # Its SentencePiece backend makes control tokens of their names in the text, whatever the added tokens are.
+        self._is_new_character = _tabulate(_NEW_CHARACTERS + _NEW_MARKS if normalizes_nfc else _NEW_CHARACTERS)
+        # Its SentencePiece backend always encodes control-token strings as control tokens.
         is_sentence_piece = type(self._tokenizer.backend).__name__ == "SentencePieceTokenizer"
-        self._traps = file.control_strings if is_sentence_piece and not file.parse_control else ()
-        self._encode([""])  # it loads more at its first use
+        self._control_strings = file.control_strings if is_sentence_piece and not file.parse_control else ()
+        self._encode([""])  # the first call allocates more memory
         self._first_bytes = _measure_memory()
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         if _measure_memory() - self._first_bytes > _MAX_GROWTH_BYTES:
-            del self._tokenizer  # before the next one takes memory
+            del self._tokenizer  # free memory before loading again
             self._tokenizer, _ = _load(self._file)
             self._first_bytes = _measure_memory()
-        detours = [k for k, text in enumerate(texts) if self._needs_reference(text)]
-        if not detours:
+        rerouted = [k for k, text in enumerate(texts) if self._needs_reference(text)]
+        if not rerouted:
             return self._encode(list(texts))
         if self.reference is None:
             self.reference = make_reference_engine(self._file)
-        slow = self.reference.encode_batch([texts[k] for k in detours])
-        detoured = set(detours)
-        fast = self._encode(["" if k in detoured else text for k, text in enumerate(texts)])
+        slow = self.reference.encode_batch([texts[k] for k in rerouted])
+        rerouted_set = set(rerouted)
+        fast = self._encode(["" if k in rerouted_set else text for k, text in enumerate(texts)])
         parts = np.split(fast.ids, fast.offsets[1:-1])
-        for number, k in enumerate(detours):
+        for number, k in enumerate(rerouted):
             parts[k] = slow.ids[slow.offsets[number] : slow.offsets[number + 1]]
         return join_encoded(parts)
 
@@ -100,23 +100,23 @@ class GigatokenEngine:
         return Encoded(ids, np.asarray(layout.offsets.data))
 
     def _needs_reference(self, text: str) -> bool:
-        if any(trap in text for trap in self._traps):
+        if any(string in text for string in self._control_strings):
             return True
-        if text.isascii() or not _YOUNG_LEADS[np.frombuffer(text.encode(), np.uint8)].any():
+        if text.isascii() or not _NEW_LEAD_BYTES[np.frombuffer(text.encode(), np.uint8)].any():
             return False
         codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        return bool(self._is_young[codes[codes < len(self._is_young)]].any())
+        return bool(self._is_new_character[codes[codes < len(self._is_new_character)]].any())
 
 
 def _tabulate(characters: str) -> npt.NDArray[np.bool_]:
-    """Whether a character is one of these (ranges as in a regular expression), by its code."""
-    table = np.zeros(_YOUNG_END, bool)
-    table[[ord(character) for character in re.findall(f"[{characters}]", "".join(map(chr, range(_YOUNG_END))))]] = True
+    """Return a table, by code point, of the characters in a regular-expression character class."""
+    table = np.zeros(_NEW_END, bool)
+    table[[ord(character) for character in re.findall(f"[{characters}]", "".join(map(chr, range(_NEW_END))))]] = True
     return table
 
 
 def _load(file: TokenizerFile) -> tuple[Any, bool]:
-    """Return gigatoken's tokenizer, and whether it brings text to NFC."""
+    """Return the gigatoken tokenizer, and whether it normalizes text to NFC."""
     import gigatoken
 
     try:
@@ -127,22 +127,22 @@ def _load(file: TokenizerFile) -> tuple[Any, bool]:
             return gigatoken.Tokenizer.from_sentencepiece(file.path), False
         family, _ = find_family(file.path)
         if family.gigatoken_scheme is None or file.parse_control:
-            raise UnsupportedTokenizerError(f"it does not read the ranks of {family.name}")
+            raise UnsupportedTokenizerError(f"it does not support the ranks of {family.name}")
         return gigatoken.Tokenizer.from_tiktoken(file.path, family.gigatoken_scheme), False
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedTokenizerError(str(error)) from error
 
 
 def _measure_memory() -> int:
-    """Resident bytes of this process."""
+    """Return the resident memory of this process in bytes."""
     with open("/proc/self/statm", "rb") as file:
         return int(file.read().split()[1]) * _PAGE_BYTES
 
 
 def _make_plain_json(file: TokenizerFile) -> bytes:
-    """The tokenizer.json without its control tokens, unless these are parsed.
+    """Return the tokenizer.json without its control tokens, unless they are parsed.
 
-    Added tokens that are not control tokens (such as runs of blanks) stay: they are part of how text is encoded.
+    Added tokens that are not control tokens (such as runs of spaces) are kept, because they affect how text is encoded.
     """
     content = orjson.loads(file.path.read_bytes())
     if not file.parse_control:

@@ -1,4 +1,4 @@
-"""The names of tokenizer types and engines, apart so that `--help` loads nothing else."""
+"""Names of tokenizer types and engines, in a separate module so that `--help` imports nothing else."""
 
 from __future__ import annotations
 

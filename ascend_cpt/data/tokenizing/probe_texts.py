@@ -1,8 +1,8 @@
-"""Texts on which tokenizers part ways: blanks, digits, contractions, scripts, combining marks, controls, long runs."""
+"""Texts on which tokenizers often differ: blanks, digits, contractions, scripts, combining marks, long runs."""
 
 from __future__ import annotations
 
-NASTY_TEXTS: tuple[str, ...] = (
+PROBE_TEXTS: tuple[str, ...] = (
     "",
     " ",
     "\n",

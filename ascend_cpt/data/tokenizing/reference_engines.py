@@ -1,4 +1,4 @@
-"""The engines that decide what is right: tokenizers for Hugging Face folders, sentencepiece for its models."""
+"""Reference engines: tokenizers for Hugging Face folders, sentencepiece for its models, tiktoken for rank files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ascend_cpt.errors import DataError
 
 
 def make_reference_engine(file: TokenizerFile) -> Engine:
-    """Make the reference engine of a tokenizer."""
+    """Create the reference engine of a tokenizer."""
     if file.info.type == HUGGING_FACE:
         return HuggingFaceEngine(file)
     if file.info.type == SENTENCE_PIECE:
@@ -32,7 +32,7 @@ class HuggingFaceEngine:
             raise DataError(f"{file.path}: the tokenizers library cannot load it: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # Control tokens are encoded as text, not removed: the ids of added tokens after them would change.
+        # Encode control-token strings as text. Removing the tokens would change the ids of added tokens after them.
         self._tokenizer.encode_special_tokens = not file.parse_control
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:

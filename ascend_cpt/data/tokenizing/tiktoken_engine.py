@@ -1,4 +1,4 @@
-"""Tokenizers whose file holds ranks only: the split pattern and control tokens belong to the model family."""
+"""Tokenizers with rank files, which lack the split pattern and control tokens. Both depend on the model family."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATTERN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a rank file does not hold."""
+    """Split pattern and control tokens of a model family."""
 
     name: str
     pattern: str
@@ -30,21 +30,21 @@ class Family:
     first_specials: tuple[str, ...]
     """Control tokens, numbered after the ranks."""
     reserved: str
-    """Template of the control tokens after them."""
+    """Template for the names of the remaining control tokens."""
     num_specials: int
     eod_token: str
     pad_token: str
     bos_token: str | None = None
     gigatoken_scheme: str | None = None
-    """What gigatoken calls the pattern, None when it cannot read the ranks."""
+    """Name of the pattern in gigatoken, None if it does not support the ranks."""
 
     def special_tokens(self, num_ranks: int) -> dict[str, int]:
-        """Control token to id."""
+        """Return control token → id."""
         reserved = (self.reserved % k for k in range(self.num_specials - len(self.first_specials)))
         return {token: num_ranks + k for k, token in enumerate((*self.first_specials, *reserved))}
 
 
-# Llama 3.1 gave names to some of the tokens that Llama 3 had reserved; the ids are the same.
+# Llama 3.1 renamed some reserved tokens of Llama 3; the ids are the same.
 LLAMA3 = Family(
     name="llama3",
     pattern=_PATTERN % _LLAMA3_NUMBERS,
@@ -80,26 +80,26 @@ QWEN = Family(
     gigatoken_scheme="qwen2",
 )
 FAMILIES = {128_000: LLAMA3, 151_643: QWEN}
-"""Number of ranks to family."""
+"""Number of ranks → family."""
 
 
 def find_family(path: Path) -> tuple[Family, int]:
-    """Return the family of a rank file, known by its number of ranks, and that number.
+    """Return the family of a rank file, which is determined by the number of ranks, and the number of ranks.
 
     Raises:
-        DataError: it is no rank file, or of an unknown family.
+        DataError: not a rank file, or an unknown family.
     """
     num_ranks = len(_read_ranks(path))
     if num_ranks not in FAMILIES:
         known = ", ".join(f"{family.name} ({number})" for number, family in FAMILIES.items())
         raise DataError(
-            f"{path}: {num_ranks} ranks are of no known family: {known}; take the Hugging Face folder instead"
+            f"{path}: {num_ranks} ranks are of no known family: {known}; use the Hugging Face folder instead"
         )
     return FAMILIES[num_ranks], num_ranks
 
 
 class TiktokenEngine:
-    """The tiktoken library with a family's pattern."""
+    """The tiktoken library with the pattern of a model family."""
 
     def __init__(self, file: TokenizerFile) -> None:
         import tiktoken

@@ -19,15 +19,15 @@ from ascend_cpt.errors import CheckpointError
         (SafetensorError("Error while serializing: I/O error: File too large (os error 27)"), "the file is too large"),
     ],
 )
-def test_a_full_disk_is_one_line(error: Exception, reason: str) -> None:
-    with pytest.raises(CheckpointError) as told, tell_full_disk(Path("run/x"), "saving"):
+def test_full_disk_is_a_checkpoint_error(error: Exception, reason: str) -> None:
+    with pytest.raises(CheckpointError) as caught, tell_full_disk(Path("run/x"), "saving"):
         raise error
-    assert str(told.value).startswith(f"run/x: {reason} while saving; free space")
-    assert told.value.exit_code == 2
+    assert str(caught.value).startswith(f"run/x: {reason} while saving; free space")
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), SafetensorError("what"), ValueError("x")])
-def test_other_errors_pass_and_may_be_tried_again(error: Exception) -> None:
-    with pytest.raises(type(error)) as told, tell_full_disk(Path("run/x"), "saving"):
+def test_other_errors_propagate(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, tell_full_disk(Path("run/x"), "saving"):
         raise error
-    assert told.value is error
+    assert caught.value is error

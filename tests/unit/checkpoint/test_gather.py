@@ -1,4 +1,4 @@
-"""Parts of a checkpoint on several nodes become one folder, or nothing."""
+"""Combining the parts of a checkpoint from several nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_cpt.errors import CheckpointError
 
 
 def make_part(folder: Path, ranks: range, *, step: int = 10, seed: int = 1) -> Path:
-    """Write a node's part: shards of some ranks, and the files that every node has."""
+    """Write the part of a node: files of some ranks and the files that every node has."""
     folder.mkdir(parents=True)
     for rank in ranks:
         (folder / f"cpt-model-{rank:07d}-0000004.safetensors").write_bytes(bytes([rank]) * (rank + 1))
@@ -25,7 +25,7 @@ def make_part(folder: Path, ranks: range, *, step: int = 10, seed: int = 1) -> P
     return folder
 
 
-def test_all_shards_come_together(tmp_path: Path) -> None:
+def test_all_parts_are_combined(tmp_path: Path) -> None:
     parts = [
         make_part(tmp_path / "a/iteration_00000010", range(2)),
         make_part(tmp_path / "b/iteration_00000010", range(2, 4)),
@@ -38,9 +38,9 @@ def test_all_shards_come_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"step": 12}, "is step 12, .* is step 10"), ({"seed": 2}, "is of another run than .*seed: 1 → 2")],
+    [({"step": 12}, "is step 12, .* is step 10"), ({"seed": 2}, "belongs to another run than .*seed: 1 → 2")],
 )
-def test_parts_that_do_not_belong_together(tmp_path: Path, change: dict[str, int], message: str) -> None:
+def test_parts_of_different_steps_or_runs(tmp_path: Path, change: dict[str, int], message: str) -> None:
     parts = [make_part(tmp_path / "a/iteration_00000010", range(2))]
     parts.append(make_part(tmp_path / "b/iteration_00000010", range(2, 4), **change))
     with pytest.raises(CheckpointError, match=message):
@@ -48,7 +48,7 @@ def test_parts_that_do_not_belong_together(tmp_path: Path, change: dict[str, int
     assert not (tmp_path / "all").exists() and not (tmp_path / ".all.tmp").exists()
 
 
-def test_damage_and_overwriting_are_refused(tmp_path: Path) -> None:
+def test_damaged_parts_and_existing_output_are_refused(tmp_path: Path) -> None:
     part = make_part(tmp_path / "a/iteration_00000010", range(2))
     with pytest.raises(CheckpointError, match="exists already"):
         gather_checkpoint([part], tmp_path / "a")

@@ -1,4 +1,4 @@
-"""The newest complete checkpoint is found, damaged ones are passed over and named, complete ones are never lost."""
+"""Finding the newest complete checkpoint, skipping incomplete ones, and deleting old ones."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_newest_complete_is_found(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 30, complete=False)
     cut = make_checkpoint(tmp_path, 25)
     (cut / "model.safetensors").write_bytes(b"x" * 99)
-    found, passed_over = find_newest_complete(tmp_path)
+    found, skipped = find_newest_complete(tmp_path)
     assert found is not None and found.state.step == 20
-    assert len(passed_over) == 2
-    assert STATE_NAME in passed_over[0] and "99 bytes but was saved with 100" in passed_over[1]
+    assert len(skipped) == 2
+    assert STATE_NAME in skipped[0] and "99 bytes but was saved with 100" in skipped[1]
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_no_checkpoint(tmp_path: Path) -> None:
     assert find_newest_complete(tmp_path / "nowhere") == (None, [])
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         locate_checkpoint(tmp_path / "nowhere")
@@ -58,7 +58,7 @@ def test_run_folder_checkpoint_folder_and_step_folder(tmp_path: Path) -> None:
         locate_checkpoint(folder)
 
 
-def test_old_ones_are_removed_but_never_the_newest_complete(tmp_path: Path) -> None:
+def test_old_checkpoints_are_deleted_but_not_the_newest_complete_one(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         make_checkpoint(tmp_path, step)
     half = make_checkpoint(tmp_path, 15, complete=False)
@@ -70,14 +70,14 @@ def test_old_ones_are_removed_but_never_the_newest_complete(tmp_path: Path) -> N
     assert find_newest_complete(tmp_path)[0] is not None
 
 
-def test_multiples_are_kept_for_good(tmp_path: Path) -> None:
+def test_multiples_of_keep_every_are_kept(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         make_checkpoint(tmp_path, step)
     removed = remove_old_checkpoints(tmp_path, 2, keep_every_steps=30)
     assert sorted(path.name[-2:] for path in removed) == ["10", "20", "40"]
 
 
-def test_all_complete_ones_are_listed(tmp_path: Path) -> None:
+def test_list_complete(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, 10)
     make_checkpoint(tmp_path, 20, complete=False)
     make_checkpoint(tmp_path, 30)
@@ -85,21 +85,21 @@ def test_all_complete_ones_are_listed(tmp_path: Path) -> None:
     assert sorted(complete) == [10, 30] and len(incomplete) == 1
 
 
-def test_the_folder_just_written_always_stays(tmp_path: Path) -> None:
+def test_folder_just_written_is_kept(tmp_path: Path) -> None:
     just_written = make_checkpoint(tmp_path, 10)
     make_checkpoint(tmp_path, 20)
     assert remove_old_checkpoints(tmp_path, 1, keep=just_written) == []
     assert just_written.exists()
 
 
-def test_broken_state(tmp_path: Path) -> None:
+def test_invalid_state_file(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 10)
     (folder / STATE_NAME).write_text('{"step": 1')
     with pytest.raises(CheckpointError, match="cannot be read"):
         locate_checkpoint(folder)
 
 
-def test_differences_are_named() -> None:
+def test_describe_differences() -> None:
     saved = {"seed": 1, "schedule": {"peak_lr": 1e-3, "kind": "cosine"}}
     current = {"seed": 1, "schedule": {"peak_lr": 2e-3, "kind": "cosine"}, "new": True}
     assert describe_differences(saved, current) == ["new: None → True", "schedule.peak_lr: 0.001 → 0.002"]

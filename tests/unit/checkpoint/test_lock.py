@@ -1,4 +1,4 @@
-"""Two runs never write into one folder."""
+"""Lock of a run folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.errors import CheckpointError
 
 
-def test_second_run_is_refused_and_the_lock_is_given_back(tmp_path: Path) -> None:
+def test_second_run_is_refused_until_the_lock_is_released(tmp_path: Path) -> None:
     with hold_run_folder(tmp_path):
         with pytest.raises(CheckpointError, match=r"another run trains in this folder \(process \d+ on"):
             with hold_run_folder(tmp_path):

@@ -1,11 +1,11 @@
-"""The checked-in key table holds what it must: its agreement with MindFormers is tested in tests/integration."""
+"""The checked-in key table. tests/integration compares it with MindFormers."""
 
 from __future__ import annotations
 
 from ascend_cpt.config.sections import load_key_table
 
 
-def test_sections_that_users_write_are_known() -> None:
+def test_common_sections_are_known() -> None:
     sections = load_key_table()["sections"]
     for section in ("runner_config", "optimizer", "parallel_config", "parallel", "context", "model.model_config"):
         assert sections[section], section

@@ -1,4 +1,4 @@
-"""A configuration is read strictly: every mistake is named with file, line, dotted key and the nearest name."""
+"""Strict loading of configurations: problems are reported with file, line, dotted key and the nearest name."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ def test_good_configuration(tmp_path: Path) -> None:
         ("global_batch_size: 8", "global_batch_size: -4", "cpt.global_batch_size: must be at least 1, got -4"),
         ("  seq_length: 128\n", "", "cpt.seq_length: is missing; add it"),
         ("{path: data/x}", "data/x", "run.yaml:11: cpt.sources.train: expected keys and values, got 'data/x'"),
-        ("seed: 1", "seed: 1\nseed: 2", "run.yaml:2: seed is written twice"),
+        ("seed: 1", "seed: 1\nseed: 2", "run.yaml:2: seed is set twice"),
         ("seed: 1", "seed: [1", "run.yaml: not valid YAML"),
         ("seed: 1", "base_config: nowhere.yaml", "run.yaml:1: base_config names nowhere.yaml"),
         ("seed: 1", "base_config: run.yaml", "base_config includes itself"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_problems_are_reported(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, GOOD.replace(old, new)))
     assert message in str(caught.value)
 
 
-def test_all_problems_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_together(tmp_path: Path) -> None:
     text = GOOD.replace("schedule:", "schedul:").replace("seed: 1", "seed: one").replace("128", "long")
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, text))
@@ -92,7 +92,7 @@ def test_missing_file_and_missing_section(tmp_path: Path) -> None:
         load_config(write(tmp_path, "seed: 1\n"))
 
 
-def test_base_config_is_merged_and_located(tmp_path: Path) -> None:
+def test_base_config_is_merged_with_locations(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "base.yaml")
     path = write(tmp_path, "base_config: base.yaml\ncpt:\n  schedule: {final_lr: 1e-7}\n")
     config = load_config(path)

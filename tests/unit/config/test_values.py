@@ -1,4 +1,4 @@
-"""Numbers as people write them."""
+"""Parsing and formatting of numbers."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ascend_cpt.config.values import Interval, format_bytes, format_count, parse
         ("0", 0),
     ],
 )
-def test_counts(text: object, value: int) -> None:
+def test_parse_count(text: object, value: int) -> None:
     assert parse_count(text) == value
 
 
 @pytest.mark.parametrize(
     "text", ["", "B", "-1", "1.5", "many", True, None, [1], "1.0000001M", float("nan"), float("inf")]
 )
-def test_no_counts(text: object) -> None:
+def test_parse_count_rejects(text: object) -> None:
     with pytest.raises(ValueError, match="expected"):
         parse_count(text)
 
 
-def test_intervals() -> None:
+def test_parse_interval() -> None:
     assert parse_interval("1B") == Interval(count=10**9, unit="tokens")
     assert parse_interval("100 steps") == Interval(count=100, unit="steps")
     assert parse_interval("1 step").to_steps(4096) == 1
@@ -42,7 +42,7 @@ def test_intervals() -> None:
             parse_interval(text)
 
 
-def test_floats() -> None:
+def test_parse_float() -> None:
     assert parse_float("1e-5") == 1e-5
     assert parse_float(3) == 3.0
     for value in ("fast", True, None):
@@ -50,27 +50,39 @@ def test_floats() -> None:
             parse_float(value)
 
 
-def test_counts_for_people() -> None:
-    assert [format_count(n) for n in (950, 40_900, 1_640_000, 3 * 10**11)] == ["950", "40.9K", "1.64M", "300B"]
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0"),
+        (0.5, "0.5"),
+        (950, "950"),
+        (999, "999"),
+        (999.7, "1K"),
+        (40_900, "40.9K"),
+        (999_499, "999K"),
+        (999_500, "1M"),
+        (999_999, "1M"),
+        (1_640_000, "1.64M"),
+        (300e9, "300B"),
+        (999_500_000_000, "1T"),
+        (1_234_000_000_000_000, "1,230T"),
+    ],
+)
+def test_format_count_has_three_digits_and_no_exponent(count: float, text: str) -> None:
+    assert format_count(count) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"),
     [
-        (950, "950"),
-        (1000, "1K"),
-        (40_900, "40.9K"),
-        (999_499, "999K"),
-        (999_999, "1M"),
-        (999_500_000_000, "1T"),
-        (5_000_000_000_000_000, "5,000T"),
+        (0, "0 B"),
+        (950, "950 B"),
+        (999.7, "1 KB"),
+        (999_999, "1 MB"),
+        (17_300_000, "17.3 MB"),
+        (999_999_999_999, "1 TB"),
+        (1.234e15, "1,230 TB"),
     ],
 )
-def test_counts_have_no_exponent(count: int, text: str) -> None:
-    assert format_count(count) == text
-
-
-def test_sizes_have_no_exponent() -> None:
-    assert [format_bytes(size) for size in (950, 999_999, 17_300_000, 999_999_999_999)] == [
-        "950 B", "1 MB", "17.3 MB", "1 TB"
-    ]  # fmt: skip
+def test_format_bytes_has_three_digits_and_no_exponent(count: float, text: str) -> None:
+    assert format_bytes(count) == text

@@ -1,4 +1,4 @@
-"""The list of bad records: lines are filled in, and too many of them fail the run."""
+"""The list of bad records: line numbers and the limit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_reject(file: Path | str, position: int, line: int | None, kind: str = "
     return Reject(file=str(file), position=position, line=line, kind=kind, detail="")
 
 
-def test_lines_that_were_not_counted_are_filled_in(tmp_path: Path) -> None:
+def test_missing_line_numbers_are_filled_in(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"one\ntwo\n\nfour\nfive\n")
     rejects = [make_reject(path, 14, None), make_reject(path, 0, 1), make_reject(path, 4, None)]
@@ -58,7 +58,7 @@ def test_the_limit_is_a_fraction_of_the_records() -> None:
     assert count_kinds(rejects) == {"empty": 1, "malformed": 1}
 
 
-def test_no_document_at_all() -> None:
+def test_no_documents() -> None:
     with pytest.raises(DataError, match="no document in 0 records"):
         check_rejects("out", [], [make_result(0, [])], 1.0)
     rejects = [make_reject("a", 0, 1)]

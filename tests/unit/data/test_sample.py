@@ -1,4 +1,4 @@
-"""The sample corpus: the same from one Python, split without leaks, noticed when damaged."""
+"""The sample corpus: deterministic, split without leakage, damage is detected."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def test_parquet_and_jsonl_hold_the_same(sample: Path) -> None:
         assert len(rows) > 10
 
 
-def test_sizes_are_useful_and_bounded(sample: Path) -> None:
+def test_sizes(sample: Path) -> None:
     sizes = {key: sum(len(row["text"].encode()) for row in read_rows(sample, *key)) for key in SPLITS}
     assert 500_000 < sizes["general", "train"] < 10_000_000
     assert 1_000_000 < sizes["code", "train"] < 6_000_000
     assert sizes["general", "valid"] > 50_000 and sizes["code", "valid"] > 100_000
 
 
-def test_no_text_is_there_twice(sample: Path) -> None:
+def test_no_duplicate_texts(sample: Path) -> None:
     texts = [row["text"] for key in SPLITS for row in read_rows(sample, *key)]
     assert len(texts) == len(set(texts))
 
 
-def test_a_module_is_on_one_side_in_both_domains(sample: Path) -> None:
+def test_a_module_is_in_the_same_split_in_both_domains(sample: Path) -> None:
     modules = {}
     for split in ("train", "valid"):
         rows = read_rows(sample, "general", split) + read_rows(sample, "code", split)
@@ -66,7 +66,7 @@ def test_tokenizer(sample: Path) -> None:
     assert len(prose.encode()) / len(tokenizer.encode(prose).ids) > 2.5
 
 
-def test_same_python_same_bytes_and_reuse(sample: Path, tmp_path: Path) -> None:
+def test_deterministic_and_reused(sample: Path, tmp_path: Path) -> None:
     assert is_whole(sample)
     assert not make_sample(sample), "a whole sample is reused"
     shutil.copytree(sample, tmp_path / "copy")

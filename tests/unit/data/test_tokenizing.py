@@ -1,4 +1,4 @@
-"""Tokenizers: what their files say, and engines that must agree before the fast one is trusted."""
+"""Tokenizers: reading their files, and comparing the fast engine with the reference engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ascend_cpt.data.tokenizing.engine_choice import choose_engine, load_engine
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTOKEN
-from ascend_cpt.data.tokenizing.probe_texts import NASTY_TEXTS
+from ascend_cpt.data.tokenizing.probe_texts import PROBE_TEXTS
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
 
@@ -57,7 +57,7 @@ def id_of(folder: Path, token: str) -> int:
     return token_id
 
 
-def test_what_a_folder_says(folder: Path) -> None:
+def test_hugging_face_folder(folder: Path) -> None:
     info = open_tokenizer(HUGGING_FACE, folder).info
     assert (info.eod_id, info.pad_id, info.bos_id) == (id_of(folder, "<|endoftext|>"), id_of(folder, "<|pad|>"), None)
     assert info.vocab_size == id_of(folder, "<think>") + 1
@@ -80,13 +80,13 @@ def test_padding_is_never_eod(tmp_path: Path, specials: list[str], config: dict[
     assert info.pad_id == id_of(tmp_path, expected) != info.eod_id
 
 
-def test_padding_without_a_token_for_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_padding_token_gives_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_tokenizer(tmp_path, ["<|endoftext|>"])
     info = open_tokenizer(HUGGING_FACE, tmp_path).info
     assert info.pad_id != info.eod_id and "no token to pad with" in caplog.text
 
 
-def test_fingerprint_is_of_the_rules_not_the_layout(folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_formatting(folder: Path, tmp_path: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     relaid = tmp_path / "relaid"
     relaid.mkdir()
@@ -123,7 +123,7 @@ def test_bad_tokenizers(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("requested", ["gigatoken", "reference"])
-def test_control_strings_stay_text_unless_asked(folder: Path, requested: str) -> None:
+def test_control_strings_are_text_unless_parsed(folder: Path, requested: str) -> None:
     file = open_tokenizer(HUGGING_FACE, folder)
     engine = load_engine(file, choose_engine(file, requested, []))
     assert engine.name == ("gigatoken" if requested == "gigatoken" else "tokenizers")
@@ -134,19 +134,19 @@ def test_control_strings_stay_text_unless_asked(folder: Path, requested: str) ->
     assert file.info.eod_id in ids_of(engine, "the <|endoftext|> end")
 
 
-def test_gigatoken_is_taken_where_it_agrees(folder: Path) -> None:
+def test_gigatoken_is_used_if_it_agrees(folder: Path) -> None:
     file = open_tokenizer(HUGGING_FACE, folder)
     chosen = choose_engine(file, "auto", ["a document"])
     assert (chosen.name, chosen.check) == ("gigatoken", "same ids")
-    assert chosen.num_checked_texts > len(NASTY_TEXTS) and chosen.num_checked_tokens > 1000
+    assert chosen.num_checked_texts > len(PROBE_TEXTS) and chosen.num_checked_tokens > 1000
     fast, reference = load_engine(file, chosen), load_engine(file, choose_engine(file, "reference", []))
-    got, expected = fast.encode_batch(NASTY_TEXTS), reference.encode_batch(NASTY_TEXTS)
+    got, expected = fast.encode_batch(PROBE_TEXTS), reference.encode_batch(PROBE_TEXTS)
     np.testing.assert_array_equal(got.ids, expected.ids)
     np.testing.assert_array_equal(got.offsets, expected.offsets)
     assert got.ids.dtype == np.int32
 
 
-def test_a_difference_falls_back_loudly(
+def test_a_difference_falls_back_with_a_warning(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = engine_choice.GigatokenEngine
@@ -200,16 +200,16 @@ def test_real_vocabularies(type_name: str, path: str, engine: str, expected: tup
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not on this machine")
-def test_a_wrong_type_says_which_is_right() -> None:
+def test_wrong_type_suggests_the_right_one() -> None:
     with pytest.raises(DataError, match="is of type TikToken"):
         open_tokenizer(SENTENCE_PIECE, SHARED / "llama3" / "tokenizer.model")
     with pytest.raises(DataError, match="is of type SentencePiece"):
         open_tokenizer(TIKTOKEN, SHARED / "llama2" / "tokenizer.model")
 
 
-def test_the_cache_is_bounded_by_making_the_engine_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_is_recreated_to_bound_its_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = gigatoken_engine.GigatokenEngine(open_tokenizer(HUGGING_FACE, folder))
-    expected = engine.encode_batch(NASTY_TEXTS)
+    expected = engine.encode_batch(PROBE_TEXTS)
     real, loaded = gigatoken_engine._load, []
 
     def load(file: TokenizerFile) -> Any:
@@ -218,15 +218,15 @@ def test_the_cache_is_bounded_by_making_the_engine_anew(folder: Path, monkeypatc
 
     monkeypatch.setattr(gigatoken_engine, "_load", load)
     monkeypatch.setattr(gigatoken_engine, "_MAX_GROWTH_BYTES", -(1 << 40))
-    got = engine.encode_batch(NASTY_TEXTS)
+    got = engine.encode_batch(PROBE_TEXTS)
     assert len(loaded) == 1, "it had grown beyond the bound"
     np.testing.assert_array_equal(got.ids, expected.ids)
     monkeypatch.setattr(gigatoken_engine, "_MAX_GROWTH_BYTES", 1 << 40)
-    engine.encode_batch(NASTY_TEXTS)
+    engine.encode_batch(PROBE_TEXTS)
     assert len(loaded) == 1
 
 
-def test_only_young_characters_go_to_the_reference(folder: Path) -> None:
+def test_only_new_characters_use_the_reference(folder: Path) -> None:
     engine = gigatoken_engine.GigatokenEngine(open_tokenizer(HUGGING_FACE, folder))
     for text in (
         "plain",

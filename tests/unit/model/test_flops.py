@@ -1,4 +1,4 @@
-"""FLOPs and parameters of published models, and the peaks of devices."""
+"""FLOPs and parameters of published models, and peak FLOPS of devices."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ QWEN3_8B = {
 }  # fmt: skip
 
 
-def test_parameters_are_those_of_the_published_models() -> None:
+def test_parameter_counts_of_published_models() -> None:
     assert count_parameters(read_sizes(LLAMA2_7B)) == 6_738_415_616
     assert count_parameters(read_sizes(QWEN3_8B)) == 8_190_735_360
 
 
-def test_flops_of_a_layer_by_layer_count() -> None:
-    # Llama 2 7B, per token, forward: 2 FLOPs a multiply-add in each matrix, and scores and mixing over 4096 tokens.
+def test_flops_match_a_count_by_layer() -> None:
+    # Llama 2 7B, per token, forward: 2 FLOPs per multiply-add in all matrices, and attention over 4096 tokens.
     layer = 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 2 * 2 * 4096 * 4096
     forward = 32 * layer + 2 * 4096 * 32000
     assert count_training_flops_per_token(read_sizes(LLAMA2_7B), 4096) == 3 * forward
@@ -42,7 +42,7 @@ def test_flops_per_token_are_pinned(config: dict[str, Any], seq_length: int, flo
     assert count_training_flops_per_token(read_sizes(config), seq_length) == flops
 
 
-def test_a_shared_embedding_counts_once_and_still_multiplies() -> None:
+def test_tied_embeddings_count_once_but_have_output_flops() -> None:
     tied = read_sizes({**QWEN3_8B, "tie_word_embeddings": True})
     untied = read_sizes(QWEN3_8B)
     assert count_parameters(untied) - count_parameters(tied) == 151936 * 4096

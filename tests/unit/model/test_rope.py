@@ -1,4 +1,4 @@
-"""Rotary frequencies against transformers, and the fields that describe them."""
+"""Rotary frequencies compared with transformers, and reading the configuration fields."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_scaling_keeps_short_wavelengths_and_stretches_long_ones() -> None:
         ({"rope_parameters": {**LLAMA31, "rope_theta": 7.0}}, 7.0, True),
     ],
 )
-def test_all_ways_of_saying_it_are_read(config: dict[str, Any], theta: float, is_scaled: bool) -> None:
+def test_all_forms_of_the_fields_are_read(config: dict[str, Any], theta: float, is_scaled: bool) -> None:
     rope = read_rope(config)
     assert rope.theta == theta
     scaling = Llama3Scaling(factor=8, low_freq_factor=1, high_freq_factor=4, original_max_position_embeddings=8192)
@@ -72,6 +72,6 @@ def test_all_ways_of_saying_it_are_read(config: dict[str, Any], theta: float, is
         ({**LLAMA31, "beta_fast": 32}, "beta_fast"),
     ],
 )
-def test_what_is_not_supported_is_named(scaling: dict[str, Any], named: str) -> None:
+def test_unsupported_fields_are_refused(scaling: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         read_rope({"rope_scaling": scaling})

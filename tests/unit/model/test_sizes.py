@@ -1,4 +1,4 @@
-"""Sizes are read from config.json; what would change the model without a trace is refused."""
+"""Reading sizes from config.json, and refusing unsupported fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def test_what_config_json_leaves_out_is_as_in_transformers() -> None:
+def test_defaults_are_those_of_transformers() -> None:
     sizes = read_sizes(CONFIG)
     assert (sizes.num_kv_heads, sizes.head_dim, sizes.tie_word_embeddings) == (4, 2, False)
     assert (sizes.rms_norm_eps, sizes.rope.theta) == (1e-6, 10000.0)
@@ -39,7 +39,7 @@ def test_what_config_json_leaves_out_is_as_in_transformers() -> None:
         ({"hidden_size": 9}, "hidden_size 9"),
     ],
 )
-def test_what_is_not_supported_is_named(change: dict[str, Any], named: str) -> None:
+def test_unsupported_values_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         read_sizes({**CONFIG, **change})
 

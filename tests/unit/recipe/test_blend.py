@@ -1,4 +1,4 @@
-"""Blends keep their weights exactly, over every prefix."""
+"""Blends follow their weights in every prefix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=9)
 
 
 @given(weights=WEIGHTS, num_rows=st.integers(1, 3000))
-def test_no_source_is_ahead_or_behind_by_a_whole_row(weights: list[int], num_rows: int) -> None:
+def test_no_source_deviates_by_a_whole_row(weights: list[int], num_rows: int) -> None:
     blend = Blend(shares=tuple(Fraction(weight, sum(weights)) for weight in weights))
     sources, ordinals = blend.locate(np.arange(num_rows))
     counts = (sources[:, None] == np.arange(len(weights))).cumsum(axis=0)
@@ -33,7 +33,7 @@ def test_a_whole_period_is_exact() -> None:
 
 
 def test_the_pattern_never_changes() -> None:
-    # A change here would silently break the resume of every run with a blend.
+    # A change of the pattern would silently break resuming runs with a blend.
     shares = normalize_shares({"web": 0.6, "code": 0.3, "qa": 0.1})
     assert Blend(shares=tuple(shares.values())).pattern.tolist() == PATTERN_6_3_1
 
@@ -41,7 +41,7 @@ def test_the_pattern_never_changes() -> None:
 PATTERN_6_3_1 = [0, 1, 0, 0, 1, 0, 2, 0, 1, 0]
 
 
-def test_weights_are_taken_as_written() -> None:
+def test_weights_are_exact_decimals() -> None:
     assert normalize_shares({"a": 0.7, "b": 0.3}) == {"a": Fraction(7, 10), "b": Fraction(3, 10)}
     assert normalize_shares({"a": 2, "b": 1}) == {"a": Fraction(2, 3), "b": Fraction(1, 3)}
 
@@ -54,12 +54,12 @@ def test_odd_weights_are_rounded_to_a_bounded_period() -> None:
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
-def test_a_weight_is_above_zero(weight: float) -> None:
+def test_weights_must_be_above_zero(weight: float) -> None:
     with pytest.raises(ValueError, match="a weight must be above 0"):
         normalize_shares({"a": 1, "b": weight})
 
 
-def test_a_share_never_becomes_nothing() -> None:
+def test_a_share_that_rounds_to_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="b: is less than one row"):
         normalize_shares({"a": 1, "b": 1e-9})
 

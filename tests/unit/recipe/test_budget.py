@@ -1,4 +1,4 @@
-"""Tokens to steps, rows to micro batches."""
+"""Token budgets in steps, and micro batches."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from ascend_cpt.recipe.budget import Budget, count_steps, split_global_batch
 
 
-def test_pai_sample_is_50_steps_of_which_5_warm_up() -> None:
+def test_pai_sample_has_50_steps_and_5_of_warmup() -> None:
     assert count_steps(1_638_400, 32 * 1024) == 50
     assert count_steps(163_840, 32 * 1024) == 5
 
 
-def test_a_budget_never_becomes_zero_steps() -> None:
+def test_a_budget_below_one_step_is_refused() -> None:
     with pytest.raises(ValueError, match="give at least 4096"):
         count_steps(4095, 4096)
 
@@ -31,7 +31,7 @@ def test_split(arguments: tuple[int, int, int | None, int | None], expected: tup
 
 
 @pytest.mark.parametrize("arguments", [(15, 2, None, None), (16, 2, 3, None), (16, 2, None, 3), (128, 4, 2, 8)])
-def test_what_does_not_divide(arguments: tuple[int, int, int | None, int | None]) -> None:
+def test_split_refuses(arguments: tuple[int, int, int | None, int | None]) -> None:
     with pytest.raises(ValueError, match="global_batch_size"):
         split_global_batch(*arguments)
 

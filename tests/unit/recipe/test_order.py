@@ -1,4 +1,4 @@
-"""The row order is a permutation of every epoch, the same from any starting point, and well mixed."""
+"""The row order: a permutation of each epoch, independent of the start position, and well mixed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_every_epoch_visits_each_row_once(num_rows: int, seed: int, epoch: int) 
 
 
 @given(num_rows=st.integers(2, 500), seed=st.integers(0, 99), start=st.integers(0, 2000))
-def test_any_position_can_be_asked_for_alone(num_rows: int, seed: int, start: int) -> None:
+def test_positions_are_independent(num_rows: int, seed: int, start: int) -> None:
     order = RowOrder(num_rows=num_rows, seed=seed)
     whole = order.rows_at(np.arange(start, start + 50))
     assert [int(order.rows_at(np.array([start + index]))[0]) for index in range(50)] == whole.tolist()
@@ -39,7 +39,7 @@ def test_order_is_well_mixed() -> None:
 
 
 def test_the_order_never_changes() -> None:
-    # A change here would silently break the resume of every run: give a new order a new name instead.
+    # A change of the order would silently break resuming runs.
     assert RowOrder(num_rows=10, seed=42).rows_at(np.arange(20)).tolist() == ORDER_10_42
 
 
@@ -50,6 +50,6 @@ def test_unshuffled_order_is_the_file_order() -> None:
     assert RowOrder(num_rows=3, seed=1, shuffle=False).rows_at(np.arange(7)).tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_no_rows_is_an_error() -> None:
+def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one row"):
         RowOrder(num_rows=0, seed=1)

@@ -1,4 +1,4 @@
-"""The order of a run's rows: blends in phases, every source in its own order, the same however it is asked for."""
+"""The order of the rows of a run: phases with blends, an order per source, independent of how it is queried."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ ALONE = SampleOrder(num_rows={"web": 70}, phases=TOGETHER.phases, global_batch_s
 
 
 @pytest.mark.parametrize("order", [ORDER, TOGETHER, ALONE])
-def test_counts_are_what_is_read_over_any_stretch(order: SampleOrder) -> None:
+def test_counts_match_locate(order: SampleOrder) -> None:
     sources, _ = order.locate(np.arange(order.total_rows))
     for first, stop in [(0, order.total_rows), (0, 1), (3, 90), (79, 81), (100, 159), (50, 50)]:
         expected = {name: int((sources[first:stop] == number).sum()) for number, name in enumerate(order.num_rows)}
         assert order.count(first, stop) == expected
 
 
-def test_quotas_of_the_phases() -> None:
+def test_shares_of_the_phases() -> None:
     assert ORDER.count(0, 80) == {"web": 56, "code": 24, "qa": 0}
     assert ORDER.count(80, 160) == {"web": 48, "code": 24, "qa": 8}
 
 
-def test_a_source_goes_on_where_the_phase_before_left_it() -> None:
+def test_a_source_continues_across_phases() -> None:
     sources, rows = ORDER.locate(np.arange(ORDER.total_rows))
     for number, (name, num_rows) in enumerate(NUM_ROWS.items()):
         drawn = rows[sources == number]
@@ -47,7 +47,7 @@ def test_a_source_goes_on_where_the_phase_before_left_it() -> None:
         assert drawn.max() < num_rows
 
 
-def test_shuffled_together_every_row_comes_once_an_epoch() -> None:
+def test_shuffled_together_visits_each_row_once_per_epoch() -> None:
     total = sum(NUM_ROWS.values())
     sources, rows = TOGETHER.locate(np.arange(2 * total))
     for epoch in (slice(0, total), slice(total, 2 * total)):
@@ -55,7 +55,7 @@ def test_shuffled_together_every_row_comes_once_an_epoch() -> None:
 
 
 @given(start=st.integers(0, 150), num_ranks=st.sampled_from([1, 2, 4, 8]))
-def test_any_part_is_the_same_asked_alone(start: int, num_ranks: int) -> None:
+def test_positions_are_independent(start: int, num_ranks: int) -> None:
     whole = np.stack(ORDER.locate(np.arange(ORDER.total_rows)))
     part = np.stack(ORDER.locate(np.arange(start, ORDER.total_rows)[::num_ranks]))
     assert (part == whole[:, start::num_ranks]).all()
@@ -67,13 +67,13 @@ def name_rows(order: SampleOrder) -> list[tuple[str, int]]:
     return [(names[source], int(row)) for source, row in zip(sources, rows, strict=True)]
 
 
-def test_a_new_phase_leaves_the_earlier_ones_as_they_were() -> None:
-    # And so does another order of the sources, or one source more.
+def test_a_new_phase_does_not_change_earlier_ones() -> None:
+    # Nor does another order of the sources, or another source.
     first = SampleOrder(num_rows={"code": 30, "web": 70}, phases=(TWO_PHASES[0],), global_batch_size=8, seed=7)
     assert name_rows(first) == name_rows(ORDER)
 
 
-def test_records_keep_the_order() -> None:
+def test_record_round_trip() -> None:
     for order in (ORDER, TOGETHER):
         copy = SampleOrder.from_record(json.loads(json.dumps(order.to_record())))
         positions = np.arange(order.total_rows)

@@ -1,4 +1,4 @@
-"""What the presets fill in, against the figures of their sources."""
+"""Values of the presets, compared with their sources."""
 
 from __future__ import annotations
 
@@ -29,12 +29,25 @@ def test_rewarm() -> None:
 
 
 @pytest.mark.parametrize(("num_epochs", "warmup"), [(0.4, 10), (1, 10), (3, 30), (2.5, 30)])
-def test_gentle_warms_up_a_hundredth_for_every_epoch(num_epochs: float, warmup: int) -> None:
+def test_gentle_has_a_warmup_of_one_percent_per_epoch(num_epochs: float, warmup: int) -> None:
     assert resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=num_epochs)[:3] == (
         pytest.approx(3e-5),
         pytest.approx(3e-6),
         warmup,
     )
+
+
+@pytest.mark.parametrize("num_epochs", [51, 100, 5000])
+def test_gentle_limits_its_warmup_to_half_of_the_run(num_epochs: float) -> None:
+    *_, warmup, notes = resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=num_epochs)
+    assert warmup == 500
+    assert notes[-1].startswith("warning: preset gentle") and f"{num_epochs} epochs" in notes[-1]
+
+
+def test_gentle_keeps_a_longer_warmup_that_was_set() -> None:
+    config = ScheduleConfig(preset="gentle", base_peak_lr=3e-4, warmup_share=0.2)
+    *_, warmup, notes = resolve_preset(config, num_epochs=100)
+    assert warmup == 200 and not any(note.startswith("warning") for note in notes)
 
 
 def test_wsd_decays_over_the_last_tenth() -> None:
@@ -48,7 +61,7 @@ def test_wsd_decays_over_the_last_tenth() -> None:
     ]
 
 
-def test_a_preset_gives_way_to_what_is_written() -> None:
+def test_keys_override_the_preset() -> None:
     peak, final, warmup, _ = resolve_preset(
         ScheduleConfig(preset="gentle", peak_lr=2e-5, final_lr=1e-6, warmup_tokens=80_000_000)
     )
@@ -61,8 +74,3 @@ def test_four_times_the_batch_doubles_the_rate() -> None:
     )
     assert (peak, final) == (pytest.approx(6e-5), pytest.approx(6e-6))
     assert "= 2: peak 6e-05, final 6e-06" in notes[0]
-
-
-def test_gentle_with_very_many_epochs_is_not_all_warmup() -> None:
-    *_, warmup, notes = resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=200)
-    assert warmup == 500 and "200 epochs" in notes[-1] and "cpt.schedule.warmup_share" in notes[-1]

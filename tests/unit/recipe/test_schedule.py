@@ -1,4 +1,4 @@
-"""Learning rates at the steps that matter."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(kind: str = "cosine", *, warmup: int = 10, total: int = 110, final: flo
     return build_schedule(kind, peak_lr=1e-3, final_lr=final, warmup_steps=warmup, total_steps=total, **more)
 
 
-def test_warmup_rises_to_the_peak_and_never_is_zero() -> None:
+def test_warmup_ends_at_the_peak_and_is_never_zero() -> None:
     rates = tabulate(make())
     assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-3)
     assert (np.diff(rates[:10]) > 0).all()
@@ -54,7 +54,7 @@ def test_constant_and_one_step() -> None:
 
 
 @pytest.mark.parametrize(("shape", "middle"), [("linear", 5.05e-4), ("cosine", 5.05e-4), ("sqrt", None)])
-def test_wsd_stays_and_decays_over_its_last_part(shape: str, middle: float | None) -> None:
+def test_wsd_is_constant_and_then_decays(shape: str, middle: float | None) -> None:
     rates = tabulate(make("wsd", decay_steps=21, decay_shape=shape))
     assert set(rates[9:89].tolist()) == {np.float32(1e-3).item()}
     assert rates[89] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1e-5)
@@ -67,7 +67,7 @@ def test_exponential_decay_halves_evenly() -> None:
     assert rates[-5:].tolist() == pytest.approx([1e-3, 5e-4, 2.5e-4, 1.25e-4, 6.25e-5])
 
 
-def test_infinite_cools_down_stays_and_anneals() -> None:
+def test_infinite_cools_down_is_constant_and_decays() -> None:
     schedule = make("infinite", total=210, cooldown_steps=50, constant_lr=4e-4, decay_steps=20)
     assert [segment.name for segment in schedule.segments] == ["warmup", "cooldown", "stable", "decay"]
     rates = tabulate(schedule)
@@ -85,7 +85,7 @@ def test_cycles_warm_up_again_from_the_floor() -> None:
     assert rates[109] == pytest.approx(1e-3) and rates[-1] == pytest.approx(1e-5)
 
 
-def test_the_switch_at_a_fifth_of_the_peak() -> None:
+def test_step_at_a_fifth_of_the_peak() -> None:
     # Cosine 4.5e-5 → 4.5e-7: 0.01 + 0.99 (1 + cos πt) / 2 = 0.2 at t = 0.7113.
     schedule = build_schedule("cosine", peak_lr=4.5e-5, final_lr=4.5e-7, total_steps=100_000)
     step = find_lr_fraction(schedule, 0.2)
@@ -93,7 +93,7 @@ def test_the_switch_at_a_fifth_of_the_peak() -> None:
     assert learning_rate_at(schedule, step) <= 0.2 * 4.5e-5 < learning_rate_at(schedule, step - 1)
 
 
-def test_a_fraction_that_is_never_reached() -> None:
+def test_fraction_that_is_never_reached() -> None:
     with pytest.raises(ValueError, match="never falls to 0.2 of the peak; it ends at 0.5"):
         find_lr_fraction(make("linear", final=5e-4), 0.2)
 
@@ -106,7 +106,7 @@ def test_a_fraction_that_is_never_reached() -> None:
     decay=st.integers(0, 5),
     cycles=st.integers(1, 3),
 )
-def test_no_schedule_leaves_its_bounds_and_records_keep_it(
+def test_rates_are_within_bounds_and_records_round_trip(
     kind: str, shape: str, warmup: int, middle: int, decay: int, cycles: int
 ) -> None:
     schedule = build_schedule(

@@ -1,4 +1,4 @@
-"""Whole folders: one file or many, every type, tied or not, there and back; what is damaged leaves nothing behind."""
+"""Conversion of folders: shards, dtypes, tied embeddings, round trips, and damaged input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHARD_BYTES = 20_000
 
 
 def copy_as(name: str, target: Path, *, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> HfFolder:
-    """Write a reference model in another type and in shards, by way of MindFormers' format."""
+    """Write a reference model with another dtype and in shards, via the MindFormers format."""
     between = target.with_name(f"{target.name}_between")
     convert_to_mindformers(HfFolder(REFERENCE / name), between, Options(dtype=dtype))
     convert_to_hf(MindFormersFolder(between), read_config(between), target, Options(max_shard_bytes=shard_bytes))
@@ -54,7 +54,7 @@ def assert_equal(folder: HfFolder, other: Any) -> None:
 @pytest.mark.parametrize("shard_bytes", [SHARD_BYTES, 10**9], ids=["shards", "whole"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_comes_back_bit_by_bit(tmp_path: Path, name: str, dtype: str, shard_bytes: int) -> None:
+def test_round_trip_is_bit_exact(tmp_path: Path, name: str, dtype: str, shard_bytes: int) -> None:
     folder = copy_as(name, tmp_path / "model", dtype=dtype, shard_bytes=shard_bytes)
     assert (len(list(folder.path.glob("*.safetensors"))) > 1) is (shard_bytes == SHARD_BYTES)
     back, summary = convert_back(folder, tmp_path, Options(max_shard_bytes=shard_bytes))
@@ -65,7 +65,7 @@ def test_every_model_comes_back_bit_by_bit(tmp_path: Path, name: str, dtype: str
     assert back.config["dtype"] == dtype
 
 
-def test_shards_have_the_names_and_the_index_of_transformers(tmp_path: Path) -> None:
+def test_shards_are_named_and_indexed_as_in_transformers(tmp_path: Path) -> None:
     folder = copy_as("llama3", tmp_path / "model")
     files = sorted(path.name for path in folder.path.glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
@@ -77,7 +77,7 @@ def test_shards_have_the_names_and_the_index_of_transformers(tmp_path: Path) -> 
         assert len(tensors) == 1 or sum(info.size_bytes for info in tensors) <= SHARD_BYTES
 
 
-def test_types_are_converted_and_the_embedding_follows(tmp_path: Path) -> None:
+def test_dtype_conversion_and_vocabulary(tmp_path: Path) -> None:
     folder = HfFolder(REFERENCE / "llama3")
     back, _ = convert_back(folder, tmp_path, Options(dtype="bfloat16"))
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -85,7 +85,7 @@ def test_types_are_converted_and_the_embedding_follows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.read(name), expected)
 
 
-def test_the_vocabulary_grows_by_the_mean_row_and_is_cut_back(tmp_path: Path) -> None:
+def test_vocabulary_is_extended_with_the_mean_row_and_truncated(tmp_path: Path) -> None:
     folder = copy_as("llama3", tmp_path / "model")
     grown, _ = convert_back(folder, tmp_path, Options(vocab_size=130))
     assert grown.config["vocab_size"] == 130
@@ -130,7 +130,7 @@ def test_companions_are_copied(tmp_path: Path) -> None:
     assert "expected.npz" not in names
 
 
-def test_a_folder_that_differs_is_reported_by_kind_of_tensor(tmp_path: Path) -> None:
+def test_differences_are_reported_by_kind_of_tensor(tmp_path: Path) -> None:
     folder = copy_as("llama3", tmp_path / "model", shard_bytes=10**9)
     other = copy_as("llama3", tmp_path / "other", shard_bytes=10**9)
     path = other.path / "model.safetensors"
@@ -176,7 +176,7 @@ def spoil_json(path: Path, change: Any) -> None:
         ("config.json", lambda path: spoil_json(path, lambda config: config.update(model_type="mistral")), "mistral"),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(
+def test_bad_input_is_a_one_line_error_and_nothing_is_written(
     tmp_path: Path, file: str, spoil: Any, named: str
 ) -> None:
     copy_as("llama3", tmp_path / "model")
@@ -195,7 +195,7 @@ def test_pickles_are_never_read(tmp_path: Path) -> None:
         HfFolder(tmp_path)
 
 
-def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     with pytest.raises(CheckpointError, match="exists already"):
         convert_to_mindformers(HfFolder(REFERENCE / "llama3"), tmp_path / "new", Options())
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_tensors_that_become_one_must_have_one_type(tmp_path: Path) -> None:
+def test_joined_tensors_must_have_the_same_dtype(tmp_path: Path) -> None:
     folder = copy_as("llama3", tmp_path / "model")
     name = "model.layers.0.self_attn.q_proj.weight"
     folder.tensors[name] = dataclasses.replace(folder.tensors[name], dtype="BF16")
@@ -220,7 +220,7 @@ def test_tensors_that_become_one_must_have_one_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_configuration_of_a_trained_network_is_the_models(name: str) -> None:
+def test_config_of_a_trained_model(name: str) -> None:
     config = read_config(REFERENCE / name)
     made = make_config({**config, "seq_length": 32, "compute_dtype": "bfloat16", "pad_token_id": 127})
     assert read_sizes(made) == read_sizes(config)
@@ -228,7 +228,7 @@ def test_the_configuration_of_a_trained_network_is_the_models(name: str) -> None
     assert "seq_length" not in made
 
 
-def test_a_network_of_other_sizes_is_refused_by_name() -> None:
+def test_model_with_other_sizes_is_refused() -> None:
     folder = HfFolder(REFERENCE / "llama31")
     folder.check_model(folder.config)
     for key, value in (("num_attention_heads", 2), ("rms_norm_eps", 1e-6), ("rope_theta", 5e5), ("vocab_size", 256)):
@@ -236,7 +236,7 @@ def test_a_network_of_other_sizes_is_refused_by_name() -> None:
             folder.check_model({**folder.config, key: value})
 
 
-def test_mindformers_checkpoints_that_cannot_be_are_named(tmp_path: Path) -> None:
+def test_invalid_mindformers_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no folder"):
         MindFormersFolder(tmp_path / "missing")
     with pytest.raises(CheckpointError, match="holds no .*model"):

@@ -1,4 +1,4 @@
-"""safetensors files and number formats, against the safetensors package; what is damaged is named."""
+"""safetensors files and number formats, compared with the safetensors package; damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_infos() -> list[TensorInfo]:
     return [TensorInfo(name=name, dtype=DTYPES[name], shape=tensor.shape) for name, tensor in TENSORS.items()]
 
 
-def test_what_we_write_the_package_reads_and_the_other_way_round(tmp_path: Path) -> None:
+def test_files_are_compatible_with_the_package(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
     write_file(ours, make_infos(), TENSORS.items())
     save_file(TENSORS, theirs)
@@ -40,7 +40,7 @@ def test_what_we_write_the_package_reads_and_the_other_way_round(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 4, 20, -1])
-def test_a_file_that_is_cut_short_is_named(tmp_path: Path, kept_bytes: int) -> None:
+def test_truncated_file_is_refused(tmp_path: Path, kept_bytes: int) -> None:
     path = tmp_path / "x.safetensors"
     write_file(path, make_infos(), TENSORS.items())
     path.write_bytes(path.read_bytes()[:kept_bytes])
@@ -52,12 +52,12 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, kept_bytes: int) -> N
     ("entry", "named"),
     [
         ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "F8_E4M3"),
-        ({"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}, r"4 bytes do not make \[4\]"),
+        ({"dtype": "F32", "shape": [4], "data_offsets": [0, 4]}, r"4 bytes do not match shape \[4\]"),
         ({"dtype": "F32"}, "header is damaged"),
         (3, "header is damaged"),
     ],
 )
-def test_a_header_that_cannot_be_right_is_named(tmp_path: Path, entry: object, named: str) -> None:
+def test_invalid_header_is_refused(tmp_path: Path, entry: object, named: str) -> None:
     header = json.dumps({"x": entry}).encode()
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
@@ -65,7 +65,7 @@ def test_a_header_that_cannot_be_right_is_named(tmp_path: Path, entry: object, n
         SafetensorsFile(path)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"x\.safetensors: cannot be read"):
         SafetensorsFile(tmp_path / "x.safetensors")
 
@@ -81,7 +81,7 @@ def test_bfloat16_survives_float32(bits: list[int]) -> None:
 
 
 @given(st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1))
-def test_float32_becomes_the_nearest_bfloat16(values: list[float]) -> None:
+def test_float32_is_rounded_to_the_nearest_bfloat16(values: list[float]) -> None:
     wide = np.array(values, np.float32)
     stored = cast(wide, "F32", "BF16", "x").astype(np.int64)
     error = np.abs(to_float32(stored.astype(np.uint16), "BF16").astype(np.float64) - wide)
@@ -90,14 +90,14 @@ def test_float32_becomes_the_nearest_bfloat16(values: list[float]) -> None:
         assert (error <= np.abs(np.where(np.isfinite(neighbour), neighbour, np.inf) - wide)).all()
 
 
-def test_ties_go_to_the_even_bfloat16() -> None:
+def test_ties_are_rounded_to_even() -> None:
     # 1 + 2**-8 lies between 1 (even) and 1 + 2**-7; 1 + 3 * 2**-8 between 1 + 2**-7 (odd) and 1 + 2**-6.
     ties = np.array([1 + 2**-8, 1 + 3 * 2**-8], np.float32)
     np.testing.assert_array_equal(to_float32(cast(ties, "F32", "BF16", "x"), "BF16"), [1, 1 + 2**-6])
 
 
 @pytest.mark.parametrize(("value", "target"), [(1e5, "F16"), (3.4e38, "BF16")])
-def test_a_number_beyond_the_range_is_refused_and_an_infinity_is_not(value: float, target: str) -> None:
+def test_values_beyond_the_range_are_refused_but_not_infinity(value: float, target: str) -> None:
     with pytest.raises(CheckpointError, match=rf"lm_head.*beyond the range of {target}"):
         cast(np.array([1, value], np.float32), "F32", target, "lm_head")
     assert cast(np.array([np.inf], np.float32), "F32", target, "x").size == 1

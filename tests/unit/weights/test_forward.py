@@ -1,4 +1,4 @@
-"""The NumPy forward pass against the checked-in logits of transformers."""
+"""The NumPy forward pass, compared with checked-in logits of transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversion of weights: exact in both directions, complete, and clear about what does not fit."""
+"""The mapping of weights: exact in both directions, complete, and checked."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> No
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_saved_by_transformers_comes_back_bit_by_bit(name: str) -> None:
+def test_round_trip_of_transformers_models_is_bit_exact(name: str) -> None:
     sizes = read_sizes(json.loads((REFERENCE / name / "config.json").read_text(encoding="utf-8")))
     weights = load_file(REFERENCE / name / "model.safetensors")
     converted = to_mindformers(weights, sizes)
@@ -66,7 +66,7 @@ def test_a_model_saved_by_transformers_comes_back_bit_by_bit(name: str) -> None:
     tied=st.booleans(),
     dtype=st.sampled_from([np.float32, np.float16, np.uint16]),
 )
-def test_any_sizes_and_types_come_back_bit_by_bit(
+def test_round_trip_with_any_sizes_and_dtypes_is_bit_exact(
     family: str,
     num_kv_heads: int,
     num_groups: int,
@@ -92,7 +92,7 @@ def test_any_sizes_and_types_come_back_bit_by_bit(
 def test_query_key_and_value_are_grouped_by_key_value_head() -> None:
     sizes = make_sizes(num_hidden_layers=1)
     weights = make_weights(sizes)
-    # Each row tells its projection, head and place in the head.
+    # Each row encodes its projection, head and index in the head.
     for projection, num_heads in (("q", 4), ("k", 2), ("v", 2)):
         rows = [f"{projection}{head}.{place}" for head in range(num_heads) for place in range(2)]
         weights[f"model.layers.0.self_attn.{projection}_proj.weight"] = np.array([[row] * 6 for row in rows])
@@ -110,7 +110,7 @@ def test_gate_and_up_are_interleaved_row_by_row() -> None:
     assert list(joined[:, 0]) == ["gate0", "up0", "gate1", "up1", "gate2", "up2", "gate3", "up3"]
 
 
-def test_tied_embeddings_have_one_tensor_and_a_copy_must_be_a_copy() -> None:
+def test_tied_embeddings_have_one_tensor_and_a_copy_must_be_equal() -> None:
     sizes = make_sizes(tie_word_embeddings=True)
     weights = make_weights(sizes)
     assert "lm_head.weight" not in weights
@@ -122,14 +122,14 @@ def test_tied_embeddings_have_one_tensor_and_a_copy_must_be_a_copy() -> None:
         to_mindformers(weights, sizes)
 
 
-def test_rotary_buffers_of_old_checkpoints_are_no_weights() -> None:
+def test_rotary_buffers_of_old_checkpoints_are_ignored() -> None:
     sizes = make_sizes()
     weights = make_weights(sizes)
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(1)
     assert len(to_mindformers(weights, sizes)) == len(list_mindformers_shapes(sizes))
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_mismatches_are_reported() -> None:
     sizes = make_sizes()
     weights = make_weights(sizes)
     with pytest.raises(CheckpointError, match=r"missing: model\.norm\.weight$"):
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_named() -> None:
         to_hf({}, make_sizes(model_type="gpt_neox"))
 
 
-# Parameter counts as published, or as transformers counts the published checkpoint.
+# Published parameter counts, or counted by transformers for the published checkpoint.
 PUBLISHED = {
     "llama2_7b": ("llama", 32000, 4096, 11008, 32, 32, 32, 128, False, 6_738_415_616),
     "llama2_13b": ("llama", 32000, 5120, 13824, 40, 40, 40, 128, False, 13_015_864_320),
@@ -169,7 +169,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes_have_the_published_number_of_parameters(name: str) -> None:
+def test_parameter_counts_of_published_models(name: str) -> None:
     family, vocab, hidden, mlp, layers, heads, kv_heads, head_dim, tied, num_parameters = PUBLISHED[name]
     sizes = make_sizes(
         model_type=family,

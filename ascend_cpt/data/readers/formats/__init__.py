@@ -1,7 +1,7 @@
-"""Readers of input files: one small module per format, found by the format's name.
+"""Readers of input files: one module per format, called `{format}_file`.
 
-A reader is a module with three functions (`Reader`). Positions are what the format can start at: bytes for text, rows
-for parquet and arrow. To add a format, write such a module, enter it here and its endings in `input_files.FORMATS`.
+A reader is a module with the functions of `Reader`. Positions are byte offsets for text formats and row numbers for
+parquet and arrow. To add a format, add such a module here and its file endings to `input_files.FORMATS`.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ _SHARED_MODULES = {"tsv": "csv"}
 
 
 class Reader(Protocol):
-    """What a reader module offers."""
+    """Interface of a reader module."""
 
     def measure(self, file: InputFile) -> Sequence[Extent]:
-        """The file's stretches in order, each with its positions and its weight, for cutting it into equal parts.
+        """Return consecutive extents of the file with their numbers of positions and weights, for splitting it evenly.
 
         Raises:
-            DataError: the file is not of the format.
+            DataError: the file does not have the format.
         """
 
     def read(self, file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
-        """Yield the records whose position is `start` or later, in order, without holding the whole file in memory.
+        """Yield the records at position `start` or later, in order, without loading the whole file.
 
-        Reading [a, b) and [b, c) gives exactly the records of [a, c), for any b: a record belongs to the part that its
-        position, where it begins, lies in. The caller stops when it meets the first record that is not its own.
+        Reading [a, b) and [b, c) must give exactly the records of [a, c), for any b: a record belongs to the part that
+        contains its start position. The caller stops at the first record after its part.
         """
 
     def must_skim(self, file: InputFile) -> bool:
-        """Whether a position is only reached by going through all of the file before it."""
+        """Return whether the file must be read from its start to reach a position."""
 
 
 def load_reader(format_name: str) -> Reader:
-    """Return the reader of a format of `input_files.FORMATS`; its libraries are imported only now."""
+    """Return the reader of a format in `input_files.FORMATS`, importing its libraries."""
     assert format_name in FORMATS.values()
     module = _SHARED_MODULES.get(format_name, format_name)
     return cast(Reader, importlib.import_module(f"{__name__}.{module}_file"))

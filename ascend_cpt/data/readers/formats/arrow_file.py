@@ -1,4 +1,4 @@
-"""Arrow IPC: the file format (also called feather) and the stream format (what Hugging Face datasets write)."""
+"""Arrow IPC: the file format (also called feather) and the stream format (used by Hugging Face datasets)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _FILE_MAGIC = b"ARROW1"
 
 
 def measure(file: InputFile) -> list[Extent]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     _, batches = _open(file)
     return [Extent(num_positions=batch.num_rows, weight=max(batch.nbytes, batch.num_rows)) for batch in batches]
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     schema, batches = _open(file)
     columns = check_columns(file, schema, options.columns)
     first_row = 0
@@ -32,12 +32,12 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
 
 
 def must_skim(file: InputFile) -> bool:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return False
 
 
 def _open(file: InputFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Open the memory-mapped file: its batches cost memory only while they are looked at."""
+    """Open the file memory-mapped, so that batches use memory only while they are accessed."""
     try:
         source = pa.memory_map(file.path)
         is_file = source.read(len(_FILE_MAGIC)) == _FILE_MAGIC

@@ -1,4 +1,4 @@
-"""Rows of arrow record batches, as the parquet and the arrow reader give them."""
+"""Records from arrow record batches, for the parquet and arrow readers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SLICE_ROWS = 256
 
 
 def check_columns(file: InputFile, schema: pa.Schema, columns: tuple[str, ...] | None) -> list[str]:
-    """Return the columns to read; raise DataError when one is missing, naming those there are."""
+    """Return the columns to read; raise DataError if one is missing."""
     if columns is None:
         return list(schema.names)
     missing = [name for name in columns if name not in schema.names]
@@ -26,7 +26,7 @@ def check_columns(file: InputFile, schema: pa.Schema, columns: tuple[str, ...] |
 
 
 def iter_rows(file: InputFile, batches: Iterable[pa.RecordBatch], first_row: int, start: int) -> Iterator[Record]:
-    """Yield the rows numbered `start` or later of `batches`, whose first row has the number `first_row`."""
+    """Yield the rows from number `start` on; the first row of `batches` has number `first_row`."""
     try:
         for batch in batches:
             skipped = max(start - first_row, 0)
@@ -50,7 +50,7 @@ def _iter_part(part: pa.RecordBatch, first_row: int) -> Iterator[Record]:
 
 
 def _iter_one_by_one(part: pa.RecordBatch, first_row: int) -> Iterator[Record]:
-    """The slow way, when a value is not UTF-8: only its own row is bad."""
+    """Convert row by row, so that a value that is not UTF-8 only rejects its own row."""
     for k in range(part.num_rows):
         try:
             row: dict[str, Any] | None = {name: part.column(name)[k].as_py() for name in part.schema.names}

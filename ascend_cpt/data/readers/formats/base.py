@@ -1,4 +1,4 @@
-"""What the readers share: records, extents and lines of a byte stream."""
+"""Common parts of the readers: records, extents and lines of a byte stream."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ MALFORMED = "malformed"
 INVALID_UTF8 = "invalid_utf8"
 
 _USUAL_RATIO = 4
-"""Bytes of text in a compressed byte, about."""
+"""Assumed compression ratio."""
 
 
 class Record(NamedTuple):
-    """One input record, or why it is none."""
+    """One input record, or the problem with it."""
 
     position: int
-    """Where it begins: byte or row, in its file."""
+    """Byte offset or row number of its start in the file."""
     line: int | None
-    """Its line (from 1), or row for formats without lines; None when the reader did not start at the file's head."""
+    """Line from 1, or row for formats without lines; None if the reader did not start at the start of the file."""
     row: Mapping[str, Any] | None
-    """Column or key to value; None for a bad record."""
+    """Column or key → value; None for a bad record."""
     problem: str = ""
-    """Why the record is rejected."""
+    """Kind of the problem: MALFORMED or INVALID_UTF8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """A stretch of a file whose positions weigh about the same."""
+    """A part of a file with positions of about equal weight."""
 
     num_positions: int
     weight: int
-    """About its size in bytes."""
+    """Approximate size in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """The options of a reader."""
+    """Options of a reader."""
 
     columns: tuple[str, ...] | None
-    """The columns that are needed, None for all of them."""
+    """Columns to read, None for all."""
     txt_documents: str = "line"
-    """How .txt files are cut into records: `line`, `blank-line` or `file`."""
+    """How .txt files are split into records: `line`, `blank-line` or `file`."""
     keep_blank_lines: bool = False
-    """Whether a blank line of a .txt file is a record too, for a handler that joins lines."""
+    """Whether a blank line of a .txt file is a record, for handlers that join lines."""
 
 
 def measure_bytes(file: InputFile) -> list[Extent]:
-    """The extent of a file whose positions are bytes."""
+    """Return the extents of a file whose positions are byte offsets."""
     weight = file.size_bytes * (_USUAL_RATIO if file.compression else 1)
     return [Extent(num_positions=file.size_bytes, weight=weight)]
 
 
 def iter_lines(file: InputFile, start: int) -> Iterator[tuple[int, int | None, bytes]]:
-    """Yield (position, number, line without its end) for the lines that begin at `start` or later.
+    """Yield (position, line number, content without line end) of the lines starting at `start` or later.
 
-    A line ends at a line feed; a carriage return before it goes too, and so does a byte order mark at the file's head.
-    Numbers count from 1; they are None when the reading does not begin at the file's head.
+    A carriage return before the line feed and a byte order mark at the start of the file are removed. Line numbers
+    start at 1; they are None unless reading starts at the start of the file.
     """
-    # A line that begins exactly at `start` follows a line feed at start - 1; any other one there is not ours.
+    # A line belongs here if it starts at `start` or later, so the line feed before it is at start - 1 or later.
     offset = 0 if file.compression else max(start - 1, 0)
     is_numbered = offset == 0
     number = 0

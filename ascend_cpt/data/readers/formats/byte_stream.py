@@ -1,4 +1,4 @@
-"""The bytes of a text file, decompressed where it is .gz or .zst, and the positions in the file that they came from."""
+"""Read the bytes of a text file, decompressing .gz and .zst, and map them to positions in the file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ascend_cpt.errors import DataError
 BLOCK_BYTES = 4 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# Part of how compressed input is cut into shards: another size puts the cuts elsewhere.
+# Determines where compressed input is split into shards, so it must not change.
 _FEED_BYTES = 16 << 10
 _ZSTD_WINDOW_BYTES = 1 << 31
 
 
 class ByteStream:
-    """Blocks of a file's bytes from `start` on.
+    """Blocks of the bytes of a file from `start` on.
 
-    A position is a byte offset in the file on disk. A compressed file can only be read from its head, so `start` must
-    be 0; what comes out of a piece of it has the piece's position.
+    A position is a byte offset in the file on disk. A compressed file can only be read from its start, so `start` must
+    be 0; all text decompressed from one chunk has the position of the chunk.
     """
 
     def __init__(self, file: InputFile, start: int = 0) -> None:
@@ -30,16 +30,16 @@ class ByteStream:
         self._file = file
         self._start = start
         self._blocks = self._read_compressed() if file.compression else self._read_plain()
-        # Of compressed files: byte offsets in the text at which pieces begin, and the pieces' positions.
+        # For compressed files: text offset and file position of each chunk.
         self._offsets: list[int] = []
         self._positions: list[int] = []
 
     def read(self) -> bytes:
-        """The next block, empty at the end; raises DataError where the file is damaged."""
+        """Return the next block, empty at the end of the file; raise DataError if the file is damaged."""
         return next(self._blocks, b"")
 
     def locate(self, offset: int) -> int:
-        """The position of the byte at `offset` of the text."""
+        """Return the file position of the byte at `offset` in the text."""
         if not self._file.compression:
             return offset
         return self._positions[bisect.bisect_right(self._offsets, offset) - 1]
@@ -51,19 +51,19 @@ class ByteStream:
                 yield block
 
     def _read_compressed(self) -> Iterator[bytes]:
-        """Decompress piece by piece; a file may hold several members or frames one after the other."""
+        """Decompress chunk by chunk; a file may have several members (gzip) or frames (zstd)."""
         offset = position = 0
         decompressor: Any = None
         with open(self._file.path, "rb") as stream:
-            while piece := stream.read(_FEED_BYTES):
+            while chunk := stream.read(_FEED_BYTES):
                 parts = []
-                while piece:
+                while chunk:
                     if decompressor is None:
-                        if not piece.strip(b"\0"):
+                        if not chunk.strip(b"\0"):
                             break  # padding between or after members
                         decompressor = _make_decompressor(self._file.compression)
-                    parts.append(self._decompress(decompressor, piece))
-                    piece = decompressor.unused_data
+                    parts.append(self._decompress(decompressor, chunk))
+                    chunk = decompressor.unused_data
                     if decompressor.eof:
                         decompressor = None
                 block = b"".join(parts)
@@ -74,17 +74,17 @@ class ByteStream:
                     yield block
                 position = stream.tell()
         if decompressor is not None:
-            raise DataError(f"{self._file.path}: the compressed file is cut short; get it again")
+            raise DataError(f"{self._file.path}: the compressed file is cut short; copy it again")
 
-    def _decompress(self, decompressor: Any, piece: bytes) -> bytes:
+    def _decompress(self, decompressor: Any, chunk: bytes) -> bytes:
         try:
-            return bytes(decompressor.decompress(piece))
-        except Exception as error:  # each library has an error of its own
+            return bytes(decompressor.decompress(chunk))
+        except Exception as error:  # each library has its own exception
             raise DataError(f"{self._file.path}: cannot be decompressed: {error}") from error
 
 
 def read_head(file: InputFile) -> bytes:
-    """The first bytes of the text, without a byte order mark."""
+    """Return the first bytes of the text, without a byte order mark."""
     return ByteStream(file).read()[:4096].removeprefix(BYTE_ORDER_MARK)
 
 

@@ -1,4 +1,4 @@
-"""CSV and TSV with a header line. Fields may hold line ends inside quotes, so a file is skimmed from its head."""
+"""CSV and TSV with a header line. Quoted fields can contain line ends, so files are always read from the start."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _MAX_FIELD_CHARS = 256 << 20
 
 
 def measure(file: InputFile) -> list[Extent]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return measure_bytes(file)
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     csv.field_size_limit(_MAX_FIELD_CHARS)
     positions = [0]
     rows = csv.reader(_decode_lines(file, positions), strict=True, delimiter="\t" if file.format == "tsv" else ",")
@@ -51,7 +51,7 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
 
 
 def must_skim(file: InputFile) -> bool:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return True
 
 
@@ -64,9 +64,9 @@ def _make_record(position: int, line: int, header: list[str], fields: list[str])
 
 
 def _decode_lines(file: InputFile, positions: list[int]) -> Iterator[str]:
-    """Yield the file's lines; `positions[0]` is where the next one begins.
+    """Yield the lines of the file; `positions[0]` is the start of the next one.
 
-    Bytes that are not UTF-8 come as lone surrogates: only the row that holds them is bad.
+    Bytes that are not UTF-8 are decoded to lone surrogates, so that only their row is rejected.
     """
     lines = iter_lines(file, 0)
     current = next(lines, None)

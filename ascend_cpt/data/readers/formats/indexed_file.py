@@ -1,4 +1,4 @@
-"""Megatron's indexed datasets (.idx with its .bin). They hold ids, not text: `batches.py` reads them."""
+"""Megatron indexed datasets (.idx with .bin), only to split them. They contain ids, which `shards/batches.py` reads."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _EXTENT_DOCUMENTS = 4096
 
 
 def measure(file: InputFile) -> list[Extent]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     reader = IndexedReader(file.path.removesuffix(INDEX_SUFFIX))
     parts = [reader.lengths[k : k + _EXTENT_DOCUMENTS] for k in range(0, len(reader), _EXTENT_DOCUMENTS)]
     return [Extent(num_positions=len(part), weight=max(int(part.sum()), len(part))) for part in parts]
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
-    """See `readers.Reader`."""
-    raise AssertionError("ids are not read as text")
+    """See `formats.Reader`."""
+    raise AssertionError("indexed datasets have no text")
 
 
 def must_skim(file: InputFile) -> bool:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return False

@@ -1,4 +1,4 @@
-"""JSON: one object per line, or one array of objects. The first character of the file decides which."""
+"""JSON: one object per line, or one array of objects, distinguished by the first character of the file."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ascend_cpt.data.readers.formats.byte_stream import ByteStream, read_head
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
 
-# A string (its closing quote is missing when the buffer ends inside), a bracket or a comma: all that matters for depth.
+# A string (without closing quote if the buffer ends inside it), a bracket or a comma.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
 
 
 def measure(file: InputFile) -> list[Extent]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return measure_bytes(file)
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return _read_array(file, start) if _is_array(file) else _read_lines(file, start)
 
 
 def must_skim(file: InputFile) -> bool:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return bool(file.compression) or _is_array(file)
 
 
@@ -52,7 +52,7 @@ def _read_lines(file: InputFile, start: int) -> Iterator[Record]:
 
 
 def _read_array(file: InputFile, start: int) -> Iterator[Record]:
-    """The array's elements. Where one begins is only known from the file's head on, so what lies before is skimmed."""
+    """Yield the elements of an array from `start` on. The array is always scanned from its start."""
     for position, line, element in _ArrayScanner(file).iter_elements():
         if position >= start:
             yield _parse(position, line, element)
@@ -71,7 +71,7 @@ def _parse(position: int, line: int | None, content: bytes) -> Record:
 
 
 def _parse_leniently(content: bytes) -> tuple[Any, str]:
-    """Parse what orjson refuses and Python writes (NaN, big numbers); return (row, problem)."""
+    """Parse JSON that orjson rejects but Python writes (NaN, big integers); return (row, problem)."""
     try:
         return json.loads(content.decode("utf-8")), ""
     except UnicodeDecodeError:
@@ -81,7 +81,7 @@ def _parse_leniently(content: bytes) -> tuple[Any, str]:
 
 
 class _ArrayScanner:
-    """Cuts the bytes of a JSON array at its commas of depth one, without parsing what is between."""
+    """Splits the bytes of a JSON array at commas of depth one, without parsing the elements."""
 
     def __init__(self, file: InputFile) -> None:
         self._path = file.path
@@ -90,17 +90,17 @@ class _ArrayScanner:
         self._offset = 0
         """Byte offset of the buffer in the text."""
         self._line = 1
-        """Line of the buffer's first byte."""
+        """Line number of the first byte of the buffer."""
 
     def iter_elements(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (position, line, content) of each element; memory holds one element and a block."""
+        """Yield (position, line, content) of each element, with one element and one block in memory."""
         self._fill()
         begin = self._buffer.index(b"[") + 1
         scan, depth = begin, 1
         while True:
             token = _TOKEN.search(self._buffer, scan)
             if token is None or (token.group().startswith(b'"') and not token.group(1)):
-                # Nothing more here, or a string that goes on after the buffer: scan on from there with more bytes.
+                # End of the buffer, possibly inside a string: read more and continue from there.
                 scan = (len(self._buffer) if token is None else token.start()) - begin
                 self._drop(begin)
                 begin = 0
@@ -134,13 +134,13 @@ class _ArrayScanner:
             )
 
     def _check_rest(self) -> None:
-        """Refuse what follows the array: it would be lost without being counted."""
+        """Raise DataError for text after the array."""
         while True:
             if rest := self._buffer.lstrip():
                 line = self._line + self._buffer.count(b"\n", 0, len(self._buffer) - len(rest))
                 raise DataError(
                     f"{self._path}:{line}: text after the end of the JSON array; "
-                    "is a bracket wrong before, or is this several arrays in one file?"
+                    "check the brackets before it, or split the file if it holds several arrays"
                 )
             self._drop(len(self._buffer))
             if not self._fill():
@@ -152,7 +152,7 @@ class _ArrayScanner:
         self._buffer = self._buffer[length:]
 
     def _fill(self) -> bool:
-        """Read as much again as is held: an element longer than a block is scanned few times, not many."""
+        """Double the buffer, so that long elements are scanned only a few times."""
         blocks: list[bytes] = []
         wanted = max(1, len(self._buffer))
         while wanted > 0 and (block := self._stream.read()):

@@ -1,4 +1,4 @@
-"""Parquet, read row group by row group in small batches."""
+"""Parquet, read by row group in small batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_cpt.errors import DataError
 
 
 def measure(file: InputFile) -> list[Extent]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     with _open(file) as parquet:
         groups = [parquet.metadata.row_group(k) for k in range(parquet.metadata.num_row_groups)]
         return [
@@ -23,7 +23,7 @@ def measure(file: InputFile) -> list[Extent]:
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     with _open(file) as parquet:
         columns = check_columns(file, parquet.schema_arrow, options.columns)
         first_row = 0
@@ -39,7 +39,7 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
 
 
 def must_skim(file: InputFile) -> bool:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""Plain text: a record is a line, a stretch between blank lines, or the whole file."""
+"""Plain text: a record is a line, a paragraph between blank lines, or the whole file."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ascend_cpt.data.readers.formats.byte_stream import BYTE_ORDER_MARK, ByteStr
 from ascend_cpt.data.readers.input_files import InputFile
 
 COLUMN = "text"
-"""The one column that a text file has."""
+"""Name of the only column of a text file."""
 
 _LOOK_BACK_BYTES = 4096
 
 
 def measure(file: InputFile) -> list[Extent]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return measure_bytes(file)
 
 
 def must_skim(file: InputFile) -> bool:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     return bool(file.compression)
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
-    """See `readers.Reader`."""
+    """See `formats.Reader`."""
     if options.txt_documents == "file":
         return _read_whole(file, start)
     if options.txt_documents == "blank-line":
@@ -49,7 +49,7 @@ def _read_whole(file: InputFile, start: int) -> Iterator[Record]:
 
 
 def _read_paragraphs(file: InputFile, start: int) -> Iterator[Record]:
-    """Lines joined until the next blank one. A stretch belongs where it begins, so its rest is passed over first."""
+    """Yield paragraphs. One that starts before `start` belongs to the previous part, so its rest is skipped."""
     scan_start = 0 if file.compression else start
     inside = scan_start > 0 and not _is_after_blank_line(file, start)
     paragraph: list[tuple[int, int | None, bytes]] = []
@@ -63,13 +63,13 @@ def _read_paragraphs(file: InputFile, start: int) -> Iterator[Record]:
 
 
 def _join(lines: list[tuple[int, int | None, bytes]], start: int) -> Iterator[Record]:
-    """The record made of the lines, with the position and number of the first, if it begins at `start` or later."""
+    """Yield the lines as one record if the first one is at `start` or later."""
     if lines and lines[0][0] >= start:
         yield _decode(lines[0][0], lines[0][1], b"\n".join(line for _, _, line in lines))
 
 
 def _is_after_blank_line(file: InputFile, start: int) -> bool:
-    """Whether the first line that begins at `start` or later follows a blank one."""
+    """Return whether the first line at `start` or later follows a blank line."""
     first = next(iter_lines(file, start), None)
     if first is None:
         return False

@@ -1,4 +1,4 @@
-"""The manifest: written whole, found by prefix or folder, and strict about what it finds."""
+"""The manifest: writing, loading by prefix or folder, and validation."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_dataset(folder: Path, name: str = "corpus_text_document", num_shards: i
 
 
 @pytest.mark.parametrize("how", ["prefix", "manifest", "folder"])
-def test_load_returns_what_was_written(tmp_path: Path, how: str) -> None:
+def test_round_trip(tmp_path: Path, how: str) -> None:
     written = make_dataset(tmp_path)
     prefix = tmp_path / "corpus_text_document"
     loaded = load_manifest({"prefix": prefix, "manifest": manifest_path(prefix), "folder": tmp_path}[how])
@@ -72,7 +72,7 @@ def test_load_returns_what_was_written(tmp_path: Path, how: str) -> None:
     check_shards(loaded, checksums=True)
 
 
-def test_digest_is_of_the_content_only(tmp_path: Path) -> None:
+def test_digest_depends_on_the_content_only(tmp_path: Path) -> None:
     manifest = make_dataset(tmp_path)
     same = dataclasses.replace(
         manifest,
@@ -92,7 +92,7 @@ def test_digest_is_of_the_content_only(tmp_path: Path) -> None:
         assert other.digest != manifest.digest
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no packed dataset here"):
         load_manifest(tmp_path / "missing_text_document")
     with pytest.raises(DataError, match="no such manifest"):
@@ -101,7 +101,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         load_manifest(tmp_path)
 
 
-def test_several_datasets_in_a_folder_are_named(tmp_path: Path) -> None:
+def test_several_datasets_in_a_folder_are_refused(tmp_path: Path) -> None:
     make_dataset(tmp_path, "a_text_document")
     make_dataset(tmp_path, "b_text_document")
     with pytest.raises(DataError, match=r"several datasets \(a_text_document, b_text_document\)"):
@@ -113,7 +113,7 @@ def edit(path: Path, change: dict[str, object]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
-def test_broken_manifests_are_refused(tmp_path: Path) -> None:
+def test_invalid_manifests_are_refused(tmp_path: Path) -> None:
     path = manifest_path(tmp_path / "corpus_text_document")
     for change, message in (
         ({"seq_length": 17}, "changed after it was written"),
@@ -132,7 +132,7 @@ def test_broken_manifests_are_refused(tmp_path: Path) -> None:
             load_manifest(path)
 
 
-def test_missing_short_and_altered_shards_are_named(tmp_path: Path) -> None:
+def test_missing_truncated_and_changed_shards_are_detected(tmp_path: Path) -> None:
     manifest = make_dataset(tmp_path)
     shard = tmp_path / manifest.shards[1].file
     shard.write_bytes(b"\x07" * 5000)
@@ -140,7 +140,7 @@ def test_missing_short_and_altered_shards_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mindrecord1: content differs"):
         check_shards(manifest, checksums=True)
     shard.write_bytes(b"\x02" * 4999)
-    with pytest.raises(DataError, match="4999 bytes, the manifest says 5000"):
+    with pytest.raises(DataError, match="4999 bytes, expected 5000"):
         check_shards(manifest)
     shard.unlink()
     with pytest.raises(DataError, match="mindrecord1: missing"):

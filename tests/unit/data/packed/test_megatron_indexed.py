@@ -1,4 +1,4 @@
-"""Megatron's indexed datasets: the bytes of the format, reading them back, and what is wrong with damaged ones."""
+"""Megatron indexed datasets: file format, round trip and damaged files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_all(prefix: Path) -> list[list[int]]:
     return [encoded.ids[a:b].tolist() for a, b in zip(encoded.offsets, encoded.offsets[1:], strict=False)]
 
 
-def test_the_bytes_are_those_of_the_format(tmp_path: Path) -> None:
+def test_file_format(tmp_path: Path) -> None:
     write(tmp_path / "x", DOCUMENTS)
     assert (tmp_path / "x.bin").read_bytes() == np.array([1, 2, 3, 4, 65000, 6], "<u2").tobytes()
     expected = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 4, 5)
@@ -48,7 +48,7 @@ def test_the_bytes_are_those_of_the_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65499, np.uint16), (65500, np.int32), (151_936, np.int32)])
-def test_the_type_follows_the_vocabulary(tmp_path: Path, vocab_size: int, dtype: type) -> None:
+def test_dtype_depends_on_the_vocabulary_size(tmp_path: Path, vocab_size: int, dtype: type) -> None:
     write(tmp_path / "x", DOCUMENTS, vocab_size)
     assert IndexedReader(tmp_path / "x").dtype == dtype
     assert read_all(tmp_path / "x") == DOCUMENTS
@@ -93,8 +93,8 @@ def test_damaged_files(tmp_path: Path) -> None:
         (b"XX" + index[2:], data, "not the index"),
         (index[:20], data, "no readable"),
         (b"", data, "no readable"),
-        (index, data[:-2], "does not hold what"),
-        (index, data + b"xx", "does not hold what"),
+        (index, data[:-2], "x.bin: does not match"),
+        (index, data + b"xx", "x.bin: does not match"),
     ):
         (tmp_path / "x.idx").write_bytes(new_index)
         (tmp_path / "x.bin").write_bytes(new_data)

@@ -1,4 +1,4 @@
-"""Packed rows as the network gets them: labels, padding, document boundaries told in two ways that mean the same."""
+"""Conversion of packed rows to network inputs: labels, padding, and both forms of document boundaries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat, draw_mask, find_ends, split_row
+from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat, find_ends, make_mask, split_row
 
 EOD, PAD = 0, 9
 
@@ -33,14 +33,14 @@ def test_padding_carries_no_loss() -> None:
     assert split_row(np.full(4, 9, dtype=np.int32), pad_id=9)[1].tolist() == [IGNORE_LABEL] * 3
 
 
-def test_a_shorter_row_is_filled_up_without_loss() -> None:
+def test_a_shorter_row_is_padded_without_loss() -> None:
     inputs, labels = make_format().make(row_of(1, 2, 3, 4), 0)
     assert inputs.tolist() == [1, 2, 3, *[PAD] * 5] and labels.tolist() == [2, 3, 4, *[IGNORE_LABEL] * 5]
     assert inputs.dtype == labels.dtype == np.int32
 
 
-def test_positions_and_sight_start_anew_after_the_end_of_a_document() -> None:
-    # Documents 1 2 EOD, 3 EOD and 4 5 6; the EOD still belongs to its document.
+def test_positions_and_attention_restart_at_each_document() -> None:
+    # Documents 1 2 EOD, 3 EOD and 4 5 6; the EOD is part of its document.
     row_format = make_format("mask")
     columns = dict(zip(row_format.columns, row_format.make(row_of(1, 2, 0, 3, 0, 4, 5, 6, 7), 0), strict=True))
     assert columns["position_ids"].tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
@@ -52,34 +52,34 @@ def test_positions_and_sight_start_anew_after_the_end_of_a_document() -> None:
     assert columns["labels"].tolist() == [2, 0, 3, 0, 4, 5, 6, 7], "all labels stay"
 
 
-def test_rows_of_a_micro_batch_are_one_for_flash_attention() -> None:
+def test_ends_are_offset_within_a_micro_batch() -> None:
     row_format = make_format("ends", micro_batch_size=2)
     row = row_of(1, 2, 0, 3, 0, 4, 5, 6, 7)
     ends = [row_format.make(row, place)[-1].tolist() for place in range(3)]
     assert ends == [[3, 5, *[8] * 6], [11, 13, *[16] * 6], [3, 5, *[8] * 6]]
 
 
-def test_a_row_that_ends_with_a_document_has_no_empty_one() -> None:
+def test_no_empty_document_after_a_final_eod() -> None:
     assert find_ends(row_of(1, 0, 2, 0), EOD).tolist() == [2, 4]
     assert find_ends(row_of(1, 2), EOD).tolist() == [2]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
-def test_both_ways_tell_the_same_boundaries(tokens: list[int]) -> None:
-    """What flash attention makes of the ends, causal attention in each stretch between two, is the dense mask."""
+def test_ends_and_mask_are_equivalent(tokens: list[int]) -> None:
+    """Causal attention within each document given by the ends is the same as the dense mask."""
     row = row_of(*tokens, 1)
     length = len(tokens)
     ends = make_format("ends", length).make(row, 0)[-1]
     assert ends.shape == (length,) and ends[-1] == length
-    may_see = np.zeros((length, length), bool)
+    may_attend = np.zeros((length, length), bool)
     for start, stop in zip([0, *ends[:-1]], ends, strict=True):
-        may_see[start:stop, start:stop] = np.tril(np.ones((stop - start, stop - start), bool))
-    assert (draw_mask(find_ends(row[:-1], EOD))[0] == ~may_see).all()
+        may_attend[start:stop, start:stop] = np.tril(np.ones((stop - start, stop - start), bool))
+    assert (make_mask(find_ends(row[:-1], EOD))[0] == ~may_attend).all()
     positions = make_format("mask", length).make(row, 0)[2]
-    assert (positions == may_see.sum(1) - 1).all(), "a position counts what the token sees before it"
+    assert (positions == may_attend.sum(1) - 1).all(), "a position counts what the token sees before it"
 
 
-def test_more_documents_than_the_list_holds_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_documents_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     row_format = make_format("ends", seq_length=6, micro_batch_size=512)
     assert row_format.num_ends == 2
     with caplog.at_level(logging.WARNING):
@@ -88,7 +88,7 @@ def test_more_documents_than_the_list_holds_are_warned_of(caplog: pytest.LogCapt
     assert "a row holds 4 documents; attention is kept within the first 1" in caplog.text
 
 
-def test_a_format_survives_being_written_down() -> None:
+def test_record_round_trip() -> None:
     row_format = make_format("ends", micro_batch_size=4)
     assert RowFormat.from_record(row_format.to_record()) == row_format
     assert row_format.ranks == (2, 2, 2) and make_format("mask").ranks == (2, 2, 2, 4)

@@ -1,4 +1,4 @@
-"""Packing: rows give back the documents, and every token is counted."""
+"""Packing: rows contain all documents, and token counts are correct."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pack(layout: RowLayout, batches: list[Encoded]) -> tuple[Rows, int, int, Pac
     bos=st.booleans(),
     drop=st.booleans(),
 )
-def test_rows_give_back_the_documents(
+def test_documents_can_be_restored_from_rows(
     documents: list[list[int]], seq_length: int, batch: int, eod: bool, bos: bool, drop: bool
 ) -> None:
     layout = RowLayout(

@@ -1,4 +1,4 @@
-"""Data files are compared with their checksums, once each, and again when they were touched."""
+"""Data files are verified once, and again after they were modified."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_each_file_is_read_once(manifest: Manifest, tmp_path: Path) -> None:
     assert verify_once(manifest, record) == 200
 
 
-def test_one_changed_byte_is_found(manifest: Manifest, tmp_path: Path) -> None:
+def test_a_changed_byte_is_detected(manifest: Manifest, tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     verify_once(manifest, record)
     path = tmp_path / "x.mindrecord1"
@@ -59,7 +59,7 @@ def test_one_changed_byte_is_found(manifest: Manifest, tmp_path: Path) -> None:
             verify_once(manifest, record)
 
 
-def test_a_broken_record_means_reading_again(manifest: Manifest, tmp_path: Path) -> None:
+def test_an_invalid_record_is_ignored(manifest: Manifest, tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     record.write_text("{")
     assert verify_once(manifest, record) == 410

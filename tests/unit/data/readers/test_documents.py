@@ -1,4 +1,4 @@
-"""From records to documents: what is bad is counted by kind, and the handler decides what a document is."""
+"""Extraction of documents from records: rejects by kind, and handlers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_bad_records_are_counted_by_kind() -> None:
     assert "there are: body" in tally.rejects[0].detail
 
 
-def test_a_record_that_no_row_came_of_keeps_its_problem() -> None:
+def test_a_bad_record_keeps_its_problem() -> None:
     tally = Tally()
     assert not list(
         extract_documents(GeneralPretrainHandler(), ("text",), FILE, Record(7, None, None, "malformed"), tally)
@@ -84,7 +84,7 @@ class SplittingHandler:
                 yield {"text": part}
 
 
-def test_a_handler_gives_any_number_of_documents() -> None:
+def test_a_handler_can_yield_any_number_of_documents() -> None:
     documents, tally = extract([{"text": "a|b||c"}, {"text": "skip"}, {}], SplittingHandler())
     assert [document.texts for document in documents] == [("a",), ("b",), ("c",)]
     assert (tally.num_records, tally.num_extra, tally.num_documents, tally.num_filtered) == (3, 3, 3, 1)
@@ -92,7 +92,7 @@ def test_a_handler_gives_any_number_of_documents() -> None:
     assert "KeyError" in tally.rejects[1].detail
 
 
-def test_unknown_handler_names_the_nearest() -> None:
+def test_unknown_handler_suggests_the_nearest() -> None:
     with pytest.raises(DataError, match=r"GenralPretrain: unknown; did you mean GeneralPretrainHandler\?"):
         load_handler("GenralPretrain")
 
@@ -116,7 +116,7 @@ def test_custom_handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("my_handlers:Absent", "has no attribute 'Absent'"),
         ("no_such_module:X", "No module named 'no_such_module'"),
         ("my_handlers:NoMethod", "has no method extract"),
-        ("my_handlers:Needs", "cannot be made without arguments"),
+        ("my_handlers:Needs", "cannot be created without arguments"),
     ):
         with pytest.raises(DataError, match=message):
             load_handler(name)

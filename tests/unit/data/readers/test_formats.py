@@ -1,4 +1,4 @@
-"""Readers: every format gives the same records however its file is cut, and bad ones alone are bad."""
+"""Readers: all splits of a file give the same records, and bad records do not affect others."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write_tsv(path: Path, texts: list[str]) -> None:
 
 
 def compress(write: Callable[[Path, list[str]], None]) -> Callable[[Path, list[str]], None]:
-    """Write and compress, as two members or frames one after the other."""
+    """Write and compress as two consecutive members or frames."""
 
     def write_compressed(path: Path, texts: list[str]) -> None:
         write(path, texts)
@@ -106,7 +106,7 @@ def num_positions(file: InputFile) -> int:
 def read_in_parts(
     file: InputFile, cuts: list[int], options: ReadOptions = OPTIONS, handler: Handler | None = None
 ) -> list[Record]:
-    """Read the parts between the cuts, some of them out of order, as several workers do."""
+    """Read the parts between the cuts, some out of order, as with several workers."""
     bounds = [0, *sorted(cuts), num_positions(file)]
     spans = [Span(file=file, start=a, stop=b, weight=1) for a, b in itertools.pairwise(bounds)]
     parts: dict[int, list[Record]] = {}

@@ -1,4 +1,4 @@
-"""What --input means: files, folders, globs, formats and fingerprints."""
+"""Input files: folders, globs, formats and fingerprints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_folder_is_walked_in_sorted_order(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.jsonl", "b/10.JSON", "b/2.jsonl", "c/d/e.jsonl"]
 
 
-def test_endings(tmp_path: Path) -> None:
+def test_file_endings(tmp_path: Path) -> None:
     known = ["a.jsonl.GZ", "b.json.zst", "c.JSON", "d.jsonl"]
     make(tmp_path, *known, "e.parquet.gz", "f.gz", "g.jsonl.bz2")
     assert names(tmp_path) == known
@@ -43,7 +43,7 @@ def test_globs_and_several_inputs(tmp_path: Path) -> None:
         names(tmp_path / "z*.jsonl")
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_no_input(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing: no such file or folder"):
         names(tmp_path / "missing")
     with pytest.raises(DataError, match="holds no file to read"):
@@ -53,7 +53,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         names(tmp_path / "a.docx")
 
 
-def test_mixed_formats_need_a_choice(tmp_path: Path) -> None:
+def test_mixed_formats_are_refused(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl", "b.csv", "c.json")
     with pytest.raises(DataError, match=r"mixed formats: csv \(b.csv\), json \(a.jsonl\); choose one with --format"):
         names(tmp_path)
@@ -62,7 +62,7 @@ def test_mixed_formats_need_a_choice(tmp_path: Path) -> None:
         names(tmp_path, only_format="parquet")
 
 
-def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_content(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     prints = []
     for text in ("one", "two", "two!", "one"):

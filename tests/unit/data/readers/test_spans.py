@@ -1,4 +1,4 @@
-"""Cutting the input: exactly n contiguous parts, nothing twice, nothing left out, about equal."""
+"""Splitting the input into contiguous shards of about equal weight, without gaps or overlaps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_parts_are_about_equal_by_weight(num_shards: int) -> None:
     assert all(abs(weight - 20_000_000 / num_shards) < 200 for weight in weights)
 
 
-def test_more_subs_than_positions_gives_empty_ones() -> None:
+def test_more_shards_than_positions_gives_empty_shards() -> None:
     shards = split_input(make_files(1), [[Extent(num_positions=3, weight=3)]], 10)
     assert len(shards) == 10
     assert sorted(len(shard) for shard in shards) == [0] * 7 + [1] * 3

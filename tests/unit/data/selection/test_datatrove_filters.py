@@ -1,4 +1,4 @@
-"""Filter configurations, and what comes back from datatrove."""
+"""Filter configurations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write(folder: Path, content: str) -> str:
     return str(path)
 
 
-def test_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     content = "filters: [RegexFilter: {regex_exp: lorem}, GopherQualityFilter]\nminhash:\n"
     plan = load_filters(write(tmp_path, content))
@@ -45,12 +45,12 @@ def test_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("minhash: {buckets: 3}", "unknown minhash option 'buckets'; did you mean num_buckets"),
     ],
 )
-def test_bad_plans(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_configurations(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_filters(write(tmp_path, content))
 
 
-def test_without_datatrove_one_line_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_datatrove_is_a_data_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be run: No such file"):
         check_installed(load_filters(write(tmp_path, f"python: {tmp_path}/none\nminhash: {{}}")))
     with pytest.raises(DataError, match=r"not installed for .*requirements/filters.txt") as raised:

@@ -1,4 +1,4 @@
-"""Exact duplicates: the first in the input's order stays, however the input is cut and however much memory there is."""
+"""Exact duplicates: the first in input order is kept, for any number of shards, block size and memory limit."""
 
 from __future__ import annotations
 
@@ -66,15 +66,15 @@ def select(folder: Path, tasks: list[ShardTask]) -> tuple[list[str], Tally]:
     texts=st.lists(st.text("ab\n\u00e9", max_size=3), max_size=40),
     num_shards=st.integers(1, 6),
     block=st.integers(1, 9),
-    looked_at=st.integers(1, 500),
+    pass_bytes=st.integers(1, 500),
 )
-def test_what_stays(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_shards: int, block: int, looked_at: int
+def test_first_occurrence_is_kept(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], num_shards: int, block: int, pass_bytes: int
 ) -> None:
     folder = tmp_path_factory.mktemp("duplicates")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_BLOCK_DOCUMENTS", block)
-        patch.setattr(duplicates, "_LOOKED_AT_BYTES", looked_at)
+        patch.setattr(duplicates, "_PASS_BYTES", pass_bytes)
         kept, tally = select(folder, make_tasks(folder, [{"text": text} for text in texts], num_shards))
     good = [text for text in texts if text]
     assert kept == list(dict.fromkeys(good))
@@ -82,7 +82,7 @@ def test_what_stays(
     assert len(tally.rejects) == len(texts) - len(good)
 
 
-def test_a_document_is_all_its_keys(tmp_path: Path) -> None:
+def test_documents_are_compared_by_all_keys(tmp_path: Path) -> None:
     records = [{"a": "x", "b": "yz"}, {"a": "xy", "b": "z"}, {"a": "x", "b": "yz"}, {"a": "x", "b": "q"}]
     kept, tally = select(tmp_path, make_tasks(tmp_path, records, 1, ("a", "b")))
     assert kept == ["x", "xy", "x"] and tally.dropped == {"duplicate": 1}
