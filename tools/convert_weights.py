@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     verify = commands.add_parser("verify", help="compare tensors bit by bit, and logits with a reference")
     verify.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     verify.add_argument("--against", type=Path, metavar="PATH", help="run, checkpoint or folder it was converted from")
-    verify.add_argument("--average", type=int, default=1, metavar="K", help="it is the mean of K checkpoints [1]")
+    verify.add_argument("--average", type=int, default=1, metavar="K", help="FOLDER is the mean of K checkpoints [1]")
     verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
     return parser.parse_args()
 

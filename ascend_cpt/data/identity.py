@@ -83,7 +83,7 @@ def _describe_sources(before: list[dict[str, Any]], now: list[dict[str, Any]]) -
             return f"input: {path} is new"
         if old[path] != new[path]:
             return f"input: {path} has changed"
-    return "input: the files are in another order"
+    return "input: the file order has changed"
 
 
 def _through_json(record: Identity) -> Identity:

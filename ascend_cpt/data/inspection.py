@@ -82,7 +82,7 @@ def verify(manifest: Manifest) -> None:
         num_tokens = num_ends = 0
         for stream in iter_stream(manifest, shard):
             if stream.size and not 0 <= int(stream.min()) <= int(stream.max()) < manifest.tokenizer.vocab_size:
-                raise DataError(f"{path}: holds ids outside the vocabulary of {manifest.tokenizer.vocab_size}")
+                raise DataError(f"{path}: contains ids outside the vocabulary of {manifest.tokenizer.vocab_size}")
             num_tokens += stream.size
             num_ends += int((stream == manifest.tokenizer.eod_id).sum())
         if num_tokens != shard.num_tokens:

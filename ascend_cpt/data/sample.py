@@ -97,7 +97,7 @@ def collect_domains() -> dict[str, list[Document]]:
     """Return the documents of each domain, sorted, without short ones and exact duplicates (also across domains)."""
     sources = list(_find_source_files())
     if not sources:
-        raise DataError(f"{sysconfig.get_path('stdlib')}: holds no Python source to make the sample corpus from")
+        raise DataError(f"{sysconfig.get_path('stdlib')}: no Python source for the sample corpus")
     seen: set[str] = set()
     general = _deduplicate((*_read_topics(), *_read_docstrings(sources)), seen)
     code = _limit(_deduplicate(_read_code(sources), seen), _CODE_BYTES)

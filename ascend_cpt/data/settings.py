@@ -68,7 +68,7 @@ class PreprocessSettings:
             (len(set(self.json_keys)) == len(self.json_keys), "--json-keys: a key is named twice"),
             (
                 not any(os.sep in key for key in self.json_keys),
-                f"--json-keys: a key is part of file names and can have no {os.sep} in it",
+                f"--json-keys: a key is used in file names and must not contain {os.sep}",
             ),
             (
                 not self.dataset_name or len(self.json_keys) == 1,

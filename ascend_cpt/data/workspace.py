@@ -59,7 +59,7 @@ def lock_output(settings: PreprocessSettings) -> Iterator[None]:
             is_ours = False
         if not is_ours:
             raise DataError(
-                f"{settings.output_prefix}: another run is writing this output (it holds {path}); wait until it ends"
+                f"{settings.output_prefix}: another run is writing this output (lock file {path}); wait until it ends"
             )
         try:
             yield
@@ -87,7 +87,7 @@ def find_finished(settings: PreprocessSettings, identity: Identity) -> list[Mani
             logger.info("%s: replacing the existing dataset (%s)", settings.output_prefix, error)
             return []
         raise DataError(
-            f"{present[0]}: a dataset is here already and differs from what this run creates ({error}); "
+            f"{present[0]}: an existing dataset differs from this run's output ({error}); "
             "choose another --output-prefix, or replace it with --overwrite"
         ) from error
     if len(present) < len(paths):

@@ -14,7 +14,7 @@ from ascend_cpt.recipe.budget import count_steps
 from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
 MAX_WARMUP_SHARE = 0.5
-"""Largest warmup, as a share of the run, that a preset with a warmup for each epoch derives."""
+"""Upper limit on the warmup of per-epoch presets, as a share of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def resolve_schedule(
     for name in ("cooldown_tokens", "constant_lr"):
         if (kind == "infinite") != (getattr(config, name) is not None):
             raise ValueError(
-                f"{name}: {'is missing' if kind == 'infinite' else f'goes with kind infinite, not {kind}'}"
+                f"{name}: {'is missing' if kind == 'infinite' else f'only valid for kind infinite, not {kind}'}"
             )
     schedule = build_schedule(
         kind,
@@ -179,7 +179,7 @@ def find_preset(config: ScheduleConfig) -> Preset | None:
     preset = PRESETS[config.preset]
     if config.kind not in (None, preset.kind):
         raise ValueError(
-            f"kind: preset {config.preset} is a {preset.kind} schedule, not {config.kind}; drop one of the two"
+            f"kind: preset {config.preset} is a {preset.kind} schedule, not {config.kind}; remove one of them"
         )
     return preset
 

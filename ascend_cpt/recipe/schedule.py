@@ -181,7 +181,7 @@ def _hold_and_decay(
 ) -> list[Segment]:
     decay = decay_steps or 0
     if decay >= num_steps:
-        raise ValueError(f"the decay of {decay} steps does not fit into the {num_steps} steps that are left")
+        raise ValueError(f"the decay of {decay} steps does not fit into the remaining {num_steps} steps")
     stable = Segment(name="stable", shape="linear", num_steps=num_steps - decay, start_lr=stable_lr, end_lr=stable_lr)
     if not decay:
         return [stable]

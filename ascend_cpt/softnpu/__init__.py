@@ -1,6 +1,6 @@
-"""MindSpore's Ascend backend executed on a CPU: emulations of the CANN libraries that it loads.
+"""Run MindSpore's Ascend backend on a CPU with emulated CANN libraries.
 
-A process that finds these libraries first runs `device_target: Ascend` on a machine without an NPU: graph, slices,
+With these libraries first on the loader path, `device_target: Ascend` runs without an NPU: graph, slices,
 communication, optimizer, data feeding and checkpoints are those of a real device; only kernels, drivers and the network
-are emulated. Nothing here measures speed.
+are emulated. It cannot be used to measure speed.
 """

@@ -1,7 +1,7 @@
-"""The generated assembly: a trampoline for every aclnn operator, and a stub for every other function not in C++.
+"""Generate the assembly: a trampoline for each aclnn operator and a stub for each other function not written in C++.
 
 x86-64 System V: results are returned in rax; the address of an object returned by value is passed in rdi and returned
-in rax. Names of C++ are mangled as by the Itanium ABI: `_ZTV` a vtable, `_ZTI`, `_ZTS`, `_ZTT`, `_ZGV` other data,
+in rax. C++ names are mangled according to the Itanium ABI: `_ZTV` a vtable, `_ZTI`, `_ZTS`, `_ZTT`, `_ZGV` other data,
 `C1` and `C2` constructors.
 """
 

@@ -1,4 +1,4 @@
-"""Builds the emulated CANN libraries with g++, once for each MindSpore, compiler, processor and source version."""
+"""Builds the emulated CANN libraries with g++, once per MindSpore, compiler, processor and source version."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def prepare_libraries(cache_dir: Path | None = None) -> Path:
                     _build_whole(home)
         except OSError as error:
             raise ClusterError(
-                f"{cache}: cannot be written ({error.strerror}), but the emulated CANN libraries go there; set "
+                f"{cache}: cannot write the emulated CANN libraries ({error.strerror}); set "
                 "XDG_CACHE_HOME to another folder"
             ) from None
     return home / LIBRARY_FOLDER
@@ -88,7 +88,7 @@ def check_machine() -> None:
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
         raise ClusterError(
-            f"this machine is {machine}: the emulated CANN libraries are made for x86-64 only; run this on such a "
+            f"this machine is {machine}: the emulated CANN libraries support only x86-64; run this on an x86-64 "
             "machine, or where CANN is installed (source its set_env.sh first)"
         )
 
@@ -102,7 +102,7 @@ def check_tools() -> None:
     missing = [tool for tool in ("g++", "nm", "strings") if shutil.which(tool) is None]
     if missing:
         raise ClusterError(
-            f"{', '.join(missing)} not found: the emulated CANN libraries are built with g++ and binutils; install them"
+            f"{', '.join(missing)} not found: install g++ and binutils to build the emulated CANN libraries"
         )
 
 
@@ -207,5 +207,5 @@ def _run(*command: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
-        raise ClusterError(f"{command[0]} failed at the emulated CANN libraries: {' '.join(errors[:3])[:500]}")
+        raise ClusterError(f"{command[0]} failed to build the emulated CANN libraries: {' '.join(errors[:3])[:500]}")
     return result.stdout

@@ -1,7 +1,7 @@
-"""How a process comes to run on the software NPU: `ASCEND_CPT_SOFTNPU=1`.
+"""Run a process on the software NPU when `ASCEND_CPT_SOFTNPU=1` is set.
 
-The libraries must be on the loader's path before the process begins, so `enter` builds them and starts the same command
-again in the right environment. msrun itself keeps the user's environment.
+The libraries must be on the loader path before the process starts, so `enter` builds them and re-executes the command
+with the required environment variables. msrun itself runs in the user's environment.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ascend_cpt.softnpu.symbols import read_mindspore_version
 
 SWITCH = "ASCEND_CPT_SOFTNPU"
 LIBRARIES = "ASCEND_CPT_SOFTNPU_LIBRARIES"
-"""In a process that runs on the software NPU: the folder of its libraries."""
+"""Library folder; set only in processes that run on the software NPU."""
 MINDSPORE_VERSION = "2.9.0"
-"""The signatures of operators are those that this version calls."""
+"""The MindSpore version whose operator signatures are emulated."""
 
 
 def is_requested(environ: Mapping[str, str]) -> bool:
@@ -54,8 +54,8 @@ def check_mindspore(version: str) -> None:
     """
     if version != MINDSPORE_VERSION:
         raise ClusterError(
-            f"mindspore {version} is installed, but the software NPU emulates what MindSpore {MINDSPORE_VERSION} "
-            "calls; "
+            f"mindspore {version} is installed, but the software NPU supports only {MINDSPORE_VERSION}"
+            "; "
             f"install that version, or unset {SWITCH}"
         )
 

@@ -1,6 +1,6 @@
-"""Which functions of CANN the Ascend plugin of the installed MindSpore calls.
+"""List the CANN functions called by the Ascend plugin of the installed MindSpore.
 
-Two kinds: symbols that its libraries leave undefined, and names that it looks up while running (`dlsym`), which stand
+There are two kinds: undefined symbols of its libraries, and names looked up at runtime with `dlsym`, which appear
 in its libraries as strings.
 """
 
@@ -72,7 +72,7 @@ def list_wanted_symbols(mindspore: Path) -> list[str]:
     ascend = [path for path in sorted((plugin / "ascend").rglob("*.so*")) if path.is_file()]
     fronts = [plugin / "libmindspore_ascend.so.2", plugin / "libmindspore_ops_ascend.so"]
     if not all(path.is_file() for path in fronts):
-        raise ClusterError(f"{plugin}: this MindSpore has no Ascend plugin; install the wheel of the package registry")
+        raise ClusterError(f"{plugin}: this MindSpore has no Ascend plugin; reinstall it from requirements/base.txt")
     defining = [*(mindspore / "lib").glob("*.so*"), *plugin.glob("libmindspore*.so*"), *ascend, *mindspore.glob("*.so")]
     defined = _read_symbols([*defining, *map(_find_system_library, _SYSTEM_LIBRARIES)], "--defined-only")
     undefined = _read_symbols([*fronts, *ascend], "--undefined-only") - defined
@@ -86,7 +86,7 @@ def _find_system_library(name: str) -> Path:
     """Return the file of a library of this system: what it defines must never be replaced."""
     path = Path(_run("g++", f"-print-file-name={name}").strip())
     if not path.is_absolute():
-        raise ClusterError(f"{name} not found: g++ does not know this system's libraries; install its C++ compiler")
+        raise ClusterError(f"{name} not found: g++ cannot locate this library; install the system C++ compiler")
     return path
 
 

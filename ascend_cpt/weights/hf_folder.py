@@ -59,7 +59,7 @@ class HfFolder:
         for name, shape in list_hf_shapes(self.sizes).items():
             if self.tensors[name].shape != shape:
                 given = list(self.tensors[name].shape)
-                raise CheckpointError(f"{self.path}: {name} has shape {given}, but {list(shape)} by config.json")
+                raise CheckpointError(f"{self.path}: {name} has shape {given}, expected {list(shape)} from config.json")
 
     def check_model(self, model_config: Mapping[str, Any]) -> None:
         """Check that `model_config` (fields as in config.json) describes the model of this folder.
@@ -93,7 +93,7 @@ def _open_files(path: Path) -> dict[str, SafetensorsFile]:
         return dict.fromkeys(file.tensors, file)
     if any(path.glob("*.bin")):
         raise CheckpointError(
-            f"{path}: holds only .bin files, pickles that can run code when loaded: convert the model to "
+            f"{path}: has only .bin files (pickles, which can execute code when loaded): convert the model to "
             f"safetensors with transformers: AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained(...)"
         )
     if any(path.glob("*.safetensors")):

@@ -116,7 +116,7 @@ def _check_names(given: Iterable[str], expected: Iterable[str]) -> None:
 
 def _check_shape(name: str, tensor: Array, shape: Shape) -> None:
     if tensor.shape != shape:
-        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, but {list(shape)} by config.json")
+        raise CheckpointError(f"{name}: has shape {list(tensor.shape)}, expected {list(shape)} from config.json")
 
 
 def _summarize(names: set[str]) -> str:

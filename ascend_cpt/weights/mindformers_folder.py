@@ -68,7 +68,7 @@ class MindFormersFolder:
     def _open_whole(self) -> None:
         paths = sorted(self.path.glob(_MODEL_PATTERN))
         if not paths:
-            raise CheckpointError(f"{self.path}: holds no {_MODEL_PATTERN} of a MindFormers checkpoint")
+            raise CheckpointError(f"{self.path}: no {_MODEL_PATTERN} files; give a MindFormers checkpoint folder")
         for path in paths:
             file = SafetensorsFile(path)
             for name, info in file.tensors.items():

@@ -105,7 +105,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             begin, end = entry["data_offsets"]
             needed_bytes = max(needed_bytes, data_begin + end)
             if not (isinstance(entry["dtype"], str) and isinstance(end - begin + sum(entry["shape"]), int)):
-                raise ValueError("an offset or a dimension is no integer")
+                raise ValueError("an offset or a dimension is not an integer")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its safetensors header is damaged: download it again") from error
     if needed_bytes > file_bytes:

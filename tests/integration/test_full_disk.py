@@ -66,7 +66,10 @@ def test_one_process(
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert failed.stderr.count("\n") == 1 and "Traceback" not in failed.stdout
     folder = small_disk / "run/checkpoint/iteration_00000004"
-    assert f"error: {folder}: the disk is full while saving; free space, then the same command goes on" in failed.stderr
+    assert (
+        f"error: {folder}: the disk is full while saving; free space, then run the same command again to resume"
+        in failed.stderr
+    )
     assert_only_step_2_is_complete(small_disk / "run")
     filler.unlink()
     filler = fill(small_disk, room_bytes=0)

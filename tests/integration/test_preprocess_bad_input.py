@@ -124,7 +124,7 @@ def test_bad_input(tokenizer: Path, tmp_path: Path, make: Callable[[Path], None]
         (["--workers", 0], ["--workers 0"]),
         (["--max-bad-fraction", 2], ["--max-bad-fraction 2.0: must be from 0 to 1"]),
         (["--json-keys", "text", "text"], ["--json-keys: a key is named twice"]),
-        (["--json-keys", "a/b"], ["--json-keys", "no / in it"]),
+        (["--json-keys", "a/b"], ["--json-keys", "must not contain /"]),
         (["--output-prefix", "out/"], ["--output-prefix out/: must end in a file name"]),
         (["--output-prefix", "in/a.jsonl/x"], ["in/a.jsonl: the output folder cannot be written to"]),
         (["--tokenizer-name-or-path", "missing"], ["missing: no such tokenizer folder"]),

@@ -88,7 +88,7 @@ def load_filters(path: str) -> FilterSettings:
             raise DataError(f"--filters {path}: {name}: its arguments must be a mapping")
         filters.append((name, arguments or {}))
     if len({name for name, _ in filters}) < len(filters):
-        raise DataError(f"--filters {path}: a filter is named twice")
+        raise DataError(f"--filters {path}: duplicate filter")
     minhash = (content["minhash"] or {}) if "minhash" in content else None
     if minhash is not None:
         if not isinstance(minhash, dict):

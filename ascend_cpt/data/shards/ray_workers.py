@@ -40,7 +40,7 @@ def run_shards_on_ray(
     try:
         ray.init(address=address, ignore_reinit_error=True, runtime_env=environment, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise DataError(f"--ray-address {address}: no Ray cluster there ({error})") from error
+        raise DataError(f"--ray-address {address}: cannot connect to a Ray cluster ({error})") from error
     try:
         return _run(ray, tasks, on_progress)
     finally:
@@ -63,7 +63,7 @@ def _run(ray: Any, tasks: Sequence[ShardTask], on_progress: Callable[[Progress],
                 raise error.cause from error
             except ray.exceptions.RayError as error:
                 raise DataError(
-                    f"shard {task.number} was lost {_MAX_RETRIES + 1} times with its worker or node ({error});  "
+                    f"shard {task.number} failed {_MAX_RETRIES + 1} times because its worker or node died ({error}); "
                     "finished shards are kept: run the same command again"
                 ) from error
             done = Progress(

@@ -57,7 +57,7 @@ def fingerprint_tokenizer(path: str | Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise DataError(f"{path}: no readable tokenizer: {error.strerror}") from error
+        raise DataError(f"{path}: the tokenizer cannot be read: {error.strerror}") from error
 
 
 def _open_hugging_face(folder: Path, eod_token: str | None, parse_control: bool) -> TokenizerFile:
@@ -74,7 +74,7 @@ def _open_hugging_face(folder: Path, eod_token: str | None, parse_control: bool)
         ids = _read_vocabulary(content["model"]["vocab"])
         added = {token["content"]: token for token in content.get("added_tokens") or ()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a tokenizer of the Hugging Face kind ({error!r})") from error
+        raise DataError(f"{path}: not a Hugging Face tokenizer ({error!r})") from error
     ids |= {text: token["id"] for text, token in added.items()}
     named = _read_named_tokens(folder)
     control = tuple(text for text, token in added.items() if token.get("special"))
@@ -175,7 +175,7 @@ def _choose_pad(candidates: Iterable[int | None], eod_id: int, bos_id: int | Non
         if candidate is not None and candidate >= 0 and candidate not in (eod_id, bos_id):
             return candidate
     pad_id = next(k for k in range(3) if k not in (eod_id, bos_id))
-    logger.warning("the tokenizer has no token to pad with: rows are padded with id %d, which text also has", pad_id)
+    logger.warning("the tokenizer has no padding token: padding rows with id %d, which also occurs in text", pad_id)
     return pad_id
 
 

@@ -127,7 +127,7 @@ def _load(file: TokenizerFile) -> tuple[Any, bool]:
             return gigatoken.Tokenizer.from_sentencepiece(file.path), False
         family, _ = find_family(file.path)
         if family.gigatoken_scheme is None or file.parse_control:
-            raise UnsupportedTokenizerError(f"it does not support the ranks of {family.name}")
+            raise UnsupportedTokenizerError(f"{family.name} rank files are not supported")
         return gigatoken.Tokenizer.from_tiktoken(file.path, family.gigatoken_scheme), False
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedTokenizerError(str(error)) from error

@@ -140,7 +140,7 @@ class _ArrayScanner:
                 line = self._line + self._buffer.count(b"\n", 0, len(self._buffer) - len(rest))
                 raise DataError(
                     f"{self._path}:{line}: text after the end of the JSON array; "
-                    "check the brackets before it, or split the file if it holds several arrays"
+                    "check the preceding brackets, or split the file if it contains several arrays"
                 )
             self._drop(len(self._buffer))
             if not self._fill():

@@ -40,7 +40,7 @@ def test_load_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("filters: [GopherFilter]", "unknown filter 'GopherFilter'; did you mean Gopher"),
         ("filters: [LanguageFilter]", "unknown filter 'LanguageFilter'"),
         ("filters: [RegexFilter: x]", "RegexFilter: its arguments must be a mapping"),
-        ("filters: [C4ParagraphFilter, C4ParagraphFilter]", "named twice"),
+        ("filters: [C4ParagraphFilter, C4ParagraphFilter]", "duplicate filter"),
         ("minhash: 3", "its options must be a mapping"),
         ("minhash: {buckets: 3}", "unknown minhash option 'buckets'; did you mean num_buckets"),
     ],
