@@ -20,7 +20,8 @@ from ascend_cpt.backend.simulated_rank.messages import Job, ParameterOnRank, Ran
 from ascend_cpt.backend.simulated_rank.process import CALLBACK_NAME, LOADER_NAME
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.resolved_run import ResolvedRun
-from ascend_cpt.simulate.cann_stubs import find_cann, list_library_paths, prepare_stubs
+from ascend_cpt.softnpu.build import list_library_paths, prepare_libraries
+from ascend_cpt.softnpu.environment import find_cann
 from ascend_cpt.simulate.communication import Exchange, read_exchanges
 from ascend_cpt.simulate.explain_error import explain_error
 
@@ -74,8 +75,8 @@ def simulate_rank(
     Raises:
         ClusterError: when this machine cannot simulate.
     """
-    cann = find_cann()
-    lib64 = None if cann else prepare_stubs()
+    cann = find_cann(os.environ)
+    lib64 = None if cann else prepare_libraries()
     stage = rank // (run.layout.world_size // run.layout.pipeline_parallel)
     with tempfile.TemporaryDirectory(prefix="ascend_cpt_simulate_") as folder:
         work = Path(folder)

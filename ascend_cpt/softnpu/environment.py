@@ -34,6 +34,15 @@ def is_requested(environ: Mapping[str, str]) -> bool:
     return value == "1"
 
 
+def find_cann(environ: Mapping[str, str]) -> Path | None:
+    """Return the home of a real CANN that the environment names, or None."""
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        home = environ.get(name)
+        if home and (Path(home) / "lib64" / "libascendcl.so").exists():
+            return Path(home)
+    return None
+
+
 def prepare(environ: Mapping[str, str]) -> Path | None:
     """Return the folder of the libraries where the environment asks for them, built now if need be; otherwise None.
 

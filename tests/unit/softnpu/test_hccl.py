@@ -20,7 +20,16 @@ class Ranks:
     def __init__(self, folder: Path, work: Path, size: int, scenario: str, **variables: str) -> None:
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.unit.softnpu.hccl_rank", str(folder), str(work), str(rank), str(size), scenario],
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.unit.softnpu.hccl_rank",
+                    str(folder),
+                    str(work),
+                    str(rank),
+                    str(size),
+                    scenario,
+                ],
                 cwd=REPO_ROOT,
                 env={**os.environ, **variables},
                 stdout=subprocess.PIPE,
