@@ -20,10 +20,10 @@ from ascend_cpt.backend.simulated_rank.messages import Job, ParameterOnRank, Ran
 from ascend_cpt.backend.simulated_rank.process import CALLBACK_NAME, LOADER_NAME
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.resolved_run import ResolvedRun
-from ascend_cpt.softnpu.build import list_library_paths, prepare_libraries
-from ascend_cpt.softnpu.environment import find_cann
 from ascend_cpt.simulate.communication import Exchange, read_exchanges
 from ascend_cpt.simulate.explain_error import explain_error
+from ascend_cpt.softnpu.build import list_library_paths, prepare_libraries
+from ascend_cpt.softnpu.environment import find_cann
 
 MODULE = "ascend_cpt.backend.simulated_rank.process"
 POLL_S = 0.5

@@ -117,13 +117,12 @@ def test_two_processes_build_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """With a folder as a killed build leaves it, and a compiler that counts its calls."""
     sources = tmp_path / "src"
     sources.mkdir()
-    (sources / "calls.cc").write_text('extern "C" { int softnpu_prepare() { return 0; } int softnpu_execute() { return 0; } '
-                                      "int softnpu_refuse() { return 1; } }\n")  # fmt: skip
+    functions = [f"int softnpu_{name}() {{ return 0; }}" for name in ("prepare", "execute", "refuse")]
+    (sources / "calls.cc").write_text(f'extern "C" {{ {" ".join(functions)} }}\n')
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "g++").write_text(
-        f'#!/bin/sh\ncase "$*" in *-c*) echo x >> {tmp_path}/calls; sleep 1;; esac\nexec {shutil.which("g++")} "$@"\n'
-    )
+    count = f'case "$*" in *-c*) echo x >> {tmp_path}/calls; sleep 1;; esac'
+    (tools / "g++").write_text(f'#!/bin/sh\n{count}\nexec {shutil.which("g++")} "$@"\n')
     (tools / "g++").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(build, "SOURCES", sources)
@@ -177,9 +176,8 @@ def test_a_program_enters_by_starting_again(library_folder: Path, tmp_path: Path
         "print(os.getpid(), sys.argv[1:], sys.flags.dont_write_bytecode)\n"
     )
     environment = {**os.environ, "ASCEND_CPT_SOFTNPU": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
-    process = subprocess.Popen(
-        [sys.executable, "-B", str(program), "a b", ""], env=environment, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-B", str(program), "a b", ""]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.communicate()[0] == f"{process.pid} ['a b', ''] 1\n"
 
 
