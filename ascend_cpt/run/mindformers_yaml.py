@@ -37,7 +37,7 @@ def make_mindformers_config(
     Args:
         run: The resolved run.
         resume_from: A checkpoint to continue exactly, or None.
-        init_from: A checkpoint folder whose weights alone are loaded, or None.
+        init_from: A checkpoint folder from which only the weights are loaded, or None.
     """
     assert resume_from is None or init_from is None
     cpu = uses_cpu(run.config)

@@ -16,7 +16,7 @@ _count_overflow = ops.MultitypeFuncGraph("count_overflow")
 
 @_count_overflow.register("Tensor")
 def _count_tensor_overflow(gradient: Tensor) -> Tensor:
-    """1.0 when a gradient holds an infinity or a NaN, otherwise 0.0."""
+    """Return 1.0 if a gradient has an infinity or a NaN, otherwise 0.0."""
     finite = ops.ReduceAll()(ops.IsFinite()(gradient), ())
     return ops.cast(ops.logical_not(finite), ms.float32)
 

@@ -1,7 +1,7 @@
 """How MindSpore 2.9 schedules the kernels of a graph on Ascend, and the setting that a training step needs.
 
 With two or more dispatch threads a graph runs as one actor that launches its kernels in their compiled order. With one
-thread every kernel is an actor of its own. Actors are ordered by arrows, and MindSpore draws no arrows for side effects
+thread every kernel is a separate actor. Actors are ordered by arrows, and MindSpore draws no arrows for side effects
 when the run has pipeline stages and its cells are inlined late: an optimizer then reads moments before they are
 assigned, and the weights only decay. Without stages MindSpore refuses the graph of a training step (ConditionSwitch).
 

@@ -18,8 +18,9 @@ DEFAULT_NUM_LOCAL_WORKERS = 8
 DEFAULT_MASTER_ADDR = "127.0.0.1"
 DEFAULT_MASTER_PORT = 8118
 DEFAULT_LOG_DIR = "output/msrun_log"
-# msrun's own default: all nodes must connect within this time.
-DEFAULT_CLUSTER_TIMEOUT_S = 600
+# As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not come by
+# then.
+DEFAULT_CLUSTER_TIMEOUT_S = 7200
 
 
 @dataclass(frozen=True, kw_only=True)

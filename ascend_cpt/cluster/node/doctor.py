@@ -19,6 +19,8 @@ from pathlib import Path
 import psutil
 
 from ascend_cpt.cluster.node.npu_tools import (
+    CONNECT_TIMEOUT,
+    DEFAULT_CONNECT_TIMEOUT_S,
     DRIVER_VERSION_FILE,
     Status,
     find_cann_version,
@@ -37,7 +39,7 @@ MIN_SHARED_MEMORY_GB = 1
 MIN_LOG_DISK_GB = 1
 MIN_MEMORY_PER_NPU_GB = 16
 MIN_MEMORY_PER_CPU_WORKER_GB = 2
-# MindSpore defaults to 600; loading and compiling a large model may take longer on one node than on others.
+# Loading and compiling a large model may take minutes longer on one node than on others.
 MIN_CONNECT_TIMEOUT_S, MAX_CONNECT_TIMEOUT_S = 300, 7200
 MIN_EXEC_TIMEOUT_S = 600
 HCCL_BASE_PORT, NUM_HCCL_PORTS = 60000, 32
@@ -208,17 +210,20 @@ def check_hccl(node: Node) -> Iterator[Finding]:
     found = [*_check_timeouts(node.environ)]
     if node.num_nodes > 1:
         found += _check_hccl_ports(node)
-    yield from found or [Finding(level=Level.OK, check="hccl", text="timeouts and ports are suitable")]
+    yield from found
 
 
 def _check_timeouts(environ: Mapping[str, str]) -> Iterator[Finding]:
     limits = {
-        "HCCL_CONNECT_TIMEOUT": (MIN_CONNECT_TIMEOUT_S, MAX_CONNECT_TIMEOUT_S),
+        CONNECT_TIMEOUT: (MIN_CONNECT_TIMEOUT_S, MAX_CONNECT_TIMEOUT_S),
         "HCCL_EXEC_TIMEOUT": (MIN_EXEC_TIMEOUT_S, None),
     }
     for name, (least_s, most_s) in limits.items():
         text = environ.get(name)
         if not text:
+            if name == CONNECT_TIMEOUT:
+                text = f"{name} is {DEFAULT_CONNECT_TIMEOUT_S} s, set by the launcher"
+                yield Finding(level=Level.OK, check="hccl", text=text)
             continue
         fix = f"export {name}=1800 on every node"
         if not text.isdecimal() or (most_s and int(text) > most_s):
@@ -228,6 +233,8 @@ def _check_timeouts(environ: Mapping[str, str]) -> Iterator[Finding]:
         elif int(text) < least_s and not (int(text) == 0 and name == "HCCL_EXEC_TIMEOUT"):
             short = f"{name}={text} s is short: the other ranks fail when one compiles, validates or saves for longer"
             yield Finding(level=Level.WARNING, check="hccl", text=short, fix=fix)
+        else:
+            yield Finding(level=Level.OK, check="hccl", text=f"{name} is {text} s")
 
 
 def _check_hccl_ports(node: Node) -> Iterator[Finding]:

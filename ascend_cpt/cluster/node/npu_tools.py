@@ -7,6 +7,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+# How long HCCL waits for the other ranks of a group. MindSpore sets 600 s on import where it is not set, which is less
+# than the compile times of two pipeline stages may differ by. CANN accepts 120 to 7200.
+CONNECT_TIMEOUT = "HCCL_CONNECT_TIMEOUT"
+DEFAULT_CONNECT_TIMEOUT_S = 1800
 DRIVER_VERSION_FILE = Path("/usr/local/Ascend/driver/version.info")
 
 

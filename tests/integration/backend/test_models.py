@@ -129,13 +129,13 @@ def test_boundary_mask_makes_documents_independent() -> None:
     load_hf_checkpoint(str(REFERENCE / "llama31"), network)
     network.set_train(False)
     tokens = np.random.default_rng(0).integers(0, 128, (2, 32)).astype(np.int32)
-    border = 20
+    boundary = 20
     # Row 0 has two documents; row 1 starts with the second. Only differences of rotary positions matter.
-    tokens[1, : 32 - border] = tokens[0, border:]
+    tokens[1, : 32 - boundary] = tokens[0, boundary:]
     mask = np.broadcast_to(np.triu(np.ones((32, 32), np.uint8), k=1), (2, 1, 32, 32)).copy()
-    mask[0, 0, border:, :border] = 1
-    with_border = network(ms.Tensor(tokens), None, ms.Tensor(mask)).asnumpy().reshape(2, 32, 128)
-    np.testing.assert_allclose(with_border[0, border:], with_border[1, : 32 - border], atol=1e-5)
+    mask[0, 0, boundary:, :boundary] = 1
+    with_boundary = network(ms.Tensor(tokens), None, ms.Tensor(mask)).asnumpy().reshape(2, 32, 128)
+    np.testing.assert_allclose(with_boundary[0, boundary:], with_boundary[1, : 32 - boundary], atol=1e-5)
     without = network(ms.Tensor(tokens)).asnumpy().reshape(2, 32, 128)
-    np.testing.assert_allclose(without[1], with_border[1], atol=1e-5)
-    assert np.abs(without[0, border:] - with_border[0, border:]).max() > 0.1
+    np.testing.assert_allclose(without[1], with_boundary[1], atol=1e-5)
+    assert np.abs(without[0, boundary:] - with_boundary[0, boundary:]).max() > 0.1

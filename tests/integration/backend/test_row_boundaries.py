@@ -31,7 +31,7 @@ from ascend_cpt.run.mindformers_yaml import BOUNDARY_SETTINGS
 from ascend_cpt.weights.mapping import to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-LENGTH, BORDER, EOD, PAD = 32, 20, 126, 127
+LENGTH, BOUNDARY, EOD, PAD = 32, 20, 126, 127
 TYPES = dict.fromkeys(("params_dtype", "compute_dtype", "layernorm_compute_dtype", "rotary_dtype"), "float32")
 
 pytestmark = pytest.mark.parametrize("name", ["qwen3", "llama31"])
@@ -80,7 +80,7 @@ def make_format(boundaries: str) -> RowFormat:
 def make_row() -> np.ndarray:
     """Return a row of two documents: ids 0 to 59, then ids 60 to 119."""
     generator = np.random.default_rng(0)
-    first, second = generator.integers(0, 60, BORDER - 1), generator.integers(60, 120, LENGTH + 1 - BORDER)
+    first, second = generator.integers(0, 60, BOUNDARY - 1), generator.integers(60, 120, LENGTH + 1 - BOUNDARY)
     return np.concatenate([first, [EOD], second]).astype(np.int32)
 
 
@@ -99,12 +99,12 @@ def evaluate(
 def test_loss_of_two_documents_equals_that_of_separate_rows(name: str) -> None:
     row = make_row()
     losses, counts = [], []
-    for part in (row[: BORDER + 1], row[BORDER:]):
+    for part in (row[: BOUNDARY + 1], row[BOUNDARY:]):
         padded = np.pad(part, (0, LENGTH + 1 - len(part)), constant_values=PAD)
         loss, count, _ = evaluate(name, "none", padded)
         losses.append(loss)
         counts.append(count)
-    assert counts == [BORDER, LENGTH - BORDER]
+    assert counts == [BOUNDARY, LENGTH - BOUNDARY]
     expected = float(np.average(losses, weights=counts))
     assert evaluate(name, "mask", row)[0] == pytest.approx(expected, abs=2e-6)
     assert abs(evaluate(name, "none", row)[0] - expected) > 1e-3, "across documents the loss differs"
@@ -112,9 +112,9 @@ def test_loss_of_two_documents_equals_that_of_separate_rows(name: str) -> None:
 
 def test_gradients_stop_at_the_boundary(name: str) -> None:
     row = make_row()
-    of_the_first = np.unique(row[: BORDER - 1])
-    within = evaluate(name, "mask", row, slice(BORDER, None))[2]
-    across = evaluate(name, "none", row, slice(BORDER, None))[2]
+    of_the_first = np.unique(row[: BOUNDARY - 1])
+    within = evaluate(name, "mask", row, slice(BOUNDARY, None))[2]
+    across = evaluate(name, "none", row, slice(BOUNDARY, None))[2]
     assert not within[of_the_first].any()
     assert across[of_the_first].any(axis=-1).all()
-    assert within[row[BORDER:-1]].any(axis=-1).all()
+    assert within[row[BOUNDARY:-1]].any(axis=-1).all()

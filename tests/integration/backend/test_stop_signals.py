@@ -43,7 +43,9 @@ sys.exit(run_command(main))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (Path(sys.executable).parent / "msrun").exists(), reason="no msrun beside this Python")
+@pytest.mark.skipif(
+    not (Path(sys.executable).parent / "msrun").exists(), reason="msrun is not installed with this Python"
+)
 @pytest.mark.parametrize("via", ["worker", "launcher"])
 def test_all_ranks_stop_after_the_same_step(
     tmp_path: Path, clean_environ: dict[str, str], free_port: int, via: str

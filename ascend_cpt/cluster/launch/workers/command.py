@@ -12,7 +12,7 @@ from pathlib import Path
 from ascend_cpt.cluster.job.launcher_files import PROGRESS_FILE, STOP_FILE
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings
 from ascend_cpt.cluster.launch.workers import worker_entry
-from ascend_cpt.cluster.node.npu_tools import has_npu
+from ascend_cpt.cluster.node.npu_tools import CONNECT_TIMEOUT, DEFAULT_CONNECT_TIMEOUT_S, has_npu
 
 
 def build_command(settings: LaunchSettings) -> list[str]:
@@ -48,9 +48,10 @@ def build_environment(settings: LaunchSettings, environ: Mapping[str, str]) -> d
     """Return the environment of the node's processes: the caller's, this package, and the workers' variables."""
     python_path = [str(REPO_ROOT), *filter(None, [environ.get("PYTHONPATH")])]
     environment = {
+        CONNECT_TIMEOUT: str(DEFAULT_CONNECT_TIMEOUT_S),
         # MindFormers' log files; by default they go to ./output/log.
         "LOG_MF_PATH": str(settings.log_dir / "mindformers"),
-        **environ,
+        **{name: value for name, value in environ.items() if value or name != CONNECT_TIMEOUT},
         "PATH": _search_path(environ),
         "PYTHONPATH": os.pathsep.join(python_path),
         worker_entry.LAUNCHER_PID: str(os.getpid()),

@@ -21,7 +21,7 @@ def parse(*arguments: str, folder: Path = REPO_ROOT, **environ: str) -> LaunchSe
 def test_command_alone_takes_eight_workers_on_one_node() -> None:
     settings = parse(CMD)
     assert (settings.num_workers, settings.num_local_workers, settings.num_nodes, settings.node_rank) == (8, 8, 1, 0)
-    assert (settings.master_addr, settings.master_port, settings.cluster_timeout_s) == ("127.0.0.1", 8118, 600)
+    assert (settings.master_addr, settings.master_port, settings.cluster_timeout_s) == ("127.0.0.1", 8118, 7200)
     assert settings.script == REPO_ROOT / "run_cpt.py"
     assert settings.script_arguments == ("--config", "x.yaml")
     assert settings.log_dir == REPO_ROOT / "output/msrun_log"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings, parse_launch
 from ascend_cpt.cluster.launch.workers import worker_entry
 from ascend_cpt.cluster.launch.workers.command import build_command, build_environment
@@ -48,6 +50,14 @@ def test_the_environment_extends_the_callers() -> None:
     assert environment["ASCEND_CPT_PROGRESS_FILE"] == str(logs / "last_step")
     assert environment["ASCEND_CPT_STOP_FILE"] == str(logs / "stopped_itself")
     assert build_environment(parse("2"), {})["PYTHONPATH"] == str(REPO_ROOT)
+
+
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_workers_wait_long_enough_for_stages_that_compile(num_workers: str) -> None:
+    # MindSpore sets 600 on import where nothing is set.
+    assert build_environment(parse(num_workers), {})["HCCL_CONNECT_TIMEOUT"] == "1800"
+    assert build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": ""})["HCCL_CONNECT_TIMEOUT"] == "1800"
+    assert build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": "7200"})["HCCL_CONNECT_TIMEOUT"] == "7200"
 
 
 def test_an_npu_is_detected_by_its_device_file(tmp_path: Path) -> None:

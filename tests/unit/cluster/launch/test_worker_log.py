@@ -99,7 +99,7 @@ def test_rendezvous_failures_are_explained() -> None:
     assert code == 2
     lines = ["RuntimeError: Failed to initialize distributed job cluster because"]
     line, code = explain_rendezvous(lines, settings) or ("", 0)
-    assert line.startswith("error: the job's 4 workers did not all connect to 10.0.0.1:8118 within 600 s")
+    assert line.startswith("error: the job's 4 workers did not all connect to 10.0.0.1:8118 within 7200 s")
     assert code == 1
     assert explain_rendezvous(["RuntimeError: bang"], settings) is None
 
