@@ -20,9 +20,10 @@ from ascend_cpt.backend.simulated_rank.messages import Job, ParameterOnRank, Ran
 from ascend_cpt.backend.simulated_rank.process import CALLBACK_NAME, LOADER_NAME
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.resolved_run import ResolvedRun
-from ascend_cpt.simulate.cann_stubs import find_cann, list_library_paths, prepare_stubs
 from ascend_cpt.simulate.communication import Exchange, read_exchanges
 from ascend_cpt.simulate.explain_error import explain_error
+from ascend_cpt.softnpu.build import list_library_paths, prepare_libraries
+from ascend_cpt.softnpu.environment import find_cann
 
 MODULE = "ascend_cpt.backend.simulated_rank.process"
 POLL_S = 0.5
@@ -74,8 +75,8 @@ def simulate_rank(
     Raises:
         ClusterError: when this machine cannot simulate.
     """
-    cann = find_cann()
-    lib64 = None if cann else prepare_stubs()
+    cann = find_cann(os.environ)
+    lib64 = None if cann else prepare_libraries()
     stage = rank // (run.layout.world_size // run.layout.pipeline_parallel)
     with tempfile.TemporaryDirectory(prefix="ascend_cpt_simulate_") as folder:
         work = Path(folder)
@@ -126,7 +127,7 @@ def make_sections(run: ResolvedRun, num_steps: int, work: Path) -> dict[str, Any
 
 
 def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[str, str]:
-    """Return the environment of a rank's process: simulation mode, with the stubs if CANN is not installed."""
+    """Return the environment of a rank's process: simulation mode, with the emulated libraries if CANN is not installed."""
     launch_variables = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "RANK_TABLE_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in launch_variables}
     environment |= {

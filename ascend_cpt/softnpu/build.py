@@ -9,7 +9,6 @@ import platform
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,7 +45,7 @@ PYTHON_FOLDER = Path("opp") / "built-in" / "op_impl" / "ai_core" / "tbe"
 _PYTHON_MODULES = {"hccl/sys_version.py": "__sys_version__"}
 _CANN_VERSION = "8.5.0"
 # No fused or reordered arithmetic: results are the same on every processor.
-# Without traps and errno, which nobody reads, loops of comparisons and square roots become vector code.
+# Without traps and errno, which are not used, loops of comparisons and square roots become vector code.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC",
           "-fvisibility=hidden", "-Wall", "-Wextra")  # fmt: skip
 _HANDLER = re.compile(r"L(?P<length>\d+)run_(?P<rest>\w+)")  # mangled, of a static function made by OP
@@ -62,20 +61,22 @@ def prepare_libraries(cache_dir: Path | None = None) -> Path:
         ClusterError: when this machine cannot build or run them.
     """
     check_machine()
-    check_tools()
     cache = cache_dir or _find_cache()
-    home = cache / _make_key()
-    if not (home / LIBRARY_FOLDER).is_dir():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with _hold_lock(cache / f"{home.name}.lock"):
-                if not (home / LIBRARY_FOLDER).is_dir():
-                    _build_whole(home)
-        except OSError as error:
-            raise ClusterError(
-                f"{cache}: cannot write the emulated CANN libraries ({error.strerror}); set "
-                "XDG_CACHE_HOME to another folder"
-            ) from None
+    home = _find_built(cache)
+    if home is not None:
+        return home / LIBRARY_FOLDER
+    check_tools()
+    home = cache / f"{_make_key()}-{_read_compiler()}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _hold_lock(cache / f"{home.name}.lock"):
+            if not (home / LIBRARY_FOLDER).is_dir():
+                _build_whole(home)
+    except OSError as error:
+        raise ClusterError(
+            f"{cache}: cannot write the emulated CANN libraries ({error.strerror}); set XDG_CACHE_HOME to another "
+            "folder"
+        ) from None
     return home / LIBRARY_FOLDER
 
 
@@ -116,14 +117,24 @@ def _find_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ascend_cpt" / "softnpu"
 
 
+def _find_built(cache: Path) -> Path | None:
+    """Return what this compiler has built, or where there is no compiler, what any has."""
+    compiler = _read_compiler() if shutil.which("g++") else "*"
+    return next((home for home in sorted(cache.glob(f"{_make_key()}-{compiler}")) if home.is_dir()), None)
+
+
 def _make_key() -> str:
-    """Return MindSpore's version and a digest of everything else that the libraries depend on."""
+    """Return MindSpore's version and a digest of the sources and the processor."""
     digest = hashlib.sha256()
-    for path in [*_list_sources("*.h"), *_list_sources("*.cc"), *sorted(Path(__file__).parent.glob("*.py"))]:
+    programs = [Path(__file__).with_name(f"{name}.py") for name in ("assembly", "build", "symbols")]
+    for path in [*_list_sources("*.h"), *_list_sources("*.cc"), *programs]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(_run("g++", "-dumpfullversion", "-dumpmachine").encode())
     digest.update(_read_cpu_flags().encode())
     return f"{read_mindspore_version()}-{digest.hexdigest()[:16]}"
+
+
+def _read_compiler() -> str:
+    return "g++" + "-".join(_run("g++", "-dumpfullversion", "-dumpmachine").split())
 
 
 def _read_cpu_flags() -> str:
@@ -141,10 +152,15 @@ def _hold_lock(path: Path) -> Iterator[None]:
 
 
 def _build_whole(home: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".build-") as temporary:
-        built = Path(temporary) / "home"
-        _build(Path(temporary), built / LIBRARY_FOLDER)
-        os.replace(built, home)
+    """Build beside `home` and rename; the caller holds the lock."""
+    work = home.with_name(f".build-{home.name}")
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    work.mkdir()
+    try:
+        _build(work, work / "home" / LIBRARY_FOLDER)
+        os.replace(work / "home", home)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _build(work: Path, folder: Path) -> None:
@@ -164,6 +180,13 @@ def _build(work: Path, folder: Path) -> None:
     defined = {parts[2] for parts in map(str.split, compiled.splitlines()) if len(parts) == 3 and parts[1].isupper()}
     assembly = work / "generated.s"
     assembly.write_text(render_assembly(operators, symbols, defined), encoding="utf-8")
+    # What the C++ library instantiates in our objects must not take the place of MindSpore's own.
+    exported = {*symbols, *(name for name in defined if not name.startswith("_Z"))}
+    exported |= {name + phase for name in operators for phase in ("", "GetWorkspaceSize")}
+    exports = work / "exports"
+    exports.write_text(
+        f"{{ global: {' '.join(f'{name};' for name in sorted(exported))} local: *; }};\n", encoding="utf-8"
+    )
     library = folder / "libsoftnpu.so"
     _run(
         "g++",
@@ -174,6 +197,7 @@ def _build(work: Path, folder: Path) -> None:
         str(assembly),
         "-lpthread",
         "-Wl,-soname,libsoftnpu.so",
+        f"-Wl,--version-script={exports}",
     )
     for module, variable in _PYTHON_MODULES.items():
         path = folder.parent / PYTHON_FOLDER / module

@@ -34,6 +34,15 @@ def is_requested(environ: Mapping[str, str]) -> bool:
     return value == "1"
 
 
+def find_cann(environ: Mapping[str, str]) -> Path | None:
+    """Return the home of a real CANN that the environment names, or None."""
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        home = environ.get(name)
+        if home and (Path(home) / "lib64" / "libascendcl.so").exists():
+            return Path(home)
+    return None
+
+
 def prepare(environ: Mapping[str, str]) -> Path | None:
     """Return the folder of the libraries where the environment asks for them, built now if need be; otherwise None.
 
@@ -54,9 +63,8 @@ def check_mindspore(version: str) -> None:
     """
     if version != MINDSPORE_VERSION:
         raise ClusterError(
-            f"mindspore {version} is installed, but the software NPU supports only {MINDSPORE_VERSION}"
-            "; "
-            f"install that version, or unset {SWITCH}"
+            f"mindspore {version} is installed, but the software NPU supports only {MINDSPORE_VERSION}; install that "
+            f"version, or unset {SWITCH}"
         )
 
 

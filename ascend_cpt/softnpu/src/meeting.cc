@@ -252,7 +252,7 @@ Group *Group::join(const std::string &name, const std::string &label, uint32_t r
   }
   std::unique_ptr<Group> group(new Group);
   group->name_ = name;
-  group->label_ = label.empty() ? name : label;
+  group->label_ = label.empty() ? "a communicator of " + std::to_string(size) + " ranks" : label;
   group->rank_ = rank;
   group->size_ = size;
   Meeting meeting(*group);

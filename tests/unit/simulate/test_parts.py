@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from pathlib import Path
 
 import pytest
@@ -10,16 +10,15 @@ import pytest
 from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import ParallelLayout
-from ascend_cpt.errors import ClusterError, ConfigError
+from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
-from ascend_cpt.simulate import cann_stubs as stubs
-from ascend_cpt.simulate.cann_stub_code import render_assembly
 from ascend_cpt.simulate.communication import name_group, read_exchanges
 from ascend_cpt.simulate.compare_slices import select_model_parameters
 from ascend_cpt.simulate.compile_ranks import simulate_run
 from ascend_cpt.simulate.explain_error import explain_error
 from ascend_cpt.simulate.run_rank import make_environment, make_sections
+from ascend_cpt.softnpu.environment import find_cann
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
@@ -69,53 +68,13 @@ def test_error_is_explained_with_the_key() -> None:
     assert "SIGKILL" in died and "last words" in died and "WARNING" not in died
 
 
-def test_symbols_are_functions_or_data_by_name() -> None:
-    text = render_assembly(["aclrtGetSocName", "_ZTV3abc", "_ZTI3abc", "aclCreateDataBuffer", "rtMalloc"])
-    assert ".globl rtMalloc" in text and ".type rtMalloc,@function" in text
-    assert ".type _ZTV3abc,@object" in text and "_ZTI3abc: .zero 256" in text
-    assert '.asciz "Ascend910B1"' in text
-
-
-def test_other_machine_types_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    with pytest.raises(ClusterError, match="this machine is aarch64.*need x86-64"):
-        stubs.check_machine()
-
-
-def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(stubs.shutil, "which", lambda tool: None if tool == "gcc" else tool)
-    with pytest.raises(ClusterError, match="gcc not found"):
-        stubs.check_tools()
-
-
-def test_cached_stubs_need_no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(stubs.shutil, "which", lambda tool: None)
-    with pytest.raises(ClusterError, match="gcc, nm, strings not found"):
-        stubs.prepare_stubs(tmp_path)
-    assert not list(tmp_path.iterdir())
-    home = tmp_path / f"cann-stubs-{stubs._fingerprint()}" / "latest" / "lib64"
-    home.mkdir(parents=True)
-    assert stubs.prepare_stubs(tmp_path) == home
-
-
-def test_unwritable_cache_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(stubs, "check_machine", lambda: None)
-    monkeypatch.setattr(stubs, "check_tools", lambda: None)
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(ClusterError, match="file/cache: cannot be written .*XDG_CACHE_HOME"):
-        stubs.prepare_stubs(file / "cache")
-
-
 def test_installed_cann_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
-    assert stubs.find_cann() is None
+    assert find_cann(os.environ) is None
     (tmp_path / "lib64").mkdir()
     (tmp_path / "lib64" / "libascendcl.so").touch()
-    assert stubs.find_cann() == tmp_path
+    assert find_cann(os.environ) == tmp_path
     run, _ = plan_run(CONFIG, {}, CLUSTER)
     monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
     environment = make_environment(run, 48, None)
@@ -136,13 +95,6 @@ def test_rank_outside_the_cluster_is_refused() -> None:
     run, _ = plan_run(CONFIG, {}, CLUSTER)
     with pytest.raises(ConfigError, match="--ranks 64: the cluster has ranks 0 to 63"):
         simulate_run(run, {}, ranks=[0, 64], layers_per_stage=1, num_steps=1, timeout_s=1, report=lambda line: None)
-
-
-@pytest.mark.skipif(stubs.shutil.which("gcc") is None, reason="no gcc")
-def test_system_libraries_are_found_or_refused() -> None:
-    assert stubs._find_system_library("libc.so.6").exists()
-    with pytest.raises(ClusterError, match=r"libnone\.so\.1 not found"):
-        stubs._find_system_library("libnone.so.1")
 
 
 def test_parameters_added_by_the_training_step_are_excluded() -> None:

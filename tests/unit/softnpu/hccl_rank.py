@@ -1,5 +1,4 @@
-"""One rank of a communicator of the software NPU: `python -m tests.unit.softnpu.hccl_rank LIBRARIES WORK RANK SIZE
-SCENARIO`.
+"""One rank of a communicator: `python -m tests.unit.softnpu.hccl_rank LIBRARIES WORK RANK SIZE SCENARIO`.
 
 Every scenario draws the inputs of all ranks from the same seed, computes what must come out with NumPy, and raises when
 something else does.
@@ -40,8 +39,7 @@ class SendRecvItem(ctypes.Structure):
 
 
 class Communicator:
-    """A group as HCCL's C interface shows it. The rank that is first in the group publishes the meeting point in
-    `work`."""
+    """A group as HCCL's C interface shows it. Its first rank publishes the meeting point in `work`."""
 
     def __init__(self, library: ctypes.CDLL, work: Path, name: str, rank: int, size: int) -> None:
         self.library, self.rank, self.size = library, rank, size

@@ -224,7 +224,7 @@ def test_compressed_masks(device: Device, sparse: int, hidden: npt.NDArray[np.bo
         ([3, 40, 41, 70], [3, 40, 41, 70]),
         ([10, 70, 70, 70], [10, 70, 70, 70]),  # ends are repeated up to a fixed number
         ([0, 20, 70], [30, 60, 110]),  # the second device under context parallelism: keys of earlier rows
-        ([70], [50]),  # the first device: keys after its rows are seen by nobody; the first 20 queries see none
+        ([70], [50]),  # the first device: keys after its rows are masked for all; the first 20 queries see none
     ],
 )
 def test_documents(device: Device, q_ends: list[int], k_ends: list[int], dtype: str) -> None:
