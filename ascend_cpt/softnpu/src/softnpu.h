@@ -36,7 +36,10 @@ double load_item(const char *place, int dtype);
 void store_item(char *place, int dtype, double value);
 int64_t load_integer(const char *place, int dtype);
 void store_integer(char *place, int dtype, int64_t value);
-// Many elements that lie one after the other: the same rounding, without a call per element.
+// `n` elements starting at `p`, `stride` elements apart, to and from double. Half precision is rounded once, to even.
+void load_run(const char *p, int dtype, int64_t stride, int64_t n, double *to);
+void store_run(char *p, int dtype, int64_t stride, int64_t n, const double *from);
+// The same for elements that lie one after the other.
 void load_items(const char *from, int dtype, double *to, size_t count);
 void store_items(char *to, int dtype, const double *from, size_t count);
 

@@ -18,10 +18,6 @@ namespace softnpu {
 
 constexpr int64_t kBlock = 512;  // elements; a few blocks of doubles fit the first-level cache
 
-// `n` elements starting at `p`, `stride` elements apart, to and from double. Half precision is rounded once, to even.
-void load_run(const char *p, int dtype, int64_t stride, int64_t n, double *to);
-void store_run(char *p, int dtype, int64_t stride, int64_t n, const double *from);
-
 // Throws with the operator's name added by the caller.
 inline void need(bool condition, const std::string &message) {
   if (!condition) throw Error(message);
