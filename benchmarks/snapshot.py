@@ -26,14 +26,10 @@ sys.path.insert(0, str(ROOT))
 from ascend_cpt import __version__
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import uses_cpu
-from ascend_cpt.data.packed.manifest import Manifest, Shard
-from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
-from ascend_cpt.run.planning.assumed_run import choose_world_size
-from ascend_cpt.run.resolve import resolve
+from ascend_cpt.run.planning.assumed_run import choose_world_size, resolve_with_placeholders
 
 METRIC_KEYS = ("kind", "step", "name", "loss", "lr", "learning_rate", "grad_norm", "tokens")
-NUM_ROWS = 10**9
 
 
 def main() -> int:
@@ -60,40 +56,12 @@ def main() -> int:
 def render_resolved(path: Path) -> str:
     """Return the MindFormers YAML of a configuration with assumed datasets, or the error."""
     config = load_config(path)
-    shard = Shard(
-        file="x.mindrecord0",
-        size_bytes=1,
-        sha256="",
-        index_file="x.mindrecord0.db",
-        index_size_bytes=1,
-        index_sha256="",
-        num_rows=NUM_ROWS,
-        num_tokens=NUM_ROWS * (config.cpt.seq_length + 1),
-        num_documents=NUM_ROWS,
-        text_bytes=NUM_ROWS,
-    )
-    vocab_size = config.mindformers["model"]["model_config"]["vocab_size"]
-    tokenizer = TokenizerInfo(type="assumed", name="x", fingerprint="", vocab_size=vocab_size, eod_id=2, pad_id=3)
-    manifest = Manifest(
-        key="text",
-        output_format="mindrecord",
-        seq_length=config.cpt.seq_length,
-        tokenizer=tokenizer,
-        shards=(shard,),
-        path=Path("/data/x_text_document.manifest.json"),
-    )
-    sets = config.cpt.validation.sets if config.cpt.validation else {}
     try:
-        plan = resolve(
-            config,
-            world_size=2 if uses_cpu(config) else choose_world_size(config, None, 8),
-            sources=dict.fromkeys(config.cpt.sources, manifest),
-            validation=dict.fromkeys(sets, manifest),
-        )
+        resolved = resolve_with_placeholders(config, 2 if uses_cpu(config) else choose_world_size(config, None, 8))
     except ValueError as error:
         return f"refused: {str(error).replace(str(ROOT), '.')}\n"
-    text = render_yaml(make_mindformers_config(plan, resume_from=None, init_from=None), "snapshot")
-    return text + "# fingerprint: " + json.dumps(plan.fingerprint(), sort_keys=True, default=str) + "\n"
+    text = render_yaml(make_mindformers_config(resolved, resume_from=None, init_from=None), "snapshot")
+    return text + "# fingerprint: " + json.dumps(resolved.fingerprint(), sort_keys=True, default=str) + "\n"
 
 
 def pack_sample(folder: Path) -> str:

@@ -127,7 +127,7 @@ def make_sections(run: ResolvedRun, num_steps: int, work: Path) -> dict[str, Any
 
 
 def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[str, str]:
-    """Return the environment of a rank's process: simulation mode, with the emulated libraries if CANN is not installed."""
+    """Return the environment of a rank's process: simulation mode, with emulated libraries where CANN is missing."""
     launch_variables = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "RANK_TABLE_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in launch_variables}
     environment |= {

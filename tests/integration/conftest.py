@@ -134,11 +134,17 @@ def launch() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that trains under the launcher."""
 
     def run(
-        config: Path, *arguments: str, port: int, workers: int = 2, log_dir: Path
+        config: Path,
+        *arguments: str,
+        port: int,
+        workers: int = 2,
+        log_dir: Path,
+        env: dict[str, str] | None = None,
+        timeout_s: float = 240,
     ) -> subprocess.CompletedProcess[str]:
         command = " ".join(["run_cpt.py", "--config", str(config), *arguments])
         launcher = ["bash", "scripts/msrun_launcher.sh", command, str(workers), str(port), str(log_dir), "False", "300"]
-        return run_command(launcher)
+        return run_command(launcher, env=env, timeout_s=timeout_s)
 
     return run
 

@@ -47,6 +47,15 @@ def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
             f"{config.locate('context', 'device_target')}: context.device_target is CPU, but plans are for Ascend; "
             "add --set context.device_target=Ascend to plan this model there"
         )
+    return resolve_with_placeholders(config, world_size)
+
+
+def resolve_with_placeholders(config: RunConfig, world_size: int) -> ResolvedRun:
+    """Resolve a run for any device target with datasets that fit it.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
     cpt = config.cpt
     placeholder = _make_placeholder_manifest(config)
     sets = cpt.validation.sets if cpt.validation else {}

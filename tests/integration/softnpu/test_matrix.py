@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from ascend_cpt.run.trained_model import open_trained
-from tests.integration.conftest import run_command
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None or platform.machine() != "x86_64", reason="the software NPU needs g++ on x86-64"
@@ -73,13 +72,6 @@ def start(write_config: Callable[..., Path], train: Callable[..., Completed], tm
     return tmp_path / "output/start"
 
 
-def launch_on_npus(config: Path, workers: int, port: int, log_dir: Path, *arguments: str) -> Completed:
-    command = " ".join(["run_cpt.py", "--config", str(config), *arguments])
-    form = [command, str(workers), str(port), str(log_dir), "True", "300"]
-    environment = {"ASCEND_CPT_SOFTNPU": "1"}
-    return run_command(["bash", "scripts/msrun_launcher.sh", *form], env=environment, timeout_s=290)
-
-
 def read_losses(run_dir: Path) -> dict[tuple[str, int, str], float]:
     """Return the loss of every record by (kind, step, validation set)."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -117,6 +109,7 @@ def test_a_layout_trains_as_the_cpu_does(
     start: Path,
     write_config: Callable[..., Path],
     train: Callable[..., Completed],
+    launch: Callable[..., Completed],
     free_ports: list[int],
     tmp_path: Path,
 ) -> None:
@@ -129,7 +122,16 @@ def test_a_layout_trains_as_the_cpu_does(
     config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **sections}), encoding="utf-8")
     # Stopped after step 1, then resumed.
     for stop, port in ((1, free_ports[0]), (NUM_STEPS, free_ports[1])):
-        result = launch_on_npus(config, workers, port, tmp_path / f"log_{stop}", "--stop-at-step", str(stop))
+        result = launch(
+            config,
+            "--stop-at-step",
+            str(stop),
+            port=port,
+            workers=workers,
+            log_dir=tmp_path / f"log_{stop}",
+            env={"ASCEND_CPT_SOFTNPU": "1"},
+            timeout_s=290,
+        )
         assert result.returncode == 0, result.stdout + result.stderr
     expected, found = (read_losses(tmp_path / "output" / run) for run in ("cpu", "npu"))
     steps = [key for key in expected if key[0] == "step"]

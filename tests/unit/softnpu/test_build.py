@@ -140,7 +140,9 @@ def test_a_compiler_error_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     sources.mkdir()
     (sources / "broken.cc").write_text("int main( {\n")
     monkeypatch.setattr(build, "SOURCES", sources)
-    with pytest.raises(ClusterError, match=r"^g\+\+ failed to build the emulated CANN libraries: .*broken\.cc:1") as caught:
+    with pytest.raises(
+        ClusterError, match=r"^g\+\+ failed to build the emulated CANN libraries: .*broken\.cc:1"
+    ) as caught:
         build.prepare_libraries(tmp_path / "cache")
     assert "\n" not in str(caught.value)
     assert not [path for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")]
@@ -152,7 +154,9 @@ def test_switch_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterError, match="ASCEND_CPT_SOFTNPU=yes: set it to 1"):
         is_requested({"ASCEND_CPT_SOFTNPU": "yes"})
     assert prepare({}) is None
-    with pytest.raises(ClusterError, match=rf"mindspore 2\.8\.0 is installed.*supports only {MINDSPORE_VERSION}; install"):
+    with pytest.raises(
+        ClusterError, match=rf"mindspore 2\.8\.0 is installed.*supports only {MINDSPORE_VERSION}; install"
+    ):
         check_mindspore("2.8.0")
 
 
