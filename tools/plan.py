@@ -52,6 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     compiling.add_argument("--ranks", metavar="0,8,...", help="compile these ranks instead")
     compiling.add_argument("--layers-per-stage", type=int, metavar="K", help="shorten the model for a quick check")
+    compiling.add_argument(
+        "--all-micro-batches",
+        action="store_true",
+        help="compile every micro batch of a step (default: at most twice the stages)",
+    )
     compiling.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit per rank (default: 3600)")
     compiling.add_argument("--log-dir", type=Path, metavar="DIR", help="keep the logs of the compiling processes")
     args = parser.parse_args()
@@ -59,8 +64,8 @@ def parse_arguments() -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
-    for name in ("ranks", "layers_per_stage", "log_dir"):
-        if getattr(args, name) is not None and not (args.compile or args.simulate):
+    for name in ("ranks", "layers_per_stage", "all_micro_batches", "log_dir"):
+        if getattr(args, name) not in (None, False) and not (args.compile or args.simulate):
             parser.error(f"--{name.replace('_', '-')}: needs --compile or --simulate")
     return args
 
@@ -124,6 +129,7 @@ def main() -> int:
             num_steps=STEPS["simulate" if args.simulate else "compile"],
             timeout_s=args.timeout,
             report=lambda line: print(line, file=sys.stderr, flush=True),
+            all_micro_batches=args.all_micro_batches,
             log_dir=args.log_dir,
         )
         is_ok = is_ok and not any(report.result.error or report.differences for report in reports)

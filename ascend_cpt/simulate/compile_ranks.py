@@ -41,6 +41,7 @@ def simulate_run(
     num_steps: int,
     timeout_s: float,
     report: Callable[[str], None],
+    all_micro_batches: bool = False,
     log_dir: Path | None = None,
 ) -> tuple[TrainingCase, list[RankReport]]:
     """Compile ranks of a run and compare them with the plan of the compiled configuration.
@@ -53,6 +54,7 @@ def simulate_run(
         num_steps: Steps to run on the simulated device.
         timeout_s: For each rank.
         report: Called with progress lines.
+        all_micro_batches: Compile every micro batch of a step; otherwise at most twice the number of stages.
         log_dir: Where the output of the processes is kept.
 
     Raises:
@@ -63,7 +65,7 @@ def simulate_run(
     wrong = [rank for rank in ranks or () if not 0 <= rank < world_size]
     if wrong:
         raise ConfigError(f"--ranks {wrong[0]}: the cluster has ranks 0 to {world_size - 1}")
-    max_micro_batches = MICRO_BATCHES_PER_STAGE * run.layout.pipeline_parallel
+    max_micro_batches = None if all_micro_batches else MICRO_BATCHES_PER_STAGE * run.layout.pipeline_parallel
     short = load_shortened(run, overrides, layers_per_stage=layers_per_stage, micro_batches=max_micro_batches)
     short_run = resolve_without_data(short, world_size)
     case = build_case(short_run)
@@ -138,7 +140,7 @@ def _name_ranks(ranks: tuple[int, ...]) -> str:
 
 
 def load_shortened(
-    run: ResolvedRun, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int
+    run: ResolvedRun, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int | None
 ) -> RunConfig:
     """Return the configuration of a run with fewer layers and micro batches, otherwise unchanged.
 
@@ -146,11 +148,13 @@ def load_shortened(
         run: The resolved run.
         overrides: The overrides that the run was loaded with.
         layers_per_stage: Number of layers to keep on every pipeline stage; None keeps all.
-        micro_batches: Maximum number of micro batches per step.
+        micro_batches: Maximum number of micro batches per step; None keeps all.
     """
     config = run.config
     changed = dict(overrides)
-    num_micro = min(run.budget.num_accumulation_steps, micro_batches)
+    num_micro = run.budget.num_accumulation_steps
+    if micro_batches is not None:
+        num_micro = min(num_micro, micro_batches)
     changed["cpt.global_batch_size"] = run.budget.micro_batch_size * run.layout.data_parallel * num_micro
     changed["runner_config.batch_size"] = run.budget.micro_batch_size
     for section, key in (("runner_config", "gradient_accumulation_steps"), ("parallel_config", "micro_batch_num")):

@@ -26,7 +26,7 @@ from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.training_case import build_case
 from ascend_cpt.simulate.compare_slices import find_differences, select_model_parameters
-from ascend_cpt.simulate.compile_ranks import load_shortened
+from ascend_cpt.simulate.compile_ranks import MICRO_BATCHES_PER_STAGE, load_shortened, simulate_run
 from ascend_cpt.simulate.run_rank import RankResult, list_first_ranks, simulate_rank
 from tests.small_model import SMALL
 
@@ -197,3 +197,33 @@ def test_shipped_config_compiles_on_every_stage(path: Path) -> None:
         print(f"{path.stem} rank {rank}: {result.error or 'compiled'} after {result.duration_s:.0f} s")
         assert not result.error
         assert find_differences(case, result) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize(
+    ("name", "num_micro"),
+    [("llama2/cpt_llama2_70b_16k", 64), ("llama3/cpt_llama3_70b", 128), ("qwen2/cpt_qwen2_72b_4k", 128)]
+    + [("qwen3/cpt_qwen3_32b_4k", 128)],
+)
+def test_every_micro_batch_of_a_shipped_config_compiles(name: str, num_micro: int) -> None:
+    path = REPOSITORY / f"configs/{name}.yaml"
+    run, _ = plan_run(path, {}, CLUSTER)
+    # The last stage holds the loss, whose sums and gradients depend most on the number of micro batches.
+    last = list_first_ranks(run)[-1]
+    case, (report,) = simulate_run(
+        run,
+        {},
+        ranks=[last],
+        layers_per_stage=2,
+        num_steps=1,
+        timeout_s=2800,
+        report=print,
+        all_micro_batches=True,
+    )
+    assert case.num_micro_batches == num_micro > MICRO_BATCHES_PER_STAGE * run.layout.pipeline_parallel
+    assert not report.result.error
+    assert report.differences == ()
+    # One receive of activations from the stage before for each micro batch.
+    received = [exchange for exchange in report.result.exchanges if exchange.kind == "Receive"]
+    assert sum(exchange.count for exchange in received) >= num_micro
