@@ -31,6 +31,7 @@ class SinkGroup:
 
     def __init__(self, sinks: Sequence[Sink], console: TextIO | None) -> None:
         self._sinks, self._console = list(sinks), console
+        self._is_closed = False
 
     def __bool__(self) -> bool:
         return bool(self._sinks)
@@ -50,7 +51,10 @@ class SinkGroup:
             print(f"warning: {message}", file=self._console, flush=True)
 
     def close(self) -> None:
-        """Close every sink."""
+        """Close every sink; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for sink in tuple(self._sinks):
             try:
                 sink.close()

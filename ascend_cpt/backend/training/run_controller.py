@@ -13,7 +13,7 @@ from ascend_cpt.backend.training.step_monitor import StepMonitor
 from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_request, reinstall_handlers
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.cluster.job.launcher_files import report_step
-from ascend_cpt.errors import RunStopped
+from ascend_cpt.errors import CptError, RunStopped
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm
 from ascend_cpt.monitor.sinks import SinkGroup
 
@@ -47,17 +47,38 @@ class RunController(Callback):
         self._num_ranks, self._reports_to_launcher = num_ranks, reports_to_launcher
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
+        self._ending: CptError | None = None
 
-    def on_train_begin(self, run_context: RunContext) -> None:
-        """Validate the initial weights; in a resumed run restore the recorded validations instead.
+    def restore_alarm(self) -> None:
+        """Restore the recorded validations of a resumed run; called once, before training.
+
+        `on_train_begin` is too late: the training loop checks for a requested stop only after a step.
 
         Raises:
             RunStopped: when the last recorded validation still exceeds its limit.
         """
+        if self._build_evaluator is None:
+            return
+        stopping = [verdict for verdict in self._alarm.restore(self._recorded_validations) if verdict.stop]
+        if stopping:
+            self._sinks.close()
+            raise _make_alarm_error(stopping, "")
+
+    def raise_ending(self) -> None:
+        """Raise the error that ended the run, after training; every rank comes to the same one.
+
+        Raises:
+            RunStopped: when a guard or a validation set's alarm ended the run.
+            StoppedBySignal: when the run was asked to end, and has saved.
+        """
+        ending = self._monitor.ending or self._ending
+        if ending is not None:
+            raise ending
+
+    def on_train_begin(self, run_context: RunContext) -> None:
+        """Validate the weights that the run starts with."""
         if self._build_evaluator is not None:
             self._evaluator = self._build_evaluator(run_context.original_args().network)
-            restored = self._alarm.restore(self._recorded_validations)
-            self._stop_on_alarm([verdict for verdict in restored if verdict.stop], "")
             if self._initial_step == 0:
                 self._validate(0)
         self._monitor.mark_step_over()
@@ -69,10 +90,11 @@ class RunController(Callback):
     def on_train_step_end(self, run_context: RunContext) -> None:
         """Validate, save or stop if due after this step.
 
-        Raises:
-            RunStopped: when the alarm of a validation set stops the run.
-            StoppedBySignal: after saving, when a stop signal was received.
+        A stop is requested and not raised: in sink mode an error raised from a callback leaves the threads of the data
+        queue blocked. `raise_ending` raises it after training.
         """
+        if self._monitor.ending is not None:  # the weights are not to be validated or saved
+            return
         cb_params = run_context.original_args()
         step = self._initial_step + cb_params.cur_step_num
         self._writer.advance()
@@ -85,15 +107,15 @@ class RunController(Callback):
             stopping = self._validate(step)
         if last or stopping or request or _is_due(step, self._save_every):
             folder = self._writer.save(step, cb_params, wait=bool(last or stopping or request))
-            self._stop_on_alarm(stopping, f"; saved in {folder}")
-            if request:
-                self._sinks.close()
-                raise StoppedBySignal(
+            if stopping:
+                self._ending = _make_alarm_error(stopping, f"; saved in {folder}")
+            elif request:
+                self._ending = StoppedBySignal(
                     f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; run the "
                     "same command to resume",
                     request,
                 )
-        if last:
+        if last or self._ending:
             run_context.request_stop()
         self._monitor.mark_step_over()
 
@@ -116,13 +138,12 @@ class RunController(Callback):
                 self._sinks.warn(verdict.message)
         return [verdict for verdict in verdicts if verdict.stop]
 
-    def _stop_on_alarm(self, verdicts: Sequence[AlarmVerdict], saved: str) -> None:
-        if verdicts:
-            self._sinks.close()
-            messages = "; ".join(verdict.message for verdict in verdicts)
-            raise RunStopped(
-                f"stopped by on_increase: {messages}{saved}; to continue, raise max_increase or set on_increase to warn"
-            )
+
+def _make_alarm_error(verdicts: Sequence[AlarmVerdict], saved: str) -> RunStopped:
+    messages = "; ".join(verdict.message for verdict in verdicts)
+    return RunStopped(
+        f"stopped by on_increase: {messages}{saved}; to continue, raise max_increase or set on_increase to warn"
+    )
 
 
 def _is_due(step: int, every_steps: int | None) -> bool:

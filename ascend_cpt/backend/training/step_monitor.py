@@ -13,6 +13,7 @@ from mindspore.train import Callback
 
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.training.spike_guards import StepGuard
+from ascend_cpt.errors import RunStopped
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
 from ascend_cpt.monitor.record import StepRecord
 from ascend_cpt.monitor.sinks import SinkGroup
@@ -56,6 +57,8 @@ class StepMonitor(Callback):
         self._last_end_s = self._begin_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=RATE_STEPS)
         self._num_steps = 0
+        self.ending: RunStopped | None = None
+        """Why a guard ended the run, to be raised after the training loop has released its data queue."""
 
     def on_train_begin(self, run_context: RunContext) -> None:
         """Set the limits of the first step and start the clock."""
@@ -67,11 +70,7 @@ class StepMonitor(Callback):
         self._begin_s = time.perf_counter()
 
     def on_train_step_end(self, run_context: RunContext) -> None:
-        """Write the record of the step.
-
-        Raises:
-            RunStopped: when a guard stops the run.
-        """
+        """Write the record of the step; when a guard stops the run, set `ending` and request the stop."""
         cb_params = run_context.original_args()
         loss, is_skipped, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
         # MindFormers sums the losses of the micro batches.
@@ -109,8 +108,8 @@ class StepMonitor(Callback):
         if self._account is not None and (verdict.stop or is_tally_due(step, record.total_steps, self._phases)):
             self._sinks.write(self._account.tally(step))
         if verdict.stop:
-            self._sinks.close()
-            raise self._guard.stop(verdict.stop, step=step, loss=loss_value, grad_norm=norm_value)
+            self.ending = self._guard.stop(verdict.stop, step=step, loss=loss_value, grad_norm=norm_value)
+            run_context.request_stop()
 
     def mark_step_over(self) -> None:
         """Start the clock of the next step; called after the last callback, so validation and saving do not count."""

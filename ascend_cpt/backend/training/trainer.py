@@ -32,6 +32,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         DataError: when a dataset does not match its manifest.
         CheckpointError: when the disk is full.
         RunStopped: when a guard or an alarm stops the run.
+        StoppedBySignal: after saving, when a stop signal was received.
     """
     os.environ.setdefault("LOG_MF_PATH", str(run.run_dir / "logs" / "mindformers"))
     cpu = uses_cpu(run.config)
@@ -71,13 +72,16 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
     use_headers()
     callbacks = _build_callbacks(run, launch)
+    controller = callbacks[-1]
     stop_signals.install(launch.console)
     try:
+        controller.restore_alarm()
         with tell_full_disk(run.run_dir, "training"):
             Trainer(mindformers_config, callbacks=callbacks).train()
+        controller.finish_saving()
+        controller.raise_ending()
     except RunStopped:
         report_own_stop()
-        callbacks[-1].finish_saving()
         raise
 
 

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mindspore as ms
+import mindspore.dataset as ds
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Model, Parameter, RunContext, Tensor, nn
+from mindspore.train.callback._callback import _InternalCallbackParam
 
 from ascend_cpt.backend.checkpointing.node_local import load_own_shards, save_own_shards
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
-from ascend_cpt.backend.training import step_monitor
+from ascend_cpt.backend.training import step_monitor, stop_signals
+from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.checkpoint.locate import check_checkpoint
 from ascend_cpt.checkpoint.state import RunState
-from ascend_cpt.config.monitoring_schema import GuardConfig
+from ascend_cpt.config.monitoring_schema import GuardConfig, ValidationSetConfig
 from ascend_cpt.errors import CheckpointError, RunStopped
 from ascend_cpt.monitor.accounting import PhaseSpan
+from ascend_cpt.monitor.forgetting import ForgettingAlarm
 from ascend_cpt.monitor.guard import StepJudge
-from ascend_cpt.monitor.record import Record
+from ascend_cpt.monitor.record import Record, ValidationRecord
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.recipe.budget import Budget
 
@@ -34,12 +40,13 @@ OUTPUTS = (Tensor(8.0), Tensor(False), Tensor(1.0), Tensor(1e-3), Tensor(0.5))
 class Collected:
     def __init__(self) -> None:
         self.records: list[Any] = []
+        self.num_closed = 0
 
     def write(self, record: Record) -> None:
         self.records.append(record)
 
     def close(self) -> None:
-        pass
+        self.num_closed += 1
 
 
 class TrainOneStep(nn.Cell):
@@ -87,13 +94,14 @@ def make_monitor(budget: Budget, sink: Collected, guard: StepGuard | None = None
 
 
 def make_context(cur_step_num: int, loss: float = 8.0, in_sink: bool = False) -> Any:
-    parameters = SimpleNamespace(
+    parameters = _InternalCallbackParam()
+    parameters.update(
         net_outputs=(Tensor(loss), *OUTPUTS[1:]),
         cur_step_num=cur_step_num,
         network=TrainOneStep(),
         dataset_sink_mode=in_sink,
     )
-    return SimpleNamespace(original_args=lambda: parameters)
+    return RunContext(parameters)
 
 
 BUDGET = Budget(seq_length=4, global_batch_size=2, micro_batch_size=2, num_accumulation_steps=1, total_steps=10)
@@ -135,9 +143,11 @@ def test_non_finite_loss_stops_the_run_and_writes_the_rows(tmp_path: Path) -> No
     monitor = make_monitor(BUDGET, sink, guard)
     monitor.on_train_begin(make_context(0))
     monitor.on_train_step_begin(make_context(2))
-    with pytest.raises(RunStopped, match="stopped at step 7: the loss is nan; the rows of its batch are in") as error:
-        monitor.on_train_step_end(make_context(2, loss=float("nan")))
-    assert error.value.exit_code == 1 and "\n" not in str(error.value)
+    context = make_context(2, loss=float("nan"))
+    monitor.on_train_step_end(context)
+    assert isinstance(monitor.ending, RunStopped) and context.get_stop_requested()
+    assert str(monitor.ending).startswith("stopped at step 7: the loss is nan; the rows of its batch are in")
+    assert monitor.ending.exit_code == 1 and "\n" not in str(monitor.ending)
     saved = json.loads((tmp_path / "stopped_at_step_7.json").read_text(encoding="utf-8"))
     assert saved["rows"] == [{"source": "web", "row": 17}, {"source": "code", "row": 3}]
     assert (saved["step"], saved["loss"], saved["reason"]) == (7, "nan", "the loss is nan")
@@ -184,3 +194,127 @@ def test_checkpoint_in_sink_mode_has_the_networks_parameters(tmp_path: Path) -> 
     assert set(saved) == set(wrapper.network.parameters_dict())
     weight = wrapper.network.weight
     assert np.array_equal(saved[weight.name].asnumpy(), weight.asnumpy())
+
+
+class LossFromData(TrainOneStep):
+    """Returns what MindFormers' wrapper does, with the loss that the data holds."""
+
+    def construct(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return (loss, *OUTPUTS[1:])
+
+
+class HeldOutLosses:
+    """Stands for the evaluator of one set: its losses are given."""
+
+    def __init__(self, losses: dict[int, float]) -> None:
+        self.losses = losses
+
+    def evaluate(self, step: int) -> list[ValidationRecord]:
+        return [ValidationRecord(step=step, name="held", loss=self.losses[step], num_labels=1)]
+
+
+def make_stoppable(
+    folder: Path, sink: Collected, *, initial_step: int = 0, held_losses: dict[int, float] | None = None
+) -> tuple[StepMonitor, RunController]:
+    sinks = SinkGroup([sink], None)
+    guard = StepGuard(StepJudge(GuardConfig()), run_dir=folder, list_rows=lambda step: [], reports=True)
+    monitor = StepMonitor(
+        budget=BUDGET,
+        initial_step=initial_step,
+        speed=Speed(num_devices=1, flops_per_token=100.0, peak_flops=1e12),
+        phases=[PhaseSpan(name="train", first_step=0, stop_step=10)],
+        guard=guard,
+        account=None,
+        sinks=sinks,
+    )
+    writer = CheckpointWriter(
+        folder / "checkpoint",
+        initial_state=RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4}),
+        global_batch_size=2,
+        keep_last=9,
+        keep_every_steps=None,
+        shared=True,
+        completes=True,
+        rank=0,
+        num_ranks=1,
+    )
+    sets = {"held": ValidationSetConfig(path="x", max_increase=0.5, on_increase="stop")}
+    recorded = [{"name": "held", "step": step, "loss": loss} for step, loss in (held_losses or {}).items()]
+    controller = RunController(
+        total_steps=10,
+        initial_step=initial_step,
+        writer=writer,
+        save_every_steps=1,
+        build_evaluator=None if held_losses is None else lambda network: HeldOutLosses(held_losses),  # type: ignore[arg-type, return-value]
+        validate_every_steps=1,
+        stop_at_step=None,
+        num_ranks=1,
+        reports_to_launcher=False,
+        alarm=ForgettingAlarm(sets),
+        recorded_validations=recorded if initial_step else [],
+        sinks=sinks,
+        monitor=monitor,
+    )
+    return monitor, controller
+
+
+def train_on(losses: list[float], callbacks: tuple[StepMonitor, RunController]) -> None:
+    data = ds.NumpySlicesDataset(np.array(losses, np.float32), column_names=["loss"], shuffle=False)
+    Model(LossFromData()).train(1, data, callbacks=list(callbacks), dataset_sink_mode=False)
+
+
+def list_saved(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in (folder / "checkpoint").glob("*/cpt_state.json"))
+
+
+def test_guard_stop_is_raised_after_the_loop(tmp_path: Path) -> None:
+    sink = Collected()
+    callbacks = make_stoppable(tmp_path, sink)
+    train_on([2.0, float("nan"), 2.0], callbacks)  # raises nothing: the loop must release the data queue
+    assert [record.step for record in sink.records] == [1, 2] and sink.num_closed == 1
+    assert list_saved(tmp_path) == ["iteration_00000001"], "the step that stopped the run is not saved"
+    with pytest.raises(RunStopped, match="stopped at step 2: the loss is nan"):
+        callbacks[1].raise_ending()
+
+
+def test_alarm_stop_saves_and_is_raised_after_the_loop(tmp_path: Path) -> None:
+    sink = Collected()
+    callbacks = make_stoppable(tmp_path, sink, held_losses={0: 2.0, 1: 2.1, 2: 2.6})
+    train_on([2.0, 2.0, 2.0], callbacks)
+    assert list_saved(tmp_path) == ["iteration_00000001", "iteration_00000002"] and sink.num_closed == 1
+    with pytest.raises(RunStopped, match="stopped by on_increase: .* at step 2 .*; saved in .*iteration_00000002"):
+        callbacks[1].raise_ending()
+
+
+def test_restored_alarm_is_raised_before_training(tmp_path: Path) -> None:
+    sink = Collected()
+    _, controller = make_stoppable(tmp_path, sink, initial_step=2, held_losses={0: 2.0, 2: 2.6})
+    with pytest.raises(RunStopped, match="stopped by on_increase: "):
+        controller.restore_alarm()
+    assert sink.num_closed == 1 and not sink.records
+
+
+def test_signal_stop_saves_and_is_raised_after_the_loop(tmp_path: Path) -> None:
+    sink = Collected()
+    callbacks = make_stoppable(tmp_path, sink)
+    kept = {number: signal.getsignal(number) for number in stop_signals.SIGNALS}
+    try:
+        with (tmp_path / "console").open("w") as console:
+            stop_signals.install(console)
+            os.kill(os.getpid(), signal.SIGTERM)
+            train_on([2.0, 2.0, 2.0], callbacks)
+    finally:
+        stop_signals._received.clear()
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert list_saved(tmp_path) == ["iteration_00000001"] and sink.num_closed == 1
+    with pytest.raises(stop_signals.StoppedBySignal, match="stopped by SIGTERM after step 1 of 10; saved in"):
+        callbacks[1].raise_ending()
+
+
+def test_complete_run_raises_nothing(tmp_path: Path) -> None:
+    sink = Collected()
+    callbacks = make_stoppable(tmp_path, sink)
+    train_on([2.0] * 10, callbacks)
+    assert len(sink.records) == 10 and sink.num_closed == 1
+    callbacks[1].raise_ending()
