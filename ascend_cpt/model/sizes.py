@@ -12,6 +12,8 @@ from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.model.rope import Rope, read_rope
 
 CONFIG_NAME = "config.json"
+# The names in MindFormers of the MLP gated by SiLU, which is `silu` in transformers.
+SILU_NAMES = ("silu", "swiglu", "fusedswiglu")
 # Fields that change the computation of the model, with the only supported value.
 _FIXED_FIELDS: dict[str, Any] = {
     "attention_bias": False,
@@ -75,6 +77,8 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         ConfigError: a field is missing or its value is not supported.
     """
     for key, supported in _FIXED_FIELDS.items():
+        if key == "hidden_act" and config.get(key) in SILU_NAMES:
+            continue
         if config.get(key, supported) not in (supported, None):
             raise ConfigError(f"{key}: {config[key]} is not supported, only {supported} is")
     num_heads = _read_count(config, "num_attention_heads")

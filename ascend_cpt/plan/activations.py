@@ -31,12 +31,14 @@ def count_layer_bytes(case: TrainingCase) -> int:
     width = _Widths(case)
     norm_inputs = 2 * width.s * width.h * FLOAT32_BYTES
     linear_inputs = 2 * width.t * width.h * case.compute_bytes
+    # The sum after attention and the output of the MLP's norm (MindFormers' transformer_layer.py).
+    residuals = 2 * width.s * width.h * (FLOAT32_BYTES - case.compute_bytes) if case.residuals_in_float32 else 0
     query_key_norms = width.t * (width.q + width.k) * FLOAT32_BYTES if width.normalizes_query_key else 0
     attention = width.t * (3 * width.q + 2 * width.k) * case.compute_bytes
     softmax = width.t * width.heads * SOFTMAX_BYTES_PER_ROW
     mlp_copies = 3 if case.recomputes_selected else 4
     mlp = mlp_copies * width.t * width.f * case.compute_bytes
-    return norm_inputs + linear_inputs + query_key_norms + attention + softmax + mlp
+    return norm_inputs + residuals + linear_inputs + query_key_norms + attention + softmax + mlp
 
 
 def count_backward_bytes(case: TrainingCase, stage: int) -> int:

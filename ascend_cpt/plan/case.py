@@ -45,6 +45,8 @@ class TrainingCase:
     """Smaller parameters are not sharded over the data-parallel ranks."""
     compresses_mask: bool = True
     """Whether attention uses a compressed mask instead of one of seq_length²."""
+    residuals_in_float32: bool = False
+    """Whether residuals are added in float32 (`fp32_residual_connection`)."""
     param_bytes: int = 4
     compute_bytes: int = 2
 

@@ -14,6 +14,7 @@ from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.cluster.job.checks import check_same, choose_common_step
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.model.sizes import SILU_NAMES
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
 from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
@@ -275,5 +276,8 @@ MODEL_IDENTITY_KEYS = (
 
 
 def select_model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a `model_config` that identify the model."""
-    return {key: model.get(key) for key in MODEL_IDENTITY_KEYS}
+    """Return the fields of a `model_config` that identify the model, with one name for SiLU."""
+    identity = {key: model.get(key) for key in MODEL_IDENTITY_KEYS}
+    if identity["hidden_act"] in SILU_NAMES:
+        identity["hidden_act"] = "silu"
+    return identity

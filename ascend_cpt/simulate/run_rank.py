@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -28,6 +29,8 @@ from ascend_cpt.softnpu.environment import find_cann
 MODULE = "ascend_cpt.backend.simulated_rank.process"
 POLL_S = 0.5
 STOP_WAIT_S = 10
+EXIT_WAIT_S = 10
+RESULT_NAME = "result.json"
 LOG_TAIL_CHARACTERS = 4000
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -82,7 +85,7 @@ def simulate_rank(
         work = Path(folder)
         job = Job(
             yaml_path=str(work / "resolved.yaml"),
-            result_path=str(work / "result.json"),
+            result_path=str(work / RESULT_NAME),
             num_steps=num_steps,
             uses_cann=cann is not None,
             parent_pid=os.getpid(),
@@ -161,6 +164,11 @@ def _run_process(
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     return f"stopped after {timeout_s:.0f} s; raise --timeout"
+                # The result is renamed into place, so it is complete; MindSpore may hang while the process exits.
+                if (work / RESULT_NAME).is_file():
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(EXIT_WAIT_S)
+                    return ""
                 time.sleep(POLL_S)
                 new = _read_phase(work)
                 if new and new != phase:

@@ -33,6 +33,11 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "runner_config.stop_step": ((0,), "use --stop-at-step"),
     "runner_config.sink_size": ((1,), "callbacks must run after every step"),
     "model.model_config.seq_length": ((), "set cpt.seq_length"),
+    "model.model_config.pp_interleave_num": (
+        (1,),
+        "interleaved stages (parallel.pipeline_config.pipeline_interleave) are not supported: neither the plan nor the layer "
+        "split supports them",
+    ),
     "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
     "model.model_config.use_eod_attn_mask_compression": ((False,), "set cpt.document_attention: within"),

@@ -51,6 +51,7 @@ def build_case(run: ResolvedRun) -> TrainingCase:
         shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
         shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
         compresses_mask=bool(model.get("use_attn_mask_compression")) or run.row_format.boundaries == "ends",
+        residuals_in_float32=bool(model.get("fp32_residual_connection")),
         param_bytes=DTYPE_BYTES[str(model.get("params_dtype", "float32"))],
         compute_bytes=DTYPE_BYTES[str(model.get("compute_dtype", "bfloat16"))],
     )

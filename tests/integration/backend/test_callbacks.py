@@ -15,7 +15,7 @@ import mindspore.dataset as ds
 import numpy as np
 import pytest
 from mindspore import Model, Parameter, RunContext, Tensor, nn
-from mindspore.train.callback._callback import _InternalCallbackParam
+from mindspore.train.callback import _InternalCallbackParam
 
 from ascend_cpt.backend.checkpointing.node_local import load_own_shards, save_own_shards
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter

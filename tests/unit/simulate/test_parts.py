@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,14 +13,19 @@ from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.plan.activations import count_layer_bytes
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
+from ascend_cpt.run.starting_point import select_model_identity
+from ascend_cpt.simulate import run_rank
 from ascend_cpt.simulate.communication import name_group, read_exchanges
 from ascend_cpt.simulate.compare_slices import select_model_parameters
 from ascend_cpt.simulate.compile_ranks import simulate_run
 from ascend_cpt.simulate.explain_error import explain_error
 from ascend_cpt.simulate.run_rank import make_environment, make_sections
 from ascend_cpt.softnpu.environment import find_cann
+from ascend_cpt.weights.hf_config import make_config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
@@ -101,3 +108,46 @@ def test_parameters_added_by_the_training_step_are_excluded() -> None:
     names = ["decoder.final_layernorm.weight", "adam_m.decoder.final_layernorm.weight", "accu_grads.x", "global_step"]
     parameters = [ParameterOnRank(name=name, shape=[1], tensor_shape=[1], stored_shape=[1]) for name in names]
     assert [parameter.name for parameter in select_model_parameters(parameters)] == names[:1]
+
+
+def test_a_child_that_hangs_after_its_result_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hanging_child.py").write_text(
+        "import pathlib, time\npathlib.Path('result.json').write_text('{}')\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(run_rank, "MODULE", "hanging_child")
+    started = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ending = run_rank._run_process(tmp_path, tmp_path / "log", environment, 40, lambda line: None)
+    assert ending == "" and time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model.model_config.pp_interleave_num": 2}, "parallel.pipeline_config.pipeline_interleave"),
+        ({"recompute_config.recompute": [[4, 4, 4, 4], [4, 4, 4, 4]]}, "one entry for each stage"),
+    ],
+)
+def test_interleaved_pipelines_are_refused_by_name(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        plan_run(CONFIG, change, CLUSTER)
+
+
+def test_residuals_in_float32_count() -> None:
+    change = {"recompute_config.recompute": False}
+    plain = plan_run(CONFIG, change, CLUSTER)[1].case
+    fp32 = plan_run(CONFIG, {**change, "model.model_config.fp32_residual_connection": True}, CLUSTER)[1].case
+    # Two tensors of (tokens / tensor parallel) x hidden with two bytes more an element.
+    more = 2 * 2 * (8192 // fp32.layout.tensor_parallel) * 8192
+    assert fp32.sequence_parallel and fp32.tokens_per_rank == 8192
+    assert count_layer_bytes(fp32) - count_layer_bytes(plain) == more
+
+
+@pytest.mark.parametrize("name", ["swiglu", "fusedswiglu"])
+def test_mindformers_names_of_the_gated_silu_are_accepted_and_exported_as_silu(name: str) -> None:
+    run, _ = plan_run(CONFIG, {"model.model_config.hidden_act": name}, CLUSTER)
+    assert run.model["hidden_act"] == name
+    assert make_config(run.model)["hidden_act"] == "silu"
+    silu = {**run.model, "hidden_act": "silu"}
+    assert read_sizes(run.model) == read_sizes(silu)  # what a Hugging Face start compares
+    assert select_model_identity(run.model) == select_model_identity(silu)

@@ -194,7 +194,7 @@ def test_hccl(node: Node, name: str, value: str, level: Level) -> None:
     ("value", "seconds"), [(None, "1800 s, set by the launcher"), ("", "1800 s, set by"), ("900", "900 s")]
 )
 def test_the_connect_timeout_that_will_hold_is_named(node: Node, value: str | None, seconds: str) -> None:
-    environ = {**node.environ} if value is None else {**node.environ, "HCCL_CONNECT_TIMEOUT": value}
+    environ = dict(node.environ) if value is None else {**node.environ, "HCCL_CONNECT_TIMEOUT": value}
     found = findings_of(doctor.check_hccl, replace(node, environ=environ))
     assert [finding.level for finding in found] == [Level.OK]
     assert f"HCCL_CONNECT_TIMEOUT is {seconds}" in found[0].text
