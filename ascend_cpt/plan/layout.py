@@ -88,12 +88,7 @@ def find_switch_problems(
             f"divisor of a node's {NODE_DEVICES}: MindSpore does not create groups at different positions of their "
             "nodes; change pipeline_stage or the number of nodes"
         )
-    if isinstance(recompute, list) and any(isinstance(entry, list) for entry in recompute):
-        problems.append(
-            "recompute_config.recompute: a list of lists belongs to interleaved stages, which are not supported; give "
-            "one entry for each stage, a number of layers or True or False"
-        )
-    elif isinstance(recompute, list) and len(recompute) != layout.pipeline_parallel:
+    if isinstance(recompute, list) and len(recompute) != layout.pipeline_parallel:
         problems.append(
             f"recompute_config.recompute has {len(recompute)} entries, but pipeline_stage is {layout.pipeline_parallel}"
         )

@@ -203,8 +203,12 @@ def test_shipped_config_compiles_on_every_stage(path: Path) -> None:
 @pytest.mark.timeout(6000)
 @pytest.mark.parametrize(
     ("name", "num_micro"),
-    [("llama2/cpt_llama2_70b_16k", 64), ("llama3/cpt_llama3_70b", 128), ("qwen2/cpt_qwen2_72b_4k", 128)]
-    + [("qwen3/cpt_qwen3_32b_4k", 128)],
+    [
+        ("llama2/cpt_llama2_70b_16k", 64),
+        ("llama3/cpt_llama3_70b", 128),
+        ("qwen2/cpt_qwen2_72b_4k", 128),
+        ("qwen3/cpt_qwen3_32b_4k", 128),
+    ],
 )
 def test_every_micro_batch_of_a_shipped_config_compiles(name: str, num_micro: int) -> None:
     path = REPOSITORY / f"configs/{name}.yaml"

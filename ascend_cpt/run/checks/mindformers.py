@@ -35,8 +35,8 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.model_config.seq_length": ((), "set cpt.seq_length"),
     "model.model_config.pp_interleave_num": (
         (1,),
-        "interleaved stages (parallel.pipeline_config.pipeline_interleave) are not supported: neither the plan nor the layer "
-        "split supports them",
+        "interleaved stages (parallel.pipeline_config.pipeline_interleave) are not supported by the plan and the layer "
+        "split",
     ),
     "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),

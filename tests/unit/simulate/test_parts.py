@@ -125,7 +125,10 @@ def test_a_child_that_hangs_after_its_result_is_ended(tmp_path: Path, monkeypatc
     ("change", "named"),
     [
         ({"model.model_config.pp_interleave_num": 2}, "parallel.pipeline_config.pipeline_interleave"),
-        ({"recompute_config.recompute": [[4, 4, 4, 4], [4, 4, 4, 4]]}, "one entry for each stage"),
+        (
+            {"recompute_config.recompute": [[4, 4, 4, 4], [4, 4, 4, 4]]},
+            "for each pipeline stage that or a number of layers",
+        ),
     ],
 )
 def test_interleaved_pipelines_are_refused_by_name(change: dict[str, Any], named: str) -> None:
