@@ -35,7 +35,7 @@ class DataError(CptError):
 
 
 class CheckpointError(CptError):
-    """A checkpoint that is missing, cut short or does not fit the model."""
+    """A checkpoint that is missing, truncated or incompatible with the model."""
 
 
 class ClusterError(CptError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
 from ascend_cpt.backend.training.trainer import Launch, train
-from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
 from ascend_cpt.config.loader import RunConfig, parse_assignments
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         # One process per run folder holds the lock, so that a second launch fails.
         holds = channel.rank == 0 if run.config.cpt.storage.shared else channel.is_first_on_node
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
-        with tell_full_disk(run.run_dir, "writing what belongs to the run"), lock:
+        with report_full_disk(run.run_dir, "writing to the run folder"), lock:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
             return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
 
@@ -86,7 +86,7 @@ def train_run(
 ) -> int:
     """Compile and train. Returns the exit code."""
     for line in start.warnings if process.rank == 0 else ():
-        print(f"warning: passed over: {line}", file=sys.stderr)
+        print(f"warning: skipped: {line}", file=sys.stderr)
     if start.step >= run.budget.total_steps:
         if process.rank == 0:
             print(f"{run.run_dir}: already complete at step {start.step}; nothing to do")
@@ -160,7 +160,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-shared-storage",
         action="store_true",
-        help="every node holds its own copy of the data and its own output (like cpt.storage.shared: false)",
+        help="every node has its own copy of the data and its own output (like cpt.storage.shared: false)",
     )
     parser.add_argument(
         "--extend",

@@ -26,7 +26,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
             of a file, or the output exists or cannot be written.
     """
     if output.exists():
-        raise CheckpointError(f"{output}: exists already; choose a new folder")
+        raise CheckpointError(f"{output}: already exists; choose a new folder")
     checkpoints = [locate_checkpoint(part) for part in parts]
     first = checkpoints[0]
     sources: dict[str, Path] = {}
@@ -38,7 +38,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
             )
         differences = describe_differences(first.state.fingerprint, checkpoint.state.fingerprint)
         if differences:
-            raise CheckpointError(f"{checkpoint.folder}: belongs to another run than {first.folder} ({differences[0]})")
+            raise CheckpointError(f"{checkpoint.folder}: from a different run than {first.folder} ({differences[0]})")
         for name, size_bytes in checkpoint.state.files.items():
             known = sources.setdefault(name, checkpoint.folder / name)
             if known.stat().st_size != size_bytes:

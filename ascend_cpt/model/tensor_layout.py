@@ -24,7 +24,7 @@ class TensorLayout(Protocol):
 
 
 @dataclass(frozen=True)
-class Same:
+class Unchanged:
     """One tensor under another name."""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:

@@ -81,7 +81,7 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel
     chosen, skipped = _choose_checkpoint(run, resume_training, channel)
     if chosen is None:
         if extend:
-            raise CheckpointError(f"{run.run_dir}: holds no checkpoint to extend; remove --extend")
+            raise CheckpointError(f"{run.run_dir}: no checkpoint to extend; remove --extend")
         return _choose_weights(run, skipped)
     differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
     notes: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel
     elif differences:
         hint = ", or give --extend to make the run longer" if _is_longer(run, chosen.state) else ""
         raise CheckpointError(
-            f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
+            f"{chosen.folder}: saved by a run with different settings, so it cannot be continued exactly "
             f"({'; '.join(differences)}); restore them{hint}, or start another run with --set cpt.run_name=NAME"
         )
     return Start(resume_from=chosen, notes=notes, warnings=skipped)
@@ -105,7 +105,7 @@ def _choose_checkpoint(
     if requested.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
-                f"{run.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
+                f"{run.run_dir}: has checkpoints up to step {newest.state.step}; continue them with "
                 "--resume_training auto, or start another run with --set cpt.run_name=NAME"
             )
         return None, ()
@@ -123,7 +123,7 @@ def _choose_checkpoint(
     chosen = locate_checkpoint(Path(requested))
     if newest is not None and newest.state.step > chosen.state.step:
         raise CheckpointError(
-            f"{run.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
+            f"{run.run_dir}: has a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
             "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
         )
     return chosen, ()

@@ -84,7 +84,7 @@ def _read_run_config(checkpoint: Path) -> dict[str, Any]:
     try:
         return make_config(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["model_config"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: holds no model.model_config: {error}") from error
+        raise CheckpointError(f"{path}: has no model.model_config: {error}") from error
 
 
 def _adopt_config(config: dict[str, Any], trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class TextModel:
         length = len(tokens) + num_tokens
         max_length = self._config.get("max_position_embeddings", length)
         if not tokens:
-            raise DataError("--prompt: is empty; give some text")
+            raise DataError("--prompt: empty; give some text")
         if length > max_length:
             raise DataError(
                 f"--prompt and --num-tokens add up to {length} tokens, the model has {max_length} positions; "

@@ -124,7 +124,7 @@ def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifes
     manifests = [load_manifest(path) for path in paths]
     for path, manifest, digest in zip(paths, manifests, digests, strict=True):
         if manifest.digest != digest:
-            raise DataError(f"{path}: was changed after this run was configured; start the run again")
+            raise DataError(f"{path}: changed after this run was configured; start the run again")
     return manifests
 
 

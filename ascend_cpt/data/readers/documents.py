@@ -102,7 +102,7 @@ def _check_document(keys: Sequence[str], row: Mapping[str, Any]) -> Document | t
             if isinstance(text, bytes):
                 text = text.decode("utf-8")
             if not isinstance(text, str):
-                return WRONG_TYPE, f"{key} is of type {type(text).__name__}"
+                return WRONG_TYPE, f"{key} has type {type(text).__name__}"
             sizes.append(len(text) if text.isascii() else len(text.encode("utf-8")))
         except UnicodeError:
             return INVALID_UTF8, key
