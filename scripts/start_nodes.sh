@@ -36,9 +36,9 @@ local_worker="${positional[2]-8}" master_port="${positional[3]-8118}"
 [[ "$local_worker" =~ ^[1-9][0-9]*$ ]] || fail "LOCAL_WORKER must be a whole number of at least 1, not '$local_worker'"
 
 mapfile -t hosts < <(sed 's/#.*//' "$hostfile" | awk 'NF { print $1 }')
-((${#hosts[@]})) || fail "$hostfile names no host; one per line"
+((${#hosts[@]})) || fail "$hostfile is empty; list one host per line"
 repeated="$(printf '%s\n' "${hosts[@]}" | sort | uniq -d)"
-[[ -z "$repeated" ]] || fail "$hostfile names ${repeated//$'\n'/, } more than once"
+[[ -z "$repeated" ]] || fail "$hostfile lists ${repeated//$'\n'/, } more than once"
 
 root="${REMOTE_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"
 passed=()

@@ -33,7 +33,8 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
     for checkpoint in checkpoints:
         if checkpoint.state.step != first.state.step:
             raise CheckpointError(
-                f"{checkpoint.folder}: is step {checkpoint.state.step}, {first.folder} is step {first.state.step}; "
+                f"{checkpoint.folder}: has step {checkpoint.state.step}, but {first.folder} has step "
+                f"{first.state.step}; "
                 "give the folders of the same step"
             )
         differences = describe_differences(first.state.fingerprint, checkpoint.state.fingerprint)

@@ -64,7 +64,7 @@ def load_stages(path: Path) -> tuple[StageConfig, ...]:
             problems.append(f"{where}: duplicate name; rename one")
         seen.add(stage.name)
         problems += [
-            f"{where}: sets {key}, but starts from the stage before it; remove the key"
+            f"{where}: sets {key}, but it starts from the previous stage; remove the key"
             for key in INHERITED_KEYS
             if index and key in stage.set
         ]

@@ -53,7 +53,9 @@ class ForgettingAlarm:
         judged = dataclasses.replace(record, base_loss=base_loss, base_step=base_step, alarm=above)
         if not above:
             recovered = self._last_warned.pop(record.name, None) is not None
-            text = f"validation set {record.name} is below its alarm again at step {record.step}: {record.loss:.4f}"
+            text = (
+                f"validation set {record.name} is below its alarm level again at step {record.step}: {record.loss:.4f}"
+            )
             return AlarmVerdict(record=judged, message=text if recovered else "")
         assert limits.max_increase is not None
         stop = limits.on_increase == "stop"
@@ -63,7 +65,7 @@ class ForgettingAlarm:
             self._last_warned[record.name] = increase
             message = (
                 f"forgetting: validation set {record.name} at step {record.step} has loss {record.loss:.4f}, "
-                f"{increase:+.4f} over its base {base_loss:.4f} of step {base_step} "
+                f"{increase:+.4f} from its baseline {base_loss:.4f} at step {base_step} "
                 f"(max_increase {limits.max_increase:g})"
             )
         return AlarmVerdict(record=judged, message=message, stop=stop)

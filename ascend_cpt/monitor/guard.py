@@ -120,7 +120,7 @@ class StepJudge:
             if skipped == OVERFLOW and not scaled:
                 return "a gradient is not finite"
         if self._num_in_a_row >= self._config.max_skips_in_a_row:
-            return f"{self._num_in_a_row} steps in a row were skipped, the last one for: {skipped}"
+            return f"{self._num_in_a_row} consecutive steps were skipped; the last reason: {skipped}"
         return ""
 
     def _remember(self, step: int, loss: float, grad_norm: float | None, skipped: str) -> None:

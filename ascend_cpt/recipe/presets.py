@@ -227,7 +227,7 @@ def _resolve_warmup(
             if config.warmup_tokens is None and config.warmup_share is None:
                 notes.append(
                     f"warning: preset {config.preset}: a warmup of {share_per_epoch:.0%} for each of {num_epochs:.4g} "
-                    f"epochs is too long, limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
+                    f"epochs is too long; it is limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
                     "cpt.schedule.warmup_share for another length"
                 )
     steps = _count_part(

@@ -22,7 +22,7 @@ def shrink_layout(layout: ParallelLayout, max_processes: int) -> ParallelLayout:
     sizes = {name: int(getattr(layout, name)) for name in ORDER}
     if max_processes < 1 or (max_processes == 1 and layout.world_size > 1):
         raise ClusterError(
-            f"--processes {max_processes}: nothing of a layout of {layout.world_size} devices is left on "
+            f"--processes {max_processes}: a layout of {layout.world_size} devices cannot be reduced to "
             f"{max(max_processes, 0)} processes; give at least 2"
         )
     for target in (2, 1):

@@ -151,7 +151,8 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
         )
     if not _is_longer(run, state):
         raise CheckpointError(
-            f"{run.run_dir}: --extend, but the run has {run.budget.total_steps} steps and had {state.total_steps}; "
+            f"{run.run_dir}: --extend needs a longer run, but it has {run.budget.total_steps} steps and had "
+            f"{state.total_steps}; "
             "raise cpt.train_tokens or add a phase"
         )
     _check_same_rows(chosen, saved, current)
@@ -181,14 +182,14 @@ def _check_same_rows(chosen: Checkpoint, saved: Mapping[str, Any], current: Mapp
     for name, digest in saved["sources"]:
         if digests.get(name) != digest:
             raise CheckpointError(
-                f"{chosen.folder}: --extend, but source {name} is not the dataset that was trained on; restore it"
+                f"{chosen.folder}: --extend: source {name} is not the dataset that was trained on; restore it"
             )
     step = chosen.state.step
     trained, wanted = (_cut_phases(record["phases"], step) for record in (saved, current))
     shuffled_together = any(shares is None for *_, shares in saved["phases"])
     if trained != wanted or (shuffled_together and saved["sources"] != current["sources"]):
         raise CheckpointError(
-            f"{chosen.folder}: --extend, but the phases up to step {step} differ from those that were trained: "
+            f"{chosen.folder}: --extend: the phases up to step {step} differ from those that were trained: "
             f"{_name_phases(trained)} → {_name_phases(wanted)}; keep their blends, and give their lengths in tokens"
         )
 

@@ -49,7 +49,7 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
         config, own = _read_run_config(folders[0]), []
     if num_averaged > len(folders):
         raise CheckpointError(
-            f"{path}: has {len(folders)} complete checkpoints, but {num_averaged} are to be averaged; average fewer"
+            f"{path}: has {len(folders)} complete checkpoints, fewer than --average {num_averaged}; lower it"
         )
     if like is not None:
         own = list_companions(like)
@@ -93,7 +93,7 @@ def _adopt_config(config: dict[str, Any], trained: Mapping[str, Any], folder: Pa
     names = [field.name for field in fields(ModelSizes) if getattr(sizes, field.name) != getattr(wanted, field.name)]
     if names:
         differences = "; ".join(
-            f"{name} is {getattr(sizes, name)}, trained with {getattr(wanted, name)}" for name in names
+            f"{name} is {getattr(sizes, name)}, but the run was trained with {getattr(wanted, name)}" for name in names
         )
         raise CheckpointError(f"{folder / CONFIG_NAME}: describes another model: {differences}")
     return {**config, "vocab_size": trained["vocab_size"]}

@@ -30,7 +30,7 @@ def is_requested(environ: Mapping[str, str]) -> bool:
     """
     value = environ.get(SWITCH, "")
     if value not in ("", "0", "1"):
-        raise ClusterError(f"{SWITCH}={value}: set it to 1 to run on emulated NPUs, or to 0")
+        raise ClusterError(f"{SWITCH}={value}: set it to 1 to run on emulated NPUs, or to 0 to disable them")
     return value == "1"
 
 

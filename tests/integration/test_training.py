@@ -111,7 +111,7 @@ def test_resume_errors_and_damaged_checkpoints(
         (["--set", "model.model_config.vocab_size=500"], "tokenizer of 512 entries, but the model has vocab_size 500"),
         (["--set", "parallel_config.model_parallel=2"], "data parallel only"),
         (["--output_dir", "/proc/nowhere"], "cannot be written"),
-        (["--world-size", "4"], "goes with --dry-run"),
+        (["--world-size", "4"], "needs --dry-run"),
         (["--dry-run", "--set", "cpt.init_from=nowhere"], "no such checkpoint"),
     ],
 )

@@ -94,7 +94,7 @@ def _check_document(keys: Sequence[str], row: Mapping[str, Any]) -> Document | t
     texts, sizes = [], []
     for key in keys:
         if key not in row:
-            return MISSING_KEY, f"no key {key!r}; there are: {', '.join(map(str, row))}"
+            return MISSING_KEY, f"no key {key!r}; available keys: {', '.join(map(str, row))}"
         text = row[key]
         if text is None:
             return NULL, key

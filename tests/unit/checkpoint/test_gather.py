@@ -38,7 +38,7 @@ def test_all_parts_are_combined(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"step": 12}, "is step 12, .* is step 10"), ({"seed": 2}, "from a different run than .*seed: 1 → 2")],
+    [({"step": 12}, "has step 12, but .* has step 10"), ({"seed": 2}, "from a different run than .*seed: 1 → 2")],
 )
 def test_parts_of_different_steps_or_runs(tmp_path: Path, change: dict[str, int], message: str) -> None:
     parts = [make_part(tmp_path / "a/iteration_00000010", range(2))]

@@ -87,9 +87,9 @@ def test_summary(resolve_run: ResolveRun) -> None:
         ({"phases": [TWO_PHASES[0], {**TWO_PHASES[1], "tokens": "20K"}]}, "ends at step 720, but the run has 1000"),
         (
             {"phases": [{**TWO_PHASES[0], "tokens": "1M", "until": {"lr_fraction": 0.2}}, TWO_PHASES[1]]},
-            "give its end once",
+            "set exactly one end",
         ),
-        ({"phases": [{**TWO_PHASES[0], "until": {}}, TWO_PHASES[1]]}, "give its end once"),
+        ({"phases": [{**TWO_PHASES[0], "until": {}}, TWO_PHASES[1]]}, "set exactly one end"),
         ({"phases": [{**TWO_PHASES[0], "until": {"lr_fraction": 0.001}}, TWO_PHASES[1]]}, "does not decay to 0.001"),
         ({"phases": [*TWO_PHASES, {**TWO_PHASES[1], "name": "more"}]}, r"\(general\): has no end; add tokens"),
         ({"phases": [{**TWO_PHASES[0], "blend": {"web": 0}}, TWO_PHASES[1]]}, "web: a weight must be above 0"),
@@ -147,11 +147,11 @@ def test_order_of_keys_does_not_matter(resolve_run: ResolveRun) -> None:
 
 def test_disk_follows_from_intervals(resolve_run: ResolveRun) -> None:
     checkpoint = {"every": "100 steps", "keep_last": 3}
-    assert "10 are saved, at most 4 held at once: 69.2 MB" in describe(
+    assert "10 are saved, at most 4 kept at once: 69.2 MB" in describe(
         resolve_run(phases=TWO_PHASES, checkpoint=checkpoint)
     )
     checkpoint = {"every": "300 steps", "keep_last": 0}
-    assert "4 are saved, at most 4 held at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
+    assert "4 are saved, at most 4 kept at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
 
 
 def test_plan_plot_is_written_atomically(resolve_run: ResolveRun, tmp_path: Path) -> None:

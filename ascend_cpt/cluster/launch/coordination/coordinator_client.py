@@ -182,12 +182,12 @@ class RemoteCoordinatorClient:
         """Decide without node 0 when the connection to it is lost, as node 0 decides when another node is lost."""
         if self._num_restarts >= self._settings.max_restarts:
             return RestartDecision(
-                again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job's end"
+                again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job ended"
             )
         self._num_restarts += 1
         return RestartDecision(
             again=True,
-            message=f"restart {self._num_restarts} of {self._settings.max_restarts} when node 0 is back, within "
+            message=f"restart {self._num_restarts} of {self._settings.max_restarts} once node 0 has rejoined, within "
             f"{self._settings.rejoin_timeout_s} s",
         )
 

@@ -89,7 +89,9 @@ class RestartPolicy:
             )
         if self._num_restarts == self._max_restarts:
             return RestartDecision(
-                again=False, code=outcome.code, message=f"no restart: all {self._max_restarts} restarts are used up"
+                again=False,
+                code=outcome.code,
+                message=f"no restart: the limit of {self._max_restarts} restarts is reached",
             )
         self._num_restarts += 1
         advanced = outcome.step is not None and outcome.step > self._furthest_step
