@@ -14,6 +14,7 @@ from typing import Any
 from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
 from ascend_cpt.backend.training.trainer import Launch, train
 from ascend_cpt.checkpoint.full_disk import report_full_disk
+from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
 from ascend_cpt.config.loader import RunConfig, parse_assignments
@@ -28,8 +29,6 @@ from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
 from ascend_cpt.run.summary import describe, describe_end, describe_start
-
-RESOLVED_NAME = "resolved.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)

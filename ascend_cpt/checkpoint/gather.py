@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ascend_cpt.checkpoint.fingerprint import describe_differences
-from ascend_cpt.checkpoint.locate import Checkpoint, locate_checkpoint
+from ascend_cpt.checkpoint.locate import RESOLVED_NAME, Checkpoint, find_resolved, locate_checkpoint
 from ascend_cpt.checkpoint.state import write_state
 from ascend_cpt.errors import CheckpointError
+
+SHARD_PATTERN = re.compile(r"cpt-model-(?P<rank>\d+)-(?P<num_ranks>\d+)\.safetensors")
 
 
 def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
@@ -23,7 +26,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: a part is incomplete or belongs to another step or run, two parts have different versions
-            of a file, or the output exists or cannot be written.
+            of a file, ranks are missing, or the output exists or cannot be written.
     """
     if output.exists():
         raise CheckpointError(f"{output}: already exists; choose a new folder")
@@ -46,6 +49,10 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
                 raise CheckpointError(
                     f"{checkpoint.folder / name}: differs in size from {known}; copy the damaged one again"
                 )
+    _check_ranks(first, sources)
+    resolved = find_resolved(first.folder)
+    if resolved is not None:  # with it the gathered folder can be exported
+        sources.setdefault(RESOLVED_NAME, resolved)
     temporary = output.with_name(f".{output.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -62,3 +69,15 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
             f"{output}: cannot be written ({error.strerror}); free space or choose another folder"
         ) from None
     return Checkpoint(folder=output, state=state)
+
+
+def _check_ranks(first: Checkpoint, names: Iterable[str]) -> None:
+    """Raise CheckpointError when the shards of some ranks are in none of the parts."""
+    shards = [match for match in map(SHARD_PATTERN.fullmatch, names) if match]
+    num_ranks = max((int(shard["num_ranks"]) for shard in shards), default=0)
+    missing = sorted(set(range(num_ranks)) - {int(shard["rank"]) for shard in shards})
+    if missing:
+        raise CheckpointError(
+            f"{first.folder}: step {first.state.step} was saved by {num_ranks} ranks, but no part has the shards of "
+            f"rank {missing[0]}; give the folders of all nodes"
+        )

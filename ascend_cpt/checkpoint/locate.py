@@ -7,10 +7,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascend_cpt.checkpoint.state import RunState, read_state
+from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.errors import CheckpointError
 
 FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # as named by MindFormers
+RESOLVED_NAME = "resolved.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,14 @@ def check_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, state=state)
 
 
+def find_resolved(checkpoint: Path) -> Path | None:
+    """Return the resolved configuration of the run that saved a checkpoint: in its run folder, or in a gathered one."""
+    for folder in (checkpoint, checkpoint.parent.parent):
+        if (folder / RESOLVED_NAME).is_file():
+            return folder / RESOLVED_NAME
+    return None
+
+
 def find_newest_complete(checkpoint_root: Path) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest complete checkpoint of a run, or None, and a message for each newer incomplete one."""
     skipped: list[str] = []
@@ -76,7 +85,9 @@ def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[st
 
 
 def locate_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`: a step folder, a `checkpoint` folder or a run folder (newest complete step).
+    """Return the checkpoint at `path`: a step folder, a gathered one, a `checkpoint` folder or a run folder.
+
+    Of the last two it is the newest complete step.
 
     Raises:
         CheckpointError: no checkpoint, or none that is complete.
@@ -85,7 +96,7 @@ def locate_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: no such checkpoint; give a run folder or one of its checkpoint/iteration_* folders"
         )
-    if FOLDER_PATTERN.match(path.name):
+    if FOLDER_PATTERN.match(path.name) or (path / STATE_NAME).is_file():
         return check_checkpoint(path)
     root = path / "checkpoint" if (path / "checkpoint").is_dir() else path
     found, skipped = find_newest_complete(root)

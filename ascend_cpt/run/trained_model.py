@@ -9,15 +9,20 @@ from typing import Any
 
 import yaml
 
-from ascend_cpt.checkpoint.locate import Checkpoint, check_checkpoint, list_step_folders, locate_checkpoint
+from ascend_cpt.checkpoint.locate import (
+    RESOLVED_NAME,
+    Checkpoint,
+    check_checkpoint,
+    find_resolved,
+    list_step_folders,
+    locate_checkpoint,
+)
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.sizes import CONFIG_NAME, ModelSizes, read_config, read_sizes
 from ascend_cpt.weights.hf_config import make_config
 from ascend_cpt.weights.hf_folder import list_companions
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 from ascend_cpt.weights.sources import MeanOfFolders, TensorSource
-
-RESOLVED_NAME = "resolved.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +83,11 @@ def _choose(path: Path, num_averaged: int) -> list[Checkpoint]:
 
 def _read_run_config(checkpoint: Path) -> dict[str, Any]:
     """Return the model's configuration from the resolved YAML of the run that a checkpoint belongs to."""
-    path = checkpoint.parent.parent / RESOLVED_NAME
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not found; {checkpoint} must be in its run's folder")
+    path = find_resolved(checkpoint)
+    if path is None:
+        raise CheckpointError(
+            f"{checkpoint.parent.parent / RESOLVED_NAME}: not found; copy the run's {RESOLVED_NAME} into {checkpoint}"
+        )
     try:
         return make_config(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["model_config"])
     except (yaml.YAMLError, KeyError, TypeError) as error:

@@ -35,17 +35,22 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the prefix of a dataset of 100 rows in two files, each with a padded last row."""
+    return pack_rows(tmp_path_factory.mktemp("packed") / "train_text_document", pads=True)
+
+
+def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH, pads: bool) -> Path:
+    """Write a dataset of two files of `num_rows` rows and return its prefix; with `pads` each last row is padded."""
     from mindspore.mindrecord import FileWriter
 
-    prefix = tmp_path_factory.mktemp("packed") / "train_text_document"
     generator = np.random.default_rng(1)
     shards = []
     for index in range(2):
         rows = [
-            ((np.arange(SEQ_LENGTH + 1) * generator.integers(1, 7) + generator.integers(500)) % 500).astype(np.int32)
-            for _ in range(50)
+            ((np.arange(seq_length + 1) * generator.integers(1, 7) + generator.integers(500)) % 500).astype(np.int32)
+            for _ in range(num_rows)
         ]
-        rows[-1][40:] = PAD_ID
+        num_padded = seq_length + 1 - 40 if pads else 0
+        rows[-1][seq_length + 1 - num_padded :] = PAD_ID
         path = prefix.with_name(f"{prefix.name}.mindrecord{index}")
         writer = FileWriter(str(path), 1)
         writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}})
@@ -60,18 +65,18 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 index_file=index_path.name,
                 index_size_bytes=index_path.stat().st_size,
                 index_sha256="",
-                num_rows=50,
-                num_tokens=50 * (SEQ_LENGTH + 1) - 25,
-                num_documents=50,
+                num_rows=num_rows,
+                num_tokens=num_rows * (seq_length + 1) - num_padded,
+                num_documents=num_rows,
                 text_bytes=10_000,
-                tail_tokens=40,
+                tail_tokens=40 if pads else 0,
             )
         )
     tokenizer = TokenizerInfo(
         type="PretrainedFromHF", name="test", fingerprint="test", vocab_size=VOCAB_SIZE, eod_id=EOD_ID, pad_id=PAD_ID
     )
     manifest = Manifest(
-        key="text", output_format="mindrecord", seq_length=SEQ_LENGTH, tokenizer=tokenizer, shards=tuple(shards)
+        key="text", output_format="mindrecord", seq_length=seq_length, tokenizer=tokenizer, shards=tuple(shards)
     )
     write_manifest(manifest, manifest_path(prefix))
     return prefix
@@ -82,31 +87,36 @@ def write_config(tmp_path: Path, packed: Path) -> Callable[..., Path]:
     """Return a function that writes a configuration of a 20-step run on `packed`; arguments replace `cpt:` keys."""
 
     def write(family: str = "qwen3", **changes: Any) -> Path:
-        bases = [REPOSITORY / "configs/base/cpu_tiny.yaml", REPOSITORY / f"configs/base/{family}_tiny.yaml"]
-        cpt = {
-            "run_name": "run",
-            "init_from": "random",
-            "seq_length": SEQ_LENGTH,
-            "global_batch_size": 8,
-            "train_tokens": 20 * 8 * SEQ_LENGTH,
-            "schedule": {"peak_lr": 1e-3, "final_lr": 1e-4, "warmup_tokens": "2K"},
-            "sources": {"train": {"path": str(packed)}},
-            "validation": {"max_rows": 10, "sets": {"held": {"path": str(packed)}}},
-            "monitor": {"print_every_steps": 1},
-            **changes,
-        }
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": VOCAB_SIZE}
-        config = {
-            "base_config": [str(base) for base in bases],
-            "output_dir": str(tmp_path / "output"),
-            "model": {"model_config": sizes},
-            "cpt": cpt,
-        }
+        config = make_sections(packed, tmp_path / "output", family, **changes)
         path = tmp_path / f"{family}_{len(list(tmp_path.glob('*.yaml')))}.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path
 
     return write
+
+
+def make_sections(dataset: Path, output_dir: Path, family: str = "qwen3", **changes: Any) -> dict[str, Any]:
+    """Return the sections of a 20-step run of a tiny model on the CPU; `changes` replace `cpt:` keys."""
+    bases = [REPOSITORY / "configs/base/cpu_tiny.yaml", REPOSITORY / f"configs/base/{family}_tiny.yaml"]
+    cpt = {
+        "run_name": "run",
+        "init_from": "random",
+        "seq_length": SEQ_LENGTH,
+        "global_batch_size": 8,
+        "train_tokens": 20 * 8 * SEQ_LENGTH,
+        "schedule": {"peak_lr": 1e-3, "final_lr": 1e-4, "warmup_tokens": "2K"},
+        "sources": {"train": {"path": str(dataset)}},
+        "validation": {"max_rows": 10, "sets": {"held": {"path": str(dataset)}}},
+        "monitor": {"print_every_steps": 1},
+        **changes,
+    }
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": VOCAB_SIZE}
+    return {
+        "base_config": [str(base) for base in bases],
+        "output_dir": str(output_dir),
+        "model": {"model_config": sizes},
+        "cpt": cpt,
+    }
 
 
 def run_command(

@@ -89,6 +89,7 @@ FLAGS: dict[str, list[str]] = {
         "--overwrite",
     ],
     "tools/plan.py": [
+        "--all-micro-batches",
         "--compile",
         "--device",
         "--devices-per-node",

@@ -68,17 +68,30 @@ def load_own_shards(
 def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
     """Make MindFormers' trainer load only this rank's shards from folders without the shards of all ranks."""
     trainer: Any = importlib.import_module("mindformers.trainer.base_trainer")
+    checkpoint_module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
     upstream_load: Callable[..., None] = trainer.load_checkpoint
+    upstream_verify: Callable[[str], None] = checkpoint_module.verify_ckpt_valid
 
     def load(checkpoint: str, network: nn.Cell, optimizer: nn.Cell | None = None, **settings: Any) -> None:
         folder = Path(checkpoint)
-        num_files = len(list(folder.glob(f"{prefix}-model-*.safetensors")))
-        if num_files == num_ranks:
+        if has_all_shards(folder, prefix):
             upstream_load(checkpoint=checkpoint, network=network, optimizer=optimizer, **settings)
         else:
             load_own_shards(folder, network, optimizer, prefix=prefix, rank=rank, num_ranks=num_ranks)
 
+    def verify(checkpoint_dir: str) -> None:
+        # It demands every file that metadata.json lists; those of other nodes are not on this one.
+        if has_all_shards(Path(checkpoint_dir), prefix):
+            upstream_verify(checkpoint_dir)
+
     trainer.load_checkpoint = load
+    checkpoint_module.verify_ckpt_valid = verify
+
+
+def has_all_shards(folder: Path, prefix: str) -> bool:
+    """Return whether a folder has the model shards of all ranks that saved it; True for a folder not saved by ranks."""
+    ranks = [path.stem.rsplit("-", 2)[1:] for path in folder.glob(f"{prefix}-model-*.safetensors")]
+    return all(len(ranks) == int(num_ranks) for _, num_ranks in ranks)
 
 
 def name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Path, Path]:

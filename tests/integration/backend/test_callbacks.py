@@ -17,7 +17,7 @@ import pytest
 from mindspore import Model, Parameter, RunContext, Tensor, nn
 from mindspore.train.callback import _InternalCallbackParam
 
-from ascend_cpt.backend.checkpointing.node_local import load_own_shards, save_own_shards
+from ascend_cpt.backend.checkpointing.node_local import has_all_shards, load_own_shards, save_own_shards
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training import step_monitor, stop_signals
 from ascend_cpt.backend.training.run_controller import RunController
@@ -166,6 +166,21 @@ def test_ranks_save_and_load_their_own_shards(tmp_path: Path) -> None:
     assert all((parameter.asnumpy() == 2.0).all() for parameter in loaded.network.get_parameters())
     with pytest.raises(CheckpointError, match="not found on this node"):
         load_own_shards(tmp_path, loaded.network, None, prefix="cpt", rank=2, num_ranks=4)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["cpt-model-0000000-0000002"], False),
+        (["cpt-model-0000000-0000002", "cpt-model-0000001-0000002"], True),
+        (["cpt-model-0000000-0000001"], True),  # saved by one process: the start of a run on several nodes
+        (["model-00001-of-00002"], True),  # a Hugging Face folder
+    ],
+)
+def test_folder_without_all_shards_is_recognized(tmp_path: Path, names: list[str], expected: bool) -> None:
+    for name in names:
+        (tmp_path / f"{name}.safetensors").touch()
+    assert has_all_shards(tmp_path, "cpt") == expected
 
 
 def test_checkpoint_in_sink_mode_has_the_networks_parameters(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.checkpoint.gather import gather_checkpoint
-from ascend_cpt.checkpoint.locate import check_checkpoint
+from ascend_cpt.checkpoint.locate import check_checkpoint, find_resolved, locate_checkpoint
 from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.errors import CheckpointError
 
@@ -33,7 +33,26 @@ def test_all_parts_are_combined(tmp_path: Path) -> None:
     gathered = gather_checkpoint(parts, tmp_path / "all/iteration_00000010")
     assert check_checkpoint(gathered.folder).state.step == 10
     assert len(gathered.state.files) == 5
+    assert locate_checkpoint(gathered.folder) == gathered
     assert (gathered.folder / "cpt-model-0000003-0000004.safetensors").read_bytes() == b"\3" * 4
+
+
+def test_gathered_folder_has_any_name_and_the_resolved_configuration(tmp_path: Path) -> None:
+    part = make_part(tmp_path / "a/run/checkpoint/iteration_00000010", range(4))
+    (tmp_path / "a/run/resolved.yaml").write_text("model: 1\n")
+    gathered = gather_checkpoint([part], tmp_path / "gathered")
+    assert locate_checkpoint(tmp_path / "gathered") == gathered
+    resolved = find_resolved(tmp_path / "gathered")
+    assert resolved is not None and resolved.read_text() == "model: 1\n"
+
+
+def test_missing_ranks_are_refused(tmp_path: Path) -> None:
+    part = make_part(tmp_path / "a/iteration_00000010", range(2))
+    with pytest.raises(
+        CheckpointError, match="saved by 4 ranks, but no part has the shards of rank 2; give the folders"
+    ):
+        gather_checkpoint([part], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_parameters_added_by_the_training_step_are_excluded() -> None:
     assert [parameter.name for parameter in select_model_parameters(parameters)] == names[:1]
 
 
-def test_a_child_that_hangs_after_its_result_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_that_hangs_after_its_result_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hanging_child.py").write_text(
         "import pathlib, time\npathlib.Path('result.json').write_text('{}')\ntime.sleep(600)\n"
     )
@@ -127,7 +127,7 @@ def test_a_child_that_hangs_after_its_result_is_ended(tmp_path: Path, monkeypatc
         ({"model.model_config.pp_interleave_num": 2}, "parallel.pipeline_config.pipeline_interleave"),
         (
             {"recompute_config.recompute": [[4, 4, 4, 4], [4, 4, 4, 4]]},
-            "for each pipeline stage that or a number of layers",
+            "one entry .True, False or number of layers. per pipeline stage",
         ),
     ],
 )
