@@ -73,10 +73,10 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
         path: The file of stages.
         launch: The arguments of scripts/msrun_launcher.sh after CMD.
         options: The command-line options for stages.
-        dry_run: Print the plan of every stage and start nothing.
+        dry_run: Print the plan of every stage without starting any.
 
     Returns:
-        0: all are complete (or --dry-run). 3: a stage is held. Else the launcher's code of the stage that failed.
+        0: all are complete (or --dry-run). 3: a stage is held. Otherwise the launcher's exit code of the failed stage.
 
     Raises:
         CptError: before anything is started, when any stage is invalid.

@@ -1,4 +1,4 @@
-"""Make the sample corpus and its tokenizer from the running Python (no network needed).
+"""Make the sample corpus and its tokenizer from the running Python installation, without network access.
 
 python tools/make_sample_corpus.py --output-dir data/sample
 """

@@ -1,4 +1,4 @@
-"""Plan a run without NPUs: does the configuration fit in memory, how fast is it, does it compile?
+"""Plan a run without NPUs: memory, speed, and whether the configuration compiles.
 
 python tools/plan.py configs/qwen3/cpt_qwen3_8b.yaml
 python tools/plan.py configs/llama3/cpt_llama3_70b.yaml --nodes 8 --suggest

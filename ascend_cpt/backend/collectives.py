@@ -1,4 +1,4 @@
-"""The few collective operations of the suite, and this process's rank."""
+"""The collective operations of the suite, and this process's rank."""
 
 from __future__ import annotations
 

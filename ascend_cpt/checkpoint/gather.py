@@ -25,7 +25,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
         output: Folder to create; must not exist.
 
     Raises:
-        CheckpointError: a part is incomplete or belongs to another step or run, two parts have different versions
+        CheckpointError: a part is incomplete or from another step or run, two parts have different versions
             of a file, ranks are missing, or the output exists or cannot be written.
     """
     if output.exists():

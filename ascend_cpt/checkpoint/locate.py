@@ -87,7 +87,7 @@ def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[st
 def locate_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`: a step folder, a gathered one, a `checkpoint` folder or a run folder.
 
-    Of the last two it is the newest complete step.
+    For the last two, return the newest complete step.
 
     Raises:
         CheckpointError: no checkpoint, or none that is complete.

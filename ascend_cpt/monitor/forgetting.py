@@ -21,7 +21,7 @@ class AlarmVerdict:
 
 
 class ForgettingAlarm:
-    """Compares each validation with its set's base, the first record of the run.
+    """Compares each validation with the baseline of its set, the first record of the run.
 
     Consecutive alarms print one warning, and another one each time the loss has risen by a further `max_increase`.
     """
@@ -44,7 +44,7 @@ class ForgettingAlarm:
         return list(last.values())
 
     def judge(self, record: ValidationRecord) -> AlarmVerdict:
-        """Return the record with its base, and whether to warn or to stop."""
+        """Return the record with its baseline, and whether to warn or to stop."""
         base_step, base_loss = self._bases.setdefault(record.name, (record.step, record.loss))
         limits = self._sets[record.name]
         increase = record.loss - base_loss

@@ -53,7 +53,7 @@ def find_switch_problems(
     sequence_parallel: bool,
     recompute: Any = False,
 ) -> list[str]:
-    """Return a problem for each switch that MindFormers refuses with this layout.
+    """Return a problem for each switch that MindFormers rejects with this layout.
 
     Args:
         model: The `model.model_config` section.

@@ -1,4 +1,4 @@
-"""What a run starts from: its newest checkpoint, the weights of a run or a Hugging Face folder, or random weights."""
+"""The starting point of a run: its newest checkpoint, weights of a run or a Hugging Face folder, or random weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ JUMP = 1.2  # a learning rate that rises by more than this factor is a re-warmin
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A checkpoint to resume exactly, or a folder of initial weights, or neither: random weights.
+    """A checkpoint to resume exactly, a folder of initial weights, or neither (random weights).
 
-    `notes` are lines to print; `warnings` name skipped checkpoints.
+    `notes` are lines to print; `warnings` list skipped checkpoints.
     """
 
     resume_from: Checkpoint | None = None
@@ -45,7 +45,7 @@ class Start:
 def choose_start(
     run: ResolvedRun, resume_training: str | None, *, extend: bool = False, channel: JobChannel | None = None
 ) -> Start:
-    """Return what the run starts from; with a `channel` all processes of the job choose the same.
+    """Return the starting point of the run; with a `channel`, all processes of the job choose the same one.
 
     Args:
         run: The resolved run.
@@ -55,7 +55,7 @@ def choose_start(
 
     Raises:
         ConfigError: when no initial weights are configured.
-        CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
+        CheckpointError: when a checkpoint is damaged or from another run, or a new run would overwrite an old one.
         ClusterError: when the nodes' starting points differ, or one of them failed.
     """
     start = _choose(run, resume_training, extend, channel)

@@ -109,7 +109,7 @@ def describe_start(start: Start) -> str:
 
 
 def describe_hf_folder(folder: HfFolder) -> str:
-    """Return what is loaded from a checked Hugging Face folder; missing tensors were refused by the check."""
+    """Return what is loaded from a checked Hugging Face folder; the check has already rejected missing tensors."""
     used = list_hf_shapes(folder.sizes)
     num_parameters = sum(folder.tensors[name].num_elements for name in used)
     ignored = sorted(set(folder.tensors) - set(used))

@@ -27,7 +27,7 @@ from ascend_cpt.weights.sources import MeanOfFolders, TensorSource
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """The tensors of a checkpoint, the model's Hugging Face configuration, and files to copy along."""
+    """The tensors of a checkpoint, the model's Hugging Face configuration, and additional files to copy."""
 
     source: TensorSource
     config: Mapping[str, Any]
@@ -45,7 +45,7 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
         like: A folder to copy tokenizer files, generation_config.json and, if present, config.json from.
 
     Raises:
-        CheckpointError: when the checkpoint is missing or damaged, or `like` has another model.
+        CheckpointError: when the checkpoint is missing or damaged, or `like` is a different model.
     """
     if (path / CONFIG_NAME).is_file():
         folders, config, own = [path], read_config(path), list_companions(path)

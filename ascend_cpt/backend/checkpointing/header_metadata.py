@@ -1,6 +1,6 @@
 """Shapes and dtypes of a folder without metadata.json, read from the headers of its safetensors files.
 
-MindFormers loads every file whole for them, on every rank, before it loads the tensors that the rank needs.
+To get them, MindFormers loads every file completely on every rank, before it loads the tensors that the rank needs.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 logger = logging.getLogger(__name__)
 
 PREFIX = "cpt"
-KEEP_ALL = 10**9  # old checkpoints are removed here: MindFormers does not know those of earlier launches
+KEEP_ALL = 10**9  # old checkpoints are removed here; MindFormers ignores those of earlier launches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ DRY_RUN=1 prints the msrun command without running it."""
 
 
 class UsageError(ClusterError):
-    """Positional arguments that match no form; printed together with the usage."""
+    """Positional arguments that do not match the usage; printed together with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,8 @@ class LaunchSettings:
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchSettings:
     """Return the settings for `arguments` (CMD first, options anywhere); relative paths are resolved against `folder`.
 
-    Arguments override `environ`. Raises UsageError when the arguments match no form, ClusterError for an invalid
-    value, workers that do not divide over the nodes, or a missing script.
+    Arguments override `environ`. Raises UsageError when the arguments do not match the usage, ClusterError for an
+    invalid value, workers that cannot be divided over the nodes, or a missing script.
     """
     arguments, options = split_options(arguments, environ)
     environ = add_scheduler_values(environ)

@@ -168,7 +168,7 @@ def test_results_do_not_depend_on_threads(device: Device, library_folder: Any) -
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("Mm", (make((2, 3), "float32"), make((4, 2), "float32"), make_zeros((2, 2), "float32"), 0), "cannot be multiplied"),
+        ("Mm", (make((2, 3), "float32"), make((4, 2), "float32"), make_zeros((2, 2), "float32"), 0), "multiplied"),
         ("Mm", (make((2,), "float32"), make((2, 2), "float32"), make_zeros((2, 2), "float32"), 0), "dimensions"),
         (
             "Mm",

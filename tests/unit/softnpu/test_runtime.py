@@ -60,7 +60,8 @@ def test_unknown_operator_is_described(device: Device) -> None:
     with pytest.raises(OperatorError) as caught:
         device._check(prepare(tensor, ctypes.c_int64(5), None, ctypes.byref(size), ctypes.byref(executor)))
     text = str(caught.value)
-    assert text.startswith("aclnnErfinv: the software NPU does not implement this operator; called with (bfloat16[2,3]/(1,2), 5, 0")
+    assert text.startswith("aclnnErfinv: the software NPU does not implement this operator; ")
+    assert "called with (bfloat16[2,3]/(1,2), 5, 0" in text
     assert not executor.value
     with pytest.raises(OperatorError, match=r"NoSuchThing\(float32\[4\], ->.*int8\[1\]\)"):
         device.run_by_name("NoSuchThing", [DeviceTensor(np.zeros(4), "float32")], [make_zeros((1,), "int8")])
