@@ -44,7 +44,7 @@ check_packages() {
     PYTHONPATH="$REPO_ROOT" "$PYTHON" -m ascend_cpt.cluster.node.packages "$@"
 }
 
-# install_packages VENV_PYTHON NAME...: installs requirements/NAME.txt with the constraints; pip gets three tries.
+# install_packages VENV_PYTHON NAME...: installs requirements/NAME.txt with the constraints; pip is tried three times.
 install_packages() {
     local python="$1" version arguments=() name try
     shift

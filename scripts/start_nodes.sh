@@ -7,7 +7,7 @@
 # text after the name (slots=8) is ignored. Defaults: LOCAL_WORKER 8, MASTER_PORT 8118. Every node needs this repository
 # under the same path ($REMOTE_ROOT if different from the local one) and must accept ssh without a password.
 # Passed to all nodes: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. ENV_SCRIPT=/usr/local/Ascend/ascend-toolkit/set_env.sh is
-# sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the ssh commands and starts nothing.
+# sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the ssh commands without running them.
 #
 # Under Slurm no hostfile is needed:
 #     srun --nodes=2 --ntasks-per-node=1 bash scripts/msrun_launcher.sh "run_cpt.py --config ..."

@@ -295,11 +295,11 @@ def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tup
         num_local_workers = _number("LOCAL_WORKER", values, {}, default=0)
     elif num_nodes:
         if num_workers % num_nodes:
-            raise ClusterError(f"{num_workers} workers is not a multiple of NNODES={num_nodes}")
+            raise ClusterError(f"{num_workers} workers cannot be divided evenly among NNODES={num_nodes}")
         num_local_workers = num_workers // num_nodes
         if per_node and num_local_workers > per_node:
             raise ClusterError(
-                f"{num_workers} workers on NNODES={num_nodes} are {num_local_workers} each, more than "
+                f"{num_workers} workers on NNODES={num_nodes} are {num_local_workers} per node, more than "
                 f"{per_node_name}={per_node}"
             )
     else:

@@ -113,7 +113,7 @@ def test_arguments_that_match_no_form_are_refused(arguments: tuple[str, ...]) ->
         ((CMD, "16"), {"NNODES": "2", "MASTER_ADDR": "10.0.0.1"}, "NODE_RANK is missing: the job has 2 nodes"),
         ((CMD, "16"), {"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR is missing"),
         ((CMD, "64", "7", "10.0.0.1", "8118", "0"), {}, "WORKER_NUM 64 is not a multiple of LOCAL_WORKER 7"),
-        ((CMD, "15"), {"NNODES": "2"}, "15 workers is not a multiple of NNODES=2"),
+        ((CMD, "15"), {"NNODES": "2"}, "15 workers cannot be divided evenly among NNODES=2"),
         ((CMD, "4", "8", "10.0.0.1", "8118", "0"), {}, "LOCAL_WORKER 8 is more than WORKER_NUM 4"),
         ((CMD, "x"), {}, "WORKER_NUM must be a whole number of at least 1, not 'x'"),
         ((CMD, "0"), {}, "WORKER_NUM must be"),
