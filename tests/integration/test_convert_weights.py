@@ -156,12 +156,12 @@ def test_bad_input_gives_a_one_line_message(tmp_path: Path) -> None:
     target = tmp_path / "new"
     assert_refused(convert("to-hf", tmp_path / "missing", target), "no such checkpoint")
     assert_refused(convert("to-mindformers", tmp_path, target), "no config.json")
-    assert_refused(convert("to-mindformers", REFERENCE / "llama3", tmp_path), "exists already")
+    assert_refused(convert("to-mindformers", REFERENCE / "llama3", tmp_path), "already exists")
     shutil.copytree(REFERENCE / "llama3", tmp_path / "cut")
     path = tmp_path / "cut" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    assert_refused(convert("to-mindformers", tmp_path / "cut", target), "cut short")
-    assert_refused(convert("verify", tmp_path / "cut"), "cut short")
+    assert_refused(convert("to-mindformers", tmp_path / "cut", target), "truncated")
+    assert_refused(convert("verify", tmp_path / "cut"), "truncated")
     assert not target.exists()
     assert not list(tmp_path.glob(".*"))
 

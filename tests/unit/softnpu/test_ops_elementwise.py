@@ -221,7 +221,7 @@ def test_results_over_their_inputs(device: Device) -> None:
             "output has shape",
         ),
         ("Div", (DeviceTensor([1], "int32"), DeviceTensor([1], "int32"), make_zeros((1,), "int32")), "int32"),
-        ("Cast", (DeviceTensor([1.0], "float32"), 1, make_zeros((1,), "float32")), "asked for dtype"),
+        ("Cast", (DeviceTensor([1.0], "float32"), 1, make_zeros((1,), "float32")), "requested dtype"),
         (
             "EqTensor",
             (DeviceTensor([1.0], "float32"), DeviceTensor([1.0], "float32"), make_zeros((1,), "float32")),

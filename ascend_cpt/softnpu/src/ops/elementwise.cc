@@ -75,7 +75,7 @@ OP(SiluBackward, "ttt") {
 }
 // The dtype asked for (argument 1) has to be the output's.
 OP(Cast, "twt") {
-  need(call.integer(1) == call.tensor(2).dtype, "asked for dtype " + std::to_string(call.integer(1)) + ", the output has " + std::to_string(call.tensor(2).dtype));
+  need(call.integer(1) == call.tensor(2).dtype, "requested dtype " + std::to_string(call.integer(1)) + ", but the output has " + std::to_string(call.tensor(2).dtype));
   need_shape(call.tensor(2), call.tensor(0).dims);
   copy(call.tensor(0), call.tensor(2));
 }
