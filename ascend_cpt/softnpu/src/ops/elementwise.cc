@@ -47,8 +47,15 @@ OP(EqTensor, "ttt") { compare(call, [](double x, double y) { return double(x == 
 OP(NeTensor, "ttt") { compare(call, [](double x, double y) { return double(x != y); }); }
 OP(GeTensor, "ttt") { compare(call, [](double x, double y) { return double(x >= y); }); }
 OP(LeTensor, "ttt") { compare(call, [](double x, double y) { return double(x <= y); }); }
+OP(LtTensor, "ttt") { compare(call, [](double x, double y) { return double(x < y); }); }
+OP(GtTensor, "ttt") { compare(call, [](double x, double y) { return double(x > y); }); }
 OP(LogicalAnd, "ttt") { compare(call, [](double x, double y) { return double(x != 0 && y != 0); }); }
 OP(LogicalOr, "ttt") { compare(call, [](double x, double y) { return double(x != 0 || y != 0); }); }
+OP(LogicalXor, "ttt") { compare(call, [](double x, double y) { return double((x != 0) != (y != 0)); }); }
+OP(IsFinite, "tt") {
+  need_dtype(call.tensor(1), {BOOL});
+  unary(call, [](double x) { return double(std::isfinite(x)); });
+}
 OP(LogicalNot, "tt") {
   need_dtype(call.tensor(1), {BOOL});
   unary(call, [](double x) { return double(x == 0); });
@@ -59,10 +66,12 @@ OP(Divs, "tst") {
   with_scalar(call, [](double x, double k) { return x / k; });
 }
 OP(Neg, "tt") { unary(call, [](double x) { return -x; }); }
+OP(Abs, "tt") { unary(call, [](double x) { return std::fabs(x); }); }
 OP(Relu, "tt") { unary(call, [](double x) { return x > 0 || x != x ? x : 0.0; }); }
 OP(Exp, "tt") { unary_float(call, [](double x) { return exp_fast(x); }); }
 OP(Log, "tt") { unary_float(call, [](double x) { return std::log(x); }); }
 OP(Sqrt, "tt") { unary_float(call, [](double x) { return std::sqrt(x); }); }
+OP(Rsqrt, "tt") { unary_float(call, [](double x) { return 1.0 / std::sqrt(x); }); }
 OP(Reciprocal, "tt") { unary_float(call, [](double x) { return 1.0 / x; }); }
 OP(Sin, "tt") { unary_float(call, [](double x) { return std::sin(x); }); }
 OP(Cos, "tt") { unary_float(call, [](double x) { return std::cos(x); }); }
