@@ -103,28 +103,35 @@ def export(run: Path, target: Path) -> None:
     check(run_command([sys.executable, "tools/convert_weights.py", "to-hf", str(run), str(target)]))
 
 
+def describe_layout(layout: Layout, dataset: Path, folder: Path, init_from: Path, **cpt: Any) -> Path:
+    """Write the configuration of a layout in `folder`, which is created."""
+    folder.mkdir(parents=True)
+    if not layout.has_validation:
+        cpt["validation"] = None
+    base = write(folder, "layout", layout.make_sections())
+    return describe_run(dataset, folder, layout.reference, [base], init_from=str(init_from), **cpt)
+
+
+def train_whole(layout: Layout, cpu: CpuRun, dataset: Path, folder: Path) -> Path:
+    """Train the layout undisturbed from the run folder of the start, and return its run folder."""
+    config = describe_layout(layout, dataset, folder, cpu.start)
+    job = EmulatedJob(config, folder, workers=layout.workers, timeout_s=TIMEOUT_S)
+    job.start("--stop-at-step", str(NUM_STEPS))
+    job.expect_success()
+    return job.list_run_dirs("run")[0]
+
+
 def try_layout(layout: Layout, cpu: CpuRun, dataset: Path, folder: Path) -> Outcome:
     """Train the layout undisturbed from the run folder, then from the Hugging Face folder on two nodes, and compare."""
-    changes: dict[str, Any] = {} if layout.has_validation else {"validation": None}
-
-    def describe(name: str, init_from: Path, **cpt: Any) -> Path:
-        (folder / name).mkdir(parents=True)
-        base = write(folder / name, "layout", layout.make_sections())
-        return describe_run(
-            dataset, folder / name, layout.reference, [base], init_from=str(init_from), **cpt, **changes
-        )
-
-    settings: dict[str, Any] = {"workers": layout.workers, "timeout_s": TIMEOUT_S}
-    whole = EmulatedJob(describe("whole", cpu.start), folder / "whole", **settings)
-    whole.start("--stop-at-step", str(NUM_STEPS))
-    whole.expect_success()
-    (whole_run,) = whole.list_run_dirs("run")
+    whole_run = train_whole(layout, cpu, dataset, folder / "whole")
     outcome = compare_runs(layout, cpu, whole_run)
 
     # Everything else at once: another start, own shards on two nodes, background saving, kill -9, resume.
     saving = {"every": "1 steps", "keep_last": 0, "background": True}
-    config = describe("parts", cpu.start_hf, checkpoint=saving, storage={"shared": False})
-    parts = EmulatedJob(config, folder / "parts", num_nodes=2, **settings)
+    config = describe_layout(
+        layout, dataset, folder / "parts", cpu.start_hf, checkpoint=saving, storage={"shared": False}
+    )
+    parts = EmulatedJob(config, folder / "parts", num_nodes=2, workers=layout.workers, timeout_s=TIMEOUT_S)
     parts.start("--stop-at-step", str(NUM_STEPS))
     parts.kill_worker_after(KILL_AFTER_STEP, "run")
     assert all(parts.finish()), "a node did not notice that a worker was killed"
