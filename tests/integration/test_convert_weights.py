@@ -136,7 +136,7 @@ def test_greedy_generation_matches_the_numpy_forward_pass(tmp_path: Path) -> Non
     )
     assert first == again != other
     too_long = ["--prompt", "w5", "--num-tokens", 100, "--tokenizer", tokenizer]
-    assert_refused(run_tool("generate.py", REFERENCE / "llama31", *too_long), "the model has 64 positions")
+    assert_refused(run_tool("generate.py", REFERENCE / "llama31", *too_long), "the model has only 64 positions")
     larger = write_tokenizer(tmp_path / "larger", num_words=300)
     assert_refused(
         run_tool("generate.py", REFERENCE / "llama31", "--prompt", "w5", "--tokenizer", larger), "has 301 entries"
