@@ -57,7 +57,9 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="compile every micro batch of a step (default: at most twice the stages)",
     )
-    compiling.add_argument("--timeout", type=float, default=3600, metavar="S", help="limit per rank (default: 3600)")
+    compiling.add_argument(
+        "--timeout", type=float, default=3600, metavar="S", help="time limit per rank in seconds (default: 3600)"
+    )
     compiling.add_argument("--log-dir", type=Path, metavar="DIR", help="keep the logs of the compiling processes")
     args = parser.parse_args()
     for name in ("nodes", "devices_per_node", "hbm", "layers_per_stage", "timeout"):

@@ -42,7 +42,7 @@ def make_dataset(
         source: The user's dataset; if it does not exist, random documents are used.
         prefix: Prefix of the new dataset.
         num_rows: Rows to write.
-        seq_length: Trained tokens of a row.
+        seq_length: Trained tokens per row.
         vocabulary: The small vocabulary to which ids are mapped.
         seed: Seed of the random documents.
 

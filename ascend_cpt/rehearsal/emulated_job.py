@@ -175,7 +175,7 @@ def find_worker(launcher_pid: int) -> psutil.Process:
                 return process
         except psutil.Error:
             continue
-    raise JobFailed("the job has no worker process to kill: it ended at that moment; start again")
+    raise JobFailed("no worker process left to kill: the job had just ended; run the command again")
 
 
 def find_port() -> int:

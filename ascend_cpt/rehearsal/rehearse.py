@@ -71,13 +71,11 @@ def rehearse(
         ClusterError: when this machine cannot emulate NPUs, or `max_processes` is too few.
     """
     if uses_cpu(config):
-        raise ConfigError(
-            f"{config.path}: its device_target is CPU; run it directly, or give a configuration for Ascend"
-        )
+        raise ConfigError(f"{config.path}: device_target is CPU; run it directly, or give a configuration for Ascend")
     rehearsal = shrink(
         resolve_without_data(config, choose_world_size(config, num_nodes, devices_per_node)), max_processes
     )
-    report(f"{rehearsal.layout.world_size} emulated devices; what differs from {config.path}:")
+    report(f"{rehearsal.layout.world_size} emulated devices; differences from {config.path}:")
     for change in rehearsal.changes:
         report(f"  {change}")
     steps = StepList(STEPS, report)
@@ -172,8 +170,8 @@ def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
         step.difference = f"{ratio:.1e} of the change since the start"
         if not ratio <= max_weight_difference:
             raise JobFailed(
-                f"the weights differ from those of one device by {ratio:.2f} of their change since the start; with "
-                f"{dtype} at most {max_weight_difference} is rounding"
+                f"the weights differ from those of one device by {ratio:.2f} of their change since the start; "
+                f"rounding in {dtype} explains at most {max_weight_difference}"
             )
 
 
@@ -214,13 +212,13 @@ def _check_losses(
 ) -> str:
     """Return the largest difference as text; JobFailed when there are other records, or it exceeds the limit."""
     if found.keys() != expected.keys() or len(found) < at_least:
-        raise JobFailed(f"records of steps {sorted(found)} were written, of one device {sorted(expected)}")
+        raise JobFailed(f"found records of steps {sorted(found)}, but on one device of {sorted(expected)}")
     key = max(found, key=lambda key: _distance(found[key], expected[key]))
     difference = _distance(found[key], expected[key])
     if not difference <= limit:
         raise JobFailed(
-            f"step {key[0]} {key[1]}: {found[key]:.6f}, on one device {expected[key]:.6f}; a difference of up to "
-            f"{limit} is rounding"
+            f"step {key[0]} {key[1]}: {found[key]:.6f}, but {expected[key]:.6f} on one device; rounding explains at "
+            f"most {limit}"
         )
     return f"{difference:.1e}"
 

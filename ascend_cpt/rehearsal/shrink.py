@@ -35,7 +35,7 @@ class Rehearsal:
     """The complete small configuration, with the user's paths."""
     layout: ParallelLayout
     changes: tuple[str, ...]
-    """What shrank: `name: original -> used`."""
+    """The reduced values: `name: original -> used`."""
     starts_from: str
     """`random`, `huggingface` or `run`."""
 
@@ -203,10 +203,10 @@ def _list_changes(
         ("pipeline stages", before.pipeline_parallel, after.pipeline_parallel),
         ("tensor parallel", before.tensor_parallel, after.tensor_parallel),
         ("context parallel", before.context_parallel, after.context_parallel),
-        ("micro batches of a step", run.budget.num_accumulation_steps, accumulation),
-        ("rows of a micro batch", run.budget.micro_batch_size, micro),
-        ("rows of a step", run.budget.global_batch_size, cpt["global_batch_size"]),
-        ("tokens of a row", run.budget.seq_length, cpt["seq_length"]),
+        ("micro batches per step", run.budget.num_accumulation_steps, accumulation),
+        ("rows per micro batch", run.budget.micro_batch_size, micro),
+        ("rows per step", run.budget.global_batch_size, cpt["global_batch_size"]),
+        ("tokens per row", run.budget.seq_length, cpt["seq_length"]),
         *((key, old.get(key), new.get(key)) for key in _MODEL_KEYS),
     ]
     given = run.config.mindformers

@@ -68,7 +68,7 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("configs/qwen3/cpt_qwen3_tiny.yaml",), "its device_target is CPU; run it directly"),
+        (("configs/qwen3/cpt_qwen3_tiny.yaml",), "device_target is CPU; run it directly"),
         (("configs/none.yaml",), "configs/none.yaml"),
         ((CONFIG, "--processes", "0"), "--processes 0: must be above 0"),
         ((CONFIG, "--processes", "1"), "give at least 2"),

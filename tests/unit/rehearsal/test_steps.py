@@ -41,7 +41,7 @@ def test_an_error_of_the_program_is_not_a_failed_step() -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({1: 2.0, 2: 2.5}, "step 2 : 2.500000, on one device 2.000000"),
+        ({1: 2.0, 2: 2.5}, "step 2 : 2.500000, but 2.000000 on one device"),
         ({1: 2.0}, "records of steps"),
         ({1: 2.0, 2: math.nan}, "step 2 : nan"),
     ],
