@@ -138,12 +138,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="packed dataset to train on (replaces cpt.sources)",
     )
     parser.add_argument("--load_checkpoint", metavar="PATH", help="start from these weights (like cpt.init_from)")
-    parser.add_argument("--output_dir", metavar="PATH", help="folder of the run folders (default: the configuration's)")
+    parser.add_argument("--output_dir", metavar="PATH", help="parent of the run folders (default: the configuration's)")
     parser.add_argument(
         "--use_parallel", type=parse_bool, metavar="BOOL", help="several workers (default: as launched)"
     )
     parser.add_argument(
-        "--run_mode", choices=["train", "finetune", "predict"], default="train", help="train and finetune are the same"
+        "--run_mode", choices=["train", "finetune", "predict"], default="train", help="finetune is the same as train"
     )
     parser.add_argument(
         "--resume_training",
@@ -244,7 +244,7 @@ def save_plan_picture(run: ResolvedRun) -> None:
         draw_plan(run, path)
         print(f"picture  {path}")
     except (OSError, ConfigError) as error:
-        print(f"picture  not written: {error}")
+        print(f"plot     not written: {error}")
 
 
 def make_run_folder(run_dir: Path) -> None:

@@ -4,7 +4,7 @@
 #     source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh" || exit
 #
 # Sets REPO_ROOT (this repository) and PYTHON, neither exported: $ASCEND_CPT_PYTHON, else .venv of the repository, else
-# python3 or python of the PATH. Returns 2 with an error line if there is none.
+# python3 or python on the PATH. Returns 2 with an error line if there is none.
 # Defines `ensure_env [extra ...]`, which makes PYTHON an environment with the pinned dependencies.
 
 REPO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

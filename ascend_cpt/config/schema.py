@@ -167,4 +167,4 @@ class CptConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     """Shared or node-local storage."""
     pad_length: int | None = None
-    """Accepted, without effect: rows are packed to `seq_length`, and only the last row of each file is padded."""
+    """Accepted but has no effect: rows are packed to `seq_length`, and only the last row of each file is padded."""

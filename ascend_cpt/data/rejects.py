@@ -49,7 +49,7 @@ def check_rejects(
         first = rejects[0]
         raise DataError(
             f"{len(rejects)} of {num_records} records are bad ({kinds}), more than --max-bad-fraction "
-            f"{max_bad_fraction:g} allows; the first is {first.file}:{first.line}, all are listed in "
+            f"{max_bad_fraction:g} allows; the first is {first.file}:{first.line}, and all are listed in "
             f"{rejects_path(output_prefix)}; fix the input, or raise the fraction to skip them"
         )
     if not num_documents:

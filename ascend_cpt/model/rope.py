@@ -54,7 +54,7 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
         raise ConfigError(f"{key}: rope_type llama3 needs {', '.join(missing)} as in the model's config.json")
     unknown = sorted(set(given) - set(names))
     if unknown:
-        raise ConfigError(f"{key}: {', '.join(unknown)} not known for rope_type llama3, which has {', '.join(names)}")
+        raise ConfigError(f"{key}: {', '.join(unknown)}: unknown for rope_type llama3; known: {', '.join(names)}")
     return Rope(theta=theta, scaling=Llama3Scaling(**{name: float(given[name]) for name in names}))
 
 

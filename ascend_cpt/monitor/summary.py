@@ -34,7 +34,7 @@ def summarize_run(run_dir: Path) -> list[str]:
     lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():
-        lines.append(f"  loss picture     {run_dir / 'loss.png'}")
+        lines.append(f"  loss plot        {run_dir / 'loss.png'}")
     if (run_dir / "report.html").is_file():
         lines.append(f"  report           {run_dir / 'report.html'}")
     return lines

@@ -73,8 +73,8 @@ def find_switch_problems(
         )
     if layout.world_size % NODE_DEVICES and NODE_DEVICES % layout.world_size:
         problems.append(
-            f"MindSpore runs on whole nodes of {NODE_DEVICES} devices, or on a divisor of that within one node, not on "
-            f"{layout.world_size} devices"
+            f"MindSpore runs on whole nodes of {NODE_DEVICES} devices, or within one node on a number of devices that "
+            f"divides {NODE_DEVICES}, not on {layout.world_size} devices"
         )
     elif _cuts_tensor_groups(layout):
         problems.append(
@@ -95,7 +95,7 @@ def find_switch_problems(
     if model.get("use_attn_mask_compression") and seq_length < MIN_COMPRESSED_SEQ_LENGTH:
         problems.append(
             f"model_config.use_attn_mask_compression needs rows of at least {MIN_COMPRESSED_SEQ_LENGTH} tokens, "
-            f"cpt.seq_length is {seq_length}; set it to False"
+            f"but cpt.seq_length is {seq_length}; set use_attn_mask_compression to False"
         )
     return problems
 

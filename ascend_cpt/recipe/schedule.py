@@ -219,7 +219,7 @@ def find_lr_fraction(schedule: Schedule, fraction: float) -> int:
     low = np.nonzero(rates[peak_step:] <= fraction * schedule.peak_lr)[0]
     if not low.size:
         lowest = float(rates[peak_step:].min()) / schedule.peak_lr
-        raise ValueError(f"the rate does not decay to {fraction:g} of the peak; its lowest value is {lowest:.3g} of it")
+        raise ValueError(f"the rate does not decay to {fraction:g} of the peak, only to {lowest:.3g}")
     return peak_step + int(low[0])
 
 

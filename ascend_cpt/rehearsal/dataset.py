@@ -20,7 +20,7 @@ from ascend_cpt.errors import DataError
 
 Rows = npt.NDArray[np.int32]
 MEAN_DOCUMENTS_PER_ROW = 4
-FIRST_ID = 2  # below are the end of a document and padding
+FIRST_ID = 2  # the ids below it are end-of-document and padding
 BYTES_PER_TOKEN = 4  # assumed in the manifest, as there is no text
 
 
@@ -53,7 +53,7 @@ def make_dataset(
     origin = source
     if rows is None or not len(rows):
         rows, origin = draw_rows(prefix.name, num_rows, seq_length, vocabulary, seed), "random documents"
-    # A dataset that is shorter is repeated.
+    # Shorter datasets are repeated.
     rows = np.resize(rows, (num_rows, seq_length + 1)).astype(np.int32)
     prefix.parent.mkdir(parents=True, exist_ok=True)
     path = prefix.with_name(f"{prefix.name}.mindrecord")

@@ -41,7 +41,7 @@ STEPS = (BUILD, DATA, WEIGHTS, TRAIN, KILL, RESUME, ONE, LOSSES, HELD_OUT, EXPOR
 RUN_NAME = "rehearsal"
 SEED = 1
 # Largest difference of a loss, and of the weights' change relative to its norm. Rounding is 65,536 times larger in
-# bfloat16, and turns the sign of Adam's first updates where a gradient is small; a wrong update gives about 1.
+# bfloat16, and flips the sign of Adam's first updates where a gradient is small; a wrong update gives about 1.
 TOLERANCES = {"float32": (1e-4, 0.1), "float16": (2e-2, 0.5), "bfloat16": (5e-2, 0.5)}
 
 
@@ -170,7 +170,7 @@ def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
         step.difference = f"{ratio:.1e} of the change since the start"
         if not ratio <= max_weight_difference:
             raise JobFailed(
-                f"the weights differ from those of one device by {ratio:.2f} of their change since the start; "
+                f"the weights differ from those of one device by {ratio:.2f} times their change since the start; "
                 f"rounding in {dtype} explains at most {max_weight_difference}"
             )
 
@@ -212,7 +212,7 @@ def _check_losses(
 ) -> str:
     """Return the largest difference as text; JobFailed when there are other records, or it exceeds the limit."""
     if found.keys() != expected.keys() or len(found) < at_least:
-        raise JobFailed(f"found records of steps {sorted(found)}, but on one device of {sorted(expected)}")
+        raise JobFailed(f"found records of steps {sorted(found)}, but the run on one device has {sorted(expected)}")
     key = max(found, key=lambda key: _distance(found[key], expected[key]))
     difference = _distance(found[key], expected[key])
     if not difference <= limit:

@@ -9,7 +9,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.errors import ClusterError
 from ascend_cpt.plan.layout import NODE_DEVICES
 
-# In this order dimensions give way.
+# Dimensions are reduced in this order.
 ORDER = ("data_parallel", "pipeline_parallel", "tensor_parallel", "context_parallel")
 
 

@@ -17,7 +17,7 @@ LAYERS_PER_STAGE = 2
 MAX_KV_HEADS = 2
 MAX_QUERIES_PER_KV_HEAD = 2
 EOD_ID, PAD_ID = 0, 1
-# Random weights of this spread give logits that differ between tokens in so narrow a model.
+# In such a narrow model, random weights need this standard deviation for logits to differ between tokens.
 INITIALIZER_RANGE = 0.06
 NOT_IN_DATA = ("pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -48,7 +48,7 @@ def shrink_model(
     kv_heads = int(model.get("num_key_value_heads") or heads)
     tensor = after.tensor_parallel
     per_device = max(1, kv_heads // before.tensor_parallel)
-    # Ulysses cuts heads, so they must divide by both dimensions.
+    # Ulysses splits heads, so their number must be divisible by both dimensions.
     small_kv = tensor * min(per_device, max(1, MAX_KV_HEADS // tensor)) * after.context_parallel
     small_heads = small_kv * min(heads // kv_heads, MAX_QUERIES_PER_KV_HEAD)
     head_dim = model.get("head_dim")

@@ -12,7 +12,7 @@ NUM_STEPS = 4
 SAVE_EVERY_STEPS = 2
 VALIDATION_ROWS = 4
 PEAK_LR = 1e-3
-# An alarm compares with a trained model's loss; random weights must not set it off.
+# An alarm compares with a trained model's loss; random weights must not trigger it.
 MAX_INCREASE = 100.0
 _RATES = ("peak_lr", "final_lr", "base_final_lr", "base_peak_lr", "constant_lr")
 _TOKENS = {"warmup_tokens": 1, "decay_tokens": 1, "cooldown_tokens": 1}  # steps of the rehearsal
@@ -91,7 +91,7 @@ def _shrink_schedule(schedule: dict[str, Any], run: ResolvedRun, tokens_per_step
         if schedule.get(key):
             small[key] = steps * tokens_per_step
     small["cycles"] = 1
-    # The rates above already hold the scaling.
+    # The rates above already include the scaling.
     small.pop("batch_scaling", None)
     return small
 

@@ -281,8 +281,8 @@ def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], lis
         if limit is not None and epochs > limit:
             problems.append(
                 f"{config.locate('cpt', 'sources', name, 'max_epochs')}: cpt.sources.{name}: the run needs {need} "
-                f"tokens of it, {epochs:.3g} epochs of its {have}, but max_epochs is {limit:g}; lower its weight, "
-                "shorten the run, add data or raise max_epochs"
+                f"tokens of this source ({epochs:.3g} epochs of {have}), but max_epochs is {limit:g}; lower its "
+                "weight, shorten the run, add data or raise max_epochs"
             )
         elif epochs > MANY_EPOCHS:
             notes.append(
@@ -296,6 +296,7 @@ def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
     """Return a problem for each interval that is longer than the run, and so would only take effect at its end."""
     problems: list[str] = []
     cpt = config.cpt
+    verbs = {"checkpoint": "save", "validation": "validate"}
     intervals: dict[tuple[str, str], Interval | None] = {("checkpoint", "every"): cpt.checkpoint.every}
     if cpt.validation is not None:
         intervals["validation", "every"] = cpt.validation.every
@@ -304,7 +305,7 @@ def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
             problems.append(
                 f"{config.locate('cpt', *keys)}: cpt.{'.'.join(keys)}: {interval} is longer than the run of "
                 f"{budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove "
-                "the key to do it only at the end"
+                f"the key to {verbs[keys[0]]} only at the end"
             )
     return problems
 
@@ -339,7 +340,7 @@ def _note_advice(config: RunConfig) -> list[str]:
     if config.cpt.pad_length is not None:
         notes.append(
             f"unused: pad_length {config.cpt.pad_length} ({config.locate('cpt', 'pad_length')}): accepted for "
-            "compatibility, has no effect"
+            "compatibility, but has no effect"
         )
     longest = config.mindformers["model"]["model_config"].get("max_position_embeddings")
     if longest is not None and config.cpt.seq_length > longest:

@@ -229,7 +229,7 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
     differences = describe_differences(before, now)
     if differences:
         raise CheckpointError(
-            f"{checkpoint.folder}: has other model sizes than model.model_config ({'; '.join(differences)}); "
+            f"{checkpoint.folder}: its model sizes differ from model.model_config ({'; '.join(differences)}); "
             "make them equal or choose another checkpoint"
         )
     notes = _warn_of_rewarming(run, checkpoint.state)
@@ -252,8 +252,8 @@ def _warn_of_rewarming(run: ResolvedRun, state: RunState) -> tuple[str, ...]:
         return ()
     return (
         f"warning: re-warming on the same data: these weights were already trained on {', '.join(again)} with a final "
-        f"learning rate of {ended_with:.3g}; this run rises to {run.schedule.peak_lr:.3g}. This is worse than "
-        "continuing at a constant rate (arXiv 2308.04014); continue that run with --extend, or set "
+        f"learning rate of {ended_with:.3g}; the rate of this run rises to {run.schedule.peak_lr:.3g}. This is worse "
+        "than continuing at a constant rate (arXiv 2308.04014); continue that run with --extend, or set "
         f"cpt.schedule.peak_lr to {ended_with:.3g}",
     )
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable
 
 POINTER_BYTES = 8
-SMALL_OBJECT_BYTES = 16  # a shared pointer, which most classes of ge:: consist of
+SMALL_OBJECT_BYTES = 16  # a shared pointer, the only member of most classes in ge::
 DATA_BYTES = 256
 NUM_VTABLE_ENTRIES = (DATA_BYTES - 2 * POINTER_BYTES) // POINTER_BYTES
 
-# MindSpore does without a cache of prepared calls when these are missing.
+# Without these functions, MindSpore does not cache prepared calls.
 _LEFT_OUT = {
     "InitPTACacheThreadLocal",
     "UnInitPTACacheThreadLocal",
@@ -23,7 +23,7 @@ _LEFT_OUT = {
     "SetPTAHashKey",
     "CanUsePTACache",
 }
-# What computes or moves data must not return as if it had.
+# Functions that compute or move data must fail, not return without having done so.
 _COMPUTES = re.compile(
     r"rt\w*Launch\w*|aclrtLaunchKernel\w*|aclmdl(?:Execute|RIExecute|Load|BundleLoad)\w*|acl(?:dvpp|vdec)(?!Destroy)\w*"
     r"|hi_mpi_\w+|Hccl(?:All|Reduce|Broadcast|Scatter|Send|Recv|Batch|Barrier|Create|CommInit)\w*|aclop(?:Compile|Execute)\w*"
@@ -31,7 +31,8 @@ _COMPUTES = re.compile(
 )
 _DATA = ("_ZTI", "_ZTS", "_ZTT", "_ZGV")
 _CONSTRUCTOR = re.compile(r"_ZN2ge\d+\w+?C[12]E")
-# Objects without members, one byte wide: clearing more destroys what lies behind them, which shows at the exit.
+# Objects without members, one byte wide: clearing more overwrites what follows them, which causes
+# errors at exit.
 _REGISTRAR_CONSTRUCTOR = re.compile(r"_ZN2ge\d+\w+?RegisterC[12]E")
 _OPERATOR_CONSTRUCTOR = re.compile(r"_ZN2ge8OperatorC[12]E")
 _RETURNS_OBJECT = re.compile(
@@ -50,7 +51,7 @@ _MAKE_OPERATOR = [
     "movq %rdi,%rax",
     "ret",
 ]
-# eax: index of the operator. Saves the registers of arguments and hands them on with the caller's stack.
+# eax: index of the operator. Saves the argument registers and passes them on with the caller's stack.
 _TRAMPOLINE = """
 .type .Lprepare,@function
 .Lprepare:

@@ -180,7 +180,7 @@ def _build(work: Path, folder: Path) -> None:
     defined = {parts[2] for parts in map(str.split, compiled.splitlines()) if len(parts) == 3 and parts[1].isupper()}
     assembly = work / "generated.s"
     assembly.write_text(render_assembly(operators, symbols, defined), encoding="utf-8")
-    # What the C++ library instantiates in our objects must not take the place of MindSpore's own.
+    # C++ library templates instantiated in our objects must not replace MindSpore's own instances.
     exported = {*symbols, *(name for name in defined if not name.startswith("_Z"))}
     exported |= {name + phase for name in operators for phase in ("", "GetWorkspaceSize")}
     exports = work / "exports"

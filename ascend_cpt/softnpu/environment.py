@@ -81,7 +81,7 @@ def make_environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]
         "LD_LIBRARY_PATH": _join(map(str, list_library_paths(folder)), environ.get("LD_LIBRARY_PATH")),
         "PYTHONPATH": _join([str(home / PYTHON_FOLDER)], environ.get("PYTHONPATH")),
         "ASCEND_OPP_PATH": str(home / "opp"),
-        # MindSpore warns of drivers that are not there.
+        # Only errors: MindSpore warns about the missing drivers.
         "GLOG_v": environ.get("GLOG_v", "3"),
     }
 

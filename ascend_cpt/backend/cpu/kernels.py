@@ -60,8 +60,8 @@ class FlashAttentionScore(nn.Cell):
             raise ConfigError(f"attention on a CPU supports only attention_dropout 0, not {1 - keep_prob:g}")
         if sparse_mode != 0:
             raise ConfigError(
-                f"attention on CPU: sparse_mode is {sparse_mode}, only 0 is supported: "
-                "set use_attn_mask_compression and use_eod_attn_mask_compression to False, and no window_size"
+                f"attention on a CPU supports only sparse_mode 0, not {sparse_mode}: set use_attn_mask_compression and "
+                "use_eod_attn_mask_compression to False, and remove window_size"
             )
         self.num_heads = head_num
         self.scale = scale_value

@@ -62,7 +62,7 @@ def build_callbacks(
         PhaseSpan(name=phase.name, first_step=phase.first_step, stop_step=phase.stop_step) for phase in run.phases
     ]
     judge = StepJudge(cpt.guards, first_steps=[phase.first_step for phase in phases])
-    # Every rank restores the same history, so that all reach the same verdicts.
+    # Every rank restores the same history, so that all make the same decisions.
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     shared = cpt.storage.shared

@@ -18,8 +18,8 @@ DEFAULT_NUM_LOCAL_WORKERS = 8
 DEFAULT_MASTER_ADDR = "127.0.0.1"
 DEFAULT_MASTER_PORT = 8118
 DEFAULT_LOG_DIR = "output/msrun_log"
-# As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not come by
-# then.
+# As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not
+# connected by then.
 DEFAULT_CLUSTER_TIMEOUT_S = 7200
 
 

@@ -37,7 +37,7 @@ def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: 
             problems.append(
                 f"{config.locate('model', 'model_config', 'pad_token_id')}: model.model_config.pad_token_id "
                 f"{model['pad_token_id']} is not the padding token of {dataset.name} ({tokenizer.pad_id}; its "
-                f"end-of-document token is {tokenizer.eod_id}); remove the key, it is set from the dataset"
+                f"end-of-document token is {tokenizer.eod_id}); remove the key, because it is set from the dataset"
             )
         if tokenizer.pad_id == tokenizer.eod_id:
             problems.append(

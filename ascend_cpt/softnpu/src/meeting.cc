@@ -158,7 +158,7 @@ int read_seconds(const char *variable, int otherwise) {
 
 std::string open_meeting_point() {
   uint64_t random;
-  if (getrandom(&random, sizeof random, 0) != sizeof random) throw Error("no random numbers");
+  if (getrandom(&random, sizeof random, 0) != sizeof random) throw Error("cannot get random numbers");
   char name[64];
   snprintf(name, sizeof name, "ascend_cpt-softnpu-%d-%016lx", static_cast<int>(getpid()), static_cast<unsigned long>(random));
   Socket listener = listen_at(name);
@@ -212,7 +212,7 @@ class Meeting {
       for (uint32_t r = 1; r < group_.size_; r++) {
         if (guests[r].fd() < 0) missing += " " + std::to_string(r);
       }
-      throw Error("of the " + std::to_string(group_.size_) + " ranks of " + group_.label_ + " these did not connect in time:" +
+      throw Error("of the " + std::to_string(group_.size_) + " ranks of " + group_.label_ + ", these did not connect in time:" +
                   missing + " (HCCL_CONNECT_TIMEOUT sets the limit)");
     }
     Socket guest(accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC));

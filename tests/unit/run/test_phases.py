@@ -117,7 +117,7 @@ def test_summary(resolve_run: ResolveRun) -> None:
         ),
         (
             {"sources": {"web": {"path": "x", "max_epochs": 0.5}, "code": {"path": "x"}, "qa": {"path": "x"}}},
-            "cpt.sources.web: the run needs 1.4.M tokens of it, 0.55. epochs of its 2.56M, but max_epochs is 0.5",
+            "cpt.sources.web: the run needs 1.4.M tokens of this source .0.55. epochs of 2.56M., but max_epochs is 0.5",
         ),
     ],
 )

@@ -103,5 +103,7 @@ def test_nvidia_switches_at_a_fifth_of_the_peak(resolve_run: ResolveRun) -> None
 
 
 def test_nvidia_recipe_needs_more_than_two_epochs(resolve_run: ResolveRun) -> None:
-    with pytest.raises(ConfigError, match=r"sources.qa: the run needs 8.66B tokens of it, 3.11 epochs of its 2.79B"):
+    with pytest.raises(
+        ConfigError, match=r"sources.qa: the run needs 8.66B tokens of this source \(3.11 epochs of 2.79B\)"
+    ):
         resolve_run("nvidia_300b_two_phases", 128, "cpt.sources.qa.max_epochs=2")

@@ -120,7 +120,7 @@ def test_rewarming_on_the_same_data_is_warned_about(resolve_run: ResolveRun, tmp
     saved = save(resolve_run(**one), tmp_path / "run", 1000)
     again = dataclasses.replace(resolve_run(**one, init_from=str(saved.run_dir)), run_dir=tmp_path / "again")
     (note,) = choose_start(again, None).notes
-    assert "already trained on web with a final learning rate of 0.0001; this run rises to 0.001" in note
+    assert "already trained on web with a final learning rate of 0.0001; the rate of this run rises to 0.001" in note
     constant = {"schedule": {"kind": "constant", "peak_lr": 1e-4}, "num_rows": {"web": 10_000}}
     calm = dataclasses.replace(resolve_run(**constant, init_from=str(saved.run_dir)), run_dir=tmp_path / "calm")
     assert choose_start(calm, None).notes == ()
@@ -148,5 +148,5 @@ def test_rope_may_change_in_a_new_run_but_not_on_resume(resolve_run: ResolveRun,
     assert not any("rotary" in line for line in choose_start(set_model(run, tmp_path / "next"), None).notes)
     with pytest.raises(CheckpointError, match=r"model.rope_theta: 10000.0 → 40000.0"):
         choose_start(set_model(run, saved.run_dir, rope_theta=4e4), None)
-    with pytest.raises(CheckpointError, match="has other model sizes"):
+    with pytest.raises(CheckpointError, match="its model sizes differ from model.model_config"):
         choose_start(set_model(run, tmp_path / "next", hidden_size=64), None)

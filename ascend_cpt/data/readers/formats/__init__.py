@@ -1,7 +1,7 @@
 """Readers of input files: one module per format, called `{format}_file`.
 
 A reader is a module with the functions of `Reader`. Positions are byte offsets for text formats and row numbers for
-parquet and arrow. To add a format, add such a module here and its file endings to `input_files.FORMATS`.
+parquet and arrow. To add a format, add such a module here and its file extensions to `input_files.FORMATS`.
 """
 
 from __future__ import annotations

@@ -61,12 +61,12 @@ OP(OneHot, "tittit") {
   need(axis <= (int64_t)expected.size(), "axis " + std::to_string(call.integer(4)) + " for indices of shape " + show(expected));
   expected.insert(expected.begin() + axis, depth);
   need_shape(out, expected);
-  fill(out, number(call.tensor(3), "the value off"));
+  fill(out, number(call.tensor(3), "the off value"));
   Dims order;
   for (int64_t d = 0; d < rank; d++) if (d != axis) order.push_back(d);
   order.push_back(axis);
   Tensor view = permute(out, order);
-  double on = number(call.tensor(2), "the value on");
+  double on = number(call.tensor(2), "the on value");
   Tensor first = take(view, rank - 1, 0, 1);
   if (depth == 0) return;
   Cursor rows(first);

@@ -49,7 +49,7 @@ def test_no_input(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="contains no files to read"):
         names(tmp_path)
     make(tmp_path, "a.docx")
-    with pytest.raises(DataError, match="unknown file ending"):
+    with pytest.raises(DataError, match="unknown file extension"):
         names(tmp_path / "a.docx")
 
 
