@@ -1,10 +1,10 @@
-"""Rehearse a cluster job on this machine before the cluster is booked: run a small version of it on emulated NPUs.
+"""Rehearse a cluster job on this machine before you book the cluster: run a small version of it on emulated NPUs.
 
 python tools/rehearse.py configs/llama3/cpt_llama3_70b.yaml
 
-The parallel layout is kept as far as --processes allows; layers, widths, vocabulary and rows are reduced. The job is
-started, trained, validated, saved, killed, resumed, exported and verified, and its losses and weights are compared with
-those of the same run on one device. See docs/rehearsal.md.
+The parallel layout is kept as far as --processes allows; layers, widths, vocabulary and rows are reduced. The job
+trains, validates, saves, loses a worker, resumes and exports; then its losses and weights are compared with those of the
+same run on one device. See docs/rehearsal.md.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def read_metadata_from_headers(checkpoint_dir: str) -> tuple[dict[str, Any], dic
         checkpoint_dir: A Hugging Face folder, or a MindFormers folder that one process wrote.
 
     Returns:
-        By parameter name a list with its one `ShardedTensor`; by shard id the list of files that hold the shard.
+        A list with the one `ShardedTensor` of each parameter, by name; the list of files that hold each shard, by id.
 
     Raises:
         CheckpointError: when the folder has no safetensors files, or one is missing, damaged or of an unknown
