@@ -3,8 +3,8 @@
 python tools/rehearse.py configs/llama3/cpt_llama3_70b.yaml
 
 The parallel layout is kept as far as --processes allows; layers, widths, vocabulary and rows are reduced. The job
-trains, validates, saves, loses a worker, resumes and exports; then its losses and weights are compared with those of the
-same run on one device. See docs/rehearsal.md.
+trains, validates, saves, loses a worker, resumes and exports; then its losses and weights are compared with those of
+the same run on one device. See docs/rehearsal.md.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from ascend_cpt.config.loader import RunConfig
 MAX_CHARACTERS = 600
 # Pattern in the message, configuration key, advice.
 _ADVICE: tuple[tuple[str, str, str], ...] = (
-    (r"num_attention_heads|'num_heads'", "parallel_config.model_parallel", "it must divide the number of attention heads"),
-    (r"kv_num_heads|num_query_groups", "parallel_config.model_parallel", "it must divide the number of key-value heads"),
+    (r"num_attention_heads|'num_heads'", "parallel_config.model_parallel", "it must divide num_attention_heads"),
+    (r"kv_num_heads|num_query_groups", "parallel_config.model_parallel", "it must divide num_key_value_heads"),
     (r"mask.compression", "model.model_config.use_attn_mask_compression", "set it to False for short rows"),
     (r"sequence parallelism without", "parallel_config.use_seq_parallel", "it needs model_parallel above 1"),
     (r"\boffset\b", "model.model_config.offset", "its layers per stage must add up to num_hidden_layers"),
