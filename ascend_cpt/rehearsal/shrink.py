@@ -13,7 +13,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.data.packed.network_inputs import WITHIN
 from ascend_cpt.rehearsal.shrink_layout import shrink_layout
 from ascend_cpt.rehearsal.shrink_model import LAYERS_PER_STAGE, choose_seq_length, shrink_model
-from ascend_cpt.rehearsal.shrink_recipe import shrink_lr_schedule, shrink_recipe
+from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS, shrink_lr_schedule, shrink_recipe
 from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
@@ -224,5 +224,5 @@ def _list_changes(
         pairs.append((key, values[0], values[1]))
     if run.schedule is not None:
         pairs.append(("peak learning rate", f"{run.schedule.peak_lr:g}", "0.001"))
-    pairs.append(("steps", run.budget.total_steps, 6))
+    pairs.append(("steps", run.budget.total_steps, NUM_STEPS))
     return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b and not (not a and not b)]

@@ -15,7 +15,7 @@ SEQ_LENGTH = 128
 HEAD_DIM = 16
 LAYERS_PER_STAGE = 2
 MAX_KV_HEADS = 4
-MAX_QUERIES_PER_KV_HEAD = 4
+MAX_QUERIES_PER_KV_HEAD = 2
 EOD_ID, PAD_ID = 0, 1
 # Random weights of this spread give logits that differ between tokens in so narrow a model.
 INITIALIZER_RANGE = 0.06

@@ -8,14 +8,14 @@ from typing import Any
 
 from ascend_cpt.run.resolved_run import ResolvedRun
 
-NUM_STEPS = 6
-SAVE_EVERY_STEPS = 3
+NUM_STEPS = 4
+SAVE_EVERY_STEPS = 2
 VALIDATION_ROWS = 4
 PEAK_LR = 1e-3
 # An alarm compares with a trained model's loss; random weights must not set it off.
 MAX_INCREASE = 100.0
 _RATES = ("peak_lr", "final_lr", "base_final_lr", "base_peak_lr", "constant_lr")
-_TOKENS = {"warmup_tokens": 2, "decay_tokens": 2, "cooldown_tokens": 1}  # steps of the rehearsal
+_TOKENS = {"warmup_tokens": 1, "decay_tokens": 1, "cooldown_tokens": 1}  # steps of the rehearsal
 _RATES_OF_MINDFORMERS = ("learning_rate", "lr_end", "warmup_lr_init")
 
 
@@ -67,7 +67,7 @@ def shrink_lr_schedule(section: Mapping[str, Any]) -> dict[str, Any]:
             small[key] = float(section[key]) * PEAK_LR / peak
     for key in ("warmup_steps", "total_steps"):
         if isinstance(section.get(key), int):
-            small[key] = min(section[key], 2 if key == "warmup_steps" else NUM_STEPS)
+            small[key] = min(section[key], 1 if key == "warmup_steps" else NUM_STEPS)
     return small
 
 

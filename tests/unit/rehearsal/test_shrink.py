@@ -51,7 +51,7 @@ def resolve_small(rehearsal: Rehearsal, folder: Path) -> Any:
 def test_shipped_configurations_shrink_to_legal_runs(path: Path, tmp_path: Path) -> None:
     run, rehearsal = load(path)
     small = resolve_small(rehearsal, tmp_path)
-    assert small.budget.total_steps == 6
+    assert small.budget.total_steps == 4
     assert small.layout == rehearsal.layout and small.layout.world_size <= 8
     assert small.schedule is None or small.schedule.peak_lr == pytest.approx(1e-3)
     for key in KEPT_MODEL_KEYS:
