@@ -12,10 +12,9 @@ import yaml
 
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import uses_cpu
-from ascend_cpt.data.packed.manifest import MANIFEST_SUFFIX
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.files import write_text
-from ascend_cpt.rehearsal.dataset import Vocabulary, make_dataset
+from ascend_cpt.rehearsal.dataset import Vocabulary, has_dataset, make_dataset
 from ascend_cpt.rehearsal.shrink import HUGGING_FACE, RUN, Rehearsal, shrink, shrink_to_one_device
 from ascend_cpt.rehearsal.shrink_model import EOD_ID, PAD_ID
 from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS, VALIDATION_ROWS
@@ -74,7 +73,7 @@ def load_user_run(path: Path, overrides: Mapping[str, Any]) -> ResolvedRun:
     world_size = choose_world_size(config, None, DEVICES_PER_NODE)
     sets = config.cpt.validation.sets if config.cpt.validation else {}
     paths = [entry.path for entry in config.cpt.sources.values()] + [entry.path for entry in sets.values()]
-    if paths and all(_has_dataset(path) for path in paths):
+    if paths and all(has_dataset(path) for path in paths):
         run = load_run(path, overrides, world_size=world_size)
     else:
         run = resolve_without_data(config, world_size)
@@ -131,7 +130,10 @@ def _write_datasets(cpt: dict[str, Any], rehearsal: Rehearsal, folder: Path, see
     train_rows = NUM_STEPS * rehearsal.global_batch_size
     validation = (cpt.get("validation") or {}).get("sets") or {}
     origins: dict[str, str] = {}
-    for kind, entries, num_rows in (("source", cpt["sources"], train_rows), ("set", validation, VALIDATION_ROWS)):
+    for kind, entries, num_rows in (
+        ("source", cpt["sources"], train_rows),
+        ("validation", validation, VALIDATION_ROWS),
+    ):
         for index, (name, entry) in enumerate(entries.items()):
             prefix = folder / f"{kind}_{index}"
             manifest = make_dataset(
@@ -154,8 +156,3 @@ def _write_run(folder: Path, sections: Mapping[str, Any], num_processes: int) ->
     text = yaml.safe_dump({**sections, "output_dir": str(folder / "output")}, sort_keys=False)
     write_text(config, text)
     return SmallRun(config=config, folder=folder, num_processes=num_processes)
-
-
-def _has_dataset(source: str) -> bool:
-    path = Path(source)
-    return path.is_file() or path.is_dir() or path.with_name(path.name + MANIFEST_SUFFIX).is_file()
