@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import tempfile
 import time
@@ -74,7 +75,8 @@ def rehearse(config: Path, options: RehearsalOptions) -> bool:
             keep = options.keep
             raise
         print(f"\n{render_table(rehearser.outcomes)}\n")
-        print(f"{'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s")
+        ending = f"{'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s"
+        print(f"{ending} ({read_processor_time():.0f} s of processor time)")
         return passed
     finally:
         if keep:
@@ -93,6 +95,12 @@ def describe_layout(layout: ParallelLayout) -> str:
     }
     parts = [f"{name} {size}" for name, size in sizes.items() if size > 1] or ["data 1"]
     return f"{layout.world_size} {'device' if layout.world_size == 1 else 'devices'} = {' × '.join(parts)}"
+
+
+def read_processor_time() -> float:
+    """Return the seconds of processor time of this process and of all that it started and that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def explain_no_validation(layout: ParallelLayout) -> str:

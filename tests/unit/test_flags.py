@@ -136,6 +136,12 @@ FLAGS: dict[str, list[str]] = {
         "--txt-documents",
         "--workers",
     ],
+    "tools/rehearse.py": [
+        "--keep",
+        "--processes",
+        "--set",
+        "--timeout",
+    ],
     "tools/report.py": [
         "--output",
     ],
