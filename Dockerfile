@@ -5,7 +5,7 @@
 #         -v /usr/local/Ascend/driver:/usr/local/Ascend/driver:ro -v /usr/local/bin/npu-smi:/usr/local/bin/npu-smi:ro \
 #         -v /etc/ascend_install.info:/etc/ascend_install.info:ro -v /data:/data ascend_cpt
 #
-# `--network host`: the nodes of a job connect by the host's address. `--privileged` gives access to all NPUs; to select some, use
+# `--network host`: the nodes of a job connect via the host's address. `--privileged` gives access to all NPUs; to select some, use
 # --device=/dev/davinci0 ... --device=/dev/davinci_manager --device=/dev/devmm_svm --device=/dev/hisi_hdc instead.
 # Images of CANN: https://quay.io/repository/ascend/cann. Without network access, put a folder made by
 # scripts/make_wheelhouse.sh into the build context as wheelhouse/ and add --build-arg PIP_OPTIONS="--no-index --find-links wheelhouse".

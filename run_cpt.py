@@ -12,7 +12,7 @@ from ascend_cpt.softnpu.environment import enter
 
 
 def start() -> int:
-    """Enter the software NPU where the environment asks for it, then import what imports MindSpore."""
+    """Enter the software NPU if it is enabled, then import the modules that use MindSpore."""
     enter()
     from ascend_cpt.train import main
 

@@ -1,4 +1,4 @@
-"""The errors that ascend_cpt raises, and how a command turns them into one line and an exit code.
+"""The errors that ascend_cpt raises, and their conversion to one line and an exit code.
 
 Every user error is a `CptError` whose message contains what is wrong, where (file, line, key) and what to do.
 Exit codes: 0 success, 2 user error, 1 everything else.
@@ -27,19 +27,19 @@ class CptError(ValueError):
 
 
 class ConfigError(CptError):
-    """A configuration that cannot be run: unknown key, wrong type, layout that does not divide."""
+    """A configuration that cannot be run: unknown key, wrong type, invalid layout."""
 
 
 class DataError(CptError):
-    """Input text or a packed dataset that cannot be used as asked."""
+    """Input text or a packed dataset that cannot be used as requested."""
 
 
 class CheckpointError(CptError):
-    """A checkpoint that is missing, cut short or does not fit the model."""
+    """A checkpoint that is missing, truncated or incompatible with the model."""
 
 
 class ClusterError(CptError):
-    """Launch arguments or nodes that do not fit together."""
+    """Inconsistent launch arguments or nodes."""
 
 
 def run_command(main: Callable[[], int | None]) -> int:

@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader sees the old or the new content, never a part of it."""
+"""Atomic file writes: a reader sees the old or the new content, never partial content."""
 
 from __future__ import annotations
 

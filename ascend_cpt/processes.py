@@ -1,4 +1,4 @@
-"""Child processes that must not outlive their parent."""
+"""Child processes that are killed when their parent exits."""
 
 from __future__ import annotations
 

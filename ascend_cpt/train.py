@@ -13,7 +13,7 @@ from typing import Any
 
 from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
 from ascend_cpt.backend.training.trainer import Launch, train
-from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         # One process per run folder holds the lock, so that a second launch fails.
         holds = channel.rank == 0 if run.config.cpt.storage.shared else channel.is_first_on_node
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
-        with tell_full_disk(run.run_dir, "writing what belongs to the run"), lock:
+        with report_full_disk(run.run_dir, "writing to the run folder"), lock:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
             return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
 
@@ -85,7 +85,7 @@ def train_run(
 ) -> int:
     """Compile and train. Returns the exit code."""
     for line in start.warnings if process.rank == 0 else ():
-        print(f"warning: passed over: {line}", file=sys.stderr)
+        print(f"warning: skipped: {line}", file=sys.stderr)
     if start.step >= run.budget.total_steps:
         if process.rank == 0:
             print(f"{run.run_dir}: already complete at step {start.step}; nothing to do")
@@ -96,7 +96,7 @@ def train_run(
             "step, or drop the flag to train to the end"
         )
     sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
-    heading = f"Compiled by ascend_cpt from {run.config.path}: the YAML that is trained"
+    heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
     # Every rank writes the same text atomically, so no rank has to wait for another.
     write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
     log_path = run.run_dir / "logs" / f"rank_{process.rank}.log"
@@ -159,12 +159,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-shared-storage",
         action="store_true",
-        help="every node holds its own copy of the data and its own output (like cpt.storage.shared: false)",
+        help="every node has its own copy of the data and its own output (like cpt.storage.shared: false)",
     )
     parser.add_argument(
         "--extend",
         action="store_true",
-        help="continue a run that was extended: more tokens or further phases",
+        help="continue a run that was extended with more tokens or phases",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
@@ -216,7 +216,7 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
             "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf"
         )
     if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
-        raise ConfigError(f"--world-size {args.world_size}: goes with --dry-run and must be at least 1")
+        raise ConfigError(f"--world-size {args.world_size}: needs --dry-run and must be at least 1")
     use_parallel = args.use_parallel if args.use_parallel is not None else config.mindformers.get("use_parallel")
     if args.use_parallel and not process.launched:
         raise ConfigError("--use_parallel True needs several workers: start with bash scripts/msrun_launcher.sh")
@@ -225,7 +225,7 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
             f"use_parallel is False, but the launch has {process.world_size} workers; drop one of the two"
         )
     if not config.cpt.sources:
-        raise ConfigError(f"{config.path}: cpt.sources names no dataset; add one or give --train_dataset_dir")
+        raise ConfigError(f"{config.path}: cpt.sources is empty; add a dataset or give --train_dataset_dir")
     if config.cpt.init_from and config.mindformers.get("load_checkpoint"):
         raise ConfigError(
             f"cpt.init_from ({config.locate('cpt', 'init_from')}) and load_checkpoint "
@@ -244,7 +244,7 @@ def save_plan_picture(run: ResolvedRun) -> None:
         draw_plan(run, path)
         print(f"picture  {path}")
     except (OSError, ConfigError) as error:
-        print(f"picture  none: {error}")
+        print(f"picture  not written: {error}")
 
 
 def make_run_folder(run_dir: Path) -> None:

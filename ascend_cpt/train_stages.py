@@ -73,10 +73,10 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
         path: The file of stages.
         launch: The arguments of scripts/msrun_launcher.sh after CMD.
         options: The command-line options for stages.
-        dry_run: Print the plan of every stage and start nothing.
+        dry_run: Print the plan of every stage without starting any.
 
     Returns:
-        0: all are complete (or --dry-run). 3: a stage is held. Else the launcher's code of the stage that failed.
+        0: all are complete (or --dry-run). 3: a stage is held. Otherwise the launcher's exit code of the failed stage.
 
     Raises:
         CptError: before anything is started, when any stage is invalid.
@@ -114,7 +114,7 @@ def resolve_stages(path: Path, launch: Sequence[str], options: StageOptions) -> 
     names = [entry.name for entry in entries]
     for option, name in (("--extend", options.extend), ("--advance", options.advance)):
         if name is not None and name not in names:
-            raise ConfigError(f"{option} {name}: {path} has no such stage, only {', '.join(names)}")
+            raise ConfigError(f"{option} {name}: {path} has no such stage; its stages are {', '.join(names)}")
     stages: list[Stage] = []
     for entry in entries:
         stages.append(_resolve_stage(path, entry, launch, options, stages[-1] if stages else None))
@@ -202,7 +202,7 @@ def _may_advance(first: Stage, stage: Stage, path: Path, options: StageOptions) 
     now = _find_loss(stage, rule.set, stage.run.budget.total_steps)
     increase = now - base
     figures = (
-        f"{rule.set} is at {now:.4f}, {increase:+.4f} over its base {base:.4f} before stage {first.name} "
+        f"loss of {rule.set}: {now:.4f}, {increase:+.4f} from {base:.4f} before stage {first.name} "
         f"(allowed: {rule.max_increase:+g})"
     )
     if increase <= rule.max_increase:

@@ -31,7 +31,7 @@ run "$PYTHON" tools/doctor.py --local-workers 8
 run bash scripts/prepare_sample.sh
 run "$PYTHON" -m pytest -m npu -v -rs tests/npu tests/unit/cluster "$@"
 if [[ "${DRY_RUN:-}" == 1 ]]; then
-    echo "the tests start:"
+    echo "running the tests:"
     "$PYTHON" tests/npu/cases.py "${CI_DATASET:-data/sample/packed/general_train_text_document}" \
         "${CI_FOLDER:-output/ci_atlas}"
 fi

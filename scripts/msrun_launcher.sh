@@ -3,7 +3,7 @@
 #
 #     bash scripts/msrun_launcher.sh "run_cpt.py --config ..." 64 8 $MASTER 8118 $RANK
 #
-# `--help` shows all forms. Implemented in ascend_cpt/cluster/launch/main.py.
+# `--help` shows the usage. Implemented in ascend_cpt/cluster/launch/main.py.
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh

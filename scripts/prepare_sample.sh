@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the sample corpus and its tokenizer in data/sample and packs its four parts into data/sample/packed:
-# {general,code}_{train,valid}_text_document.*. Complete files are reused, differing ones are replaced.
+# {general,code}_{train,valid}_text_document.*. Complete files are reused; differing ones are replaced.
 #
 # SEQ_LENGTH (default 256) is the row length; arguments are passed to tools/preprocess_data.py.
 set -euo pipefail

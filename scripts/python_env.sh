@@ -44,7 +44,7 @@ check_packages() {
     PYTHONPATH="$REPO_ROOT" "$PYTHON" -m ascend_cpt.cluster.node.packages "$@"
 }
 
-# install_packages VENV_PYTHON NAME...: installs requirements/NAME.txt with the constraints; pip gets three tries.
+# install_packages VENV_PYTHON NAME...: installs requirements/NAME.txt with the constraints; pip is tried three times.
 install_packages() {
     local python="$1" version arguments=() name try
     shift
@@ -76,7 +76,7 @@ ensure_env() {
     wanted="$(for name in "${names[@]}"; do cat "$REPO_ROOT/requirements/$name.txt" || exit; done \
         | cat - "$REPO_ROOT"/requirements/constraints-*.txt | sha256sum)" || return
     if [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
-        echo "environment: $venv is as pinned"
+        echo "environment: $venv matches the pinned versions"
     else
         echo "environment: installing ${names[*]} into $venv (several minutes the first time)"
         install_packages "$venv/bin/python" "${names[@]}" || return

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a bare clone to a trained model, on any Linux machine with two cores and no NPU:
+# From a fresh clone to a trained model, on any Linux machine with two cores and no NPU:
 # environment, sample corpus, packed data, a tiny Qwen3 trained on prose by two processes, continued pretraining on
-# source code, export and verification of the weights, and a summary. Complete results are reused when it is run again.
+# source code, export and verification of the weights, and a summary. A second run reuses complete results.
 set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh

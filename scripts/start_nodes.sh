@@ -7,7 +7,7 @@
 # text after the name (slots=8) is ignored. Defaults: LOCAL_WORKER 8, MASTER_PORT 8118. Every node needs this repository
 # under the same path ($REMOTE_ROOT if different from the local one) and must accept ssh without a password.
 # Passed to all nodes: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. ENV_SCRIPT=/usr/local/Ascend/ascend-toolkit/set_env.sh is
-# sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the ssh commands and starts nothing.
+# sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the ssh commands without running them.
 #
 # Under Slurm no hostfile is needed:
 #     srun --nodes=2 --ntasks-per-node=1 bash scripts/msrun_launcher.sh "run_cpt.py --config ..."
@@ -36,9 +36,9 @@ local_worker="${positional[2]-8}" master_port="${positional[3]-8118}"
 [[ "$local_worker" =~ ^[1-9][0-9]*$ ]] || fail "LOCAL_WORKER must be a whole number of at least 1, not '$local_worker'"
 
 mapfile -t hosts < <(sed 's/#.*//' "$hostfile" | awk 'NF { print $1 }')
-((${#hosts[@]})) || fail "$hostfile names no host; one per line"
+((${#hosts[@]})) || fail "$hostfile is empty; list one host per line"
 repeated="$(printf '%s\n' "${hosts[@]}" | sort | uniq -d)"
-[[ -z "$repeated" ]] || fail "$hostfile names ${repeated//$'\n'/, } more than once"
+[[ -z "$repeated" ]] || fail "$hostfile lists ${repeated//$'\n'/, } more than once"
 
 root="${REMOTE_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"
 passed=()

@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of the job (default: 1)")
     parser.add_argument("--local-workers", type=int, default=8, metavar="N", help="workers per node (default: 8)")
     parser.add_argument("--master-addr", metavar="HOST", default="127.0.0.1", help="address of node 0")
-    parser.add_argument("--master-port", type=int, default=8118, metavar="PORT", help="its master port (default: 8118)")
+    parser.add_argument("--master-port", type=int, default=8118, metavar="PORT", help="master port (default: 8118)")
     parser.add_argument("--node-rank", type=int, default=0, metavar="N", help="rank of this node (default: 0)")
     parser.add_argument("--output-dir", type=Path, default=Path("output"), metavar="PATH", help="output folder")
     parser.add_argument(

@@ -55,7 +55,7 @@ def show_manifest(manifest: Manifest) -> None:
     print(f"  {manifest.output_format}: {manifest.num_rows} {rows}, {manifest.num_tokens} tokens")
     print(f"  {manifest.num_documents} documents of {manifest.text_bytes} bytes, from {manifest.num_records} records")
     print(f"  rejected: {rejected}; filtered: {manifest.num_filtered}; dropped tokens: {manifest.dropped_tokens}")
-    print(f"  left out: {left_out}")
+    print(f"  dropped documents: {left_out}")
     print(
         f"  tokenizer: {tokenizer.type} {tokenizer.name}, {tokenizer.vocab_size} entries, EOD {tokenizer.eod_id}, ",
         end="",

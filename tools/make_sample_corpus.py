@@ -1,4 +1,4 @@
-"""Make the sample corpus and its tokenizer from the running Python (no network needed).
+"""Make the sample corpus and its tokenizer from the running Python installation, without network access.
 
 python tools/make_sample_corpus.py --output-dir data/sample
 """
@@ -27,7 +27,7 @@ def main() -> None:
 
     made = make_sample(args.output_dir, overwrite=args.overwrite)
     record = json.loads((args.output_dir / RECORD_FILE).read_text(encoding="utf-8"))
-    print(f"sample corpus in {args.output_dir}: " + ("made" if made else "already there and whole, reusing"))
+    print(f"sample corpus in {args.output_dir}: " + ("created" if made else "already complete, reusing"))
     for domain, splits in record["domains"].items():
         for split, counts in splits.items():
             print(f"  {domain}/{split}: {counts['num_documents']} documents, {counts['text_bytes'] / 1e6:.2f} MB")

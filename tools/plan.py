@@ -1,4 +1,4 @@
-"""Plan a run without NPUs: does the configuration fit in memory, how fast is it, does it compile?
+"""Plan a run without NPUs: memory, speed, and whether the configuration compiles.
 
 python tools/plan.py configs/qwen3/cpt_qwen3_8b.yaml
 python tools/plan.py configs/llama3/cpt_llama3_70b.yaml --nodes 8 --suggest
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
         description="Estimate memory, speed and disk of a configuration on a cluster, and compile it without NPUs.",
-        epilog="Exit code: 0 it fits (and compiles as planned), 1 it does not, 2 the configuration is wrong.",
+        epilog="Exit code: 0 it fits (and compiles as planned), 1 it does not, 2 the configuration is invalid.",
     )
     parser.add_argument("config", type=Path, metavar="YAML", help="configuration file; its datasets need not exist")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")

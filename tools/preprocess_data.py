@@ -86,7 +86,7 @@ def parse_args() -> PreprocessSettings:
     add("--output-prefix", required=True, help="folder and name prefix of the output files")
     add("--output-format", choices=OUTPUT_FORMATS, default="mindrecord", help="[%(default)s]")
     add("--dataset-name", help="name of the files, instead of {output-prefix}_{key}_document")
-    add("--seq-length", type=int, default=0, help="trained tokens per row; a row holds one more (not for mmap)")
+    add("--seq-length", type=int, default=0, help="trained tokens per row; a row has one more (not for mmap)")
     add("--n-subs", type=int, default=1, help="number of shards, each packed to one file [%(default)s]")
     add("--workers", type=int, default=os.cpu_count() or 1, help="parallel processes [cores: %(default)s]")
     add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a shard [%(default)s]")
@@ -160,7 +160,7 @@ def describe_rows(manifest: Manifest) -> str:
 
 def describe_left_out(manifest: Manifest) -> str:
     """Describe the documents dropped by selection, if any."""
-    return "".join(f", {count} left out by {kind}" for kind, count in manifest.left_out.items())
+    return "".join(f", {count} dropped by {kind}" for kind, count in manifest.left_out.items())
 
 
 def main() -> None:

@@ -1,48 +1,83 @@
-"""Rehearse a cluster job on this machine: a shrunk copy of the configuration really runs, on emulated NPUs.
+"""Rehearse a cluster job on this machine before the cluster is booked: run a small version of it on emulated NPUs.
 
 python tools/rehearse.py configs/llama3/cpt_llama3_70b.yaml
-python tools/rehearse.py my_config.yaml --set cpt.document_attention=within --keep
 
-It starts, trains, validates, saves, is killed, resumed, exported and verified, and compared with the same run on one
-device (docs/rehearsal.md). Exit codes: 0 passed, 1 a step failed, 2 the configuration is wrong, or this machine cannot.
+The parallel layout is kept as far as --processes allows; layers, widths, vocabulary and rows are reduced. The job is
+started, trained, validated, saved, killed, resumed, exported and verified, and its losses and weights are compared with
+those of the same run on one device. See docs/rehearsal.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.config.loader import parse_assignments
+from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
-from ascend_cpt.rehearsal.rehearse import RehearsalOptions, rehearse
+from ascend_cpt.rehearsal.rehearse import rehearse
+from ascend_cpt.rehearsal.steps import render
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="configuration file of the cluster job")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
-    parser.add_argument(
-        "--processes", type=int, default=8, metavar="N", help="emulated devices at most [%(default)s]; about 1 GB each"
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Exit code: 0 every step passed, 1 a step failed, 2 the configuration or this machine is not suitable.",
     )
-    parser.add_argument("--timeout", type=float, default=1800, metavar="S", help="limit of each launch [%(default)g]")
-    parser.add_argument("--keep", action="store_true", help="keep the folder (after a failure it is always kept)")
+    parser.add_argument("config", type=Path, metavar="YAML", help="configuration for Ascend; its data need not exist")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the cluster (default: as the layout requires)")
+    parser.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices of a node (default: 8)")
+    parser.add_argument("--processes", type=int, default=8, metavar="N", help="emulated devices at most (default: 8)")
+    parser.add_argument("--timeout", type=float, default=1800, metavar="S", help="limit per launch (default: 1800)")
+    parser.add_argument("--keep", action="store_true", help="keep the folder; after a failure it is always kept")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder to work in (default: below /tmp)")
     args = parser.parse_args()
-    if args.timeout <= 0:
-        parser.error(f"--timeout {args.timeout:g}: must be above 0")
+    for name in ("nodes", "devices_per_node", "processes", "timeout"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if args.folder is not None and args.folder.exists():
+        parser.error(f"--folder {args.folder}: already exists; choose a new folder")
     return args
 
 
 def main() -> int:
-    """Rehearse."""
-    args = parse_args()
-    options = RehearsalOptions(
-        overrides=parse_assignments(args.set), max_processes=args.processes, timeout_s=args.timeout, keep=args.keep
-    )
-    return EXIT_OK if rehearse(args.config, options) else EXIT_FAILURE
+    """Rehearse and print the table."""
+    args = parse_arguments()
+    config = load_config(args.config, parse_assignments(args.set))
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="rehearsal_"))
+    start_s, is_kept = time.monotonic(), True
+    try:
+        steps = rehearse(
+            config,
+            folder.absolute(),
+            max_processes=args.processes,
+            num_nodes=args.nodes,
+            devices_per_node=args.devices_per_node,
+            timeout_s=args.timeout,
+            report=lambda line: print(f"[{time.monotonic() - start_s:4.0f} s] {line}", file=sys.stderr, flush=True),
+        )
+        is_kept = args.keep or not steps.passed
+    except BaseException:
+        is_kept = args.keep
+        raise
+    finally:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(render(steps.steps))
+    result = "passed" if steps.passed else "FAILED"
+    print(f"\n{args.config}: rehearsal {result} in {time.monotonic() - start_s:.0f} s")
+    if is_kept:
+        print(f"data, runs and logs: {folder}")
+    return EXIT_OK if steps.passed else EXIT_FAILURE
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--extend", metavar="STAGE", help="extend this stage after its cpt.train_tokens was raised")
     parser.add_argument("--advance", metavar="STAGE", help="continue after this stage even if it is held")
     parser.add_argument("--output_dir", metavar="PATH", help="folder of the run folders (default: the configurations')")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan of every stage, stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the plan of all stages and stop"
+    )
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""The few collective operations of the suite, and this process's rank."""
+"""The collective operations of the suite, and this process's rank."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wait_for_ranks(num_ranks: int) -> None:
     if is_pure_data_parallel():
         sum_over_ranks(np.zeros(1), num_ranks)
     else:
-        barrier_world("ranks to come to the same point")
+        barrier_world("ranks to reach the same point")
 
 
 def get_rank_and_size(use_parallel: bool) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from ascend_cpt.errors import CheckpointError
 
 DISK_FULL_REASONS = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
+    errno.EDQUOT: "the disk quota is exceeded",
     errno.EFBIG: "the file is too large",
 }
 # safetensors has the error number only in the message.
@@ -22,7 +22,7 @@ OS_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
-def tell_full_disk(folder: Path, doing: str) -> Iterator[None]:
+def report_full_disk(folder: Path, doing: str) -> Iterator[None]:
     """Convert errors caused by a full disk in this block to a CheckpointError; other errors propagate.
 
     Raises:

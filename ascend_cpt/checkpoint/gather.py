@@ -25,23 +25,24 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
         output: Folder to create; must not exist.
 
     Raises:
-        CheckpointError: a part is incomplete or belongs to another step or run, two parts have different versions
+        CheckpointError: a part is incomplete or from another step or run, two parts have different versions
             of a file, ranks are missing, or the output exists or cannot be written.
     """
     if output.exists():
-        raise CheckpointError(f"{output}: exists already; choose a new folder")
+        raise CheckpointError(f"{output}: already exists; choose a new folder")
     checkpoints = [locate_checkpoint(part) for part in parts]
     first = checkpoints[0]
     sources: dict[str, Path] = {}
     for checkpoint in checkpoints:
         if checkpoint.state.step != first.state.step:
             raise CheckpointError(
-                f"{checkpoint.folder}: is step {checkpoint.state.step}, {first.folder} is step {first.state.step}; "
+                f"{checkpoint.folder}: has step {checkpoint.state.step}, but {first.folder} has step "
+                f"{first.state.step}; "
                 "give the folders of the same step"
             )
         differences = describe_differences(first.state.fingerprint, checkpoint.state.fingerprint)
         if differences:
-            raise CheckpointError(f"{checkpoint.folder}: belongs to another run than {first.folder} ({differences[0]})")
+            raise CheckpointError(f"{checkpoint.folder}: from a different run than {first.folder} ({differences[0]})")
         for name, size_bytes in checkpoint.state.files.items():
             known = sources.setdefault(name, checkpoint.folder / name)
             if known.stat().st_size != size_bytes:

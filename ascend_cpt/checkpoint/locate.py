@@ -44,7 +44,7 @@ def check_checkpoint(folder: Path) -> Checkpoint:
     for name, size_bytes in state.files.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path}: is missing from the checkpoint; choose another step")
+            raise CheckpointError(f"{path}: missing from the checkpoint; choose another step")
         actual_bytes = path.stat().st_size
         if actual_bytes != size_bytes:
             raise CheckpointError(
@@ -87,7 +87,7 @@ def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[st
 def locate_checkpoint(path: Path) -> Checkpoint:
     """Return the checkpoint at `path`: a step folder, a gathered one, a `checkpoint` folder or a run folder.
 
-    Of the last two it is the newest complete step.
+    For the last two, return the newest complete step.
 
     Raises:
         CheckpointError: no checkpoint, or none that is complete.
@@ -102,7 +102,7 @@ def locate_checkpoint(path: Path) -> Checkpoint:
     found, skipped = find_newest_complete(root)
     if found is None:
         reason = f" ({skipped[0]})" if skipped else ""
-        raise CheckpointError(f"{path}: holds no complete checkpoint{reason}")
+        raise CheckpointError(f"{path}: no complete checkpoint{reason}")
     return found
 
 

@@ -27,7 +27,7 @@ def hold_run_folder(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(descriptor, 100).decode(errors="replace").strip()
             raise CheckpointError(
-                f"{run_dir}: another run trains in this folder ({holder or 'unknown process'}); wait for it, or choose "
+                f"{run_dir}: another run is using this folder ({holder or 'unknown process'}); wait for it, or choose "
                 "another folder with --set cpt.run_name=NAME"
             ) from None
         os.ftruncate(descriptor, 0)

@@ -49,7 +49,7 @@ def read_state(folder: Path) -> RunState:
         state = RunState(**data)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder}: has no {STATE_NAME}, so it was not saved to the end; choose an earlier step"
+            f"{folder}: has no {STATE_NAME}, so the save did not finish; choose an earlier step"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); choose an earlier step") from None

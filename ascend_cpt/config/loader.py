@@ -131,7 +131,7 @@ def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[s
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in data:
-            problems.append(f"{where}.{name}: is missing; add it")
+            problems.append(f"{where}.{name}: missing; add it")
     return cls(**values) if len(problems) == num_problems else None
 
 

@@ -59,12 +59,12 @@ def load_stages(path: Path) -> tuple[StageConfig, ...]:
     for index, stage in enumerate(stages):
         where = f"{tree.locate((KEY, str(index), 'name'))}: stage {stage.name!r}"
         if not re.fullmatch(r"[\w.-]+", stage.name):
-            problems.append(f"{where}: becomes part of a folder's name; use only letters, digits, '_', '-' and '.'")
+            problems.append(f"{where}: used in a folder name; use only letters, digits, '_', '-' and '.'")
         if stage.name in seen:
-            problems.append(f"{where}: is named twice; rename one")
+            problems.append(f"{where}: duplicate name; rename one")
         seen.add(stage.name)
         problems += [
-            f"{where}: sets {key}, but starts from the stage before it; remove the key"
+            f"{where}: sets {key}, but it starts from the previous stage; remove the key"
             for key in INHERITED_KEYS
             if index and key in stage.set
         ]

@@ -84,7 +84,7 @@ def _load_one(path: Path) -> YamlTree:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file; name an existing YAML file") from None
+        raise ConfigError(f"{path}: no such configuration file; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:

@@ -86,9 +86,9 @@ def verify(manifest: Manifest) -> None:
             num_tokens += stream.size
             num_ends += int((stream == manifest.tokenizer.eod_id).sum())
         if num_tokens != shard.num_tokens:
-            raise DataError(f"{path}: holds {num_tokens} tokens, expected {shard.num_tokens} by its manifest")
+            raise DataError(f"{path}: has {num_tokens} tokens, but its manifest lists {shard.num_tokens}")
         if _marks_documents(manifest) and not shard.dropped_tokens and num_ends != shard.num_documents:
-            raise DataError(f"{path}: holds {num_ends} documents, expected {shard.num_documents} by its manifest")
+            raise DataError(f"{path}: has {num_ends} documents, but its manifest lists {shard.num_documents}")
 
 
 def compute_statistics(manifest: Manifest) -> Statistics:
@@ -159,6 +159,6 @@ def _verify_rows(manifest: Manifest, shard: Shard, path: Path) -> None:
         num_rows += len(rows)
         last = rows[-1]
     if num_rows != shard.num_rows:
-        raise DataError(f"{path}: holds {num_rows} rows, expected {shard.num_rows} by its manifest")
+        raise DataError(f"{path}: has {num_rows} rows, but its manifest lists {shard.num_rows}")
     if shard.tail_tokens and (last[shard.tail_tokens :] != manifest.tokenizer.pad_id).any():
         raise DataError(f"{path}: the last row is not padded after {shard.tail_tokens} tokens")

@@ -97,7 +97,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         if files[0].format == INDEXED_FORMAT:
             if settings.selects:
                 raise DataError(
-                    "--drop-duplicates, --filters: they need text, but the input holds token ids; remove the flags"
+                    "--drop-duplicates, --filters: they need text, but the input is already tokenized; remove the flags"
                 )
             engine = EngineChoice(name="none", version="", check="the input holds ids")
         else:
@@ -110,7 +110,8 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         if settings.sub_range is not None:
             _run_shards(settings, tasks[slice(*settings.sub_range)], fork)
             logger.info(
-                "shards %d to %d are done; when all are, run this without --sub-range", *_inclusive(settings.sub_range)
+                "shards %d to %d are packed; when all shards are, run the command without --sub-range",
+                *_inclusive(settings.sub_range),
             )
             return []
         results = _run_shards(settings, tasks, fork)
@@ -185,7 +186,7 @@ def _run_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask], fork: 
     """Pack the shards that are not finished yet; return the results of all shards in order."""
     results = workspace.load_finished_shards(settings, tasks)
     if results:
-        logger.info("%d of %d shards were finished before and are kept", len(results), len(tasks))
+        logger.info("%d of %d shards are already packed and are kept", len(results), len(tasks))
     todo = [task for task in tasks if task.number not in results]
     progress = ProgressReporter(sum(span.weight for task in todo for span in task.spans))
     begin_s = time.monotonic()

@@ -65,7 +65,7 @@ class PreprocessSettings:
             (0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction {self.max_bad_fraction}: must be from 0 to 1"),
             (self.inputs, "--input: give at least one file, folder or glob"),
             (self.json_keys, "--json-keys: give at least one key"),
-            (len(set(self.json_keys)) == len(self.json_keys), "--json-keys: a key is named twice"),
+            (len(set(self.json_keys)) == len(self.json_keys), "--json-keys: duplicate key"),
             (
                 not any(os.sep in key for key in self.json_keys),
                 f"--json-keys: a key is used in file names and must not contain {os.sep}",

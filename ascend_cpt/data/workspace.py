@@ -111,7 +111,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
                 return work
             if not settings.overwrite:
                 raise DataError(
-                    f"{work}: an interrupted run left this, and this run cannot resume it ({difference}); "
+                    f"{work}: left by an interrupted run that this one cannot resume ({difference}); "
                     "finish the earlier command, or discard its work with --overwrite"
                 )
             shutil.rmtree(work)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ascend_cpt.model.sizes import ModelSizes
-from ascend_cpt.model.tensor_layout import GroupedQkv, InterleavedRows, Same, TensorLayout
+from ascend_cpt.model.tensor_layout import GroupedQkv, InterleavedRows, TensorLayout, Unchanged
 
 HF_OUTPUT = "lm_head.weight"
 HF_EMBEDDING = "model.embed_tokens.weight"
@@ -35,7 +35,7 @@ class Row:
 
     mindformers: str
     hf: tuple[tuple[str, str], ...]
-    layout: TensorLayout = field(default_factory=Same)
+    layout: TensorLayout = field(default_factory=Unchanged)
 
     @property
     def is_per_layer(self) -> bool:

@@ -29,7 +29,7 @@ def list_groups(sizes: ModelSizes) -> list[Group]:
         ConfigError: the family has no table.
     """
     if sizes.family not in FAMILIES:
-        raise ConfigError(f"model_type: {sizes.family} is not supported, only {', '.join(sorted(FAMILIES))} are")
+        raise ConfigError(f"model_type: {sizes.family} is not supported; only {', '.join(sorted(FAMILIES))} are")
     rows = [row for row in FAMILIES[sizes.family] if not (sizes.tie_word_embeddings and row.hf[0][0] == HF_OUTPUT)]
     per_layer = [row for row in rows if row.is_per_layer]
     first = rows.index(per_layer[0])

@@ -47,7 +47,7 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     if rope_type == "default":
         return Rope(theta=theta)
     if rope_type != "llama3":
-        raise ConfigError(f"{key}.rope_type: {rope_type} is not supported, only default and llama3 are")
+        raise ConfigError(f"{key}.rope_type: {rope_type} is not supported; only default and llama3 are")
     names = [field.name for field in fields(Llama3Scaling)]
     missing = [name for name in names if name not in given]
     if missing:

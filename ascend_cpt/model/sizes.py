@@ -66,7 +66,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
+        raise CheckpointError(f"{path}: not a JSON object")
     return config
 
 
@@ -80,14 +80,14 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         if key == "hidden_act" and config.get(key) in SILU_NAMES:
             continue
         if config.get(key, supported) not in (supported, None):
-            raise ConfigError(f"{key}: {config[key]} is not supported, only {supported} is")
+            raise ConfigError(f"{key}: {config[key]} is not supported; only {supported} is")
     num_heads = _read_count(config, "num_attention_heads")
     hidden_size = _read_count(config, "hidden_size")
     if config.get("head_dim") is None and hidden_size % num_heads:
-        raise ConfigError(f"hidden_size {hidden_size} is no multiple of num_attention_heads {num_heads}")
+        raise ConfigError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}")
     num_kv_heads = config.get("num_key_value_heads") or num_heads
     if num_heads % num_kv_heads:
-        raise ConfigError(f"num_attention_heads {num_heads} is no multiple of num_key_value_heads {num_kv_heads}")
+        raise ConfigError(f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}")
     return ModelSizes(
         family=str(config.get("model_type")),
         vocab_size=_read_count(config, "vocab_size"),

@@ -24,8 +24,8 @@ class TensorLayout(Protocol):
 
 
 @dataclass(frozen=True)
-class Same:
-    """One tensor under another name."""
+class Unchanged:
+    """One tensor with a different name."""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:
         (part,) = parts
@@ -53,7 +53,7 @@ class GroupedQkv:
 
 @dataclass(frozen=True)
 class InterleavedRows:
-    """Rows of two tensors in alternation: gate row 0, up row 0, gate row 1, up row 1, …"""
+    """Alternating rows of two tensors: gate row 0, up row 0, gate row 1, up row 1, …"""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array:
         joined: Array = np.stack(parts, axis=1)

@@ -1,4 +1,4 @@
-"""Which data a run has trained on, computed exactly from the row order, so it is also correct after a resume."""
+"""The data a run has trained on, computed exactly from the row order, so it is also correct after a resume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DataAccount:
         }
 
     def tally(self, step: int) -> DataRecord:
-        """Return what the first `step` steps trained on; `step` must not decrease between calls."""
+        """Return the data of the first `step` steps; `step` must not decrease between calls."""
         assert step >= self._counted_steps
         for phase in self._phases:
             first, stop = max(phase.first_step, self._counted_steps), min(phase.stop_step, step)

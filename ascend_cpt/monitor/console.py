@@ -1,4 +1,4 @@
-"""Keeps the terminal for the suite's own lines; what libraries print goes to a log file."""
+"""Reserves the terminal for the suite's own lines; output of libraries goes to a log file."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class AlarmVerdict:
 
 
 class ForgettingAlarm:
-    """Compares each validation with its set's base, the first record of the run.
+    """Compares each validation with the baseline of its set, the first record of the run.
 
     Consecutive alarms print one warning, and another one each time the loss has risen by a further `max_increase`.
     """
@@ -44,7 +44,7 @@ class ForgettingAlarm:
         return list(last.values())
 
     def judge(self, record: ValidationRecord) -> AlarmVerdict:
-        """Return the record with its base, and whether to warn or to stop."""
+        """Return the record with its baseline, and whether to warn or to stop."""
         base_step, base_loss = self._bases.setdefault(record.name, (record.step, record.loss))
         limits = self._sets[record.name]
         increase = record.loss - base_loss
@@ -53,7 +53,9 @@ class ForgettingAlarm:
         judged = dataclasses.replace(record, base_loss=base_loss, base_step=base_step, alarm=above)
         if not above:
             recovered = self._last_warned.pop(record.name, None) is not None
-            text = f"validation set {record.name} is below its alarm again at step {record.step}: {record.loss:.4f}"
+            text = (
+                f"validation set {record.name} is below its alarm level again at step {record.step}: {record.loss:.4f}"
+            )
             return AlarmVerdict(record=judged, message=text if recovered else "")
         assert limits.max_increase is not None
         stop = limits.on_increase == "stop"
@@ -63,7 +65,7 @@ class ForgettingAlarm:
             self._last_warned[record.name] = increase
             message = (
                 f"forgetting: validation set {record.name} at step {record.step} has loss {record.loss:.4f}, "
-                f"{increase:+.4f} over its base {base_loss:.4f} of step {base_step} "
+                f"{increase:+.4f} from its baseline {base_loss:.4f} at step {base_step} "
                 f"(max_increase {limits.max_increase:g})"
             )
         return AlarmVerdict(record=judged, message=message, stop=stop)

@@ -1,4 +1,4 @@
-"""Which steps must not update the weights: non-finite ones and spikes. Plain arithmetic; the backend applies it.
+"""Decides which steps must not update the weights: non-finite ones and spikes. The backend applies the decisions.
 
 The limits of a step depend only on the steps before it. So the comparison can run on the device before the optimizer,
 and a resumed run has the same limits as an uninterrupted one.
@@ -22,7 +22,7 @@ OVERFLOW, LOSS_SPIKE, GRAD_NORM_SPIKE = "not finite", "loss spike", "gradient-no
 class SpikeWindow:
     """The last values of a quantity and the limit computed from them: mean + sigmas × standard deviation.
 
-    Spikes enter the window too, so that a lasting change of level is not skipped forever.
+    Spikes enter the window too, so that steps are not skipped forever after a lasting change of level.
     """
 
     def __init__(self, config: SpikeConfig) -> None:
@@ -40,7 +40,7 @@ class SpikeWindow:
 
     @property
     def limit(self) -> float:
-        """The largest value that is no spike, rounded to float32; infinite while the window has too few values."""
+        """The largest value that is not a spike, rounded to float32; infinite while the window has too few values."""
         values = np.array(self._values)
         values = values[np.isfinite(values)]
         if len(values) < self._needed:
@@ -120,7 +120,7 @@ class StepJudge:
             if skipped == OVERFLOW and not scaled:
                 return "a gradient is not finite"
         if self._num_in_a_row >= self._config.max_skips_in_a_row:
-            return f"{self._num_in_a_row} steps in a row were skipped, the last one for: {skipped}"
+            return f"{self._num_in_a_row} consecutive steps were skipped; the last reason: {skipped}"
         return ""
 
     def _remember(self, step: int, loss: float, grad_norm: float | None, skipped: str) -> None:

@@ -21,7 +21,7 @@ def summarize_run(run_dir: Path) -> list[str]:
     records = list(read_metrics(run_dir / "metrics.jsonl"))
     steps = [record for record in records if record["kind"] == "step"]
     if not steps:
-        raise DataError(f"{run_dir}: holds no run (metrics.jsonl has no steps); give the folder of a run")
+        raise DataError(f"{run_dir}: not a run folder (metrics.jsonl has no steps); give the folder of a run")
     first, last = steps[0], steps[-1]
     lines = [
         f"{run_dir.name}: {last['step']} of {last['total_steps']} steps, {format_count(last['tokens'])} tokens",

@@ -53,7 +53,7 @@ def find_switch_problems(
     sequence_parallel: bool,
     recompute: Any = False,
 ) -> list[str]:
-    """Return a problem for each switch that MindFormers refuses with this layout.
+    """Return a problem for each switch that MindFormers rejects with this layout.
 
     Args:
         model: The `model.model_config` section.
@@ -79,14 +79,14 @@ def find_switch_problems(
     elif _cuts_tensor_groups(layout):
         problems.append(
             f"model_parallel {layout.tensor_parallel} × context_parallel {layout.context_parallel} does not divide a "
-            f"node's {NODE_DEVICES} devices and is not a multiple of them: MindSpore does not create groups at "
-            "different positions of their nodes; change one of them"
+            f"node's {NODE_DEVICES} devices and is not a multiple of them: MindSpore does not create groups of "
+            "devices at different positions within their nodes; change one of them"
         )
     elif _cuts_stages(layout):
         problems.append(
             f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, neither a multiple nor a "
-            f"divisor of a node's {NODE_DEVICES}: MindSpore does not create groups at different positions of their "
-            "nodes; change pipeline_stage or the number of nodes"
+            f"divisor of a node's {NODE_DEVICES}: MindSpore does not create groups of devices at different "
+            "positions within their nodes; change pipeline_stage or the number of nodes"
         )
     if isinstance(recompute, list) and len(recompute) != layout.pipeline_parallel:
         problems.append(

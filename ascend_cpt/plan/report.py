@@ -30,15 +30,15 @@ def render(plan: Estimate) -> str:
         "",
         *_render_memory(plan),
         "",
-        f"time      {time.step_s:.2f} s a step: computing {_share(time.compute_s, plan)}, tensor parallel "
+        f"time      {time.step_s:.2f} s per step: computing {_share(time.compute_s, plan)}, tensor parallel "
         f"{_share(time.tensor_exchange_s, plan)}, data parallel {_share(time.data_exchange_s, plan)}, pipeline "
         f"{_share(time.pipeline_exchange_s, plan)}, bubble {_share(time.pipeline_bubble_s, plan)}, optimizer "
         f"{_share(time.update_s, plan)}",
-        f"speed     {time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_device_s:,.0f} a device, MFU "
+        f"speed     {time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_device_s:,.0f} per device, MFU "
         f"{time.model_flops_utilization:.0%} of {plan.machine.peak_flops / 1e12:.0f} TFLOPS (an estimate; errors in "
         "docs/planning.md)",
         _render_budget(plan),
-        f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} a checkpoint, {plan.checkpoints.num_kept} kept: "
+        f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} per checkpoint, {plan.checkpoints.num_kept} kept: "
         f"{format_gigabytes(plan.checkpoints.disk_bytes)}",
         _render_verdict(plan),
     ]

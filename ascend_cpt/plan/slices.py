@@ -1,4 +1,4 @@
-"""Which part of each parameter a rank holds: the sharding rules of MindFormers and MindSpore.
+"""The part of each parameter that a rank holds: the sharding rules of MindFormers and MindSpore.
 
 Tensor parallel shards one axis, chosen by the parameter's name. The optimizer then shards the first axis of the result
 over all ranks that hold the same part. `tests/integration/test_plan_compile.py` compares these rules with the shapes

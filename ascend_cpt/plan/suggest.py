@@ -32,7 +32,7 @@ def suggest(plan: Estimate, *, max_stages: int | None = None, max_plans: int = 1
 
 
 def list_cases(case: TrainingCase, devices_per_node: int) -> Iterator[TrainingCase]:
-    """Yield every legal layout of the same model, sequence length and global batch."""
+    """Yield every valid layout of the same model, sequence length and global batch."""
     model, world = case.model, case.layout.world_size
     global_rows = case.tokens_per_step // case.seq_length
     for tensor in _divisors(min(devices_per_node, world)):

@@ -37,7 +37,7 @@ def normalize_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fract
     parts = split_by_largest_remainder(MAX_PATTERN_ROWS, list(shares.values()))
     for name, part in zip(shares, parts, strict=True):
         if part == 0:
-            raise ValueError(f"{name}: is less than one row in {MAX_PATTERN_ROWS}; remove it or raise its weight")
+            raise ValueError(f"{name}: its share is below one row in {MAX_PATTERN_ROWS}; remove it or raise its weight")
     return {name: Fraction(part, MAX_PATTERN_ROWS) for name, part in zip(shares, parts, strict=True)}
 
 

@@ -141,15 +141,15 @@ def resolve_schedule(
     )
     if kind == "wsd" and decay_steps is None:
         raise ValueError(
-            "decay_share: is missing; set the share of the tokens over which the rate decays, for example 0.1"
+            "decay_share: missing; set the share of the tokens over which the rate decays, for example 0.1"
         )
     for name in ("decay_tokens", "decay_share", "decay_shape"):
         if kind not in ("wsd", "infinite") and getattr(config, name) is not None:
-            raise ValueError(f"{name}: goes with kind wsd or infinite, not {kind}")
+            raise ValueError(f"{name}: only valid for kind wsd or infinite, not {kind}")
     for name in ("cooldown_tokens", "constant_lr"):
         if (kind == "infinite") != (getattr(config, name) is not None):
             raise ValueError(
-                f"{name}: {'is missing' if kind == 'infinite' else f'only valid for kind infinite, not {kind}'}"
+                f"{name}: {'missing' if kind == 'infinite' else f'only valid for kind infinite, not {kind}'}"
             )
     schedule = build_schedule(
         kind,
@@ -191,17 +191,15 @@ def _resolve_peak(config: ScheduleConfig, preset: Preset | None) -> float:
     }
     for name, (value, factor) in bases.items():
         if value is not None and (factor is None or config.peak_lr is not None):
-            raise ValueError(f"{name}: has no use here; remove it, or use a preset that derives the peak from it")
+            raise ValueError(f"{name}: has no effect here; remove it, or use a preset that derives the peak from it")
     if config.peak_lr is not None:
         return config.peak_lr
     for name, (value, factor) in bases.items():
         if factor is not None:
             if value is None:
-                raise ValueError(
-                    f"peak_lr: is missing; preset {config.preset} derives it from {name}; set one of the two"
-                )
+                raise ValueError(f"peak_lr: missing; preset {config.preset} derives it from {name}; set one of the two")
             return value * factor
-    raise ValueError("peak_lr: is missing; set the rate after the warmup")
+    raise ValueError("peak_lr: missing; set the rate after the warmup")
 
 
 def _scale_by_batch(config: BatchScalingConfig, tokens_per_step: int) -> float:
@@ -229,7 +227,7 @@ def _resolve_warmup(
             if config.warmup_tokens is None and config.warmup_share is None:
                 notes.append(
                     f"warning: preset {config.preset}: a warmup of {share_per_epoch:.0%} for each of {num_epochs:.4g} "
-                    f"epochs is too long, limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
+                    f"epochs is too long; it is limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
                     "cpt.schedule.warmup_share for another length"
                 )
     steps = _count_part(

@@ -212,14 +212,14 @@ def find_lr_fraction(schedule: Schedule, fraction: float) -> int:
     """Return the first step after the peak with a rate of at most `fraction` of the peak.
 
     Raises:
-        ValueError: the rate never falls to it.
+        ValueError: the rate does not reach it.
     """
     rates = _tabulate_exactly(schedule)
     peak_step = int(np.argmax(rates))
     low = np.nonzero(rates[peak_step:] <= fraction * schedule.peak_lr)[0]
     if not low.size:
         lowest = float(rates[peak_step:].min()) / schedule.peak_lr
-        raise ValueError(f"the rate never falls to {fraction:g} of the peak; it ends at {lowest:.3g} of it")
+        raise ValueError(f"the rate does not decay to {fraction:g} of the peak; its lowest value is {lowest:.3g} of it")
     return peak_step + int(low[0])
 
 

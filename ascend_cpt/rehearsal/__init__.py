@@ -1,1 +1,1 @@
-"""Rehearses a cluster job on one machine: the user's configuration, shrunk, is really run on emulated NPUs."""
+"""Rehearses a cluster job on one machine: runs a scaled-down copy of the user's configuration on emulated NPUs."""

@@ -1,4 +1,4 @@
-"""A tiny packed dataset: the first rows of the user's data in a small vocabulary, or random documents."""
+"""A tiny packed dataset: the first rows of the user's data mapped to a small vocabulary, or random documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ascend_cpt.errors import DataError
 Rows = npt.NDArray[np.int32]
 MEAN_DOCUMENTS_PER_ROW = 4
 FIRST_ID = 2  # below are the end of a document and padding
-BYTES_PER_TOKEN = 4  # what the manifest says of text that has no text
+BYTES_PER_TOKEN = 4  # assumed in the manifest, as there is no text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,15 +39,15 @@ def make_dataset(
     """Write a dataset of `num_rows` rows of `seq_length` + 1 ids at `prefix` and return its manifest.
 
     Args:
-        source: The user's dataset; where nothing is, documents are drawn at random.
-        prefix: The new dataset's prefix.
+        source: The user's dataset; if it does not exist, random documents are used.
+        prefix: Prefix of the new dataset.
         num_rows: Rows to write.
         seq_length: Trained tokens of a row.
-        vocabulary: Into which ids are folded.
-        seed: Of the random documents.
+        vocabulary: The small vocabulary to which ids are mapped.
+        seed: Seed of the random documents.
 
     Raises:
-        DataError: when the user's dataset is there and damaged.
+        DataError: when the user's dataset exists but is damaged.
     """
     rows = read_user_rows(source, num_rows, seq_length, vocabulary)
     origin = source
@@ -89,7 +89,7 @@ def make_dataset(
 
 
 def read_user_rows(source: str, num_rows: int, seq_length: int, vocabulary: Vocabulary) -> Rows | None:
-    """Return up to `num_rows` rows of the user's dataset, folded and cut to length; None where there is no dataset.
+    """Return up to `num_rows` rows of the user's dataset, mapped and cut to length; None if there is no dataset.
 
     Raises:
         DataError: when it is damaged.
@@ -97,7 +97,7 @@ def read_user_rows(source: str, num_rows: int, seq_length: int, vocabulary: Voca
     try:
         manifest = load_manifest(source)
     except DataError:
-        if has_dataset(source):
+        if _has_manifest(source):
             raise
         return None
     check_shards(manifest)
@@ -112,16 +112,16 @@ def read_user_rows(source: str, num_rows: int, seq_length: int, vocabulary: Voca
 
 
 def fold(rows: Rows, eod_id: int, vocabulary: Vocabulary) -> Rows:
-    """Return the rows with ids of the small vocabulary; ends of documents stay what they are.
+    """Return the rows with ids of the small vocabulary; ends of documents are unchanged.
 
-    Padding becomes an ordinary token: with it micro batches would weigh differently on another layout.
+    Padding becomes an ordinary token, because padded micro batches would be weighted differently in another layout.
     """
     ordinary = FIRST_ID + rows % (vocabulary.size - FIRST_ID)
     return np.where(rows == eod_id, vocabulary.eod_id, ordinary).astype(np.int32)
 
 
 def draw_rows(name: str, num_rows: int, seq_length: int, vocabulary: Vocabulary, seed: int) -> Rows:
-    """Return rows of random documents; frequent and rare tokens as in text, so that there is something to learn."""
+    """Return rows of random documents with frequent and rare tokens, as in text, so that the model can learn."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     generator = np.random.default_rng([seed, key])
     ranks = np.arange(1, vocabulary.size - FIRST_ID + 1)
@@ -132,8 +132,7 @@ def draw_rows(name: str, num_rows: int, seq_length: int, vocabulary: Vocabulary,
     return np.where(ends, vocabulary.eod_id, ids).astype(np.int32)
 
 
-def has_dataset(source: str) -> bool:
-    """Return whether something is where the configuration says that a dataset is."""
+def _has_manifest(source: str) -> bool:
     path = Path(source)
     return path.is_file() or manifest_path(path).is_file() or path.is_dir()
 

@@ -1,110 +1,252 @@
-"""The whole rehearsal of a configuration: shrink, prepare, run the steps, print the table."""
+"""Runs a small version of a cluster job on emulated NPUs: train, save, kill, resume, export; and on one device."""
 
 from __future__ import annotations
 
-import resource
-import shutil
-import tempfile
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.config.parallel_layout import ParallelLayout
-from ascend_cpt.errors import CptError
-from ascend_cpt.rehearsal.prepare import load_user_run, prepare, shrink_run
-from ascend_cpt.rehearsal.steps import Rehearser
-from ascend_cpt.rehearsal.table import render_table
-from ascend_cpt.softnpu.build import check_machine
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ascend_cpt.checkpoint.locate import list_complete
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.rehearsal.dataset import Vocabulary, make_dataset
+from ascend_cpt.rehearsal.emulated_job import REPOSITORY, EmulatedJob, JobFailed
+from ascend_cpt.rehearsal.shrink import HUGGING_FACE, Rehearsal, shrink, shrink_to_one_device
+from ascend_cpt.rehearsal.shrink_model import EOD_ID, PAD_ID, VOCAB_SIZE
+from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS, SAVE_EVERY_STEPS, VALIDATION_ROWS
+from ascend_cpt.rehearsal.steps import RehearsalFailed, StepList
+from ascend_cpt.rehearsal.weights import write_random_folder
+from ascend_cpt.run.planning.assumed_run import choose_world_size, resolve_without_data
+from ascend_cpt.softnpu.build import prepare_libraries
 from ascend_cpt.softnpu.environment import check_mindspore
 from ascend_cpt.softnpu.symbols import read_mindspore_version
+from ascend_cpt.weights.dtypes import to_float32
+from ascend_cpt.weights.hf_folder import HfFolder
 
-FOLDER_PREFIX = "ascend_cpt_rehearsal_"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RehearsalOptions:
-    """The options of tools/rehearse.py."""
-
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted key → value, set over the configuration."""
-    max_processes: int = 8
-    timeout_s: float = 1800.0
-    """Limit of each program that is started."""
-    keep: bool = False
-    """Keep the folder of a rehearsal that passed."""
+BUILD, DATA, WEIGHTS = "build the software NPU", "data", "weights"
+TRAIN, KILL, RESUME = "start, train and save", "kill a worker", "resume"
+ONE, LOSSES, HELD_OUT = "train on one device", "losses", "held-out losses"
+EXPORT, VERIFY, COMPARE = "export", "verify", "exported weights"
+STEPS = (BUILD, DATA, WEIGHTS, TRAIN, KILL, RESUME, ONE, LOSSES, HELD_OUT, EXPORT, VERIFY, COMPARE)
+RUN_NAME = "rehearsal"
+SEED = 1
+# Largest difference of a loss, and of the weights' change relative to its norm. Rounding is 65,536 times larger in
+# bfloat16, and turns the sign of Adam's first updates where a gradient is small; a wrong update gives about 1.
+TOLERANCES = {"float32": (1e-4, 0.1), "float16": (2e-2, 0.5), "bfloat16": (5e-2, 0.5)}
 
 
-def rehearse(config: Path, options: RehearsalOptions) -> bool:
-    """Rehearse a configuration, print what happens, and return whether every step passed.
+def rehearse(
+    config: RunConfig,
+    folder: Path,
+    *,
+    max_processes: int,
+    num_nodes: int | None,
+    devices_per_node: int,
+    timeout_s: float,
+    report: Callable[[str], None],
+) -> StepList:
+    """Rehearse a configuration in `folder`, which is created, and return the results of all steps.
 
-    The folder of the rehearsal is removed when it passes, unless it is to be kept.
+    Args:
+        config: The user's configuration; its data and weights need not exist.
+        folder: For data, weights, runs and logs.
+        max_processes: Emulated devices at most.
+        num_nodes: Nodes of the user's cluster; None takes as many as the layout needs.
+        devices_per_node: Devices of a node of the user's cluster.
+        timeout_s: For each launch.
+        report: Takes progress lines.
 
     Raises:
-        CptError: when the configuration cannot be trained or this machine cannot emulate NPUs.
+        ConfigError: when the configuration is for a CPU, or is wrong.
+        ClusterError: when this machine cannot emulate NPUs, or `max_processes` is too few.
     """
-    started = time.monotonic()
-
-    def report(line: str) -> None:
-        print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
-
-    check_machine()
-    check_mindspore(read_mindspore_version())
-    run = load_user_run(config, options.overrides)
-    rehearsal, changes = shrink_run(run, options.max_processes)
-    print(f"{config}: {describe_layout(run.layout)}\nrehearsed on emulated NPUs: {describe_layout(rehearsal.layout)}")
-    print("\n".join(f"  {change}" for change in changes))
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
-    keep = True
+    if uses_cpu(config):
+        raise ConfigError(
+            f"{config.path}: its device_target is CPU; run it directly, or give a configuration for Ascend"
+        )
+    rehearsal = shrink(
+        resolve_without_data(config, choose_world_size(config, num_nodes, devices_per_node)), max_processes
+    )
+    report(f"{rehearsal.layout.world_size} emulated devices; what differs from {config.path}:")
+    for change in rehearsal.changes:
+        report(f"  {change}")
+    steps = StepList(STEPS, report)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            prepared = prepare(run, rehearsal, folder)
-            print("\n".join(f"  {name}: {origin}" for name, origin in prepared.origins.items()), flush=True)
-            rehearser = Rehearser(
-                prepared,
-                validation_sets=tuple(dataset.name for dataset in run.validation),
-                no_validation=explain_no_validation(rehearsal.layout),
-                timeout_s=options.timeout_s,
-                report=report,
+        _run_steps(_Work(rehearsal, folder, timeout_s, report), steps)
+    except RehearsalFailed:
+        return steps
+    return steps
+
+
+class _Work:
+    """The folder of a rehearsal, and what its steps hand to each other."""
+
+    def __init__(self, rehearsal: Rehearsal, folder: Path, timeout_s: float, report: Callable[[str], None]) -> None:
+        self.rehearsal, self.folder, self.timeout_s, self.report = rehearsal, folder, timeout_s, report
+        self.start = folder / "start_hf"
+        self.sections = copy.deepcopy(rehearsal.sections)
+        self.sections["cpt"]["run_name"] = RUN_NAME
+        self.sections["cpt"]["init_from"] = str(self.start)
+        self.validates = bool(self.sections["cpt"].get("validation")) and rehearsal.layout.pipeline_parallel == 1
+        if not self.validates:
+            self.sections["cpt"].pop("validation", None)
+
+    def make_job(self, name: str, rehearsal: Rehearsal) -> EmulatedJob:
+        """Return the job of the sections, with the layout of `rehearsal`."""
+        layout_keys = ("parallel_config", "parallel", "runner_config", "recompute_config")
+        sections = {
+            **self.sections,
+            **{key: rehearsal.sections[key] for key in layout_keys if key in rehearsal.sections},
+        }
+        sections["model"] = rehearsal.sections["model"]
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
+        workers = rehearsal.layout.world_size
+        return EmulatedJob(path, self.folder / name, workers=workers, timeout_s=self.timeout_s)
+
+
+def _run_steps(work: _Work, steps: StepList) -> None:
+    rehearsal = work.rehearsal
+    with steps.run(BUILD):
+        check_mindspore(read_mindspore_version())
+        prepare_libraries()
+    with steps.run(DATA) as step:
+        step.note = make_datasets(work.sections["cpt"], rehearsal, work.folder / "data")
+    with steps.run(WEIGHTS) as step:
+        write_random_folder(rehearsal.model, work.start, seed=SEED)
+        step.note = "random, in a Hugging Face folder" + (
+            "" if rehearsal.starts_from == HUGGING_FACE else f"; the configuration starts from: {rehearsal.starts_from}"
+        )
+    many = work.make_job("many", rehearsal)
+    (run_dir,) = many.list_run_dirs(RUN_NAME)
+    with steps.run(TRAIN):
+        many.start()
+        many.kill_worker_after(SAVE_EVERY_STEPS, RUN_NAME)
+    with steps.run(KILL):
+        if many.finish() == [0]:
+            raise JobFailed("the job ended with exit code 0 although a worker was killed")
+    with steps.run(RESUME) as step:
+        newest = max(list_complete(run_dir / "checkpoint")[0])
+        many.start()
+        many.expect_success()
+        step.note = f"from step {newest} to step {NUM_STEPS}"
+    one = work.make_job("one", shrink_to_one_device(rehearsal))
+    with steps.run(ONE):
+        one.start()
+        one.expect_success()
+    _compare(work, steps, run_dir, one.list_run_dirs(RUN_NAME)[0])
+
+
+def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
+    dtype = str(work.rehearsal.model.get("compute_dtype", "bfloat16"))
+    max_loss_difference, max_weight_difference = TOLERANCES[dtype]
+    with steps.run(LOSSES) as step:
+        found, expected = (read_losses(run, "step") for run in (many, one))
+        step.difference = _check_losses(found, expected, NUM_STEPS, max_loss_difference)
+    if work.validates:
+        with steps.run(HELD_OUT) as step:
+            found, expected = (read_losses(run, "validation") for run in (many, one))
+            step.difference = _check_losses(found, expected, 1, max_loss_difference)
+    else:
+        is_asked = bool(work.rehearsal.sections["cpt"].get("validation"))
+        steps.skip(HELD_OUT, "not supported with pipeline stages" if is_asked else "the configuration has none")
+    exported = {name: work.folder / f"{name}_hf" for name in ("many", "one")}
+    with steps.run(EXPORT):
+        for run, name in ((many, "many"), (one, "one")):
+            _run_tool("convert_weights.py", "to-hf", str(run), str(exported[name]))
+    with steps.run(VERIFY):
+        _run_tool("convert_weights.py", "verify", str(exported["many"]), "--against", str(many))
+    with steps.run(COMPARE) as step:
+        ratio = compare_updates(work.start, exported["many"], exported["one"])
+        step.difference = f"{ratio:.1e} of the change since the start"
+        if not ratio <= max_weight_difference:
+            raise JobFailed(
+                f"the weights differ from those of one device by {ratio:.2f} of their change since the start; with "
+                f"{dtype} at most {max_weight_difference} is rounding"
             )
-            passed = rehearser.run()
-            keep = options.keep or not passed
-        except CptError:
-            # Its line says everything.
-            keep = options.keep
-            raise
-        print(f"\n{render_table(rehearser.outcomes)}\n")
-        ending = f"{'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s"
-        print(f"{ending} ({read_processor_time():.0f} s of processor time)")
-        return passed
-    finally:
-        if keep:
-            print(f"kept: {folder}", flush=True)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
-def describe_layout(layout: ParallelLayout) -> str:
-    """Return the devices and the sizes of a layout."""
-    sizes = {
-        "data": layout.data_parallel,
-        "tensor": layout.tensor_parallel,
-        "pipeline": layout.pipeline_parallel,
-        "context": layout.context_parallel,
-    }
-    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1] or ["data 1"]
-    return f"{layout.world_size} {'device' if layout.world_size == 1 else 'devices'} = {' × '.join(parts)}"
+def make_datasets(cpt: dict[str, Any], rehearsal: Rehearsal, folder: Path) -> str:
+    """Write a small dataset for every source and validation set, set their paths in `cpt`, and return their origins."""
+    vocabulary = Vocabulary(size=VOCAB_SIZE, eod_id=EOD_ID, pad_id=PAD_ID)
+    batch = rehearsal.global_batch_size
+    entries: list[tuple[str, dict[str, Any], int]] = [
+        (name, entry, (NUM_STEPS + 1) * batch) for name, entry in (cpt.get("sources") or {}).items()
+    ]
+    sets = (cpt.get("validation") or {}).get("sets") or {}
+    entries += [(f"validation_{name}", entry, max(VALIDATION_ROWS, batch)) for name, entry in sets.items()]
+    origins = []
+    for name, entry, num_rows in entries:
+        prefix = folder / f"{name}_text_document"
+        manifest = make_dataset(
+            str(entry["path"]),
+            prefix,
+            num_rows=num_rows,
+            seq_length=rehearsal.seq_length,
+            vocabulary=vocabulary,
+            seed=SEED,
+        )
+        entry["path"] = str(prefix)
+        origins.append(f"{name} from {manifest.settings['origin']}")
+    return "; ".join(origins)
 
 
-def read_processor_time() -> float:
-    """Return the seconds of processor time of this process and of all that it started and that have ended."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def read_losses(run_dir: Path, kind: str) -> dict[tuple[int, str], float]:
+    """Return the losses of the records of a kind by (step, validation set)."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return {(r["step"], r.get("name", "")): float(r["loss"]) for r in records if r["kind"] == kind}
 
 
-def explain_no_validation(layout: ParallelLayout) -> str:
-    """Return why a rehearsal has no validation sets."""
-    if layout.pipeline_parallel > 1:
-        return "not supported with pipeline stages"
-    return "the configuration has no validation sets"
+def _check_losses(
+    found: dict[tuple[int, str], float], expected: dict[tuple[int, str], float], at_least: int, limit: float
+) -> str:
+    """Return the largest difference as text; JobFailed when there are other records, or it exceeds the limit."""
+    if found.keys() != expected.keys() or len(found) < at_least:
+        raise JobFailed(f"records of steps {sorted(found)} were written, of one device {sorted(expected)}")
+    key = max(found, key=lambda key: _distance(found[key], expected[key]))
+    difference = _distance(found[key], expected[key])
+    if not difference <= limit:
+        raise JobFailed(
+            f"step {key[0]} {key[1]}: {found[key]:.6f}, on one device {expected[key]:.6f}; a difference of up to "
+            f"{limit} is rounding"
+        )
+    return f"{difference:.1e}"
+
+
+def _distance(first: float, second: float) -> float:
+    return abs(first - second) if math.isfinite(first) and math.isfinite(second) else math.inf
+
+
+def compare_updates(start: Path, found: Path, expected: Path) -> float:
+    """Return ‖found - expected‖ / ‖expected - start‖ over all weights of three Hugging Face folders."""
+    first, have, want = (HfFolder(folder) for folder in (start, found, expected))
+    apart = change = 0.0
+    for name in want.tensors:
+        before, one, many = (_read(folder, name) for folder in (first, want, have))
+        apart += float(np.square(many - one).sum())
+        change += float(np.square(one - before).sum())
+    return math.sqrt(apart / change) if change else math.inf
+
+
+def _read(folder: HfFolder, name: str) -> NDArray[np.float64]:
+    return to_float32(folder.read(name), folder.tensors[name].dtype).astype(np.float64)
+
+
+def _run_tool(name: str, *arguments: str) -> None:
+    command = [sys.executable, f"tools/{name}", *arguments]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = (result.stdout + result.stderr).strip().splitlines() or ["no output"]
+        raise JobFailed(f"{' '.join(command[1:])}: {lines[-1]}")

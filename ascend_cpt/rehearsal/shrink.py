@@ -1,4 +1,4 @@
-"""From a configuration of a cluster to a complete small one, and the lines that say what changed."""
+"""Scales a cluster configuration down to a complete small one, and lists the changes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _MODEL_KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_att
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What is run in place of the user's job."""
+    """The run that replaces the user's job."""
 
     sections: dict[str, Any]
-    """The whole small configuration; its paths are those of the user's."""
+    """The complete small configuration, with the user's paths."""
     layout: ParallelLayout
     changes: tuple[str, ...]
     """What shrank: `name: original -> used`."""
@@ -47,12 +47,12 @@ class Rehearsal:
 
     @property
     def seq_length(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         return int(self.sections["cpt"]["seq_length"])
 
     @property
     def global_batch_size(self) -> int:
-        """Rows of an optimizer step."""
+        """Rows per optimizer step."""
         return int(self.sections["cpt"]["global_batch_size"])
 
 
@@ -98,7 +98,7 @@ def shrink(run: ResolvedRun, max_processes: int) -> Rehearsal:
 
 
 def shrink_to_one_device(rehearsal: Rehearsal) -> Rehearsal:
-    """Return the same run on one device: the global batch is one micro batch there."""
+    """Return the same run on one device, with the global batch as one micro batch."""
     one = ParallelLayout(world_size=1, data_parallel=1)
     sections = copy.deepcopy(rehearsal.sections)
     stages = rehearsal.layout.pipeline_parallel
@@ -116,7 +116,7 @@ def shrink_to_one_device(rehearsal: Rehearsal) -> Rehearsal:
 
 
 def find_start(config: RunConfig) -> str:
-    """Return what the configuration starts from; a path that is not here is taken for a Hugging Face folder."""
+    """Return the kind of initial weights; a path that does not exist is treated as a Hugging Face folder."""
     given = config.cpt.init_from or config.mindformers.get("load_checkpoint")
     if not given or given == RANDOM_INIT:
         return RANDOM_INIT
@@ -150,7 +150,7 @@ def _set_layout(sections: dict[str, Any], layout: ParallelLayout) -> None:
 
 
 def _cut_by_stage(value: Any, before: int, after: int) -> Any:
-    """Return a section with its lists by stage cut to the stages kept; numbers in them count layers of a stage."""
+    """Return a section with its per-stage lists cut to the remaining stages; their numbers count layers of a stage."""
     if isinstance(value, dict):
         return {key: _cut_by_stage(item, before, after) for key, item in value.items()}
     if not isinstance(value, list):
@@ -175,7 +175,7 @@ def _shrink_optimizer_shards(
     before: ParallelLayout,
     after: ParallelLayout,
 ) -> None:
-    """Keep which weights are sharded: norms below the threshold and matrices above it stay so (threshold in KB)."""
+    """Scale the threshold (in KB) so that the same weights are sharded: norms stay below it, matrices above it."""
     options = parallel.get("parallel_optimizer_config")
     if not isinstance(options, dict):
         return

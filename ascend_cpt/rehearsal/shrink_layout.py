@@ -1,4 +1,4 @@
-"""A parallel layout that fits a few processes and keeps every dimension that it can."""
+"""A parallel layout that fits on a few processes and keeps as many parallel dimensions as possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shrink_layout(layout: ParallelLayout, max_processes: int) -> ParallelLayout:
     sizes = {name: int(getattr(layout, name)) for name in ORDER}
     if max_processes < 1 or (max_processes == 1 and layout.world_size > 1):
         raise ClusterError(
-            f"--processes {max_processes}: nothing of a layout of {layout.world_size} devices is left on "
+            f"--processes {max_processes}: a layout of {layout.world_size} devices cannot be reduced to "
             f"{max(max_processes, 0)} processes; give at least 2"
         )
     for target in (2, 1):
@@ -34,7 +34,7 @@ def shrink_layout(layout: ParallelLayout, max_processes: int) -> ParallelLayout:
 
 
 def _fits(sizes: dict[str, int], max_processes: int) -> bool:
-    """Return whether the product fits, and is a number of devices that MindSpore starts on."""
+    """Return whether the product fits and is a number of devices that MindSpore supports."""
     product = math.prod(sizes.values())
     is_legal = not product % NODE_DEVICES or not NODE_DEVICES % product
     return product <= max_processes and is_legal

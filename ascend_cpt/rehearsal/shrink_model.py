@@ -1,4 +1,4 @@
-"""A model of the same family and proportions that a laptop trains in seconds."""
+"""A model of the same family and similar proportions that trains in seconds on a laptop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCAB_SIZE = 512
 SEQ_LENGTH = 128
 HEAD_DIM = 16
 LAYERS_PER_STAGE = 2
-MAX_KV_HEADS = 4
+MAX_KV_HEADS = 2
 MAX_QUERIES_PER_KV_HEAD = 2
 EOD_ID, PAD_ID = 0, 1
 # Random weights of this spread give logits that differ between tokens in so narrow a model.
@@ -23,7 +23,7 @@ NOT_IN_DATA = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def choose_seq_length(model: Mapping[str, Any], *, within_documents: bool, seq_length: int) -> int:
-    """Return the tokens of a row: as few as the settings allow, and no more than the user's `seq_length`."""
+    """Return the tokens per row: as few as the settings allow, at most the user's `seq_length`."""
     needed = SEQ_LENGTH
     if model.get("use_attn_mask_compression"):
         needed = MIN_COMPRESSED_SEQ_LENGTH
@@ -39,9 +39,9 @@ def shrink_model(
 
     Args:
         model: The user's `model.model_config`.
-        before: The layout that it is trained on.
+        before: The user's layout.
         after: The layout of the rehearsal.
-        seq_lengths: Tokens of a row before and after.
+        seq_lengths: Tokens per row before and after.
     """
     small = copy.deepcopy(dict(model))
     heads = int(model["num_attention_heads"])
@@ -78,7 +78,7 @@ def shrink_model(
 
 
 def _shrink_layers(offset: Any, num_stages: int) -> tuple[int, Any]:
-    """Return the layers and the offset of each stage; an uneven split stays uneven."""
+    """Return the layers and the offset of each stage; an uneven split remains uneven."""
     layers = LAYERS_PER_STAGE * num_stages
     if not isinstance(offset, list):
         return layers, offset
@@ -90,7 +90,7 @@ def _shrink_layers(offset: Any, num_stages: int) -> tuple[int, Any]:
 
 
 def _shrink_positions(small: dict[str, Any], model: Mapping[str, Any], seq_lengths: tuple[int, int]) -> None:
-    """Scale the lengths of positions like the rows."""
+    """Scale position lengths with the row length."""
     before, after = seq_lengths
     if model.get("max_position_embeddings") is not None:
         small["max_position_embeddings"] = max(after, int(model["max_position_embeddings"]) * after // before)

@@ -22,13 +22,13 @@ _RATES_OF_MINDFORMERS = ("learning_rate", "lr_end", "warmup_lr_init")
 def shrink_recipe(
     cpt: Mapping[str, Any], run: ResolvedRun, *, seq_length: int, global_batch_size: int
 ) -> dict[str, Any]:
-    """Return the section; the paths of its datasets stay the user's.
+    """Return the section, with the user's dataset paths.
 
     Args:
-        cpt: The user's `cpt` section as it was read.
+        cpt: The user's `cpt` section as read from the file.
         run: The user's run.
-        seq_length: Tokens of a row of the rehearsal.
-        global_batch_size: Rows of a step of the rehearsal.
+        seq_length: Tokens per row of the rehearsal.
+        global_batch_size: Rows per step of the rehearsal.
     """
     tokens = seq_length * global_batch_size
     small = copy.deepcopy(dict(cpt))

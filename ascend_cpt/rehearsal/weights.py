@@ -25,7 +25,7 @@ def write_random_folder(model: Mapping[str, Any], folder: Path, *, seed: int) ->
     """Write random weights of a `model.model_config` as a Hugging Face folder.
 
     Matrices and biases have the standard deviation `initializer_range`; weights of norms are spread around 1, so that a
-    norm that is skipped is seen.
+    skipped norm is detected.
     """
     config = make_config(model)
     shapes = list_hf_shapes(read_sizes(config))

@@ -229,7 +229,7 @@ def _find_stop(
     given = [phase.tokens is not None, until is not None and until.tokens is not None]
     given.append(until is not None and until.lr_fraction is not None)
     if sum(given) > 1 or (until is not None and not any(given)):
-        raise ValueError("give its end once: tokens, or until with tokens or lr_fraction")
+        raise ValueError("set exactly one end: tokens, or until with tokens or lr_fraction")
     if phase.tokens is not None:
         return first + count_steps(phase.tokens, budget.tokens_per_step)
     if until is not None and until.tokens is not None:

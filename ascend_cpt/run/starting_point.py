@@ -1,4 +1,4 @@
-"""What a run starts from: its newest checkpoint, the weights of a run or a Hugging Face folder, or random weights."""
+"""The starting point of a run: its newest checkpoint, weights of a run or a Hugging Face folder, or random weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ JUMP = 1.2  # a learning rate that rises by more than this factor is a re-warmin
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A checkpoint to resume exactly, or a folder of initial weights, or neither: random weights.
+    """A checkpoint to resume exactly, a folder of initial weights, or neither (random weights).
 
-    `notes` are lines to print; `warnings` name skipped checkpoints.
+    `notes` are lines to print; `warnings` list skipped checkpoints.
     """
 
     resume_from: Checkpoint | None = None
@@ -45,7 +45,7 @@ class Start:
 def choose_start(
     run: ResolvedRun, resume_training: str | None, *, extend: bool = False, channel: JobChannel | None = None
 ) -> Start:
-    """Return what the run starts from; with a `channel` all processes of the job choose the same.
+    """Return the starting point of the run; with a `channel`, all processes of the job choose the same one.
 
     Args:
         run: The resolved run.
@@ -55,7 +55,7 @@ def choose_start(
 
     Raises:
         ConfigError: when no initial weights are configured.
-        CheckpointError: when a checkpoint is damaged or of another run, or a new run would overwrite an old one.
+        CheckpointError: when a checkpoint is damaged or from another run, or a new run would overwrite an old one.
         ClusterError: when the nodes' starting points differ, or one of them failed.
     """
     start = _choose(run, resume_training, extend, channel)
@@ -81,7 +81,7 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel
     chosen, skipped = _choose_checkpoint(run, resume_training, channel)
     if chosen is None:
         if extend:
-            raise CheckpointError(f"{run.run_dir}: holds no checkpoint to extend; remove --extend")
+            raise CheckpointError(f"{run.run_dir}: no checkpoint to extend; remove --extend")
         return _choose_weights(run, skipped)
     differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
     notes: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel
     elif differences:
         hint = ", or give --extend to make the run longer" if _is_longer(run, chosen.state) else ""
         raise CheckpointError(
-            f"{chosen.folder}: was saved by a run with other settings, so it cannot be continued exactly "
+            f"{chosen.folder}: saved by a run with different settings, so it cannot be continued exactly "
             f"({'; '.join(differences)}); restore them{hint}, or start another run with --set cpt.run_name=NAME"
         )
     return Start(resume_from=chosen, notes=notes, warnings=skipped)
@@ -105,7 +105,7 @@ def _choose_checkpoint(
     if requested.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
-                f"{run.run_dir}: holds checkpoints up to step {newest.state.step}; continue them with "
+                f"{run.run_dir}: has checkpoints up to step {newest.state.step}; continue them with "
                 "--resume_training auto, or start another run with --set cpt.run_name=NAME"
             )
         return None, ()
@@ -123,7 +123,7 @@ def _choose_checkpoint(
     chosen = locate_checkpoint(Path(requested))
     if newest is not None and newest.state.step > chosen.state.step:
         raise CheckpointError(
-            f"{run.run_dir}: holds a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
+            f"{run.run_dir}: has a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
             "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
         )
     return chosen, ()
@@ -151,7 +151,8 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
         )
     if not _is_longer(run, state):
         raise CheckpointError(
-            f"{run.run_dir}: --extend, but the run has {run.budget.total_steps} steps and had {state.total_steps}; "
+            f"{run.run_dir}: --extend needs a longer run, but it has {run.budget.total_steps} steps and had "
+            f"{state.total_steps}; "
             "raise cpt.train_tokens or add a phase"
         )
     _check_same_rows(chosen, saved, current)
@@ -181,14 +182,14 @@ def _check_same_rows(chosen: Checkpoint, saved: Mapping[str, Any], current: Mapp
     for name, digest in saved["sources"]:
         if digests.get(name) != digest:
             raise CheckpointError(
-                f"{chosen.folder}: --extend, but source {name} is not the dataset that was trained on; restore it"
+                f"{chosen.folder}: --extend: source {name} is not the dataset that was trained on; restore it"
             )
     step = chosen.state.step
     trained, wanted = (_cut_phases(record["phases"], step) for record in (saved, current))
     shuffled_together = any(shares is None for *_, shares in saved["phases"])
     if trained != wanted or (shuffled_together and saved["sources"] != current["sources"]):
         raise CheckpointError(
-            f"{chosen.folder}: --extend, but the phases up to step {step} differ from those that were trained: "
+            f"{chosen.folder}: --extend: the phases up to step {step} differ from those that were trained: "
             f"{_name_phases(trained)} → {_name_phases(wanted)}; keep their blends, and give their lengths in tokens"
         )
 

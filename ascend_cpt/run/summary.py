@@ -23,7 +23,7 @@ def describe(run: ResolvedRun) -> str:
         f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
         f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
         f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = "
-        f"{format_count(budget.tokens_per_step)} tokens a step "
+        f"{format_count(budget.tokens_per_step)} tokens per step "
         f"({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
         f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
@@ -87,7 +87,7 @@ def describe_disk(run: ResolvedRun) -> str:
     return (
         f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
         f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
-        f"most {checkpoints.num_held} held at once: {format_bytes(checkpoints.disk_bytes)}"
+        f"most {checkpoints.num_held} kept at once: {format_bytes(checkpoints.disk_bytes)}"
     )
 
 
@@ -109,7 +109,7 @@ def describe_start(start: Start) -> str:
 
 
 def describe_hf_folder(folder: HfFolder) -> str:
-    """Return what is loaded from a checked Hugging Face folder; missing tensors were refused by the check."""
+    """Return what is loaded from a checked Hugging Face folder; the check has already rejected missing tensors."""
     used = list_hf_shapes(folder.sizes)
     num_parameters = sum(folder.tensors[name].num_elements for name in used)
     ignored = sorted(set(folder.tensors) - set(used))

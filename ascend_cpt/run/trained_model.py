@@ -27,7 +27,7 @@ from ascend_cpt.weights.sources import MeanOfFolders, TensorSource
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """The tensors of a checkpoint, the model's Hugging Face configuration, and files to copy along."""
+    """The tensors of a checkpoint, the model's Hugging Face configuration, and additional files to copy."""
 
     source: TensorSource
     config: Mapping[str, Any]
@@ -45,7 +45,7 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
         like: A folder to copy tokenizer files, generation_config.json and, if present, config.json from.
 
     Raises:
-        CheckpointError: when the checkpoint is missing or damaged, or `like` has another model.
+        CheckpointError: when the checkpoint is missing or damaged, or `like` is a different model.
     """
     if (path / CONFIG_NAME).is_file():
         folders, config, own = [path], read_config(path), list_companions(path)
@@ -54,7 +54,7 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
         config, own = _read_run_config(folders[0]), []
     if num_averaged > len(folders):
         raise CheckpointError(
-            f"{path}: has {len(folders)} complete checkpoints, but {num_averaged} are to be averaged; average fewer"
+            f"{path}: has {len(folders)} complete checkpoints, fewer than --average {num_averaged}; lower it"
         )
     if like is not None:
         own = list_companions(like)
@@ -91,7 +91,7 @@ def _read_run_config(checkpoint: Path) -> dict[str, Any]:
     try:
         return make_config(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["model_config"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: holds no model.model_config: {error}") from error
+        raise CheckpointError(f"{path}: has no model.model_config: {error}") from error
 
 
 def _adopt_config(config: dict[str, Any], trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _adopt_config(config: dict[str, Any], trained: Mapping[str, Any], folder: Pa
     names = [field.name for field in fields(ModelSizes) if getattr(sizes, field.name) != getattr(wanted, field.name)]
     if names:
         differences = "; ".join(
-            f"{name} is {getattr(sizes, name)}, trained with {getattr(wanted, name)}" for name in names
+            f"{name} is {getattr(sizes, name)}, but the run was trained with {getattr(wanted, name)}" for name in names
         )
         raise CheckpointError(f"{folder / CONFIG_NAME}: describes another model: {differences}")
     return {**config, "vocab_size": trained["vocab_size"]}

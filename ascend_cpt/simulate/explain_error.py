@@ -32,7 +32,7 @@ def explain_error(message: str, *, ending: str, log: str, config: RunConfig) -> 
     """Return the error as one paragraph.
 
     Args:
-        message: The exception's text, empty when the process died without one.
+        message: The exception's text, empty when the process ended without one.
         ending: How the process ended, as text.
         log: The end of its output.
         config: The configuration, to locate the key.

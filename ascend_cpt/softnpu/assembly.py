@@ -85,7 +85,7 @@ def render_assembly(operators: Iterable[str], symbols: Iterable[str], defined: s
 
     Args:
         operators: Names of aclnn operators, `aclnnAdd`; each gets both of its phases.
-        symbols: All that the plugin wants.
+        symbols: All symbols that the plugin requires.
         defined: What the compiled C++ files define.
     """
     names = sorted(name for name in set(operators) if name not in defined)
@@ -115,7 +115,7 @@ def render_assembly(operators: Iterable[str], symbols: Iterable[str], defined: s
 
 
 def list_operators(symbols: Iterable[str], registered: Iterable[str]) -> list[str]:
-    """Return the aclnn operators among what the plugin wants, with those that the C++ files implement."""
+    """Return the aclnn operators among the required symbols, together with those that the C++ files implement."""
     named = {name.removesuffix("GetWorkspaceSize") for name in symbols if re.match(r"aclnn[A-Z]", name)}
     return sorted((named | set(registered)) - {"aclnnInit", "aclnnFinalize"})
 

@@ -19,7 +19,7 @@ from ascend_cpt.softnpu.assembly import list_operators, render_assembly
 from ascend_cpt.softnpu.symbols import find_mindspore, list_wanted_symbols, read_mindspore_version
 
 SOURCES = Path(__file__).with_name("src")
-# The names that MindSpore's plugin asks for; all of them pull in the one library that holds the code.
+# The library names that MindSpore's plugin loads; all of them link to the one library that contains the code.
 LIBRARIES = (
     "ge_runner",
     "graph",
@@ -37,11 +37,11 @@ LIBRARIES = (
     "ascend_ml",
     "opapi",
 )
-# The plugin finds its home by the word `latest` in the path of the library that holds the acl functions.
+# The plugin searches for `latest` in the path of the library with the acl functions to find its home.
 LIBRARY_FOLDER = Path("latest") / "lib64"
 # Where MindSpore looks for the Python packages of CANN, beside the libraries' folder.
 PYTHON_FOLDER = Path("opp") / "built-in" / "op_impl" / "ai_core" / "tbe"
-# What MindSpore asks for the version of HCCL; a package `te` would be asked for its compiler too.
+# MindSpore reads the HCCL version from this package. There is no package `te`, whose compiler it would query too.
 _PYTHON_MODULES = {"hccl/sys_version.py": "__sys_version__"}
 _CANN_VERSION = "8.5.0"
 # No fused or reordered arithmetic: results are the same on every processor.
@@ -84,7 +84,7 @@ def check_machine() -> None:
     """Make sure that the libraries can run here.
 
     Raises:
-        ClusterError: when this is another kind of machine.
+        ClusterError: when the machine is not x86-64.
     """
     machine = platform.machine()
     if machine not in ("x86_64", "AMD64"):
@@ -118,7 +118,7 @@ def _find_cache() -> Path:
 
 
 def _find_built(cache: Path) -> Path | None:
-    """Return what this compiler has built, or where there is no compiler, what any has."""
+    """Return the libraries built by this compiler or, without a compiler, by any."""
     compiler = _read_compiler() if shutil.which("g++") else "*"
     return next((home for home in sorted(cache.glob(f"{_make_key()}-{compiler}")) if home.is_dir()), None)
 
@@ -138,21 +138,21 @@ def _read_compiler() -> str:
 
 
 def _read_cpu_flags() -> str:
-    """Return what `-march=native` depends on: libraries in a home folder may be seen by different machines."""
+    """Return what `-march=native` depends on, because a home folder may be shared by different machines."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line for line in lines if line.startswith("flags")), "")
 
 
 @contextmanager
 def _hold_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process builds the same libraries, and keep others waiting meanwhile."""
+    """Hold a lock, so that only one process builds the same libraries at a time."""
     with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _build_whole(home: Path) -> None:
-    """Build beside `home` and rename; the caller holds the lock."""
+    """Build next to `home` and rename; the caller holds the lock."""
     work = home.with_name(f".build-{home.name}")
     shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
     work.mkdir()

@@ -23,19 +23,19 @@ MINDSPORE_VERSION = "2.9.0"
 
 
 def is_requested(environ: Mapping[str, str]) -> bool:
-    """Return whether the environment asks for the software NPU.
+    """Return whether the environment enables the software NPU.
 
     Raises:
-        ClusterError: for another value than 0 or 1.
+        ClusterError: for a value other than 0 or 1.
     """
     value = environ.get(SWITCH, "")
     if value not in ("", "0", "1"):
-        raise ClusterError(f"{SWITCH}={value}: set it to 1 to run on emulated NPUs, or to 0")
+        raise ClusterError(f"{SWITCH}={value}: set it to 1 to run on emulated NPUs, or to 0 to disable them")
     return value == "1"
 
 
 def find_cann(environ: Mapping[str, str]) -> Path | None:
-    """Return the home of a real CANN that the environment names, or None."""
+    """Return the home of a real CANN set in the environment, or None."""
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         home = environ.get(name)
         if home and (Path(home) / "lib64" / "libascendcl.so").exists():
@@ -44,7 +44,7 @@ def find_cann(environ: Mapping[str, str]) -> Path | None:
 
 
 def prepare(environ: Mapping[str, str]) -> Path | None:
-    """Return the folder of the libraries where the environment asks for them, built now if need be; otherwise None.
+    """Return the folder of the libraries, built if necessary, if the environment enables them; otherwise None.
 
     Raises:
         ClusterError: when this machine cannot emulate NPUs.
@@ -72,7 +72,7 @@ def make_environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]
     """Return the variables that a process on the software NPU needs, to be set over those of `environ`.
 
     Args:
-        environ: The process's environment; what the user chose there is kept.
+        environ: The process's environment; values set by the user are kept.
         folder: Folder of the libraries.
     """
     home = folder.parent
@@ -87,9 +87,9 @@ def make_environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]
 
 
 def enter() -> None:
-    """Start this very command again on the software NPU where ASCEND_CPT_SOFTNPU=1 asks for it; otherwise return.
+    """Restart this command on the software NPU if ASCEND_CPT_SOFTNPU=1; otherwise return.
 
-    To be called before anything imports MindSpore.
+    Call it before anything imports MindSpore.
 
     Raises:
         ClusterError: when this machine cannot emulate NPUs.

@@ -63,7 +63,7 @@ def read_mindspore_version() -> str:
 
 
 def list_wanted_symbols(mindspore: Path) -> list[str]:
-    """Return the symbols that MindSpore's Ascend plugin wants from CANN, sorted.
+    """Return the symbols that MindSpore's Ascend plugin requires from CANN, sorted.
 
     Raises:
         ClusterError: when this MindSpore has no Ascend plugin.
@@ -83,7 +83,7 @@ def list_wanted_symbols(mindspore: Path) -> list[str]:
 
 
 def _find_system_library(name: str) -> Path:
-    """Return the file of a library of this system: what it defines must never be replaced."""
+    """Return the file of a system library, whose symbols must not be replaced."""
     path = Path(_run("g++", f"-print-file-name={name}").strip())
     if not path.is_absolute():
         raise ClusterError(f"{name} not found: g++ cannot locate this library; install the system C++ compiler")

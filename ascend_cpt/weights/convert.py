@@ -116,8 +116,8 @@ def _choose_types(source: TensorSource, groups: Sequence[Sequence[str]], dtype: 
         given = {source.tensors[name].dtype for name in names}
         if dtype is None and len(given) > 1:
             raise CheckpointError(
-                f"{source.path}: {', '.join(names)} have different types ({', '.join(sorted(given))}) but become one "
-                "tensor: choose a --dtype"
+                f"{source.path}: {', '.join(names)} have different types ({', '.join(sorted(given))}) but are merged "
+                "into one tensor: choose a --dtype"
             )
         types.update((name, DTYPES[dtype] if dtype else source.tensors[name].dtype) for name in names)
     return types

@@ -44,7 +44,7 @@ def cast(tensor: Array, source: str, target: str, name: str) -> Array:
         became_infinite = np.isinf(narrow) & ~np.isinf(wide)
     if became_infinite.any():
         value = float(wide[became_infinite].flat[0])
-        raise CheckpointError(f"{name}: holds {value:g}, which is beyond the range of {target}: choose another --dtype")
+        raise CheckpointError(f"{name}: value {value:g} is outside the range of {target}: choose another --dtype")
     return narrow
 
 

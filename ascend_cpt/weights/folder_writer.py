@@ -41,7 +41,7 @@ def create_folder(path: Path) -> Iterator[Path]:
         CheckpointError: `path` exists, or the disk is full or not writable.
     """
     if path.exists():
-        raise CheckpointError(f"{path}: exists already: remove it or choose another folder")
+        raise CheckpointError(f"{path}: already exists: remove it or choose another folder")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -76,7 +76,7 @@ class HfFolder:
             if getattr(self.sizes, field.name) != getattr(wanted, field.name)
         ]
         if differences:
-            raise CheckpointError(f"{self.path}: is another model: {'; '.join(differences)}")
+            raise CheckpointError(f"{self.path}: a different model: {'; '.join(differences)}")
 
 
 def list_companions(folder: Path) -> list[Path]:
@@ -99,7 +99,7 @@ def _open_files(path: Path) -> dict[str, SafetensorsFile]:
     if any(path.glob("*.safetensors")):
         raise CheckpointError(f"{path}: has no {INDEX_NAME} for its safetensors files: download it")
     raise CheckpointError(
-        f"{path}: holds no {WEIGHTS_NAME} and no {INDEX_NAME}: give the folder of a Hugging Face model"
+        f"{path}: contains neither {WEIGHTS_NAME} nor {INDEX_NAME}: give the folder of a Hugging Face model"
     )
 
 
@@ -109,7 +109,7 @@ def _open_indexed(path: Path) -> dict[str, SafetensorsFile]:
         places: Mapping[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
         file_names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index_path}: is damaged: no weight_map of tensor names to files") from error
+        raise CheckpointError(f"{index_path}: damaged: no weight_map of tensor names to files") from error
     files = {name: SafetensorsFile(path / name) for name in file_names}
     for name, file_name in places.items():
         if name not in files[file_name].tensors:

@@ -48,7 +48,7 @@ class MindFormersFolder:
         self.tensors: dict[str, TensorInfo] = {}
         self._slices: dict[str, list[Slice]] = {}
         if not path.is_dir():
-            raise CheckpointError(f"{path}: is no folder")
+            raise CheckpointError(f"{path}: not a folder")
         if (path / METADATA_NAME).is_file():
             self._open_slices(path / METADATA_NAME)
         else:
@@ -89,7 +89,7 @@ class MindFormersFolder:
         except (ValueError, KeyError, TypeError, SyntaxError, IndexError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{metadata_path}: is damaged: {error}") from error
+            raise CheckpointError(f"{metadata_path}: damaged: {error}") from error
 
     def _add_sliced(self, name: str, entry: Mapping[str, Any], storage: Mapping[Any, Any]) -> None:
         """Add the slices of a tensor; tensors in optimizer files are skipped."""

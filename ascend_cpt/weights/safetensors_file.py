@@ -92,7 +92,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             data_begin = _LENGTH_BYTES + header_bytes
             if not 0 < header_bytes <= _MAX_HEADER_BYTES or data_begin > file_bytes:
                 raise CheckpointError(
-                    f"{path}: is no safetensors file or cut short ({file_bytes} bytes): download it again"
+                    f"{path}: not a safetensors file, or truncated ({file_bytes} bytes): download it again"
                 )
             text = file.read(header_bytes)
     except OSError as error:
@@ -109,7 +109,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: its safetensors header is damaged: download it again") from error
     if needed_bytes > file_bytes:
-        raise CheckpointError(f"{path}: is cut short: {file_bytes} bytes, expected {needed_bytes}: download it again")
+        raise CheckpointError(f"{path}: truncated: {file_bytes} bytes, expected {needed_bytes}: download it again")
     return header, data_begin
 
 

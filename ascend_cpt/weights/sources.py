@@ -40,7 +40,7 @@ class MeanOfFolders:
         self.tensors = sources[0].tensors
         for source in sources[1:]:
             if source.tensors != self.tensors:
-                raise CheckpointError(f"{source.path}: holds other tensors than {self.path}: use one model")
+                raise CheckpointError(f"{source.path}: not the same tensors as {self.path}: use one model")
 
     def read(self, name: str) -> Array:
         dtype = self.tensors[name].dtype

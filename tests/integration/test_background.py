@@ -57,7 +57,7 @@ def test_training_continues_while_a_checkpoint_is_written(
     process.communicate()
     complete, incomplete = list_complete(run_dir / "checkpoint")
     assert list(complete) == [2]
-    assert len(incomplete) == 1 and "was not saved to the end" in incomplete[0]
+    assert len(incomplete) == 1 and "the save did not finish" in incomplete[0]
     resumed = train(config)
     assert resumed.returncode == 0, resumed.stderr
     assert "continuing at step 2" in resumed.stdout

@@ -136,7 +136,7 @@ def test_greedy_generation_matches_the_numpy_forward_pass(tmp_path: Path) -> Non
     )
     assert first == again != other
     too_long = ["--prompt", "w5", "--num-tokens", 100, "--tokenizer", tokenizer]
-    assert_refused(run_tool("generate.py", REFERENCE / "llama31", *too_long), "the model has 64 positions")
+    assert_refused(run_tool("generate.py", REFERENCE / "llama31", *too_long), "the model has only 64 positions")
     larger = write_tokenizer(tmp_path / "larger", num_words=300)
     assert_refused(
         run_tool("generate.py", REFERENCE / "llama31", "--prompt", "w5", "--tokenizer", larger), "has 301 entries"
@@ -156,12 +156,12 @@ def test_bad_input_gives_a_one_line_message(tmp_path: Path) -> None:
     target = tmp_path / "new"
     assert_refused(convert("to-hf", tmp_path / "missing", target), "no such checkpoint")
     assert_refused(convert("to-mindformers", tmp_path, target), "no config.json")
-    assert_refused(convert("to-mindformers", REFERENCE / "llama3", tmp_path), "exists already")
+    assert_refused(convert("to-mindformers", REFERENCE / "llama3", tmp_path), "already exists")
     shutil.copytree(REFERENCE / "llama3", tmp_path / "cut")
     path = tmp_path / "cut" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    assert_refused(convert("to-mindformers", tmp_path / "cut", target), "cut short")
-    assert_refused(convert("verify", tmp_path / "cut"), "cut short")
+    assert_refused(convert("to-mindformers", tmp_path / "cut", target), "truncated")
+    assert_refused(convert("verify", tmp_path / "cut"), "truncated")
     assert not target.exists()
     assert not list(tmp_path.glob(".*"))
 

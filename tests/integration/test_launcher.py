@@ -318,7 +318,7 @@ def test_dry_run_starts_nothing(launch: Launch, tmp_path: Path) -> None:
     [
         ((), "CMD is missing"),
         (("actor.py", "8", "8", "127.0.0.1", "8118"), "NODE_RANK is missing"),
-        (("actor.py", "8", "4", "localhost", "8118", "0"), "MASTER_ADDR localhost means each node itself"),
+        (("actor.py", "8", "4", "localhost", "8118", "0"), "MASTER_ADDR localhost is a loopback address"),
         (("absent.py", "2"), "script not found: absent.py"),
     ],
 )

@@ -88,7 +88,7 @@ def test_forgetting_alarm_stops_the_run_after_saving_and_again_on_resume(
     )
     stopped = train(config)
     assert stopped.returncode == 1, stopped.stdout + stopped.stderr
-    for part in ("stopped by on_increase", "validation set held at step 3", "over its base", "saved in"):
+    for part in ("stopped by on_increase", "validation set held at step 3", "from its baseline", "saved in"):
         assert part in stopped.stderr
     assert is_one_line(stopped), stopped.stderr
     assert (tmp_path / "output/run/checkpoint/iteration_00000003/cpt_state.json").is_file()

@@ -58,7 +58,7 @@ def test_a_permanent_outage_ends_the_job_with_a_clear_message(split_job: Namespa
     cut(0)
     assert [split_job.wait(0), split_job.wait(1)] == [1, 1], split_job.text(0) + split_job.text(1)
     assert "sent no heartbeat for 45 s: the node or the network is down" in split_job.text(0)
-    assert ") did not come back within 5 s; start the job again to resume" in split_job.text(0)
+    assert ") did not rejoin within 5 s; start the job again to resume" in split_job.text(0)
     assert "lost the connection to node 0" in split_job.text(1)
     assert f"node 0's launcher did not answer at {address_of(0)}:" in split_job.text(1)
 

@@ -80,7 +80,7 @@ def test_resume_and_extend_across_a_phase_boundary_are_bit_exact(
     changed = two_phases(packed)
     changed["phases"][1]["blend"]["qa"] = 0.5
     other = train(write_config(run_name="stopped", **{**keys, **changed}))
-    assert other.returncode == 2 and "was saved by a run with other settings" in other.stderr
+    assert other.returncode == 2 and "saved by a run with different settings" in other.stderr
     assert "'1/4'" in other.stderr and "'2/5'" in other.stderr
 
 

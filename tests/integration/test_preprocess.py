@@ -212,7 +212,7 @@ def test_interrupted_run_resumes(sample: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         pack(sample, source, tmp_path / "out", num_shards=6)
     assert not list(tmp_path.glob("out_text*")), "nothing is there before all is"
-    with pytest.raises(DataError, match=r"an interrupted run left this.*num_subs was 6 and is 5"):
+    with pytest.raises(DataError, match=r"left by an interrupted run.*num_subs was 6 and is 5"):
         pack(sample, source, tmp_path / "out", num_shards=5)
     (tmp_path / "out.work" / "sub-1" / "out_text_document.mindrecord1").write_bytes(b"damaged")
 

@@ -94,11 +94,11 @@ def make_array_with_trailing_text(folder: Path) -> None:
     ("make", "parts"),
     [
         (make_missing, ["in: no such file or folder"]),
-        (make_empty_folder, ["in: holds no file to read", ".parquet .csv"]),
+        (make_empty_folder, ["in: contains no files to read", ".parquet .csv"]),
         (make_empty_file, ["no document in 0 records"]),
         (make_mixed, ["mixed formats: csv (b.csv), txt (a.txt)", "--format"]),
-        (make_jsonl_without_text, ["in/a.jsonl", "no key 'text'; there are: content, url", "--json-keys"]),
-        (make_csv_without_text, ["in/a.csv", "no key 'text'; there are: content, url"]),
+        (make_jsonl_without_text, ["in/a.jsonl", "no key 'text'; available keys: content, url", "--json-keys"]),
+        (make_csv_without_text, ["in/a.csv", "no key 'text'; available keys: content, url"]),
         (make_parquet_without_text, ["in/a.parquet", "no column 'text'; its columns are: content, url"]),
         (make_broken_parquet, ["in/a.parquet: not a readable parquet file"]),
         (make_malformed_line, ["1 of 10 records are bad (1 malformed)", "in/a.jsonl:7", "out/x.rejects.jsonl"]),
@@ -123,17 +123,17 @@ def test_bad_input(tokenizer: Path, tmp_path: Path, make: Callable[[Path], None]
         (["--seq-length", 0], ["--seq-length 0: must be at least 1"]),
         (["--workers", 0], ["--workers 0"]),
         (["--max-bad-fraction", 2], ["--max-bad-fraction 2.0: must be from 0 to 1"]),
-        (["--json-keys", "text", "text"], ["--json-keys: a key is named twice"]),
+        (["--json-keys", "text", "text"], ["--json-keys: duplicate key"]),
         (["--json-keys", "a/b"], ["--json-keys", "must not contain /"]),
         (["--output-prefix", "out/"], ["--output-prefix out/: must end in a file name"]),
         (["--output-prefix", "in/a.jsonl/x"], ["in/a.jsonl: the output folder cannot be written to"]),
         (["--tokenizer-name-or-path", "missing"], ["missing: no such tokenizer folder"]),
-        (["--tokenizer-name-or-path", "in"], ["in: holds no tokenizer.json"]),
+        (["--tokenizer-name-or-path", "in"], ["in: contains no tokenizer.json"]),
         (["--tokenizer-type", "SentencePiece"], ["--tokenizer-model: needed with --tokenizer-type SentencePiece"]),
         (["--tokenizer-type", "TikToken", "--tokenizer-model", "in/a.jsonl"], ["in/a.jsonl: not a tiktoken rank file"]),
         (["--eod-token", "<eod>"], ["'<eod>' is not in the vocabulary"]),
         (["--append-bos"], ["--append-bos", "has no BOS token"]),
-        (["--format", "csv"], ["in: holds no csv file to read"]),
+        (["--format", "csv"], ["in: contains no csv files to read"]),
     ],
 )
 def test_bad_settings(tokenizer: Path, tmp_path: Path, arguments: list[object], parts: list[str]) -> None:
@@ -154,7 +154,7 @@ def test_bad_records_are_listed_and_skipped_up_to_the_limit(tokenizer: Path, tmp
     check_refused(run(tokenizer, tmp_path, "--input", "in", "--n-subs", 3), "6 of 15 records are bad")
     again = run(tokenizer, tmp_path, "--input", "in", "--n-subs", 3, "--max-bad-fraction", 0.5)
     assert again.returncode == 0, again.stderr
-    assert "3 of 3 shards were finished before" in again.stderr, "the work of the refused run is not lost"
+    assert "3 of 3 shards are already packed" in again.stderr, "the work of the refused run is not lost"
     assert "9 documents" in again.stdout and "6 records rejected" in again.stdout
     listed = [json.loads(line) for line in (tmp_path / "out" / "x.rejects.jsonl").read_text().splitlines()]
     assert [(reject["file"], reject["line"], reject["kind"]) for reject in listed] == [

@@ -93,11 +93,11 @@ def rewrite(manifest: Manifest, folder: Path, change: Callable[[np.ndarray], np.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[:-1], "rows, expected"),
+        (lambda rows: rows[:-1], "rows, but its manifest lists"),
         (lambda rows: rows[:, :-1], r"rows are \(16,\) of int32, not 17"),
         (lambda rows: np.where(rows == rows[0, 0], 9999, rows).astype(np.int32), "outside the vocabulary"),
         (lambda rows: np.where(rows == 4095, 7, rows).astype(np.int32), "last row is not padded"),
-        (lambda rows: np.where(rows == 4094, 7, rows).astype(np.int32), "holds 0 documents, expected"),
+        (lambda rows: np.where(rows == 4094, 7, rows).astype(np.int32), "has 0 documents, but its manifest lists"),
     ],
 )
 def test_rows_that_differ_from_the_manifest(
@@ -113,7 +113,7 @@ def test_user_errors(packed: Path, tmp_path: Path) -> None:
         ((tmp_path / "missing",), "no packed dataset here"),
         ((packed,), "several datasets (rows_text_document, whole_text_document)"),
         ((packed / "rows_text_document", "--samples", 1), "--tokenizer: needed"),
-        ((packed / "rows_text_document", "--samples", 1, "--tokenizer", tmp_path), "holds no tokenizer.json"),
+        ((packed / "rows_text_document", "--samples", 1, "--tokenizer", tmp_path), "contains no tokenizer.json"),
         ((packed / "rows_text_document", "--png", packed / "in.jsonl" / "a.png"), "the plot cannot be written"),
     ):
         result = run(*arguments)

@@ -96,7 +96,7 @@ def test_other_tokenizer_is_detected(corpus: Path, tmp_path: Path) -> None:
     writer = IndexedWriter(tmp_path / "x", np.dtype(np.int32))
     writer.write(join_encoded([[1, 5000]]))
     writer.close()
-    with pytest.raises(DataError, match="holds the id 5000, but the vocabulary of tokenizer has 4096"):
+    with pytest.raises(DataError, match="contains id 5000, but the vocabulary of tokenizer has 4096"):
         pack(corpus, tmp_path / "x.idx", tmp_path / "out", seq_length=8)
     (tmp_path / "x.bin").unlink()
     with pytest.raises(DataError, match=r"x\.bin: cannot be read"):

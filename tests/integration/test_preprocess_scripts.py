@@ -71,7 +71,7 @@ def test_prepare_sample_packs_four_datasets_once(clone: Path) -> None:
     assert len({manifest.tokenizer.fingerprint for manifest in manifests.values()}) == 1
     assert all(manifest.num_rows > 200 and manifest.seq_length == 256 for manifest in manifests.values())
     again = run(clone / "scripts" / "prepare_sample.sh")
-    assert again.stderr.count("already done, reusing") == 4 and again.stdout.count("already there and whole") == 1
+    assert again.stderr.count("already done, reusing") == 4 and again.stdout.count("already complete, reusing") == 1
     victim = packed / manifests["code_valid"].shards[0].file
     victim.write_bytes(b"cut short")
     mended = run(clone / "scripts" / "prepare_sample.sh")

@@ -58,7 +58,7 @@ def test_duplicates(sample: Path, tmp_path: Path) -> None:
     for num_shards in (1, 3):
         done = run(sample / "tokenizer", tmp_path, f"out{num_shards}", *flags, "--n-subs", str(num_shards))
         assert done.returncode == 0, done.stderr
-        assert "13 left out by duplicate" in done.stdout
+        assert "13 dropped by duplicate" in done.stdout
         manifest = load_manifest(tmp_path / f"out{num_shards}_text_document")
         assert (manifest.num_documents, manifest.left_out, manifest.rejected) == (7, {"duplicate": 13}, {})
         listed = [json.loads(line) for line in (tmp_path / f"out{num_shards}.rejects.jsonl").read_text().splitlines()]
@@ -66,7 +66,7 @@ def test_duplicates(sample: Path, tmp_path: Path) -> None:
     assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out3")
     inspected = [sys.executable, str(ROOT / "tools" / "inspect_data.py"), str(tmp_path / "out1_text_document")]
     output = subprocess.run(inspected, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "left out: 13 duplicate" in output
+    assert "dropped documents: 13 duplicate" in output
     write_input(tmp_path, texts[:7])
     assert run(sample / "tokenizer", tmp_path, "plain").returncode == 0
     assert read_documents(tmp_path / "plain") == read_documents(tmp_path / "out1")

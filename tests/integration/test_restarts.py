@@ -220,7 +220,7 @@ def test_a_node_that_does_not_return_ends_the_job(job: Job) -> None:
     job.wait_for_step(5)
     job.nodes[1].kill()
     assert job.wait(0) == 1
-    assert ") did not come back within 2 s; start the job again to resume" in job.text(0)
+    assert ") did not rejoin within 2 s; start the job again to resume" in job.text(0)
 
 
 def test_without_restarts_one_failure_ends_all_nodes_at_once(job: Job) -> None:

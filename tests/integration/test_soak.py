@@ -59,7 +59,7 @@ class Node:
             processes = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
-        return [process for process in processes if role is None or read_role(process) == role]
+        return [process for process in processes if role is None or _read_role(process) == role]
 
     def kill(self) -> None:
         """Kill the launcher and all its child processes."""
@@ -71,7 +71,7 @@ class Node:
         self.process.wait()
 
 
-def read_role(process: psutil.Process) -> str | None:
+def _read_role(process: psutil.Process) -> str | None:
     try:
         return process.environ().get("MS_ROLE")
     except psutil.Error:

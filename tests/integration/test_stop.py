@@ -78,14 +78,14 @@ def test_ctrl_c_saves_and_ends_a_plain_run(write_config: Callable[..., Path], tm
     code, output = stop_after_some_steps(command, run_dir, signal.SIGINT)
     # MindSpore turns it into SIGTERM while a step runs.
     assert code in (128 + signal.SIGINT, 128 + signal.SIGTERM), output
-    assert "saves after this step and ends (once more: ends at once, without saving)" in output
+    assert "saving after this step, then exiting (send it again to exit at once without saving)" in output
     assert_saved(run_dir, output, "SIGINT", "SIGTERM")
 
 
 def test_a_second_interrupt_ends_at_once() -> None:
     result = run_command([sys.executable, "-c", DOUBLE])
     assert result.returncode == 128 + signal.SIGINT, result.stderr
-    answer = "SIGINT: saves after this step and ends (once more: ends at once, without saving)"
+    answer = "SIGINT: saving after this step, then exiting (send it again to exit at once without saving)"
     assert result.stdout.splitlines()[-3:] == [answer, "still here", "interrupted"]
 
 

@@ -73,7 +73,7 @@ def test_resume_errors_and_damaged_checkpoints(
     assert refused.returncode == 2
     assert "schedule.segments.warmup.end_lr: 0.001 → 0.002" in refused.stderr
     overwriting = train(config, "--resume_training", "False")
-    assert overwriting.returncode == 2 and "holds checkpoints up to step 15" in overwriting.stderr
+    assert overwriting.returncode == 2 and "has checkpoints up to step 15" in overwriting.stderr
     missing = train(config, "--resume_training", str(tmp_path / "nowhere"))
     assert missing.returncode == 2 and "no such checkpoint" in missing.stderr
     other_shapes = train(
@@ -84,7 +84,7 @@ def test_resume_errors_and_damaged_checkpoints(
     early = train(config, "--stop-at-step", "15")
     assert early.returncode == 2 and "already at step 15" in early.stderr
     older = train(config, "--resume_training", str(root / "iteration_00000010"))
-    assert older.returncode == 2 and "holds a newer checkpoint (step 15)" in older.stderr
+    assert older.returncode == 2 and "has a newer checkpoint (step 15)" in older.stderr
 
     newest_model = root / "iteration_00000015/cpt-model-0000000-0000001.safetensors"
     newest_model.write_bytes(newest_model.read_bytes()[:1000])
@@ -92,7 +92,7 @@ def test_resume_errors_and_damaged_checkpoints(
     assert exact.returncode == 2 and "has 1000 bytes but was saved with" in exact.stderr
     survived = train(config)
     assert survived.returncode == 0, survived.stderr
-    assert "passed over" in survived.stderr and "continuing at step 10" in survived.stdout
+    assert "warning: skipped: " in survived.stderr and "continuing at step 10" in survived.stdout
     for output in (refused, overwriting, missing, other_shapes, early, older, exact):
         assert len(output.stderr.strip().splitlines()) == 1, output.stderr
 
@@ -107,11 +107,11 @@ def test_resume_errors_and_damaged_checkpoints(
         (["--set", "cpt.init_from=nowhere"], "no such checkpoint"),
         (["--set", "cpt.init_from=null"], "no initial weights"),
         (["--set", "cpt.global_batch=8"], "unknown key; did you mean 'global_batch_size'"),
-        (["--set", "cpt.seq_length=128"], "was packed with sequence length 64, but cpt.seq_length is 128"),
+        (["--set", "cpt.seq_length=128"], "packed with sequence length 64, but cpt.seq_length is 128"),
         (["--set", "model.model_config.vocab_size=500"], "tokenizer of 512 entries, but the model has vocab_size 500"),
         (["--set", "parallel_config.model_parallel=2"], "data parallel only"),
         (["--output_dir", "/proc/nowhere"], "cannot be written"),
-        (["--world-size", "4"], "goes with --dry-run"),
+        (["--world-size", "4"], "needs --dry-run"),
         (["--dry-run", "--set", "cpt.init_from=nowhere"], "no such checkpoint"),
     ],
 )
@@ -130,7 +130,7 @@ def test_empty_folder_and_missing_shard(
     empty = tmp_path / "empty"
     empty.mkdir()
     result = train(write_config(), "--train_dataset", str(empty))
-    assert result.returncode == 2 and "holds no packed dataset" in result.stderr
+    assert result.returncode == 2 and "contains no packed dataset" in result.stderr
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in packed.parent.iterdir():

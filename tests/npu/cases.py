@@ -43,8 +43,11 @@ CASES = (
 )
 
 
-def write_config(case: Case, *, dataset: Path, seq_length: int, vocab_size: int, folder: Path) -> Path:
-    """Write the configuration of a case into `folder` and return its path; the run goes to `folder`/output/<name>."""
+def write_config(case: Case, *, dataset: Path, seq_length: int, vocab_size: int, folder: Path, **changes: Any) -> Path:
+    """Write the configuration of a case into `folder` and return its path; the run goes to `folder`/output/<name>.
+
+    `changes` replace keys of the `cpt:` section.
+    """
     sizes = {
         "vocab_size": vocab_size,
         "hidden_size": 512,
@@ -73,6 +76,7 @@ def write_config(case: Case, *, dataset: Path, seq_length: int, vocab_size: int,
             "schedule": {"kind": "cosine", "peak_lr": 1e-3, "final_lr": 1e-4, "warmup_tokens": 2 * 16 * seq_length},
             "sources": {"train": {"path": str(dataset)}},
             "checkpoint": {"every": 10 * 16 * seq_length, "keep_last": 2},
+            **changes,
         },
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ascend_cpt.config.loader import load_config
+from ascend_cpt.rehearsal.weights import write_random_folder
+from ascend_cpt.softnpu.environment import is_requested
 from tests.npu.cases import CASES, NUM_DEVICES, NUM_STEPS, REPO_ROOT, Case, build_command, write_config
 
 DATASET = REPO_ROOT / "data/sample/packed/general_train_text_document"
 QWEN3 = Case(family="qwen3", layout="dp2_tp2_pp2")
 
-num_devices = len(list(Path("/dev").glob("davinci[0-9]*")))
+# ASCEND_CPT_SOFTNPU=1 runs these tests on emulated NPUs, which takes several minutes for each.
+EMULATED = is_requested(os.environ)
+num_devices = NUM_DEVICES if EMULATED else len(list(Path("/dev").glob("davinci[0-9]*")))
 pytestmark = [
     pytest.mark.npu,
     pytest.mark.timeout(3600),
@@ -31,14 +37,14 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return result
 
 
-def prepare(case: Case, folder: Path) -> Path:
-    return write_config(case, dataset=DATASET, seq_length=256, vocab_size=4096, folder=folder)
+def prepare(case: Case, folder: Path, **changes: Any) -> Path:
+    return write_config(case, dataset=DATASET, seq_length=256, vocab_size=4096, folder=folder, **changes)
 
 
-def read_losses(folder: Path, case: Case) -> dict[int, float]:
+def read_losses(folder: Path, case: Case, kind: str = "step") -> dict[int, float]:
     lines = (folder / "output" / case.name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    return {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
+    return {record["step"]: record["loss"] for record in records if record["kind"] == kind}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -73,5 +79,23 @@ def test_the_export_of_a_sharded_run_is_verified(tmp_path: Path) -> None:
     run(sys.executable, tool, "verify", str(tmp_path / "hf"), "--against", trained)
 
 
+def test_start_from_hugging_face_with_validation_in_two_layouts(tmp_path: Path) -> None:
+    """The path of every real run: weights of a Hugging Face folder, held-out loss before step 1, accumulation."""
+    cases = (Case(family="qwen3", layout="dp8"), Case(family="qwen3", layout="dp4_tp2"))
+    model = load_config(prepare(cases[0], tmp_path)).mindformers["model"]["model_config"]
+    write_random_folder({**model, "initializer_range": 0.06}, tmp_path / "hf", seed=1)
+    validation = {"every": "2 steps", "max_rows": 32, "sets": {"held": {"path": str(DATASET)}}}
+    for case in cases:
+        folder = tmp_path / case.layout
+        config = prepare(case, folder, init_from=str(tmp_path / "hf"), validation=validation)
+        run(*build_command(config, "--stop-at-step", "4"))
+        assert sorted(read_losses(folder, case, "validation")) == [0, 2, 4]
+    for kind in ("step", "validation"):
+        first, second = (read_losses(tmp_path / case.layout, case, kind) for case in cases)
+        # The same weights, computed in bfloat16.
+        assert first == pytest.approx(second, rel=5e-3)
+
+
+@pytest.mark.skipif(EMULATED, reason="no NPU here: the software NPU")
 def test_the_doctor_finds_no_error() -> None:
     run(sys.executable, "tools/doctor.py")

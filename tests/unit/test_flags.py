@@ -136,12 +136,7 @@ FLAGS: dict[str, list[str]] = {
         "--txt-documents",
         "--workers",
     ],
-    "tools/rehearse.py": [
-        "--keep",
-        "--processes",
-        "--set",
-        "--timeout",
-    ],
+    "tools/rehearse.py": ["--devices-per-node", "--folder", "--keep", "--nodes", "--processes", "--set", "--timeout"],
     "tools/report.py": [
         "--output",
     ],

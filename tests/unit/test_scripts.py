@@ -114,7 +114,7 @@ def test_packages_are_installed_once(clone: Clone) -> None:
     for name in ("base.txt", "dev.txt", "constraints-3.11.txt"):
         assert f"{clone.root}/requirements/{name}" in calls
     second = clone.run("ensure_env dev")
-    assert "is as pinned" in second.stdout
+    assert "matches the pinned versions" in second.stdout
     assert clone.num_installs() == 0
 
 
@@ -166,6 +166,6 @@ def test_with_the_variable_missing_packages_are_named_and_not_installed(clone: C
     assert result.returncode == 2
     lines = result.stderr.splitlines()
     assert lines[0] == "missing: no-such-package: expected 1.0, found none"
-    assert lines[1].startswith("warning: another version than tested: pytest: expected 0.1, found ")
+    assert lines[1].startswith("warning: not the tested version: pytest: expected 0.1, found ")
     assert lines[2].startswith("error: 1 packages missing in ")
     assert not (clone.root / ".venv").exists()

@@ -91,8 +91,8 @@ def test_an_interrupt_stops_all_nodes(tmp_path: Path, environ: dict[str, str]) -
     [
         (("hosts",), "usage: bash scripts/start_nodes.sh HOSTFILE CMD"),
         (("absent", "run_cpt.py"), "absent: no such hostfile"),
-        (("empty", "run_cpt.py"), "empty names no host"),
-        (("twice", "run_cpt.py"), "twice names n1 more than once"),
+        (("empty", "run_cpt.py"), "empty is empty; list one host per line"),
+        (("twice", "run_cpt.py"), "twice lists n1 more than once"),
         (("hosts", "run_cpt.py", "x"), "LOCAL_WORKER must be a whole number of at least 1, not 'x'"),
     ],
 )

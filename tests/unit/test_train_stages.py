@@ -183,7 +183,7 @@ def test_a_stage_is_held_until_the_loss_has_recovered(
     assert run(path) == EXIT_HELD, "the same again"
     assert len(launcher.commands) == 1
     line = capsys.readouterr().out.splitlines()[-1]
-    assert "stage 256: held: general is at 5.3000, +0.3000 over its base 5.0000" in line
+    assert "stage 256: held: loss of general: 5.3000, +0.3000 from 5.0000" in line
     assert f"Raise its cpt.train_tokens in {path}" in line and "--extend 256" in line and "--advance 256" in line
     # After more training it recovers.
     path = write_stages({**ADVANCE, "set": {"cpt.train_tokens": 20 * 4 * 256}})
@@ -215,11 +215,11 @@ def test_missing_results_of_a_launch_are_reported(
     ("first", "second", "message"),
     [
         ({"nam": "x"}, {}, "nam: unknown key; did you mean 'name'"),
-        ({}, {"name": "256"}, "stage '256': is named twice"),
-        ({"name": "a/b"}, {}, "becomes part of a folder's name"),
-        ({}, {"set": {"cpt.init_from": "random"}}, "sets cpt.init_from, but starts from the stage before it"),
+        ({}, {"name": "256"}, "stage '256': duplicate name"),
+        ({"name": "a/b"}, {}, "used in a folder name"),
+        ({}, {"set": {"cpt.init_from": "random"}}, "sets cpt.init_from, but it starts from the previous stage"),
         ({}, ADVANCE, "advance_when in the last stage"),
-        ({"advance_when": {"set": "general"}}, {}, "max_increase: is missing"),
+        ({"advance_when": {"set": "general"}}, {}, "max_increase: missing"),
         ({"advance_when": {"set": "geneal", "max_increase": 0}}, {}, "geneal is not a validation set of stage 256"),
         ({}, {"set": {"cpt.seq_lenth": 1}}, "cpt.seq_lenth: unknown key"),
         ({}, {"config": "nowhere.yaml"}, "nowhere.yaml: no such configuration file"),
@@ -252,7 +252,7 @@ def test_losses_that_cannot_be_compared_are_refused(write_stages: Callable[..., 
 def test_an_unknown_stage_on_the_command_line_is_named(
     write_stages: Callable[..., Path], launcher: FakeLauncher
 ) -> None:
-    with pytest.raises(ConfigError, match="--advance 128: .* has no such stage, only 256, 512"):
+    with pytest.raises(ConfigError, match="--advance 128: .* has no such stage; its stages are 256, 512"):
         run(write_stages(), advance="128")
 
 

@@ -45,7 +45,7 @@ class BackgroundFiles:
             AsyncSaveManager("thread").check_async_save_alive(wait_finish=True)
             for path in self._files:
                 if not path.is_file():
-                    raise _errors.pop() if _errors else FileNotFoundError(f"{path}: was not written")
+                    raise _errors.pop() if _errors else FileNotFoundError(f"{path}: not written")
                 sync_file(path)
         except BaseException as error:  # re-raised by `wait` in the main thread
             self._error = error

@@ -1,6 +1,6 @@
 """Shapes and dtypes of a folder without metadata.json, read from the headers of its safetensors files.
 
-MindFormers loads every file whole for them, on every rank, before it loads the tensors that the rank needs.
+To get them, MindFormers loads every file completely on every rank, before it loads the tensors that the rank needs.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def read_metadata_from_headers(checkpoint_dir: str) -> tuple[dict[str, Any], dic
     else:
         paths = sorted(folder.glob("*.safetensors"))
     if not paths:
-        raise CheckpointError(f"{folder}: holds no safetensors files: give the folder of a model or a checkpoint")
+        raise CheckpointError(f"{folder}: contains no safetensors files: give the folder of a model or a checkpoint")
     tensors: dict[str, Any] = {}
     files: dict[str, Any] = {}
     for path in paths:
         for name, entry in read_header(path)[0].items():
             shard_id = get_sharded_tensor_shard_id(name, (0,))
             if name in tensors:
-                raise CheckpointError(f"{path}: holds {name}, as {files[shard_id][0]['file_name']} does: remove one")
+                raise CheckpointError(f"{path}: {name} is also in {files[shard_id][0]['file_name']}: remove one")
             if entry["dtype"] not in _DTYPES:
                 raise CheckpointError(f"{path}: {name} is stored as {entry['dtype']}, which MindSpore cannot load")
             shape = tuple(entry["shape"])

@@ -1,6 +1,6 @@
 """Checkpoints without shared storage: every rank saves its shards on its own node and loads them from there.
 
-MindFormers refuses to save its new format without shared storage. The files here have the same names and content, so
+MindFormers cannot save its new format without shared storage. The files here have the same names and content, so
 a folder with the files of all nodes (see tools/gather_checkpoint.py) can be loaded by MindFormers in any layout.
 """
 
@@ -80,7 +80,7 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
             load_own_shards(folder, network, optimizer, prefix=prefix, rank=rank, num_ranks=num_ranks)
 
     def verify(checkpoint_dir: str) -> None:
-        # It demands every file that metadata.json lists; those of other nodes are not on this one.
+        # Upstream requires every file listed in metadata.json, including those of other nodes.
         if has_all_shards(Path(checkpoint_dir), prefix):
             upstream_verify(checkpoint_dir)
 
@@ -89,7 +89,7 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
 
 
 def has_all_shards(folder: Path, prefix: str) -> bool:
-    """Return whether a folder has the model shards of all ranks that saved it; True for a folder not saved by ranks."""
+    """Return whether a folder has the model shards of all ranks; True for a checkpoint saved by one process."""
     ranks = [path.stem.rsplit("-", 2)[1:] for path in folder.glob(f"{prefix}-model-*.safetensors")]
     return all(len(ranks) == int(num_ranks) for _, num_ranks in ranks)
 

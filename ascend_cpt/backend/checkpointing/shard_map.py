@@ -1,8 +1,8 @@
 """metadata.json of a distributed checkpoint: which file holds each shard.
 
 MindFormers derives it from the layout of every parameter on every rank, and lists every replica of a shard together
-with the ranks of all its replicas. Here one rank per pipeline stage stands for its stage, whose ranks share their
-layouts, and a shard has one entry: the first rank that holds it, the one MindFormers' loader reads it from.
+with the ranks of all its replicas. Here one rank represents each pipeline stage, since the ranks of a stage have the
+same layouts, and a shard has one entry: the first rank that holds it, from which MindFormers' loader reads it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def describe_stages(network: Any, global_layout: Mapping[int, Mapping[str, Any]]
 
 
 def _get_kind(info: Any) -> tuple[str, str, int]:
-    """Return what decides a parameter's layout within a stage, whose ranks are those of all its parameters."""
+    """Return the values that determine a parameter's layout within a stage; all its parameters have the same ranks."""
     return str(info.dev_matrix), str(info.tensor_map), info.opt_weight_shard_size
 
 

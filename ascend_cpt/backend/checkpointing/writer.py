@@ -21,7 +21,7 @@ from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, collec
 from ascend_cpt.backend.checkpointing.node_local import name_files, save_own_shards
 from ascend_cpt.backend.checkpointing.shard_map import make_shard_map
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
-from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import remove_old_checkpoints
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
 from ascend_cpt.errors import CheckpointError
@@ -31,7 +31,7 @@ from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 logger = logging.getLogger(__name__)
 
 PREFIX = "cpt"
-KEEP_ALL = 10**9  # old checkpoints are removed here: MindFormers does not know those of earlier launches
+KEEP_ALL = 10**9  # old checkpoints are removed here; MindFormers ignores those of earlier launches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class CheckpointWriter:
     def _reporting_full_disk(self, folder: Path) -> Iterator[None]:
         """Raise CheckpointError when the disk is full, and remove the incomplete folder."""
         try:
-            with tell_full_disk(folder, "saving"):
+            with report_full_disk(folder, "saving"):
                 yield
         except CheckpointError:
             # With several writing ranks, others may still be writing into the folder.

@@ -55,9 +55,9 @@ class FlashAttentionScore(nn.Cell):
     ) -> None:
         super().__init__()
         if input_layout != "BNSD":
-            raise ConfigError(f"attention on CPU: input_layout is {input_layout}, only BNSD is supported")
+            raise ConfigError(f"attention on a CPU supports only input_layout BNSD, not {input_layout}")
         if keep_prob != 1.0:
-            raise ConfigError(f"attention on CPU: attention_dropout is {1 - keep_prob:g}, only 0 is supported")
+            raise ConfigError(f"attention on a CPU supports only attention_dropout 0, not {1 - keep_prob:g}")
         if sparse_mode != 0:
             raise ConfigError(
                 f"attention on CPU: sparse_mode is {sparse_mode}, only 0 is supported: "

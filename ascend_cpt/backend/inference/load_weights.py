@@ -96,6 +96,6 @@ def _check_parameters(network: nn.Cell, shapes: Mapping[str, Shape], path: Path)
     if wrong:
         name = wrong[0]
         raise CheckpointError(
-            f"{path}: {len(wrong)} tensors do not fit the network; the first is {name}: "
+            f"{path}: {len(wrong)} tensors do not match the network; the first is {name}: "
             f"{shapes.get(name, 'none')} in the checkpoint, {given.get(name, 'none')} in the network"
         )

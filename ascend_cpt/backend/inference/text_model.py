@@ -48,10 +48,10 @@ class TextModel:
         length = len(tokens) + num_tokens
         max_length = self._config.get("max_position_embeddings", length)
         if not tokens:
-            raise DataError("--prompt: is empty; give some text")
+            raise DataError("--prompt: empty; give some text")
         if length > max_length:
             raise DataError(
-                f"--prompt and --num-tokens add up to {length} tokens, the model has {max_length} positions; "
+                f"--prompt and --num-tokens add up to {length} tokens, but the model has only {max_length} positions; "
                 "lower --num-tokens"
             )
         network = InferenceNetwork(self._config, length=length, device=self._device, compute_dtype=self._compute_dtype)

@@ -15,7 +15,7 @@ from mindformers.checkpoint.converter.convert_op import (
 from mindformers.checkpoint.converter.template import WeightTemplate
 
 from ascend_cpt.model.families import FAMILIES, Row
-from ascend_cpt.model.tensor_layout import Array, GroupedQkv, InterleavedRows, Same
+from ascend_cpt.model.tensor_layout import Array, GroupedQkv, InterleavedRows, Unchanged
 
 
 class GroupedBiasConvertOp(QKVBiasConvertOp):
@@ -53,7 +53,7 @@ class DecoderTemplate(WeightTemplate):
 
 
 # MindFormers' ConcatConvertOp interleaves rows.
-_OPS = {Same: RenameConvertOp, GroupedQkv: QKVConvertOp, InterleavedRows: ConcatConvertOp}
+_OPS = {Unchanged: RenameConvertOp, GroupedQkv: QKVConvertOp, InterleavedRows: ConcatConvertOp}
 
 
 def make_convert_ops(family: str) -> list[ConvertOp]:

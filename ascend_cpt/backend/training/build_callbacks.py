@@ -164,8 +164,8 @@ def _check_missing_records(run: ResolvedRun, initial_step: int, sinks: SinkGroup
     decides = bool(cpt.guards.loss_spike or cpt.guards.grad_norm_spike or stops)
     if decides and run.layout.world_size > 1:
         raise CheckpointError(
-            f"{path}: has no records up to step {initial_step}, which cpt.guards and on_increase need to decide the "
-            "same on every rank; copy the file from another node, or remove these settings"
+            f"{path}: has no records up to step {initial_step}, which cpt.guards and on_increase need on every "
+            "rank; copy the file from another node, or remove these settings"
         )
     sinks.warn(f"{path}: has no records up to step {initial_step}; guards and alarms restart without history")
 

@@ -30,7 +30,7 @@ class MindRecordRows:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        # MindDataset refuses files without rows, which a shard without documents has.
+        # MindDataset rejects files without rows, as written for a shard without documents.
         self._files = [str(manifest.folder / shard.file) for shard in manifest.shards if shard.num_rows]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ class MindRecordRows:
         Raises:
             DataError: when the files contain fewer rows than their manifest lists.
         """
-        # MindDataset refuses more rows than the file has, so a repeated row (of two epochs) is read once.
+        # MindDataset rejects samplers with more rows than the file, so a repeated row (of two epochs) is read once.
         unique, inverse = np.unique(rows, return_inverse=True)
         dataset = ds.MindDataset(
             self._files, columns_list=["input_ids"], sampler=ds.SubsetSampler(unique.tolist()), num_parallel_workers=1
@@ -124,7 +124,7 @@ def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifes
     manifests = [load_manifest(path) for path in paths]
     for path, manifest, digest in zip(paths, manifests, digests, strict=True):
         if manifest.digest != digest:
-            raise DataError(f"{path}: was changed after this run was configured; start the run again")
+            raise DataError(f"{path}: changed after this run was configured; start the run again")
     return manifests
 
 

@@ -3,7 +3,7 @@
 With two or more dispatch threads a graph runs as one actor that launches its kernels in their compiled order. With one
 thread every kernel is a separate actor. Actors are ordered by arrows, and MindSpore draws no arrows for side effects
 when the run has pipeline stages and its cells are inlined late: an optimizer then reads moments before they are
-assigned, and the weights only decay. Without stages MindSpore refuses the graph of a training step (ConditionSwitch).
+assigned, and the weights only decay. Without stages MindSpore rejects the graph of a training step (ConditionSwitch).
 
 MindSpore takes 0.18 of `runtime_num_threads` (30) or of the machine's cores, whichever is less, so a machine with fewer
 than 12 cores gets one thread.
@@ -39,7 +39,7 @@ def find_disabled_order(runtime_conf: str) -> str | None:
 
 
 def keep_kernel_order(context: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
-    """Give the process enough dispatch threads. To be called once, before the MindSpore context is built.
+    """Give the process enough dispatch threads. Call it once, before the MindSpore context is built.
 
     Args:
         context: The `context` section of the configuration.

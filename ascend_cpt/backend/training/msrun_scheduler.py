@@ -1,4 +1,4 @@
-"""The scheduler process: msrun starts the script once more as the rendezvous of the workers."""
+"""The scheduler process: msrun starts the script an additional time, as the rendezvous of the workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validates, saves and stops the run at the steps where this is due."""
+"""Validates, saves and stops the run at the configured steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ascend_cpt.monitor.sinks import SinkGroup
 
 
 class RunController(Callback):
-    """Validates, saves and stops at the steps where this is due. Must be the last callback."""
+    """Validates, saves and stops at the configured steps. Must be the last callback."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class RunController(Callback):
             raise _make_alarm_error(stopping, "")
 
     def raise_ending(self) -> None:
-        """Raise the error that ended the run, after training; every rank comes to the same one.
+        """Raise the error that ended the run, after training; it is the same on every rank.
 
         Raises:
             RunStopped: when a guard or a validation set's alarm ended the run.
-            StoppedBySignal: when the run was asked to end, and has saved.
+            StoppedBySignal: when a signal ended the run, after saving.
         """
         ending = self._monitor.ending or self._ending
         if ending is not None:

@@ -162,6 +162,6 @@ class StepGuard:
             }
             write_text(path, json.dumps(content, indent=1) + "\n")
         return RunStopped(
-            f"stopped at step {step}: {reason}; the rows of its batch are in {path}, and the newest checkpoint is of "
+            f"stopped at step {step}: {reason}; the rows of its batch are in {path}, and the newest checkpoint is from "
             "an earlier step; check the data, lower the learning rate, or adjust cpt.guards"
         )

@@ -20,7 +20,7 @@ from ascend_cpt.errors import CptError
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Ctrl-C in a terminal reaches the whole process group, and parents may forward it: signals this close count as one.
 ECHO_S = 1.0
-FIRST_SIGNAL_MESSAGE = b"%s: saves after this step and ends (once more: ends at once, without saving)\n"
+FIRST_SIGNAL_MESSAGE = b"%s: saving after this step, then exiting (send it again to exit at once without saving)\n"
 
 _received: dict[int, float] = {}
 

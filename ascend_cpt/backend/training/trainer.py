@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from ascend_cpt.checkpoint.full_disk import tell_full_disk
+from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
@@ -76,7 +76,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     stop_signals.install(launch.console)
     try:
         controller.restore_alarm()
-        with tell_full_disk(run.run_dir, "training"):
+        with report_full_disk(run.run_dir, "training"):
             Trainer(mindformers_config, callbacks=callbacks).train()
         controller.finish_saving()
         controller.raise_ending()

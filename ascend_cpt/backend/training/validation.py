@@ -50,7 +50,7 @@ class Evaluator:
             from mindspore.nn.wrap.cell_wrapper import _VirtualDatasetCell
 
             cell = _VirtualDatasetCell(cell)
-        # Training mode: otherwise an mcore network returns no loss. Dropout is refused by the configuration checks.
+        # Training mode: otherwise an mcore network returns no loss. The configuration checks reject dropout.
         self._cell = cell.set_train(True)
         self._datasets, self._format, self._max_rows = datasets, row_format, max_rows
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
@@ -108,7 +108,7 @@ def without_accumulation() -> Iterator[None]:
     """
     from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
-    # The Python setter refuses numbers above 1; the C++ setter behind it does not.
+    # The Python setter rejects numbers above 1; the underlying C++ setter does not.
     handle = auto_parallel_context()._context_handle
     num_steps = handle.get_grad_accumulation_step()
     handle.set_grad_accumulation_step(1)

@@ -89,7 +89,7 @@ def check_same(channel: JobChannel, topic: str, facts: Mapping[str, Any]) -> Non
     )
     raise ClusterError(
         f"{channel.members[first_different]} differs from {channel.members[0]} in its {topic} ({what}); make the "
-        "nodes equal and start again"
+        "nodes identical and start again"
     )
 
 

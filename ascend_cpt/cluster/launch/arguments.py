@@ -44,13 +44,13 @@ OPTIONS = (
         name="--restart-delay",
         variable="ASCEND_CPT_RESTART_DELAY_S",
         default=5,
-        help="seconds before the first restart; doubled while no progress is made",
+        help="seconds before the first restart; doubled after each restart without progress",
     ),
     Option(
         name="--rejoin-timeout",
         variable="ASCEND_CPT_REJOIN_TIMEOUT_S",
         default=600,
-        help="seconds within which a lost node must rejoin for a restart",
+        help="seconds to wait for a lost node to rejoin",
     ),
     Option(
         name="--stop-grace",
@@ -71,7 +71,7 @@ def describe_options() -> str:
 USAGE = f"""\
 usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
        bash scripts/msrun_launcher.sh CMD WORKER_NUM LOCAL_WORKER MASTER_ADDR MASTER_PORT NODE_RANK
-       ... the same six, then LOG_DIR JOIN CLUSTER_TIME_OUT
+       ... the same six arguments, then LOG_DIR JOIN CLUSTER_TIME_OUT
        bash scripts/msrun_launcher.sh CMD WORKER_NUM MASTER_PORT LOG_DIR JOIN CLUSTER_TIME_OUT        (one node)
 
   CMD               one quoted string: a Python script and its arguments, e.g. "run_cpt.py --config x.yaml"
@@ -86,11 +86,11 @@ Options, at any position:
 
 Defaults come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
 MASTER_PORT, NODE_RANK; or from the variables of Slurm (srun), Volcano, MindX, ModelArts or PAI.
-DRY_RUN=1 prints the msrun command and starts nothing."""
+DRY_RUN=1 prints the msrun command without running it."""
 
 
 class UsageError(ClusterError):
-    """Positional arguments that match no form; printed together with the usage."""
+    """Positional arguments that do not match the usage; printed together with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,8 @@ class LaunchSettings:
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchSettings:
     """Return the settings for `arguments` (CMD first, options anywhere); relative paths are resolved against `folder`.
 
-    Arguments override `environ`. Raises UsageError when the arguments match no form, ClusterError for an invalid
-    value, workers that do not divide over the nodes, or a missing script.
+    Arguments override `environ`. Raises UsageError when the arguments do not match the usage, ClusterError for an
+    invalid value, workers that cannot be divided over the nodes, or a missing script.
     """
     arguments, options = split_options(arguments, environ)
     environ = add_scheduler_values(environ)
@@ -158,7 +158,7 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
     num_workers, num_local_workers = _count_workers(values, environ)
     if num_workers % num_local_workers:
         raise ClusterError(
-            f"{num_workers} workers do not divide into nodes of {num_local_workers}; change WORKER_NUM or LOCAL_WORKER"
+            f"WORKER_NUM {num_workers} is not a multiple of LOCAL_WORKER {num_local_workers}; change one of them"
         )
     num_nodes = num_workers // num_local_workers
     log_dir = folder / values.get("LOG_DIR", DEFAULT_LOG_DIR)
@@ -224,7 +224,7 @@ def _name_arguments(arguments: Sequence[str]) -> dict[str, str]:
     values = dict(zip(names, arguments[1:], strict=True))
     for name, text in values.items():
         if not text:
-            raise UsageError(f"{name} is empty; is the variable that should hold it set?")
+            raise UsageError(f"{name} is empty; check that its variable is set")
     if "JOIN" in values and not _is_join(values["JOIN"]):
         raise UsageError(f"JOIN must be True or False, not {values['JOIN']!r}")
     if "MASTER_PORT" in values and "LOCAL_WORKER" not in values:
@@ -237,8 +237,8 @@ def _explain_mismatch(arguments: Sequence[str]) -> str:
     if not arguments:
         return "CMD is missing"
     if len(arguments) == 5 and arguments[4].isdecimal() and int(arguments[4]) >= 1024:
-        return "NODE_RANK is missing after MASTER_PORT; is the variable that should hold it set?"
-    return f"{len(arguments)} arguments fit no form; quote CMD as one string and check that every variable is set"
+        return "NODE_RANK is missing after MASTER_PORT; check that its variable is set"
+    return f"{len(arguments)} arguments do not match the usage; quote CMD as one string and check all variables"
 
 
 def _is_join(text: str) -> bool:
@@ -288,17 +288,18 @@ def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tup
         num_workers = _number("WORLD_SIZE", {}, environ, default=product)
         if num_nodes and per_node and num_workers != product:
             raise ClusterError(
-                f"WORLD_SIZE={num_workers} is not NNODES x {per_node_name} = {product}; it counts workers, not nodes"
+                f"WORLD_SIZE={num_workers} is not NNODES x {per_node_name} = {product}; "
+                "it is the number of workers, not of nodes"
             )
     if "LOCAL_WORKER" in values:
         num_local_workers = _number("LOCAL_WORKER", values, {}, default=0)
     elif num_nodes:
         if num_workers % num_nodes:
-            raise ClusterError(f"{num_workers} workers do not divide by NNODES={num_nodes}")
+            raise ClusterError(f"{num_workers} workers cannot be divided evenly among NNODES={num_nodes}")
         num_local_workers = num_workers // num_nodes
         if per_node and num_local_workers > per_node:
             raise ClusterError(
-                f"{num_workers} workers on NNODES={num_nodes} are {num_local_workers} each, more than "
+                f"{num_workers} workers on NNODES={num_nodes} are {num_local_workers} per node, more than "
                 f"{per_node_name}={per_node}"
             )
     else:
@@ -311,7 +312,7 @@ def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tup
 def _node_rank(values: Mapping[str, str], environ: Mapping[str, str], num_workers: int, num_nodes: int) -> int:
     if num_nodes > 1 and not (values.get("NODE_RANK") or environ.get("NODE_RANK")):
         raise ClusterError(
-            f"NODE_RANK is missing: the job has {num_nodes} nodes; give each its own number from 0 to {num_nodes - 1}"
+            f"NODE_RANK is missing: the job has {num_nodes} nodes; number them from 0 to {num_nodes - 1}"
         )
     node_rank = _number("NODE_RANK", values, environ, default=0, minimum=0)
     if node_rank >= num_nodes:

@@ -29,7 +29,7 @@ def check_master(settings: LaunchSettings, environ: Mapping[str, str]) -> None:
     address = resolve_address(settings.master_addr)
     if settings.num_nodes > 1 and address.is_loopback and environ.get(ALLOW_LOCAL_MASTER) != "1":
         raise ClusterError(
-            f"MASTER_ADDR {settings.master_addr} means each node itself, but the job has {settings.num_nodes} nodes; "
+            f"MASTER_ADDR {settings.master_addr} is a loopback address, but the job has {settings.num_nodes} nodes; "
             "give an address of node 0 that the other nodes can reach "
             f"({ALLOW_LOCAL_MASTER}=1 allows several nodes on one machine)"
         )

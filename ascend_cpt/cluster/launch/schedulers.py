@@ -82,7 +82,7 @@ def _from_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     num_tasks = environ.get("SLURM_STEP_NUM_TASKS", num_nodes)
     if num_tasks != num_nodes:
         raise ClusterError(
-            f"srun started {num_tasks} launchers on {num_nodes} nodes; one on each is right: srun --ntasks-per-node=1"
+            f"srun started {num_tasks} launchers on {num_nodes} nodes; start one per node with srun --ntasks-per-node=1"
         )
     return {
         "MASTER_ADDR": first_host(environ["SLURM_STEP_NODELIST"]),
@@ -102,9 +102,7 @@ def _from_pai(environ: Mapping[str, str]) -> dict[str, str]:
 def _divide(environ: Mapping[str, str], whole: str, part: str) -> str:
     texts = environ[whole], environ[part]
     if not all(text.isdecimal() and int(text) > 0 for text in texts) or int(texts[0]) % int(texts[1]):
-        raise ClusterError(
-            f"{whole}={texts[0]} does not divide into nodes of {part}={texts[1]}; set both on every node"
-        )
+        raise ClusterError(f"{whole}={texts[0]} is not a multiple of {part}={texts[1]}; set both on every node")
     return str(int(texts[0]) // int(texts[1]))
 
 

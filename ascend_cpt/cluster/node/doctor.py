@@ -150,12 +150,13 @@ def _check_driver(node: Node, toolkit: Mapping[str, str]) -> Iterator[Finding]:
     version = driver.get("package_version") or driver.get("version", "?")
     compatible = is_compatible(dict(toolkit), driver)
     if compatible:
-        yield Finding(level=Level.OK, check="driver", text=f"{version}, on the list of CANN {toolkit['version']}")
+        text = f"{version}, listed as compatible by CANN {toolkit['version']}"
+        yield Finding(level=Level.OK, check="driver", text=text)
     elif compatible is None:
         text = f"{version}; compatibility with CANN {toolkit['version']} is not stated in their version files"
         yield Finding(level=Level.SKIPPED, check="driver", text=text)
     else:
-        text = f"{version} ({driver['innerversion']}) is not on the list of CANN {toolkit['version']}"
+        text = f"{version} ({driver['innerversion']}) is not listed as compatible by CANN {toolkit['version']}"
         fix = "install a driver of the same release as CANN, or newer"
         yield Finding(level=Level.WARNING, check="driver", text=text, fix=fix)
 
@@ -193,7 +194,7 @@ def check_npus(node: Node) -> Iterator[Finding]:
             yield Finding(level=Level.WARNING, check="npus", text=text, fix=fix)
         if not holders and chip.used_hbm_mb > IDLE_HBM_MB:
             is_ok = False
-            text = f"{name}: {chip.used_hbm_mb} MB of {chip.total_hbm_mb} MB in use by no visible process"
+            text = f"{name}: {chip.used_hbm_mb} MB of {chip.total_hbm_mb} MB in use, but by no visible process"
             fix = "another container may use it: run npu-smi info on the host"
             yield Finding(level=Level.WARNING, check="npus", text=text, fix=fix)
     if is_ok:
@@ -265,7 +266,7 @@ def check_hostname(node: Node) -> Iterator[Finding]:
         yield Finding(level=Level.WARNING, check="hostname", text=f"{name} cannot be resolved ({error})", fix=fix)
         return
     if address.is_loopback and node.num_nodes > 1 and node.num_devices and not node.environ.get("HCCL_IF_IP"):
-        text = f"{name} resolves to {address}, which means each node itself"
+        text = f"{name} resolves to the loopback address {address}"
         fix = "map it to its network address in /etc/hosts, or export HCCL_IF_IP=<this node's address>"
         yield Finding(level=Level.WARNING, check="hostname", text=text, fix=fix)
     else:
@@ -278,8 +279,8 @@ def check_resources(node: Node) -> Iterator[Finding]:
     free_gb = shutil.disk_usage(folder).free / GB
     text = f"{free_gb:.0f} GB free at {folder}"
     if free_gb < node.disk_gb:
-        fix = "free some, choose another output_dir, or save less often (run_cpt.py --dry-run prints the space needed)"
-        yield Finding(level=Level.ERROR, check="disk", text=f"{text}, {node.disk_gb:g} GB needed", fix=fix)
+        fix = "free some space, choose another output_dir, or save less often (run_cpt.py --dry-run prints the size)"
+        yield Finding(level=Level.ERROR, check="disk", text=f"{text}, but {node.disk_gb:g} GB needed", fix=fix)
     else:
         yield Finding(level=Level.OK, check="disk", text=text)
     each_gb = MIN_MEMORY_PER_NPU_GB if node.num_devices else MIN_MEMORY_PER_CPU_WORKER_GB

@@ -33,7 +33,7 @@ def read_pins(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if not p.stem.startswith("constraints")))
-        raise ClusterError(f"no requirements {path.stem!r} ({path}); there are: {known}")
+        raise ClusterError(f"no requirements {path.stem!r} ({path}); available: {known}")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     pins = (line.partition("==") for line in lines if line and not line.startswith("#") and ";" not in line)
     return {name: version for name, _, version in pins}
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = parser.parse_args(arguments).names
     problems = [problem for name in names for problem in find_problems(read_pins(REQUIREMENTS_DIR / f"{name}.txt"))]
     for problem in problems:
-        kind = "missing" if problem.found is None else "warning: another version than tested"
+        kind = "missing" if problem.found is None else "warning: not the tested version"
         print(f"{kind}: {problem}", file=sys.stderr)
     if num_missing := sum(problem.found is None for problem in problems):
         raise ClusterError(f"{num_missing} packages missing in {sys.executable}; install them there (versions above)")

@@ -189,13 +189,11 @@ def find_manifest(prefix: str | Path) -> Path:
         raise DataError(f"{path}: no packed dataset here (looked for {beside}); make it with tools/preprocess_data.py")
     found = sorted(path.glob("*" + MANIFEST_SUFFIX))
     if not found:
-        raise DataError(
-            f"{path}: the folder holds no packed dataset (*{MANIFEST_SUFFIX}); make one with preprocess_data.py"
-        )
+        raise DataError(f"{path}: contains no packed dataset (*{MANIFEST_SUFFIX}); make one with preprocess_data.py")
     if len(found) > 1:
         names = [file.name.removesuffix(MANIFEST_SUFFIX) for file in found]
         raise DataError(
-            f"{path}: the folder holds several datasets ({', '.join(names)}); give the prefix of one: {path / names[0]}"
+            f"{path}: contains several datasets ({', '.join(names)}); give the prefix of one: {path / names[0]}"
         )
     return found[0]
 

@@ -59,7 +59,7 @@ class IndexedReader:
             self.dtype = np.dtype(_TYPE_CODES[code])
             sizes = [4 * num_sequences, 8 * num_sequences, 8 * num_boundaries]
             if index.size != _HEADER.size + sum(sizes):
-                raise DataError(f"{self.index_path}: the index is cut short; copy it again")
+                raise DataError(f"{self.index_path}: the index is truncated; copy it again")
             lengths, starts, boundaries = np.split(index[_HEADER.size :], np.cumsum(sizes[:-1]))
             num_bytes = self.data_path.stat().st_size
         except (OSError, ValueError, struct.error) as error:

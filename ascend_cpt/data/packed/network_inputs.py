@@ -137,7 +137,7 @@ def list_ends(ends: Ids, num_ends: int) -> Ids:
     """
     if len(ends) > num_ends:
         logger.warning(
-            "a row holds %d documents; attention is kept within the first %d and goes across the others",
+            "a row has %d documents; attention is within documents for the first %d and across the remaining ones",
             len(ends),
             num_ends - 1,
         )

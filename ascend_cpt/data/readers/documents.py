@@ -94,7 +94,7 @@ def _check_document(keys: Sequence[str], row: Mapping[str, Any]) -> Document | t
     texts, sizes = [], []
     for key in keys:
         if key not in row:
-            return MISSING_KEY, f"no key {key!r}; there are: {', '.join(map(str, row))}"
+            return MISSING_KEY, f"no key {key!r}; available keys: {', '.join(map(str, row))}"
         text = row[key]
         if text is None:
             return NULL, key
@@ -102,7 +102,7 @@ def _check_document(keys: Sequence[str], row: Mapping[str, Any]) -> Document | t
             if isinstance(text, bytes):
                 text = text.decode("utf-8")
             if not isinstance(text, str):
-                return WRONG_TYPE, f"{key} is of type {type(text).__name__}"
+                return WRONG_TYPE, f"{key} has type {type(text).__name__}"
             sizes.append(len(text) if text.isascii() else len(text.encode("utf-8")))
         except UnicodeError:
             return INVALID_UTF8, key

@@ -70,7 +70,7 @@ def load_handler(name: str) -> Handler:
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise DataError(
             f"--handler-name {name}: unknown; {hint}Known: {', '.join(HANDLERS)}; "
-            "for a custom one use package.module:Class"
+            "for a custom handler use package.module:Class"
         )
     return HANDLERS[name]()
 

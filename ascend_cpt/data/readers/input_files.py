@@ -116,7 +116,7 @@ def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
     files = [file for file in found if file is not None and only_format in (None, file.format)]
     if not files:
         wanted = f"{only_format} " if only_format else ""
-        raise DataError(f"{pattern}: holds no {wanted}file to read (endings: {_known_endings()})")
+        raise DataError(f"{pattern}: contains no {wanted}files to read (endings: {_known_endings()})")
     return files
 
 

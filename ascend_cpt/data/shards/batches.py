@@ -67,7 +67,7 @@ def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
             largest = int(documents.ids.max(initial=0))
             if largest >= task.tokenizer.info.vocab_size or documents.ids.min(initial=0) < 0:
                 raise DataError(
-                    f"{span.file.path}: holds the id {largest}, but the vocabulary of {task.tokenizer.info.name} has "
+                    f"{span.file.path}: contains id {largest}, but the vocabulary of {task.tokenizer.info.name} has "
                     f"{task.tokenizer.info.vocab_size}: use the tokenizer it was created with"
                 )
             if task.layout.eod_id is not None:

@@ -71,10 +71,10 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
     difference = _find_difference(fast, texts, expected)
     counts = (len(texts), int(expected.offsets[-1]))
     if difference and requested == "auto":
-        logger.warning("tokenizing with %s: gigatoken gives other ids for %s", reference.name, difference)
+        logger.warning("tokenizing with %s: gigatoken gives different ids for %s", reference.name, difference)
         return _keep(file, reference, f"reference: gigatoken differs for {difference}", *counts)
     if difference:
-        logger.warning("gigatoken gives other ids than %s for %s; it is used as requested", reference.name, difference)
+        logger.warning("using gigatoken as requested; %s gives different ids for %s", reference.name, difference)
     return _keep(file, fast, f"overruled: differs for {difference}" if difference else "same ids", *counts)
 
 

@@ -66,7 +66,7 @@ def _open_hugging_face(folder: Path, eod_token: str | None, parse_control: bool)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataError(
-            f"{folder}: holds no tokenizer.json; for a tokenizer.model give --tokenizer-type {SENTENCE_PIECE} "
+            f"{folder}: contains no tokenizer.json; for a tokenizer.model give --tokenizer-type {SENTENCE_PIECE} "
             f"(Llama 2) or {TIKTOKEN} (Llama 3) and --tokenizer-model"
         )
     content = _read_json(path)
@@ -100,7 +100,7 @@ def _open_sentence_piece(path: Path, eod_token: str | None) -> TokenizerFile:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"{path}: not a SentencePiece model; a Llama 3 tokenizer.model is of type {TIKTOKEN}"
+            f"{path}: not a SentencePiece model; for a Llama 3 tokenizer.model, use --tokenizer-type {TIKTOKEN}"
         ) from error
     pieces = {model.id_to_piece(k): k for k in range(model.vocab_size())}
     eod_id = _find_eod(pieces, eod_token or (model.id_to_piece(model.eos_id()) if model.eos_id() >= 0 else None), path)
@@ -158,7 +158,7 @@ def _read_named_tokens(folder: Path) -> dict[str, str]:
 
 def _find_eod(ids: Mapping[str, int], token: str | None, path: Path) -> int:
     if token is None:
-        raise DataError(f"{path}: the tokenizer has no end-of-document token (eos_token); give one with --eod-token")
+        raise DataError(f"{path}: the tokenizer has no end-of-document token (eos_token); set one with --eod-token")
     if token not in ids:
         raise DataError(f"{path}: the end-of-document token {token!r} is not in the vocabulary; see --eod-token")
     return ids[token]

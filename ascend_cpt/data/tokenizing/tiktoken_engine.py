@@ -93,7 +93,7 @@ def find_family(path: Path) -> tuple[Family, int]:
     if num_ranks not in FAMILIES:
         known = ", ".join(f"{family.name} ({number})" for number, family in FAMILIES.items())
         raise DataError(
-            f"{path}: {num_ranks} ranks are of no known family: {known}; use the Hugging Face folder instead"
+            f"{path}: no known tokenizer has {num_ranks} ranks: {known}; use the Hugging Face folder instead"
         )
     return FAMILIES[num_ranks], num_ranks
 
@@ -134,6 +134,6 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: not a tiktoken rank file; a Llama 2 tokenizer.model is of type SentencePiece"
+            f"{path}: not a tiktoken rank file; for a Llama 2 tokenizer.model, use --tokenizer-type SentencePiece"
         ) from error
     return ranks

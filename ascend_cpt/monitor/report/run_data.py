@@ -49,7 +49,7 @@ def load_run(run_dir: Path) -> RunData:
     """
     path = run_dir / METRICS_NAME
     if not path.is_file():
-        raise DataError(f"{run_dir}: holds no run ({METRICS_NAME} is missing); give the folder of a run")
+        raise DataError(f"{run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run")
     names = (*NEEDED, *OPTIONAL)
     rows: list[tuple[Any, ...]] = []
     skipped: dict[int, str] = {}
@@ -103,9 +103,9 @@ def _read_info(path: Path) -> Mapping[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path}: is not valid JSON ({error}); remove it to get the report without it") from None
+        raise DataError(f"{path}: not valid JSON ({error}); remove it to get the report without it") from None
     if not isinstance(info, dict):
-        raise DataError(f"{path}: is not a JSON object; remove it to get the report without it")
+        raise DataError(f"{path}: not a JSON object; remove it to get the report without it")
     return info
 
 

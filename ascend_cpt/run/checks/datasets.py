@@ -30,7 +30,7 @@ def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: 
             problems.append(f"{where}{problem}")
         if tokenizer.vocab_size > model["vocab_size"]:
             problems.append(
-                f"{where}: was packed with a tokenizer of {tokenizer.vocab_size} entries, but the model has "
+                f"{where}: packed with a tokenizer of {tokenizer.vocab_size} entries, but the model has "
                 f"vocab_size {model['vocab_size']}; use the model's own tokenizer"
             )
         if model.get("pad_token_id") not in (None, tokenizer.pad_id):
@@ -41,7 +41,7 @@ def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: 
             )
         if tokenizer.pad_id == tokenizer.eod_id:
             problems.append(
-                f"{where}: is padded with its end-of-document token {tokenizer.eod_id}, which would be masked in the "
+                f"{where}: padded with its end-of-document token {tokenizer.eod_id}, which would be masked in the "
                 "loss; pack it again with this version"
             )
     return problems
@@ -54,13 +54,13 @@ def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bo
     """
     packed, requested = dataset.manifest.seq_length, dataset.seq_length
     if packed not in (None, requested):
-        return f".seq_length: is {requested}, but the dataset has rows of {packed} tokens; remove the key"
+        return f".seq_length: {requested}, but the dataset has rows of {packed} tokens; remove the key"
     if requested == seq_length or (may_be_shorter and requested < seq_length):
         return ""
     if packed is None:
-        return f".seq_length: is {requested}, more than cpt.seq_length {seq_length}; lower it"
+        return f".seq_length: {requested}, more than cpt.seq_length {seq_length}; lower it"
     return (
-        f": was packed with sequence length {packed}, but cpt.seq_length is {seq_length}; pack it again with "
+        f": packed with sequence length {packed}, but cpt.seq_length is {seq_length}; pack it again with "
         f"--seq-length {seq_length}"
     )
 

@@ -25,8 +25,8 @@ std::map<std::string, NamedHandler> &named_operators() {
 
 const Argument &Call::at(size_t i, const char *codes) const {
   if (i >= arguments.size() || !std::strchr(codes, arguments[i].code)) {
-    throw Error("argument " + std::to_string(i) + " is not one of \"" + codes + "\": the operator's code disagrees "
-                "with its signature");
+    throw Error("argument " + std::to_string(i) + " is not one of \"" + codes + "\": the code of the operator does not "
+                "match its signature");
   }
   return arguments[i];
 }
@@ -165,7 +165,7 @@ extern "C" __attribute__((visibility("hidden"))) int softnpu_prepare(int index, 
     Registers registers(saved, stack);
     auto found = operators().find(name);
     if (found == operators().end()) {
-      throw Error("the software NPU has no such operator; called with (" + describe_unknown(registers, saved) + ")");
+      throw Error("the software NPU does not implement this operator; called with (" + describe_unknown(registers, saved) + ")");
     }
     auto call = std::make_unique<Call>();
     call->name = &found->first;
@@ -194,7 +194,7 @@ SOFTNPU_EXPORT int aclDestroyAclOpExecutor(Executor *executor) {
 
 // A function of CANN that the emulation does not have: a result of zero would go unnoticed.
 extern "C" __attribute__((visibility("hidden"))) int softnpu_refuse(const char *name) {
-  return record_error(std::string(name) + ": the software NPU does not have this function of CANN");
+  return record_error(std::string(name) + ": the software NPU does not implement this CANN function");
 }
 extern "C" __attribute__((visibility("hidden"))) void softnpu_note(const char *name) {
   if (is_tracing()) trace(std::string("nothing to do in ") + name);

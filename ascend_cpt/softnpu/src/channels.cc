@@ -56,16 +56,16 @@ std::vector<Item> take_batch(const std::string &name) {
   auto &all = channels();
   std::unique_lock<std::mutex> guard(all.lock);
   auto found = all.by_name.find(name);
-  if (found == all.by_name.end()) throw Error("there is no data queue " + name);
+  if (found == all.by_name.end()) throw Error("no data queue " + name);
   std::shared_ptr<Channel> channel = found->second;
   auto ready = [&] { return channel->stopped || !channel->batches.empty(); };
   if (!all.changed.wait_for(guard, all.batch_timeout, ready)) {
-    throw Error("no batch came through the data queue " + name + " within " +
+    throw Error("no batch arrived in the data queue " + name + " within " +
                 std::to_string(all.batch_timeout.count()) + " s");
   }
   if (channel->batches.empty()) throw Error("the data queue " + name + " was closed while a step waited for a batch");
   auto batch = std::move(channel->batches.front());
-  if (!batch.empty() && batch[0].kind == kEndOfData) throw Error("the data ended: queue " + name + " has no more batches");
+  if (!batch.empty() && batch[0].kind == kEndOfData) throw Error("end of data: queue " + name + " has no more batches");
   channel->batches.pop_front();
   all.changed.notify_all();
   return batch;
@@ -78,14 +78,14 @@ NAMED_OP(GetNext) {
   auto name = attributes.count("channel_name") ? attributes["channel_name"].text : attributes["shared_name"].text;
   auto batch = take_batch(name);
   if (batch.size() != call.outputs.size()) {
-    throw Error("a batch of " + std::to_string(batch.size()) + " tensors, the step wants " +
+    throw Error("a batch of " + std::to_string(batch.size()) + " tensors, but the step expects " +
                 std::to_string(call.outputs.size()));
   }
   for (size_t i = 0; i < batch.size(); i++) {
     size_t wanted = call.outputs[i].count() * item_bytes(call.outputs[i].dtype);
     if (batch[i].bytes.size() != wanted) {
       throw Error("tensor " + std::to_string(i) + " of the batch has " + std::to_string(batch[i].bytes.size()) +
-                  " bytes, the step wants " + std::to_string(wanted));
+                  " bytes, but the step expects " + std::to_string(wanted));
     }
     std::memcpy(call.outputs[i].data, batch[i].bytes.data(), wanted);
   }

@@ -62,7 +62,7 @@ void Group::lock_own_byte() const {
   lock.l_type = F_WRLCK;
   lock.l_start = rank_;
   lock.l_len = 1;
-  if (fcntl(fd_, F_SETLK, &lock)) throw Error("rank " + std::to_string(rank_) + " exists twice in " + label_);
+  if (fcntl(fd_, F_SETLK, &lock)) throw Error("rank " + std::to_string(rank_) + " is already registered in " + label_);
 }
 
 bool Group::is_alive(uint32_t rank) const {
@@ -76,7 +76,7 @@ bool Group::is_alive(uint32_t rank) const {
 
 void Group::check_rank(uint32_t rank, const std::string &what) const {
   if (is_alive(rank)) return;
-  throw Error("rank " + std::to_string(rank) + " of " + label_ + " has ended; rank " + std::to_string(rank_) +
+  throw Error("rank " + std::to_string(rank) + " of " + label_ + " has exited; rank " + std::to_string(rank_) +
               " waited for it in " + what);
 }
 
@@ -181,7 +181,7 @@ void Group::take(uint32_t from, char *data, size_t bytes) {
 }
 
 void Group::send(uint32_t to, const void *data, size_t bytes) {
-  if (to >= size_) throw Error("there is no rank " + std::to_string(to) + " in " + label_);
+  if (to >= size_) throw Error("no rank " + std::to_string(to) + " in " + label_);
   std::lock_guard<std::mutex> guard(send_locks_[to]);
   uint64_t length = bytes;
   put(to, reinterpret_cast<const char *>(&length), sizeof length);
@@ -189,12 +189,12 @@ void Group::send(uint32_t to, const void *data, size_t bytes) {
 }
 
 void Group::receive(uint32_t from, void *data, size_t bytes) {
-  if (from >= size_) throw Error("there is no rank " + std::to_string(from) + " in " + label_);
+  if (from >= size_) throw Error("no rank " + std::to_string(from) + " in " + label_);
   std::lock_guard<std::mutex> guard(receive_locks_[from]);
   uint64_t length;
   take(from, reinterpret_cast<char *>(&length), sizeof length);
   if (length != bytes) {
-    throw Error("rank " + std::to_string(from) + " of " + label_ + " sent " + std::to_string(length) + " bytes, rank " +
+    throw Error("rank " + std::to_string(from) + " of " + label_ + " sent " + std::to_string(length) + " bytes, but rank " +
                 std::to_string(rank_) + " expected " + std::to_string(bytes));
   }
   take(from, static_cast<char *>(data), bytes);

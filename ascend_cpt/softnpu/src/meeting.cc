@@ -74,7 +74,7 @@ Socket listen_at(const std::string &name) {
   socklen_t length;
   sockaddr_un address = make_address(name, length);
   if (bind(listener.fd(), reinterpret_cast<sockaddr *>(&address), length) || listen(listener.fd(), kBacklog)) {
-    throw Error("meeting point " + name + ": " + strerror(errno));
+    throw Error("socket " + name + ": " + strerror(errno));
   }
   return listener;
 }
@@ -96,18 +96,18 @@ void check_user(int fd) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) || peer.uid != getuid()) {
-    throw Error("a process of another user came to the meeting point");
+    throw Error("a process of another user connected to the socket");
   }
 }
 
 template <class T> void write_to(int fd, const T &value, const std::string &who) {
-  if (send(fd, &value, sizeof value, MSG_NOSIGNAL) != sizeof value) throw Error(who + " has ended while the group was made");
+  if (send(fd, &value, sizeof value, MSG_NOSIGNAL) != sizeof value) throw Error(who + " exited while the group was being created");
 }
 
 template <class T> T read_from(int fd, Clock::time_point deadline, const std::string &who) {
   T value;
-  if (!is_readable(fd, deadline)) throw Error(who + " did not answer in time while the group was made");
-  if (recv(fd, &value, sizeof value, MSG_WAITALL) != sizeof value) throw Error(who + " has ended while the group was made");
+  if (!is_readable(fd, deadline)) throw Error(who + " did not respond in time while the group was being created");
+  if (recv(fd, &value, sizeof value, MSG_WAITALL) != sizeof value) throw Error(who + " exited while the group was being created");
   return value;
 }
 
@@ -125,11 +125,11 @@ void send_descriptor(int socket_fd, int fd, const std::string &who) {
   head->cmsg_type = SCM_RIGHTS;
   head->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(head), &fd, sizeof fd);
-  if (sendmsg(socket_fd, &message, MSG_NOSIGNAL) != 1) throw Error(who + " has ended while the group was made");
+  if (sendmsg(socket_fd, &message, MSG_NOSIGNAL) != 1) throw Error(who + " exited while the group was being created");
 }
 
 int receive_descriptor(int socket_fd, Clock::time_point deadline) {
-  if (!is_readable(socket_fd, deadline)) throw Error("rank 0 waits for other ranks that have not come in time");
+  if (!is_readable(socket_fd, deadline)) throw Error("rank 0 is waiting for other ranks, which did not connect in time");
   char byte;
   iovec part{&byte, 1};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
@@ -140,7 +140,7 @@ int receive_descriptor(int socket_fd, Clock::time_point deadline) {
   message.msg_controllen = sizeof control;
   cmsghdr *head = nullptr;
   if (recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC) == 1) head = CMSG_FIRSTHDR(&message);
-  if (!head || head->cmsg_type != SCM_RIGHTS) throw Error("rank 0 has ended while the group was made");
+  if (!head || head->cmsg_type != SCM_RIGHTS) throw Error("rank 0 exited while the group was being created");
   int fd;
   std::memcpy(&fd, CMSG_DATA(head), sizeof fd);
   return fd;
@@ -212,15 +212,15 @@ class Meeting {
       for (uint32_t r = 1; r < group_.size_; r++) {
         if (guests[r].fd() < 0) missing += " " + std::to_string(r);
       }
-      throw Error("of the " + std::to_string(group_.size_) + " ranks of " + group_.label_ + " these did not come in time:" +
+      throw Error("of the " + std::to_string(group_.size_) + " ranks of " + group_.label_ + " these did not connect in time:" +
                   missing + " (HCCL_CONNECT_TIMEOUT sets the limit)");
     }
     Socket guest(accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC));
     check_user(guest.fd());
     auto greeting = read_from<Greeting>(guest.fd(), deadline_, "a rank");
     if (greeting.size != group_.size_ || greeting.rank >= group_.size_ || guests[greeting.rank].fd() >= 0) {
-      throw Error("rank " + std::to_string(greeting.rank) + " of " + std::to_string(greeting.size) + " came to " +
-                  group_.label_ + " of " + std::to_string(group_.size_) + " ranks, or came twice");
+      throw Error("rank " + std::to_string(greeting.rank) + " of " + std::to_string(greeting.size) + " connected to " +
+                  group_.label_ + " of " + std::to_string(group_.size_) + " ranks, or connected twice");
     }
     guests[greeting.rank] = std::move(guest);
   }
@@ -235,7 +235,7 @@ class Meeting {
         return tried;
       }
       if (!remaining_ms(deadline_)) {
-        throw Error("rank 0 of " + group_.label_ + " did not come in time (HCCL_CONNECT_TIMEOUT sets the limit)");
+        throw Error("rank 0 of " + group_.label_ + " did not connect in time (HCCL_CONNECT_TIMEOUT sets the limit)");
       }
       usleep(kRetryUs);
     }

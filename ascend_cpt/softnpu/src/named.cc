@@ -119,7 +119,7 @@ SOFTNPU_EXPORT int aclopCompileAndExecuteV2(const char *name, int num_inputs, Te
     if (attributes) call.attributes = attributes->values;
     auto found = named_operators().find(name);
     if (found == named_operators().end()) {
-      throw Error("the software NPU has no such operator; called as " + describe(call));
+      throw Error("the software NPU does not implement this operator; called as " + describe(call));
     }
     if (is_tracing()) trace("by name " + describe(call));
     try {

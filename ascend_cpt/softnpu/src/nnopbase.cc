@@ -17,7 +17,7 @@ void run_all_finite(const BuiltCall &call) {
   constexpr size_t kBlock = 1024;
   const Tensor &in = *call.inputs.at(0);
   const Tensor &flag = *call.outputs.at(0);
-  if (!in.is_dense()) throw Error("AllFinite of a strided tensor");
+  if (!in.is_dense()) throw Error("AllFinite does not support strided tensors");
   double block[kBlock];
   auto count = static_cast<size_t>(in.count());
   for (size_t start = 0; start < count; start += kBlock) {
@@ -37,7 +37,7 @@ void BuiltCall::run() {
   text += "->";
   for (auto *tensor : outputs) text += " " + describe(tensor);
   text += ")";
-  if (name != "AllFinite") throw Error("the software NPU has no such operator; called as " + text);
+  if (name != "AllFinite") throw Error("the software NPU does not implement this operator; called as " + text);
   if (is_tracing()) trace(text);
   run_all_finite(*this);
 }

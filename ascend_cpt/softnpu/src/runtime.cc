@@ -39,7 +39,7 @@ class Memory {
     void *block = mmap(nullptr, rounded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (block == MAP_FAILED) {
       give_back(counted);
-      return record_error("no more memory: the host refused " + std::to_string(bytes) + " bytes"), kErrorOutOfMemory;
+      return record_error("out of host memory: cannot allocate " + std::to_string(bytes) + " bytes"), kErrorOutOfMemory;
     }
     std::lock_guard<std::mutex> guard(lock_);
     blocks_[block] = {rounded, counted};
@@ -70,7 +70,7 @@ class Memory {
     used_ -= bytes;
   }
   int refuse(size_t bytes) {
-    record_error("out of device memory: " + std::to_string(bytes) + " bytes asked for, " +
+    record_error("out of device memory: " + std::to_string(bytes) + " bytes requested, " +
                  std::to_string(available()) + " free of " + std::to_string(total_) +
                  " (ASCEND_CPT_SOFTNPU_MEMORY_GB sets the size of an emulated device)");
     return kErrorOutOfMemory;

@@ -61,7 +61,7 @@ def test_rows_are_read_in_run_order(packed: Path) -> None:
 
 
 def test_changed_dataset_is_refused(packed: Path) -> None:
-    with pytest.raises(DataError, match="was changed after this run was configured"):
+    with pytest.raises(DataError, match="changed after this run was configured"):
         CptPackedDataLoader(
             manifests=[str(manifest_path(packed))],
             digests=["other"],

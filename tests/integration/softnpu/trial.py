@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import yaml
 
-from ascend_cpt.checkpoint.locate import list_complete
+from ascend_cpt.rehearsal.emulated_job import EmulatedJob
 from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.hf_folder import HfFolder
-from tests.integration.conftest import REPOSITORY, make_sections, read_history, run_command
+from tests.integration.conftest import make_sections, read_history, run_command
 from tests.integration.softnpu.layouts import SHORT_ROWS, Layout, Reference
-from tests.integration.test_soak import read_role
-from tests.ports import find_free_port
 
 NUM_STEPS = 6
 TOTAL_STEPS = 20
@@ -109,107 +103,49 @@ def export(run: Path, target: Path) -> None:
     check(run_command([sys.executable, "tools/convert_weights.py", "to-hf", str(run), str(target)]))
 
 
-class EmulatedJob:
-    """A job on emulated NPUs, on one node or on two with their own output folders."""
-
-    def __init__(self, config: Path, folder: Path, num_nodes: int, workers: int) -> None:
-        self.run_dirs = [folder / f"node{node}/output/run" for node in range(num_nodes)]
-        self._config, self._folder, self._workers = config, folder, workers
-        self._launches: list[subprocess.Popen[bytes]] = []
-        self._attempt = 0
-
-    def start(self, *arguments: str) -> None:
-        """Launch every node."""
-        self._attempt += 1
-        port, num_nodes = find_free_port(), len(self.run_dirs)
-        variables = {"ASCEND_CPT_SOFTNPU": "1", "SOFTNPU_THREADS": "1", "ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
-        environment = {**os.environ, **variables, "ASCEND_CPT_PYTHON": sys.executable}
-        self._launches = []
-        for node in range(num_nodes):
-            folder = self._folder / f"node{node}"
-            folder.mkdir(parents=True, exist_ok=True)
-            words = f"run_cpt.py --config {self._config} --output_dir {folder / 'output'} {' '.join(arguments)}"
-            logs = str(folder / f"log_{self._attempt}")
-            form = [str(self._workers), str(port), logs, "False", "300"]
-            if num_nodes > 1:
-                local = str(self._workers // num_nodes)
-                form = [str(self._workers), local, "127.0.0.1", str(port), str(node), logs, "False", "300"]
-            with (folder / f"console_{self._attempt}").open("wb") as console:
-                self._launches.append(
-                    subprocess.Popen(
-                        ["bash", "scripts/msrun_launcher.sh", words, *form],
-                        cwd=REPOSITORY,
-                        env=environment,
-                        stdout=console,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
-
-    def finish(self) -> list[int]:
-        """Wait for all nodes and return their exit codes."""
-        deadline = time.monotonic() + TIMEOUT_S
-        try:
-            return [launch.wait(max(deadline - time.monotonic(), 1)) for launch in self._launches]
-        finally:
-            for launch in self._launches:
-                if launch.poll() is None:
-                    os.killpg(launch.pid, signal.SIGKILL)
-
-    def kill_worker_after(self, step: int) -> None:
-        """SIGKILL a worker of the last node as soon as the checkpoint of `step` is complete on every node."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not all(step in list_complete(run / "checkpoint")[0] for run in self.run_dirs):
-            assert all(launch.poll() is None for launch in self._launches), self.read_console()
-            assert time.monotonic() < deadline, self.read_console()
-            time.sleep(0.05)
-        _find_worker(self._launches[-1].pid).kill()
-
-    def read_console(self) -> str:
-        return "\n".join(
-            (self._folder / f"node{node}/console_{self._attempt}").read_text(errors="replace")[-6000:]
-            for node in range(len(self.run_dirs))
-        )
+def describe_layout(layout: Layout, dataset: Path, folder: Path, init_from: Path, **cpt: Any) -> Path:
+    """Write the configuration of a layout in `folder`, which is created."""
+    folder.mkdir(parents=True)
+    if not layout.has_validation:
+        cpt["validation"] = None
+    base = write(folder, "layout", layout.make_sections())
+    return describe_run(dataset, folder, layout.reference, [base], init_from=str(init_from), **cpt)
 
 
-def _find_worker(launcher: int) -> psutil.Process:
-    processes = psutil.Process(launcher).children(recursive=True)
-    return next(process for process in processes if read_role(process) == "MS_WORKER")
+def train_whole(layout: Layout, cpu: CpuRun, dataset: Path, folder: Path) -> Path:
+    """Train the layout undisturbed from the run folder of the start, and return its run folder."""
+    config = describe_layout(layout, dataset, folder, cpu.start)
+    job = EmulatedJob(config, folder, workers=layout.workers, timeout_s=TIMEOUT_S)
+    job.start("--stop-at-step", str(NUM_STEPS))
+    job.expect_success()
+    return job.list_run_dirs("run")[0]
 
 
 def try_layout(layout: Layout, cpu: CpuRun, dataset: Path, folder: Path) -> Outcome:
     """Train the layout undisturbed from the run folder, then from the Hugging Face folder on two nodes, and compare."""
-    changes: dict[str, Any] = {} if layout.has_validation else {"validation": None}
-
-    def describe(name: str, init_from: Path, **cpt: Any) -> Path:
-        (folder / name).mkdir(parents=True)
-        base = write(folder / name, "layout", layout.make_sections())
-        return describe_run(
-            dataset, folder / name, layout.reference, [base], init_from=str(init_from), **cpt, **changes
-        )
-
-    whole = EmulatedJob(describe("whole", cpu.start), folder / "whole", 1, layout.workers)
-    whole.start("--stop-at-step", str(NUM_STEPS))
-    assert whole.finish() == [0], whole.read_console()
-    outcome = compare_runs(layout, cpu, whole.run_dirs[0])
+    whole_run = train_whole(layout, cpu, dataset, folder / "whole")
+    outcome = compare_runs(layout, cpu, whole_run)
 
     # Everything else at once: another start, own shards on two nodes, background saving, kill -9, resume.
     saving = {"every": "1 steps", "keep_last": 0, "background": True}
-    config = describe("parts", cpu.start_hf, checkpoint=saving, storage={"shared": False})
-    parts = EmulatedJob(config, folder / "parts", 2, layout.workers)
+    config = describe_layout(
+        layout, dataset, folder / "parts", cpu.start_hf, checkpoint=saving, storage={"shared": False}
+    )
+    parts = EmulatedJob(config, folder / "parts", num_nodes=2, workers=layout.workers, timeout_s=TIMEOUT_S)
     parts.start("--stop-at-step", str(NUM_STEPS))
-    parts.kill_worker_after(KILL_AFTER_STEP)
+    parts.kill_worker_after(KILL_AFTER_STEP, "run")
     assert all(parts.finish()), "a node did not notice that a worker was killed"
     parts.start("--stop-at-step", str(NUM_STEPS))
-    assert parts.finish() == [0, 0], parts.read_console()
+    parts.expect_success()
     assert "continuing at step" in parts.read_console()
-    for run in parts.run_dirs:
-        assert read_history(run) == read_history(whole.run_dirs[0])
+    part_runs = parts.list_run_dirs("run")
+    for run in part_runs:
+        assert read_history(run) == read_history(whole_run)
 
     gathered = folder / "gathered"
-    tool = [sys.executable, "tools/gather_checkpoint.py", *map(str, parts.run_dirs), "--output", str(gathered)]
+    tool = [sys.executable, "tools/gather_checkpoint.py", *map(str, part_runs), "--output", str(gathered)]
     check(run_command(tool))
-    export(whole.run_dirs[0], folder / "whole_hf")
+    export(whole_run, folder / "whole_hf")
     export(gathered, folder / "parts_hf")
     expected, found = (read_exported(folder / name) for name in ("whole_hf", "parts_hf"))
     assert expected.keys() == found.keys()

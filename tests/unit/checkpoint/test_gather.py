@@ -57,7 +57,7 @@ def test_missing_ranks_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"step": 12}, "is step 12, .* is step 10"), ({"seed": 2}, "belongs to another run than .*seed: 1 → 2")],
+    [({"step": 12}, "has step 12, but .* has step 10"), ({"seed": 2}, "from a different run than .*seed: 1 → 2")],
 )
 def test_parts_of_different_steps_or_runs(tmp_path: Path, change: dict[str, int], message: str) -> None:
     parts = [make_part(tmp_path / "a/iteration_00000010", range(2))]
@@ -69,7 +69,7 @@ def test_parts_of_different_steps_or_runs(tmp_path: Path, change: dict[str, int]
 
 def test_damaged_parts_and_existing_output_are_refused(tmp_path: Path) -> None:
     part = make_part(tmp_path / "a/iteration_00000010", range(2))
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         gather_checkpoint([part], tmp_path / "a")
     other = make_part(tmp_path / "b/iteration_00000010", range(1, 3))
     (other / "cpt-model-0000001-0000004.safetensors").write_bytes(b"x")

@@ -45,7 +45,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     assert find_newest_complete(tmp_path / "nowhere") == (None, [])
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         locate_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
         locate_checkpoint(tmp_path)
 
 
@@ -54,7 +54,7 @@ def test_run_folder_checkpoint_folder_and_step_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "run", tmp_path / "run" / "checkpoint", folder):
         assert locate_checkpoint(path).folder == folder
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="is missing from the checkpoint"):
+    with pytest.raises(CheckpointError, match="missing from the checkpoint"):
         locate_checkpoint(folder)
 
 

@@ -12,7 +12,7 @@ from ascend_cpt.errors import CheckpointError
 
 def test_second_run_is_refused_until_the_lock_is_released(tmp_path: Path) -> None:
     with hold_run_folder(tmp_path):
-        with pytest.raises(CheckpointError, match=r"another run trains in this folder \(process \d+ on"):
+        with pytest.raises(CheckpointError, match=r"another run is using this folder \(process \d+ on"):
             with hold_run_folder(tmp_path):
                 pass
     with hold_run_folder(tmp_path):

@@ -64,7 +64,7 @@ def test_good_configuration(tmp_path: Path) -> None:
         ),
         ("128", "0", "run.yaml:6: cpt.seq_length: must be at least 1, got 0"),
         ("global_batch_size: 8", "global_batch_size: -4", "cpt.global_batch_size: must be at least 1, got -4"),
-        ("  seq_length: 128\n", "", "cpt.seq_length: is missing; add it"),
+        ("  seq_length: 128\n", "", "cpt.seq_length: missing; add it"),
         ("{path: data/x}", "data/x", "run.yaml:11: cpt.sources.train: expected keys and values, got 'data/x'"),
         ("seed: 1", "seed: 1\nseed: 2", "run.yaml:2: seed is set twice"),
         ("seed: 1", "seed: [1", "run.yaml: not valid YAML"),

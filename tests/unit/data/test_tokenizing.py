@@ -101,7 +101,7 @@ def test_fingerprint_does_not_depend_on_formatting(folder: Path, tmp_path: Path)
 def test_bad_tokenizers(folder: Path, tmp_path: Path) -> None:
     for type_name, path, message in (
         (HUGGING_FACE, tmp_path / "missing", "no such tokenizer folder"),
-        (HUGGING_FACE, tmp_path, "holds no tokenizer.json"),
+        (HUGGING_FACE, tmp_path, "contains no tokenizer.json"),
         (SENTENCE_PIECE, tmp_path / "missing.model", "no such tokenizer model file"),
         (SENTENCE_PIECE, folder / "tokenizer.json", "not a SentencePiece model"),
         (TIKTOKEN, folder / "tokenizer.json", "not a tiktoken rank file"),
@@ -112,13 +112,13 @@ def test_bad_tokenizers(folder: Path, tmp_path: Path) -> None:
         open_tokenizer(HUGGING_FACE, folder, eod_token="<eod>")
     nameless = save_tokenizer(tmp_path / "nameless")
     (nameless / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(DataError, match="give one with --eod-token"):
+    with pytest.raises(DataError, match="set one with --eod-token"):
         open_tokenizer(HUGGING_FACE, nameless)
     (nameless / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):
         open_tokenizer(HUGGING_FACE, nameless)
     (tmp_path / "few.tiktoken").write_text("YQ== 0\nYg== 1\n")
-    with pytest.raises(DataError, match="2 ranks are of no known family"):
+    with pytest.raises(DataError, match="no known tokenizer has 2 ranks"):
         open_tokenizer(TIKTOKEN, tmp_path / "few.tiktoken")
 
 
@@ -160,7 +160,7 @@ def test_a_difference_falls_back_with_a_warning(
     file = open_tokenizer(HUGGING_FACE, folder)
     chosen = choose_engine(file, "auto", ["only here: ~"])
     assert chosen.name == "tokenizers" and "differs" in chosen.check
-    assert "gigatoken gives other ids" in caplog.text
+    assert "gigatoken gives different ids" in caplog.text
     assert choose_engine(file, "gigatoken", []).name == "gigatoken", "overruled"
 
 
@@ -201,9 +201,9 @@ def test_real_vocabularies(type_name: str, path: str, engine: str, expected: tup
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real vocabularies are not on this machine")
 def test_wrong_type_suggests_the_right_one() -> None:
-    with pytest.raises(DataError, match="is of type TikToken"):
+    with pytest.raises(DataError, match="use --tokenizer-type TikToken"):
         open_tokenizer(SENTENCE_PIECE, SHARED / "llama3" / "tokenizer.model")
-    with pytest.raises(DataError, match="is of type SentencePiece"):
+    with pytest.raises(DataError, match="use --tokenizer-type SentencePiece"):
         open_tokenizer(TIKTOKEN, SHARED / "llama2" / "tokenizer.model")
 
 

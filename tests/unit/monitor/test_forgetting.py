@@ -28,10 +28,10 @@ def test_warning_has_all_values_and_is_not_repeated() -> None:
     verdicts = [alarm.judge(record(step * 10, loss)) for step, loss in enumerate(losses)]
     assert [bool(verdict.message) for verdict in verdicts] == [False, False, True, False, False, True, True, True]
     assert verdicts[2].message == (
-        "forgetting: validation set general at step 20 has loss 2.0600, +0.0600 over its base 2.0000 of step 0 "
+        "forgetting: validation set general at step 20 has loss 2.0600, +0.0600 from its baseline 2.0000 at step 0 "
         "(max_increase 0.05)"
     )
-    assert "below its alarm again at step 60" in verdicts[6].message
+    assert "below its alarm level again at step 60" in verdicts[6].message
     assert [verdict.record.alarm for verdict in verdicts] == [False, False, True, True, True, True, False, True]
     assert all(verdict.record.base_loss == 2.0 and verdict.record.base_step == 0 for verdict in verdicts)
     assert not any(verdict.stop for verdict in verdicts)

@@ -55,7 +55,7 @@ def test_skips_in_a_row_stop_the_run() -> None:
     assert judge(steps, 9, 3.0, grad_norm=9.0).skipped == LOSS_SPIKE
     judge(steps, 10, 20.0)
     verdict = judge(steps, 11, 200.0)
-    assert verdict.stop == "3 steps in a row were skipped, the last one for: loss spike"
+    assert verdict.stop == "3 consecutive steps were skipped; the last reason: loss spike"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_overflow_with_dynamic_loss_scale_does_not_stop() -> None:
 def test_bad_steps_in_a_row_stop_even_without_stop_on_non_finite() -> None:
     steps = StepJudge(GuardConfig(stop_on_non_finite=False, max_skips_in_a_row=2))
     assert judge(steps, 1, math.nan) == StepVerdict(skipped=OVERFLOW)
-    assert judge(steps, 2, math.nan).stop.startswith("2 steps in a row")
+    assert judge(steps, 2, math.nan).stop.startswith("2 consecutive steps")
 
 
 def test_new_phase_clears_the_window() -> None:

@@ -122,7 +122,7 @@ def test_run_without_run_json_and_with_a_truncated_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds no run"),
+        (None, "not a run folder"),
         ("", "has no steps yet"),
         ("hello\n", "line 1 is not a valid record"),
         ('{"kind": "step", "step": 1}\n{}\n', "line 1 is not a valid record"),
@@ -142,7 +142,7 @@ def test_damaged_run_gives_a_one_line_error(tmp_path: Path, content: str | None,
 def test_damaged_run_json_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x")
     (run / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"run\.json: is not valid JSON"):
+    with pytest.raises(DataError, match=r"run\.json: not valid JSON"):
         load_run(run)
 
 
@@ -183,4 +183,4 @@ def test_command(tmp_path: Path, repo_root: Path) -> None:
     write_report([run], tmp_path / "again.html")
     assert (tmp_path / "again.html").read_bytes() == first
     result = subprocess.run([*command[:2], str(tmp_path)], cwd=repo_root, capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "holds no run" in result.stderr
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "not a run folder" in result.stderr

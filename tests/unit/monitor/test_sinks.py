@@ -110,7 +110,7 @@ def test_summary_has_losses_before_and_after(tmp_path: Path) -> None:
     assert "20 of 20 steps, 81.9K tokens" in text
     assert "2.9500 at step 1 → 2.0000 at step 20" in text
     assert "held-out code     3.0000 before → 2.2500 after (-0.7500)" in text
-    with pytest.raises(DataError, match="holds no run"):
+    with pytest.raises(DataError, match="not a run folder"):
         summarize_run(tmp_path / "nowhere")
 
 

@@ -60,7 +60,7 @@ def test_weights_must_be_above_zero(weight: float) -> None:
 
 
 def test_a_share_that_rounds_to_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="b: is less than one row"):
+    with pytest.raises(ValueError, match="b: its share is below one row"):
         normalize_shares({"a": 1, "b": 1e-9})
 
 

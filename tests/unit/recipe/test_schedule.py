@@ -94,7 +94,7 @@ def test_step_at_a_fifth_of_the_peak() -> None:
 
 
 def test_fraction_that_is_never_reached() -> None:
-    with pytest.raises(ValueError, match="never falls to 0.2 of the peak; it ends at 0.5"):
+    with pytest.raises(ValueError, match="does not decay to 0.2 of the peak; its lowest value is 0.5"):
         find_lr_fraction(make("linear", final=5e-4), 0.2)
 
 

@@ -13,6 +13,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import ClusterError
 from ascend_cpt.rehearsal.shrink import Rehearsal, shrink, shrink_to_one_device
 from ascend_cpt.rehearsal.shrink_layout import shrink_layout
+from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS
 from ascend_cpt.run.planning.assumed_run import choose_world_size, resolve_without_data
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -51,7 +52,7 @@ def resolve_small(rehearsal: Rehearsal, folder: Path) -> Any:
 def test_shipped_configurations_shrink_to_legal_runs(path: Path, tmp_path: Path) -> None:
     run, rehearsal = load(path)
     small = resolve_small(rehearsal, tmp_path)
-    assert small.budget.total_steps == 4
+    assert small.budget.total_steps == NUM_STEPS
     assert small.layout == rehearsal.layout and small.layout.world_size <= 8
     assert small.schedule is None or small.schedule.peak_lr == pytest.approx(1e-3)
     for key in KEPT_MODEL_KEYS:

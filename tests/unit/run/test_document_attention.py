@@ -108,9 +108,9 @@ def test_datasets_without_boundaries_or_with_different_ones_are_refused(make_man
 def test_validation_rows_may_be_shorter(make_manifest: MakeManifest) -> None:
     run = resolve_run(TINY, make_manifest(), validation=make_manifest(seq_length=128))
     assert run.validation[0].seq_length == 128
-    with pytest.raises(ConfigError, match="general: was packed with sequence length 512"):
+    with pytest.raises(ConfigError, match="general: packed with sequence length 512"):
         resolve_run(TINY, make_manifest(), validation=make_manifest(seq_length=512))
-    with pytest.raises(ConfigError, match="code: was packed with sequence length 128"):
+    with pytest.raises(ConfigError, match="code: packed with sequence length 128"):
         resolve_run(TINY, make_manifest(seq_length=128))
 
 
@@ -120,9 +120,9 @@ def test_mmap_set_is_cut_into_rows_of_the_configured_length(make_manifest: MakeM
     assert resolve_run(TINY, make_manifest(), validation=whole).validation[0].seq_length == 256
     run = resolve_run(TINY, make_manifest(), f"{key}=64", validation=whole)
     assert run.validation[0].seq_length == 64 and run.validation[0].num_rows == -(-1000 * 257 // 65)
-    with pytest.raises(ConfigError, match="general.seq_length: is 512, more than cpt.seq_length 256; lower it"):
+    with pytest.raises(ConfigError, match="general.seq_length: 512, more than cpt.seq_length 256; lower it"):
         resolve_run(TINY, make_manifest(), f"{key}=512", validation=whole)
-    with pytest.raises(ConfigError, match="seq_length: is 64, but the dataset has rows of 256 tokens; remove the key"):
+    with pytest.raises(ConfigError, match="seq_length: 64, but the dataset has rows of 256 tokens; remove the key"):
         resolve_run(TINY, make_manifest(), f"{key}=64", validation=make_manifest())
 
 

@@ -87,10 +87,10 @@ def test_summary(resolve_run: ResolveRun) -> None:
         ({"phases": [TWO_PHASES[0], {**TWO_PHASES[1], "tokens": "20K"}]}, "ends at step 720, but the run has 1000"),
         (
             {"phases": [{**TWO_PHASES[0], "tokens": "1M", "until": {"lr_fraction": 0.2}}, TWO_PHASES[1]]},
-            "give its end once",
+            "set exactly one end",
         ),
-        ({"phases": [{**TWO_PHASES[0], "until": {}}, TWO_PHASES[1]]}, "give its end once"),
-        ({"phases": [{**TWO_PHASES[0], "until": {"lr_fraction": 0.001}}, TWO_PHASES[1]]}, "never falls to 0.001"),
+        ({"phases": [{**TWO_PHASES[0], "until": {}}, TWO_PHASES[1]]}, "set exactly one end"),
+        ({"phases": [{**TWO_PHASES[0], "until": {"lr_fraction": 0.001}}, TWO_PHASES[1]]}, "does not decay to 0.001"),
         ({"phases": [*TWO_PHASES, {**TWO_PHASES[1], "name": "more"}]}, r"\(general\): has no end; add tokens"),
         ({"phases": [{**TWO_PHASES[0], "blend": {"web": 0}}, TWO_PHASES[1]]}, "web: a weight must be above 0"),
         (
@@ -101,16 +101,16 @@ def test_summary(resolve_run: ResolveRun) -> None:
         ({"replay": {"source": "web", "fraction": 5}}, "fraction: must lie between 0 and 1"),
         ({"phases": {"name": "x"}}, "cpt.phases: expected a list"),
         ({"phases": [{"name": "x", "blent": {}}]}, "cpt.phases.0.blent: unknown key; did you mean 'blend'"),
-        ({"schedule": {"preset": "reuse"}}, "peak_lr: is missing; preset reuse derives it from base_final_lr"),
+        ({"schedule": {"preset": "reuse"}}, "peak_lr: missing; preset reuse derives it from base_final_lr"),
         ({"schedule": {"preset": "reuze", "peak_lr": 1}}, "cpt.schedule.preset: 'reuze' is unknown"),
         ({"schedule": {"preset": "reuse", "kind": "wsd", "peak_lr": 1}}, "preset reuse is a cosine schedule, not wsd"),
-        ({"schedule": {"kind": "wsd", "peak_lr": 1}}, "cpt.schedule.decay_share: is missing"),
-        ({"schedule": {"decay_share": 0.1, "peak_lr": 1}}, "decay_share: goes with kind wsd or infinite, not cosine"),
-        ({"schedule": {"peak_lr": 1, "base_peak_lr": 1}}, "base_peak_lr: has no use here"),
+        ({"schedule": {"kind": "wsd", "peak_lr": 1}}, "cpt.schedule.decay_share: missing"),
+        ({"schedule": {"decay_share": 0.1, "peak_lr": 1}}, "only valid for kind wsd or infinite, not cosine"),
+        ({"schedule": {"peak_lr": 1, "base_peak_lr": 1}}, "base_peak_lr: has no effect here"),
         ({"schedule": {"peak_lr": 1, "warmup_tokens": 10}}, "warmup_tokens: 10 tokens are less than 1 step"),
         ({"schedule": {"peak_lr": 1, "warmup_share": 2}}, "warmup_share: must lie between 0 and 1"),
         ({"schedule": {"peak_lr": 1, "warmup_share": 0.1, "warmup_tokens": "1M"}}, "are both set; keep one"),
-        ({"schedule": {}}, "peak_lr: is missing"),
+        ({"schedule": {}}, "peak_lr: missing"),
         (
             {"schedule": {"peak_lr": 1, "batch_scaling": {"rule": "linear", "base_tokens": 1}}},
             "batch_scaling.rule: 'linear' is unknown",
@@ -147,11 +147,11 @@ def test_order_of_keys_does_not_matter(resolve_run: ResolveRun) -> None:
 
 def test_disk_follows_from_intervals(resolve_run: ResolveRun) -> None:
     checkpoint = {"every": "100 steps", "keep_last": 3}
-    assert "10 are saved, at most 4 held at once: 69.2 MB" in describe(
+    assert "10 are saved, at most 4 kept at once: 69.2 MB" in describe(
         resolve_run(phases=TWO_PHASES, checkpoint=checkpoint)
     )
     checkpoint = {"every": "300 steps", "keep_last": 0}
-    assert "4 are saved, at most 4 held at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
+    assert "4 are saved, at most 4 kept at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
 
 
 def test_plan_plot_is_written_atomically(resolve_run: ResolveRun, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_data_parallel_follows_from_the_launch(make_manifest: Callable[..., Mani
     [
         ({"seq_length": 512}, "packed with sequence length 512, but cpt.seq_length is 256"),
         ({"vocab_size": 5000}, "tokenizer of 5000 entries, but the model has vocab_size 4096"),
-        ({"eod_id": 1, "pad_id": 1}, "is padded with its end-of-document token 1.*pack it again with this version"),
+        ({"eod_id": 1, "pad_id": 1}, "padded with its end-of-document token 1.*pack it again with this version"),
     ],
 )
 def test_dataset_of_another_kind_refused(

@@ -109,9 +109,9 @@ def test_an_extension_must_extend_something(resolve_run: ResolveRun, tmp_path: P
     one = {"schedule": WSD, "num_rows": {"web": 10_000}}
     saved = save(resolve_run(**one), tmp_path / "run", 850)
     shorter = dataclasses.replace(resolve_run(**one, train_tokens=900 * STEP_TOKENS), run_dir=saved.run_dir)
-    with pytest.raises(CheckpointError, match="the run has 900 steps and had 1000"):
+    with pytest.raises(CheckpointError, match="it has 900 steps and had 1000"):
         choose_start(shorter, None, extend=True)
-    with pytest.raises(CheckpointError, match="holds no checkpoint to extend"):
+    with pytest.raises(CheckpointError, match="no checkpoint to extend"):
         choose_start(dataclasses.replace(saved, run_dir=tmp_path / "other"), None, extend=True)
 
 

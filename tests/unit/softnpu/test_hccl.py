@@ -72,7 +72,7 @@ def test_a_dead_rank_ends_the_others(library_folder: Path, tmp_path: Path, scena
     assert endings[2][0] == -9
     for rank, (code, text) in enumerate(endings[:2]):
         assert code == 1
-        assert "rank 2 of" in text and f"has ended; rank {rank} waited for it in" in text
+        assert "rank 2 of" in text and f"has exited; rank {rank} waited for it in" in text
 
 
 def test_what_a_finished_rank_sent_is_still_read(library_folder: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_rank_that_never_comes_is_named(library_folder: Path, tmp_path: Path) 
     ranks = Ranks(library_folder, tmp_path, 3, "run_copies", HCCL_CONNECT_TIMEOUT="3")
     ranks.processes[2].kill()
     endings = ranks.finish(END_S)
-    assert "of the 3 ranks of" in endings[0][1] and "did not come in time: 2 " in endings[0][1]
+    assert "of the 3 ranks of" in endings[0][1] and "did not connect in time: 2 " in endings[0][1]
     assert endings[0][0] == endings[1][0] == 1
 
 

@@ -34,10 +34,12 @@ def sigmoid(x: Any) -> Any:
 
 UNARY: dict[str, Formula] = {
     "Neg": lambda x: -x,
+    "Abs": np.abs,
     "Relu": lambda x: np.maximum(x, 0),
     "Exp": np.exp,
     "Log": lambda x: np.log(np.abs(x)),
     "Sqrt": lambda x: np.sqrt(np.abs(x)),
+    "Rsqrt": lambda x: 1 / np.sqrt(np.abs(x)),
     "Reciprocal": lambda x: 1 / x,
     "Sin": np.sin,
     "Cos": np.cos,
@@ -57,6 +59,9 @@ COMPARISONS: dict[str, Formula] = {
     "NeTensor": np.not_equal,
     "GeTensor": np.greater_equal,
     "LeTensor": np.less_equal,
+    "LtTensor": np.less,
+    "GtTensor": np.greater,
+    "LogicalXor": np.logical_xor,
     "LogicalAnd": np.logical_and,
     "LogicalOr": np.logical_or,
 }
@@ -69,7 +74,7 @@ def test_unary(device: Device, name: str, dtype: str, layout: str) -> None:
     rng = np.random.default_rng(0)
     for shape in SHAPES:
         values = rng.normal(size=shape) * 2
-        x = DeviceTensor(np.abs(values) if name in ("Log", "Sqrt") else values, dtype, layout)
+        x = DeviceTensor(np.abs(values) if name in ("Log", "Sqrt", "Rsqrt") else values, dtype, layout)
         out = make_zeros(shape, dtype, layout)
         device.run(name, x, out)
         assert_rounded(out, UNARY[name](x.values))
@@ -125,6 +130,12 @@ def test_logical_not(device: Device) -> None:
     x, out = DeviceTensor([0, 1, 1], "bool"), make_zeros((3,), "bool")
     device.run("LogicalNot", x, out)
     assert out.values.tolist() == [True, False, False]
+
+
+def test_is_finite(device: Device) -> None:
+    x, out = DeviceTensor([0, np.inf, -np.inf, np.nan], "float32"), make_zeros((4,), "bool")
+    device.run("IsFinite", x, out)
+    assert out.values.tolist() == [True, False, False, False]
 
 
 def test_nan_and_infinity(device: Device) -> None:
@@ -221,7 +232,7 @@ def test_results_over_their_inputs(device: Device) -> None:
             "output has shape",
         ),
         ("Div", (DeviceTensor([1], "int32"), DeviceTensor([1], "int32"), make_zeros((1,), "int32")), "int32"),
-        ("Cast", (DeviceTensor([1.0], "float32"), 1, make_zeros((1,), "float32")), "asked for dtype"),
+        ("Cast", (DeviceTensor([1.0], "float32"), 1, make_zeros((1,), "float32")), "requested dtype"),
         (
             "EqTensor",
             (DeviceTensor([1.0], "float32"), DeviceTensor([1.0], "float32"), make_zeros((1,), "float32")),

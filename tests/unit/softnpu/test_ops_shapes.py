@@ -168,14 +168,14 @@ def test_results_do_not_depend_on_threads(device: Device, library_folder: Any) -
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("Mm", (make((2, 3), "float32"), make((4, 2), "float32"), make_zeros((2, 2), "float32"), 0), "do not multiply"),
+        ("Mm", (make((2, 3), "float32"), make((4, 2), "float32"), make_zeros((2, 2), "float32"), 0), "multiplied"),
         ("Mm", (make((2,), "float32"), make((2, 2), "float32"), make_zeros((2, 2), "float32"), 0), "dimensions"),
         (
             "Mm",
             (make((2, 2), "float32"), make((2, 2), "float16"), make_zeros((2, 2), "float32"), 0),
             "different dtypes",
         ),
-        ("Permute", (make((2, 3), "float32"), (0, 0), make_zeros((2, 2), "float32")), "twice"),
+        ("Permute", (make((2, 3), "float32"), (0, 0), make_zeros((2, 2), "float32")), "is repeated"),
         (
             "Cat",
             ([make((2, 3), "float32"), make((2, 4), "float32")], 0, make_zeros((4, 3), "float32")),
@@ -187,7 +187,7 @@ def test_results_do_not_depend_on_threads(device: Device, library_folder: Any) -
             "add up",
         ),
         ("Repeat", (make((2,), "float32"), (2,), make_zeros((3,), "float32")), "output has shape"),
-        ("ReduceSum", (make((2, 3), "float32"), (5,), False, 0, make_zeros((2,), "float32")), "no axis 5"),
+        ("ReduceSum", (make((2, 3), "float32"), (5,), False, 0, make_zeros((2,), "float32")), "axis 5 is out of range"),
         (
             "MaxDim",
             (make((2, 3), "float32"), 1, False, make_zeros((3,), "float32"), make_zeros((2,), "int64")),

@@ -53,7 +53,7 @@ class Coordinator(threading.Thread):
             self._server = LineServer(settings.launcher_port, backlog=1024)
         except OSError as error:
             raise ClusterError(
-                f"port {settings.launcher_port} (MASTER_PORT + {LAUNCHER_PORT_OFFSET}, the coordinator's): "
+                f"port {settings.launcher_port} (MASTER_PORT + {LAUNCHER_PORT_OFFSET}, used by the coordinator): "
                 f"{error.strerror}; choose another MASTER_PORT, or set {LAUNCHER_PORT_VARIABLE} on every node"
             ) from error
         self._by_connection: dict[Connection, _Peer] = {}
@@ -127,8 +127,8 @@ class Coordinator(threading.Thread):
         if size != expected:
             peer.connection.send(
                 kind="refused",
-                message=f"node {node} was started for {size[0]} workers on {size[1]} nodes, node 0 for {expected[0]} "
-                f"on {expected[1]}; start all nodes with the same WORKER_NUM and LOCAL_WORKER",
+                message=f"node {node} was started for {size[0]} workers on {size[1]} nodes, but node 0 for "
+                f"{expected[0]} on {expected[1]}; start all nodes with the same WORKER_NUM and LOCAL_WORKER",
             )
             return
         if holder and time.monotonic() - holder.last_received_s < RANK_HOLD_S:
@@ -152,7 +152,7 @@ class Coordinator(threading.Thread):
         self._active, self._joined, self._outcomes = self._joined, {}, {}
         self._num_attempts += 1
         warnings = [
-            f"the clock of {peer} differs by {peer.clock_skew_s:+.0f} s from node 0's; set both by NTP"
+            f"the clock of {peer} differs by {peer.clock_skew_s:+.0f} s from node 0's; synchronize both with NTP"
             for peer in self._active.values()
             if abs(peer.clock_skew_s) > MAX_CLOCK_SKEW_S
         ]
@@ -226,7 +226,7 @@ class Coordinator(threading.Thread):
         )
         if self._num_attempts:
             message = (
-                f"{names} did not come back within {self._settings.rejoin_timeout_s} s; start the job again to resume"
+                f"{names} did not rejoin within {self._settings.rejoin_timeout_s} s; start the job again to resume"
             )
         else:
             message = (

@@ -95,7 +95,7 @@ class RemoteCoordinatorClient:
         """Join the next attempt, reconnecting as needed, and wait until all nodes have joined.
 
         Raises:
-            ClusterError: when the coordinator refuses this node.
+            ClusterError: when the coordinator rejects this node.
         """
         settings = self._settings
         limit_s = settings.rejoin_timeout_s if self._num_attempts else settings.cluster_timeout_s
@@ -179,15 +179,15 @@ class RemoteCoordinatorClient:
             self._receiver = None
 
     def _decide_alone(self, outcome: Outcome) -> RestartDecision:
-        """Decide without node 0 when the connection to it is lost, as node 0 decides when another node is lost."""
+        """Decide without node 0 when the connection to it is lost, by the rules node 0 applies to other lost nodes."""
         if self._num_restarts >= self._settings.max_restarts:
             return RestartDecision(
-                again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job's end"
+                again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job ended"
             )
         self._num_restarts += 1
         return RestartDecision(
             again=True,
-            message=f"restart {self._num_restarts} of {self._settings.max_restarts} when node 0 is back, within "
+            message=f"restart {self._num_restarts} of {self._settings.max_restarts} once node 0 has rejoined, within "
             f"{self._settings.rejoin_timeout_s} s",
         )
 

@@ -1,4 +1,4 @@
-"""Outcomes of attempts, and the policy that decides about restarts."""
+"""Outcomes of attempts, and the restart policy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DONE = Outcome(end=End.DONE, code=EXIT_OK)
 
 @dataclass(frozen=True, kw_only=True)
 class RestartDecision:
-    """What follows an attempt: a restart after `delay_s`, or the end with `code`. `message` gives the reason."""
+    """The decision after an attempt: restart after `delay_s`, or exit with `code`. `message` gives the reason."""
 
     again: bool
     code: int = EXIT_OK
@@ -76,7 +76,7 @@ class RestartPolicy:
         self._num_restarts = max(self._num_restarts, num_restarts)
 
     def decide(self, outcome: Outcome) -> RestartDecision:
-        """Return what follows `outcome`, the root cause of the attempt's end."""
+        """Return the decision for `outcome`, the root cause of the attempt's end."""
         if outcome.end not in (End.FAILED, End.KILLED) or self._max_restarts == 0:
             return RestartDecision(again=False, code=outcome.code)
         last, self._last_failure = self._last_failure, outcome
@@ -89,7 +89,9 @@ class RestartPolicy:
             )
         if self._num_restarts == self._max_restarts:
             return RestartDecision(
-                again=False, code=outcome.code, message=f"no restart: all {self._max_restarts} restarts are used up"
+                again=False,
+                code=outcome.code,
+                message=f"no restart: the limit of {self._max_restarts} restarts is reached",
             )
         self._num_restarts += 1
         advanced = outcome.step is not None and outcome.step > self._furthest_step

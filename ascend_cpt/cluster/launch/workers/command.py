@@ -18,8 +18,8 @@ from ascend_cpt.cluster.node.npu_tools import CONNECT_TIMEOUT, DEFAULT_CONNECT_T
 def build_command(settings: LaunchSettings) -> list[str]:
     """Return the command that starts this node's processes: msrun, or the worker itself when it is the only one.
 
-    msrun is not asked to wait for its workers: it would hide their exit codes and wait for the scheduler for half a
-    minute after a failure. The launcher adopts them instead.
+    msrun runs with --join=False. Otherwise it would hide the workers' exit codes and wait for the scheduler for half a
+    minute after a failure. The launcher becomes the parent of the workers instead.
     """
     script = [worker_entry.__file__, str(settings.script), *settings.script_arguments]
     if settings.num_workers == 1:

@@ -174,7 +174,7 @@ class Supervisor:
         lines = describe_failure(log)
         if explained := explain_rendezvous(lines, self._settings):
             line, code = explained
-            reason = f"{name} reported this first; its log: {_relative(log)}"
+            reason = f"{name} was the first to report this; its log: {_relative(log)}"
             print_status(f"{line}\n{reason}")
             return Outcome(end=self._classify_exit(code), code=code, lines=(line,), reason=reason)
         if not self._is_on_terminal(lines):
@@ -183,7 +183,7 @@ class Supervisor:
         if out_of_memory:
             cause = "was killed by the kernel: this machine is out of memory (see dmesg)"
         elif code == -signal.SIGKILL:
-            cause = "was killed by SIGKILL (by hand, by the scheduler of the cluster, or for memory by a container)"
+            cause = "was killed by SIGKILL (manually, by the cluster's scheduler, or at a container's memory limit)"
         else:
             cause = f"was killed by {name_signal(-code)}" if code < 0 else f"failed with exit code {code}"
         reason = f"{name} {cause}; its log: {_relative(log)}"
@@ -217,7 +217,7 @@ class Supervisor:
         self._follower.pump(at_end=True)
         if self._ranks:
             print_status(
-                f"{len(self._ranks)} workers did not end in time and are killed; the next start resumes from the "
+                f"{len(self._ranks)} workers did not exit in time and were killed; the next start resumes from the "
                 "newest checkpoint"
             )
         return Outcome(end=End.STOPPED, code=128 + number)

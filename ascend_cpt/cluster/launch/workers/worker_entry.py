@@ -1,4 +1,4 @@
-"""Entry point of every process that msrun starts: ends with the launcher, and replaces itself by the user's script.
+"""Entry point of every process that msrun starts: exits with the launcher, and replaces itself with the user's script.
 
 Run by path and limited to the standard library for a fast start: `python worker_entry.py SCRIPT [ARGUMENT ...]`.
 """
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def die_with_launcher(launcher_pid: int) -> None:
-    """Make the kernel kill this process when the launcher dies for any reason.
+    """Make the kernel kill this process when the launcher exits for any reason.
 
     msrun starts this process and exits; the launcher then becomes its parent. Under MindX msrun keeps running and
     supervises its workers itself.

@@ -74,7 +74,7 @@ class ByteStream:
                     yield block
                 position = stream.tell()
         if decompressor is not None:
-            raise DataError(f"{self._file.path}: the compressed file is cut short; copy it again")
+            raise DataError(f"{self._file.path}: the compressed file is truncated; copy it again")
 
     def _decompress(self, decompressor: Any, chunk: bytes) -> bytes:
         try:

@@ -12,7 +12,7 @@ std::string show(const Dims &dims) {
 static std::string show(const Tensor &t) { return "tensor " + show(t.dims) + " of " + dtype_name(t.dtype); }
 void need_dtype(const Tensor &t, std::initializer_list<int> allowed) {
   for (int a : allowed) if (t.dtype == a) return;
-  throw Error(show(t) + ": this operator does not take the dtype");
+  throw Error(show(t) + ": unsupported dtype for this operator");
 }
 void need_float(const Tensor &t) { need_dtype(t, {F32, F16, BF16, F64}); }
 void need_whole(const Tensor &t) { need_dtype(t, {I8, U8, I16, U16, I32, U32, I64, U64}); }
@@ -22,15 +22,15 @@ void need_rank(const Tensor &t, int64_t low, int64_t high) {
        (high == low ? "" : " to " + std::to_string(high)));
 }
 void need_shape(const Tensor &out, const Dims &dims) {
-  need(out.dims == dims, "the output has shape " + show(out.dims) + ", the inputs give " + show(dims));
+  need(out.dims == dims, "the output has shape " + show(out.dims) + ", but the inputs give " + show(dims));
 }
 double number(const Tensor &t, const char *what) {
-  need(t.count() == 1, std::string(what) + " has shape " + show(t.dims) + ", one element is needed");
+  need(t.count() == 1, std::string(what) + " has shape " + show(t.dims) + ", but one element is needed");
   return load_all(t)[0];
 }
 int64_t find_axis(int64_t axis, int64_t rank) {
   int64_t a = axis < 0 ? axis + rank : axis;
-  need(a >= 0 && a < rank, "there is no axis " + std::to_string(axis) + " of " + std::to_string(rank));
+  need(a >= 0 && a < rank, "axis " + std::to_string(axis) + " is out of range for " + std::to_string(rank) + " dimensions");
   return a;
 }
 Dims broadcast(const Dims &a, const Dims &b) {
@@ -61,7 +61,7 @@ Tensor permute(const Tensor &t, const Dims &order) {
   std::vector<bool> seen(order.size(), false);
   for (size_t i = 0; i < order.size(); i++) {
     int64_t d = find_axis(order[i], (int64_t)t.dims.size());
-    need(!seen[d], "axis " + std::to_string(d) + " stands twice in the order");
+    need(!seen[d], "axis " + std::to_string(d) + " is repeated in the order");
     seen[d] = true;
     r.dims[i] = t.dims[d];
     r.strides[i] = t.strides[d];

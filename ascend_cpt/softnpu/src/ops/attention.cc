@@ -83,7 +83,7 @@ struct Attention {
       }
       return;
     }
-    need(layout != "TND", "packed documents with a mask of their own are not emulated");
+    need(layout != "TND", "packed documents with a given mask are not emulated");
     need(given.dims.size() == 2 || given.dims.size() == 4, "mask of shape " + show(given.dims));
     mask.reset(new Tensor(expand(given, {q.batch, q.heads, q.rows, k.rows})));
   }
@@ -242,7 +242,7 @@ void clear(Call &call, size_t i) { if (call.has(i)) fill(call.tensor(i), 0); }
 OP(FlashAttentionScore, "tttttttIddiiipiitttt") {
   refuse(call, {3, 4, 5}, 7, call.real(9));
   Attention f(call, call.text(13), call.integer(12), optional(call, 6), call.real(8), call.integer(10), call.integer(11), call.integer(15));
-  need(f.layout != "TND", "layout TND has an operator of its own");
+  need(f.layout != "TND", "layout TND has a separate operator");
   forward(f, call.tensor(16), call.tensor(17), call.tensor(19));
   clear(call, 18);
 }
@@ -260,7 +260,7 @@ OP(FlashAttentionVarLenScore, "tttttttIIIddiiipiitttt") {
 OP(FlashAttentionScoreGrad, "ttttttttttttIddiiipiitttt") {
   refuse(call, {4, 5, 6}, 12, call.real(14));
   Attention f(call, call.text(18), call.integer(17), optional(call, 7), call.real(13), call.integer(15), call.integer(16), call.integer(20));
-  need(f.layout != "TND", "layout TND has an operator of its own");
+  need(f.layout != "TND", "layout TND has a separate operator");
   backward(f, call, 21);
 }
 OP(FlashAttentionUnpaddingScoreGrad, "ttttttttttttIIIddiiipiitttt") {

@@ -78,7 +78,7 @@ NAMED_OP(ScatterNdUpdate) {
   need(depth >= 1 && depth <= variable.rank(), "indices of shape " + show(indices.dims) + " for " + show(variable.dims));
   Dims expected(indices.dims.begin(), indices.dims.end() - 1), places = whole(indices);
   expected.insert(expected.end(), variable.dims.begin() + depth, variable.dims.end());
-  need(updates.dims == expected, "updates of shape " + show(updates.dims) + ", the indices give " + show(expected));
+  need(updates.dims == expected, "updates of shape " + show(updates.dims) + ", but the indices give " + show(expected));
   for (int64_t i = 0; i < num; i++) {
     Tensor to = variable, from = updates;
     for (int64_t d = 0; d < depth; d++) {

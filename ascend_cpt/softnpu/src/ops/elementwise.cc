@@ -47,8 +47,15 @@ OP(EqTensor, "ttt") { compare(call, [](double x, double y) { return double(x == 
 OP(NeTensor, "ttt") { compare(call, [](double x, double y) { return double(x != y); }); }
 OP(GeTensor, "ttt") { compare(call, [](double x, double y) { return double(x >= y); }); }
 OP(LeTensor, "ttt") { compare(call, [](double x, double y) { return double(x <= y); }); }
+OP(LtTensor, "ttt") { compare(call, [](double x, double y) { return double(x < y); }); }
+OP(GtTensor, "ttt") { compare(call, [](double x, double y) { return double(x > y); }); }
 OP(LogicalAnd, "ttt") { compare(call, [](double x, double y) { return double(x != 0 && y != 0); }); }
 OP(LogicalOr, "ttt") { compare(call, [](double x, double y) { return double(x != 0 || y != 0); }); }
+OP(LogicalXor, "ttt") { compare(call, [](double x, double y) { return double((x != 0) != (y != 0)); }); }
+OP(IsFinite, "tt") {
+  need_dtype(call.tensor(1), {BOOL});
+  unary(call, [](double x) { return double(std::isfinite(x)); });
+}
 OP(LogicalNot, "tt") {
   need_dtype(call.tensor(1), {BOOL});
   unary(call, [](double x) { return double(x == 0); });
@@ -59,10 +66,12 @@ OP(Divs, "tst") {
   with_scalar(call, [](double x, double k) { return x / k; });
 }
 OP(Neg, "tt") { unary(call, [](double x) { return -x; }); }
+OP(Abs, "tt") { unary(call, [](double x) { return std::fabs(x); }); }
 OP(Relu, "tt") { unary(call, [](double x) { return x > 0 || x != x ? x : 0.0; }); }
 OP(Exp, "tt") { unary_float(call, [](double x) { return exp_fast(x); }); }
 OP(Log, "tt") { unary_float(call, [](double x) { return std::log(x); }); }
 OP(Sqrt, "tt") { unary_float(call, [](double x) { return std::sqrt(x); }); }
+OP(Rsqrt, "tt") { unary_float(call, [](double x) { return 1.0 / std::sqrt(x); }); }
 OP(Reciprocal, "tt") { unary_float(call, [](double x) { return 1.0 / x; }); }
 OP(Sin, "tt") { unary_float(call, [](double x) { return std::sin(x); }); }
 OP(Cos, "tt") { unary_float(call, [](double x) { return std::cos(x); }); }
@@ -75,7 +84,7 @@ OP(SiluBackward, "ttt") {
 }
 // The dtype asked for (argument 1) has to be the output's.
 OP(Cast, "twt") {
-  need(call.integer(1) == call.tensor(2).dtype, "asked for dtype " + std::to_string(call.integer(1)) + ", the output has " + std::to_string(call.tensor(2).dtype));
+  need(call.integer(1) == call.tensor(2).dtype, "requested dtype " + std::to_string(call.integer(1)) + ", but the output has " + std::to_string(call.tensor(2).dtype));
   need_shape(call.tensor(2), call.tensor(0).dims);
   copy(call.tensor(0), call.tensor(2));
 }

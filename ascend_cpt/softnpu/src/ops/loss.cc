@@ -36,7 +36,7 @@ OP(EmbeddingDenseBackward, "ttiibt") {
   need_float(up);
   need_rank(out, 2, 2);
   need(call.integer(4) == 0, "gradients divided by frequency are not emulated");
-  need(out.dims[0] == call.integer(2), "asked for " + std::to_string(call.integer(2)) + " rows, the output has shape " + show(out.dims));
+  need(out.dims[0] == call.integer(2), "requested " + std::to_string(call.integer(2)) + " rows, but the output has shape " + show(out.dims));
   int64_t width = out.dims[1];
   Dims expected = call.tensor(1).dims;
   expected.push_back(width);

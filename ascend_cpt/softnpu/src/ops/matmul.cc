@@ -22,9 +22,9 @@ OP(Mm, "tttc") {
   const Tensor &a = call.tensor(0), &b = call.tensor(1), &out = call.tensor(2);
   for (auto t : {&a, &b, &out}) need_rank(*t, 2, 2), need_float(*t);
   need(a.dtype == b.dtype, "operands of different dtypes");
-  need(a.dims[1] == b.dims[0], "shapes " + show(a.dims) + " and " + show(b.dims) + " do not multiply");
+  need(a.dims[1] == b.dims[0], "shapes " + show(a.dims) + " and " + show(b.dims) + " cannot be multiplied");
   need_shape(out, {a.dims[0], b.dims[1]});
-  need(!overlaps(out, a) && !overlaps(out, b), "the result lies over an operand");
+  need(!overlaps(out, a) && !overlaps(out, b), "the output overlaps an operand");
   multiply(matrix(a), matrix(b), a.dims[0], a.dims[1], b.dims[1], into(out));
 }
 

@@ -146,7 +146,7 @@ OP(SwiGluGrad, "ttit") {
   Tensor gate = half(x, axis, 0), value = half(x, axis, 1);
   need_shape(up, gate.dims);
   need_shape(dx, x.dims);
-  need(!overlaps(x, dx) && !overlaps(up, dx), "the result lies over an input");
+  need(!overlaps(x, dx) && !overlaps(up, dx), "the output overlaps an input");
   each(half(dx, axis, 0), [](double g, double a, double b) { double s = sigmoid(a); return g * b * s * (1.0 + a * (1.0 - s)); }, up, gate, value);
   each(half(dx, axis, 1), [](double g, double a) { return g * a * sigmoid(a); }, up, gate);
 }

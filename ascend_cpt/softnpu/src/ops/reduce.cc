@@ -24,7 +24,7 @@ template <class F, class Row> void fold(const Tensor &in, const std::vector<bool
   for (int64_t d = 0; d < rank; d++) if (reduced[d]) order.push_back(d), length *= in.dims[d];
   if (lines) order.push_back(rank - 1), inner = in.dims[rank - 1];
   int64_t results = count_elements(reduced_dims(in.dims, reduced));
-  need(out.count() == results, "the output has shape " + show(out.dims) + ", the inputs give " + std::to_string(results) + " elements");
+  need(out.count() == results, "the output has shape " + show(out.dims) + ", but the inputs give " + std::to_string(results) + " elements");
   if (results == 0) return;
   Tensor view = permute(in, order);
   std::vector<double> total(lines ? inner : 1), line(lines ? inner : kBlock);
@@ -59,7 +59,7 @@ void need_kept(Call &call, size_t out, const std::vector<bool> &reduced, bool ke
 // Input, axes (none: all), whether reduced dimensions stay as 1, dtype, output.
 OP(ReduceSum, "tIbwt") {
   auto reduced = mark_axes((int64_t)call.tensor(0).dims.size(), axes_of(call, 1));
-  need(call.integer(3) == call.tensor(4).dtype, "asked for dtype " + std::to_string(call.integer(3)) + ", the output has " + std::to_string(call.tensor(4).dtype));
+  need(call.integer(3) == call.tensor(4).dtype, "requested dtype " + std::to_string(call.integer(3)) + ", but the output has " + std::to_string(call.tensor(4).dtype));
   need_kept(call, 4, reduced, call.integer(2) != 0);
   fold(call.tensor(0), reduced, call.tensor(4), 0.0, [](double x, double y) { return x + y; }, add_up, 1.0);
 }

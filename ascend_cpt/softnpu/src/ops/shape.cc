@@ -29,7 +29,7 @@ OP(Cat, "Lit") {
 OP(SplitWithSize, "tIiL") {
   const Tensor &in = call.tensor(0);
   int64_t axis = find_axis(call.integer(2), (int64_t)in.dims.size()), at = 0;
-  need(call.has(1) && call.has(3) && call.integers(1).size() == call.list(3).size(), "as many sizes as parts are needed");
+  need(call.has(1) && call.has(3) && call.integers(1).size() == call.list(3).size(), "the numbers of sizes and parts differ");
   for (size_t i = 0; i < call.list(3).size(); i++) {
     Tensor view = take(in, axis, at, (int64_t)call.integers(1)[i]);
     need_shape(*call.list(3)[i], view.dims);

@@ -72,7 +72,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path, entry: dict[str, Any]) -
 
 
 def test_a_tensor_in_two_files_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no safetensors files"):
+    with pytest.raises(CheckpointError, match="contains no safetensors files"):
         read_metadata_from_headers(str(tmp_path))
     for name in ("a", "b"):
         save_file({"w": np.ones(2, np.float32)}, tmp_path / f"{name}.safetensors")

@@ -61,14 +61,14 @@ def test_first_local_rank() -> None:
 def test_a_failure_reaches_all_with_its_node() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         if rank == 3:
-            raise ConfigError("x.yaml:3: cpt.seq_length: is missing")
+            raise ConfigError("x.yaml:3: cpt.seq_length: missing")
         return channel.all_gather("data", rank)
 
     results = run_all(4, work)
     assert isinstance(results[3], ConfigError)
     for error in results[:3]:
         assert isinstance(error, ClusterError)
-        assert str(error) == f"node 1 ({socket.gethostname()}): x.yaml:3: cpt.seq_length: is missing"
+        assert str(error) == f"node 1 ({socket.gethostname()}): x.yaml:3: cpt.seq_length: missing"
 
 
 def test_ranks_may_connect_late() -> None:

@@ -160,7 +160,7 @@ def test_a_node_that_does_not_come_back_ends_the_job(
     decision = nodes[0].client.join()
     assert decision
     assert (decision.again, decision.code) == (False, 1)
-    assert f"node 1 ({socket.gethostname()}) did not come back within 1 s" in decision.message
+    assert f"node 1 ({socket.gethostname()}) did not rejoin within 1 s" in decision.message
 
 
 def test_a_node_that_never_connects_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
@@ -186,7 +186,7 @@ def test_node_0_may_be_restarted(settings: LaunchSettings, serve: Callable[..., 
     first.close()
     wait_for(nodes[1].client.is_cancelled)
     decision = nodes[1].client.report(CANCELLED)
-    assert (decision.again, decision.message) == (True, "restart 1 of 2 when node 0 is back, within 10 s")
+    assert (decision.again, decision.message) == (True, "restart 1 of 2 once node 0 has rejoined, within 10 s")
     waiting = nodes[1].run(lambda node: node.client.join())
     serve()
     again = Node(settings)

@@ -35,7 +35,11 @@ def test_a_crash_is_restarted_until_the_number_is_used_up() -> None:
     assert policy.decide(make_failure(step=3)).message == "restart 1 of 2 in 5 s (last finished step: 3)"
     assert policy.decide(make_failure(step=4)).again
     decision = policy.decide(make_failure(step=5))
-    assert (decision.again, decision.code, decision.message) == (False, 1, "no restart: all 2 restarts are used up")
+    assert (decision.again, decision.code, decision.message) == (
+        False,
+        1,
+        "no restart: the limit of 2 restarts is reached",
+    )
 
 
 @pytest.mark.parametrize(("step", "where"), [(12, "after step 12"), (None, "before its first step")])

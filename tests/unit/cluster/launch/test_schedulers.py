@@ -76,13 +76,13 @@ def test_no_scheduler_changes_nothing() -> None:
 
 
 def test_several_launchers_on_a_slurm_node_are_refused() -> None:
-    with pytest.raises(ClusterError, match="32 launchers on 4 nodes; one on each is right: srun --ntasks-per-node=1"):
+    with pytest.raises(ClusterError, match="32 launchers on 4 nodes; start one per node with srun --ntasks-per-node=1"):
         add_scheduler_values(SLURM | {"SLURM_STEP_NUM_TASKS": "32"})
 
 
 @pytest.mark.parametrize("number", ["7", "x", "0"])
 def test_workers_that_do_not_divide_are_named(number: str) -> None:
-    with pytest.raises(ClusterError, match=f"MS_WORKER_NUM=32 does not divide into nodes of MS_LOCAL_WORKER={number}"):
+    with pytest.raises(ClusterError, match=f"MS_WORKER_NUM=32 is not a multiple of MS_LOCAL_WORKER={number}"):
         add_scheduler_values(MINDX_MINDSPORE | {"MS_LOCAL_WORKER": number})
 
 

@@ -97,7 +97,7 @@ def test_no_manifest(tmp_path: Path) -> None:
         load_manifest(tmp_path / "missing_text_document")
     with pytest.raises(DataError, match="no such manifest"):
         load_manifest(manifest_path(tmp_path / "missing_text_document"))
-    with pytest.raises(DataError, match="holds no packed dataset"):
+    with pytest.raises(DataError, match="contains no packed dataset"):
         load_manifest(tmp_path)
 
 

@@ -89,7 +89,7 @@ def test_damaged_files(tmp_path: Path) -> None:
     write(tmp_path / "x", DOCUMENTS)
     index, data = (tmp_path / "x.idx").read_bytes(), (tmp_path / "x.bin").read_bytes()
     for new_index, new_data, message in (
-        (index[:-1], data, "cut short"),
+        (index[:-1], data, "truncated"),
         (b"XX" + index[2:], data, "not the index"),
         (index[:20], data, "no readable"),
         (b"", data, "no readable"),

@@ -85,7 +85,7 @@ def test_too_many_documents_give_a_warning(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         ends = row_format.make(row_of(0, 1, 0, 1, 0, 1, 1), 0)[-1]
     assert ends.tolist() == [1, 6]
-    assert "a row holds 4 documents; attention is kept within the first 1" in caplog.text
+    assert "a row has 4 documents; attention is within documents for the first 1" in caplog.text
 
 
 def test_record_round_trip() -> None:

@@ -52,7 +52,7 @@ def test_bad_records_are_counted_by_kind() -> None:
         (6, "invalid_utf8"),
         (7, "invalid_utf8"),
     ]
-    assert "there are: body" in tally.rejects[0].detail
+    assert "available keys: body" in tally.rejects[0].detail
 
 
 def test_a_bad_record_keeps_its_problem() -> None:

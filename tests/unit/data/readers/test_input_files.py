@@ -46,7 +46,7 @@ def test_globs_and_several_inputs(tmp_path: Path) -> None:
 def test_no_input(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing: no such file or folder"):
         names(tmp_path / "missing")
-    with pytest.raises(DataError, match="holds no file to read"):
+    with pytest.raises(DataError, match="contains no files to read"):
         names(tmp_path)
     make(tmp_path, "a.docx")
     with pytest.raises(DataError, match="unknown file ending"):
@@ -58,7 +58,7 @@ def test_mixed_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mixed formats: csv \(b.csv\), json \(a.jsonl\); choose one with --format"):
         names(tmp_path)
     assert names(tmp_path, only_format="json") == ["a.jsonl", "c.json"]
-    with pytest.raises(DataError, match="holds no parquet file"):
+    with pytest.raises(DataError, match="contains no parquet files"):
         names(tmp_path, only_format="parquet")
 
 

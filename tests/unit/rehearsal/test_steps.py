@@ -1,0 +1,100 @@
+"""The table of a rehearsal, and the comparison of its two runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ascend_cpt.errors import CptError
+from ascend_cpt.rehearsal import rehearse
+from ascend_cpt.rehearsal.emulated_job import EmulatedJob, JobFailed
+from ascend_cpt.rehearsal.steps import RehearsalFailed, StepList, render
+from ascend_cpt.rehearsal.weights import write_random_folder
+from tests.small_model import SMALL
+
+
+def test_a_failed_step_ends_the_rehearsal() -> None:
+    lines: list[str] = []
+    steps = StepList(("one", "two", "three", "four"), lines.append)
+    with steps.run("one") as step:
+        step.difference = "1e-5"
+    steps.skip("two", "there is none")
+    with pytest.raises(RehearsalFailed, match="three: no port is free"), steps.run("three"):
+        raise CptError("no port is free")
+    assert [step.result for step in steps.steps] == ["passed", "skipped", "FAILED", "not run"] and not steps.passed
+    table = render(steps.steps)
+    assert "three: no port is free" in table and "two: there is none" in table
+    assert lines[-1].startswith("three: FAILED")
+
+
+def test_an_error_of_the_program_is_not_a_failed_step() -> None:
+    steps = StepList(("one",), print)
+    with pytest.raises(ZeroDivisionError), steps.run("one"):
+        _ = 1 / 0
+    assert not steps.passed
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({1: 2.0, 2: 2.5}, "step 2 : 2.500000, on one device 2.000000"),
+        ({1: 2.0}, "records of steps"),
+        ({1: 2.0, 2: math.nan}, "step 2 : nan"),
+    ],
+)
+def test_other_losses_fail(found: dict[int, float], message: str) -> None:
+    expected = {(1, ""): 2.0, (2, ""): 2.0}
+    given = {(step, ""): loss for step, loss in found.items()}
+    with pytest.raises(JobFailed, match=message):
+        rehearse._check_losses(given, expected, 2, 0.1)
+    assert rehearse._check_losses(expected, expected, 2, 0.1) == "0.0e+00"
+
+
+def test_losses_are_read_by_step_and_set(tmp_path: Path) -> None:
+    records = [{"kind": "step", "step": 1, "loss": 2.0}, {"kind": "validation", "step": 1, "name": "a", "loss": 3.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert rehearse.read_losses(tmp_path, "step") == {(1, ""): 2.0}
+    assert rehearse.read_losses(tmp_path, "validation") == {(1, "a"): 3.0}
+
+
+def test_difference_of_updates(tmp_path: Path) -> None:
+    model = {**SMALL, "model_type": "llama", "rms_norm_eps": 1e-6, "rope_theta": 1e4, "max_position_embeddings": 128}
+    model["architectures"] = ["LlamaForCausalLM"]
+    for seed in (1, 2, 3):
+        write_random_folder(model, tmp_path / str(seed), seed=seed)
+    start, first, second = (tmp_path / str(seed) for seed in (1, 2, 3))
+    assert rehearse.compare_updates(start, first, first) == 0
+    assert rehearse.compare_updates(start, start, first) == pytest.approx(1.0)
+    assert rehearse.compare_updates(start, second, first) == pytest.approx(1.0, rel=0.05)  # of independent weights
+    assert np.isinf(rehearse.compare_updates(start, first, start))
+
+
+def test_a_job_that_fails_gives_its_last_error(tmp_path: Path) -> None:
+    config = tmp_path / "wrong.yaml"
+    config.write_text("cpt: {sed: 1}\n")
+    job = EmulatedJob(config, tmp_path / "job", workers=1, timeout_s=120)
+    job.start()
+    with pytest.raises(JobFailed, match=r"error: .*wrong.yaml.*sed.*exit code 2; see .*console_1.txt"):
+        job.expect_success()
+
+
+def test_a_job_that_ends_before_its_checkpoint_is_noticed(tmp_path: Path) -> None:
+    job = EmulatedJob(tmp_path / "none.yaml", tmp_path / "job", workers=1, timeout_s=120)
+    job.start()
+    with pytest.raises(JobFailed, match=r"none.yaml"):
+        job.kill_worker_after(1, "run")
+
+
+def test_a_job_over_its_time_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text("sleep 300\n")
+    monkeypatch.setattr("ascend_cpt.rehearsal.emulated_job.LAUNCHER", str(launcher))
+    job = EmulatedJob(tmp_path / "none.yaml", tmp_path / "job", workers=1, timeout_s=1)
+    job.start()
+    with pytest.raises(JobFailed, match="not finished after 1 s"):
+        job.finish()
+    assert all(launch.poll() is not None for launch in job._launches)
