@@ -10,6 +10,7 @@ the same run on one device. See docs/rehearsal.md.
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import sys
 import tempfile
@@ -53,6 +54,12 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def read_processor_time() -> float:
+    """Return the CPU time in seconds of this process and of the processes that it started and that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def main() -> int:
     """Rehearse and print the table."""
     args = parse_arguments()
@@ -78,7 +85,8 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
     print(render(steps.steps))
     result = "passed" if steps.passed else "FAILED"
-    print(f"\n{args.config}: rehearsal {result} in {time.monotonic() - start_s:.0f} s")
+    times = f"{time.monotonic() - start_s:.0f} s ({read_processor_time():.0f} s of CPU time)"
+    print(f"\n{args.config}: rehearsal {result} in {times}")
     if is_kept:
         print(f"data, runs and logs: {folder}")
     return EXIT_OK if steps.passed else EXIT_FAILURE

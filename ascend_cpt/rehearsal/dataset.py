@@ -97,7 +97,7 @@ def read_user_rows(source: str, num_rows: int, seq_length: int, vocabulary: Voca
     try:
         manifest = load_manifest(source)
     except DataError:
-        if _has_manifest(source):
+        if has_dataset(source):
             raise
         return None
     check_shards(manifest)
@@ -132,7 +132,8 @@ def draw_rows(name: str, num_rows: int, seq_length: int, vocabulary: Vocabulary,
     return np.where(ends, vocabulary.eod_id, ids).astype(np.int32)
 
 
-def _has_manifest(source: str) -> bool:
+def has_dataset(source: str) -> bool:
+    """Return whether anything exists at the path of a dataset."""
     path = Path(source)
     return path.is_file() or manifest_path(path).is_file() or path.is_dir()
 

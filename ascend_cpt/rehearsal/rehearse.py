@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 
 from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.config.loader import RunConfig
-from ascend_cpt.config.parallel_layout import uses_cpu
-from ascend_cpt.errors import ConfigError
+from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.rehearsal.dataset import Vocabulary, make_dataset
 from ascend_cpt.rehearsal.emulated_job import REPOSITORY, EmulatedJob, JobFailed
-from ascend_cpt.rehearsal.shrink import HUGGING_FACE, Rehearsal, shrink, shrink_to_one_device
+from ascend_cpt.rehearsal.shrink import HUGGING_FACE, Rehearsal, compute_in_float32, shrink, shrink_to_one_device
 from ascend_cpt.rehearsal.shrink_model import EOD_ID, PAD_ID, VOCAB_SIZE
 from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS, SAVE_EVERY_STEPS, VALIDATION_ROWS
 from ascend_cpt.rehearsal.steps import RehearsalFailed, StepList
+from ascend_cpt.rehearsal.user_run import resolve_user_run
 from ascend_cpt.rehearsal.weights import write_random_folder
-from ascend_cpt.run.planning.assumed_run import choose_world_size, resolve_without_data
 from ascend_cpt.softnpu.build import prepare_libraries
 from ascend_cpt.softnpu.environment import check_mindspore
 from ascend_cpt.softnpu.symbols import read_mindspore_version
@@ -40,9 +39,9 @@ EXPORT, VERIFY, COMPARE = "export", "verify", "exported weights"
 STEPS = (BUILD, DATA, WEIGHTS, TRAIN, KILL, RESUME, ONE, LOSSES, HELD_OUT, EXPORT, VERIFY, COMPARE)
 RUN_NAME = "rehearsal"
 SEED = 1
-# Largest difference of a loss, and of the weights' change relative to its norm. Rounding is 65,536 times larger in
-# bfloat16, and flips the sign of Adam's first updates where a gradient is small; a wrong update gives about 1.
-TOLERANCES = {"float32": (1e-4, 0.1), "float16": (2e-2, 0.5), "bfloat16": (5e-2, 0.5)}
+# In float32. Rounding can flip the sign of Adam's first updates where a gradient is almost 0; a wrong update gives
+# about 1.
+MAX_LOSS_DIFFERENCE, MAX_UPDATE_DIFFERENCE = 1e-4, 0.1
 
 
 def rehearse(
@@ -68,13 +67,10 @@ def rehearse(
 
     Raises:
         ConfigError: when the configuration is for a CPU, or is wrong.
+        DataError, CheckpointError: when the user's data or weights are here and do not fit the configuration.
         ClusterError: when this machine cannot emulate NPUs, or `max_processes` is too few.
     """
-    if uses_cpu(config):
-        raise ConfigError(f"{config.path}: device_target is CPU; run it directly, or give a configuration for Ascend")
-    rehearsal = shrink(
-        resolve_without_data(config, choose_world_size(config, num_nodes, devices_per_node)), max_processes
-    )
+    rehearsal = compute_in_float32(shrink(resolve_user_run(config, num_nodes, devices_per_node), max_processes))
     report(f"{rehearsal.layout.world_size} emulated devices; differences from {config.path}:")
     for change in rehearsal.changes:
         report(f"  {change}")
@@ -135,9 +131,10 @@ def _run_steps(work: _Work, steps: StepList) -> None:
         if many.finish() == [0]:
             raise JobFailed("the job ended with exit code 0 although a worker was killed")
     with steps.run(RESUME) as step:
-        newest = max(list_complete(run_dir / "checkpoint")[0])
+        newest, before = max(list_complete(run_dir / "checkpoint")[0]), read_losses(run_dir, "step")
         many.start()
         many.expect_success()
+        _check_resumed(many.read_console(), newest, before, read_losses(run_dir, "step"))
         step.note = f"from step {newest} to step {NUM_STEPS}"
     one = work.make_job("one", shrink_to_one_device(rehearsal))
     with steps.run(ONE):
@@ -147,15 +144,13 @@ def _run_steps(work: _Work, steps: StepList) -> None:
 
 
 def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
-    dtype = str(work.rehearsal.model.get("compute_dtype", "bfloat16"))
-    max_loss_difference, max_weight_difference = TOLERANCES[dtype]
     with steps.run(LOSSES) as step:
         found, expected = (read_losses(run, "step") for run in (many, one))
-        step.difference = _check_losses(found, expected, NUM_STEPS, max_loss_difference)
+        step.difference = _check_losses(found, expected, NUM_STEPS, MAX_LOSS_DIFFERENCE)
     if work.validates:
         with steps.run(HELD_OUT) as step:
             found, expected = (read_losses(run, "validation") for run in (many, one))
-            step.difference = _check_losses(found, expected, 1, max_loss_difference)
+            step.difference = _check_losses(found, expected, 1, MAX_LOSS_DIFFERENCE)
     else:
         is_asked = bool(work.rehearsal.sections["cpt"].get("validation"))
         steps.skip(HELD_OUT, "not supported with pipeline stages" if is_asked else "the configuration has none")
@@ -166,12 +161,13 @@ def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
     with steps.run(VERIFY):
         _run_tool("convert_weights.py", "verify", str(exported["many"]), "--against", str(many))
     with steps.run(COMPARE) as step:
-        ratio = compare_updates(work.start, exported["many"], exported["one"])
-        step.difference = f"{ratio:.1e} of the change since the start"
-        if not ratio <= max_weight_difference:
+        found_update = compare_updates(work.start, exported["many"], exported["one"])
+        step.difference = f"{found_update.overall:.1e} of the change since the start"
+        step.note = f"largest in {found_update.worst_name}: {found_update.worst:.1e} of its change"
+        if not found_update.overall <= MAX_UPDATE_DIFFERENCE:
             raise JobFailed(
-                f"the weights differ from those of one device by {ratio:.2f} times their change since the start; "
-                f"rounding in {dtype} explains at most {max_weight_difference}"
+                f"the weights differ from those of one device by {found_update.overall:.2f} times their change since "
+                f"the start, most of all in {found_update.worst_name}; rounding explains at most {MAX_UPDATE_DIFFERENCE}"
             )
 
 
@@ -202,8 +198,7 @@ def make_datasets(cpt: dict[str, Any], rehearsal: Rehearsal, folder: Path) -> st
 
 def read_losses(run_dir: Path, kind: str) -> dict[tuple[int, str], float]:
     """Return the losses of the records of a kind by (step, validation set)."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_metrics(run_dir / "metrics.jsonl")
     return {(r["step"], r.get("name", "")): float(r["loss"]) for r in records if r["kind"] == kind}
 
 
@@ -227,15 +222,46 @@ def _distance(first: float, second: float) -> float:
     return abs(first - second) if math.isfinite(first) and math.isfinite(second) else math.inf
 
 
-def compare_updates(start: Path, found: Path, expected: Path) -> float:
-    """Return ‖found - expected‖ / ‖expected - start‖ over all weights of three Hugging Face folders."""
+def _check_resumed(
+    console: str, step: int, before: dict[tuple[int, str], float], after: dict[tuple[int, str], float]
+) -> None:
+    """JobFailed when a job did not continue at `step`, or repeated the steps before the kill with other losses.
+
+    A job that starts again from the weights has the same losses as one that resumes, so its output is read as well.
+    """
+    if f"continuing at step {step} " not in console:
+        raise JobFailed(f"the job did not continue at step {step}, its newest checkpoint")
+    changed = sorted(key[0] for key, loss in before.items() if after.get(key) != loss)
+    if changed:
+        raise JobFailed(f"the losses of steps {changed} changed when the job was resumed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateDifference:
+    """How far the weights of two runs differ, relative to how far training moved them."""
+
+    overall: float
+    worst: float
+    """Of the tensor where it is largest."""
+    worst_name: str
+
+
+def compare_updates(start: Path, found: Path, expected: Path) -> UpdateDifference:
+    """Return ‖found - expected‖ / ‖expected - start‖ of three Hugging Face folders."""
     first, have, want = (HfFolder(folder) for folder in (start, found, expected))
-    apart = change = 0.0
+    squares: dict[str, tuple[float, float]] = {}
     for name in want.tensors:
         before, one, many = (_read(folder, name) for folder in (first, want, have))
-        apart += float(np.square(many - one).sum())
-        change += float(np.square(one - before).sum())
-    return math.sqrt(apart / change) if change else math.inf
+        squares[name] = float(np.square(many - one).sum()), float(np.square(one - before).sum())
+    ratios = {name: _divide(*pair) for name, pair in squares.items()}
+    worst = max(ratios, key=lambda name: ratios[name])
+    apart, change = (sum(pair[part] for pair in squares.values()) for part in (0, 1))
+    return UpdateDifference(overall=_divide(apart, change), worst=ratios[worst], worst_name=worst)
+
+
+def _divide(apart: float, change: float) -> float:
+    """Return the ratio of two norms, given their squares; infinite where nothing changed or a value is not finite."""
+    return math.sqrt(apart / change) if math.isfinite(apart + change) and change else math.inf
 
 
 def _read(folder: HfFolder, name: str) -> NDArray[np.float64]:

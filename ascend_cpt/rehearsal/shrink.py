@@ -21,6 +21,7 @@ HUGGING_FACE, RUN = "huggingface", "run"
 DEVICE_MEMORY = "8GB"
 MAX_MICRO_BATCH = 2
 FLOAT_BYTES = 4
+_HALF_PRECISION = ("bfloat16", "float16", "bf16", "fp16")
 
 _MODEL_KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
                "head_dim", "vocab_size", "max_position_embeddings", "initializer_range", "offset", "pp_interleave_num",
@@ -113,6 +114,17 @@ def shrink_to_one_device(rehearsal: Rehearsal) -> Rehearsal:
     shards["enable_parallel_optimizer"] = False
     shards.pop("parallel_optimizer_config", None)
     return replace(rehearsal, sections=sections, layout=one)
+
+
+def compute_in_float32(rehearsal: Rehearsal) -> Rehearsal:
+    """Return the rehearsal with float32 in place of half precision, whose rounding would hide wrong results."""
+    sections = copy.deepcopy(rehearsal.sections)
+    model, changes = sections["model"]["model_config"], list(rehearsal.changes)
+    for key, value in model.items():
+        if key.endswith("dtype") and value in _HALF_PRECISION:
+            model[key] = "float32"
+            changes.append(f"{key}: {value} -> float32, for an exact comparison with one device")
+    return replace(rehearsal, sections=sections, changes=tuple(changes))
 
 
 def find_start(config: RunConfig) -> str:

@@ -89,14 +89,15 @@ def test_mmap_input_gives_the_same_mindrecord(corpus: Path, tmp_path: Path, appe
     assert (many.num_tokens, many.num_documents, len(many.shards)) == (direct.num_tokens, len(TEXTS), 5)
 
 
-def test_other_tokenizer_is_detected(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", [5000, -3])
+def test_other_tokenizer_is_detected(corpus: Path, tmp_path: Path, wrong: int) -> None:
     from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
     from ascend_cpt.data.tokenizing.base import join_encoded
 
     writer = IndexedWriter(tmp_path / "x", np.dtype(np.int32))
-    writer.write(join_encoded([[1, 5000]]))
+    writer.write(join_encoded([[1, wrong]]))
     writer.close()
-    with pytest.raises(DataError, match="contains id 5000, but the vocabulary of tokenizer has 4096"):
+    with pytest.raises(DataError, match=f"contains id {wrong}, but the vocabulary of tokenizer has 4096"):
         pack(corpus, tmp_path / "x.idx", tmp_path / "out", seq_length=8)
     (tmp_path / "x.bin").unlink()
     with pytest.raises(DataError, match=r"x\.bin: cannot be read"):

@@ -64,10 +64,11 @@ def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
     for span in task.spans:
         reader = IndexedReader(span.file.path.removesuffix(INDEX_SUFFIX))
         for position, documents in iter_documents(reader, span.start, span.stop, _BATCH_TOKENS):
-            largest = int(documents.ids.max(initial=0))
-            if largest >= task.tokenizer.info.vocab_size or documents.ids.min(initial=0) < 0:
+            smallest, largest = int(documents.ids.min(initial=0)), int(documents.ids.max(initial=0))
+            if largest >= task.tokenizer.info.vocab_size or smallest < 0:
+                wrong = smallest if smallest < 0 else largest
                 raise DataError(
-                    f"{span.file.path}: contains id {largest}, but the vocabulary of {task.tokenizer.info.name} has "
+                    f"{span.file.path}: contains id {wrong}, but the vocabulary of {task.tokenizer.info.name} has "
                     f"{task.tokenizer.info.vocab_size}: use the tokenizer it was created with"
                 )
             if task.layout.eod_id is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from ascend_cpt.rehearsal import rehearse
 from ascend_cpt.rehearsal.emulated_job import EmulatedJob, JobFailed
 from ascend_cpt.rehearsal.steps import RehearsalFailed, StepList, render
 from ascend_cpt.rehearsal.weights import write_random_folder
+from ascend_cpt.weights.hf_folder import HfFolder
 from tests.small_model import SMALL
 
 
@@ -67,10 +69,35 @@ def test_difference_of_updates(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_random_folder(model, tmp_path / str(seed), seed=seed)
     start, first, second = (tmp_path / str(seed) for seed in (1, 2, 3))
-    assert rehearse.compare_updates(start, first, first) == 0
-    assert rehearse.compare_updates(start, start, first) == pytest.approx(1.0)
-    assert rehearse.compare_updates(start, second, first) == pytest.approx(1.0, rel=0.05)  # of independent weights
-    assert np.isinf(rehearse.compare_updates(start, first, start))
+    assert rehearse.compare_updates(start, first, first).overall == 0
+    assert rehearse.compare_updates(start, start, first).overall == pytest.approx(1.0)
+    other = rehearse.compare_updates(start, second, first)
+    assert other.overall == pytest.approx(1.0, rel=0.05)  # of independent weights
+    assert other.worst > other.overall and other.worst_name in HfFolder(first).tensors
+    assert np.isinf(rehearse.compare_updates(start, first, start).overall)
+
+
+@pytest.mark.parametrize(
+    ("console", "after", "message"),
+    [
+        ("start    continuing at step 2 from x", {1: 3.0, 2: 2.5, 3: 2.0}, None),
+        ("start    weights of x", {1: 3.0, 2: 2.5, 3: 2.0}, "did not continue at step 2"),
+        ("start    continuing at step 20 from x", {1: 3.0, 2: 2.5, 3: 2.0}, "did not continue at step 2"),
+        ("start    continuing at step 2 from x", {1: 3.0, 2: 2.5, 3: 2.1}, r"losses of steps \[3\] are not those"),
+        ("start    continuing at step 2 from x", {1: 3.0, 3: 2.0}, r"losses of steps \[2\] are not those"),
+    ],
+)
+def test_a_resume_continues_what_was_killed(console: str, after: dict[int, float], message: str | None) -> None:
+    before, found = (
+        {(step, ""): loss for step, loss in losses.items()} for losses in ({1: 3.0, 2: 2.5, 3: 2.0}, after)
+    )
+    with pytest.raises(JobFailed, match=message) if message else contextlib.nullcontext():
+        rehearse._check_resumed(console, 2, before, found)
+
+
+def test_a_line_that_was_cut_by_the_kill_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "loss": 2.0}\n{"kind": "step", "st')
+    assert rehearse.read_losses(tmp_path, "step") == {(1, ""): 2.0}
 
 
 def test_a_job_that_fails_gives_its_last_error(tmp_path: Path) -> None:

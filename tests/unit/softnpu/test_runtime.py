@@ -177,3 +177,34 @@ def test_waiting_for_a_batch_has_a_limit(library: ctypes.CDLL, device: Device) -
         get_next(library, device, "never", 1)
     assert time.monotonic() - started >= 1
     library.aclrtSetOpExecuteTimeOut(900)
+
+
+def test_waiting_actors_give_way_to_threads_that_compute(device: Device) -> None:
+    """MindSpore's actor threads wait in a busy loop while another thread launches the kernels."""
+    ended = threading.Event()
+    found: dict[str, int] = {}
+
+    def wait(name: str) -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)
+        found[name] = threading.get_native_id()
+        ended.wait()
+
+    threads = [threading.Thread(target=wait, args=(name,)) for name in ("ActorThread_7", "other")]
+    for thread in threads:
+        thread.start()
+    try:
+        while len(found) < len(threads):
+            time.sleep(0.01)
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        to = make_zeros((1,), "float32")
+        # They are looked for after 1, 2, 4, 8, ... kernels of the process.
+        for _ in range(20_000):
+            device.run("Cast", DeviceTensor([1.0], "float64"), DTYPES["float32"][0], to)
+            if os.getpriority(os.PRIO_PROCESS, found["ActorThread_7"]) == 10:
+                break
+        assert os.getpriority(os.PRIO_PROCESS, found["ActorThread_7"]) == 10
+        assert os.getpriority(os.PRIO_PROCESS, found["other"]) == os.getpriority(os.PRIO_PROCESS, 0) == before
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()

@@ -77,7 +77,9 @@ struct Attention {
       Cursor from(given);
       for (int64_t i = 0; i < kCompressedMask; i++) {
         from.read(kCompressedMask, line.data());
-        for (int64_t j = 0; j < kCompressedMask; j++) need((line[j] != 0) == (j > i), "the compressed mask is not the upper triangle");
+        bool is_triangle = true;
+        for (int64_t j = 0; j < kCompressedMask; j++) is_triangle &= (line[j] != 0) == (j > i);
+        need(is_triangle, "the compressed mask is not the upper triangle");
       }
       return;
     }
