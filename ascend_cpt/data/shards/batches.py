@@ -66,8 +66,9 @@ def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
         for position, documents in iter_documents(reader, span.start, span.stop, _BATCH_TOKENS):
             smallest, largest = int(documents.ids.min(initial=0)), int(documents.ids.max(initial=0))
             if largest >= task.tokenizer.info.vocab_size or smallest < 0:
+                wrong = smallest if smallest < 0 else largest
                 raise DataError(
-                    f"{span.file.path}: contains id {smallest if smallest < 0 else largest}, but the vocabulary of {task.tokenizer.info.name} has "
+                    f"{span.file.path}: contains id {wrong}, but the vocabulary of {task.tokenizer.info.name} has "
                     f"{task.tokenizer.info.vocab_size}: use the tokenizer it was created with"
                 )
             if task.layout.eod_id is not None:
