@@ -167,7 +167,8 @@ def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
         if not found_update.overall <= MAX_UPDATE_DIFFERENCE:
             raise JobFailed(
                 f"the weights differ from those of one device by {found_update.overall:.2f} times their change since "
-                f"the start, most of all in {found_update.worst_name}; rounding explains at most {MAX_UPDATE_DIFFERENCE}"
+                f"the start, most of all in {found_update.worst_name}; rounding explains at most "
+                f"{MAX_UPDATE_DIFFERENCE}"
             )
 
 
