@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from ascend_cpt.checkpoint.locate import list_complete
+from ascend_cpt.cluster.messages import LAUNCHER_PORT_VARIABLE
 from ascend_cpt.errors import CptError
 from ascend_cpt.processes import die_with_parent
 from ascend_cpt.softnpu.environment import SWITCH
@@ -87,6 +88,9 @@ class EmulatedJob:
             "SOFTNPU_THREADS": str(threads),
             "ASCEND_CPT_ALLOW_LOCAL_MASTER": "1",
             "ASCEND_CPT_PYTHON": sys.executable,
+            # A killed worker must end the job, and a port of another job must not be taken.
+            "ASCEND_CPT_MAX_RESTARTS": "0",
+            LAUNCHER_PORT_VARIABLE: "",
         }
         return {**os.environ, **added}
 

@@ -51,8 +51,12 @@ class StepList:
         self.report(f"{name}: skipped, {reason}")
 
     @contextmanager
-    def run(self, name: str) -> Iterator[Step]:
+    def run(self, name: str, *, is_preparation: bool = False) -> Iterator[Step]:
         """Time a step; a CptError out of the block fails it and ends the rehearsal.
+
+        Args:
+            name: The step.
+            is_preparation: Errors are those of the user's machine or data, and are raised unchanged.
 
         Raises:
             RehearsalFailed: after the step was marked as failed.
@@ -63,6 +67,8 @@ class StepList:
             yield step
         except CptError as error:
             step.result, step.note = FAILED, str(error)
+            if is_preparation:
+                raise
             raise RehearsalFailed(f"{name}: {error}") from None
         else:
             step.result = PASSED

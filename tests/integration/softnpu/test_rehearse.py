@@ -78,3 +78,12 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str) -> None:
     result = rehearse(*arguments)
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_missing_compiler_is_the_users_mistake(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "tools/rehearse.py", CONFIG, "--folder", str(tmp_path / "work")]
+    result = run_command(command, env=environment)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "error: g++, nm, strings not found: install g++ and binutils" in result.stderr
+    assert not (tmp_path / "work").exists()

@@ -33,6 +33,13 @@ def test_a_failed_step_ends_the_rehearsal() -> None:
     assert lines[-1].startswith("three: FAILED")
 
 
+def test_a_mistake_of_the_user_is_not_a_failed_rehearsal() -> None:
+    steps = StepList(("build", "data"), print)
+    with pytest.raises(CptError, match="g\\+\\+ not found") as caught, steps.run("build", is_preparation=True):
+        raise CptError("g++ not found")
+    assert not isinstance(caught.value, RehearsalFailed) and caught.value.exit_code == 2
+
+
 def test_an_error_of_the_program_is_not_a_failed_step() -> None:
     steps = StepList(("one",), print)
     with pytest.raises(ZeroDivisionError), steps.run("one"):
@@ -78,6 +85,23 @@ def test_difference_of_updates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("overall", "worst", "message"),
+    [
+        (0.006, 0.03, None),
+        (0.3, 0.4, "the weights differ from one device by 0.30"),
+        # The norms are a few of many weights: all of them may be wrong.
+        (0.02, 1.0, "norm.weight differs from one device by 1.00"),
+        (math.inf, math.inf, "the weights differ"),
+        (math.nan, 0.1, "the weights differ"),
+    ],
+)
+def test_weights_differ_by_no_more_than_rounding(overall: float, worst: float, message: str | None) -> None:
+    update = rehearse.UpdateDifference(overall=overall, worst=worst, worst_name="norm.weight")
+    with pytest.raises(JobFailed, match=message) if message else contextlib.nullcontext():
+        rehearse._check_update(update)
+
+
+@pytest.mark.parametrize(
     ("console", "after", "message"),
     [
         ("start    continuing at step 2 from x", {1: 3.0, 2: 2.5, 3: 2.0}, None),
@@ -107,6 +131,18 @@ def test_a_job_that_fails_gives_its_last_error(tmp_path: Path) -> None:
     job.start()
     with pytest.raises(JobFailed, match=r"error: .*wrong.yaml.*sed.*exit code 2; see .*console_1.txt"):
         job.expect_success()
+
+
+def test_restarts_of_the_users_shell_do_not_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text('echo "restarts $ASCEND_CPT_MAX_RESTARTS, port [$ASCEND_CPT_LAUNCHER_PORT]"')
+    monkeypatch.setattr("ascend_cpt.rehearsal.emulated_job.LAUNCHER", str(launcher))
+    monkeypatch.setenv("ASCEND_CPT_MAX_RESTARTS", "3")
+    monkeypatch.setenv("ASCEND_CPT_LAUNCHER_PORT", "9000")
+    job = EmulatedJob(tmp_path / "none.yaml", tmp_path / "job", workers=1, timeout_s=60)
+    job.start()
+    job.expect_success()
+    assert job.read_console() == "restarts 0, port []\n"
 
 
 def test_a_job_that_ends_before_its_checkpoint_is_noticed(tmp_path: Path) -> None:
