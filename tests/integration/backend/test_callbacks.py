@@ -154,16 +154,27 @@ def test_non_finite_loss_stops_the_run_and_writes_the_rows(tmp_path: Path) -> No
     assert math.isnan(sink.records[0].loss), "the record of the step is written before the end"
 
 
+def list_moments(wrapper: TrainOneStep) -> list[Parameter]:
+    found = [parameter for parameter in wrapper.optimizer.get_parameters() if "moment" in parameter.name]
+    assert found
+    return found
+
+
 def test_ranks_save_and_load_their_own_shards(tmp_path: Path) -> None:
     wrappers = [TrainOneStep() for _ in range(2)]
     for rank, wrapper in enumerate(wrappers):
         for parameter in wrapper.network.get_parameters():
             parameter.set_data(ms.Tensor(np.full(parameter.shape, rank + 1.0, np.float32)))
+        for moment in list_moments(wrapper):
+            moment.set_data(ms.Tensor(np.full(moment.shape, rank + 11.0, np.float32)))
         save_own_shards(tmp_path, wrapper.network, wrapper.optimizer, prefix="cpt", rank=rank, num_ranks=2)
     assert len(list(tmp_path.glob("cpt-model-*.safetensors"))) == 2
     loaded = TrainOneStep()
     load_own_shards(tmp_path, loaded.network, loaded.optimizer, prefix="cpt", rank=1, num_ranks=2)
     assert all((parameter.asnumpy() == 2.0).all() for parameter in loaded.network.get_parameters())
+    assert all((moment.asnumpy() == 12.0).all() for moment in list_moments(loaded))
+    saved = ms.load_checkpoint(str(tmp_path / "cpt-opt-0000001-0000002.safetensors"), format="safetensors")
+    assert not set(saved) & set(loaded.network.parameters_dict()), "the weights are not saved a second time"
     with pytest.raises(CheckpointError, match="not found on this node"):
         load_own_shards(tmp_path, loaded.network, None, prefix="cpt", rank=2, num_ranks=4)
 
