@@ -85,6 +85,7 @@ def build_callbacks(
         guard=StepGuard(judge, run_dir=run.run_dir, list_rows=run.list_rows, reports=reports),
         account=_open_account(run, phases, history.account) if reports else None,
         sinks=sinks,
+        gives_loss=reports if run.layout.pipeline_parallel > 1 else None,
     )
     validation = cpt.validation
     controller = RunController(

@@ -38,7 +38,12 @@ class Speed:
 
 
 class StepMonitor(Callback):
-    """Builds a record from MindFormers' step outputs, applies the guards and writes it to the sinks."""
+    """Builds a record from MindFormers' step outputs, applies the guards and writes it to the sinks.
+
+    Args:
+        gives_loss: With pipeline stages, whether this rank's loss is that of the run: only the last stage has one. None
+            without stages, where every rank has a loss.
+    """
 
     def __init__(
         self,
@@ -50,9 +55,10 @@ class StepMonitor(Callback):
         guard: StepGuard,
         account: DataAccount | None,
         sinks: SinkGroup,
+        gives_loss: bool | None = None,
     ) -> None:
         super().__init__()
-        self._budget, self._initial_step, self._speed = budget, initial_step, speed
+        self._budget, self._initial_step, self._speed, self._gives_loss = budget, initial_step, speed, gives_loss
         self._phases, self._guard, self._account, self._sinks = phases, guard, account, sinks
         self._last_end_s = self._begin_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=RATE_STEPS)
@@ -74,7 +80,7 @@ class StepMonitor(Callback):
         cb_params = run_context.original_args()
         loss, is_skipped, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
         # MindFormers sums the losses of the micro batches.
-        loss_value = self._average(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
+        loss_value = self._agree(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
         norm_value = None if grad_norm is None else float(np.mean(grad_norm.asnumpy()))
         end_s = time.perf_counter()  # the device has finished: the loss was read
         step = self._initial_step + cb_params.cur_step_num
@@ -128,8 +134,13 @@ class StepMonitor(Callback):
             return ""
         return next((phase.name for phase in self._phases if phase.first_step < step <= phase.stop_step), "")
 
-    def _average(self, loss: float) -> float:
-        """Return the mean over the ranks in pure data parallel, where each rank has its own loss."""
+    def _agree(self, loss: float) -> float:
+        """Return the loss of the run, the same on every rank.
+
+        With pipeline stages it is the last one's, in pure data parallel the mean over ranks.
+        """
+        if self._gives_loss is not None:
+            return float(sum_over_ranks(np.array([loss if self._gives_loss else 0.0]), self._speed.num_devices)[0])
         if not is_pure_data_parallel() or self._speed.num_devices == 1:
             return loss
         return float(sum_over_ranks(np.array([loss]), self._speed.num_devices)[0] / self._speed.num_devices)

@@ -80,7 +80,9 @@ def test_loss_is_the_mean_over_micro_batches(num_accumulation_steps: int, loss: 
     assert record.mfu == pytest.approx(record.tokens_per_s * 100.0 / 1e12)
 
 
-def make_monitor(budget: Budget, sink: Collected, guard: StepGuard | None = None) -> StepMonitor:
+def make_monitor(
+    budget: Budget, sink: Collected, guard: StepGuard | None = None, gives_loss: bool | None = None
+) -> StepMonitor:
     judge = StepJudge(GuardConfig())
     return StepMonitor(
         budget=budget,
@@ -90,6 +92,7 @@ def make_monitor(budget: Budget, sink: Collected, guard: StepGuard | None = None
         guard=guard or StepGuard(judge, run_dir=Path(), list_rows=lambda step: [], reports=False),
         account=None,
         sinks=SinkGroup([sink], None),
+        gives_loss=gives_loss,
     )
 
 
@@ -344,3 +347,16 @@ def test_complete_run_raises_nothing(tmp_path: Path) -> None:
     train_on([2.0] * 10, callbacks)
     assert len(sink.records) == 10 and sink.num_closed == 1
     callbacks[1].raise_ending()
+
+
+def test_loss_of_the_last_stage_is_recorded_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two ranks in one process: what the other one contributes to the sum.
+    others = {True: 0.0, False: 8.0}
+    for gives_loss, loss in ((True, 8.0), (False, 0.0)):
+        monkeypatch.setattr(step_monitor, "sum_over_ranks", lambda own, num_ranks, more=others[gives_loss]: own + more)
+        sink = Collected()
+        monitor = make_monitor(BUDGET, sink, gives_loss=gives_loss)
+        monitor.on_train_begin(make_context(0))
+        monitor.on_train_step_begin(make_context(1))
+        monitor.on_train_step_end(make_context(1, loss=loss))
+        assert sink.records[0].loss == 8.0
