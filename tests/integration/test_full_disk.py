@@ -76,7 +76,7 @@ def test_one_process(
     failed = train(config, "--output_dir", str(small_disk))
     assert failed.returncode == 2, failed.stdout + failed.stderr
     assert failed.stderr.count("\n") == 1
-    assert f"error: {small_disk}/run: the disk is full while writing what belongs to the run; free" in failed.stderr
+    assert f"error: {small_disk}/run: the disk is full while writing to the run folder; free" in failed.stderr
     filler.unlink()
     resumed = train(config, "--output_dir", str(small_disk))
     assert resumed.returncode == 0, resumed.stderr

@@ -105,7 +105,7 @@ def test_held_stage_and_next_stage_from_its_weights(
 
     held = run(port=free_ports[0])
     assert held.returncode == 3, held.stdout + held.stderr
-    assert "stage 64: held: held is at" in held.stdout and not (tmp_path / "output/two_128").exists()
+    assert "stage 64: held: loss of held: " in held.stdout and not (tmp_path / "output/two_128").exists()
     done = run("--advance", "64", port=free_ports[1])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stage 64 (1 of 2): complete" in done.stdout and "all 2 stages are complete" in done.stdout
