@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 
-# A job listens on MASTER_PORT and the two above it.
-PORTS_OF_A_JOB = 3
+from ascend_cpt.rehearsal.emulated_job import PORTS_OF_A_JOB, are_ports_free
+
 PORTS_OF_A_WORKER = 2000
 # Below the ports that the system itself gives to connections.
 FIRST_PORT, LAST_PORT = 12_000, 32_000
@@ -27,14 +26,4 @@ _ports = itertools.cycle(_list_ports())
 
 def find_free_port() -> int:
     """Return a port that nobody listens on, nor on the two above it; each call another one."""
-    return next(port for port in _ports if all(map(_is_free, range(port, port + PORTS_OF_A_JOB))))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-    return True
+    return next(port for port in _ports if are_ports_free(port))

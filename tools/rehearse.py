@@ -65,7 +65,7 @@ def main() -> int:
     args = parse_arguments()
     config = load_config(args.config, parse_assignments(args.set))
     folder = args.folder or Path(tempfile.mkdtemp(prefix="rehearsal_"))
-    start_s, is_kept = time.monotonic(), True
+    start_s, is_kept = time.monotonic(), args.keep
     try:
         steps = rehearse(
             config,
@@ -77,9 +77,6 @@ def main() -> int:
             report=lambda line: print(f"[{time.monotonic() - start_s:4.0f} s] {line}", file=sys.stderr, flush=True),
         )
         is_kept = args.keep or not steps.passed
-    except BaseException:
-        is_kept = args.keep
-        raise
     finally:
         if not is_kept:
             shutil.rmtree(folder, ignore_errors=True)

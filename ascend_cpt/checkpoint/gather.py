@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ascend_cpt.checkpoint.fingerprint import describe_differences
-from ascend_cpt.checkpoint.locate import RESOLVED_NAME, Checkpoint, find_resolved, locate_checkpoint
+from ascend_cpt.checkpoint.locate import (
+    RESOLVED_NAME,
+    Checkpoint,
+    find_missing_ranks,
+    find_resolved,
+    locate_checkpoint,
+)
 from ascend_cpt.checkpoint.state import write_state
 from ascend_cpt.errors import CheckpointError
-
-SHARD_PATTERN = re.compile(r"cpt-model-(?P<rank>\d+)-(?P<num_ranks>\d+)\.safetensors")
 
 
 def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
@@ -73,9 +76,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
 
 def _check_ranks(first: Checkpoint, names: Iterable[str]) -> None:
     """Raise CheckpointError when the shards of some ranks are in none of the parts."""
-    shards = [match for match in map(SHARD_PATTERN.fullmatch, names) if match]
-    num_ranks = max((int(shard["num_ranks"]) for shard in shards), default=0)
-    missing = sorted(set(range(num_ranks)) - {int(shard["rank"]) for shard in shards})
+    num_ranks, missing = find_missing_ranks(names)
     if missing:
         raise CheckpointError(
             f"{first.folder}: step {first.state.step} was saved by {num_ranks} ranks, but no part has the shards of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.errors import CheckpointError
 
 FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # as named by MindFormers
+MODEL_SHARD_PATTERN = re.compile(r"cpt-model-(?P<rank>\d+)-(?P<num_ranks>\d+)\.safetensors")
 RESOLVED_NAME = "resolved.yaml"
 
 
@@ -51,6 +53,13 @@ def check_checkpoint(folder: Path) -> Checkpoint:
                 f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}; choose another step"
             )
     return Checkpoint(folder=folder, state=state)
+
+
+def find_missing_ranks(names: Iterable[str]) -> tuple[int, list[int]]:
+    """Return how many ranks saved the model shards among these file names, and the ranks whose shard is missing."""
+    shards = [match for match in map(MODEL_SHARD_PATTERN.fullmatch, names) if match]
+    num_ranks = max((int(shard["num_ranks"]) for shard in shards), default=0)
+    return num_ranks, sorted(set(range(num_ranks)) - {int(shard["rank"]) for shard in shards})
 
 
 def find_resolved(checkpoint: Path) -> Path | None:

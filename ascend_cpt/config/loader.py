@@ -29,6 +29,11 @@ class RunConfig:
     mindformers: dict[str, Any]
     tree: YamlTree
 
+    @property
+    def initial_weights(self) -> str | None:
+        """The folder of the initial weights, `random`, or None: `cpt.init_from` or MindFormers' `load_checkpoint`."""
+        return self.cpt.init_from or self.mindformers.get("load_checkpoint")
+
     def locate(self, *keys: str) -> str:
         """Return where a key was set: `file:line` or `command line`."""
         return self.tree.locate(keys)

@@ -12,8 +12,8 @@ from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.model.rope import Rope, read_rope
 
 CONFIG_NAME = "config.json"
-# The names in MindFormers of the MLP gated by SiLU, which is `silu` in transformers.
-SILU_NAMES = ("silu", "swiglu", "fusedswiglu")
+# MindFormers' names of an MLP gated by SiLU, which is `silu` in transformers.
+_SILU_NAMES = ("swiglu", "fusedswiglu")
 # Fields that change the computation of the model, with the only supported value.
 _FIXED_FIELDS: dict[str, Any] = {
     "attention_bias": False,
@@ -70,6 +70,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def unify_value(key: str, value: Any) -> Any:
+    """Return the value of a model configuration's field with one name for each activation function."""
+    return "silu" if key == "hidden_act" and value in _SILU_NAMES else value
+
+
 def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
     """Read the sizes from a Hugging Face model configuration, with the defaults of transformers for missing fields.
 
@@ -77,9 +82,7 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         ConfigError: a field is missing or its value is not supported.
     """
     for key, supported in _FIXED_FIELDS.items():
-        if key == "hidden_act" and config.get(key) in SILU_NAMES:
-            continue
-        if config.get(key, supported) not in (supported, None):
+        if unify_value(key, config.get(key, supported)) not in (supported, None):
             raise ConfigError(f"{key}: {config[key]} is not supported; only {supported} is")
     num_heads = _read_count(config, "num_attention_heads")
     hidden_size = _read_count(config, "hidden_size")

@@ -22,7 +22,8 @@ from ascend_cpt.softnpu.environment import SWITCH
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHER = "scripts/msrun_launcher.sh"
-FIRST_PORT, LAST_PORT, PORTS_OF_A_JOB = 20_000, 32_000, 3
+FIRST_PORT, LAST_PORT = 20_000, 32_000
+PORTS_OF_A_JOB = 3  # MASTER_PORT and the two above it
 CLUSTER_TIMEOUT_S = 600
 POLL_S = 0.05
 
@@ -190,9 +191,14 @@ def find_port() -> int:
     """
     start = FIRST_PORT + (os.getpid() + int(time.monotonic())) % 2000 * 4
     for port in range(start, LAST_PORT, PORTS_OF_A_JOB + 1):
-        if all(map(_is_free, range(port, port + PORTS_OF_A_JOB))):
+        if are_ports_free(port):
             return port
     raise JobFailed(f"no free port between {start} and {LAST_PORT}")
+
+
+def are_ports_free(first: int) -> bool:
+    """Return whether nobody listens on the ports that a job with this MASTER_PORT listens on."""
+    return all(map(_is_free, range(first, first + PORTS_OF_A_JOB)))
 
 
 def _is_free(port: int) -> bool:

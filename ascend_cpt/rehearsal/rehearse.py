@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -26,13 +27,11 @@ from ascend_cpt.rehearsal.dataset import Vocabulary, make_dataset
 from ascend_cpt.rehearsal.emulated_job import REPOSITORY, EmulatedJob, JobFailed
 from ascend_cpt.rehearsal.shrink import HUGGING_FACE, Rehearsal, compute_in_float32, shrink, shrink_to_one_device
 from ascend_cpt.rehearsal.shrink_model import EOD_ID, PAD_ID, VOCAB_SIZE
-from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS, SAVE_EVERY_STEPS, VALIDATION_ROWS
+from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS, RUN_NAME, SAVE_EVERY_STEPS, VALIDATION_ROWS
 from ascend_cpt.rehearsal.steps import RehearsalFailed, StepList
 from ascend_cpt.rehearsal.user_run import resolve_user_run
 from ascend_cpt.rehearsal.weights import write_random_folder
-from ascend_cpt.softnpu.build import prepare_libraries
-from ascend_cpt.softnpu.environment import check_mindspore
-from ascend_cpt.softnpu.symbols import read_mindspore_version
+from ascend_cpt.softnpu.environment import SWITCH, prepare
 from ascend_cpt.weights.dtypes import to_float32
 from ascend_cpt.weights.hf_folder import HfFolder
 
@@ -41,7 +40,6 @@ TRAIN, KILL, RESUME = "start, train and save", "kill a worker", "resume"
 ONE, LOSSES, HELD_OUT = "train on one device", "losses", "held-out losses"
 EXPORT, VERIFY, COMPARE = "export", "verify", "exported weights"
 STEPS = (BUILD, DATA, WEIGHTS, TRAIN, KILL, RESUME, ONE, LOSSES, HELD_OUT, EXPORT, VERIFY, COMPARE)
-RUN_NAME = "rehearsal"
 SEED = 1
 # In float32. Rounding can flip the sign of Adam's first updates where a gradient is almost 0; a wrong update gives
 # about 1.
@@ -81,36 +79,27 @@ def rehearse(
         report(f"  {change}")
     steps = StepList(STEPS, report)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        _run_steps(_Work(rehearsal, folder, timeout_s, report), steps)
-    except RehearsalFailed:
-        return steps
+    with contextlib.suppress(RehearsalFailed):
+        _run_steps(_Work(rehearsal, folder, timeout_s), steps)
     return steps
 
 
 class _Work:
     """The folder of a rehearsal, and what its steps hand to each other."""
 
-    def __init__(self, rehearsal: Rehearsal, folder: Path, timeout_s: float, report: Callable[[str], None]) -> None:
-        self.rehearsal, self.folder, self.timeout_s, self.report = rehearsal, folder, timeout_s, report
+    def __init__(self, rehearsal: Rehearsal, folder: Path, timeout_s: float) -> None:
+        self.rehearsal, self.folder, self.timeout_s = rehearsal, folder, timeout_s
         self.start = folder / "start_hf"
-        self.sections = copy.deepcopy(rehearsal.sections)
-        self.sections["cpt"]["run_name"] = RUN_NAME
-        self.sections["cpt"]["init_from"] = str(self.start)
-        self.validates = bool(self.sections["cpt"].get("validation")) and rehearsal.layout.pipeline_parallel == 1
+        self.cpt: dict[str, Any] = copy.deepcopy(rehearsal.sections["cpt"])
+        self.cpt["init_from"] = str(self.start)
+        self.validates = bool(self.cpt.get("validation")) and rehearsal.layout.pipeline_parallel == 1
         if not self.validates:
-            self.sections["cpt"].pop("validation", None)
+            self.cpt.pop("validation", None)
 
     def make_job(self, name: str, rehearsal: Rehearsal) -> EmulatedJob:
-        """Return the job of the sections, with the layout of `rehearsal`."""
-        layout_keys = ("parallel_config", "parallel", "runner_config", "recompute_config")
-        sections = {
-            **self.sections,
-            **{key: rehearsal.sections[key] for key in layout_keys if key in rehearsal.sections},
-        }
-        sections["model"] = rehearsal.sections["model"]
+        """Return the job of a rehearsal with the data and weights of this folder."""
         path = self.folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.safe_dump({**rehearsal.sections, "cpt": self.cpt}, sort_keys=False), encoding="utf-8")
         workers = rehearsal.layout.world_size
         return EmulatedJob(path, self.folder / name, workers=workers, timeout_s=self.timeout_s)
 
@@ -118,10 +107,9 @@ class _Work:
 def _run_steps(work: _Work, steps: StepList) -> None:
     rehearsal = work.rehearsal
     with steps.run(BUILD, is_preparation=True):
-        check_mindspore(read_mindspore_version())
-        prepare_libraries()
+        prepare({SWITCH: "1"})
     with steps.run(DATA, is_preparation=True) as step:
-        step.note = make_datasets(work.sections["cpt"], rehearsal, work.folder / "data")
+        step.note = make_datasets(work.cpt, rehearsal, work.folder / "data")
     with steps.run(WEIGHTS) as step:
         write_random_folder(rehearsal.model, work.start, seed=SEED)
         step.note = "random, in a Hugging Face folder" + (

@@ -24,7 +24,7 @@ FLOAT_BYTES = 4
 _HALF_PRECISION = ("bfloat16", "float16", "bf16", "fp16")
 
 _MODEL_KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
-               "head_dim", "vocab_size", "max_position_embeddings", "initializer_range", "offset", "pp_interleave_num",
+               "head_dim", "vocab_size", "max_position_embeddings", "initializer_range", "offset",
                "rope_scaling", "rope_parameters")  # fmt: skip
 
 
@@ -105,9 +105,7 @@ def shrink_to_one_device(rehearsal: Rehearsal) -> Rehearsal:
     stages = rehearsal.layout.pipeline_parallel
     _set_layout(sections, one)
     sections["runner_config"]["batch_size"] = rehearsal.global_batch_size
-    model = sections["model"]["model_config"]
-    for key in ("offset", "pp_interleave_num"):
-        model.pop(key, None)
+    sections["model"]["model_config"].pop("offset", None)
     if sections.get("recompute_config"):
         sections["recompute_config"] = _cut_by_stage(sections["recompute_config"], stages, 1)
     shards = sections["parallel"]
@@ -129,7 +127,7 @@ def compute_in_float32(rehearsal: Rehearsal) -> Rehearsal:
 
 def find_start(config: RunConfig) -> str:
     """Return the kind of initial weights; a path that does not exist is treated as a Hugging Face folder."""
-    given = config.cpt.init_from or config.mindformers.get("load_checkpoint")
+    given = config.initial_weights
     if not given or given == RANDOM_INIT:
         return RANDOM_INIT
     path = Path(given)

@@ -67,9 +67,6 @@ def shrink_model(
     small["num_hidden_layers"], offset = _shrink_layers(model.get("offset"), after.pipeline_parallel)
     if "offset" in small:
         small["offset"] = offset
-    chunks = model.get("pp_interleave_num")
-    if isinstance(chunks, int) and chunks > LAYERS_PER_STAGE:
-        small["pp_interleave_num"] = LAYERS_PER_STAGE
     for key in NOT_IN_DATA:
         small.pop(key, None)
     small.pop("seq_length", None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ascend_cpt.run.resolved_run import ResolvedRun
 
+RUN_NAME = "rehearsal"
 NUM_STEPS = 4
 SAVE_EVERY_STEPS = 2
 VALIDATION_ROWS = 4
@@ -33,7 +34,7 @@ def shrink_recipe(
     tokens = seq_length * global_batch_size
     small = copy.deepcopy(dict(cpt))
     small.update(
-        run_name="rehearsal",
+        run_name=RUN_NAME,
         seq_length=seq_length,
         global_batch_size=global_batch_size,
         checkpoint={"every": f"{SAVE_EVERY_STEPS} steps", "keep_last": 0}

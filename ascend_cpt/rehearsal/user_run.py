@@ -12,7 +12,7 @@ from ascend_cpt.run.checks.datasets import VALIDATION
 from ascend_cpt.run.planning.assumed_run import choose_world_size, resolve_without_data
 from ascend_cpt.run.resolve import open_datasets, resolve
 from ascend_cpt.run.resolved_run import ResolvedRun
-from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
+from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 
 
 def resolve_user_run(config: RunConfig, num_nodes: int | None, devices_per_node: int) -> ResolvedRun:
@@ -42,9 +42,7 @@ def resolve_user_run(config: RunConfig, num_nodes: int | None, devices_per_node:
         )
     else:
         run = resolve_without_data(config, world_size)
-    start = config.cpt.init_from or config.mindformers.get("load_checkpoint")
+    start = config.initial_weights
     if start and is_hf_folder(Path(start)):
-        folder = HfFolder(Path(start))
-        folder.check()
-        folder.check_model(run.model)
+        open_checked(Path(start), run.model)
     return run

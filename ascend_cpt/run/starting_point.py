@@ -14,10 +14,10 @@ from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.cluster.job.checks import check_same, choose_common_step
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.model.sizes import SILU_NAMES
+from ascend_cpt.model.sizes import unify_value
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
 from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
-from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
+from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
@@ -208,7 +208,7 @@ def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
 
 def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
     config = run.config
-    requested = config.cpt.init_from or config.mindformers.get("load_checkpoint")
+    requested = config.initial_weights
     if not requested:
         raise ConfigError(
             f"{config.path}: no initial weights; set cpt.init_from to a Hugging Face folder, a run or "
@@ -217,9 +217,7 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
     if requested == RANDOM_INIT:
         return Start(warnings=skipped)
     if is_hf_folder(Path(requested)):
-        folder = HfFolder(Path(requested))
-        folder.check()
-        folder.check_model(run.model)
+        open_checked(Path(requested), run.model)
         return Start(init_from=Path(requested), warnings=skipped)
     checkpoint = locate_checkpoint(Path(requested))
     before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
@@ -278,7 +276,4 @@ MODEL_IDENTITY_KEYS = (
 
 def select_model_identity(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a `model_config` that identify the model, with one name for SiLU."""
-    identity = {key: model.get(key) for key in MODEL_IDENTITY_KEYS}
-    if identity["hidden_act"] in SILU_NAMES:
-        identity["hidden_act"] = "silu"
-    return identity
+    return {key: unify_value(key, model.get(key)) for key in MODEL_IDENTITY_KEYS}

@@ -79,6 +79,14 @@ class HfFolder:
             raise CheckpointError(f"{self.path}: a different model: {'; '.join(differences)}")
 
 
+def open_checked(path: Path, model_config: Mapping[str, Any]) -> HfFolder:
+    """Return the folder after `check` and `check_model`, whose errors it raises."""
+    folder = HfFolder(path)
+    folder.check()
+    folder.check_model(model_config)
+    return folder
+
+
 def list_companions(folder: Path) -> list[Path]:
     """Return the tokenizer and generation_config files of a folder."""
     return sorted({path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,16 +26,14 @@ from ascend_cpt.run.planning.training_case import build_case
 from ascend_cpt.simulate.compare_slices import find_differences, select_model_parameters
 from ascend_cpt.simulate.compile_ranks import MICRO_BATCHES_PER_STAGE, load_shortened, simulate_run
 from ascend_cpt.simulate.run_rank import RankResult, list_first_ranks, simulate_rank
+from tests.emulation import needs_emulation
 from tests.small_model import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
 TIMEOUT_S = 280
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or shutil.which("g++") is None,
-    reason="the emulated CANN libraries need x86-64 and g++",
-)
+pytestmark = needs_emulation
 
 
 def write_config(folder: Path, layout: dict[str, Any], *, model: str = "qwen3_8b", **sections: Any) -> Path:

@@ -16,6 +16,7 @@ from mindformers.checkpoint.checkpoint import load_parameters
 from mindformers.checkpoint.utils import FileType, get_checkpoint_name
 from mindspore import nn
 
+from ascend_cpt.checkpoint.locate import find_missing_ranks
 from ascend_cpt.errors import CheckpointError
 
 
@@ -74,24 +75,23 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
 
     def load(checkpoint: str, network: nn.Cell, optimizer: nn.Cell | None = None, **settings: Any) -> None:
         folder = Path(checkpoint)
-        if has_all_shards(folder, prefix):
+        if has_all_shards(folder):
             upstream_load(checkpoint=checkpoint, network=network, optimizer=optimizer, **settings)
         else:
             load_own_shards(folder, network, optimizer, prefix=prefix, rank=rank, num_ranks=num_ranks)
 
     def verify(checkpoint_dir: str) -> None:
         # Upstream requires every file listed in metadata.json, including those of other nodes.
-        if has_all_shards(Path(checkpoint_dir), prefix):
+        if has_all_shards(Path(checkpoint_dir)):
             upstream_verify(checkpoint_dir)
 
     trainer.load_checkpoint = load
     checkpoint_module.verify_ckpt_valid = verify
 
 
-def has_all_shards(folder: Path, prefix: str) -> bool:
+def has_all_shards(folder: Path) -> bool:
     """Return whether a folder has the model shards of all ranks; True for a checkpoint saved by one process."""
-    ranks = [path.stem.rsplit("-", 2)[1:] for path in folder.glob(f"{prefix}-model-*.safetensors")]
-    return all(len(ranks) == int(num_ranks) for _, num_ranks in ranks)
+    return not find_missing_ranks(path.name for path in folder.iterdir())[1]
 
 
 def name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Path, Path]:

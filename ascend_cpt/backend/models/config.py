@@ -10,7 +10,7 @@ from mindformers.parallel_core.transformer_config import TransformerConfig
 from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY, is_float_32
 
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.model.sizes import SILU_NAMES, ModelSizes, read_sizes
+from ascend_cpt.model.sizes import ModelSizes, read_sizes, unify_value
 
 # MindFormers masks tokens equal to pad_token_id in loss and attention. No token id is -1.
 NO_PADDING = -1
@@ -92,9 +92,7 @@ class DecoderConfig(PretrainedConfig):
 
     def __init__(self, **fields: Any) -> None:
         for key, value in _ARCHITECTURE.items():
-            if key == "hidden_act" and fields.get(key) in SILU_NAMES:
-                continue
-            if fields.get(key, value) != value:
+            if unify_value(key, fields.get(key, value)) != value:
                 raise ConfigError(
                     f"model_config.{key}: {fields[key]} is not supported for {self.model_type}; set it to {value}"
                 )

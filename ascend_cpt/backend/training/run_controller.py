@@ -120,7 +120,7 @@ class RunController(Callback):
         self._monitor.mark_step_over()
 
     def finish_saving(self) -> None:
-        """Complete a background save before another callback's exception ends the run."""
+        """Complete a background save that was not finished when a guard stopped the run."""
         self._writer.finish()
 
     def on_train_end(self, run_context: RunContext) -> None:

@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.checkpoint.locate import list_complete
-from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.errors import CheckpointError
-from tests.integration.backend.test_callbacks import OUTPUTS, TrainOneStep
+from tests.integration.backend.test_callbacks import OUTPUTS, TrainOneStep, make_writer
 
 WAIT_S = 10.0
 
@@ -31,18 +30,7 @@ def wrapper() -> TrainOneStep:
 @pytest.fixture
 def save(tmp_path: Path, wrapper: TrainOneStep) -> tuple[CheckpointWriter, Callable[[int], Path]]:
     """Return a writer and a function that saves a step with it in the background."""
-    writer = CheckpointWriter(
-        tmp_path,
-        initial_state=RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4}),
-        global_batch_size=2,
-        keep_last=3,
-        keep_every_steps=None,
-        shared=True,
-        completes=True,
-        rank=0,
-        num_ranks=1,
-        background=True,
-    )
+    writer = make_writer(tmp_path, keep_last=3, background=True)
     parameters = SimpleNamespace(network=wrapper, cur_epoch_num=1, net_outputs=OUTPUTS)
     return writer, lambda step: writer.save(step, parameters, wait=False)
 

@@ -96,6 +96,22 @@ def make_monitor(
     )
 
 
+def make_writer(root: Path, *, keep_last: int, background: bool = False) -> CheckpointWriter:
+    """Return the writer of a run in one process."""
+    return CheckpointWriter(
+        root,
+        initial_state=RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4}),
+        global_batch_size=2,
+        keep_last=keep_last,
+        keep_every_steps=None,
+        shared=True,
+        completes=True,
+        rank=0,
+        num_ranks=1,
+        background=background,
+    )
+
+
 def make_context(cur_step_num: int, loss: float = 8.0, in_sink: bool = False) -> Any:
     parameters = _InternalCallbackParam()
     parameters.update(
@@ -194,7 +210,7 @@ def test_ranks_save_and_load_their_own_shards(tmp_path: Path) -> None:
 def test_folder_without_all_shards_is_recognized(tmp_path: Path, names: list[str], expected: bool) -> None:
     for name in names:
         (tmp_path / f"{name}.safetensors").touch()
-    assert has_all_shards(tmp_path, "cpt") == expected
+    assert has_all_shards(tmp_path) == expected
 
 
 def test_checkpoint_in_sink_mode_has_the_networks_parameters(tmp_path: Path) -> None:
@@ -203,18 +219,7 @@ def test_checkpoint_in_sink_mode_has_the_networks_parameters(tmp_path: Path) -> 
     parameters = SimpleNamespace(
         network=wrapper, train_network=SimpleNamespace(network=wrapper), cur_epoch_num=1, net_outputs=OUTPUTS
     )
-    state = RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4})
-    writer = CheckpointWriter(
-        tmp_path,
-        initial_state=state,
-        global_batch_size=2,
-        keep_last=1,
-        keep_every_steps=None,
-        shared=True,
-        completes=True,
-        rank=0,
-        num_ranks=1,
-    )
+    writer = make_writer(tmp_path, keep_last=1)
     folder = writer.save(3, parameters)
     checkpoint = check_checkpoint(folder)
     assert (checkpoint.state.step, checkpoint.state.position, checkpoint.state.tokens) == (3, 6, 24)
@@ -256,17 +261,7 @@ def make_stoppable(
         account=None,
         sinks=sinks,
     )
-    writer = CheckpointWriter(
-        folder / "checkpoint",
-        initial_state=RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4}),
-        global_batch_size=2,
-        keep_last=9,
-        keep_every_steps=None,
-        shared=True,
-        completes=True,
-        rank=0,
-        num_ranks=1,
-    )
+    writer = make_writer(folder / "checkpoint", keep_last=9)
     sets = {"held": ValidationSetConfig(path="x", max_increase=0.5, on_increase="stop")}
     recorded = [{"name": "held", "step": step, "loss": loss} for step, loss in (held_losses or {}).items()]
     controller = RunController(

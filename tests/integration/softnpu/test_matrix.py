@@ -8,20 +8,17 @@ the same losses and weights, bit by bit. All layouts: `pytest -n 0 -s -m "slow o
 from __future__ import annotations
 
 import math
-import platform
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.emulation import needs_emulation
 from tests.integration.softnpu.layouts import LAYOUTS, Reference
 from tests.integration.softnpu.trial import CpuRun, try_layout
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("g++") is None or platform.machine() != "x86_64", reason="the software NPU needs g++ on x86-64"
-)
+pytestmark = needs_emulation
 DEFAULT = ("data 2, accumulation 4",)
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.emulation import needs_emulation
 from tests.integration.conftest import run_command
 from tests.integration.softnpu.layouts import LLAMA, QWEN2, Layout, Reference
 from tests.integration.softnpu.trial import CpuRun, compare_runs, describe_layout, train_whole
@@ -54,7 +54,7 @@ def draw_layout(generator: random.Random) -> Layout:
 
 @pytest.mark.slow
 @pytest.mark.timeout(10_000)
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the software NPU needs g++")
+@needs_emulation
 def test_accepted_layouts_train_as_the_cpu_does(
     get_reference: Callable[[Reference], CpuRun], get_dataset: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.emulation import needs_emulation
 from tests.integration.conftest import REPOSITORY, run_command
 
 CONFIG = "configs/qwen3/cpt_qwen3_0_6b_4k.yaml"
-needs_emulation = pytest.mark.skipif(
-    shutil.which("g++") is None or platform.machine() != "x86_64", reason="the software NPU needs g++ on x86-64"
-)
 
 
 def rehearse(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
