@@ -222,7 +222,8 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
         raise ConfigError("--use_parallel True needs several workers: start with bash scripts/msrun_launcher.sh")
     if use_parallel is False and process.world_size > 1:
         raise ConfigError(
-            f"use_parallel is False, but the launch has {process.world_size} workers; drop one of the two"
+            f"use_parallel is False, but the launch has {process.world_size} workers; remove use_parallel or "
+            "launch one worker"
         )
     if not config.cpt.sources:
         raise ConfigError(f"{config.path}: cpt.sources is empty; add a dataset or give --train_dataset_dir")
@@ -242,7 +243,7 @@ def save_plan_picture(run: ResolvedRun) -> None:
     try:
         make_run_folder(run.run_dir)
         draw_plan(run, path)
-        print(f"picture  {path}")
+        print(f"plot     {path}")
     except (OSError, ConfigError) as error:
         print(f"plot     not written: {error}")
 

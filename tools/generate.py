@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-tokens", type=int, default=50, metavar="N", help="maximum new tokens [%(default)s]")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 selects the most likely token [%(default)s]")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling threshold [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for sampling [%(default)s]")
     parser.add_argument("--device", choices=("CPU", "Ascend"), default="CPU", help="[%(default)s]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="[%(default)s]")
     return parser.parse_args()

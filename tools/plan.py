@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument("--nodes", type=int, metavar="N", help="number of nodes (default: as the layout requires)")
-    cluster.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices of a node (default: 8)")
+    cluster.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices per node (default: 8)")
     cluster.add_argument("--device", default="910B", metavar="NAME", help=f"{', '.join(MACHINES)} (default: 910B)")
     cluster.add_argument("--hbm", type=float, default=64, metavar="GB", help="memory of a device (default: 64)")
     output = parser.add_argument_group("output")

@@ -60,7 +60,7 @@ def parse_args() -> PreprocessSettings:
     add(
         "--filters",
         metavar="YAML",
-        help="drop documents by datatrove's filters and MinHash (docs/preprocessing.md)",
+        help="drop documents with datatrove's filters and MinHash (docs/preprocessing.md)",
     )
 
     add = parser.add_argument_group("tokenizer").add_argument
@@ -93,7 +93,7 @@ def parse_args() -> PreprocessSettings:
     add("--overwrite", action="store_true", help="replace existing output that differs from this run's")
 
     add = parser.add_argument_group("several machines").add_argument
-    add("--engine", choices=RUN_ENGINES, default="local", help="executor of the shards [%(default)s]")
+    add("--engine", choices=RUN_ENGINES, default="local", help="how to run the shards [%(default)s]")
     add("--ray-address", metavar="HOST:PORT", help="the Ray cluster of --engine ray [a new one on this machine]")
     add(
         "--sub-range",

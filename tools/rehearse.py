@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("config", type=Path, metavar="YAML", help="configuration for Ascend; its data need not exist")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
     parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the cluster (default: as the layout requires)")
-    parser.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices of a node (default: 8)")
+    parser.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices per node (default: 8)")
     parser.add_argument(
         "--processes", type=int, default=8, metavar="N", help="maximum number of emulated devices (default: 8)"
     )
@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         "--timeout", type=float, default=1800, metavar="S", help="time limit per launch in seconds (default: 1800)"
     )
     parser.add_argument("--keep", action="store_true", help="keep the folder; after a failure it is always kept")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder to work in (default: below /tmp)")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="new folder to work in (default: under /tmp)")
     args = parser.parse_args()
     for name in ("nodes", "devices_per_node", "processes", "timeout"):
         value = getattr(args, name)

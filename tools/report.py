@@ -19,7 +19,7 @@ def main() -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as output/qwen3_tiny")
     parser.add_argument(
-        "--output", type=Path, metavar="HTML", help="file to write (default: RUN/report.html of the first)"
+        "--output", type=Path, metavar="HTML", help="file to write (default: report.html in the first run folder)"
     )
     args = parser.parse_args()
     output: Path = args.output or args.runs[0] / "report.html"

@@ -95,6 +95,11 @@ def format_count(count: float) -> str:
     return _shorten(count, ("", "K", "M", "B", "T"))
 
 
+def format_rows(count: int) -> str:
+    """Return `1 row` or `N rows`."""
+    return f"{count} row{'' if count == 1 else 's'}"
+
+
 def format_bytes(count: float) -> str:
     """Return a size rounded to three digits, in decimal units: 950 B, 40.9 KB, 17.3 MB, 865 GB."""
     return _shorten(round(count), (" B", " KB", " MB", " GB", " TB"))

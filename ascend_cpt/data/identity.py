@@ -67,7 +67,7 @@ def describe_difference(before: Identity, now: Identity) -> str:
             old, new = before[part].get(name), now[part].get(name)
             # A setting missing in an older dataset was off.
             if (old or None) != (new or None):
-                return f"{part}: {name} was {old!r} and is {new!r}"
+                return f"{part}: {name} was {old!r} and is now {new!r}"
     return _describe_sources(before["sources"], now["sources"])
 
 

@@ -92,6 +92,11 @@ def find_switch_problems(
         problems.append(
             f"recompute_config.recompute has {len(recompute)} entries, but pipeline_stage is {layout.pipeline_parallel}"
         )
+    if layout.context_parallel > 1 and model.get("use_flash_attention") is False:
+        problems.append(
+            f"context_parallel {layout.context_parallel} needs flash attention; set "
+            "model.model_config.use_flash_attention to True"
+        )
     if model.get("use_attn_mask_compression") and seq_length < MIN_COMPRESSED_SEQ_LENGTH:
         problems.append(
             f"model_config.use_attn_mask_compression needs rows of at least {MIN_COMPRESSED_SEQ_LENGTH} tokens, "

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from ascend_cpt.config.values import format_count
+from ascend_cpt.config.values import format_count, format_rows
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, needed_bytes, reserve_bytes
 from ascend_cpt.plan.memory import Moment, StageMemory
@@ -25,7 +25,7 @@ def render(plan: Estimate) -> str:
         f"rows of {case.seq_length} tokens",
         f"cluster   {layout.world_size} devices, {plan.machine.name} ({plan.machine.chip}): data {sizes} × context "
         f"{layout.context_parallel}",
-        f"step      {format_count(case.tokens_per_step)} tokens: {case.micro_batch_size} rows × "
+        f"step      {format_count(case.tokens_per_step)} tokens: {format_rows(case.micro_batch_size)} × "
         f"{case.num_micro_batches} micro batches × data {layout.data_parallel}; {recompute}",
         "",
         *_render_memory(plan),

@@ -157,8 +157,8 @@ def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
             step.difference = f"{logits[1]} of the logits' standard deviation"
     with steps.run(COMPARE) as step:
         found_update = compare_updates(work.start, exported["many"], exported["one"])
-        step.difference = f"{found_update.overall:.1e} of the change since the start"
-        step.note = f"largest in {found_update.worst_name}: {found_update.worst:.1e} of its change"
+        step.difference = f"{found_update.overall:.1e} times the change since the start"
+        step.note = f"largest in {found_update.worst_name}: {found_update.worst:.1e} times its change"
         _check_update(found_update)
 
 
@@ -170,8 +170,8 @@ def _check_update(found: UpdateDifference) -> None:
     ):
         if not value <= limit:
             raise JobFailed(
-                f"{what} from one device by {value:.2f} of the change since the start; rounding explains at most "
-                f"{limit}"
+                f"{what} from the run on one device by {value:.2f} times the change since the start; rounding explains "
+                f"at most {limit}"
             )
 
 
@@ -229,12 +229,12 @@ def _distance(first: float, second: float) -> float:
 def _check_resumed(
     console: str, step: int, before: dict[tuple[int, str], float], after: dict[tuple[int, str], float]
 ) -> None:
-    """JobFailed when a job did not continue at `step`, or repeated the steps before the kill with other losses.
+    """JobFailed when a job did not resume from `step`, or repeated the steps before the kill with other losses.
 
     A job that starts again from the weights has the same losses as one that resumes, so its output is read as well.
     """
     if f"continuing at step {step} " not in console:
-        raise JobFailed(f"the job did not continue at step {step}, its newest checkpoint")
+        raise JobFailed(f"the job did not resume from step {step}, its newest checkpoint")
     changed = sorted(key[0] for key, loss in before.items() if after.get(key) != loss)
     if changed:
         raise JobFailed(f"the losses of steps {changed} changed when the job was resumed")

@@ -92,6 +92,9 @@ def make_mindformers_config(
     # Padding must not be the end-of-document token: MindFormers masks the loss of padding tokens.
     model.update(seq_length=run.budget.seq_length, pad_token_id=run.row_format.pad_id)
     model.update(BOUNDARY_SETTINGS[run.row_format.boundaries])
+    if run.layout.context_parallel > 1 and model.get("use_flash_attention") is None:
+        # The model's own default is True, but MindFormers' check of context parallelism reads only the configuration.
+        model["use_flash_attention"] = True
     return sections
 
 

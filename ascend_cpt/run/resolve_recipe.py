@@ -346,6 +346,7 @@ def _note_advice(config: RunConfig) -> list[str]:
     if longest is not None and config.cpt.seq_length > longest:
         notes.append(
             f"warning: cpt.seq_length {config.cpt.seq_length} is more than model.model_config.max_position_embeddings"
-            f" ({longest}), which is copied to an exported config.json; raise it, and rope theta or scaling if needed"
+            f" ({longest}), which is copied to an exported config.json; raise max_position_embeddings, and rope "
+            "theta or scaling if needed"
         )
     return notes

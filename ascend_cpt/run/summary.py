@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ascend_cpt.config.values import format_bytes, format_count
+from ascend_cpt.config.values import format_bytes, format_count, format_rows
 from ascend_cpt.model.parameters import list_hf_shapes
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.run.planning.training_case import count_checkpoints
@@ -22,9 +22,9 @@ def describe(run: ResolvedRun) -> str:
         f"model    {model['model_type']}: {sizes}",
         f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
         f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
-        f"batch    {budget.global_batch_size} rows × {budget.seq_length} tokens = "
+        f"batch    {format_rows(budget.global_batch_size)} × {budget.seq_length} tokens = "
         f"{format_count(budget.tokens_per_step)} tokens per step "
-        f"({budget.micro_batch_size} rows × {layout.data_parallel} ranks{accumulation})",
+        f"({format_rows(budget.micro_batch_size)} × {layout.data_parallel} ranks{accumulation})",
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
         f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
         *describe_rate(run),

@@ -46,7 +46,7 @@ def make_shard_map(network: Any, *, prefix: str, model_names: Collection[str], n
     """
     global_layout = _NetStrategyInfo._get_layout_handle().global_network_layout().get(network.compile_phase)
     if not global_layout or not any(global_layout.values()):
-        raise RuntimeError(f"MindSpore has no layouts of the phase {network.compile_phase!r}")
+        raise RuntimeError(f"MindSpore has no tensor layouts for phase {network.compile_phase!r}")
     return render_shard_map(
         describe_stages(network, global_layout), prefix=prefix, model_names=model_names, num_ranks=num_ranks
     )

@@ -45,12 +45,12 @@ def check_topology(channel: JobChannel, run_dir: Path, *, shared: bool) -> None:
             raise ClusterError(
                 f"{member} does not see what {first} writes to {run_dir.absolute()}: this folder is not on shared "
                 "storage; put output_dir on storage that all nodes share, or set cpt.storage.shared: false "
-                "(--no-shared-storage) so that every node keeps its own"
+                "(--no-shared-storage) so that every node has its own output"
             )
         if not shared and seen and member.node != first.node:
             raise ClusterError(
                 f"{member} and {first} share {run_dir.absolute()}, but cpt.storage.shared is false: they would "
-                "overwrite each other; drop --no-shared-storage, or give each node its own output_dir"
+                "overwrite each other's files; drop --no-shared-storage, or give each node its own output_dir"
             )
 
 

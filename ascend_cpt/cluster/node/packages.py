@@ -33,7 +33,7 @@ def read_pins(path: Path) -> dict[str, str]:
     """
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if not p.stem.startswith("constraints")))
-        raise ClusterError(f"no requirements {path.stem!r} ({path}); available: {known}")
+        raise ClusterError(f"no requirements file for {path.stem!r} ({path}); available: {known}")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     pins = (line.partition("==") for line in lines if line and not line.startswith("#") and ";" not in line)
     return {name: version for name, _, version in pins}

@@ -71,8 +71,10 @@ def _read_joined(cursor: _Cursor, span: Span, begins_document: Callable[[Mapping
     The last one may extend past the span; the rest of one that started before it is skipped. Bad records are yielded
     separately.
     """
+    if span.start == span.stop:
+        return  # reading on to the next title would consume the lines before a file's first title
     parts: list[Record] = []
-    is_in_span = span.start == 0 < span.stop
+    is_in_span = span.start == 0
     while (record := cursor.next()) is not None:
         begins = record.row is not None and begins_document(record.row)
         if begins and record.position >= span.stop:

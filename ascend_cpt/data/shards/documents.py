@@ -70,7 +70,7 @@ def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
                 cursor += 1
             else:
                 yield located
-    assert cursor == len(numbers), "the input differs from that of the selection"
+    assert cursor == len(numbers), "the input changed after the documents to drop were selected"
 
 
 def save_dropped(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:

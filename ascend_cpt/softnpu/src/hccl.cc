@@ -30,7 +30,7 @@ struct SendRecvItem {
 };
 
 int to_dtype(int type) {
-  if (type < 0 || type >= static_cast<int>(std::size(kDTypes))) throw Error("HCCL data type " + std::to_string(type));
+  if (type < 0 || type >= static_cast<int>(std::size(kDTypes))) throw Error("unsupported HCCL data type " + std::to_string(type));
   return kDTypes[type];
 }
 
@@ -50,7 +50,7 @@ template <class T> T reduce_pair(T a, T b, int reduction) {
     case kProduct: return a * b;
     case kMaximum: return a > b || a != a ? a : b;
     case kMinimum: return a < b || a != a ? a : b;
-    default: throw Error("HCCL reduction " + std::to_string(reduction));
+    default: throw Error("unsupported HCCL reduction " + std::to_string(reduction));
   }
 }
 
@@ -130,7 +130,7 @@ void reduce_scatter(Group &group, const Operation &operation, const char *from, 
 void broadcast(Group &group, const Operation &operation, char *data) {
   size_t bytes = item_bytes(operation.dtype);
   auto root = static_cast<uint32_t>(operation.root);
-  if (root >= group.size()) throw Error("Broadcast from rank " + std::to_string(root));
+  if (root >= group.size()) throw Error("Broadcast from rank " + std::to_string(root) + ", but the group has " + std::to_string(group.size()) + " ranks");
   std::lock_guard<std::mutex> guard(group.collective_lock);
   in_rounds(operation.count, kChunkBytes / bytes, [&](uint64_t start, uint64_t count) {
     group.begin_round(operation, [&](char *slot) {

@@ -129,7 +129,7 @@ void send_descriptor(int socket_fd, int fd, const std::string &who) {
 }
 
 int receive_descriptor(int socket_fd, Clock::time_point deadline) {
-  if (!is_readable(socket_fd, deadline)) throw Error("rank 0 is waiting for other ranks, which did not connect in time");
+  if (!is_readable(socket_fd, deadline)) throw Error("timed out waiting for rank 0, which is waiting for ranks that did not connect");
   char byte;
   iovec part{&byte, 1};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};

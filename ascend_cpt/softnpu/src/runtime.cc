@@ -124,7 +124,7 @@ uint64_t now_us() {
 
 int copy(void *to, size_t capacity, const void *from, size_t bytes) {
   if (bytes > capacity) {
-    record_error("copy of " + std::to_string(bytes) + " bytes into " + std::to_string(capacity));
+    record_error("cannot copy " + std::to_string(bytes) + " bytes into a buffer of " + std::to_string(capacity) + " bytes");
     return kErrorInvalidParameter;
   }
   if (bytes) std::memmove(to, from, bytes);

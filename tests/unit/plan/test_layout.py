@@ -72,6 +72,10 @@ def test_switches_that_mindformers_refuses_are_reported() -> None:
     assert not find_switch_problems(MODEL, make_layout(4, 1, 2), 4096, **by_stage)
     (problem,) = find_switch_problems(MODEL, make_layout(2, 1, 4), 4096, **by_stage)
     assert "recompute has 2 entries, but pipeline_stage is 4" in problem
+    split = make_layout(2, 1, 1, 2)
+    assert not find_switch_problems(MODEL, split, 4096, sequence_parallel=False)
+    (problem,) = find_switch_problems({**MODEL, "use_flash_attention": False}, split, 4096, sequence_parallel=False)
+    assert "context_parallel 2 needs flash attention" in problem
     compressed = {**MODEL, "use_attn_mask_compression": True}
     (problem,) = find_switch_problems(compressed, layout, 1024, sequence_parallel=False)
     assert "use_attn_mask_compression" in problem

@@ -88,9 +88,9 @@ def test_difference_of_updates(tmp_path: Path) -> None:
     ("overall", "worst", "message"),
     [
         (0.006, 0.03, None),
-        (0.3, 0.4, "the weights differ from one device by 0.30"),
+        (0.3, 0.4, "the weights differ from the run on one device by 0.30"),
         # The norms are a few of many weights: all of them may be wrong.
-        (0.02, 1.0, "norm.weight differs from one device by 1.00"),
+        (0.02, 1.0, "norm.weight differs from the run on one device by 1.00"),
         (math.inf, math.inf, "the weights differ"),
         (math.nan, 0.1, "the weights differ"),
     ],
@@ -105,8 +105,8 @@ def test_weights_differ_by_no_more_than_rounding(overall: float, worst: float, m
     ("console", "after", "message"),
     [
         ("start    continuing at step 2 from x", {1: 3.0, 2: 2.5, 3: 2.0}, None),
-        ("start    weights of x", {1: 3.0, 2: 2.5, 3: 2.0}, "did not continue at step 2"),
-        ("start    continuing at step 20 from x", {1: 3.0, 2: 2.5, 3: 2.0}, "did not continue at step 2"),
+        ("start    weights of x", {1: 3.0, 2: 2.5, 3: 2.0}, "did not resume from step 2"),
+        ("start    continuing at step 20 from x", {1: 3.0, 2: 2.5, 3: 2.0}, "did not resume from step 2"),
         ("start    continuing at step 2 from x", {1: 3.0, 2: 2.5, 3: 2.1}, r"losses of steps \[3\] changed"),
         ("start    continuing at step 2 from x", {1: 3.0, 3: 2.0}, r"losses of steps \[2\] changed"),
     ],

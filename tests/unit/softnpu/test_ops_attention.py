@@ -341,7 +341,7 @@ def call(q: tuple[int, ...], k: tuple[int, ...], **changes: Any) -> list[Any]:
         (call((2, 4, 8, 8), (2, 2, 8, 8), sparse=2, mask=make_zeros((2048, 2048), "uint8")), "upper triangle"),
         (call((2, 4, 8, 8), (2, 2, 8, 8), sparse=6), "sparse mode 6"),
         (call((2, 4, 8, 8), (2, 2, 8, 8), layout="XYZ"), "XYZ"),
-        (call((2, 4, 8, 8), (2, 2, 8, 8), heads=0), "no heads"),
+        (call((2, 4, 8, 8), (2, 2, 8, 8), heads=0), "number of heads is not positive"),
         (call((2, 4, 9, 8), (2, 2, 8, 8)), "output has shape"),
     ],
 )

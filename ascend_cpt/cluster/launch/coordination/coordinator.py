@@ -195,7 +195,7 @@ class Coordinator(threading.Thread):
     def _forward_signal(self, peer: _Peer, number: int) -> None:
         """Forward a stop signal received by one node, so that all nodes save and stop."""
         if not self._active:
-            message = f"{name_signal(number)} on {peer}: the job ends"
+            message = f"{name_signal(number)} on {peer}: stopping the job"
             # Nodes in their restart delay read it when they join.
             others = [other for other in self._peers if other.node is not None and other is not peer]
             self._announce(others, RestartDecision(again=False, code=128 + number, message=message))

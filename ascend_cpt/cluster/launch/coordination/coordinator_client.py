@@ -225,7 +225,7 @@ class RemoteCoordinatorClient:
 
     def _handle_signal(self, message: Message) -> None:
         if message["kind"] == "signal":
-            print_status(f"{name_signal(message['number'])} on {message['by']}: the job stops")
+            print_status(f"{name_signal(message['number'])} on {message['by']}: stopping the job")
             self._requests.add(message["number"])
 
 

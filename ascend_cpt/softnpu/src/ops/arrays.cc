@@ -57,7 +57,7 @@ Tensor expand(const Tensor &t, const Dims &dims) {
 }
 Tensor permute(const Tensor &t, const Dims &order) {
   Tensor r = t;
-  need(order.size() == t.dims.size(), "an order of " + std::to_string(order.size()) + " axes for shape " + show(t.dims));
+  need(order.size() == t.dims.size(), "a permutation of " + std::to_string(order.size()) + " axes does not fit shape " + show(t.dims));
   std::vector<bool> seen(order.size(), false);
   for (size_t i = 0; i < order.size(); i++) {
     int64_t d = find_axis(order[i], (int64_t)t.dims.size());
@@ -71,7 +71,7 @@ Tensor permute(const Tensor &t, const Dims &order) {
 Tensor take(Tensor t, int64_t axis, int64_t start, int64_t length, int64_t step) {
   int64_t last = start + (length - 1) * step, n = t.dims.at(axis);
   need(length <= 0 || (start >= 0 && start < n && last >= 0 && last < n),
-       "elements " + std::to_string(start) + " to " + std::to_string(last) + " of axis " + std::to_string(axis) + " of shape " + show(t.dims));
+       "elements " + std::to_string(start) + " to " + std::to_string(last) + " are outside axis " + std::to_string(axis) + " of shape " + show(t.dims));
   t.offset += length > 0 ? start * t.strides[axis] : 0;
   t.dims[axis] = std::max<int64_t>(length, 0);
   t.strides[axis] *= step;
@@ -126,7 +126,7 @@ std::vector<double> load_all(const Tensor &t) {
   return r;
 }
 void store_all(const Tensor &t, const std::vector<double> &values) {
-  need((int64_t)values.size() == t.count(), std::to_string(values.size()) + " values for shape " + show(t.dims));
+  need((int64_t)values.size() == t.count(), std::to_string(values.size()) + " values do not fill shape " + show(t.dims));
   if (!values.empty()) Cursor(t).write((int64_t)values.size(), values.data());
 }
 double *scratch(int slot, int64_t n) {

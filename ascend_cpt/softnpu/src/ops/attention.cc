@@ -25,7 +25,7 @@ struct Heads {
     else if (layout == "BSH") batch = d[0], rows = d[1], width = d[2] / heads, sb = s[0], ss = s[1], sd = s[2], sh = width * sd;
     else if (layout == "SBH") rows = d[0], batch = d[1], width = d[2] / heads, ss = s[0], sb = s[1], sd = s[2], sh = width * sd;
     else throw Error("layout " + layout + " is not emulated");
-    need(heads > 0 && (d.size() == 4 || layout == "TND" || heads * width == d[2]), "shape " + show(d) + " for " + std::to_string(heads) + " heads");
+    need(heads > 0 && (d.size() == 4 || layout == "TND" || heads * width == d[2]), "the width of shape " + show(d) + " is not divisible by " + std::to_string(heads) + " heads");
   }
   char *at(int64_t b, int64_t h, int64_t row) const {
     return t->data + (t->offset + b * sb + h * sh + row * ss) * (int64_t)item_bytes(t->dtype);
@@ -51,11 +51,11 @@ struct Attention {
       : layout(name), q(call.tensor(0), name, num_heads), k(call.tensor(1), name, key_heads(call, name, num_heads)), v(call.tensor(2), name, k.heads),
         scale(scale), before(before), after(after), sparse(sparse) {
     need(q.t->dtype == k.t->dtype && k.t->dtype == v.t->dtype, "query, key and value have different dtypes");
-    need(q.heads == num_heads, "query " + show(q.t->dims) + " for " + std::to_string(num_heads) + " heads");
+    need(q.heads == num_heads, "query " + show(q.t->dims) + " does not have " + std::to_string(num_heads) + " heads");
     need(k.batch == q.batch && v.batch == q.batch, "query " + show(q.t->dims) + " and key " + show(k.t->dims) + " have different batches");
     need(v.rows == k.rows && v.heads == k.heads, "key " + show(k.t->dims) + " and value " + show(v.t->dims) + " differ");
     need(k.width == q.width, "query " + show(q.t->dims) + " and key " + show(k.t->dims) + " have different widths");
-    need(q.heads % k.heads == 0, std::to_string(q.heads) + " heads of the query for " + std::to_string(k.heads) + " of the key");
+    need(q.heads % k.heads == 0, std::to_string(q.heads) + " query heads are not divisible by " + std::to_string(k.heads) + " key heads");
     need(sparse >= 0 && sparse <= 4, "sparse mode " + std::to_string(sparse) + " is not emulated");
     group = q.heads / k.heads;
     if (sparse == kGiven || sparse >= kLeftUp) need(given != nullptr, "sparse mode " + std::to_string(sparse) + " needs a mask");
@@ -64,7 +64,7 @@ struct Attention {
   }
   // BSH and SBH do not say how many heads the key has.
   static int64_t key_heads(Call &call, const std::string &layout, int64_t num_heads) {
-    need(num_heads > 0, "no heads");
+    need(num_heads > 0, "the number of heads is not positive");
     auto &a = call.tensor(0).dims, &b = call.tensor(1).dims;
     need(!a.empty() && !b.empty(), "query or key without dimensions");
     return layout == "BSH" || layout == "SBH" ? std::max<int64_t>(1, b.back() * num_heads / std::max<int64_t>(1, a.back())) : num_heads;
@@ -84,22 +84,22 @@ struct Attention {
       return;
     }
     need(layout != "TND", "packed documents with a given mask are not emulated");
-    need(given.dims.size() == 2 || given.dims.size() == 4, "mask of shape " + show(given.dims));
+    need(given.dims.size() == 2 || given.dims.size() == 4, "a mask needs 2 or 4 dimensions, not shape " + show(given.dims));
     mask.reset(new Tensor(expand(given, {q.batch, q.heads, q.rows, k.rows})));
   }
   // Documents: the ends of their rows, counted from the first row.
   void take_documents(const Dims &q_ends, const Dims &k_ends) {
-    need(layout == "TND", "layout " + layout + " for packed documents");
-    need(!q_ends.empty() && q_ends.size() == k_ends.size(), std::to_string(q_ends.size()) + " documents of queries, " + std::to_string(k_ends.size()) + " of keys");
+    need(layout == "TND", "packed documents need layout TND, not " + layout);
+    need(!q_ends.empty() && q_ends.size() == k_ends.size(), std::to_string(q_ends.size()) + " documents in the query, but " + std::to_string(k_ends.size()) + " in the key");
     int64_t a = 0, b = 0;
     for (size_t i = 0; i < q_ends.size(); i++) {
       int64_t to_a = q_ends[i], to_b = k_ends[i];
-      need(to_a >= a && to_b >= b && to_a <= q.rows && to_b <= k.rows, "document " + std::to_string(i) + " ends at " + std::to_string(to_a) + " and " + std::to_string(to_b));
+      need(to_a >= a && to_b >= b && to_a <= q.rows && to_b <= k.rows, "document " + std::to_string(i) + " ends at " + std::to_string(to_a) + " and " + std::to_string(to_b) + ", which is out of range or out of order");
       if (to_a > a) segments.push_back({0, a, to_a - a, b, to_b - b});
       a = to_a;
       b = to_b;
     }
-    need(a == q.rows, "the documents end at " + std::to_string(a) + " of " + std::to_string(q.rows) + " rows");
+    need(a == q.rows, "the documents end at " + std::to_string(a) + " instead of row " + std::to_string(q.rows));
   }
   // The keys [first, last) that row `i` of a segment may see by its position.
   void visible(const Segment &s, int64_t i, int64_t &first, int64_t &last) const {

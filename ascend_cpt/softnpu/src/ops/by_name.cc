@@ -37,7 +37,7 @@ NAMED_OP(Assign) {
 // A value of one element is added to a variable of one element whatever the ranks.
 NAMED_OP(AssignAdd) {
   Tensor &variable = input(call, 0);
-  need(broadcast(variable.dims, input(call, 1).dims) == variable.dims, "a value of shape " + show(input(call, 1).dims) + " for " + show(variable.dims));
+  need(broadcast(variable.dims, input(call, 1).dims) == variable.dims, "a value of shape " + show(input(call, 1).dims) + " does not broadcast to " + show(variable.dims));
   each(variable, [](double x, double y) { return x + y; }, variable, input(call, 1));
   if (!call.outputs.empty()) copy(variable, output(call, 0));
 }
@@ -75,7 +75,7 @@ NAMED_OP(ScatterNdUpdate) {
   Tensor &variable = input(call, 0), &indices = input(call, 1), &updates = input(call, 2);
   need_rank(indices, 1, 8);
   int64_t depth = indices.dims.back(), num = depth ? indices.count() / depth : 0, width = num ? updates.count() / num : 0;
-  need(depth >= 1 && depth <= variable.rank(), "indices of shape " + show(indices.dims) + " for " + show(variable.dims));
+  need(depth >= 1 && depth <= variable.rank(), "indices of shape " + show(indices.dims) + " cannot index shape " + show(variable.dims));
   Dims expected(indices.dims.begin(), indices.dims.end() - 1), places = whole(indices);
   expected.insert(expected.end(), variable.dims.begin() + depth, variable.dims.end());
   need(updates.dims == expected, "updates of shape " + show(updates.dims) + ", but the indices give " + show(expected));
@@ -83,7 +83,7 @@ NAMED_OP(ScatterNdUpdate) {
     Tensor to = variable, from = updates;
     for (int64_t d = 0; d < depth; d++) {
       int64_t at = places[i * depth + d];
-      need(at >= 0 && at < variable.dims[d], "index " + std::to_string(at) + " for shape " + show(variable.dims));
+      need(at >= 0 && at < variable.dims[d], "index " + std::to_string(at) + " is out of range for shape " + show(variable.dims));
       to.offset += at * variable.strides[d];
     }
     to.dims.assign(variable.dims.begin() + depth, variable.dims.end());
@@ -99,7 +99,7 @@ NAMED_OP(ScatterNdUpdate) {
 NAMED_OP(Split) {
   const Tensor &in = input(call, 1);
   int64_t axis = find_axis((int64_t)number(input(call, 0), "the axis"), in.rank()), num = (int64_t)call.outputs.size();
-  need(num > 0 && in.dims[axis] % num == 0, "shape " + show(in.dims) + " in " + std::to_string(num) + " parts");
+  need(num > 0 && in.dims[axis] % num == 0, "cannot split axis " + std::to_string(axis) + " of shape " + show(in.dims) + " into " + std::to_string(num) + " equal parts");
   for (int64_t i = 0; i < num; i++) {
     Tensor view = take(in, axis, i * in.dims[axis] / num, in.dims[axis] / num);
     need_shape(call.outputs[i], view.dims);
@@ -121,7 +121,7 @@ NAMED_OP(GatherV2) {
   flat.strides = dense_strides(flat.dims);
   for (size_t i = 0; i < indices.size(); i++) {
     int64_t row = indices[i] < 0 ? indices[i] + n : indices[i];
-    need(row >= 0 && row < n, "index " + std::to_string(indices[i]) + " for " + std::to_string(n) + " slices");
+    need(row >= 0 && row < n, "index " + std::to_string(indices[i]) + " is out of range for an axis of " + std::to_string(n));
     copy(take(table, axis, row, 1), take(flat, axis, (int64_t)i, 1));
   }
 }
@@ -131,12 +131,12 @@ NAMED_OP(StridedSlice) {
   Tensor view = input(call, 0);
   Dims begin = whole(input(call, 1)), end = whole(input(call, 2)), step = whole(input(call, 3)), kept, strides;
   auto bit = [&](const char *mask, size_t d) { return ((int64_t)call.attribute(mask, 0) >> d & 1) != 0; };
-  need(begin.size() <= view.dims.size() && end.size() == begin.size() && step.size() == begin.size(), "begin, end and strides for shape " + show(view.dims));
+  need(begin.size() <= view.dims.size() && end.size() == begin.size() && step.size() == begin.size(), "begin, end and strides have different lengths, or more entries than shape " + show(view.dims));
   need(call.attribute("ellipsis_mask", 0) == 0 && call.attribute("new_axis_mask", 0) == 0, "ellipsis and new axes are not supported");
   for (size_t d = 0; d < view.dims.size(); d++) {
     if (d < begin.size()) {
       int64_t n = view.dims[d], s = step[d], low = s > 0 ? 0 : -1, high = s > 0 ? n : n - 1;
-      need(s != 0, "a stride of 0");
+      need(s != 0, "stride 0 is not allowed");
       auto clip = [&](int64_t x) { return std::max(low, std::min(high, x < 0 ? x + n : x)); };
       int64_t from = bit("begin_mask", d) ? (s > 0 ? 0 : n - 1) : clip(begin[d]), to = bit("end_mask", d) ? (s > 0 ? n : -1) : clip(end[d]);
       if (bit("shrink_axis_mask", d)) to = from + (s > 0 ? 1 : -1);

@@ -47,5 +47,5 @@ def test_missing_and_other_versions_are_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_unknown_extra_is_refused() -> None:
-    with pytest.raises(ClusterError, match="no requirements 'gpu'.*base, dev,.*ray, torch"):
+    with pytest.raises(ClusterError, match="no requirements file for 'gpu'.*base, dev,.*ray, torch"):
         main(["gpu"])
