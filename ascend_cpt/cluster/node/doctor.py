@@ -164,7 +164,7 @@ def _check_driver(node: Node, toolkit: Mapping[str, str]) -> Iterator[Finding]:
 def check_npus(node: Node) -> Iterator[Finding]:
     """Check that there are enough healthy and free NPUs for the workers."""
     if not node.num_devices:
-        text = "no NPU on this machine, so their number, health and use are not checked"
+        text = "no NPUs on this machine, so their health and use are not checked"
         yield Finding(level=Level.SKIPPED, check="npus", text=text)
         return
     visible = node.environ.get("ASCEND_RT_VISIBLE_DEVICES")

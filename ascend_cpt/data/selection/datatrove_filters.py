@@ -108,7 +108,7 @@ def check_installed(filters: FilterSettings) -> None:
         raise DataError(
             f"--filters: datatrove and spacy are not installed for {filters.python}; create an environment "
             "(python -m venv .venv-filters; .venv-filters/bin/pip install -r requirements/filters.txt) and set its "
-            f"python as `python:` in the configuration or in {PYTHON_VARIABLE}"
+            f"interpreter as `python:` in the --filters file or in {PYTHON_VARIABLE}"
         )
 
 
