@@ -26,7 +26,7 @@ LINGER_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 # A result holds the values of all processes, such as the steps of hundreds of checkpoints from hundreds of processes.
 MAX_LINE_BYTES = 64 << 20
-HELLO = "hello"
+HELLO = "connection"
 
 
 @dataclass(frozen=True, kw_only=True)

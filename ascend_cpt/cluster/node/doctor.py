@@ -115,7 +115,7 @@ def check_cann(node: Node) -> Iterator[Finding]:
     """Check CANN's environment and version, and the driver."""
     home_name = node.environ.get("ASCEND_HOME_PATH")
     if not node.num_devices:
-        text = "no NPU on this machine (/dev/davinci0 ...), so CANN and the driver are not needed"
+        text = "no NPUs on this machine (no /dev/davinci<number>), so CANN and the driver are not needed"
         yield Finding(level=Level.SKIPPED, check="cann", text=text)
         return
     if not home_name:
@@ -205,7 +205,7 @@ def check_npus(node: Node) -> Iterator[Finding]:
 def check_hccl(node: Node) -> Iterator[Finding]:
     """Check timeouts and ports of HCCL, the communication library."""
     if not node.num_devices:
-        text = "no NPU on this machine, so HCCL is not used"
+        text = "no NPUs on this machine, so HCCL is not used"
         yield Finding(level=Level.SKIPPED, check="hccl", text=text)
         return
     found = [*_check_timeouts(node.environ)]

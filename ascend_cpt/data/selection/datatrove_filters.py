@@ -103,7 +103,7 @@ def check_installed(filters: FilterSettings) -> None:
     try:
         found = subprocess.run([filters.python, "-c", "import datatrove, spacy"], capture_output=True, check=False)
     except OSError as error:
-        raise DataError(f"--filters: the Python {filters.python} cannot be run: {error.strerror}") from error
+        raise DataError(f"--filters: the interpreter {filters.python} cannot be run: {error.strerror}") from error
     if found.returncode:
         raise DataError(
             f"--filters: datatrove and spacy are not installed for {filters.python}; create an environment "

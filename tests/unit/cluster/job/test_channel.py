@@ -153,6 +153,12 @@ def test_a_rank_that_never_answers() -> None:
     assert "not all 2 processes reached the check 'data' within 0 s" in str(results[0])
 
 
+def test_a_rank_that_never_connects() -> None:
+    channel = JobChannel(rank=0, size=2, node=0, address=("127.0.0.1", find_free_port()), timeout_s=0.3)
+    with pytest.raises(ClusterError, match="not all 2 processes reached the check 'connection' within 0 s"):
+        channel.__enter__()
+
+
 def test_processes_at_different_checks() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
         if rank == 1:
