@@ -85,7 +85,7 @@ def train_run(
 ) -> int:
     """Compile and train. Returns the exit code."""
     for line in start.warnings if process.rank == 0 else ():
-        print(f"warning: skipped an incomplete checkpoint: {line}", file=sys.stderr)
+        print(f"warning: skipped an unusable checkpoint: {line}", file=sys.stderr)
     if start.step >= run.budget.total_steps:
         if process.rank == 0:
             print(f"{run.run_dir}: already complete at step {start.step}; nothing to do")
