@@ -13,6 +13,7 @@ from mindspore.train import Callback
 
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training.run_controller import RunController
+from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.backend.training.validation import Evaluator
@@ -93,7 +94,7 @@ def build_callbacks(
         initial_step=initial_step,
         writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
-        build_evaluator=partial(_build_evaluator, run, data_rank) if validation else None,
+        build_evaluator=partial(_build_evaluator, run, data_rank, reports) if validation else None,
         validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
         num_ranks=run.layout.world_size,
@@ -232,14 +233,14 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
     )
 
 
-def _build_evaluator(run: ResolvedRun, data_rank: int, network: nn.Cell) -> Evaluator:
+def _build_evaluator(run: ResolvedRun, data_rank: int, gives_loss: bool, network: nn.Cell) -> Evaluator:
     assert run.config.cpt.validation is not None
-    return Evaluator(
+    scorer = RowScorer(
         network,
-        run.validation,
         row_format=run.row_format,
-        batch_size=run.budget.micro_batch_size,
-        rank=data_rank,
-        num_ranks=run.layout.data_parallel,
-        max_rows=run.config.cpt.validation.max_rows,
+        layout=run.layout,
+        num_micro_batches=run.budget.num_accumulation_steps,
+        data_rank=data_rank,
+        gives_loss=gives_loss,
     )
+    return Evaluator(scorer, run.validation, max_rows=run.config.cpt.validation.max_rows)
