@@ -155,9 +155,7 @@ class RowScorer:
         losses, _, num_labels = self._run([(row, None) for row in rows])
         return float(losses.sum()), num_labels
 
-    def score(
-        self, rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]
-    ) -> tuple[Sums, Sums]:
+    def score(self, rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]) -> tuple[Sums, Sums]:
         """Return for up to `rows_per_score` rows the summed loss (nats) and the number of labels predicted best.
 
         Args:
@@ -167,9 +165,7 @@ class RowScorer:
         losses, hits, _ = self._run(list(rows))
         return losses[: len(rows)], hits[: len(rows)]
 
-    def _run(
-        self, rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]]
-    ) -> tuple[Sums, Sums, int]:
+    def _run(self, rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]]) -> tuple[Sums, Sums, int]:
         """Return loss and hits by position in a micro batch, summed over the micro batches, and the number of labels."""
         columns, num_labels = self._make_columns(rows)
         with without_accumulation(), self._sum_rows():
