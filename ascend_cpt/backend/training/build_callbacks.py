@@ -12,8 +12,8 @@ from mindspore import nn
 from mindspore.train import Callback
 
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
-from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.row_scorer import RowScorer
+from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.backend.training.validation import Evaluator

@@ -166,7 +166,7 @@ class RowScorer:
         return losses[: len(rows)], hits[: len(rows)]
 
     def _run(self, rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]]) -> tuple[Sums, Sums, int]:
-        """Return loss and hits by position in a micro batch, summed over the micro batches, and the number of labels."""
+        """Return loss and hits by position in a micro batch, summed over micro batches, and the number of labels."""
         columns, num_labels = self._make_columns(rows)
         with without_accumulation(), self._sum_rows():
             output = self._cell(*(Tensor(column) for column in columns))
