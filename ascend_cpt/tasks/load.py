@@ -77,6 +77,7 @@ def load_task(
         raise ConfigError("; ".join(f"task {name}: {problem}" for problem in problems))
     prompts = load_prompts(config)
     encoder = _Encoder(encode=encode, prefix_token=prefix_token, add_prefix=add_prefix)
+    invalid: list[str] = []
     requests: list[Request] = []
     kept: list[Prompt] = []
     too_long: list[str] = []
@@ -85,7 +86,7 @@ def load_task(
         try:
             made = _make_requests(len(kept), prompt, config.kind, encoder)
         except ValueError as error:
-            problems.append(f"{prompt.where}: {error}")
+            invalid.append(f"{prompt.where}: {error}")
             continue
         length = max(len(request.context) + len(request.continuation) - 1 for request in made)
         if length > seq_length:
@@ -94,7 +95,7 @@ def load_task(
             continue
         requests += made
         kept.append(prompt)
-    raise_problems(config.path, problems)
+    raise_problems(config.path, invalid)
     if not kept:
         raise DataError(
             f"{config.path}: no item fits into rows of {seq_length} tokens (the shortest needs {shortest}); "

@@ -77,10 +77,14 @@ def detect_schema(record: Record) -> str:
     ]
     if len(fitting) == 1:
         return fitting[0]
-    found = f"{record.where}: found keys {', '.join(map(str, record.data)) or 'none'}"
+    found = ", ".join(map(str, record.data)) or "none"
     if fitting:
-        raise DataError(f"{found}, which fit several schemas; set `schema` to one of {', '.join(fitting)}")
-    raise DataError(f"{found}, which fit no schema; known: {'; '.join(map(describe_keys, SCHEMAS))}")
+        names = ", ".join(fitting)
+        raise DataError(
+            f"{record.where}: found keys {found}, which fit several schemas; set `schema` to one of {names}"
+        )
+    known = "; ".join(map(describe_keys, SCHEMAS))
+    raise DataError(f"{record.where}: found keys {found}, which fit no schema; known: {known}")
 
 
 def describe_keys(name: str) -> str:
@@ -176,7 +180,7 @@ def _parse_lambada(data: Mapping[str, Any], problems: list[str]) -> Question | N
     context, _, word = text.rpartition(" ")
     if not problems and not word:
         problems.append("text: ends with a space; the last word is the answer")
-    # The answer begins with a space. lm-evaluation-harness puts another one before it in examples.
+    # The answer begins with a space, and in examples lm-evaluation-harness puts another one before it.
     return None if problems else Question(text=context, answers=(f" {word}",), gold=0, delimiter="")
 
 

@@ -115,6 +115,12 @@ def test_examples_are_the_first_of_the_subject_and_never_the_item_itself(tmp_pat
     ]
 
 
+def test_examples_of_continuations_have_their_own_spaces(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.jsonl", [{"context": "a", "continuation": end} for end in (" b", "c")])
+    config = TaskConfig(path=path, kind="continuation", few_shot=1, few_shot_path=path)
+    assert [prompt.text for prompt in load_prompts(config)] == ["ac\n\na", "a b\n\na"]
+
+
 def test_empty_prompt_is_the_prefix_token(tmp_path: Path) -> None:
     path = write(tmp_path / "items.jsonl", [{"context": "", "continuation": "word"}])
     (request,) = load(path, kind="continuation").requests

@@ -14,7 +14,14 @@ from ascend_cpt.tasks.score import TaskScore, score_task
 
 def make_task(kind: str, metric: str, num_chars: list[list[int]], gold: list[int]) -> Task:
     requests = tuple(
-        Request(item=item, choice=choice, context=(1,), continuation=(2,), num_bytes=3 * length, num_chars=length)
+        Request(
+            item=item,
+            choice=choice,
+            context=(1,),
+            continuation=(2,),
+            num_bytes=length if choice else 3 * length,
+            num_chars=length,
+        )
         for item, lengths in enumerate(num_chars)
         for choice, length in enumerate(lengths)
     )
@@ -38,12 +45,12 @@ def score(task: Task, log_likelihoods: list[float], greedy: list[bool] | None = 
 
 def test_multiple_choice() -> None:
     task = make_task("multiple_choice", "acc_norm", [[1, 10], [2, 2, 2], [1, 1]], [1, 0, 1])
-    result = score(task, [-2.0, -10.0, -3.0, -1.0, -3.0, -1.0, -1.0])
+    result = score(task, [-2.0, -10.0, -4.0, -1.0, -3.0, -1.0, -1.0])
     # Per character the first item's second choice is better. The last item is a tie: the first choice is taken.
     assert result.metrics["acc"] == 0
     assert result.metrics["acc_norm"] == result.score == pytest.approx(1 / 3)
     assert result.standard_errors["acc_norm"] == pytest.approx(1 / 3)
-    assert result.metrics["bits_per_byte"] == pytest.approx((10 + 3 + 1) / (3 * (10 + 2 + 1)) / math.log(2))
+    assert result.metrics["bits_per_byte"] == pytest.approx((10 + 4 + 1) / (10 + 3 * 2 + 1) / math.log(2))
     assert result.standard_errors["bits_per_byte"] is None
     assert (result.metric, result.higher_is_better, result.num_items) == ("acc_norm", True, 3)
 
