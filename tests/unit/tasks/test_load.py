@@ -191,7 +191,7 @@ def test_bad_plain_row(tmp_path: Path, row: Mapping[str, Any] | str, message: st
         ({**ARC, "answerKey": "C"}, "answerKey: 'C' is not one of A, B"),
         (
             {**ARC, "choices": ["x", "y"], "answer": 0},
-            "found keys question, choices, answerKey, answer, which fit several schemas; set `schema` to one of mmlu, arc",
+            "found keys question, choices, answerKey, answer, which fit several schemas; set `schema` to one of mmlu",
         ),
         ({**ARC, "choices": {"text": ["x", "y"]}}, "choices: must be {text: [...], label: [...]}"),
         ({**ARC, "choices": {"text": ["x", "y"], "label": ["A"]}}, "choices: has 2 texts and 1 labels"),
