@@ -7,7 +7,7 @@ from typing import Annotated
 
 from ascend_cpt.config.values import Interval
 
-# Unlike a name of schema.py, these annotations can be used without importing the module that imports this one.
+# schema.py has the same annotations, but it imports this module.
 AtLeastOne = Annotated[int, "positive"]
 AtLeastZero = Annotated[int, "not negative"]
 
@@ -31,7 +31,7 @@ class TaskConfig:
     few_shot_path: str | None = None
     """File or folder with the examples, in the same schema."""
     max_items: AtLeastOne | None = None
-    """Use at most this many items, chosen at random with a fixed seed; default: all."""
+    """Use at most this many items, spread over the file and chosen with a fixed seed; default: all."""
     metric: str | None = None
     """`acc`, `acc_norm`, `exact` or `bits_per_byte`; default: the first that the kind has."""
     max_drop: float | None = None

@@ -20,9 +20,10 @@ from ascend_cpt.errors import DataError
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 SEED = 0
 """Seed of the choice of items."""
-T = TypeVar("T")
 MAX_LISTED = 20
 """Number of problems that one error lists."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)

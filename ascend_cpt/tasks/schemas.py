@@ -106,8 +106,7 @@ def _parse_mmlu(data: Mapping[str, Any], problems: list[str]) -> Question | None
     choices = _read_texts(data, "choices", problems)
     if choices and len(choices) != len(LETTERS):
         problems.append(f"choices: has {len(choices)} entries; mmlu has {len(LETTERS)}")
-    subject = data.get("subject")
-    return _make_letter_question(data, "question", choices, "answer", "Answer:", subject, problems)
+    return _make_letter_question(data, "question", choices, "answer", "Answer:", problems)
 
 
 def _parse_ceval(data: Mapping[str, Any], problems: list[str]) -> Question | None:
@@ -120,7 +119,7 @@ def _parse_cmmlu(data: Mapping[str, Any], problems: list[str]) -> Question | Non
 
 def _parse_chinese(data: Mapping[str, Any], question: str, answer: str, problems: list[str]) -> Question | None:
     choices = [_read_text(data, letter, problems) for letter in LETTERS]
-    return _make_letter_question(data, question, choices, answer, "答案：", data.get("subject"), problems)
+    return _make_letter_question(data, question, choices, answer, "答案：", problems)
 
 
 def _make_letter_question(
@@ -129,7 +128,6 @@ def _make_letter_question(
     choices: Sequence[str],
     answer_key: str,
     ending: str,
-    subject: object,
     problems: list[str],
 ) -> Question | None:
     """Return a question that lists its choices and is answered with a letter."""
@@ -142,6 +140,7 @@ def _make_letter_question(
         *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)),
         ending,
     ]
+    subject = data.get("subject")
     name = str(subject).replace("_", " ") if subject else None
     return Question(text="\n".join(lines), answers=LETTERS, gold=gold, subject=name)
 
@@ -185,7 +184,7 @@ def _parse_lambada(data: Mapping[str, Any], problems: list[str]) -> Question | N
 
 
 def _parse_plain(data: Mapping[str, Any], problems: list[str]) -> Question | None:
-    if "query" in data and "choices" in data:
+    if all(data.get(key) is not None for key in ("query", "choices")):
         query = _read_text(data, "query", problems, may_be_empty=True)
         choices = _read_choices(data, "choices", problems)
         gold = _read_gold(data, "gold", choices, problems)

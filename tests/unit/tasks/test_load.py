@@ -74,6 +74,14 @@ def test_formats_give_the_same_requests(tmp_path: Path, ending: str) -> None:
     assert [int(where.rpartition(":")[2]) for where in task.items] == numbers
 
 
+def test_columns_of_other_rows_are_null_in_parquet(tmp_path: Path) -> None:
+    rows = [PLAIN | {"context": None, "continuation": None}]
+    rows += [dict.fromkeys(PLAIN) | {"context": "one", "continuation": " two"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "items.parquet")
+    task = load(f"{tmp_path}/items.parquet", kind="answer_bits")
+    assert [decode(request.continuation) for request in task.requests] == [" four", " two"]
+
+
 def test_request(tmp_path: Path) -> None:
     task = load(write(tmp_path / "items.jsonl", [{"query": "Größe", "choices": ["ä", "bcd"], "gold": 1}]))
     first, second = task.requests
