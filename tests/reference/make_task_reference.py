@@ -33,7 +33,6 @@ import os
 import platform
 import shutil
 import tempfile
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +203,7 @@ def evaluate(lm: RecordingLM, name: str) -> tuple[list[Any], dict[str, Any]]:
     )
     (label,) = output["results"]
     prompts, tokens, log_likelihoods, greedy, position = [], [], [], [], 0
-    samples = sorted(output["samples"][label], key=lambda sample: sample["doc_id"])
-    for _, group in groupby(samples, key=lambda sample: sample["doc_id"]):
-        (sample,) = group
+    for sample in sorted(output["samples"][label], key=lambda sample: sample["doc_id"]):
         pairs = [tuple(argument) for argument in sample["arguments"]]
         ids = lm.token_ids[position : position + len(pairs)]
         position += len(pairs)
@@ -215,7 +212,7 @@ def evaluate(lm: RecordingLM, name: str) -> tuple[list[Any], dict[str, Any]]:
         tokens.append([ids[0][0], [continuation for _, continuation in ids]])
         for ((log_likelihood, is_greedy),) in sample["resps"]:
             log_likelihoods.append(float(log_likelihood))
-            greedy.append(str(is_greedy) == "True")
+            greedy.append(str(is_greedy) == "True")  # lm-evaluation-harness may log it as text
     assert position == len(lm.token_ids)
     found = output["results"][label]
     scores = {metric: found[f"{metric},none"] for metric in metrics.values()}
