@@ -1,10 +1,11 @@
-"""The monitoring part of the `cpt:` section: validation sets and their alarms, guards, metric sinks."""
+"""The monitoring part of the `cpt:` section: validation sets and tasks, their alarms, guards, metric sinks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
+from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.config.values import Interval
 
 AtLeastOne = Annotated[int, "positive"]
@@ -29,10 +30,12 @@ class ValidationSetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Held-out datasets. Their loss is computed before the first step, at each interval and after the last step."""
+    """Held-out datasets and tasks, evaluated before the first step, at each interval and after the last step."""
 
-    sets: dict[str, ValidationSetConfig]
+    sets: dict[str, ValidationSetConfig] = field(default_factory=dict)
     """Packed datasets by name."""
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Evaluation tasks by name; `sets` and `tasks` must not both be empty."""
     every: Interval | None = None
     """Interval in tokens (`1B`) or steps (`100 steps`); default: only before and after the run."""
     max_rows: AtLeastOne | None = None

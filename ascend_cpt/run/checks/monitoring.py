@@ -7,13 +7,14 @@ from ascend_cpt.config.monitoring_schema import ON_INCREASE, OPTIONAL_SINKS
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.monitor.trackers import PACKAGES, is_installed
+from ascend_cpt.tasks.check import find_task_problems
 
 GUARDED_WRAPPERS = ("MFTrainOneStepCell", "MFPipelineWithLossScaleCell")
 
 
 def find_monitoring_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
     """Return a problem for every setting of validation, sinks and guards that cannot work."""
-    return _check_alarms(config) + _check_sinks(config) + _check_guards(config, layout)
+    return _check_alarms(config) + _check_tasks(config) + _check_sinks(config) + _check_guards(config, layout)
 
 
 def _check_alarms(config: RunConfig) -> list[str]:
@@ -27,6 +28,21 @@ def _check_alarms(config: RunConfig) -> list[str]:
             problems.append(f"{where}: on_increase stop needs max_increase (nats over the loss before the first step)")
         if entry.max_increase is not None and not entry.max_increase >= 0:
             problems.append(f"{where}.max_increase: must not be negative, got {entry.max_increase:g}")
+    return problems
+
+
+def _check_tasks(config: RunConfig) -> list[str]:
+    validation = config.cpt.validation
+    if validation is None:
+        return []
+    problems: list[str] = []
+    if not validation.sets and not validation.tasks:
+        where = f"{config.locate('cpt', 'validation')}: cpt.validation"
+        problems.append(f"{where}: has neither sets nor tasks; add one, or remove the section")
+    for name, task in validation.tasks.items():
+        for problem in find_task_problems(task):
+            keys = ("cpt", "validation", "tasks", name, problem.partition(":")[0])
+            problems.append(f"{config.locate(*keys)}: {'.'.join(keys[:-1])}.{problem}")
     return problems
 
 

@@ -21,6 +21,10 @@ def find(tmp_path: Any, overrides: dict[str, Any]) -> list[str]:
     return find_monitoring_problems(config, derive_layout(config, 8))
 
 
+def task(**settings: Any) -> dict[str, Any]:
+    return {"cpt.validation": {"tasks": {"exam": {"path": "x", "kind": "continuation", **settings}}}}
+
+
 def alarm(**settings: Any) -> dict[str, Any]:
     return {"cpt.validation": {"sets": {"general": {"path": "x", **settings}}}}
 
@@ -33,6 +37,8 @@ def alarm(**settings: Any) -> dict[str, Any]:
         {"cpt.guards": {"loss_spike": {}, "grad_norm_spike": {"sigmas": 4}}},
         {"cpt.guards": {"grad_norm_spike": {}}, "parallel_config": {"pipeline_stage": 2}},
         {"cpt.monitor.sinks": []},
+        task(schema="lambada", metric="exact", few_shot=1, few_shot_path="y", max_items=4),
+        task(max_drop=0.02, on_drop="stop", patience="100 steps"),
     ],
 )
 def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
@@ -46,6 +52,9 @@ def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
             alarm(max_increase=0.1, on_increase="halt"),
             "sets.general.on_increase: 'halt' is unknown; choose warn or stop",
         ),
+        ({"cpt.validation": {"every": "1B"}}, "cpt.validation: has neither sets nor tasks; add one"),
+        (task(kind="choice"), "cpt.validation.tasks.exam.kind: 'choice' is unknown"),
+        (task(metric="acc"), "command line: cpt.validation.tasks.exam.metric: continuation has no acc"),
         (alarm(on_increase="stop"), "on_increase stop needs max_increase"),
         (alarm(max_increase=-1), "must not be negative, got -1"),
         ({"cpt.monitor.sinks": ["tensorbord"]}, "'tensorbord' is unknown; did you mean 'tensorboard'?"),
