@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ascend_cpt.config.values import Interval
+from ascend_cpt.config.values import Interval, Patience
 
 AtLeastOne = Annotated[int, "positive"]
 
@@ -25,6 +25,8 @@ class ValidationSetConfig:
     """Alarm when the loss is more than this many nats above the loss before the first step."""
     on_increase: str = "warn"
     """`warn`, or `stop`: save a checkpoint and exit with code 1."""
+    patience: Patience | None = None
+    """With `stop`: how long the loss may stay above, `1B` (tokens), `100 steps` or `3 validations`; default: not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class ValidationConfig:
     every: Interval | None = None
     """Interval in tokens (`1B`) or steps (`100 steps`); default: only before and after the run."""
     max_rows: AtLeastOne | None = None
-    """Use only the first `max_rows` rows of each set; default: all."""
+    """Use only `max_rows` rows of each set, spread over the whole set; default: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

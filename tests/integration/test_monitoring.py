@@ -19,7 +19,9 @@ NERVOUS = {
     "grad_norm_spike": {"sigmas": 1.2, "window_steps": 8},
     "max_skips_in_a_row": 19,
 }
-MEASURED = ("step_time_s", "tokens_per_s", "tokens_per_s_per_device", "data_wait_s", "compute_s")
+MEASURED = (
+    "step_time_s", "tokens_per_s", "tokens_per_s_per_device", "tflops_per_device", "data_wait_s", "compute_s"
+)  # fmt: skip
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
