@@ -158,7 +158,9 @@ def _describe_patience(step: int, state: _State, limits: AlarmLimits) -> str:
     if not limits.has_patience:
         return ""
     patience, unit = (
-        (limits.patience_validations, "validations") if limits.patience_validations else (limits.patience_steps, "steps")
+        (limits.patience_validations, "validations")
+        if limits.patience_validations
+        else (limits.patience_steps, "steps")
     )
     since = f", beyond its limit since step {state.beyond_since}"
     left = _count_left(step, state, limits)

@@ -67,7 +67,7 @@ class SinkGroup:
 
 
 class ConsoleSink:
-    """Prints a line every `print_every_steps` steps, for the first, the last and skipped steps, validations and tasks."""
+    """Prints a line every `print_every_steps` steps, for the first, last and skipped steps, validations and tasks."""
 
     def __init__(self, stream: TextIO, print_every_steps: int) -> None:
         self._stream, self._every = stream, max(1, print_every_steps)

@@ -142,7 +142,7 @@ class RunController(Callback):
 def _make_alarm_error(verdicts: Sequence[AlarmVerdict], saved: str) -> RunStopped:
     messages = "; ".join(verdict.message for verdict in verdicts)
     return RunStopped(
-        f"stopped by on_increase: {messages}{saved}; to continue, raise max_increase or patience, or set on_increase to "
+        f"stopped by on_increase: {messages}{saved}; to continue, raise max_increase or patience or set on_increase to "
         "warn"
     )
 

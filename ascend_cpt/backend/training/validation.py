@@ -13,6 +13,7 @@ from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.training.data_loader import PackedRows
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat
+from ascend_cpt.data.packed.row_choice import choose_rows
 from ascend_cpt.monitor.record import ValidationRecord
 from ascend_cpt.run.resolved_run import Dataset
 
@@ -61,11 +62,11 @@ class Evaluator:
 
     def _evaluate_set(self, dataset: Dataset, step: int) -> ValidationRecord:
         rows = PackedRows([dataset.manifest], dataset.seq_length)
-        num_rows = min(dataset.num_rows, self._max_rows or dataset.num_rows)
+        chosen = choose_rows(dataset.num_rows, self._max_rows)
         per_batch = self._batch_size * self._num_ranks
         totals = np.zeros(2)  # summed loss, number of labels
-        for start in range(0, num_rows, per_batch):
-            batch = self._read_batch(rows, start, min(start + per_batch, num_rows))
+        for start in range(0, len(chosen), per_batch):
+            batch = self._read_batch(rows, chosen[start : start + per_batch])
             own = slice(self._rank * self._batch_size, (self._rank + 1) * self._batch_size)
             with without_accumulation():
                 outputs = self._cell(*(Tensor(column[own]) for column in batch))
@@ -87,14 +88,14 @@ class Evaluator:
             bits_per_byte=compute_bits_per_byte(loss, dataset.manifest),
         )
 
-    def _read_batch(self, rows: PackedRows, start: int, stop: int) -> list[np.ndarray]:
+    def _read_batch(self, rows: PackedRows, numbers: np.ndarray) -> list[np.ndarray]:
         """Return the inputs of a global batch by column; a short batch is padded with rows whose labels are ignored."""
-        packed = rows.read(np.zeros(stop - start, np.int64), np.arange(start, stop))
+        packed = rows.read(np.zeros_like(numbers), numbers)
         missing = self._batch_size * self._num_ranks - len(packed)
         packed = np.concatenate([packed, np.repeat(packed[:1], missing, axis=0)])
         made = [self._format.make(row, place) for place, row in enumerate(packed)]
         columns = [np.stack(column) for column in zip(*made, strict=True)]
-        columns[1][stop - start :] = IGNORE_LABEL
+        columns[1][len(numbers) :] = IGNORE_LABEL
         return columns
 
 

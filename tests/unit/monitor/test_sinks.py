@@ -22,7 +22,6 @@ from ascend_cpt.monitor.sinks import (
     format_account,
     format_duration,
     format_step,
-    format_task,
     format_validation,
 )
 from ascend_cpt.monitor.summary import summarize_run
