@@ -28,8 +28,8 @@ class StepRecord:
     tokens_per_s: float
     """Mean over the last steps, without a launch's first step, which compiles."""
     tokens_per_s_per_device: float = 0.0
-    tflops_per_device: float = 0.0
-    """Achieved model TFLOPS: tokens_per_s_per_device × training FLOPs per token / 10^12."""
+    tflops_per_device: float | None = None
+    """Achieved model TFLOPS: tokens_per_s_per_device × training FLOPs per token / 10^12; None in old records."""
     mfu: float | None = None
     """Model FLOPs utilization, 0 to 1; None if the device's peak is unknown."""
     data_wait_s: float | None = None

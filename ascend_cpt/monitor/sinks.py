@@ -109,7 +109,7 @@ def format_step(record: StepRecord) -> str:
     tokens_per_step = record.tokens / record.step
     remaining_s = (record.total_steps - record.step) * tokens_per_step / record.tokens_per_s
     norm = "" if record.grad_norm is None else f"  grad-norm {record.grad_norm:.3g}"
-    tflops = f"  {record.tflops_per_device:.3g} TFLOPS/device" if record.tflops_per_device else ""
+    tflops = "" if record.tflops_per_device is None else f"  {record.tflops_per_device:.3g} TFLOPS/device"
     mfu = "" if record.mfu is None else f"  MFU {record.mfu:.1%}"
     skipped = f"  SKIPPED ({record.skipped}; {record.num_skipped} so far)" if record.skipped else ""
     phase = f"  {record.phase}" if record.phase else ""

@@ -106,6 +106,7 @@ def test_run_without_alarms_and_tasks_has_no_marks_and_no_table(tmp_path: Path) 
     metrics.write_text(metrics.read_text(encoding="utf-8").replace('"alarm": true', '"alarm": false'), encoding="utf-8")
     page = render_report([load_run(run)])
     charts = read_data(page)["charts"]
+    assert "TFLOPS per device" not in page, "records of old versions do not have it"
     assert not [chart["title"] for chart in charts[1:] if "marks" in chart] and "<th>Task</th>" not in page
 
 
@@ -140,6 +141,18 @@ def test_chart_and_table_of_a_task(tmp_path: Path, higher_is_better: bool, limit
         f"<tr><td>a&lt;b</td><td>acc ({words} is better)</td><td>50</td><td>0.5000 (step 0)</td><td>0.5000 (step 20)"
         "</td><td>+0.0000</td><td>steps 10 to 20</td></tr>"
     ) in page
+
+
+def test_compute_of_a_device(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    sink = JsonlSink(run / "metrics.jsonl", 20)
+    for step in range(21, 24):
+        sink.write(make_step(step, tflops_per_device=100.0 + step, mfu=0.5))
+    sink.close()
+    page = render_report([load_run(run)])
+    charts = {chart["title"]: chart for chart in read_data(page)["charts"]}
+    assert charts["TFLOPS per device"]["lines"][0]["y"][-3:] == [121, 122, 123]
+    assert "2.05K tokens/s, 122 TFLOPS per device, MFU 50.0% (medians)" in page
 
 
 def test_page_loads_no_external_resources(tmp_path: Path) -> None:

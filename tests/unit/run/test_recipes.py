@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,14 +112,21 @@ def test_nvidia_recipe_needs_more_than_two_epochs(resolve_run: ResolveRun) -> No
 
 
 @pytest.mark.parametrize("name", ["stability_gap_epochs", "stability_gap_quality", "stability_gap_mixture"])
-def test_alarm_of_the_stability_gap_recipes_waits_a_fifth_of_the_run(resolve_run: ResolveRun, name: str) -> None:
+def test_alarm_of_the_stability_gap_recipes_waits_60_percent_of_the_run(resolve_run: ResolveRun, name: str) -> None:
     run = resolve_run(name, 8)
     validation = run.config.cpt.validation
     assert validation is not None
     general = validation.sets["general"]
     assert general.on_increase == "stop" and general.patience is not None
     steps = general.patience.to_steps(run.budget.tokens_per_step)
-    assert steps == pytest.approx(run.budget.total_steps / 5, abs=1)
+    assert steps == pytest.approx(0.6 * run.budget.total_steps, abs=1)
+
+
+def test_guide_names_the_stability_gap_recipes() -> None:
+    guide = (RECIPES.parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"`(stability_gap_\w+\.yaml)`", guide)) == sorted(
+        path.name for path in RECIPES.glob("stability_gap_*.yaml")
+    )
 
 
 def test_subset_is_trained_on_for_four_epochs(resolve_run: ResolveRun) -> None:
