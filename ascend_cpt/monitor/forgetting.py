@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,18 @@ class ForgettingAlarm:
             message = _describe_alarm(record, value, state, limits) + _describe_patience(record.step, state, limits)
         stop = limits.stops and _count_left(record.step, state, limits) <= 0
         return AlarmVerdict(record=_complete(record, state), message=message, stop=stop)
+
+
+def describe_stop(verdicts: Sequence[AlarmVerdict], saved: str = "") -> str:
+    """Return the error message of a run that these verdicts stop; `saved` says where it was saved."""
+    are_sets = [isinstance(verdict.record, ValidationRecord) for verdict in verdicts]
+    actions = [action for action, is_set in (("on_increase", True), ("on_drop", False)) if is_set in are_sets]
+    limits = [limit for limit, is_set in (("max_increase", True), ("max_drop", False)) if is_set in are_sets]
+    messages = "; ".join(verdict.message for verdict in verdicts)
+    return (
+        f"stopped by {' and '.join(actions)}: {messages}{saved}; to continue, raise {' and '.join(limits)} or patience, "
+        f"or set {' and '.join(actions)} to warn"
+    )
 
 
 def _complete(record: Judged, state: _State) -> Judged:

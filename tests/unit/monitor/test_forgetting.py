@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ascend_cpt.config.values import parse_patience
-from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm, make_limits
+from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm, describe_stop, make_limits
 from ascend_cpt.monitor.record import TaskRecord, ValidationRecord, to_values
 
 
@@ -158,6 +158,22 @@ def test_score_of_a_task(higher_is_better: bool, worse: float, better: float) ->
     assert [verdict.record for verdict in restored] == [verdicts[4].record]
     last = resumed.judge(score(5, worse, higher_is_better=higher_is_better))
     assert last == verdicts[5] and to_values(last.record)["base_score"] == 0.5
+
+
+def test_message_of_a_stop_names_the_keys_to_change() -> None:
+    limits = AlarmLimits(max_change=0.05, stops=True)
+    alarm = ForgettingAlarm(sets={"general": limits}, tasks={"arc": limits})
+    alarm.judge(record(0, 2.0))
+    alarm.judge(score(0, 0.5))
+    one, other = alarm.judge(record(5, 2.1)), alarm.judge(score(5, 0.4))
+    assert describe_stop([one], "; saved in x") == (
+        f"stopped by on_increase: {one.message}; saved in x; to continue, raise max_increase or patience, or set "
+        "on_increase to warn"
+    )
+    assert describe_stop([other]).endswith("to continue, raise max_drop or patience, or set on_drop to warn")
+    both = describe_stop([one, other])
+    assert both.startswith("stopped by on_increase and on_drop: forgetting: validation set general ")
+    assert "; forgetting: task arc at step 5 " in both and both.count("\n") == 0
 
 
 def test_scores_of_another_metric_are_not_a_baseline() -> None:
