@@ -127,10 +127,8 @@ def describe_stop(verdicts: Sequence[AlarmVerdict], saved: str = "") -> str:
     actions = [action for action, is_set in (("on_increase", True), ("on_drop", False)) if is_set in are_sets]
     limits = [limit for limit, is_set in (("max_increase", True), ("max_drop", False)) if is_set in are_sets]
     messages = "; ".join(verdict.message for verdict in verdicts)
-    return (
-        f"stopped by {' and '.join(actions)}: {messages}{saved}; to continue, raise {' and '.join(limits)} or patience, "
-        f"or set {' and '.join(actions)} to warn"
-    )
+    action, limit = " and ".join(actions), " and ".join(limits)
+    return f"stopped by {action}: {messages}{saved}; to continue, raise {limit} or patience, or set {action} to warn"
 
 
 def _complete(record: Judged, state: _State) -> Judged:
