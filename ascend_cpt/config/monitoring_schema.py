@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from ascend_cpt.config.task_schema import TaskConfig
-from ascend_cpt.config.values import Interval
+from ascend_cpt.config.values import Interval, Patience
 
 AtLeastOne = Annotated[int, "positive"]
 
@@ -26,6 +26,8 @@ class ValidationSetConfig:
     """Alarm when the loss is more than this many nats above the loss before the first step."""
     on_increase: str = "warn"
     """`warn`, or `stop`: save a checkpoint and exit with code 1."""
+    patience: Patience | None = None
+    """With `stop`: how long the loss may stay above, `1B` (tokens), `100 steps` or `3 validations`; default: not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class ValidationConfig:
     every: Interval | None = None
     """Interval in tokens (`1B`) or steps (`100 steps`); default: only before and after the run."""
     max_rows: AtLeastOne | None = None
-    """Use only the first `max_rows` rows of each set; default: all."""
+    """Use only `max_rows` rows of each set, spread over the whole set; default: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,7 @@ def _shrink_validation(validation: dict[str, Any]) -> dict[str, Any]:
     sets = copy.deepcopy(validation["sets"])
     for entry in sets.values():
         entry.pop("seq_length", None)
+        entry.pop("patience", None)  # longer than the small run
         if entry.get("max_increase") is not None:
             entry["max_increase"] = MAX_INCREASE
     return {"sets": sets, "every": f"{SAVE_EVERY_STEPS} steps", "max_rows": VALIDATION_ROWS}

@@ -18,6 +18,7 @@ from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.checkpoint.state import RunState
+from ascend_cpt.config.monitoring_schema import ValidationConfig
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.config.values import to_steps
 from ascend_cpt.devices import find_peak_flops
@@ -27,7 +28,7 @@ from ascend_cpt.model.flops import count_training_flops_per_token
 from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
-from ascend_cpt.monitor.forgetting import ForgettingAlarm
+from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm, make_limits
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import read_history
 from ascend_cpt.monitor.record import RunInfo
@@ -99,12 +100,24 @@ def build_callbacks(
         stop_at_step=stop_at_step,
         num_ranks=run.layout.world_size,
         reports_to_launcher=is_first_on_node,
-        alarm=ForgettingAlarm(validation.sets if validation else {}),
-        recorded_validations=history.validations,
+        alarm=ForgettingAlarm(sets=_make_set_limits(validation, budget.tokens_per_step)),
+        recorded_validations=[*history.validations, *history.tasks],
         sinks=sinks,
         monitor=monitor,
     )
     return [monitor, controller]
+
+
+def _make_set_limits(validation: ValidationConfig | None, tokens_per_step: int) -> dict[str, AlarmLimits]:
+    return {
+        name: make_limits(
+            entry.max_increase,
+            stops=entry.on_increase == "stop",
+            patience=entry.patience,
+            tokens_per_step=tokens_per_step,
+        )
+        for name, entry in (validation.sets if validation else {}).items()
+    }
 
 
 def describe_run(run: ResolvedRun) -> RunInfo:
@@ -181,6 +194,7 @@ def _describe_set(run: ResolvedRun, dataset: Dataset) -> dict[str, Any]:
         "of_rows": dataset.num_rows,
         "max_increase": limits.max_increase,
         "on_increase": limits.on_increase,
+        "patience": str(limits.patience) if limits.patience else None,
     }
 
 

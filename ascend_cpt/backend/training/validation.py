@@ -10,6 +10,7 @@ import numpy as np
 from ascend_cpt.backend.training.data_loader import PackedRows
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.row_choice import choose_rows
 from ascend_cpt.monitor.record import ValidationRecord
 from ascend_cpt.run.resolved_run import Dataset
 
@@ -26,11 +27,11 @@ class Evaluator:
 
     def _evaluate_set(self, dataset: Dataset, step: int) -> ValidationRecord:
         rows = PackedRows([dataset.manifest], dataset.seq_length)
-        num_rows = min(dataset.num_rows, self._max_rows or dataset.num_rows)
+        chosen = choose_rows(dataset.num_rows, self._max_rows)
         per_call = self._scorer.rows_per_sum
         total, num_labels = 0.0, 0
-        for start in range(0, num_rows, per_call):
-            numbers = np.arange(start, min(start + per_call, num_rows))
+        for start in range(0, len(chosen), per_call):
+            numbers = chosen[start : start + per_call]
             loss, labels = self._scorer.sum(list(rows.read(np.zeros(len(numbers), np.int64), numbers)))
             total += loss
             num_labels += labels

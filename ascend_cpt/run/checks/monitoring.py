@@ -28,6 +28,24 @@ def _check_alarms(config: RunConfig) -> list[str]:
             problems.append(f"{where}: on_increase stop needs max_increase (nats over the loss before the first step)")
         if entry.max_increase is not None and not entry.max_increase >= 0:
             problems.append(f"{where}.max_increase: must not be negative, got {entry.max_increase:g}")
+        if entry.patience is not None:
+            problems.extend(find_patience_problems(config, keys, "on_increase", entry.on_increase))
+    return problems
+
+
+def find_patience_problems(config: RunConfig, keys: tuple[str, ...], action_key: str, action: str) -> list[str]:
+    """Return a problem for a `patience` without effect; `keys` lead to its section, `action_key` is warn or stop."""
+    validation = config.cpt.validation
+    assert validation is not None
+    where = f"{config.locate(*keys, 'patience')}: {'.'.join(keys)}.patience"
+    problems = []
+    if action != "stop":
+        problems.append(f"{where}: has no effect without {action_key}: stop; set it, or remove patience")
+    if validation.every is None:
+        problems.append(
+            f"{where}: has no effect without cpt.validation.every, because the next validation is the last one; set "
+            "every, or remove patience"
+        )
     return problems
 
 

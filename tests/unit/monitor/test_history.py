@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ascend_cpt.monitor.history import read_history
-from ascend_cpt.monitor.record import DataRecord, ValidationRecord
+from ascend_cpt.monitor.record import DataRecord, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.sinks import JsonlSink
 from tests.unit.monitor.test_sinks import make_step
 
@@ -19,6 +19,7 @@ def write_run(path: Path, num_steps: int) -> None:
         if step % 5 == 0:
             sink.write(DataRecord(step=step, tokens={"train": {"code": step}}, epochs={"code": 0.5}))
             sink.write(ValidationRecord(step=step, name="code", loss=2.0, num_labels=10))
+            sink.write(TaskRecord(step=step, name="arc", metric="acc", score=0.5, num_items=9, values={"acc": 0.5}))
     sink.close()
 
 
@@ -29,6 +30,7 @@ def test_history_has_the_last_steps_and_all_validations_up_to_the_checkpoint(tmp
     assert [step["step"] for step in history.steps] == [10, 11, 12, 13]
     assert history.steps[0]["loss"] == 1 / 10
     assert [record["step"] for record in history.validations] == [0, 5, 10]
+    assert [(record["step"], record["score"]) for record in history.tasks] == [(5, 0.5), (10, 0.5)]
     assert history.num_skipped == 3
     assert history.account is not None and history.account["tokens"] == {"train": {"code": 10}}
 
