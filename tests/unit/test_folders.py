@@ -28,7 +28,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     "run": (
         {"document_attention", "resolve_recipe"},
         {"resolved_run"},
-        {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
+        {"checks", "evaluation", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"resolve"},
         {"planning"},
         {"summary"},
@@ -37,7 +37,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"collectives", "cpu", "models", "mindformers_keys"},
         {"checkpointing", "inference"},
         {"training"},
-        {"simulated_rank"},
+        {"evaluation_network", "simulated_rank"},
     ),
 }
 
