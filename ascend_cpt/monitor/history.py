@@ -55,6 +55,9 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
             tasks.append(json.loads(line))
         elif kind == "data":
             account = json.loads(line)
+    for records in (validations, tasks):
+        # tools/evaluate.py appends records of earlier steps while the run goes on.
+        records.sort(key=lambda record: int(record["step"]))
     return History(
         steps=[json.loads(line) for line in steps],
         validations=validations,

@@ -36,6 +36,7 @@ from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase
+from ascend_cpt.run.evaluation.watching import STOP_NAME
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.tasks.load import Task
 
@@ -106,6 +107,7 @@ def build_callbacks(
         recorded_validations=[*history.validations, *history.tasks],
         sinks=sinks,
         monitor=monitor,
+        stop_file=run.run_dir / STOP_NAME,
     )
     return [monitor, controller]
 
