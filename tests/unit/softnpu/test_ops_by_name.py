@@ -172,7 +172,12 @@ def test_all_finite(device: Device, layout: str, dtype: str) -> None:
     [
         ("NoSuchOperator", [make((2,), "float32")], [], "does not implement this operator.*float32"),
         ("Assign", [make((2,), "float32"), make((3,), "float32")], [], "differ"),
-        ("Split", [DeviceTensor(0, "int32"), make((3,), "float32")], [make_zeros((1,), "float32")] * 2, "into 2 equal parts"),
+        (
+            "Split",
+            [DeviceTensor(0, "int32"), make((3,), "float32")],
+            [make_zeros((1,), "float32")] * 2,
+            "into 2 equal parts",
+        ),
         (
             "GatherV2",
             [make((3,), "float32"), DeviceTensor([3], "int32"), DeviceTensor(0, "int32")],
