@@ -38,7 +38,9 @@ def parse_args() -> argparse.Namespace:
     )
     to_mindformers.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     to_hf = commands.add_parser("to-hf", help="export a run or checkpoint of any layout to a Hugging Face folder")
-    to_hf.add_argument("source", type=Path, metavar="RUN", help="run folder (newest step), or checkpoint/iteration_*")
+    to_hf.add_argument(
+        "source", type=Path, metavar="RUN", help="run folder (newest step), RUN/best, or checkpoint/iteration_*"
+    )
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
     for command in (to_mindformers, to_hf):

@@ -31,7 +31,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"resolve"},
         {"planning"},
-        {"summary"},
+        {"summary", "export"},
     ),
     "backend": (
         {"collectives", "cpu", "models", "mindformers_keys"},

@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback
 
-from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter, KeepBest
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
@@ -28,7 +28,7 @@ from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm
 from ascend_cpt.monitor.guard import StepJudge
-from ascend_cpt.monitor.history import read_history
+from ascend_cpt.monitor.history import read_history, read_values
 from ascend_cpt.monitor.record import RunInfo
 from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
@@ -214,6 +214,16 @@ def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[s
     return account
 
 
+def _build_keep_best(run: ResolvedRun) -> KeepBest | None:
+    """Return the rule of `cpt.checkpoint.keep_best`; every rank that completes checkpoints sees metrics.jsonl."""
+    best = run.config.cpt.checkpoint.keep_best
+    if best is None:
+        return None
+    kind, name = ("validation", best.set) if best.set is not None else ("task", best.task)
+    assert name is not None
+    return KeepBest(num_best=best.n, read_values=partial(read_values, run.run_dir / METRICS_NAME, kind, name))
+
+
 def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> CheckpointWriter:
     budget, checkpoint = run.budget, run.config.cpt.checkpoint
     return CheckpointWriter(
@@ -224,6 +234,7 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
         global_batch_size=budget.global_batch_size,
         keep_last=checkpoint.keep_last,
         keep_every_steps=to_steps(checkpoint.keep_every, budget.tokens_per_step),
+        keep_best=_build_keep_best(run),
         shared=run.config.cpt.storage.shared,
         completes=completes,
         rank=rank,
