@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
+from ascend_cpt.run.export.model_card import make_card
 from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.compare import KindReport, compare_folders, compare_round_trip
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
@@ -76,7 +77,8 @@ def main() -> int:
         return EXIT_OK
     trained = open_trained(args.source, num_averaged=args.average, like=args.like)
     print(f"from {', '.join(str(path) for path in trained.origins)}")
-    print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions))
+    card = make_card(args.target, trained, options)
+    print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions, card=card))
     return EXIT_OK
 
 

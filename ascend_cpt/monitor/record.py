@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -135,6 +135,10 @@ class RunInfo:
     """Source → `rows` and `tokens` of one epoch."""
     validation: dict[str, dict[str, Any]]
     """Set → `rows` used, `of_rows`, `max_increase`, `on_increase`."""
+    base: dict[str, Any] | None = None
+    """The initial weights (`run/export/base_weights.py`); None if they were not recorded at the first step."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Package → version, of the last launch."""
 
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

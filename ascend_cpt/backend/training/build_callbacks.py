@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -11,6 +12,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback
 
+from ascend_cpt import __version__
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter, KeepBest
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
@@ -34,6 +36,8 @@ from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase
+from ascend_cpt.run.checks.job import list_software
+from ascend_cpt.run.export.base_weights import describe_base, read_run_info
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 
 METRICS_NAME = "metrics.jsonl"
@@ -183,9 +187,20 @@ def _describe_set(run: ResolvedRun, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _find_base(run: ResolvedRun, initial_step: int) -> dict[str, Any] | None:
+    """Return what the run started from: a resumed run keeps the record, since its configuration may have changed."""
+    if initial_step:
+        recorded: dict[str, Any] | None = read_run_info(run.run_dir).get("base")
+        return recorded
+    weights = run.config.initial_weights
+    return describe_base(weights) if weights else None
+
+
 def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO) -> SinkGroup:
     settings = run.config.cpt.monitor
-    info = describe_run(run).to_values()
+    info = dataclasses.replace(
+        describe_run(run), base=_find_base(run, initial_step), software={"ascend_cpt": __version__, **list_software()}
+    ).to_values()
     write_text(run.run_dir / RUN_INFO_NAME, json.dumps(info, indent=1) + "\n")
     always: list[Sink] = [
         ConsoleSink(console, settings.print_every_steps),
