@@ -35,6 +35,8 @@ def describe(run: ResolvedRun) -> str:
     if run.validation:
         lines.append(f"validate {', '.join(dataset.name for dataset in run.validation)}")
     lines.append(describe_disk(run))
+    if export := run.config.cpt.export:
+        lines.append(f"export   the {export.checkpoint} checkpoint to {export.to}, after the last step")
     lines += [f"note     {note}" for note in run.notes]
     return "\n".join(lines)
 
