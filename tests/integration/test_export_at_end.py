@@ -92,18 +92,19 @@ def test_under_the_launcher_one_worker_exports_and_a_failure_is_not_restarted(
     like.mkdir()
     (like / "tokenizer.json").write_text("{}", encoding="utf-8")
     config = write_config(validation=None, export={"to": str(target), "like": str(like)})
+    environment = {"ASCEND_CPT_MAX_RESTARTS": "3"}
+    done = launch(config, port=free_ports[0], log_dir=tmp_path / "log_a", env=environment)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "step 20/20" in output and output.count("export   verified against") == 1
+    assert {path.name for path in target.iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
+
     # A file with the temporary name of the export: this is found only when the export is written.
-    restarts = {"ASCEND_CPT_MAX_RESTARTS": "3"}
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/.exported.tmp").touch()
-    failed = launch(config, port=free_ports[0], log_dir=tmp_path / "log_a", env=restarts)
+    shutil.rmtree(target)
+    (target.parent / ".exported.tmp").touch()
+    failed = launch(config, port=free_ports[1], log_dir=tmp_path / "log_b", env=environment)
     output = failed.stdout + failed.stderr
     assert failed.returncode == 1, output
-    assert "step 20/20" in output and "restart 1 of" not in output
+    assert "already complete at step 20" in output and "restart 1 of" not in output
     assert "error: the run is complete, but its export to" in output
     assert f"to repeat it: python tools/convert_weights.py to-hf {tmp_path}/output/run/checkpoint" in output
-    (tmp_path / "folder/.exported.tmp").unlink()
-    done = launch(config, port=free_ports[1], log_dir=tmp_path / "log_b", env=restarts)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (done.stdout + done.stderr).count("export   verified against") == 1
-    assert {path.name for path in target.iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
