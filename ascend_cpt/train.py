@@ -90,7 +90,7 @@ def train_run(
 ) -> int:
     """Compile and train. Returns the exit code."""
     for line in start.warnings if process.rank == 0 else ():
-        print(f"warning: skipped: {line}", file=sys.stderr)
+        print(f"warning: skipped an unusable checkpoint: {line}", file=sys.stderr)
     if start.step >= run.budget.total_steps:
         if process.rank == 0:
             rest = "" if run.config.cpt.export else "; nothing to do"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests that need NPUs, on one node of eight (Atlas 800T A2): the doctor, then the tests marked `npu` (training of
+# Runs the tests that need NPUs, on one node with eight NPUs (Atlas 800T A2): the doctor, then the tests marked `npu` (training of
 # each family, layouts with tensor and pipeline parallelism, resume, export). Arguments go to pytest.
 #
 #     bash scripts/ci_atlas.sh [-k qwen3]
@@ -31,7 +31,7 @@ run "$PYTHON" tools/doctor.py --local-workers 8
 run bash scripts/prepare_sample.sh
 run "$PYTHON" -m pytest -m npu -v -rs tests/npu tests/unit/cluster "$@"
 if [[ "${DRY_RUN:-}" == 1 ]]; then
-    echo "running the tests:"
+    echo "commands that the tests would run:"
     "$PYTHON" tests/npu/cases.py "${CI_DATASET:-data/sample/packed/general_train_text_document}" \
         "${CI_FOLDER:-output/ci_atlas}"
 fi

@@ -6,8 +6,9 @@
 # HOSTFILE has one host per line; the first is node 0, and its name must resolve on all others. "#" starts a comment;
 # text after the name (slots=8) is ignored. Defaults: LOCAL_WORKER 8, MASTER_PORT 8118. Every node needs this repository
 # under the same path ($REMOTE_ROOT if different from the local one) and must accept ssh without a password.
-# Passed to all nodes: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. ENV_SCRIPT=/usr/local/Ascend/ascend-toolkit/set_env.sh is
-# sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the ssh commands without running them.
+# Passed to all nodes: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. If ENV_SCRIPT is set (for example to
+# /usr/local/Ascend/ascend-toolkit/set_env.sh), it is sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the
+# ssh commands without running them.
 #
 # Under Slurm no hostfile is needed:
 #     srun --nodes=2 --ntasks-per-node=1 bash scripts/msrun_launcher.sh "run_cpt.py --config ..."

@@ -24,7 +24,10 @@ def parse_args() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="run folder, RUN/best, checkpoint step, or Hugging Face folder"
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help="run folder, RUN/best, checkpoint folder (iteration_*), or Hugging Face folder",
     )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer folder or model file [from MODEL]")

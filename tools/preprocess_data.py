@@ -47,8 +47,17 @@ def parse_args() -> PreprocessSettings:
         metavar="KEY",
         help="keys or columns to pack, one dataset each [text]",
     )
-    add("--handler-name", default="GeneralPretrainHandler", help="or your own as package.module:Class [%(default)s]")
-    add("--txt-documents", choices=TXT_DOCUMENTS, default="line", help="unit of a document in .txt files [%(default)s]")
+    add(
+        "--handler-name",
+        default="GeneralPretrainHandler",
+        help="GeneralPretrainHandler, WikiTextHandler, or your own as package.module:Class [%(default)s]",
+    )
+    add(
+        "--txt-documents",
+        choices=TXT_DOCUMENTS,
+        default="line",
+        help="what one document is in .txt files [%(default)s]",
+    )
     add(
         "--max-bad-fraction",
         type=float,

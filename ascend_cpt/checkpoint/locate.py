@@ -47,12 +47,10 @@ def check_checkpoint(folder: Path) -> Checkpoint:
     for name, size_bytes in state.files.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing from the checkpoint; choose another step")
+            raise CheckpointError(f"{path}: missing from the checkpoint")
         actual_bytes = path.stat().st_size
         if actual_bytes != size_bytes:
-            raise CheckpointError(
-                f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}; choose another step"
-            )
+            raise CheckpointError(f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}")
     return Checkpoint(folder=folder, state=state)
 
 
@@ -109,7 +107,10 @@ def locate_checkpoint(path: Path) -> Checkpoint:
             f"{path}: no such checkpoint; give a run folder or one of its checkpoint/iteration_* folders"
         )
     if FOLDER_PATTERN.match(path.name) or (path / STATE_NAME).is_file():
-        return check_checkpoint(path)
+        try:
+            return check_checkpoint(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; choose another step") from None
     root = path / "checkpoint" if (path / "checkpoint").is_dir() else path
     found, skipped = find_newest_complete(root)
     if found is None:

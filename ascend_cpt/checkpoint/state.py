@@ -48,13 +48,9 @@ def read_state(folder: Path) -> RunState:
         data = json.loads(path.read_text(encoding="utf-8"))
         state = RunState(**data)
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: has no {STATE_NAME}, so the save did not finish; choose an earlier step"
-        ) from None
+        raise CheckpointError(f"{folder}: has no {STATE_NAME}, so the save did not finish") from None
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); choose an earlier step") from None
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if state.version != STATE_VERSION:
-        raise CheckpointError(
-            f"{path}: has version {state.version}, expected {STATE_VERSION}; choose another checkpoint"
-        )
+        raise CheckpointError(f"{path}: has version {state.version}, expected {STATE_VERSION}")
     return state

@@ -134,7 +134,7 @@ def draw_histograms(statistics: Statistics, path: Path) -> None:
     counts = np.sort(statistics.token_counts[statistics.token_counts > 0])[::-1]
     right.loglog(np.arange(1, counts.size + 1), counts)
     right.set(
-        xlabel="rank", ylabel="occurrences", title=f"{counts.size} of {statistics.token_counts.size} tokens occur"
+        xlabel="rank", ylabel="occurrences", title=f"{counts.size} of {statistics.token_counts.size} token ids occur"
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

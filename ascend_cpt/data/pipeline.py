@@ -110,7 +110,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         if settings.sub_range is not None:
             _run_shards(settings, tasks[slice(*settings.sub_range)], fork)
             logger.info(
-                "shards %d to %d are packed; when all shards are, run the command without --sub-range",
+                "shards %d to %d are packed; when all shards are packed, run the command without --sub-range",
                 *_inclusive(settings.sub_range),
             )
             return []

@@ -76,7 +76,7 @@ class PreprocessSettings:
             ),
             (
                 os.sep not in (self.dataset_name or ""),
-                "--dataset-name: must be a file name without folder",
+                "--dataset-name: must be a file name without a folder",
             ),
             (os.path.basename(self.output_prefix), f"--output-prefix {self.output_prefix}: must end in a file name"),
         ):

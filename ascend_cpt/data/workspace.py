@@ -112,7 +112,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
             if not settings.overwrite:
                 raise DataError(
                     f"{work}: left by an interrupted run that this one cannot resume ({difference}); "
-                    "finish the earlier command, or discard its work with --overwrite"
+                    "run the earlier command again to finish it, or discard its work with --overwrite"
                 )
             shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)

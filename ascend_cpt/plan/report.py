@@ -35,11 +35,11 @@ def render(plan: Estimate) -> str:
         f"{_share(time.pipeline_exchange_s, plan)}, bubble {_share(time.pipeline_bubble_s, plan)}, optimizer "
         f"{_share(time.update_s, plan)}",
         f"speed     {time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_device_s:,.0f} per device, MFU "
-        f"{time.model_flops_utilization:.0%} of {plan.machine.peak_flops / 1e12:.0f} TFLOPS (an estimate; errors in "
-        "docs/planning.md)",
+        f"{time.model_flops_utilization:.0%} of {plan.machine.peak_flops / 1e12:.0f} TFLOPS (an estimate; for its "
+        "accuracy see docs/planning.md)",
         _render_budget(plan),
-        f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} per checkpoint, {plan.checkpoints.num_kept} kept: "
-        f"{format_gigabytes(plan.checkpoints.disk_bytes)}",
+        f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} per checkpoint, at most "
+        f"{plan.checkpoints.num_held} on disk at once: {format_gigabytes(plan.checkpoints.disk_bytes)}",
         _render_verdict(plan),
     ]
     return "\n".join(lines)
@@ -156,8 +156,8 @@ def _render_verdict(plan: Estimate) -> str:
         return "fits      yes"
     worst = max(plan.stages, key=needed_bytes)
     return (
-        f"fits      NO: stage {worst.stage} needs {format_gigabytes(needed_bytes(worst))} of "
-        f"{format_gigabytes(plan.limits.usable_bytes)}, peak in `{worst.peak.name}`; list layouts that fit "
+        f"fits      NO: stage {worst.stage} needs {format_gigabytes(needed_bytes(worst))}, but only "
+        f"{format_gigabytes(plan.limits.usable_bytes)} are usable; peak in `{worst.peak.name}`; list layouts that fit "
         "with --suggest"
     )
 

@@ -125,12 +125,15 @@ def _compile_parallel_config(run: ResolvedRun, section: dict[str, Any]) -> dict[
 def _compile_parallel(run: ResolvedRun, section: dict[str, Any], cpu: bool) -> dict[str, Any]:
     if cpu:
         return {"parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False}
-    data = run.layout.data_parallel
+    layout, data = run.layout, run.layout.data_parallel
     defaults = {
         "parallel_mode": SEMI_AUTO_PARALLEL_MODE,
         "enable_alltoall": True,
         "search_mode": "sharding_propagation",
     }
+    if layout.pipeline_parallel == 1 and data * layout.context_parallel == 1:
+        # Nothing to shard. With gradient accumulation MindFormers would take the gradients of one micro batch only.
+        section = {**section, "enable_parallel_optimizer": False}
     return {
         **defaults,
         **section,

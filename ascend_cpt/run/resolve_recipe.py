@@ -169,7 +169,8 @@ def _resolve_phases(
             if is_last and stop != budget.total_steps:
                 raise ValueError(
                     f"ends at step {stop}, but the run has {budget.total_steps} steps "
-                    f"({format_count(budget.total_tokens)} tokens); make them equal or drop one"
+                    f"({format_count(budget.total_tokens)} tokens); make the end of this phase equal to the token "
+                    "budget, or remove one of the two settings"
                 )
             if not is_last and not first < stop < budget.total_steps:
                 raise ValueError(

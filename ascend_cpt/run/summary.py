@@ -90,7 +90,7 @@ def describe_disk(run: ResolvedRun) -> str:
     return (
         f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
         f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
-        f"most {checkpoints.num_held} kept at once: {format_bytes(checkpoints.disk_bytes)}{export}"
+        f"most {checkpoints.num_held} on disk at once: {format_bytes(checkpoints.disk_bytes)}{export}"
     )
 
 

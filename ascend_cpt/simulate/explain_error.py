@@ -20,7 +20,11 @@ _ADVICE: tuple[tuple[str, str, str], ...] = (
         "there must be at least as many micro batches as stages",
     ),
     (r"pipeline", "parallel_config.pipeline_stage", "the numbers of layers and devices must be divisible by it"),
-    (r"divisible|strategy|shard", "parallel_config", "a size of the model or the batch is not divisible by it"),
+    (
+        r"divisible|strategy|shard",
+        "parallel_config",
+        "a size of the model or the batch is not divisible by one of its values",
+    ),
     (r"recompute", "recompute_config", "set it to True or False"),
     (r"dtype|bfloat16|float16", "model.model_config.compute_dtype", "this dtype is not supported here"),
 )

@@ -13,7 +13,7 @@ def test_every_command_of_a_dry_run_is_legal(packed: Path, tmp_path: Path) -> No
     environ = {"DRY_RUN": "1", "CI_DATASET": str(packed), "CI_FOLDER": str(tmp_path)}
     result = run_command(["bash", "scripts/ci_atlas.sh", "-k", "qwen3"], env=environ)
     assert result.returncode == 0, result.stderr
-    steps, _, commands = result.stdout.partition("running the tests:\n")
+    steps, _, commands = result.stdout.partition("commands that the tests would run:\n")
     assert steps.splitlines() == [
         f"+ {sys.executable} tools/doctor.py --local-workers 8",
         "+ bash scripts/prepare_sample.sh",

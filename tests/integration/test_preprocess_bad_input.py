@@ -118,7 +118,10 @@ def test_bad_input(tokenizer: Path, tmp_path: Path, make: Callable[[Path], None]
             ["--handler-name", "GeneralPretrainHandlr"],
             ["GeneralPretrainHandlr: unknown; did you mean GeneralPretrainH"],
         ),
-        (["--handler-name", "no_module:Handler"], ["no_module:Handler: cannot be loaded", "PYTHONPATH"]),
+        (
+            ["--handler-name", "no_module:Handler"],
+            ["no_module:Handler: cannot be loaded", "its folder to PYTHONPATH"],
+        ),
         (["--n-subs", 0], ["--n-subs 0: must be at least 1"]),
         (["--seq-length", 0], ["--seq-length 0: must be at least 1"]),
         (["--workers", 0], ["--workers 0"]),

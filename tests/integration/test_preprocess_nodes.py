@@ -63,7 +63,7 @@ def test_nodes_pack_their_ranges_and_one_finishes(corpus: Path, tmp_path: Path) 
     for node in nodes:
         message = node.communicate()[1]
         assert node.returncode == 0, message
-        assert "when all shards are, run the command without --sub-range" in message
+        assert "when all shards are packed, run the command without --sub-range" in message
     assert not list(tmp_path.glob("x_text*")), "no manifest before all is there"
     last = start(corpus, *prefix)
     message = last.communicate()[1]

@@ -26,7 +26,7 @@ LINGER_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 # A result holds the values of all processes, such as the steps of hundreds of checkpoints from hundreds of processes.
 MAX_LINE_BYTES = 64 << 20
-HELLO = "hello"
+HELLO = "connection"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class JobChannel:
                 # At most one answer is pending. A failure may follow it, and the next all_gather returns that too.
                 return messages[-1]
         raise MissingProcessError(
-            f"{self._me}: not all {self._size} processes answered on {topic!r} within {self._timeout_s:.0f} s; "
+            f"{self._me}: not all {self._size} processes reached the check {topic!r} within {self._timeout_s:.0f} s; "
             "check the logs of the other nodes"
         )
 
@@ -229,7 +229,10 @@ class _GatherServer(threading.Thread):
             self._fail(message["failure"], message["exit_code"])
             return
         if self._topic is not None and message["topic"] != self._topic:
-            self._fail(f"rank {message['rank']} is at {message['topic']!r}, others at {self._topic!r}")
+            self._fail(
+                f"rank {message['rank']} is at the check {message['topic']!r} while the others are at {self._topic!r}; "
+                "start all nodes with the same version, command and configuration"
+            )
             return
         self._topic = message["topic"]
         self._values[message["rank"]] = message["value"]

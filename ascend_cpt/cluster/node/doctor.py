@@ -115,7 +115,7 @@ def check_cann(node: Node) -> Iterator[Finding]:
     """Check CANN's environment and version, and the driver."""
     home_name = node.environ.get("ASCEND_HOME_PATH")
     if not node.num_devices:
-        text = "no NPU on this machine (/dev/davinci0 ...), so CANN and the driver are not needed"
+        text = "no NPUs on this machine (no /dev/davinci<number>), so CANN and the driver are not needed"
         yield Finding(level=Level.SKIPPED, check="cann", text=text)
         return
     if not home_name:
@@ -164,7 +164,7 @@ def _check_driver(node: Node, toolkit: Mapping[str, str]) -> Iterator[Finding]:
 def check_npus(node: Node) -> Iterator[Finding]:
     """Check that there are enough healthy and free NPUs for the workers."""
     if not node.num_devices:
-        text = "no NPU on this machine, so their number, health and use are not checked"
+        text = "no NPUs on this machine, so their health and use are not checked"
         yield Finding(level=Level.SKIPPED, check="npus", text=text)
         return
     visible = node.environ.get("ASCEND_RT_VISIBLE_DEVICES")
@@ -205,7 +205,7 @@ def check_npus(node: Node) -> Iterator[Finding]:
 def check_hccl(node: Node) -> Iterator[Finding]:
     """Check timeouts and ports of HCCL, the communication library."""
     if not node.num_devices:
-        text = "no NPU on this machine, so HCCL is not used"
+        text = "no NPUs on this machine, so HCCL is not used"
         yield Finding(level=Level.SKIPPED, check="hccl", text=text)
         return
     found = [*_check_timeouts(node.environ)]

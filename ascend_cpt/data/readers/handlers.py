@@ -107,7 +107,7 @@ def _load_custom(name: str) -> Handler:
     except Exception as error:
         raise DataError(
             f"--handler-name {name}: cannot be loaded ({type(error).__name__}: {error}); "
-            "its module must be importable: run from its folder or set PYTHONPATH"
+            "its module must be importable: add its folder to PYTHONPATH"
         ) from error
     if not callable(getattr(handler_class, "extract", None)):
         raise DataError(f"--handler-name {name}: has no method extract(record)")

@@ -103,12 +103,12 @@ def check_installed(filters: FilterSettings) -> None:
     try:
         found = subprocess.run([filters.python, "-c", "import datatrove, spacy"], capture_output=True, check=False)
     except OSError as error:
-        raise DataError(f"--filters: the Python {filters.python} cannot be run: {error.strerror}") from error
+        raise DataError(f"--filters: the interpreter {filters.python} cannot be run: {error.strerror}") from error
     if found.returncode:
         raise DataError(
             f"--filters: datatrove and spacy are not installed for {filters.python}; create an environment "
             "(python -m venv .venv-filters; .venv-filters/bin/pip install -r requirements/filters.txt) and set its "
-            f"python as `python:` in the configuration or in {PYTHON_VARIABLE}"
+            f"interpreter as `python:` in the --filters file or in {PYTHON_VARIABLE}"
         )
 
 

@@ -75,7 +75,8 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
         return _keep(file, reference, f"reference: gigatoken differs for {difference}", *counts)
     if difference:
         logger.warning("using gigatoken as requested; %s gives different ids for %s", reference.name, difference)
-    return _keep(file, fast, f"overruled: differs for {difference}" if difference else "same ids", *counts)
+    check = f"used as requested, although its ids differ for {difference}" if difference else "same ids"
+    return _keep(file, fast, check, *counts)
 
 
 def _encode_with_reference(file: TokenizerFile, texts: Sequence[str]) -> tuple[Engine, Encoded]:

@@ -30,8 +30,9 @@ def describe_base(initial_weights: str) -> dict[str, Any]:
         found = {"base_model": base_model} if base_model else {}
         return {"kind": "hugging_face", "name": base_model or path.resolve().name, **found}
     checkpoint = locate_checkpoint(path)
-    run_dir = checkpoint.folder.parent.parent
-    if not (run_dir / RUN_INFO_NAME).is_file():
+    root = checkpoint.folder.absolute().parent
+    run_dir = root.parent
+    if root.name != "checkpoint" or not (run_dir / RUN_INFO_NAME).is_file():
         return {"kind": "run", "name": path.resolve().name, "step": checkpoint.state.step}
     earlier = (read_run_info(run_dir).get("base") or {}).get("base_model")
     found = {"base_model": earlier} if earlier else {}

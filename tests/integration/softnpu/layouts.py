@@ -130,6 +130,7 @@ LAYOUTS: dict[str, Layout] = {
     "data 2, guards that skip": Layout(data=2, reference=GUARDED),
     "data 2, loss scaling": Layout(data=2, sections=SCALED),
     "tensor 2": Layout(tensor=2),
+    "tensor 2, accumulation 4": Layout(tensor=2, accumulation=4),
     "tensor 2, no sequence parallel": Layout(tensor=2, parallel_config={"use_seq_parallel": False}),
     "pipeline 2": Layout(pipeline=2, accumulation=4),
     "pipeline 2, recompute list": Layout(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ascend_cpt.checkpoint.fingerprint import describe_differences
 from ascend_cpt.checkpoint.locate import find_newest_complete, list_complete, locate_checkpoint, remove_old_checkpoints
-from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
+from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state, write_state
 from ascend_cpt.errors import CheckpointError
 
 
@@ -39,6 +41,40 @@ def test_newest_complete_is_found(tmp_path: Path) -> None:
     assert found is not None and found.state.step == 20
     assert len(skipped) == 2
     assert STATE_NAME in skipped[0] and "99 bytes but was saved with 100" in skipped[1]
+
+
+def empty_state(folder: Path) -> None:
+    (folder / STATE_NAME).write_text("")
+
+
+def delete_state(folder: Path) -> None:
+    (folder / STATE_NAME).unlink()
+
+
+def raise_version(folder: Path) -> None:
+    write_state(folder, dataclasses.replace(read_state(folder), version=9))
+
+
+def delete_model(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def truncate_model(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"x" * 99)
+
+
+@pytest.mark.parametrize("damage", [empty_state, delete_state, raise_version, delete_model, truncate_model])
+def test_another_step_is_advised_only_if_the_user_gave_the_step(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = make_checkpoint(tmp_path / "run" / "checkpoint", 10)
+    damage(folder)
+    with pytest.raises(CheckpointError) as given:
+        locate_checkpoint(folder)
+    reason, _, advice = str(given.value).rpartition("; ")
+    assert advice == "choose another step" and reason.startswith(str(folder))
+    assert find_newest_complete(folder.parent) == (None, [reason])
+    with pytest.raises(CheckpointError) as newest:
+        locate_checkpoint(tmp_path / "run")
+    assert str(newest.value) == f"{tmp_path / 'run'}: no complete checkpoint ({reason})"
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

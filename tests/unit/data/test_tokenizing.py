@@ -161,7 +161,8 @@ def test_a_difference_falls_back_with_a_warning(
     chosen = choose_engine(file, "auto", ["only here: ~"])
     assert chosen.name == "tokenizers" and "differs" in chosen.check
     assert "gigatoken gives different ids" in caplog.text
-    assert choose_engine(file, "gigatoken", []).name == "gigatoken", "overruled"
+    requested = choose_engine(file, "gigatoken", [])
+    assert requested.name == "gigatoken" and "used as requested, although its ids differ for " in requested.check
 
 
 def test_a_tokenizer_that_gigatoken_cannot_load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -193,3 +194,14 @@ def test_report_record_and_picture(make_case: MakeCase, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.png"]
     small = plan_of(make_case(), Limits(device_bytes=5 * GIGABYTE, pool_bytes=58 * GIGABYTE))
     assert not small.fits and "fits      NO: stage 1" in render(small)
+    assert re.search(r"stage 1 needs [\d.]+ GB, but only [\d.]+ GB are usable; peak in `loss`; list", render(small))
+
+
+@pytest.mark.parametrize(("keep_last", "num_held"), [(2, 3), (0, 10)])
+def test_disk_space_in_the_report_is_that_of_the_printed_number(
+    make_case: MakeCase, keep_last: int, num_held: int
+) -> None:
+    checkpoints = plan_checkpoints(GIGABYTE, 4, num_steps=100, save_every_steps=10, keep_last=keep_last)
+    plan = dataclasses.replace(plan_of(make_case()), checkpoints=checkpoints)
+    line = f"disk      12.0 GB per checkpoint, at most {num_held} on disk at once: {12 * num_held}.0 GB"
+    assert line in render(plan).splitlines()

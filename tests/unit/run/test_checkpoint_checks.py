@@ -101,6 +101,6 @@ def test_disk_line_has_best_checkpoints_and_export(resolve_run: Callable[..., Re
         return next(line for line in describe(run).splitlines() if line.startswith("disk"))
 
     checkpoint = {"every": "10 steps", "keep_last": 2}
-    assert "at most 3 kept at once" in find_line(checkpoint=checkpoint)
+    assert "at most 3 on disk at once" in find_line(checkpoint=checkpoint)
     line = find_line(checkpoint=checkpoint, export={"to": "exported"})
     assert line.startswith(find_line(checkpoint=checkpoint).rsplit(": ", 1)[0]) and "with an export of" in line

@@ -91,14 +91,6 @@ def test_other_context_parallel_algorithm_is_refused(make_manifest: MakeManifest
         resolve_big(make_manifest, *changes, "parallel_config.context_parallel_algo=ulysses_cp")
 
 
-def test_context_parallelism_names_flash_attention_for_mindformers(make_manifest: MakeManifest) -> None:
-    split = ["parallel_config.context_parallel=2", "parallel_config.model_parallel=4"]
-    for changes, expected in (([], {}), (split, {"use_flash_attention": True})):
-        run = resolve_big(make_manifest, "model.model_config.use_flash_attention=null", *changes)
-        model = make_mindformers_config(run, resume_from=None, init_from=None)["model"]["model_config"]
-        assert {key: value for key, value in model.items() if key == "use_flash_attention" and value} == expected
-
-
 def test_misspelled_choice_is_refused(make_manifest: MakeManifest) -> None:
     with pytest.raises(ConfigError, match="'inside' is unknown; choose across or within"):
         resolve_run(TINY, make_manifest(), "cpt.document_attention=inside")

@@ -50,6 +50,18 @@ def test_same_run_resumes(resolve_run: ResolveRun, tmp_path: Path) -> None:
     assert choose_start(run, None).step == 700
 
 
+def test_an_incomplete_checkpoint_is_skipped_unless_the_user_gave_it(resolve_run: ResolveRun, tmp_path: Path) -> None:
+    run = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
+    unfinished = run.checkpoint_root / "iteration_00000800"
+    unfinished.mkdir()
+    reason = f"{unfinished}: has no cpt_state.json, so the save did not finish"
+    chosen = choose_start(run, None)
+    assert (chosen.step, chosen.warnings) == (700, (reason,))
+    with pytest.raises(CheckpointError) as caught:
+        choose_start(run, str(unfinished))
+    assert str(caught.value) == f"{reason}; choose another step"
+
+
 def test_changed_blend_weights_are_named(resolve_run: ResolveRun, tmp_path: Path) -> None:
     saved = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
     other = resolve_run(phases=[GENERAL, {**QA, "blend": {"web": 0.5, "qa": 0.5}}])

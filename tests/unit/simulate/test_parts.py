@@ -70,6 +70,7 @@ def test_error_is_explained_with_the_key() -> None:
     explanation = explain_error(text, ending="", log="", config=config)
     assert "Call Stack" not in explanation and "\n" not in explanation
     assert "parallel_config" in explanation and "cpt_llama3_70b.yaml:" in explanation
+    assert "not divisible by one of its values" in explanation
     assert "no known configuration key" in explain_error("ValueError: odd", ending="", log="", config=config)
     died = explain_error("", ending="ended by signal SIGKILL", log="[WARNING] x\nlast words\n", config=config)
     assert "SIGKILL" in died and "last words" in died and "WARNING" not in died

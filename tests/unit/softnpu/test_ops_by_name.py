@@ -133,6 +133,11 @@ def test_strided_slice(
     bounds = [DeviceTensor(numbers, "int64") for numbers in (begin, end, step)]
     device.run_by_name("StridedSlice", [x, *bounds], [out], masks)
     np.testing.assert_array_equal(out.values, expected)
+    gradient, whole = make(expected.shape, dtype), make((5, 6), dtype)
+    expected_gradient = np.zeros((5, 6))
+    expected_gradient[where] = gradient.values
+    device.run_by_name("StridedSliceGrad", [DeviceTensor([5, 6], "int64"), *bounds, gradient], [whole], masks)
+    np.testing.assert_array_equal(whole.values, expected_gradient)
 
 
 def test_clip_and_scatter(device: Device) -> None:

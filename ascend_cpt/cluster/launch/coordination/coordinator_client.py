@@ -187,8 +187,8 @@ class RemoteCoordinatorClient:
         self._num_restarts += 1
         return RestartDecision(
             again=True,
-            message=f"restart {self._num_restarts} of {self._settings.max_restarts} once node 0 has rejoined, within "
-            f"{self._settings.rejoin_timeout_s} s",
+            message=f"waiting up to {self._settings.rejoin_timeout_s} s for node 0; then restart "
+            f"{self._num_restarts} of {self._settings.max_restarts}",
         )
 
     def _connect(self) -> bool:

@@ -125,10 +125,9 @@ NAMED_OP(GatherV2) {
     copy(take(table, axis, row, 1), take(flat, axis, (int64_t)i, 1));
   }
 }
-// Input, begin, end, strides; bits of begin_mask and end_mask take a dimension from its start or to its end, those of
-// shrink_axis_mask take one element and drop the dimension.
-NAMED_OP(StridedSlice) {
-  Tensor view = input(call, 0);
+// The part of `view` given by inputs 1 to 3 (begin, end, strides); bits of begin_mask and end_mask take a dimension from
+// its start or to its end, those of shrink_axis_mask take one element and drop the dimension.
+static Tensor slice(NamedCall &call, Tensor view) {
   Dims begin = whole(input(call, 1)), end = whole(input(call, 2)), step = whole(input(call, 3)), kept, strides;
   auto bit = [&](const char *mask, size_t d) { return ((int64_t)call.attribute(mask, 0) >> d & 1) != 0; };
   need(begin.size() <= view.dims.size() && end.size() == begin.size() && step.size() == begin.size(), "begin, end and strides have different lengths, or more entries than shape " + show(view.dims));
@@ -149,8 +148,20 @@ NAMED_OP(StridedSlice) {
   }
   view.dims = kept;
   view.strides = strides;
-  need_shape(output(call, 0), kept);
-  copy(view, output(call, 0));
+  return view;
+}
+NAMED_OP(StridedSlice) {
+  Tensor part = slice(call, input(call, 0));
+  need_shape(output(call, 0), part.dims);
+  copy(part, output(call, 0));
+}
+// The shape of StridedSlice's input, begin, end, strides, gradient of its output.
+NAMED_OP(StridedSliceGrad) {
+  need_shape(output(call, 0), whole(input(call, 0)));
+  fill(output(call, 0), 0);
+  Tensor part = slice(call, output(call, 0));
+  need(input(call, 4).dims == part.dims, "the gradient has shape " + show(input(call, 4).dims) + ", but the slice has " + show(part.dims));
+  copy(input(call, 4), part);
 }
 
 }  // namespace softnpu

@@ -150,7 +150,26 @@ def test_a_rank_that_never_answers() -> None:
 
     results = run_all(2, work, timeout_s=0.3)
     assert isinstance(results[0], ClusterError)
-    assert "not all 2 processes answered on 'data' within 0 s" in str(results[0])
+    assert "not all 2 processes reached the check 'data' within 0 s" in str(results[0])
+
+
+def test_a_rank_that_never_connects() -> None:
+    channel = JobChannel(rank=0, size=2, node=0, address=("127.0.0.1", find_free_port()), timeout_s=0.3)
+    with pytest.raises(ClusterError, match="not all 2 processes reached the check 'connection' within 0 s"):
+        channel.__enter__()
+
+
+def test_processes_at_different_checks() -> None:
+    def work(channel: JobChannel, rank: int) -> list[Any]:
+        if rank == 1:
+            time.sleep(0.3)
+        return channel.all_gather("software" if rank == 0 else "recipe", rank)
+
+    expected = (
+        "rank 1 is at the check 'recipe' while the others are at 'software'; start all nodes with the same version, "
+        "command and configuration"
+    )
+    assert [str(error) for error in run_all(2, work)] == [expected] * 2
 
 
 def test_rank_0_is_unreachable() -> None:

@@ -186,7 +186,7 @@ def test_node_0_may_be_restarted(settings: LaunchSettings, serve: Callable[..., 
     first.close()
     wait_for(nodes[1].client.is_cancelled)
     decision = nodes[1].client.report(CANCELLED)
-    assert (decision.again, decision.message) == (True, "restart 1 of 2 once node 0 has rejoined, within 10 s")
+    assert (decision.again, decision.message) == (True, "waiting up to 10 s for node 0; then restart 1 of 2")
     waiting = nodes[1].run(lambda node: node.client.join())
     serve()
     again = Node(settings)
