@@ -19,7 +19,7 @@ from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.loader import RunConfig, parse_assignments
-from ascend_cpt.errors import ConfigError, CptError, ExportError
+from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses
@@ -141,7 +141,7 @@ def export_run(run: ResolvedRun, console: TextIO) -> None:
     """
     try:
         export_at_end(run, lambda line: print(line, file=console, flush=True))
-    except ExportError:
+    except Exception:
         report_own_stop()
         raise
 

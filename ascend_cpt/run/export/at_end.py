@@ -29,7 +29,7 @@ LOG_NAME = "export.log"
 # Set by the launcher for its workers; with them the tool's process would try to join the job.
 LAUNCH_VARIABLES = ("RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE")
 LAUNCH_PREFIX = "MS_"
-# The comparison of logits holds two models in float32 and one tensor at a time more.
+# The comparison of logits holds two models in float32, and their parts while they are loaded.
 LOGITS_BYTES_PER_PARAMETER = 12
 # Shared storage may show files of another node with a delay.
 VISIBILITY_TIMEOUT_S = 120.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ascend_cpt.config.loader import raise_problems
-from ascend_cpt.errors import CheckpointError
+from ascend_cpt.errors import CheckpointError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.trained_model import check_like
@@ -66,7 +66,7 @@ def choose_like(run: ResolvedRun) -> Path | None:
         return None
     try:
         check_like(Path(weights), run.model)
-    except CheckpointError:  # a resumed run whose `init_from` was changed
+    except CptError:  # a resumed run whose `init_from` was changed
         return None
     return Path(weights)
 
@@ -95,7 +95,7 @@ def check_target(run: ResolvedRun) -> None:
     if export.like is not None:
         try:
             check_like(Path(export.like), run.model)
-        except CheckpointError as error:
+        except CptError as error:
             problems.append(f"{where}.like: {error}")
     raise_problems(run.config.path, problems)
 
