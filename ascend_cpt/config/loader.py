@@ -12,7 +12,7 @@ from typing import Any
 
 from ascend_cpt.config.schema import CptConfig, NotNegative, Positive, Tokens
 from ascend_cpt.config.sections import check_sections, nearest
-from ascend_cpt.config.values import Interval, parse_count, parse_float, parse_interval
+from ascend_cpt.config.values import Interval, Patience, parse_count, parse_float, parse_interval, parse_patience
 from ascend_cpt.config.yaml_file import KeyPath, YamlTree, load_yaml_tree, merge_trees, parse_yaml_value
 from ascend_cpt.errors import ConfigError
 
@@ -154,6 +154,8 @@ def convert_value(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems
         return convert_value(inner[0], value, path, tree, problems)
     if hint is Interval:
         return _try(parse_interval, value, path, tree, problems)
+    if hint is Patience:
+        return _try(parse_patience, value, path, tree, problems)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, path, tree, problems)
     if origin is tuple:

@@ -1,11 +1,12 @@
-"""The monitoring part of the `cpt:` section: validation sets and their alarms, guards, metric sinks."""
+"""The monitoring part of the `cpt:` section: validation sets and tasks, their alarms, guards, metric sinks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
-from ascend_cpt.config.values import Interval
+from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.config.values import Interval, Patience
 
 AtLeastOne = Annotated[int, "positive"]
 
@@ -25,18 +26,22 @@ class ValidationSetConfig:
     """Alarm when the loss is more than this many nats above the loss before the first step."""
     on_increase: str = "warn"
     """`warn`, or `stop`: save a checkpoint and exit with code 1."""
+    patience: Patience | None = None
+    """With `stop`: how long the loss may stay above, `1B` (tokens), `100 steps` or `3 validations`; default: not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Held-out datasets. Their loss is computed before the first step, at each interval and after the last step."""
+    """Held-out datasets and tasks, evaluated before the first step, at each interval and after the last step."""
 
-    sets: dict[str, ValidationSetConfig]
+    sets: dict[str, ValidationSetConfig] = field(default_factory=dict)
     """Packed datasets by name."""
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    """Evaluation tasks by name; `sets` and `tasks` must not both be empty."""
     every: Interval | None = None
     """Interval in tokens (`1B`) or steps (`100 steps`); default: only before and after the run."""
     max_rows: AtLeastOne | None = None
-    """Use only the first `max_rows` rows of each set; default: all."""
+    """Use only `max_rows` rows of each set, spread over the whole set; default: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

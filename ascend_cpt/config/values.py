@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _COUNT_PATTERN = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:[eE][+]?[0-9]+)?)\s*([kKmMbBgGtT]?)\s*$")
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _INTERVAL_PATTERN = re.compile(r"^\s*(.+?)\s*(steps?|tokens?)?\s*$")
+_PATIENCE_PATTERN = re.compile(r"^\s*(.+?)\s*(steps?|tokens?|validations?)?\s*$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,23 @@ class Interval:
         if self.unit == "steps":
             return self.count
         return max(1, round(self.count / tokens_per_step))
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a validation may stay beyond its limit: `count` tokens, steps or validations."""
+
+    count: int
+    unit: str  # "tokens", "steps" or "validations"
+
+    def to_steps(self, tokens_per_step: int) -> int | None:
+        """Return it in optimizer steps, rounded as an `Interval`; None if it is given in validations."""
+        if self.unit == "validations":
+            return None
+        return Interval(count=self.count, unit=self.unit).to_steps(tokens_per_step)
 
     def __str__(self) -> str:
         return f"{self.count} {self.unit}"
@@ -64,12 +82,32 @@ def parse_interval(value: object) -> Interval:
     Raises:
         ValueError: not an interval of this form, or zero.
     """
-    match = _INTERVAL_PATTERN.match(value) if isinstance(value, str) else None
-    text, unit = (match[1], match[2] or "tokens") if match else (value, "tokens")
-    count = parse_count(text)
+    count, unit = _split_unit(_INTERVAL_PATTERN, value)
     if count == 0:
         raise ValueError(f"expected an interval above zero such as 1B or '100 steps', got {value!r}")
-    return Interval(count=count, unit=unit.rstrip("s") + "s")
+    return Interval(count=count, unit=unit)
+
+
+def parse_patience(value: object) -> Patience:
+    """Parse a patience: an interval as for `parse_interval`, or `3 validations`.
+
+    Raises:
+        ValueError: not of this form, or zero.
+    """
+    count, unit = _split_unit(_PATIENCE_PATTERN, value)
+    if count == 0:
+        raise ValueError(
+            f"expected a patience above zero such as 1B, '100 steps' or '3 validations', got {value!r}; remove the key "
+            "to stop at the first validation beyond the limit"
+        )
+    return Patience(count=count, unit=unit)
+
+
+def _split_unit(pattern: re.Pattern[str], value: object) -> tuple[int, str]:
+    """Return the count and the unit (plural; tokens if it is missing) of a text such as `100 steps`."""
+    match = pattern.match(value) if isinstance(value, str) else None
+    text, unit = (match[1], match[2] or "tokens") if match else (value, "tokens")
+    return parse_count(text), unit.rstrip("s") + "s"
 
 
 def parse_float(value: object) -> float:

@@ -7,7 +7,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ _HEAD = re.compile(r'\{"kind": "(\w+)", "step": (\d+), ')
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The history that a resumed run needs: the last steps, all validations, the number of skipped steps."""
+    """The history that a resumed run needs: the last steps, all validations and task scores, the skipped steps."""
 
     steps: list[dict[str, Any]]
     validations: list[dict[str, Any]]
     num_skipped: int
     account: dict[str, Any] | None = None
     """The last data account."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -42,6 +43,7 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
     """Read the records up to `resume_step`; of the steps only the last `window_steps`."""
     steps: deque[str] = deque(maxlen=window_steps)
     validations: list[dict[str, Any]] = []
+    tasks: list[dict[str, Any]] = []
     num_skipped = 0
     account: dict[str, Any] | None = None
     for kind, line in read_lines(path, resume_step):
@@ -50,10 +52,16 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
             num_skipped += '"skipped": "' in line and '"skipped": ""' not in line
         elif kind == "validation":
             validations.append(json.loads(line))
+        elif kind == "task":
+            tasks.append(json.loads(line))
         elif kind == "data":
             account = json.loads(line)
     return History(
-        steps=[json.loads(line) for line in steps], validations=validations, num_skipped=num_skipped, account=account
+        steps=[json.loads(line) for line in steps],
+        validations=validations,
+        num_skipped=num_skipped,
+        account=account,
+        tasks=tasks,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ class StepRecord:
     tokens_per_s: float
     """Mean over the last steps, without a launch's first step, which compiles."""
     tokens_per_s_per_device: float = 0.0
+    tflops_per_device: float | None = None
+    """Achieved model TFLOPS: tokens_per_s_per_device × training FLOPs per token / 10^12; None in old records."""
     mfu: float | None = None
     """Model FLOPs utilization, 0 to 1; None if the device's peak is unknown."""
     data_wait_s: float | None = None
@@ -54,11 +57,37 @@ class ValidationRecord:
     base_step: int | None = None
     alarm: bool = False
     """Whether the loss is above the base by more than `max_increase`."""
+    above_since_step: int | None = None
+    """With an alarm: the step of the first of the consecutive validations with an alarm."""
 
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
         return math.exp(min(self.loss, 700.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecord:
+    """Score of a named task after `step` steps."""
+
+    step: int
+    name: str
+    metric: str
+    """The metric that the alarm watches."""
+    score: float
+    """Its value."""
+    num_items: int
+    """Number of questions or documents."""
+    values: dict[str, float]
+    """All metrics of the task."""
+    higher_is_better: bool = True
+    base_score: float | None = None
+    """The task's first score in this run, normally before the first step."""
+    base_step: int | None = None
+    alarm: bool = False
+    """Whether the score is worse than the base by more than `max_drop`."""
+    above_since_step: int | None = None
+    """With an alarm: the step of the first of the consecutive validations with an alarm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +101,10 @@ class DataRecord:
     """Epochs of each source."""
 
 
-Record = StepRecord | ValidationRecord | DataRecord
-KINDS: dict[type, str] = {StepRecord: "step", ValidationRecord: "validation", DataRecord: "data"}
+Judged = ValidationRecord | TaskRecord
+"""Records with a baseline and an alarm."""
+Record = StepRecord | ValidationRecord | TaskRecord | DataRecord
+KINDS: dict[type, str] = {StepRecord: "step", ValidationRecord: "validation", TaskRecord: "task", DataRecord: "data"}
 
 
 def to_values(record: Record) -> dict[str, Any]:
@@ -81,7 +112,26 @@ def to_values(record: Record) -> dict[str, Any]:
     values: dict[str, Any] = {"kind": KINDS[type(record)], **vars(record)}
     if isinstance(record, ValidationRecord):
         values["perplexity"] = record.perplexity
+    if isinstance(record, TaskRecord):
+        values["values"] = {metric: to_json_number(value) for metric, value in record.values.items()}
     return {key: to_json_number(value) for key, value in values.items()}
+
+
+def read_judged(values: Mapping[str, Any]) -> Judged:
+    """Return a validation or the score of a task from its JSON values, without baseline and alarm."""
+    step, name = int(values["step"]), str(values["name"])
+    if values.get("kind") != "task":
+        labels = int(values.get("num_labels", 0))
+        return ValidationRecord(step=step, name=name, loss=float(values["loss"]), num_labels=labels)
+    return TaskRecord(
+        step=step,
+        name=name,
+        metric=str(values["metric"]),
+        score=float(values["score"]),
+        num_items=int(values["num_items"]),
+        values={str(metric): float(value) for metric, value in values["values"].items()},
+        higher_is_better=bool(values["higher_is_better"]),
+    )
 
 
 def to_scalars(record: Record) -> dict[str, float]:
@@ -89,6 +139,9 @@ def to_scalars(record: Record) -> dict[str, float]:
     if isinstance(record, ValidationRecord):
         scalars = {"loss": record.loss, "perplexity": record.perplexity, "bits_per_byte": record.bits_per_byte}
         return {f"validation/{record.name}/{name}": value for name, value in scalars.items() if value is not None}
+    if isinstance(record, TaskRecord):
+        scores = {**record.values, record.metric: record.score}
+        return {f"task/{record.name}/{metric}": value for metric, value in scores.items()}
     if isinstance(record, DataRecord):
         totals: dict[str, float] = {}
         for by_source in record.tokens.values():
@@ -102,6 +155,7 @@ def to_scalars(record: Record) -> dict[str, float]:
         "train/skipped": record.num_skipped,
         "speed/tokens_per_s": record.tokens_per_s,
         "speed/tokens_per_s_per_device": record.tokens_per_s_per_device,
+        "speed/tflops_per_device": record.tflops_per_device,
         "speed/mfu": record.mfu,
         "speed/step_time_s": record.step_time_s,
         "speed/data_wait_s": record.data_wait_s,
@@ -135,6 +189,8 @@ class RunInfo:
     """Source → `rows` and `tokens` of one epoch."""
     validation: dict[str, dict[str, Any]]
     """Set → `rows` used, `of_rows`, `max_increase`, `on_increase`."""
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Task → `max_drop`, `on_drop`."""
     base: dict[str, Any] | None = None
     """The initial weights (`run/export/base_weights.py`); None if they were not recorded at the first step."""
     software: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from typing import Protocol, TextIO
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.history import read_lines
-from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, ValidationRecord, to_values
+from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, TaskRecord, ValidationRecord, to_values
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class SinkGroup:
 
 
 class ConsoleSink:
-    """Prints a line every `print_every_steps` steps, for the first, the last and skipped steps, and each validation."""
+    """Prints a line every `print_every_steps` steps, for the first, last and skipped steps, validations and tasks."""
 
     def __init__(self, stream: TextIO, print_every_steps: int) -> None:
         self._stream, self._every = stream, max(1, print_every_steps)
@@ -77,6 +77,8 @@ class ConsoleSink:
         """Print the record if it is due."""
         if isinstance(record, ValidationRecord):
             print(format_validation(record), file=self._stream, flush=True)
+        elif isinstance(record, TaskRecord):
+            print(format_task(record), file=self._stream, flush=True)
         elif isinstance(record, StepRecord) and (
             record.step % self._every == 0 or record.step in (1, record.total_steps) or record.skipped
         ):
@@ -97,7 +99,7 @@ class JsonlSink:
     def write(self, record: Record) -> None:
         """Append the record. A validation is synced to disk: another node may choose the best checkpoint by it."""
         self._file.write(json.dumps(to_values(record)) + "\n")
-        if isinstance(record, ValidationRecord):
+        if isinstance(record, (ValidationRecord, TaskRecord)):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -110,12 +112,13 @@ def format_step(record: StepRecord) -> str:
     tokens_per_step = record.tokens / record.step
     remaining_s = (record.total_steps - record.step) * tokens_per_step / record.tokens_per_s
     norm = "" if record.grad_norm is None else f"  grad-norm {record.grad_norm:.3g}"
+    tflops = "" if record.tflops_per_device is None else f"  {record.tflops_per_device:.3g} TFLOPS/device"
     mfu = "" if record.mfu is None else f"  MFU {record.mfu:.1%}"
     skipped = f"  SKIPPED ({record.skipped}; {record.num_skipped} so far)" if record.skipped else ""
     phase = f"  {record.phase}" if record.phase else ""
     return (
         f"step {record.step:>{len(str(record.total_steps))}}/{record.total_steps}{phase}  loss {record.loss:.4f}  "
-        f"lr {record.learning_rate:.3e}{norm}  {format_count(record.tokens_per_s)} tokens/s{mfu}  "
+        f"lr {record.learning_rate:.3e}{norm}  {format_count(record.tokens_per_s)} tokens/s{tflops}{mfu}  "
         f"{format_count(record.tokens)} tokens  ETA {format_duration(remaining_s)}{skipped}"
     )
 
@@ -130,6 +133,15 @@ def format_validation(record: ValidationRecord) -> str:
     if record.base_loss is not None and record.step != record.base_step:
         line += f"  ({record.loss - record.base_loss:+.4f} from step {record.base_step})"
     return line + ("  ALARM" if record.alarm else "")
+
+
+def format_task(record: TaskRecord) -> str:
+    """Return the line of a task: the watched metric first, then the other ones."""
+    line = f"task at step {record.step}: {record.name}  {record.metric} {record.score:.4f}"
+    if record.base_score is not None and record.step != record.base_step:
+        line += f"  ({record.score - record.base_score:+.4f} from step {record.base_step})"
+    others = [f"  {metric} {value:.4f}" for metric, value in record.values.items() if metric != record.metric]
+    return line + "".join(others) + f"  {record.num_items} items" + ("  ALARM" if record.alarm else "")
 
 
 def format_account(record: DataRecord) -> list[str]:

@@ -28,7 +28,8 @@ def summarize_run(run_dir: Path) -> list[str]:
         f"  training loss    {float(first['loss']):.4f} at step {first['step']} → "
         f"{float(last['loss']):.4f} at step {last['step']}",
     ]
-    lines.extend(_describe_set(name, points) for name, points in collect_validation(records).items())
+    lines.extend(_describe_set(name, points) for name, points in collect_by_name(records, "validation").items())
+    lines.extend(_describe_task(name, points) for name, points in collect_by_name(records, "task").items())
     if last.get("num_skipped"):
         lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  data             {line}" for line in _describe_data(records))
@@ -40,13 +41,13 @@ def summarize_run(run_dir: Path) -> list[str]:
     return lines
 
 
-def collect_validation(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the records of each validation set, in step order."""
-    sets: dict[str, list[dict[str, Any]]] = {}
+def collect_by_name(records: list[dict[str, Any]], kind: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of each validation set (`kind` validation) or task (`task`), in step order."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        if record["kind"] == "validation":
-            sets.setdefault(record["name"], []).append(record)
-    return sets
+        if record["kind"] == kind:
+            found.setdefault(record["name"], []).append(record)
+    return found
 
 
 def _describe_data(records: list[dict[str, Any]]) -> list[str]:
@@ -63,3 +64,11 @@ def _describe_set(name: str, points: list[dict[str, Any]]) -> str:
     change = float(last["loss"]) - float(first["loss"])
     losses = f"{float(first['loss']):.4f} before → {float(last['loss']):.4f} after"
     return f"  held-out {name:<9}{losses} ({change:+.4f}{alarm})"
+
+
+def _describe_task(name: str, points: list[dict[str, Any]]) -> str:
+    first, last = points[0], points[-1]
+    alarm = ", ALARM" if last.get("alarm") else ""
+    change = float(last["score"]) - float(first["score"])
+    scores = f"{float(first['score']):.4f} before → {float(last['score']):.4f} after"
+    return f"  task {name:<13}{last['metric']} {scores} ({change:+.4f}{alarm})"

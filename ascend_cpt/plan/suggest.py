@@ -13,16 +13,14 @@ from ascend_cpt.plan.layout import cuts_nodes_unevenly
 MAX_MICRO_BATCH = 8
 
 
-def suggest(plan: Estimate, *, max_stages: int | None = None, max_plans: int = 10) -> list[Estimate]:
+def suggest(plan: Estimate, *, max_plans: int = 10) -> list[Estimate]:
     """Return up to `max_plans` plans of the same run on the same devices that fit, fastest first.
 
     The global batch is kept. Tensor parallel stays within a node. Layers that do not divide evenly go to the middle
-    stages, which hold neither embedding nor output. At most `max_stages` pipeline stages are used.
+    stages, which hold neither embedding nor output.
     """
     found = []
     for case in list_cases(plan.case, plan.machine.devices_per_node):
-        if max_stages is not None and case.num_stages > max_stages:
-            continue
         candidate = estimate(
             case, plan.machine, plan.limits, total_tokens=plan.total_tokens, checkpoints=plan.checkpoints
         )

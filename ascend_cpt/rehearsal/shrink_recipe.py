@@ -54,8 +54,10 @@ def shrink_recipe(
         entry.pop("max_epochs", None)
     if small.get("schedule"):
         small["schedule"] = _shrink_schedule(small["schedule"], run, tokens)
-    if small.get("validation"):
-        small["validation"] = _shrink_validation(small["validation"])
+    # Tasks are left out: their items need the vocabulary of the real model.
+    validation = small.pop("validation", None) or {}
+    if validation.get("sets"):
+        small["validation"] = _shrink_validation(validation)
     return small
 
 
@@ -101,6 +103,7 @@ def _shrink_validation(validation: dict[str, Any]) -> dict[str, Any]:
     sets = copy.deepcopy(validation["sets"])
     for entry in sets.values():
         entry.pop("seq_length", None)
+        entry.pop("patience", None)  # longer than the small run
         if entry.get("max_increase") is not None:
             entry["max_increase"] = MAX_INCREASE
     return {"sets": sets, "every": f"{SAVE_EVERY_STEPS} steps", "max_rows": VALIDATION_ROWS}

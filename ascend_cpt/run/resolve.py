@@ -104,17 +104,12 @@ def _find_data_problems(
     config: RunConfig, layout: ParallelLayout, sources: tuple[Dataset, ...], validation: tuple[Dataset, ...]
 ) -> list[str]:
     datasets = sources + validation
-    problems = [
+    return [
         *find_dataset_problems(config, sources, "sources"),
         *find_dataset_problems(config, validation, VALIDATION),
         *find_tokenizer_problems(config, datasets),
         *find_boundary_problems(config, layout, [(dataset.name, dataset.manifest) for dataset in datasets]),
     ]
-    if validation and layout.pipeline_parallel > 1:
-        problems.append(
-            f"{config.locate('cpt', 'validation')}: cpt.validation: needs pipeline_stage 1; remove one of them"
-        )
-    return problems
 
 
 def _list_datasets(

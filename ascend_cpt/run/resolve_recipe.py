@@ -308,6 +308,29 @@ def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
                 f"{budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove "
                 f"the key to {verbs[keys[0]]} only at the end"
             )
+    return problems or _find_patience_problems(config, budget)
+
+
+def _find_patience_problems(config: RunConfig, budget: Budget) -> list[str]:
+    """Return a problem for each `patience` that cannot be used up before the end of the run."""
+    validation = config.cpt.validation
+    if validation is None or validation.every is None:
+        return []
+    every = validation.every.to_steps(budget.tokens_per_step)
+    problems: list[str] = []
+    for name, entry in validation.sets.items():
+        if entry.patience is None:
+            continue
+        steps = entry.patience.to_steps(budget.tokens_per_step)
+        # The first validation that can be above its limit is the one after `every` steps.
+        later = -(-budget.total_steps // every) - 1
+        if entry.patience.count > later if steps is None else steps > budget.total_steps - every:
+            keys = ("cpt", "validation", "sets", name, "patience")
+            problems.append(
+                f"{config.locate(*keys)}: {'.'.join(keys)}: {entry.patience} cannot be used up in a run of "
+                f"{budget.total_steps} steps with a validation every {every}; lower patience, or set on_increase to "
+                "warn and remove patience"
+            )
     return problems
 
 

@@ -19,7 +19,9 @@ NERVOUS = {
     "grad_norm_spike": {"sigmas": 1.2, "window_steps": 8},
     "max_skips_in_a_row": 19,
 }
-MEASURED = ("step_time_s", "tokens_per_s", "tokens_per_s_per_device", "data_wait_s", "compute_s")
+MEASURED = (
+    "step_time_s", "tokens_per_s", "tokens_per_s_per_device", "tflops_per_device", "data_wait_s", "compute_s"
+)  # fmt: skip
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
@@ -98,6 +100,33 @@ def test_forgetting_alarm_stops_the_run_after_saving_and_again_on_resume(
     on = train(config, "--set", "cpt.validation.sets.held.on_increase=warn", "--stop-at-step", "6")
     assert on.returncode == 0, on.stderr
     assert "step  4/20" in on.stdout and "ALARM" in on.stdout
+
+
+def test_alarm_with_patience_stops_at_the_same_step_after_a_resume(
+    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
+) -> None:
+    sets = {"held": {"path": str(packed), "max_increase": 0.01, "on_increase": "stop", "patience": "5 steps"}}
+    config = write_config(
+        validation={"max_rows": 16, "every": "3 steps", "sets": sets}, schedule={"kind": "constant", "peak_lr": 0.5}
+    )
+    first = train(config, "--stop-at-step", "4")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "warning: forgetting: " in first.stdout and "5 of 5 steps of patience left" in first.stdout
+    stopped = train(config)
+    assert stopped.returncode == 1 and is_one_line(stopped), stopped.stdout + stopped.stderr
+    for part in ("validation set held at step 9", "beyond its limit since step 3; patience of 5 steps used up"):
+        assert part in stopped.stderr
+    assert "2 of 5 steps of patience left" in stopped.stdout
+    held = [record for record in read_records(tmp_path / "output/run") if record["kind"] == "validation"]
+    assert [(record["step"], record["above_since_step"]) for record in held] == [
+        (0, None), (3, 3), (4, 3), (6, 3), (9, 3)
+    ]  # fmt: skip
+    # Of the rows that are spread over the set, one is padded: the last one of the first file.
+    assert {record["num_labels"] for record in held} == {16 * 64 - 25}
+    longer = train(config, "--set", "cpt.validation.sets.held.patience=10 steps", "--stop-at-step", "10")
+    assert longer.returncode == 0, longer.stderr
+    page = (tmp_path / "output/run/report.html").read_text(encoding="utf-8")
+    assert '"text":"beyond its limit","kind":"rise"' in page
 
 
 def test_nan_stops_the_run_and_keeps_rows_and_last_good_checkpoint(

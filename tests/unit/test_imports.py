@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60
 LAYERS = (
     {"errors", "files", "devices", "processes"},
     {"config", "model", "softnpu"},
-    {"data", "recipe", "weights", "monitor", "checkpoint", "cluster", "plan"},
+    {"data", "recipe", "tasks", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
     {"rehearsal", "simulate", "train"},
@@ -121,6 +121,7 @@ def test_mindrecord_imports_mindspore_lazily() -> None:
         ("data", "def f():\n    import ascend_cpt.run.mindformers_yaml"),
         ("config", "from ascend_cpt import data"),
         ("recipe", "import mindspore"),
+        ("tasks", "from ascend_cpt.data.readers.records import x"),
         ("data", "def f():\n    from mindformers.tools import x"),
         ("plan", "import importlib\nimportlib.import_module('mindspore.ops')"),
         ("backend", "from ascend_cpt.train import main"),

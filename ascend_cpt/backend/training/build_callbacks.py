@@ -14,11 +14,13 @@ from mindspore.train import Callback
 
 from ascend_cpt import __version__
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter, KeepBest
+from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.checkpoint.state import RunState
+from ascend_cpt.config.monitoring_schema import ValidationConfig
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.config.values import to_steps
 from ascend_cpt.devices import find_peak_flops
@@ -28,7 +30,7 @@ from ascend_cpt.model.flops import count_training_flops_per_token
 from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
-from ascend_cpt.monitor.forgetting import ForgettingAlarm
+from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm, make_limits
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import read_history, read_values
 from ascend_cpt.monitor.record import RunInfo
@@ -97,17 +99,29 @@ def build_callbacks(
         initial_step=initial_step,
         writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
-        build_evaluator=partial(_build_evaluator, run, data_rank) if validation else None,
+        build_evaluator=partial(_build_evaluator, run, data_rank, reports) if validation else None,
         validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
         num_ranks=run.layout.world_size,
         reports_to_launcher=is_first_on_node,
-        alarm=ForgettingAlarm(validation.sets if validation else {}),
-        recorded_validations=history.validations,
+        alarm=ForgettingAlarm(sets=_make_set_limits(validation, budget.tokens_per_step)),
+        recorded_validations=[*history.validations, *history.tasks],
         sinks=sinks,
         monitor=monitor,
     )
     return [monitor, controller]
+
+
+def _make_set_limits(validation: ValidationConfig | None, tokens_per_step: int) -> dict[str, AlarmLimits]:
+    return {
+        name: make_limits(
+            entry.max_increase,
+            stops=entry.on_increase == "stop",
+            patience=entry.patience,
+            tokens_per_step=tokens_per_step,
+        )
+        for name, entry in (validation.sets if validation else {}).items()
+    }
 
 
 def describe_run(run: ResolvedRun) -> RunInfo:
@@ -184,6 +198,7 @@ def _describe_set(run: ResolvedRun, dataset: Dataset) -> dict[str, Any]:
         "of_rows": dataset.num_rows,
         "max_increase": limits.max_increase,
         "on_increase": limits.on_increase,
+        "patience": str(limits.patience) if limits.patience else None,
     }
 
 
@@ -258,14 +273,14 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
     )
 
 
-def _build_evaluator(run: ResolvedRun, data_rank: int, network: nn.Cell) -> Evaluator:
+def _build_evaluator(run: ResolvedRun, data_rank: int, gives_loss: bool, network: nn.Cell) -> Evaluator:
     assert run.config.cpt.validation is not None
-    return Evaluator(
+    scorer = RowScorer(
         network,
-        run.validation,
         row_format=run.row_format,
-        batch_size=run.budget.micro_batch_size,
-        rank=data_rank,
-        num_ranks=run.layout.data_parallel,
-        max_rows=run.config.cpt.validation.max_rows,
+        layout=run.layout,
+        num_micro_batches=run.budget.num_accumulation_steps,
+        data_rank=data_rank,
+        gives_loss=gives_loss,
     )
+    return Evaluator(scorer, run.validation, max_rows=run.config.cpt.validation.max_rows)

@@ -14,7 +14,7 @@ from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_reque
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.cluster.job.launcher_files import report_step
 from ascend_cpt.errors import CptError, RunStopped
-from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm
+from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop
 from ascend_cpt.monitor.sinks import SinkGroup
 
 
@@ -140,10 +140,7 @@ class RunController(Callback):
 
 
 def _make_alarm_error(verdicts: Sequence[AlarmVerdict], saved: str) -> RunStopped:
-    messages = "; ".join(verdict.message for verdict in verdicts)
-    return RunStopped(
-        f"stopped by on_increase: {messages}{saved}; to continue, raise max_increase or set on_increase to warn"
-    )
+    return RunStopped(describe_stop(verdicts, saved))
 
 
 def _is_due(step: int, every_steps: int | None) -> bool:

@@ -24,11 +24,15 @@ RATE_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Constants for tokens/s per device and MFU. `peak_flops` is of one device, None if unknown."""
+    """Constants for tokens/s and TFLOPS per device and MFU. `peak_flops` is of one device, None if unknown."""
 
     num_devices: int
     flops_per_token: float
     peak_flops: float | None
+
+    def compute_tflops_per_device(self, tokens_per_s: float) -> float:
+        """Return the achieved TFLOPS of one device at the whole cluster's `tokens_per_s`."""
+        return tokens_per_s * self.flops_per_token / self.num_devices / 1e12
 
     def compute_mfu(self, tokens_per_s: float) -> float | None:
         """Return the model FLOPs utilization at the whole cluster's `tokens_per_s`."""
@@ -103,6 +107,7 @@ class StepMonitor(Callback):
             step_time_s=end_s - self._last_end_s,
             tokens_per_s=rate,
             tokens_per_s_per_device=rate / self._speed.num_devices,
+            tflops_per_device=self._speed.compute_tflops_per_device(rate),
             mfu=self._speed.compute_mfu(rate),
             data_wait_s=None if in_sink else self._begin_s - self._last_end_s,
             compute_s=None if in_sink else end_s - self._begin_s,

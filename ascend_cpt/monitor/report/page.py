@@ -147,8 +147,12 @@ function draw(card, chart) {
   }
   for (const mark of marks) {
     const x = sx(place(mark.run, mark.x)), y = mark.y === null ? top + 8 : sy(mark.y);
-    out += `<path d="M${x - 4} ${y - 4}l8 8m0-8l-8 8" stroke="var(--alarm)" stroke-width="1.6">
-      <title>step ${mark.x} ${escape(mark.text)}</title></path>`;
+    const shape = { rise: `M${x - 7} ${y + 5}h14l-7-12z`, recovery: `M${x - 7} ${y - 5}h14l-7 12z` }[mark.kind]
+      || `M${x - 4} ${y - 4}l8 8m0-8l-8 8`;
+    out += `<path d="${shape}" stroke="${mark.kind === "recovery" ? "var(--c2)" : "var(--alarm)"}" stroke-width="1.6"
+      fill="none" pointer-events="all"><title>step ${mark.x} ${escape(mark.text)}</title></path>`;
+    if (mark.kind && marks.length < 5) out += `<text class="halo" x="${Math.min(x, right - 30)}" text-anchor="middle"
+      y="${y > top + 26 ? y - 12 : y + 22}">step ${mark.x}</text>`;
   }
   svg.innerHTML = out + `<path class="cross" stroke="var(--soft)"/>`;
   card.hover = { lines, left, right, top, bottom, xLow, xHigh, sx, chart };

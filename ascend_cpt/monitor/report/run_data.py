@@ -25,18 +25,19 @@ SMOOTH_SHARE = 50
 Floats = NDArray[np.float64]
 # Columns of the step records. Optional ones may be missing in records of older versions or None.
 NEEDED = ("step", "total_steps", "tokens", "loss", "learning_rate", "tokens_per_s", "step_time_s")
-OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "num_skipped")
+OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "tflops_per_device", "num_skipped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The records of a run: step columns by name, validations by set, the last data account, `run.json`."""
+    """The records of a run: step columns, validations by set, scores by task, the last data account, `run.json`."""
 
     name: str
     columns: Mapping[str, Floats]
     skipped: Mapping[int, str]
     """Step → why it was skipped."""
     validation: Mapping[str, Sequence[Mapping[str, Any]]]
+    tasks: Mapping[str, Sequence[Mapping[str, Any]]]
     account: Mapping[str, Any] | None
     info: Mapping[str, Any]
 
@@ -54,6 +55,7 @@ def load_run(run_dir: Path) -> RunData:
     rows: list[tuple[Any, ...]] = []
     skipped: dict[int, str] = {}
     validation: dict[str, list[Mapping[str, Any]]] = {}
+    tasks: dict[str, list[Mapping[str, Any]]] = {}
     account: Mapping[str, Any] | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -68,6 +70,11 @@ def load_run(run_dir: Path) -> RunData:
                     validation.setdefault(record["name"], []).append(
                         {**record, "step": int(record["step"]), "loss": float(record["loss"])}
                     )
+                elif kind == "task":
+                    score, metric = float(record["score"]), str(record["metric"])
+                    tasks.setdefault(record["name"], []).append(
+                        {**record, "step": int(record["step"]), "score": score, "metric": metric}
+                    )
                 elif kind == "data":
                     account = {"tokens": dict(record["tokens"]), "epochs": dict(record["epochs"])}
             except (ValueError, KeyError, TypeError, AttributeError):
@@ -81,6 +88,7 @@ def load_run(run_dir: Path) -> RunData:
         columns={name: _to_floats(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
         skipped=skipped,
         validation=validation,
+        tasks=tasks,
         account=account,
         info=_read_info(run_dir / RUN_INFO_NAME),
     )

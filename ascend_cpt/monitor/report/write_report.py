@@ -15,6 +15,7 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.record import Record
 from ascend_cpt.monitor.report.page import PAGE
+from ascend_cpt.monitor.report.quality import make_set_chart, make_task_chart, render_tasks
 from ascend_cpt.monitor.report.run_data import Floats, RunData, load_run, make_curve, round_digits, smooth
 from ascend_cpt.monitor.sinks import format_duration
 
@@ -24,6 +25,7 @@ CHARTS: tuple[tuple[str, str, bool, str], ...] = (
     ("Learning rate", "learning_rate", False, "exponent"),
     ("Gradient norm", "grad_norm", True, "plain"),
     ("Throughput (tokens/s, all devices)", "tokens_per_s", False, "count"),
+    ("TFLOPS per device", "tflops_per_device", False, "plain"),
     ("MFU", "mfu", False, "percent"),
     ("Step time (s)", "step_time_s", True, "plain"),
     ("Data wait per step (s)", "data_wait_s", True, "plain"),
@@ -64,7 +66,7 @@ def render_report(runs: Sequence[RunData]) -> str:
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     sections = "".join(
         f'<section class="run"><h2><i class="key" style="--run:var(--c{index % 6})"></i>{html.escape(name)}</h2>'
-        f"{_render_summary(run)}{_render_account(run)}</section>"
+        f"{_render_summary(run)}{render_tasks(run)}{_render_account(run)}</section>"
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     )
     return PAGE.replace("@TITLE@", html.escape(title)).replace("@SECTIONS@", sections).replace("@DATA@", embedded)
@@ -80,8 +82,12 @@ def _tokens_per_step(run: RunData) -> float:
 
 def _list_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     charts = [_make_loss_chart(runs)]
+    phases = _phases(runs)
     charts.extend(
-        _make_set_chart(name, runs) for name in dict.fromkeys(name for run in runs for name in run.validation)
+        make_set_chart(name, runs, phases) for name in dict.fromkeys(name for run in runs for name in run.validation)
+    )
+    charts.extend(
+        make_task_chart(name, runs, phases) for name in dict.fromkeys(name for run in runs for name in run.tasks)
     )
     for title, column, logarithmic, form in CHARTS:
         lines = [
@@ -90,7 +96,7 @@ def _list_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
             for line in _draw_column(index, run, _hide_first_step(run, column), smoothed=column != "learning_rate")
         ]
         if lines:
-            charts.append({"title": title, "log": logarithmic, "form": form, "lines": lines, "phases": _phases(runs)})
+            charts.append({"title": title, "log": logarithmic, "form": form, "lines": lines, "phases": phases})
     return charts
 
 
@@ -110,7 +116,7 @@ def _draw_column(index: int, run: RunData, values: Floats, *, smoothed: bool) ->
 def _hide_first_step(run: RunData, column: str) -> Floats:
     """Return a column; of times and rates the first step is NaN: it compiles and would dominate the scale."""
     values = run.columns[column]
-    if column not in ("tokens_per_s", "mfu", "step_time_s") or len(values) < 3:
+    if column not in ("tokens_per_s", "tflops_per_device", "mfu", "step_time_s") or len(values) < 3:
         return values
     return np.concatenate([[math.nan], values[1:]])
 
@@ -128,26 +134,6 @@ def _make_loss_chart(runs: Sequence[RunData]) -> dict[str, Any]:
         )
     title = "Training loss (nats per token)"
     return {"title": title, "form": "plain", "lines": lines, "marks": marks, "phases": _phases(runs)}
-
-
-def _make_set_chart(name: str, runs: Sequence[RunData]) -> dict[str, Any]:
-    lines, levels = [], []
-    for index, run in enumerate(runs):
-        points = run.validation.get(name, [])
-        if not points:
-            continue
-        steps, losses = (np.array([point[key] for point in points], dtype=float) for key in ("step", "loss"))
-        if (curve := make_curve(steps, losses)) is not None:
-            lines.append({"run": index, "dots": True, **curve})
-        base = float(losses[0])
-        limit = run.info.get("validation", {}).get(name, {}).get("max_increase")
-        levels.append({"run": index, "y": round_digits(base), "text": f"base {base:.4f}"})
-        if limit is not None:
-            levels.append(
-                {"run": index, "y": round_digits(base + limit), "text": f"alarm at +{limit:g}", "alarm": True}
-            )
-    title = f"Validation: {name} (nats per token)"
-    return {"title": title, "form": "plain", "lines": lines, "levels": levels, "phases": _phases(runs)}
 
 
 def _phases(runs: Sequence[RunData]) -> list[dict[str, Any]]:
@@ -169,7 +155,7 @@ def _render_summary(run: RunData) -> str:
         ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),
         ("Training loss", f"{losses[0]:.4f} at step {int(steps[0])} → {losses[-1]:.4f} at step {int(steps[-1])}"),
         *((f"Validation: {name}", _format_validation(points)) for name, points in run.validation.items()),
-        ("Speed", f"{format_count(float(np.nanmedian(columns['tokens_per_s'])))} tokens/s{_format_mfu(columns)}"),
+        ("Speed", f"{format_count(float(np.nanmedian(columns['tokens_per_s'])))} tokens/s{_format_compute(columns)}"),
         ("Step time", _format_step_time(columns)),
         (
             "Skipped",
@@ -190,8 +176,11 @@ def _format_validation(points: Sequence[Mapping[str, Any]]) -> str:
     return losses + bits_text + (", ALARM" if last.get("alarm") else "")
 
 
-def _format_mfu(columns: Mapping[str, Floats]) -> str:
-    return f", MFU {np.nanmedian(columns['mfu']):.1%} (medians)" if np.isfinite(columns["mfu"]).any() else " (median)"
+def _format_compute(columns: Mapping[str, Floats]) -> str:
+    tflops, mfu = columns["tflops_per_device"], columns["mfu"]
+    tflops_text = f", {np.nanmedian(tflops):.3g} TFLOPS per device" if np.isfinite(tflops).any() else ""
+    mfu_text = f", MFU {np.nanmedian(mfu):.1%}" if np.isfinite(mfu).any() else ""
+    return f"{tflops_text}{mfu_text} ({'medians' if tflops_text or mfu_text else 'median'})"
 
 
 def _format_step_time(columns: Mapping[str, Floats]) -> str:

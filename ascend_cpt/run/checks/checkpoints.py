@@ -22,7 +22,7 @@ def find_checkpoint_problems(config: RunConfig) -> list[str]:
 def note_keep_best(config: RunConfig, budget: Budget) -> tuple[str, ...]:
     """Return a warning if no checkpoint before the last step is saved at a step with a validation."""
     cpt = config.cpt
-    if cpt.checkpoint.keep_best is None or cpt.checkpoint.keep_best.set is None or cpt.validation is None:
+    if cpt.checkpoint.keep_best is None or cpt.validation is None:
         return ()
     saves = to_steps(cpt.checkpoint.every, budget.tokens_per_step)
     validates = to_steps(cpt.validation.every, budget.tokens_per_step)
@@ -49,7 +49,7 @@ def _check_keep_best(config: RunConfig) -> list[str]:
     validation = config.cpt.validation
     if best.set is not None:
         return _check_name(where, best, validation.sets if validation else (), "cpt.validation.sets")
-    return _check_name(where, best, getattr(validation, "tasks", None) or (), "cpt.validation.tasks")
+    return _check_name(where, best, validation.tasks if validation else (), "cpt.validation.tasks")
 
 
 def _check_name(where: str, best: KeepBestConfig, known: Collection[str], section: str) -> list[str]:

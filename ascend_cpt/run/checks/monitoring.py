@@ -7,13 +7,14 @@ from ascend_cpt.config.monitoring_schema import ON_INCREASE, OPTIONAL_SINKS
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.monitor.trackers import PACKAGES, is_installed
+from ascend_cpt.tasks.check import find_task_problems
 
 GUARDED_WRAPPERS = ("MFTrainOneStepCell", "MFPipelineWithLossScaleCell")
 
 
 def find_monitoring_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
     """Return a problem for every setting of validation, sinks and guards that cannot work."""
-    return _check_alarms(config) + _check_sinks(config) + _check_guards(config, layout)
+    return _check_alarms(config) + _check_tasks(config) + _check_sinks(config) + _check_guards(config, layout)
 
 
 def _check_alarms(config: RunConfig) -> list[str]:
@@ -27,6 +28,39 @@ def _check_alarms(config: RunConfig) -> list[str]:
             problems.append(f"{where}: on_increase stop needs max_increase (nats over the loss before the first step)")
         if entry.max_increase is not None and not entry.max_increase >= 0:
             problems.append(f"{where}.max_increase: must not be negative, got {entry.max_increase:g}")
+        if entry.patience is not None:
+            problems.extend(find_patience_problems(config, keys, "on_increase", entry.on_increase))
+    return problems
+
+
+def find_patience_problems(config: RunConfig, keys: tuple[str, ...], action_key: str, action: str) -> list[str]:
+    """Return a problem for a `patience` without effect; `keys` lead to its section, `action_key` is warn or stop."""
+    validation = config.cpt.validation
+    assert validation is not None
+    where = f"{config.locate(*keys, 'patience')}: {'.'.join(keys)}.patience"
+    problems = []
+    if action != "stop":
+        problems.append(f"{where}: has no effect without {action_key}: stop; set it, or remove patience")
+    if validation.every is None:
+        problems.append(
+            f"{where}: has no effect without cpt.validation.every, because the next validation is the last one; set "
+            "every, or remove patience"
+        )
+    return problems
+
+
+def _check_tasks(config: RunConfig) -> list[str]:
+    validation = config.cpt.validation
+    if validation is None:
+        return []
+    problems: list[str] = []
+    if not validation.sets and not validation.tasks:
+        where = f"{config.locate('cpt', 'validation')}: cpt.validation"
+        problems.append(f"{where}: has neither sets nor tasks; add one, or remove the section")
+    for name, task in validation.tasks.items():
+        for problem in find_task_problems(task):
+            keys = ("cpt", "validation", "tasks", name, problem.partition(":")[0])
+            problems.append(f"{config.locate(*keys)}: {'.'.join(keys[:-1])}.{problem}")
     return problems
 
 

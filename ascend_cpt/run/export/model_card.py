@@ -192,9 +192,12 @@ def _render_evaluation(
         parts.append(_render_rows(header, rows))
     scores = _compare(recorded.tasks, "score", state.step)
     if scores:
-        rows_of_tasks = [(name, *values) for name, values in scores.items()]
+        metrics = {name: str(records[-1].get("metric", "")) for name, records in recorded.tasks.items()}
+        rows_of_tasks = [(name, metrics[name], *values) for name, values in scores.items()]
         parts.append(
-            _render_rows(("task", "score before", f"score after step {state.step}", "difference"), rows_of_tasks)
+            _render_rows(
+                ("task", "metric", "score before", f"score after step {state.step}", "difference"), rows_of_tasks
+            )
         )
     if not parts:
         return ""
@@ -228,7 +231,7 @@ def _describe_rows(settings: Mapping[str, Any] | None) -> str:
     if not settings or "rows" not in settings:
         return ""
     rows, of_rows = settings["rows"], settings.get("of_rows", settings["rows"])
-    return str(rows) if rows == of_rows else f"first {rows} of {of_rows}"
+    return str(rows) if rows == of_rows else f"{rows} of {of_rows}"
 
 
 def _render_verification(target: Path, trained: TrainedModel, options: Options) -> str:

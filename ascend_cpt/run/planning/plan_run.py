@@ -54,8 +54,7 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
 
 def suggest_runs(run: ResolvedRun, plan: Estimate) -> list[Estimate]:
     """Return plans of the same run on the same devices that fit, fastest first."""
-    # Validation does not support pipeline stages.
-    return suggest(plan, max_stages=1 if run.validation else None)
+    return suggest(plan)
 
 
 def _read_pool_bytes(run: ResolvedRun, cluster: Cluster) -> int:

@@ -25,10 +25,10 @@ from ascend_cpt.backend.training.spike_guards import StepGuard
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.checkpoint.locate import check_checkpoint
 from ascend_cpt.checkpoint.state import RunState
-from ascend_cpt.config.monitoring_schema import GuardConfig, ValidationSetConfig
+from ascend_cpt.config.monitoring_schema import GuardConfig
 from ascend_cpt.errors import CheckpointError, RunStopped
 from ascend_cpt.monitor.accounting import PhaseSpan
-from ascend_cpt.monitor.forgetting import ForgettingAlarm
+from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.record import Record, ValidationRecord
 from ascend_cpt.monitor.sinks import SinkGroup
@@ -78,6 +78,7 @@ def test_loss_is_the_mean_over_micro_batches(num_accumulation_steps: int, loss: 
     assert (record.step, record.loss, record.tokens) == (7, loss, 7 * 4 * num_accumulation_steps)
     assert record.learning_rate == pytest.approx(1e-3) and record.grad_norm == 0.5
     assert record.mfu == pytest.approx(record.tokens_per_s * 100.0 / 1e12)
+    assert record.tflops_per_device == record.mfu, "the peak of this device is 1 TFLOPS"
 
 
 def make_monitor(
@@ -248,7 +249,12 @@ class HeldOutLosses:
 
 
 def make_stoppable(
-    folder: Path, sink: Collected, *, initial_step: int = 0, held_losses: dict[int, float] | None = None
+    folder: Path,
+    sink: Collected,
+    *,
+    initial_step: int = 0,
+    held_losses: dict[int, float] | None = None,
+    patience_steps: int = 0,
 ) -> tuple[StepMonitor, RunController]:
     sinks = SinkGroup([sink], None)
     guard = StepGuard(StepJudge(GuardConfig()), run_dir=folder, list_rows=lambda step: [], reports=True)
@@ -262,7 +268,7 @@ def make_stoppable(
         sinks=sinks,
     )
     writer = make_writer(folder / "checkpoint", keep_last=9)
-    sets = {"held": ValidationSetConfig(path="x", max_increase=0.5, on_increase="stop")}
+    sets = {"held": AlarmLimits(max_change=0.5, stops=True, patience_steps=patience_steps)}
     recorded = [{"name": "held", "step": step, "loss": loss} for step, loss in (held_losses or {}).items()]
     controller = RunController(
         total_steps=10,
@@ -274,7 +280,7 @@ def make_stoppable(
         stop_at_step=None,
         num_ranks=1,
         reports_to_launcher=False,
-        alarm=ForgettingAlarm(sets),
+        alarm=ForgettingAlarm(sets=sets),
         recorded_validations=recorded if initial_step else [],
         sinks=sinks,
         monitor=monitor,
@@ -307,6 +313,18 @@ def test_alarm_stop_saves_and_is_raised_after_the_loop(tmp_path: Path) -> None:
     train_on([2.0, 2.0, 2.0], callbacks)
     assert list_saved(tmp_path) == ["iteration_00000001", "iteration_00000002"] and sink.num_closed == 1
     with pytest.raises(RunStopped, match="stopped by on_increase: .* at step 2 .*; saved in .*iteration_00000002"):
+        callbacks[1].raise_ending()
+
+
+def test_alarm_with_patience_stops_after_it_is_used_up(tmp_path: Path) -> None:
+    sink = Collected()
+    losses = {0: 2.0, 1: 2.6, 2: 2.0, 3: 2.6, 4: 2.6, 5: 2.6, 6: 2.6}
+    callbacks = make_stoppable(tmp_path, sink, held_losses=losses, patience_steps=2)
+    train_on([2.0] * 6, callbacks)
+    assert list_saved(tmp_path)[-1] == "iteration_00000005"
+    held = [record for record in sink.records if isinstance(record, ValidationRecord)]
+    assert [record.above_since_step for record in held] == [None, 1, None, 3, 3, 3]
+    with pytest.raises(RunStopped, match="at step 5 .* since step 3; patience of 2 steps used up; saved in"):
         callbacks[1].raise_ending()
 
 

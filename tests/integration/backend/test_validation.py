@@ -8,7 +8,7 @@ pytest.importorskip("mindformers")
 
 from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
-from ascend_cpt.backend.training.validation import without_accumulation
+from ascend_cpt.backend.training.row_scorer import without_accumulation
 
 
 def test_the_number_of_micro_batches_is_restored() -> None:

@@ -62,10 +62,6 @@ class Layout:
     def workers(self) -> int:
         return self.data * self.tensor * self.pipeline * self.context
 
-    @property
-    def has_validation(self) -> bool:
-        return self.pipeline == 1
-
     def make_sections(self) -> dict[str, Any]:
         """Return the MindFormers sections of the layout."""
         parallel = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.config.loader import load_config, parse_assignments
+from ascend_cpt.config.values import Interval
 from ascend_cpt.errors import ConfigError
 
 GOOD = """\
@@ -118,3 +119,25 @@ def test_replaced_mapping(tmp_path: Path) -> None:
     overrides = {"cpt.sources": {"other": {"path": "y"}}}
     assert list(load_config(write(tmp_path, GOOD), overrides).cpt.sources) == ["train", "other"]
     assert list(load_config(write(tmp_path, GOOD), overrides, replace=("cpt.sources",)).cpt.sources) == ["other"]
+
+
+def test_tasks(tmp_path: Path) -> None:
+    section = """  validation:
+    tasks:
+      mmlu: {path: mmlu.jsonl, kind: multiple_choice, few_shot: 5, few_shot_path: dev.jsonl, patience: 2B}
+      lambada: {path: lambada.jsonl, kind: continuation, max_drop: 2e-2, on_drop: stop, max_items: 100}
+"""
+    validation = load_config(write(tmp_path, GOOD + section)).cpt.validation
+    assert validation is not None and validation.sets == {}
+    mmlu, lambada = validation.tasks["mmlu"], validation.tasks["lambada"]
+    assert (mmlu.few_shot, mmlu.schema, mmlu.patience) == (5, None, Interval(count=2 * 10**9, unit="tokens"))
+    assert (lambada.max_drop, lambada.on_drop, lambada.max_items, lambada.few_shot) == (0.02, "stop", 100, 0)
+    for old, new, message in (
+        ("few_shot: 5", "few_shot: -1", "tasks.mmlu.few_shot: must be at least 0, got -1"),
+        ("max_items: 100", "max_items: 0", "tasks.lambada.max_items: must be at least 1, got 0"),
+        ("kind: continuation, ", "", "cpt.validation.tasks.lambada.kind: missing; add it"),
+        ("few_shot_path", "fewshot_path", "tasks.mmlu.fewshot_path: unknown key; did you mean 'few_shot_path'?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load_config(write(tmp_path, GOOD + section.replace(old, new)))
+        assert message in str(caught.value)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from ascend_cpt.config.values import Interval, format_bytes, format_count, parse_count, parse_float, parse_interval
+from ascend_cpt.config.values import (
+    Interval,
+    Patience,
+    format_bytes,
+    format_count,
+    parse_count,
+    parse_float,
+    parse_interval,
+    parse_patience,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,19 @@ def test_parse_interval() -> None:
     for text in ("0", "0 steps", "5 epochs", "steps"):
         with pytest.raises(ValueError, match="expected"):
             parse_interval(text)
+
+
+def test_parse_patience() -> None:
+    assert parse_patience("1B") == Patience(count=10**9, unit="tokens")
+    assert parse_patience("10K tokens").to_steps(4096) == 2
+    assert parse_patience("1 step").to_steps(4096) == 1
+    assert parse_patience("1 validation") == Patience(count=1, unit="validations")
+    assert parse_patience("3 validations").to_steps(4096) is None and str(parse_patience("2 steps")) == "2 steps"
+    for text in ("0", "0 validations", "-1 validations", "1.5 validations", "3 epochs", "validations", True, None):
+        with pytest.raises(ValueError, match="expected"):
+            parse_patience(text)
+    with pytest.raises(ValueError, match="expected"):
+        parse_interval("3 validations")
 
 
 def test_parse_float() -> None:

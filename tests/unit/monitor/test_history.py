@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ascend_cpt.monitor.history import read_history, read_values
-from ascend_cpt.monitor.record import DataRecord, ValidationRecord
+from ascend_cpt.monitor.record import DataRecord, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.sinks import JsonlSink
 from tests.unit.monitor.test_sinks import make_step
 
@@ -19,6 +19,7 @@ def write_run(path: Path, num_steps: int) -> None:
         if step % 5 == 0:
             sink.write(DataRecord(step=step, tokens={"train": {"code": step}}, epochs={"code": 0.5}))
             sink.write(ValidationRecord(step=step, name="code", loss=2.0, num_labels=10))
+            sink.write(TaskRecord(step=step, name="arc", metric="acc", score=0.5, num_items=9, values={"acc": 0.5}))
     sink.close()
 
 
@@ -29,6 +30,7 @@ def test_history_has_the_last_steps_and_all_validations_up_to_the_checkpoint(tmp
     assert [step["step"] for step in history.steps] == [10, 11, 12, 13]
     assert history.steps[0]["loss"] == 1 / 10
     assert [record["step"] for record in history.validations] == [0, 5, 10]
+    assert [(record["step"], record["score"]) for record in history.tasks] == [(5, 0.5), (10, 0.5)]
     assert history.num_skipped == 3
     assert history.account is not None and history.account["tokens"] == {"train": {"code": 10}}
 
@@ -52,7 +54,7 @@ def test_values_of_a_set_and_of_a_task(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_run(path, 20)
     tasks = [
-        {"kind": "task", "step": 10, "name": "arc", "score": 0.25, "higher_is_better": True},
+        {"kind": "task", "step": 10, "name": "exam", "score": 0.25, "higher_is_better": True},
         {"kind": "task", "step": 10, "name": "perplexity", "score": 9.0, "higher_is_better": False},
         {"kind": "validation", "step": 20, "name": "other", "loss": 1.0},
         {"kind": "validation", "step": 20, "name": "code", "loss": "nan"},
@@ -63,6 +65,6 @@ def test_values_of_a_set_and_of_a_task(tmp_path: Path) -> None:
         file.write('{"kind": "validation", "step": 30, "na')
     # Of two records at a step the last one counts: NaN at step 20.
     assert read_values(path, "validation", "code") == {0: 3.0, 5: 2.0, 10: 2.0, 15: 2.0, 25: 1.5}
-    assert read_values(path, "task", "arc") == {10: -0.25}
+    assert read_values(path, "task", "exam") == {10: -0.25}
     assert read_values(path, "task", "perplexity") == {10: 9.0}
-    assert read_values(tmp_path / "none", "task", "arc") == {}
+    assert read_values(tmp_path / "none", "task", "exam") == {}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ascend_cpt.errors import DataError
-from ascend_cpt.monitor.record import DataRecord, RunInfo, ValidationRecord
+from ascend_cpt.monitor.record import DataRecord, RunInfo, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.report.run_data import downsample, load_run, make_curve, smooth
 from ascend_cpt.monitor.report.write_report import ReportSink, render_report, write_report
 from ascend_cpt.monitor.sinks import JsonlSink
@@ -70,6 +70,7 @@ def test_charts_of_a_run(tmp_path: Path) -> None:
     held = charts["Validation: general (nats per token)"]
     assert held["lines"][0] == {"run": 0, "dots": True, "x": [0, 10, 20], "y": [2, 2.05, 2.1]}
     assert [(level["y"], level.get("alarm", False)) for level in held["levels"]] == [(2, False), (2.05, True)]
+    assert held["marks"] == [{"run": 0, "x": 20, "y": 2.1, "text": "beyond its limit", "kind": "rise"}]
     assert "Learning rate" in charts and "Gradient norm" in charts and "MFU" not in charts
 
 
@@ -85,6 +86,73 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
         "2 s (median); 10.0% of the total time is data wait",
     ):
         assert text in page, text
+
+
+def test_rise_and_recovery_of_a_loss_are_marked(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    sink = JsonlSink(run / "metrics.jsonl", 20)
+    sink.write(ValidationRecord(step=30, name="general", loss=2.0, num_labels=9))
+    sink.close()
+    held = {chart["title"]: chart for chart in read_data(render_report([load_run(run)]))["charts"]}
+    assert held["Validation: general (nats per token)"]["marks"] == [
+        {"run": 0, "x": 20, "y": 2.1, "text": "beyond its limit", "kind": "rise"},
+        {"run": 0, "x": 30, "y": 2, "text": "within its limit again, after 10 steps", "kind": "recovery"},
+    ]
+
+
+def test_run_without_alarms_and_tasks_has_no_marks_and_no_table(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text(encoding="utf-8").replace('"alarm": true', '"alarm": false'), encoding="utf-8")
+    page = render_report([load_run(run)])
+    charts = read_data(page)["charts"]
+    assert "TFLOPS per device" not in page, "records of old versions do not have it"
+    assert not [chart["title"] for chart in charts[1:] if "marks" in chart] and "<th>Task</th>" not in page
+
+
+def write_tasks(run_dir: Path, *, higher_is_better: bool = True, metric: str = "acc") -> Path:
+    """Add three scores of a task to a run: 0.5, one that is worse by 0.1, and 0.5 again."""
+    sink = JsonlSink(write_run(run_dir) / "metrics.jsonl", 20)
+    worse = 0.4 if higher_is_better else 0.6
+    for step, score in ((0, 0.5), (10, worse), (20, 0.5)):
+        sink.write(
+            TaskRecord(
+                step=step, name="a<b", metric=metric, score=score, num_items=50, values={metric: score},
+                higher_is_better=higher_is_better, alarm=score == worse,
+            )
+        )  # fmt: skip
+    sink.close()
+    info = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    info["tasks"] = {"a<b": {"max_drop": 0.05, "on_drop": "warn"}}
+    (run_dir / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    return run_dir
+
+
+@pytest.mark.parametrize(("higher_is_better", "limit"), [(True, 0.45), (False, 0.55)])
+def test_chart_and_table_of_a_task(tmp_path: Path, higher_is_better: bool, limit: float) -> None:
+    page = render_report([load_run(write_tasks(tmp_path / "one", higher_is_better=higher_is_better))])
+    (chart,) = (chart for chart in read_data(page)["charts"] if chart["title"] == "Task: a<b (acc)")
+    worst = 0.4 if higher_is_better else 0.6
+    assert chart["lines"] == [{"run": 0, "dots": True, "x": [0, 10, 20], "y": [0.5, worst, 0.5]}]
+    assert [(level["y"], level.get("alarm", False)) for level in chart["levels"]] == [(0.5, False), (limit, True)]
+    assert [(mark["x"], mark["kind"]) for mark in chart["marks"]] == [(10, "rise"), (20, "recovery")]
+    words = "higher" if higher_is_better else "lower"
+    assert (
+        f"<tr><td>a&lt;b</td><td>acc ({words} is better)</td><td>50</td><td>0.5000 (step 0)</td><td>0.5000 (step 20)"
+        "</td><td>+0.0000</td><td>steps 10 to 20</td></tr>"
+    ) in page
+
+
+def test_compute_of_a_device(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    sink = JsonlSink(run / "metrics.jsonl", 20)
+    for step in range(21, 24):
+        sink.write(make_step(step, tflops_per_device=100.0 + step, mfu=0.5))
+    sink.close()
+    page = render_report([load_run(run)])
+    charts = {chart["title"]: chart for chart in read_data(page)["charts"]}
+    assert charts["TFLOPS per device"]["lines"][0]["y"][-3:] == [121, 122, 123]
+    assert "2.05K tokens/s, 122 TFLOPS per device, MFU 50.0% (medians)" in page
 
 
 def test_page_loads_no_external_resources(tmp_path: Path) -> None:
@@ -129,6 +197,7 @@ def test_run_without_run_json_and_with_a_truncated_line(tmp_path: Path) -> None:
         ("[1]\n", "line 1 is not a valid record"),
         ('{"kind": "validation", "step": 0, "name": "a", "loss": 1.0}\n', "has no steps yet"),
         ('{"kind": "validation", "step": 0, "name": "a", "loss": "many"}\n', "line 1 is not a valid record"),
+        ('{"kind": "task", "step": 0, "name": "a", "metric": "acc", "score": "x"}\n', "line 1 is not a valid record"),
     ],
 )
 def test_damaged_run_gives_a_one_line_error(tmp_path: Path, content: str | None, message: str) -> None:

@@ -8,12 +8,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.picture import draw_losses
-from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, ValidationRecord
+from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, TaskRecord, ValidationRecord, to_values
 from ascend_cpt.monitor.sinks import (
     ConsoleSink,
     JsonlSink,
@@ -100,6 +101,27 @@ def test_picture(tmp_path: Path) -> None:
     assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_picture_marks_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: dict[str, list[list[float]]] = {}
+
+    def keep(figure: Figure, *arguments: object, **settings: object) -> None:
+        for line in figure.axes[0].get_lines():
+            drawn[str(line.get_label())] = np.asarray(line.get_xydata()).tolist()
+        save(figure, *arguments, **settings)
+
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", keep)
+    sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
+    for step, loss in enumerate([2.0, 2.5, 2.4, 2.0, 2.6]):
+        sink.write(make_step(step + 1))
+        sink.write(ValidationRecord(step=step, name="code", loss=loss, num_labels=10, alarm=loss > 2.1))
+    draw_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png", title="run")
+    assert drawn["above its limit"] == [[1, 2.5], [4, 2.6]]
+    assert drawn["below its limit again"] == [[3, 2.0]]
+
+
 def test_summary_has_losses_before_and_after(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
     sink.write(ValidationRecord(step=0, name="code", loss=3.0, num_labels=10))
@@ -121,11 +143,46 @@ def test_a_skipped_step_is_always_shown() -> None:
     assert "SKIPPED (loss spike; 2 so far)" in line and "7/20  qa  loss" in line and "MFU 45.7%" in line
 
 
+def test_progress_line_has_the_compute_of_a_device() -> None:
+    assert "2.05K tokens/s  152 TFLOPS/device  MFU 51.6%  " in format_step(
+        make_step(5, tflops_per_device=152.2, mfu=0.516)
+    )
+    assert "TFLOPS" not in format_step(make_step(5))
+
+
 def test_validation_line_has_the_difference_from_the_base() -> None:
     record = ValidationRecord(
         step=9, name="code", loss=2.5, num_labels=10, bits_per_byte=0.75, base_loss=2.25, base_step=0, alarm=True
     )
     assert format_validation(record).endswith("perplexity 12.18  bits/byte 0.7500  (+0.2500 from step 0)  ALARM")
+
+
+def make_score(step: int, score: float, **changes: Any) -> TaskRecord:
+    values = {"acc": score, "acc_norm": 0.5}
+    return TaskRecord(step=step, name="arc", metric="acc", score=score, num_items=100, values=values, **changes)
+
+
+def test_task_line_has_the_difference_from_the_base() -> None:
+    stream = io.StringIO()
+    sink = ConsoleSink(stream, 10)
+    sink.write(make_score(0, 0.5, base_score=0.5, base_step=0))
+    sink.write(make_score(9, 0.25, base_score=0.5, base_step=0, alarm=True, above_since_step=9))
+    assert stream.getvalue().splitlines() == [
+        "task at step 0: arc  acc 0.5000  acc_norm 0.5000  100 items",
+        "task at step 9: arc  acc 0.2500  (-0.2500 from step 0)  acc_norm 0.5000  100 items  ALARM",
+    ]
+
+
+def test_scores_of_a_task_are_in_metrics_and_summary(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl", 0)
+    sink.write(make_score(0, 0.5))
+    sink.write(make_step(1))
+    last = make_score(1, math.nan, alarm=True, above_since_step=1)
+    sink.write(last)
+    line = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+    assert line.startswith('{"kind": "task", "step": 1, "name": "arc", "metric": "acc", "score": "nan", ')
+    assert json.loads(line) == to_values(last) and json.loads(line)["values"] == {"acc": "nan", "acc_norm": 0.5}
+    assert "  task arc          acc 0.5000 before → nan after (+nan, ALARM)" in summarize_run(tmp_path)
 
 
 def test_account_lines() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.monitor.record import DataRecord, ValidationRecord
+from ascend_cpt.monitor.record import DataRecord, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.trackers import choose_tracking_id, is_installed, open_trackers
 from tests.unit.monitor.test_sinks import make_step
 
@@ -39,15 +39,17 @@ def open_one(name: str, run_dir: Path, resume_step: int = 0) -> tuple[list[Any],
 
 def test_tensorboard_has_every_number(tmp_path: Path) -> None:
     (sink,), warnings = open_one("tensorboard", tmp_path)
-    sink.write(make_step(1, loss=2.5))
+    sink.write(make_step(1, loss=2.5, tflops_per_device=64.0))
     sink.write(ValidationRecord(step=1, name="code", loss=0.0, num_labels=10, bits_per_byte=0.5))
+    sink.write(TaskRecord(step=1, name="arc", metric="acc", score=0.5, num_items=9, values={"acc": 0.5, "f1": 0.25}))
     sink.write(DataRecord(step=1, tokens={"a": {"web": 10}, "b": {"web": 5}}, epochs={"web": 0.5}))
     sink.close()
-    step, validation, data = (values for step, values in read_events(tmp_path / "tensorboard") if step == 1)
+    step, validation, task, data = (values for step, values in read_events(tmp_path / "tensorboard") if step == 1)
     assert step["train/loss"] == 2.5 and step["speed/tokens_per_s"] == 2048 and "speed/mfu" not in step
     assert validation == {
         "validation/code/loss": 0.0, "validation/code/perplexity": 1.0, "validation/code/bits_per_byte": 0.5
     }  # fmt: skip
+    assert step["speed/tflops_per_device"] == 64 and task == {"task/arc/acc": 0.5, "task/arc/f1": 0.25}
     assert data == {"tokens/web": 15.0, "epochs/web": 0.5} and not warnings
 
 

@@ -137,3 +137,13 @@ def test_sharded_weights_stay_sharded() -> None:
     threshold_kb = rehearsal.sections["parallel"]["parallel_optimizer_config"]["parallel_optimizer_threshold"]
     width, tensor = rehearsal.model["hidden_size"], rehearsal.layout.tensor_parallel
     assert width * 4 / 1024 < threshold_kb < width * width * 4 / tensor / 1024
+
+
+def test_tasks_are_left_out(tmp_path: Path) -> None:
+    tasks = {"exam": {"path": "x.jsonl", "kind": "continuation"}}
+    for sets in ({}, {"general": {"path": "x"}}):
+        overrides = {"cpt.validation": {"sets": sets, "tasks": tasks}}
+        _, rehearsal = load(REPOSITORY / "configs/qwen3/cpt_qwen3_0_6b_4k.yaml", overrides)
+        validation = resolve_small(rehearsal, tmp_path).config.cpt.validation
+        assert (validation is None) == (not sets)
+        assert validation is None or (list(validation.sets) == ["general"] and not validation.tasks)

@@ -29,6 +29,10 @@ def load(tmp_path: Path, overrides: dict[str, Any]) -> Any:
     [
         {},
         {"cpt.checkpoint.keep_best": {"set": "domain", "n": 2}},
+        {
+            "cpt.checkpoint.keep_best": {"task": "exam"},
+            "cpt.validation.tasks": {"exam": {"kind": "multiple_choice", "path": "x"}},
+        },
         {"cpt.export": {"to": "exported"}},
         {"cpt.export": {"to": "exported", "checkpoint": "best"}, "cpt.checkpoint.keep_best": {"set": "domain"}},
     ],

@@ -23,11 +23,11 @@ from ascend_cpt.weights.safetensors_file import TensorInfo
 CONFIG = {"model_type": "qwen3", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 512}
 RECORDS: list[dict[str, Any]] = [
     {"kind": "validation", "step": 0, "name": "held|out", "loss": 3.0},
-    {"kind": "task", "step": 0, "name": "arc", "score": 0.25, "higher_is_better": True},
+    {"kind": "task", "step": 0, "name": "arc", "metric": "acc", "score": 0.25, "higher_is_better": True},
     {"kind": "data", "step": 8, "tokens": {"a": {"web": 1000}, "b": {"web": 500, "qa": 24}}, "epochs": {"web": 1.5}},
     {"kind": "step", "step": 10, "num_skipped": 1},
     {"kind": "validation", "step": 10, "name": "held|out", "loss": 2.5},
-    {"kind": "task", "step": 10, "name": "arc", "score": 0.5, "higher_is_better": True},
+    {"kind": "task", "step": 10, "name": "arc", "metric": "acc", "score": 0.5, "higher_is_better": True},
     {"kind": "step", "step": 20, "num_skipped": 7},
     {"kind": "validation", "step": 20, "name": "held|out", "loss": 2.25},
     {"kind": "validation", "step": 20, "name": "late", "loss": 1.5},
@@ -98,8 +98,8 @@ def test_card_of_an_earlier_checkpoint_has_the_values_of_its_step(tmp_path: Path
         "| skipped updates | 1 of 10 |",
         "## Data up to step 8\n",
         "| web | 1.5K | 1.50 |",
-        "| held\\|out | first 10 of 100 | 3.0000 (step 0) | 2.5000 | -0.5000 |",
-        "| arc | 0.2500 (step 0) | 0.5000 | +0.2500 |",
+        "| held\\|out | 10 of 100 | 3.0000 (step 0) | 2.5000 | -0.5000 |",
+        "| arc | acc | 0.2500 (step 0) | 0.5000 | +0.2500 |",
         "| mindspore | 2.9.0 |",
         f"python tools/convert_weights.py verify 'out put' --against {run}/checkpoint/iteration_00000010\n",
     ):
@@ -109,7 +109,7 @@ def test_card_of_an_earlier_checkpoint_has_the_values_of_its_step(tmp_path: Path
 
 def test_card_of_the_last_checkpoint(tmp_path: Path) -> None:
     card = make_card(Path("out"), open_steps(write_run(tmp_path / "run"), 20), Options())
-    assert "| held\\|out | first 10 of 100 | 3.0000 (step 0) | 2.2500 | -0.7500 |" in card
+    assert "| held\\|out | 10 of 100 | 3.0000 (step 0) | 2.2500 | -0.7500 |" in card
     assert "| late |  |  | 1.5000 |  |" in card, "its first value is not from before the training"
     assert "## Data\n" in card and "| arc |" not in card, "no score was recorded at the last step"
 

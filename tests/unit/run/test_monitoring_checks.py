@@ -8,6 +8,7 @@ import pytest
 
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.config.parallel_layout import derive_layout
+from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.checks import monitoring as monitoring_checks
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 
@@ -21,8 +22,12 @@ def find(tmp_path: Any, overrides: dict[str, Any]) -> list[str]:
     return find_monitoring_problems(config, derive_layout(config, 8))
 
 
-def alarm(**settings: Any) -> dict[str, Any]:
-    return {"cpt.validation": {"sets": {"general": {"path": "x", **settings}}}}
+def task(**settings: Any) -> dict[str, Any]:
+    return {"cpt.validation": {"tasks": {"exam": {"path": "x", "kind": "continuation", **settings}}}}
+
+
+def alarm(every: str | None = None, **settings: Any) -> dict[str, Any]:
+    return {"cpt.validation": {"every": every, "sets": {"general": {"path": "x", **settings}}}}
 
 
 @pytest.mark.parametrize(
@@ -30,9 +35,12 @@ def alarm(**settings: Any) -> dict[str, Any]:
     [
         {},
         alarm(max_increase=0.05, on_increase="stop"),
+        alarm("10 steps", max_increase=0.05, on_increase="stop", patience="3 validations"),
         {"cpt.guards": {"loss_spike": {}, "grad_norm_spike": {"sigmas": 4}}},
         {"cpt.guards": {"grad_norm_spike": {}}, "parallel_config": {"pipeline_stage": 2}},
         {"cpt.monitor.sinks": []},
+        task(schema="lambada", metric="exact", few_shot=1, few_shot_path="y", max_items=4),
+        task(max_drop=0.02, on_drop="stop", patience="100 steps"),
     ],
 )
 def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
@@ -46,7 +54,18 @@ def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
             alarm(max_increase=0.1, on_increase="halt"),
             "sets.general.on_increase: 'halt' is unknown; choose warn or stop",
         ),
+        ({"cpt.validation": {"every": "1B"}}, "cpt.validation: has neither sets nor tasks; add one"),
+        (task(kind="choice"), "cpt.validation.tasks.exam.kind: 'choice' is unknown"),
+        (task(metric="acc"), "command line: cpt.validation.tasks.exam.metric: continuation has no acc"),
         (alarm(on_increase="stop"), "on_increase stop needs max_increase"),
+        (
+            alarm("10 steps", max_increase=0.1, patience="1B"),
+            "general.patience: has no effect without on_increase: stop; set it, or remove patience",
+        ),
+        (
+            alarm(max_increase=0.1, on_increase="stop", patience="20 steps"),
+            "general.patience: has no effect without cpt.validation.every",
+        ),
         (alarm(max_increase=-1), "must not be negative, got -1"),
         ({"cpt.monitor.sinks": ["tensorbord"]}, "'tensorbord' is unknown; did you mean 'tensorboard'?"),
         ({"cpt.monitor.sinks": ["mlflow"]}, "'mlflow' is unknown; choose from tensorboard, wandb, swanlab"),
@@ -69,6 +88,16 @@ def test_invalid_settings_are_reported(tmp_path: Any, overrides: dict[str, Any],
         overrides = {**overrides}
     (problem,) = find(tmp_path, overrides)
     assert message in problem
+
+
+@pytest.mark.parametrize("patience", ["0", "0 validations", "-1 steps", "3 epochs", "long", True, [1]])
+def test_malformed_patience_is_reported_with_its_place(tmp_path: Any, patience: Any) -> None:
+    with pytest.raises(ConfigError, match=r"cpt\.validation\.sets\.general\.patience: expected a"):
+        find(tmp_path, alarm("10 steps", max_increase=0.1, on_increase="stop", patience=patience))
+
+
+def test_every_problem_of_an_alarm_is_listed(tmp_path: Any) -> None:
+    assert len(find(tmp_path, alarm(max_increase=-1, patience="1B"))) == 3
 
 
 def test_service_that_is_not_installed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from ascend_cpt.run.resolve import resolve
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 RECIPES = Path(__file__).resolve().parents[3] / "configs/recipes"
-ROWS = {"qa": 680_000, "wikitext2": 650}  # the paper's pool of question answering: 2.8B tokens
+# The paper's pool of question answering: 2.8B tokens; the subset: 5B.
+ROWS = {"qa": 680_000, "wikitext2": 650, "domain_subset": 1_220_704}
 ResolveRun = Callable[..., ResolvedRun]
 
 
@@ -48,7 +50,7 @@ def resolve_run(make_manifest: Callable[..., Manifest]) -> ResolveRun:
 def test_every_recipe_is_tested() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     assert [path.stem for path in RECIPES.glob("*.yaml") if f'"{path.stem}"' not in text] == []
-    assert len(list(RECIPES.glob("*.yaml"))) >= 5
+    assert len(list(RECIPES.glob("*.yaml"))) >= 8
 
 
 def test_pai_has_50_steps_5_of_them_warmup(resolve_run: ResolveRun) -> None:
@@ -107,3 +109,46 @@ def test_nvidia_recipe_needs_more_than_two_epochs(resolve_run: ResolveRun) -> No
         ConfigError, match=r"sources.qa: the run needs 8.66B tokens of this source \(3.11 epochs of 2.79B\)"
     ):
         resolve_run("nvidia_300b_two_phases", 128, "cpt.sources.qa.max_epochs=2")
+
+
+@pytest.mark.parametrize("name", ["stability_gap_epochs", "stability_gap_quality", "stability_gap_mixture"])
+def test_alarm_of_the_stability_gap_recipes_waits_60_percent_of_the_run(resolve_run: ResolveRun, name: str) -> None:
+    run = resolve_run(name, 8)
+    validation = run.config.cpt.validation
+    assert validation is not None
+    general = validation.sets["general"]
+    assert general.on_increase == "stop" and general.patience is not None
+    steps = general.patience.to_steps(run.budget.tokens_per_step)
+    assert steps == pytest.approx(0.6 * run.budget.total_steps, abs=1)
+
+
+def test_guide_names_the_stability_gap_recipes() -> None:
+    guide = (RECIPES.parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"`(stability_gap_\w+\.yaml)`", guide)) == sorted(
+        path.name for path in RECIPES.glob("stability_gap_*.yaml")
+    )
+
+
+def test_subset_is_trained_on_for_four_epochs(resolve_run: ResolveRun) -> None:
+    run = resolve_run("stability_gap_epochs", 8)
+    drawn = run.count_source_rows(0, run.budget.total_steps)
+    assert drawn["domain_subset"] / ROWS["domain_subset"] == pytest.approx(4, abs=1e-3)
+    with pytest.raises(ConfigError, match="max_epochs is 4"):
+        resolve_run("stability_gap_epochs", 8, "cpt.train_tokens=25B")
+
+
+def test_high_quality_part_comes_first(resolve_run: ResolveRun) -> None:
+    run = resolve_run("stability_gap_quality", 8)
+    first, second = run.phases
+    assert run.count_source_rows(first.first_step, first.stop_step)["rest"] == 0
+    assert first.num_steps * run.budget.tokens_per_step == pytest.approx(8e9, rel=1e-3)
+    drawn = run.count_source_rows(second.first_step, second.stop_step)
+    assert drawn["rest"] / sum(drawn.values()) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_mixture_keeps_the_shares_of_the_base_model(resolve_run: ResolveRun) -> None:
+    run = resolve_run("stability_gap_mixture", 8)
+    drawn = run.count_source_rows(0, run.budget.total_steps)
+    percent = {source: 100 * rows / sum(drawn.values()) for source, rows in drawn.items()}
+    assert percent["domain"] + percent["web"] == pytest.approx(82, abs=0.01)
+    assert percent["code"] == pytest.approx(4.5, abs=0.01) and percent["stackexchange"] == pytest.approx(2, abs=0.01)

@@ -157,3 +157,25 @@ def test_order_of_sources_is_part_of_the_fingerprint(make_manifest: Callable[...
 def test_report_rank_is_on_the_last_pipeline_stage(make_manifest: Callable[..., Manifest]) -> None:
     assert resolve_run(BIG, big_manifest(make_manifest), world_size=64).report_rank == 48
     assert resolve_run(TINY, make_manifest()).report_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("patience", "fits"),
+    [
+        ("2 validations", True),  # 292 steps, the validations after 100, 200 and 292
+        ("3 validations", False),
+        ("192 steps", True),
+        ("193 steps", False),
+        ("1B", False),
+    ],
+)
+def test_patience_that_cannot_be_used_up_refused(
+    make_manifest: Callable[..., Manifest], patience: str, fits: bool
+) -> None:
+    alarm = f"{{path: x, max_increase: 0.1, on_increase: stop, patience: {patience}}}"
+    assignments = ("cpt.validation.every=100 steps", f"cpt.validation.sets={{general: {alarm}}}")
+    if fits:
+        assert resolve_run(TINY, make_manifest(), *assignments).budget.total_steps == 292
+        return
+    with pytest.raises(ConfigError, match=r"general\.patience: .* cannot be used up in a run of 292 steps"):
+        resolve_run(TINY, make_manifest(), *assignments)

@@ -1,0 +1,42 @@
+"""Evaluation tasks in the `cpt:` section: `cpt.validation.tasks`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ascend_cpt.config.values import Interval
+
+# schema.py has the same annotations, but it imports this module.
+AtLeastOne = Annotated[int, "positive"]
+AtLeastZero = Annotated[int, "not negative"]
+
+ON_DROP = ("warn", "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """An evaluation task: items in a file, scored by the log-likelihoods of their answers (docs/evaluation.md)."""
+
+    path: str
+    """File with the items (`.jsonl`, `.jsonl.gz`, `.parquet`), or a folder of such files."""
+    kind: str
+    """`multiple_choice`, `continuation` or `answer_bits`."""
+    schema: str | None = None
+    """`mmlu`, `ceval`, `cmmlu`, `hellaswag`, `arc`, `lambada` or `plain`; default: detected from the keys."""
+    description: str | None = None
+    """Text before the first question; default: that of lm-evaluation-harness for the schema."""
+    few_shot: AtLeastZero = 0
+    """Number of solved examples before each question: the first ones of `few_shot_path`."""
+    few_shot_path: str | None = None
+    """File or folder with the examples, in the same schema."""
+    max_items: AtLeastOne | None = None
+    """Use at most this many items, spread over the file and chosen with a fixed seed; default: all."""
+    metric: str | None = None
+    """`acc`, `acc_norm`, `exact` or `bits_per_byte`; default: the first that the kind has."""
+    max_drop: float | None = None
+    """Alarm when the metric is worse than before the first step by more than this."""
+    on_drop: str = "warn"
+    """`warn`, or `stop`: save a checkpoint and exit with code 1."""
+    patience: Interval | None = None
+    """Alarm only after the metric has been worse for this long; default: at once."""
