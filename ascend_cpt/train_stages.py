@@ -25,6 +25,8 @@ from ascend_cpt.cluster.launch.main import main as run_launcher
 from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.run.export.at_end import is_export_missing
+from ascend_cpt.run.export.target import check_target
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import choose_start
@@ -90,7 +92,7 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
         title = f"stage {stage.name} ({number} of {len(stages)})"
         extend = options.extend == stage.name
         choose_start(stage.run, None, extend=extend)  # raises for a run folder with different settings
-        if stage.is_complete and not stage.needs_launch:
+        if stage.is_complete and not stage.needs_launch and not is_export_missing(stage.run):
             print(f"{title}: complete in {stage.run.run_dir}", flush=True)
         else:
             print(f"{title}: {stage.command}", flush=True)
@@ -120,6 +122,7 @@ def resolve_stages(path: Path, launch: Sequence[str], options: StageOptions) -> 
         stages.append(_resolve_stage(path, entry, launch, options, stages[-1] if stages else None))
         _check_comparable(stages[0], stages[-1])
     _check_extension(stages, options)
+    _check_exports(stages)
     return stages
 
 
@@ -171,6 +174,24 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
             f"stage {stage.name}: advance_when compares validation set {name} with stage {first.name}, which has "
             "a different dataset, seq_length, max_rows or document_attention for it; make them equal"
         )
+
+
+def _check_exports(stages: Sequence[Stage]) -> None:
+    """Check that every stage can write its export, and that no two stages write to one folder.
+
+    Raises:
+        ConfigError: when a folder is used twice or cannot be written.
+    """
+    targets: dict[Path, str] = {}
+    for stage in stages:
+        if (export := stage.run.config.cpt.export) is None:
+            continue
+        other = targets.setdefault(Path(export.to).absolute(), stage.name)
+        if other != stage.name:
+            raise ConfigError(
+                f"stages {other} and {stage.name}: both export to {export.to}; give each its own cpt.export.to"
+            )
+        check_target(stage.run)
 
 
 def _check_extension(stages: Sequence[Stage], options: StageOptions) -> None:
