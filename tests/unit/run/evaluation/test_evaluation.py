@@ -1,0 +1,173 @@
+"""Which sets and tasks an evaluation has, with which tokenizer, and what of a run is still to be evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ascend_cpt.config.loader import load_config, parse_assignments
+from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
+from ascend_cpt.data.tokenizing.reference_engines import adds_bos
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.monitor.record import ValidationRecord
+from ascend_cpt.run.evaluation.plan import EvaluationSettings, make_plan, read_settings
+from ascend_cpt.run.evaluation.tasks import describe_tasks, find_tokenizer, load_tasks
+from ascend_cpt.run.evaluation.watching import (
+    append_records,
+    hold_watch_lock,
+    list_pending,
+    request_stop,
+    take_stop_request,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+REFERENCE = REPOSITORY / "tests/reference"
+CHOICES = TaskConfig(path=str(REFERENCE / "tasks/plain_choices.jsonl"), kind="multiple_choice")
+MakeManifest = Callable[..., Manifest]
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    shutil.copy(REFERENCE / "tasks/tokenizer.json", folder)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "<s>"}', encoding="utf-8")
+    return folder
+
+
+def load(tokenizer: Path, seq_length: int = 64, **manifests: Manifest) -> Any:
+    return load_tasks(
+        {"choices": CHOICES},
+        tokenizer=tokenizer,
+        tokenizer_type="PretrainedFromHF",
+        seq_length=seq_length,
+        manifests=manifests,
+    )
+
+
+def packed_with(manifest: Manifest, fingerprint: str) -> Manifest:
+    return dataclasses.replace(manifest, tokenizer=dataclasses.replace(manifest.tokenizer, fingerprint=fingerprint))
+
+
+def test_tasks_need_the_tokenizer_of_the_datasets(make_manifest: MakeManifest, tokenizer: Path) -> None:
+    same = packed_with(make_manifest(), fingerprint_tokenizer(tokenizer))
+    (task,) = load(tokenizer, held=same)
+    assert task.num_items and not task.too_long
+    with pytest.raises(ConfigError, match="is not the tokenizer that held was packed with"):
+        load(tokenizer, held=packed_with(same, "another"))
+
+
+def test_description_has_the_cost_and_the_items_left_out(tokenizer: Path) -> None:
+    (task,) = load(tokenizer)
+    (line,) = describe_tasks([task], 64)
+    assert f"{task.num_items} items, {len(task.requests)} rows of 64 tokens" in line and "left out" not in line
+    longest = [0] * task.num_items
+    for r in task.requests:
+        longest[r.item] = max(longest[r.item], len(r.context) + len(r.continuation) - 1)
+    short = min(longest)
+    (cut,) = load(tokenizer, seq_length=short)
+    (line,) = describe_tasks([cut], short)
+    assert f"{len(cut.too_long)} items longer than a row left out: " in line and ".jsonl:" in line
+
+
+def test_bos_is_added_by_the_rule_in_the_file(tokenizer: Path) -> None:
+    path = tokenizer / "tokenizer.json"
+    assert not adds_bos(open_tokenizer("PretrainedFromHF", tokenizer))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert adds_bos(open_tokenizer("PretrainedFromHF", tokenizer))
+
+
+def test_tokenizer_of_the_initial_weights_is_the_default(tokenizer: Path) -> None:
+    def find(*assignments: str) -> Path:
+        task = f"cpt.validation.tasks.a={{path: {CHOICES.path}, kind: multiple_choice}}"
+        tiny = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
+        return find_tokenizer(load_config(tiny, parse_assignments([task, *assignments])))
+
+    assert find(f"cpt.init_from={tokenizer}") == tokenizer
+    assert find(f"cpt.init_from={tokenizer}", "cpt.validation.tokenizer=elsewhere") == Path("elsewhere")
+    with pytest.raises(ConfigError, match=r"cpt\.validation\.tasks: need a tokenizer; set cpt\.validation\.tokenizer"):
+        find("cpt.init_from=random")
+
+
+def make_settings(**changes: Any) -> EvaluationSettings:
+    values: dict[str, Any] = {
+        "sets": {}, "tasks": {"choices": CHOICES}, "tokenizer": None, "tokenizer_type": "PretrainedFromHF",
+        "max_rows": None, "seq_length": None, "document_attention": "across", "device": "CPU", "dtype": "float32",
+        "batch_size": 2, "tensor_parallel": 0, "model": None, "context": {},
+    }  # fmt: skip
+    return EvaluationSettings(**{**values, **changes})
+
+
+def test_rows_of_tasks_are_as_long_as_the_longest_request(tokenizer: Path) -> None:
+    plan = make_plan(REFERENCE / "qwen3", make_settings(tokenizer=tokenizer), world_size=2)
+    assert plan.row_format.seq_length == 64 and plan.layout.data_parallel == 2
+    assert plan.model["compute_dtype"] == "float32" and "torch_dtype" not in plan.model
+    longer = make_plan(REFERENCE / "qwen3", make_settings(tokenizer=tokenizer, seq_length=128), world_size=1)
+    assert longer.row_format.seq_length == 128
+
+
+def test_weights_are_split_over_a_common_divisor_of_the_devices(tokenizer: Path) -> None:
+    for tensor, world_size, expected in ((8, 8, (1, 8)), (8, 4, (1, 4)), (4, 6, (3, 2)), (0, 4, (4, 1))):
+        settings = make_settings(tokenizer=tokenizer, device="Ascend", tensor_parallel=tensor)
+        layout = make_plan(REFERENCE / "qwen3", settings, world_size=world_size).layout
+        assert (layout.data_parallel, layout.tensor_parallel) == expected
+
+
+def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
+    config = load_config(REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml", {})
+    settings = read_settings(config, make_settings(tokenizer=tokenizer, device=""))
+    assert settings.device == "CPU" and settings.seq_length == config.cpt.seq_length
+    assert set(settings.sets) == set(config.cpt.validation.sets if config.cpt.validation else ())
+    with pytest.raises(CheckpointError, match=r"qwen3: is another model than the configuration's \(.*hidden_size"):
+        make_plan(REFERENCE / "qwen3", settings, world_size=1)
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        make_plan(REFERENCE / "qwen3", make_settings(tasks={}), world_size=1)
+
+
+def save_checkpoint(run: Path, step: int) -> None:
+    folder = run / f"checkpoint/iteration_{step:08d}"
+    folder.mkdir(parents=True)
+    state = {
+        "step": step, "total_steps": 8, "tokens": step * 64, "position": step, "fingerprint": {}, "files": {},
+        "version": 1,
+    }  # fmt: skip
+    (folder / "cpt_state.json").write_text(json.dumps(state), encoding="utf-8")
+
+
+def test_checkpoints_without_all_records_are_pending(tmp_path: Path) -> None:
+    for step in (2, 4, 8):
+        save_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint/iteration_00000006").mkdir()
+    names = [("validation", "a"), ("validation", "b")]
+    assert list_pending(tmp_path, names) == [2, 4, 8]
+    for name in ("a", "b"):
+        append_records(tmp_path, [ValidationRecord(step=4, name=name, loss=1.0, num_labels=3)])
+    append_records(tmp_path, [ValidationRecord(step=8, name="a", loss=1.0, num_labels=3)])
+    assert list_pending(tmp_path, names) == [2, 8]
+    assert list_pending(tmp_path, names[:1]) == [2]
+
+
+def test_one_watcher_at_a_time_and_its_request(tmp_path: Path) -> None:
+    with hold_watch_lock(tmp_path), pytest.raises(CheckpointError, match="another process already evaluates"):
+        with hold_watch_lock(tmp_path):
+            pass
+    with hold_watch_lock(tmp_path):
+        pass
+    assert take_stop_request(tmp_path) is None
+    request_stop(tmp_path, "stopped because")
+    assert take_stop_request(tmp_path) == "stopped because"
