@@ -58,7 +58,7 @@ def _check_tasks(config: RunConfig) -> list[str]:
         where = f"{config.locate('cpt', 'validation')}: cpt.validation"
         problems.append(f"{where}: has neither sets nor tasks; add one, or remove the section")
     for name, task in validation.tasks.items():
-        for problem in find_task_problems(task):
+        for problem in find_task_problems(task, config.cpt.seq_length):
             keys = ("cpt", "validation", "tasks", name, problem.partition(":")[0])
             problems.append(f"{config.locate(*keys)}: {'.'.join(keys[:-1])}.{problem}")
     return problems
