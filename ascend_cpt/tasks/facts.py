@@ -44,33 +44,35 @@ class Fact:
     """Index of the right value."""
 
 
-def make_fact(generator: random.Random, num_answers: int, count_tokens: Callable[[str, str], int]) -> Fact:
+def make_fact(generator: random.Random, num_answers: int, encode_answer: Callable[[str, str], Sequence[int]]) -> Fact:
     """Return a random fact.
 
     Args:
         generator: Source of random numbers. Only its `random` is used, which is the same in all versions of Python.
         num_answers: Number of answers.
-        count_tokens: (question, answer) → number of tokens of the answer after the question.
+        encode_answer: (question, answer) → token ids of the answer after the question.
 
     Raises:
-        ValueError: the tokenizer has too few values with equally many tokens.
+        ValueError: the tokenizer has too few different values with equally many tokens.
     """
     subject = f"{_choose(generator, SUBJECTS)} {_choose(generator, CITIES)}"
     question = f"\n\nQuestion: What is the {subject}?\nAnswer: The {subject} is"
     right = _draw_value(generator)
-    num_tokens = count_tokens(question, right)
-    others: dict[str, None] = {}  # without repetitions, in order
+    ids = tuple(encode_answer(question, right))
+    # By token ids: a tokenizer without some of the digits could give equal ones.
+    found = {ids: right}
     for _ in range(MAX_DRAWS):
-        if len(others) == num_answers - 1:
+        if len(found) == num_answers:
             break
         value = _draw_value(generator)
-        if value != right and count_tokens(question, value) == num_tokens:
-            others[value] = None
-    if len(others) < num_answers - 1:
-        raise ValueError(f"only {len(others) + 1} of {MAX_DRAWS} values have {num_tokens} tokens; lower choices")
+        other = tuple(encode_answer(question, value))
+        if len(other) == len(ids):
+            found.setdefault(other, value)
+    if len(found) < num_answers:
+        raise ValueError(f"only {len(found)} of {MAX_DRAWS} values have {len(ids)} tokens and differ; lower choices")
     # Not always the first one, which wins ties.
     gold = int(generator.random() * num_answers)
-    answers = list(others)
+    answers = list(found.values())[1:]
     answers.insert(gold, right)
     return Fact(needle=f"\nThe {subject} is{right}.\n", question=question, answers=tuple(answers), gold=gold)
 

@@ -177,7 +177,7 @@ def _make_item(config: TaskConfig, encoder: Encoder, length: int, depth: float, 
     fact = make_fact(
         generator,
         config.choices or DEFAULT_CHOICES,
-        lambda question, answer: len(encoder.encode_pairs(question, [answer])[0][1]),
+        lambda question, answer: encoder.encode_pairs(question, [answer])[0][1],
     )
     pairs = encoder.encode_pairs(fact.question, fact.answers)
     needle, question, answers = tuple(encoder.encode(fact.needle)), pairs[0][0], tuple(ids for _, ids in pairs)

@@ -290,7 +290,13 @@ def test_bad_values_are_named_with_their_line(tmp_path: Path, key: str, value: A
         load_config(path)
 
 
-def test_facts_without_equal_values() -> None:
-    """A tokenizer in which no two values have equally many tokens."""
-    with pytest.raises(ValueError, match=r"only 1 of 2000 values have \d+ tokens; lower choices"):
-        make_fact(random.Random(0), 2, lambda _, answer: int(answer))
+def test_facts_without_comparable_values() -> None:
+    def encode_to_any_length(_: str, answer: str) -> list[int]:
+        return [1] * (int(answer) % 10_000)
+
+    def encode_without_digits(_: str, answer: str) -> list[int]:
+        return [1] * len(answer)
+
+    for encode_answer in (encode_to_any_length, encode_without_digits):
+        with pytest.raises(ValueError, match=r"only 1 of 2000 values have \d+ tokens and differ; lower choices"):
+            make_fact(random.Random(0), 2, encode_answer)
