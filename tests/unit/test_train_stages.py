@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import yaml
 from ascend_cpt import train_stages as stages_module
 from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.config.loader import load_config
-from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.monitor.record import TaskRecord, to_values
@@ -359,34 +357,3 @@ def test_a_dry_run_starts_nothing(
     printed = capsys.readouterr().out
     assert "--- stage 256\nrun      elsewhere/two_256" in printed and "2 rows × 512 tokens" not in printed
     assert not launcher.commands
-
-
-@pytest.mark.parametrize(
-    ("name", "num_workers", "lengths"),
-    [("qwen3_tiny_256_512", 2, {"256": 256, "512": 512}), ("qwen3_8b_8k_32k", 64, {"8k": 8192, "32k": 32768})],
-)
-def test_the_shipped_stages_resolve(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_workers: int, lengths: dict[str, int]
-) -> None:
-    """All datasets are assumed to exist, packed with the row length in their folder's name."""
-    folders = {"packed": 256, "packed_512": 512, "packed_8k": 8192, "packed_32k": 32768}
-
-    def open_datasets(_config: object, _section: str, entries: dict[str, Any]) -> dict[str, Manifest]:
-        made = {}
-        for key, entry in entries.items():
-            seq_length = folders[Path(entry.path).parent.name]
-            manifest = load_manifest(write_dataset(tmp_path, seq_length))
-            shards = (dataclasses.replace(manifest.shards[0], num_rows=10**7),)
-            made[key] = dataclasses.replace(manifest, shards=shards)
-        return made
-
-    monkeypatch.setattr("ascend_cpt.run.resolve.open_datasets", open_datasets)
-    launch = ["64", "8", "10.0.0.1", "8118", "0"] if num_workers == 64 else ["2"]
-    stages = resolve_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, StageOptions())
-    assert {stage.name: stage.run.budget.seq_length for stage in stages} == lengths
-    assert {stage.run.layout.world_size for stage in stages} == {num_workers}
-    for before, after in pairwise(stages):
-        assert before.advance_when is not None
-        assert before.run.model["rope_theta"] < after.run.model["rope_theta"]
-        assert after.run.row_format.boundaries == ("ends" if num_workers == 64 else "mask")
-        assert after.run.model["max_position_embeddings"] >= after.run.budget.seq_length
