@@ -23,6 +23,7 @@ from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses, draw_needles
 from ascend_cpt.run.checks.job import check_job
+from ascend_cpt.run.evaluation.tasks import describe_tasks, load_run_tasks
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
 from ascend_cpt.run.resolve import load_run
@@ -95,6 +96,7 @@ def train_run(
             f"--stop-at-step {args.stop_at_step}: the run is already at step {start.step}; give a later "
             "step, or drop the flag to train to the end"
         )
+    tasks = load_run_tasks(run)
     sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
     heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
     # Every rank writes the same text atomically, so no rank has to wait for another.
@@ -103,13 +105,15 @@ def train_run(
     try:
         with captured_output(log_path) as console:
             if process.rank == 0:
-                print(f"{describe(run)}\n{describe_start(start)}", file=console, flush=True)
+                lines = [describe(run), *describe_tasks(tasks, run.budget.seq_length), describe_start(start)]
+                print("\n".join(lines), file=console, flush=True)
             launch = Launch(
                 resolved_yaml=run.run_dir / RESOLVED_NAME,
                 initial_step=start.step,
                 stop_at_step=args.stop_at_step,
                 console=console,
                 is_first_on_node=is_first_on_node,
+                tasks=tasks,
             )
             train(run, launch)
             if process.rank == run.report_rank:

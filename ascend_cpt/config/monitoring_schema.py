@@ -38,6 +38,10 @@ class ValidationConfig:
     """Packed datasets by name."""
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     """Evaluation tasks by name; `sets` and `tasks` must not both be empty."""
+    tokenizer: str | None = None
+    """Hugging Face folder or model file that encodes the tasks; default: that of `init_from`, if it has one."""
+    tokenizer_type: str = "PretrainedFromHF"
+    """`PretrainedFromHF`, `SentencePiece` or `TikToken`."""
     every: Interval | None = None
     """Interval in tokens (`1B`) or steps (`100 steps`); default: only before and after the run."""
     max_rows: AtLeastOne | None = None

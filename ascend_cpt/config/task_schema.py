@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ascend_cpt.config.values import Interval
+from ascend_cpt.config.values import Patience
 
 # schema.py has the same annotations, but it imports this module.
 AtLeastOne = Annotated[int, "positive"]
@@ -45,8 +45,8 @@ class TaskConfig:
     seed: AtLeastZero | None = None
     """`needle`: seed of facts and haystacks; default: 0."""
     max_drop: float | None = None
-    """Alarm when the metric is worse than before the first step by more than this."""
+    """Alarm when the score is worse than before the first step by more than this."""
     on_drop: str = "warn"
     """`warn`, or `stop`: save a checkpoint and exit with code 1."""
-    patience: Interval | None = None
-    """Alarm only after the metric has been worse for this long; default: at once."""
+    patience: Patience | None = None
+    """With `on_drop: stop`: stop only after the score has been worse for this long; default: at once."""

@@ -11,7 +11,7 @@ from ascend_cpt.config.loader import RunConfig, raise_problems
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.schema import PhaseConfig, SourceConfig
 from ascend_cpt.config.sections import nearest
-from ascend_cpt.config.values import Interval, format_count
+from ascend_cpt.config.values import Interval, Patience, format_count
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.recipe.blend import normalize_shares
 from ascend_cpt.recipe.budget import Budget, count_steps, split_global_batch
@@ -318,17 +318,21 @@ def _find_patience_problems(config: RunConfig, budget: Budget) -> list[str]:
         return []
     every = validation.every.to_steps(budget.tokens_per_step)
     problems: list[str] = []
-    for name, entry in validation.sets.items():
-        if entry.patience is None:
+    watched: list[tuple[str, str, Patience | None]] = [
+        ("sets", n, entry.patience) for n, entry in validation.sets.items()
+    ]
+    watched += [("tasks", name, task.patience) for name, task in validation.tasks.items()]
+    for kind, name, patience in watched:
+        if patience is None:
             continue
-        steps = entry.patience.to_steps(budget.tokens_per_step)
+        steps = patience.to_steps(budget.tokens_per_step)
         # The first validation that can be above its limit is the one after `every` steps.
         later = -(-budget.total_steps // every) - 1
-        if entry.patience.count > later if steps is None else steps > budget.total_steps - every:
-            keys = ("cpt", "validation", "sets", name, "patience")
+        if patience.count > later if steps is None else steps > budget.total_steps - every:
+            keys = ("cpt", "validation", kind, name, "patience")
             problems.append(
-                f"{config.locate(*keys)}: {'.'.join(keys)}: {entry.patience} cannot be used up in a run of "
-                f"{budget.total_steps} steps with a validation every {every}; lower patience, or set on_increase to "
+                f"{config.locate(*keys)}: {'.'.join(keys)}: {patience} cannot be used up in a run of "
+                f"{budget.total_steps} steps with a validation every {every}; lower patience, or let the alarm "
                 "warn and remove patience"
             )
     return problems

@@ -26,9 +26,9 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     ),
     "cluster": ({"messages", "node"}, {"job"}, {"launch"}),
     "run": (
-        {"document_attention", "needle_tasks", "resolve_recipe"},
+        {"document_attention", "resolve_recipe"},
         {"resolved_run"},
-        {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
+        {"checks", "evaluation", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"resolve"},
         {"planning"},
         {"summary"},
@@ -37,7 +37,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"collectives", "cpu", "models", "mindformers_keys"},
         {"checkpointing", "inference"},
         {"training"},
-        {"simulated_rank"},
+        {"evaluation_network", "simulated_rank"},
     ),
 }
 

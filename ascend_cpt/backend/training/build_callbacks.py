@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TextIO
 
@@ -28,7 +28,7 @@ from ascend_cpt.model.flops import count_training_flops_per_token
 from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
-from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm, make_limits
+from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_limits
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import read_history
 from ascend_cpt.monitor.record import RunInfo
@@ -37,6 +37,7 @@ from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
+from ascend_cpt.tasks.load import Task
 
 METRICS_NAME = "metrics.jsonl"
 RUN_INFO_NAME = "run.json"
@@ -51,6 +52,7 @@ def build_callbacks(
     rank: int,
     data_rank: int,
     is_first_on_node: bool,
+    tasks: Sequence[Task] = (),
 ) -> list[Callback]:
     """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
 
@@ -95,12 +97,12 @@ def build_callbacks(
         initial_step=initial_step,
         writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
-        build_evaluator=partial(_build_evaluator, run, data_rank, reports) if validation else None,
+        build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if validation else None,
         validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
         num_ranks=run.layout.world_size,
         reports_to_launcher=is_first_on_node,
-        alarm=ForgettingAlarm(sets=_make_set_limits(validation, budget.tokens_per_step)),
+        alarm=_make_alarm(validation, tasks, budget.tokens_per_step),
         recorded_validations=[*history.validations, *history.tasks],
         sinks=sinks,
         monitor=monitor,
@@ -108,16 +110,30 @@ def build_callbacks(
     return [monitor, controller]
 
 
-def _make_set_limits(validation: ValidationConfig | None, tokens_per_step: int) -> dict[str, AlarmLimits]:
-    return {
+def _make_alarm(validation: ValidationConfig | None, tasks: Sequence[Task], tokens_per_step: int) -> ForgettingAlarm:
+    if validation is None:
+        return ForgettingAlarm()
+    sets = {
         name: make_limits(
             entry.max_increase,
             stops=entry.on_increase == "stop",
             patience=entry.patience,
             tokens_per_step=tokens_per_step,
         )
-        for name, entry in (validation.sets if validation else {}).items()
+        for name, entry in validation.sets.items()
     }
+    entries = {task.name: (task.metric, validation.tasks[task.name]) for task in tasks}
+    limits = {
+        name: make_limits(
+            entry.max_drop,
+            stops=entry.on_drop == "stop",
+            patience=entry.patience,
+            tokens_per_step=tokens_per_step,
+            metric=metric,
+        )
+        for name, (metric, entry) in entries.items()
+    }
+    return ForgettingAlarm(sets=sets, tasks=limits)
 
 
 def describe_run(run: ResolvedRun) -> RunInfo:
@@ -148,6 +164,10 @@ def describe_run(run: ResolvedRun) -> RunInfo:
             for source in run.sources
         },
         validation={dataset.name: _describe_set(run, dataset) for dataset in run.validation},
+        tasks={
+            name: {"max_drop": task.max_drop, "on_drop": task.on_drop}
+            for name, task in (run.config.cpt.validation.tasks if run.config.cpt.validation else {}).items()
+        },
     )
 
 
@@ -175,12 +195,16 @@ def _check_missing_records(run: ResolvedRun, initial_step: int, sinks: SinkGroup
         CheckpointError: when all ranks must reach the same decision but this one lacks the records.
     """
     cpt, path = run.config.cpt, run.run_dir / METRICS_NAME
-    stops = [entry for entry in (cpt.validation.sets if cpt.validation else {}).values() if entry.on_increase == "stop"]
+    validation = cpt.validation
+    stops = validation is not None and (
+        any(entry.on_increase == "stop" for entry in validation.sets.values())
+        or any(task.on_drop == "stop" for task in validation.tasks.values())
+    )
     decides = bool(cpt.guards.loss_spike or cpt.guards.grad_norm_spike or stops)
     if decides and run.layout.world_size > 1:
         raise CheckpointError(
-            f"{path}: has no records up to step {initial_step}, which cpt.guards and on_increase need on every "
-            "rank; copy the file from another node, or remove these settings"
+            f"{path}: has no records up to step {initial_step}, which cpt.guards, on_increase and on_drop need on "
+            "every rank; copy the file from another node, or remove these settings"
         )
     sinks.warn(f"{path}: has no records up to step {initial_step}; guards and alarms restart without history")
 
@@ -247,7 +271,9 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
     )
 
 
-def _build_evaluator(run: ResolvedRun, data_rank: int, gives_loss: bool, network: nn.Cell) -> Evaluator:
+def _build_evaluator(
+    run: ResolvedRun, tasks: Sequence[Task], data_rank: int, gives_loss: bool, network: nn.Cell
+) -> Evaluator:
     assert run.config.cpt.validation is not None
     scorer = RowScorer(
         network,
@@ -257,4 +283,4 @@ def _build_evaluator(run: ResolvedRun, data_rank: int, gives_loss: bool, network
         data_rank=data_rank,
         gives_loss=gives_loss,
     )
-    return Evaluator(scorer, run.validation, max_rows=run.config.cpt.validation.max_rows)
+    return Evaluator(scorer, run.validation, tasks, max_rows=run.config.cpt.validation.max_rows)

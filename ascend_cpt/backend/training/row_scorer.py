@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import mindspore as ms
@@ -36,8 +37,9 @@ Sums = npt.NDArray[np.float64]
 class RowSums(nn.Cell):
     """The sums of each row of a batch, instead of MindFormers' mean loss.
 
-    Returns float32 of shape (2 * rows,): first the loss of each row (nats) over its labels that are not ignored, then
-    the number of these labels that are the most likely token.
+    Returns float32 of shape (1, 2 * rows): first the loss of each row (nats) over its labels that are not ignored, then
+    the number of these labels that are the most likely token. The first dimension is for MindSpore, which would split
+    it over the devices of a pipeline stage when it adds the results of the micro batches.
     """
 
     def __init__(self, upstream: CrossEntropyLoss, seq_length: int) -> None:
@@ -61,7 +63,7 @@ class RowSums(nn.Cell):
         sums = [
             self.sum(upstream.mul2(values, mask).reshape(num_rows, self.seq_length), -1) for values in (losses, is_best)
         ]
-        return ops.concat(sums)
+        return ops.concat(sums).reshape(1, 2 * num_rows)
 
 
 class ForwardCell(nn.Cell):
@@ -128,6 +130,7 @@ class RowScorer:
         gives_loss: bool,
     ) -> None:
         self._format, self._layout, self._data_rank, self._gives_loss = row_format, layout, data_rank, gives_loss
+        self._one_document = replace(row_format, eod_id=-1)
         self._is_staged = layout.pipeline_parallel > 1
         self._num_micro_batches = num_micro_batches if self._is_staged else 1
         self._is_replicated = is_pure_data_parallel()
@@ -159,7 +162,8 @@ class RowScorer:
         """Return for up to `rows_per_score` rows the summed loss (nats) and the number of labels predicted best.
 
         Args:
-            rows: Packed rows of up to seq_length + 1 tokens, each with a mask of its labels (len(row) - 1,) that count.
+            rows: Rows of up to seq_length + 1 tokens, each with a mask of its labels (len(row) - 1,) that count. A row
+                is one document, whatever its tokens are.
         """
         assert len(rows) <= self.rows_per_score
         losses, hits, _ = self._run(list(rows))
@@ -184,7 +188,8 @@ class RowScorer:
         for place in range(self.rows_per_sum):
             row, mask = rows[place] if place < len(rows) else (rows[0][0], np.zeros(len(rows[0][0]) - 1, np.bool_))
             rank, index = divmod(place % self.rows_per_score, size)
-            inputs = list(self._format.make(row, index))
+            row_format = self._format if mask is None else self._one_document
+            inputs = list(row_format.make(row, index))
             if mask is not None:
                 labels = np.full_like(inputs[1], IGNORE_LABEL)
                 labels[: len(mask)] = np.where(mask, inputs[1][: len(mask)], IGNORE_LABEL)

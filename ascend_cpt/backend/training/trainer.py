@@ -12,6 +12,7 @@ from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.tasks.load import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class Launch:
     stop_at_step: int | None
     console: TextIO
     is_first_on_node: bool
+    tasks: tuple[Task, ...] = ()
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:
@@ -98,6 +100,7 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
         rank=rank,
         data_rank=get_data_rank(run.layout, rank),
         is_first_on_node=launch.is_first_on_node,
+        tasks=launch.tasks,
     )
 
 

@@ -19,6 +19,19 @@ def make_reference_engine(file: TokenizerFile) -> Engine:
     return TiktokenEngine(file)
 
 
+def adds_bos(file: TokenizerFile) -> bool:
+    """Return whether the tokenizer itself begins a text with its beginning-of-document token.
+
+    A Hugging Face tokenizer has a rule for it. Llama's own files have none, but Llama's code always adds the token.
+    """
+    if file.info.bos_id is None or file.info.type != HUGGING_FACE:
+        return file.info.bos_id is not None
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(file.path)).encode("a", add_special_tokens=True).ids
+    return bool(ids) and ids[0] == file.info.bos_id
+
+
 class HuggingFaceEngine:
     """The tokenizers library."""
 

@@ -6,6 +6,7 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.monitoring_schema import ON_INCREASE, OPTIONAL_SINKS
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.sections import nearest
+from ascend_cpt.config.task_schema import ON_DROP
 from ascend_cpt.monitor.trackers import PACKAGES, is_installed
 from ascend_cpt.tasks.check import find_task_problems
 
@@ -58,9 +59,18 @@ def _check_tasks(config: RunConfig) -> list[str]:
         where = f"{config.locate('cpt', 'validation')}: cpt.validation"
         problems.append(f"{where}: has neither sets nor tasks; add one, or remove the section")
     for name, task in validation.tasks.items():
+        keys = ("cpt", "validation", "tasks", name)
         for problem in find_task_problems(task, config.cpt.seq_length):
-            keys = ("cpt", "validation", "tasks", name, problem.partition(":")[0])
-            problems.append(f"{config.locate(*keys)}: {'.'.join(keys[:-1])}.{problem}")
+            problems.append(f"{config.locate(*keys, problem.partition(':')[0])}: {'.'.join(keys)}.{problem}")
+        where = f"{config.locate(*keys)}: {'.'.join(keys)}"
+        if task.on_drop not in ON_DROP:
+            problems.append(f"{where}.on_drop: {task.on_drop!r} is unknown; choose warn or stop")
+        elif task.on_drop == "stop" and task.max_drop is None:
+            problems.append(f"{where}: on_drop stop needs max_drop (change of the score from before the first step)")
+        if task.max_drop is not None and not task.max_drop >= 0:
+            problems.append(f"{where}.max_drop: must not be negative, got {task.max_drop:g}")
+        if task.patience is not None:
+            problems.extend(find_patience_problems(config, keys, "on_drop", task.on_drop))
     return problems
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.config.loader import load_config, parse_assignments
-from ascend_cpt.config.values import Interval
+from ascend_cpt.config.values import Patience
 from ascend_cpt.errors import ConfigError
 
 GOOD = """\
@@ -130,7 +130,7 @@ def test_tasks(tmp_path: Path) -> None:
     validation = load_config(write(tmp_path, GOOD + section)).cpt.validation
     assert validation is not None and validation.sets == {}
     mmlu, lambada = validation.tasks["mmlu"], validation.tasks["lambada"]
-    assert (mmlu.few_shot, mmlu.schema, mmlu.patience) == (5, None, Interval(count=2 * 10**9, unit="tokens"))
+    assert (mmlu.few_shot, mmlu.schema, mmlu.patience) == (5, None, Patience(count=2 * 10**9, unit="tokens"))
     assert (lambada.max_drop, lambada.on_drop, lambada.max_items, lambada.few_shot) == (0.02, "stop", 100, 0)
     for old, new, message in (
         ("few_shot: 5", "few_shot: -1", "tasks.mmlu.few_shot: must be at least 0, got -1"),

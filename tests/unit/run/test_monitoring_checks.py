@@ -22,8 +22,8 @@ def find(tmp_path: Any, overrides: dict[str, Any]) -> list[str]:
     return find_monitoring_problems(config, derive_layout(config, 8))
 
 
-def task(**settings: Any) -> dict[str, Any]:
-    return {"cpt.validation": {"tasks": {"exam": {"path": "x", "kind": "continuation", **settings}}}}
+def task(every: str | None = None, **settings: Any) -> dict[str, Any]:
+    return {"cpt.validation": {"every": every, "tasks": {"exam": {"path": "x", "kind": "continuation", **settings}}}}
 
 
 def alarm(every: str | None = None, **settings: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def alarm(every: str | None = None, **settings: Any) -> dict[str, Any]:
         {"cpt.guards": {"grad_norm_spike": {}}, "parallel_config": {"pipeline_stage": 2}},
         {"cpt.monitor.sinks": []},
         task(schema="lambada", metric="exact", few_shot=1, few_shot_path="y", max_items=4),
-        task(max_drop=0.02, on_drop="stop", patience="100 steps"),
+        task("10 steps", max_drop=0.02, on_drop="stop", patience="100 steps"),
     ],
 )
 def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
@@ -56,6 +56,10 @@ def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
         ),
         ({"cpt.validation": {"every": "1B"}}, "cpt.validation: has neither sets nor tasks; add one"),
         (task(kind="choice"), "cpt.validation.tasks.exam.kind: 'choice' is unknown"),
+        (task(on_drop="halt", max_drop=0.1), "tasks.exam.on_drop: 'halt' is unknown; choose warn or stop"),
+        (task(on_drop="stop"), "tasks.exam: on_drop stop needs max_drop"),
+        (task(max_drop=-0.1), "tasks.exam.max_drop: must not be negative, got -0.1"),
+        (task("10 steps", max_drop=0.1, patience="10 steps"), "exam.patience: has no effect without on_drop: stop"),
         (task(metric="acc"), "command line: cpt.validation.tasks.exam.metric: continuation has no acc"),
         (alarm(on_increase="stop"), "on_increase stop needs max_increase"),
         (

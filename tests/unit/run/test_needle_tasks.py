@@ -17,7 +17,7 @@ from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, writ
 from ascend_cpt.data.packed.mindrecord_writer import FormatWriter
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import ConfigError, DataError
-from ascend_cpt.run.needle_tasks import open_needle_task
+from ascend_cpt.run.evaluation.needles import open_needle_task
 from ascend_cpt.run.resolve import load_run
 
 REPOSITORY = Path(__file__).resolve().parents[3]

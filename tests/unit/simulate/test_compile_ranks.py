@@ -108,7 +108,6 @@ def test_suggestion_is_a_valid_configuration(path: Path, overrides: dict[str, ob
         path, {**split_keys(yaml.safe_load(textwrap.dedent(text))), **only_cpt(overrides)}, make_cluster()
     )
     assert again.case == best.case and again.fits
-    assert run.validation == () or best.case.num_stages == 1
 
 
 def split_keys(sections: dict[str, dict[str, object]]) -> dict[str, object]:

@@ -1,0 +1,147 @@
+"""A network for evaluation only: no optimizer, no pipeline stages, weights of a checkpoint of any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindformers import build_context
+from mindformers.checkpoint.checkpoint import load_checkpoint, load_hf_checkpoint
+from mindformers.core.parallel_config import build_parallel_config
+from mindformers.models.build_model import build_network
+from mindformers.tools.register import MindFormerConfig
+from mindformers.wrapper.wrapper import DataOrderWrapperCell
+from mindspore import nn
+
+from ascend_cpt.backend.checkpointing.header_metadata import use_headers
+from ascend_cpt.backend.collectives import is_pure_data_parallel
+from ascend_cpt.backend.cpu import install_cpu_kernels
+from ascend_cpt.backend.inference.load_weights import load_hf, load_trained
+from ascend_cpt.backend.models import register_models
+from ascend_cpt.backend.training.row_scorer import RowScorer
+from ascend_cpt.backend.training.trainer import get_data_rank
+from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.run.mindformers_yaml import BOUNDARY_SETTINGS, DATA_PARALLEL_MODE, SEMI_AUTO_PARALLEL_MODE
+from ascend_cpt.run.trained_model import open_trained
+from ascend_cpt.weights.hf_folder import is_hf_folder
+
+
+class EvaluationNetwork:
+    """Scores rows with the weights of checkpoints, which are loaded one after another.
+
+    Args:
+        model_config: The model section of a MindFormers configuration, with the dtypes of the computation.
+        row_format: How rows become network inputs.
+        layout: Data and tensor parallelism; on a CPU data parallelism only.
+        device: `CPU` or `Ascend`.
+        rank: This process's rank.
+        context: Further settings of MindFormers' `context` section.
+    """
+
+    def __init__(
+        self,
+        model_config: Mapping[str, Any],
+        *,
+        row_format: RowFormat,
+        layout: ParallelLayout,
+        device: str,
+        rank: int,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._format, self._layout = row_format, layout
+        sections = _make_sections(model_config, row_format, layout, device, context or {})
+        if device == "CPU":
+            install_cpu_kernels()
+        else:
+            from ascend_cpt.backend.training.kernel_order import keep_kernel_order
+
+            keep_kernel_order(sections["context"])
+        register_models()
+        config = MindFormerConfig(**sections)
+        build_context(config)
+        build_parallel_config(config)
+        use_headers()
+        self._network: Any = build_network(
+            config.model, default_args={"parallel_config": config.parallel_config, "moe_config": config.moe_config}
+        )
+        self._cell = DataOrderWrapperCell(list(row_format.columns), self._network)
+        self.scorer = RowScorer(
+            self._cell,
+            row_format=row_format,
+            layout=layout,
+            num_micro_batches=1,
+            data_rank=get_data_rank(layout, rank),
+            gives_loss=True,
+        )
+        self._is_compiled = False
+
+    def load(self, path: Path) -> None:
+        """Load the weights of a Hugging Face folder, a run (its newest step) or a checkpoint.
+
+        Raises:
+            CheckpointError: when they are missing, damaged, or of another model.
+        """
+        if is_pure_data_parallel() or self._layout.world_size == 1:
+            if is_hf_folder(path):
+                load_hf(self._network, path)
+            else:
+                load_trained(self._network, open_trained(path).source)
+            return
+        if not self._is_compiled:
+            # MindFormers' loaders read the shards' layouts, which exist once a graph is compiled.
+            self.scorer.sum([np.zeros(self._format.seq_length + 1, np.int32)])
+            self._is_compiled = True
+        network: nn.Cell = self._cell
+        if is_hf_folder(path):
+            load_hf_checkpoint(pretrained_model_dir=str(path), network=network)
+        else:
+            load_checkpoint(checkpoint=str(open_trained(path).origins[0]), network=network)
+
+
+def _make_sections(
+    model_config: Mapping[str, Any],
+    row_format: RowFormat,
+    layout: ParallelLayout,
+    device: str,
+    context: Mapping[str, Any],
+) -> dict[str, Any]:
+    model = {
+        **model_config,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_length": row_format.seq_length,
+        "pad_token_id": row_format.pad_id,
+        **BOUNDARY_SETTINGS[row_format.boundaries],
+    }
+    data = layout.data_parallel
+    parallel: dict[str, Any] = {
+        "parallel_mode": SEMI_AUTO_PARALLEL_MODE,
+        "full_batch": False,
+        "enable_alltoall": True,
+        "enable_parallel_optimizer": False,
+        "search_mode": "sharding_propagation",
+        "dataset_strategy": [[data, *[1] * (dimensions - 1)] for dimensions in row_format.ranks],
+    }
+    if device == "CPU":
+        parallel = {
+            "parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False
+        }  # fmt: skip
+    return {
+        "use_legacy": False,
+        "run_mode": "train",
+        "use_parallel": layout.world_size > 1,
+        "context": {"mode": 0, "device_target": device, **context},
+        "parallel": parallel,
+        "parallel_config": {
+            "data_parallel": data,
+            "model_parallel": layout.tensor_parallel,
+            "pipeline_stage": 1,
+            "context_parallel": 1,
+            "use_seq_parallel": layout.tensor_parallel > 1,
+            "vocab_emb_dp": False,
+        },
+        "model": {"model_config": model},
+    }

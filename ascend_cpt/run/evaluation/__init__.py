@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints: which sets and tasks, with which model and layout."""
