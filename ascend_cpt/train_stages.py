@@ -25,6 +25,7 @@ from ascend_cpt.cluster.launch.main import main as run_launcher
 from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.run.evaluation.tasks import find_tokenizer
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import choose_start
@@ -138,6 +139,8 @@ def _resolve_stage(
     command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
     launched = parse_launch([command, *launch], os.environ, Path.cwd())
     run = load_run(config_path, overrides, world_size=launched.num_workers)
+    if run.config.cpt.validation is not None and run.config.cpt.validation.tasks:
+        find_tokenizer(run.config)  # raises if a stage that starts from a run has no tokenizer for its tasks
     return Stage(
         name=entry.name,
         run=run,

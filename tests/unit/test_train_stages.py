@@ -214,7 +214,17 @@ def test_a_held_stage_can_be_overridden(write_stages: Callable[..., Path], launc
 
 def with_needles(folder: Path, rule: dict[str, Any], *names: str) -> dict[str, Any]:
     tasks = {name: {**NEEDLE, "path": str(folder / "rows_256")} for name in names}
-    return {"advance_when": rule, "set": {"cpt.validation.tasks": tasks}}
+    return {"advance_when": rule, "set": {"cpt.validation.tasks": tasks, "cpt.validation.tokenizer": "tokenizer"}}
+
+
+def test_a_stage_without_a_tokenizer_for_its_tasks_is_named_before_anything_starts(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, tmp_path: Path
+) -> None:
+    stage = with_needles(tmp_path, {"needle": 0.95}, "find")
+    second = {"set": {"cpt.validation.tasks": stage["set"]["cpt.validation.tasks"]}}
+    with pytest.raises(ConfigError, match="cpt.validation.tasks: need a tokenizer; set cpt.validation.tokenizer"):
+        run(write_stages(stage, second))
+    assert not launcher.commands
 
 
 def test_a_stage_is_held_until_the_needle_is_found(
