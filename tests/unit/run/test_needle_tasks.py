@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ascend_cpt.config.task_schema import TaskConfig
-from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.packed.mindrecord_writer import FormatWriter
+from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import ConfigError, DataError
 from ascend_cpt.run.evaluation.needles import open_needle_task
+from ascend_cpt.run.evaluation.tasks import describe_tasks, load_tasks
 from ascend_cpt.run.resolve import load_run
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -78,6 +81,27 @@ def test_task_of_a_dataset(packed: Path) -> None:
         assert len(request.context) + len(request.continuation) == int(task.cells[request.item].split("/")[0])
     middle = TOKENIZER.decode(list(task.requests[4].context))
     assert task.cells[1] == "256/0.5" and re.search(r"[.] ?\nThe [^\n]* is \d{7}[.]\n", middle), "after a sentence"
+
+
+def test_needle_tasks_are_loaded_with_the_other_ones(packed: Path, tmp_path: Path) -> None:
+    """With the tokenizer's own files; `open_needle_task` gets the same items from them."""
+    (tmp_path / "tokenizer").mkdir()
+    TOKENIZER.save(str(tmp_path / "tokenizer/tokenizer.json"))
+    settings = {"eos_token": "<eod>", "bos_token": "<eod>"}
+    (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    info = open_tokenizer("PretrainedFromHF", tmp_path / "tokenizer").info
+    write_manifest(dataclasses.replace(load_manifest(packed), tokenizer=info), manifest_path(packed))
+    (tmp_path / "items.jsonl").write_text('{"context": "two and two is", "continuation": " four"}\n', encoding="utf-8")
+    configs = {
+        "words": TaskConfig(path=str(tmp_path / "items.jsonl"), kind="continuation"),
+        "find": TaskConfig(path=str(packed), kind="needle", lengths=(256,), depths=3),
+    }
+    words, find = load_tasks(
+        configs, tokenizer=tmp_path / "tokenizer", tokenizer_type="PretrainedFromHF", seq_length=256
+    )
+    assert words.kind == "continuation" and words.num_items == 1
+    assert find == open_needle_task("find", configs["find"], encode, info, seq_length=256, add_prefix=False)
+    assert describe_tasks([find], 256) == ["task     find: 3 items, 12 rows of 256 tokens per evaluation"]
 
 
 def test_dataset_of_another_tokenizer(packed: Path) -> None:
