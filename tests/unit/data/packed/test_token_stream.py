@@ -91,5 +91,7 @@ def test_damaged_files_are_named(mindrecord: Manifest) -> None:
 def test_rows_are_unpacked(row: list[int]) -> None:
     entry, sizes = pack_rows(np.array([row], np.int32))
     assert sizes.tolist() == [len(entry)] and unpack_row(entry).tolist() == row
-    with pytest.raises(ValueError, match="a row is damaged"):
-        unpack_row(entry[:-1])
+    wrong_bitmap = entry[:12] + bytes([entry[12] ^ 64]) + entry[13:]
+    for damaged in (entry[:-1], wrong_bitmap):
+        with pytest.raises(ValueError, match="a row is damaged"):
+            unpack_row(damaged)
