@@ -42,6 +42,12 @@ class ClusterError(CptError):
     """Inconsistent launch arguments or nodes."""
 
 
+class ExportError(CptError):
+    """The export of a completed run failed. The exit code is 1: the configuration is valid and the run is complete."""
+
+    exit_code = EXIT_FAILURE
+
+
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's `main` and return its exit code.
 

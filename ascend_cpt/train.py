@@ -9,7 +9,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
 from ascend_cpt.backend.training.trainer import Launch, train
@@ -17,6 +17,7 @@ from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
+from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
@@ -24,6 +25,8 @@ from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses, draw_needles
 from ascend_cpt.run.checks.job import check_job
 from ascend_cpt.run.evaluation.tasks import describe_tasks, load_run_tasks
+from ascend_cpt.run.export.at_end import export_at_end
+from ascend_cpt.run.export.target import check_target
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
 from ascend_cpt.run.resolve import load_run
@@ -72,13 +75,15 @@ def load_run_of_arguments(args: argparse.Namespace, process: Process) -> Resolve
     Raises:
         CptError: when they are invalid.
     """
-    return load_run(
+    run = load_run(
         args.config,
         collect_overrides(args),
         world_size=process.world_size,
         replace=("cpt.sources",) if args.train_dataset_dir else (),
         check_config=lambda config: check_launch(config, args, process),
     )
+    check_target(run)
+    return run
 
 
 def train_run(
@@ -89,7 +94,10 @@ def train_run(
         print(f"warning: skipped an unusable checkpoint: {line}", file=sys.stderr)
     if start.step >= run.budget.total_steps:
         if process.rank == 0:
-            print(f"{run.run_dir}: already complete at step {start.step}; nothing to do")
+            rest = "" if run.config.cpt.export else "; nothing to do"
+            print(f"{run.run_dir}: already complete at step {start.step}{rest}", flush=True)
+        if process.rank == run.report_rank:
+            export_run(run, sys.stdout)
         return 0
     if args.stop_at_step is not None and args.stop_at_step <= start.step:
         raise ConfigError(
@@ -120,12 +128,27 @@ def train_run(
                 draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
                 draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
                 print(describe_end(run, args.stop_at_step), file=console)
+                if args.stop_at_step is None or args.stop_at_step >= run.budget.total_steps:
+                    export_run(run, console)
     except CptError:
         raise
     except Exception:
         print(f"rank {process.rank} failed; the output of MindFormers and MindSpore is in {log_path}", file=sys.stderr)
         raise
     return 0
+
+
+def export_run(run: ResolvedRun, console: TextIO) -> None:
+    """Do what `cpt.export` says; called by one process, after the last step.
+
+    Raises:
+        ExportError: when the export failed. The launcher does not restart the job, because the run is complete.
+    """
+    try:
+        export_at_end(run, lambda line: print(line, file=console, flush=True))
+    except Exception:
+        report_own_stop()
+        raise
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -26,6 +26,8 @@ from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stag
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.run.evaluation.tasks import find_tokenizer
+from ascend_cpt.run.export.at_end import is_export_missing
+from ascend_cpt.run.export.target import check_target
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import choose_start
@@ -92,7 +94,7 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
         title = f"stage {stage.name} ({number} of {len(stages)})"
         extend = options.extend == stage.name
         choose_start(stage.run, None, extend=extend)  # raises for a run folder with different settings
-        if stage.is_complete and not stage.needs_launch:
+        if stage.is_complete and not stage.needs_launch and not is_export_missing(stage.run):
             print(f"{title}: complete in {stage.run.run_dir}", flush=True)
         else:
             print(f"{title}: {stage.command}", flush=True)
@@ -122,6 +124,7 @@ def resolve_stages(path: Path, launch: Sequence[str], options: StageOptions) -> 
         stages.append(_resolve_stage(path, entry, launch, options, stages[-1] if stages else None))
         _check_rule(stages[0], stages[-1])
     _check_extension(stages, options)
+    _check_exports(stages)
     return stages
 
 
@@ -210,6 +213,24 @@ def _find_needle_task(stage: Stage) -> str:
         )
     problem = "the stage has several needle tasks" if name is None else f"{name} is not a needle task of the stage"
     raise ConfigError(f"{where}: {problem}; set needle_task to one of {', '.join(needles)}")
+
+
+def _check_exports(stages: Sequence[Stage]) -> None:
+    """Check that every stage can write its export, and that no two stages write to one folder.
+
+    Raises:
+        ConfigError: when a folder is used twice or cannot be written.
+    """
+    targets: dict[Path, str] = {}
+    for stage in stages:
+        if (export := stage.run.config.cpt.export) is None:
+            continue
+        other = targets.setdefault(Path(export.to).absolute(), stage.name)
+        if other != stage.name:
+            raise ConfigError(
+                f"stages {other} and {stage.name}: both export to {export.to}; give each its own cpt.export.to"
+            )
+        check_target(stage.run)
 
 
 def _check_extension(stages: Sequence[Stage], options: StageOptions) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
+from ascend_cpt.run.export.model_card import make_card
 from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.compare import KindReport, compare_folders, compare_round_trip
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
@@ -38,7 +39,9 @@ def parse_args() -> argparse.Namespace:
     )
     to_mindformers.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     to_hf = commands.add_parser("to-hf", help="export a run or checkpoint of any layout to a Hugging Face folder")
-    to_hf.add_argument("source", type=Path, metavar="RUN", help="run folder (newest step), or checkpoint/iteration_*")
+    to_hf.add_argument(
+        "source", type=Path, metavar="RUN", help="run folder (newest step), RUN/best, or checkpoint/iteration_*"
+    )
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
     for command in (to_mindformers, to_hf):
@@ -74,7 +77,8 @@ def main() -> int:
         return EXIT_OK
     trained = open_trained(args.source, num_averaged=args.average, like=args.like)
     print(f"from {', '.join(str(path) for path in trained.origins)}")
-    print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions))
+    card = make_card(args.target, trained, options)
+    print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions, card=card))
     return EXIT_OK
 
 

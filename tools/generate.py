@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         "model",
         type=Path,
         metavar="MODEL",
-        help="run folder, checkpoint folder (iteration_*), or Hugging Face folder",
+        help="run folder, RUN/best, checkpoint folder (iteration_*), or Hugging Face folder",
     )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer folder or model file [from MODEL]")

@@ -13,7 +13,7 @@ from mindformers.core.parallel_config import build_parallel_config
 from mindformers.models.build_model import build_network
 from mindformers.tools.register import MindFormerConfig
 from mindformers.wrapper.wrapper import DataOrderWrapperCell
-from mindspore import nn
+from mindspore.parallel.strategy import enable_save_strategy_online
 
 from ascend_cpt.backend.checkpointing.header_metadata import use_headers
 from ascend_cpt.backend.collectives import is_pure_data_parallel
@@ -64,9 +64,13 @@ class EvaluationNetwork:
         build_context(config)
         build_parallel_config(config)
         use_headers()
+        enable_save_strategy_online()  # as MindFormers' trainer: its loaders read the layouts
         self._network: Any = build_network(
             config.model, default_args={"parallel_config": config.parallel_config, "moe_config": config.moe_config}
         )
+        if device == "CPU":
+            for _, cell in self._network.cells_and_names():
+                cell.no_inline = False  # with several processes MindSpore cannot run cells that are inlined late
         self._cell = DataOrderWrapperCell(list(row_format.columns), self._network)
         self.scorer = RowScorer(
             self._cell,
@@ -94,7 +98,7 @@ class EvaluationNetwork:
             # MindFormers' loaders read the shards' layouts, which exist once a graph is compiled.
             self.scorer.sum([np.zeros(self._format.seq_length + 1, np.int32)])
             self._is_compiled = True
-        network: nn.Cell = self._cell
+        network = self.scorer.cell
         if is_hf_folder(path):
             load_hf_checkpoint(pretrained_model_dir=str(path), network=network)
         else:
@@ -133,7 +137,7 @@ def _make_sections(
         "use_legacy": False,
         "run_mode": "train",
         "use_parallel": layout.world_size > 1,
-        "context": {"mode": 0, "device_target": device, **context},
+        "context": {"mode": 0, "jit_config": {"jit_level": "O0"}, "device_target": device, **context},
         "parallel": parallel,
         "parallel_config": {
             "data_parallel": data,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ascend_cpt.errors import CheckpointError
 FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # as named by MindFormers
 MODEL_SHARD_PATTERN = re.compile(r"cpt-model-(?P<rank>\d+)-(?P<num_ranks>\d+)\.safetensors")
 RESOLVED_NAME = "resolved.yaml"
+BEST_NAME = "best"  # a text file in the run folder: the name of the best checkpoint's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +93,15 @@ def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[st
 
 
 def locate_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`: a step folder, a gathered one, a `checkpoint` folder or a run folder.
+    """Return the checkpoint at `path`: a step folder, a gathered one, a `checkpoint` folder, a run folder or RUN/best.
 
-    For the last two, return the newest complete step.
+    For a `checkpoint` or run folder, return the newest complete step.
 
     Raises:
         CheckpointError: no checkpoint, or none that is complete.
     """
+    if path.name == BEST_NAME and (path.parent / "checkpoint").is_dir() and not path.is_dir():
+        return _read_best(path)
     if not path.exists():
         raise CheckpointError(
             f"{path}: no such checkpoint; give a run folder or one of its checkpoint/iteration_* folders"
@@ -116,13 +119,30 @@ def locate_checkpoint(path: Path) -> Checkpoint:
     return found
 
 
+def _read_best(marker: Path) -> Checkpoint:
+    """Return the checkpoint that RUN/best names."""
+    try:
+        name = marker.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{marker}: no best checkpoint is recorded; give {marker.parent}, or set cpt.checkpoint.keep_best and "
+            "train on"
+        ) from None
+    return check_checkpoint(marker.parent / "checkpoint" / name)
+
+
 def remove_old_checkpoints(
-    checkpoint_root: Path, keep_last: int, *, keep: Path | None = None, keep_every_steps: int | None = None
+    checkpoint_root: Path,
+    keep_last: int,
+    *,
+    keep: Path | None = None,
+    keep_every_steps: int | None = None,
+    best: Collection[Path] = (),
 ) -> list[Path]:
     """Delete all but the newest `keep_last` complete checkpoints (0 keeps all) and return the deleted folders.
 
-    The folder `keep`, just written, and steps that are multiples of `keep_every_steps` are not deleted. Incomplete
-    folders older than the newest complete one are deleted as well, because they will never be used.
+    The folder `keep`, just written, the folders `best`, and steps that are multiples of `keep_every_steps` are not
+    deleted. Incomplete folders older than the newest complete one are deleted as well, because they will never be used.
     """
     if keep_last < 1:
         return []
@@ -135,7 +155,7 @@ def remove_old_checkpoints(
         else:
             is_permanent = keep_every_steps is not None and step % keep_every_steps == 0
             kept += not is_permanent
-            stays = is_permanent or kept <= keep_last or folder == keep
+            stays = is_permanent or kept <= keep_last or folder == keep or folder in best
         if not stays:
             shutil.rmtree(folder)
             deleted.append(folder)

@@ -109,6 +109,18 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepBestConfig:
+    """Keeps the checkpoints with the best recorded values. Set either `set` or `task`."""
+
+    set: str | None = None
+    """Name of a validation set; a lower loss is better."""
+    task: str | None = None
+    """Name of a task of `cpt.validation.tasks`."""
+    n: Positive = 1
+    """Number of checkpoints to keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """Interval and retention of checkpoints. A checkpoint is always saved at the last step."""
 
@@ -118,8 +130,24 @@ class CheckpointConfig:
     """Number of newest complete checkpoints to keep; 0 keeps all."""
     keep_every: Interval | None = None
     """Checkpoints at multiples of this interval are never deleted."""
+    keep_best: KeepBestConfig | None = None
+    """The best checkpoints are never deleted, and the best one can be opened as `RUN/best`."""
     background: bool = False
     """Write checkpoints in the background, from a copy of model and optimizer state in host memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Exports and verifies the weights when the run is complete. Needs shared storage."""
+
+    to: str
+    """Hugging Face folder to write; it must be empty or missing."""
+    when: str = "end"
+    """Only `end`: after the last step."""
+    checkpoint: str = "last"
+    """`last`, or `best` with `cpt.checkpoint.keep_best`."""
+    like: str | None = None
+    """Folder to copy tokenizer files and config.json from; default: `init_from` if it is a Hugging Face folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +167,7 @@ class CptConfig:
     run_name: str | None = None
     """Name of the run folder in `output_dir`; default: the name of the configuration file."""
     init_from: str | None = None
-    """Initial weights: `random`, a Hugging Face folder, or a run or checkpoint folder."""
+    """Initial weights: `random`, a Hugging Face folder, a run or checkpoint folder, or RUN/best."""
     seq_length: Positive
     """Tokens per training row; must be the sequence length with which the datasets were packed."""
     document_attention: str = "across"
@@ -160,6 +188,8 @@ class CptConfig:
     """Held-out datasets."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoint interval and retention."""
+    export: ExportConfig | None = None
+    """Export to a Hugging Face folder at the end."""
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     """Console output and metric sinks."""
     guards: GuardConfig = field(default_factory=GuardConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
             tasks.append(json.loads(line))
         elif kind == "data":
             account = json.loads(line)
+    for records in (validations, tasks):
+        # tools/evaluate.py appends records of earlier steps while the run goes on.
+        records.sort(key=lambda record: int(record["step"]))
     return History(
         steps=[json.loads(line) for line in steps],
         validations=validations,
@@ -64,8 +68,30 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
     )
 
 
-def read_lines(path: Path, last_step: int) -> Iterator[tuple[str, str]]:
-    """Yield kind and text of every complete line up to `last_step`. Values are not parsed: there may be millions."""
+def read_values(path: Path, kind: str, name: str) -> dict[int, float]:
+    """Return step → recorded value of a validation set or a task, so that lower is better.
+
+    Args:
+        path: The `metrics.jsonl`.
+        kind: `validation` (the loss) or `task` (the score, negated if a higher score is better).
+        name: Name of the set or task.
+
+    NaN and infinite values are left out.
+    """
+    values: dict[int, float] = {}
+    for line_kind, line in read_lines(path):
+        if line_kind != kind:
+            continue
+        record = json.loads(line)
+        if record["name"] != name:
+            continue
+        value = float(record["loss"] if kind == "validation" else record["score"])
+        values[int(record["step"])] = -value if record.get("higher_is_better") else value
+    return {step: value for step, value in values.items() if math.isfinite(value)}
+
+
+def read_lines(path: Path, last_step: int | None = None) -> Iterator[tuple[str, str]]:
+    """Yield kind and text of every complete line, up to `last_step`. Values are not parsed: there may be millions."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
@@ -73,5 +99,5 @@ def read_lines(path: Path, last_step: int) -> Iterator[tuple[str, str]]:
             head = _HEAD.match(line)
             if head is None or not line.endswith("}\n"):
                 return
-            if int(head[2]) <= last_step:
+            if last_step is None or int(head[2]) <= last_step:
                 yield head[1], line

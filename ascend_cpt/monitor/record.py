@@ -197,6 +197,10 @@ class RunInfo:
     """Set → `rows` used, `of_rows`, `max_increase`, `on_increase`."""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Task → `max_drop`, `on_drop`."""
+    base: dict[str, Any] | None = None
+    """The initial weights (`run/export/base_weights.py`); None if they were not recorded at the first step."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Package → version, of the last launch."""
 
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -104,8 +105,10 @@ class JsonlSink:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
-        """Append the record."""
+        """Append the record. A validation is synced to disk: another node may choose the best checkpoint by it."""
         self._file.write(json.dumps(to_values(record)) + "\n")
+        if isinstance(record, (ValidationRecord, TaskRecord)):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

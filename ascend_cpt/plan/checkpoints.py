@@ -19,6 +19,10 @@ class Checkpoints:
     num_written: int
     num_kept: int
     num_lasting: int = 0
+    num_best: int = 0
+    """Checkpoints kept by `keep_best`."""
+    export_bytes: int = 0
+    """Size of the export at the end; 0 without one."""
 
     @property
     def num_bytes(self) -> int:
@@ -28,12 +32,12 @@ class Checkpoints:
     @property
     def num_held(self) -> int:
         """Maximum number on disk: a new checkpoint is written before an old one is removed."""
-        return min(self.num_written, self.num_kept + 1 + self.num_lasting)
+        return min(self.num_written, self.num_kept + 1 + self.num_lasting + self.num_best)
 
     @property
     def disk_bytes(self) -> int:
-        """Maximum disk space."""
-        return self.num_bytes * self.num_held
+        """Maximum disk space, with the export."""
+        return self.num_bytes * self.num_held + self.export_bytes
 
 
 def plan_checkpoints(
@@ -44,6 +48,8 @@ def plan_checkpoints(
     save_every_steps: int | None,
     keep_last: int,
     keep_every_steps: int | None = None,
+    num_best: int = 0,
+    exports: bool = False,
 ) -> Checkpoints:
     """Return the checkpoints of a run of `num_steps`.
 
@@ -54,9 +60,11 @@ def plan_checkpoints(
         save_every_steps: None saves at the end only.
         keep_last: Number of newest checkpoints to keep; 0 keeps all.
         keep_every_steps: Checkpoints at multiples of this are kept permanently.
+        num_best: Number of best checkpoints that are kept in addition.
+        exports: The weights are exported at the end.
     """
     if num_steps is None:
-        num_written = keep_last + 1
+        num_written = keep_last + 1 + num_best
     else:
         num_written = 1 if save_every_steps is None else -(-num_steps // save_every_steps)
     num_lasting = 0
@@ -68,4 +76,6 @@ def plan_checkpoints(
         num_written=num_written,
         num_kept=keep_last or num_written,
         num_lasting=num_lasting,
+        num_best=num_best,
+        export_bytes=num_parameters * param_bytes if exports else 0,
     )

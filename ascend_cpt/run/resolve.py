@@ -13,6 +13,7 @@ from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.errors import DataError
+from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems, note_keep_best
 from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems
 from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
@@ -78,7 +79,10 @@ def resolve(
     layout = derive_layout(config, world_size)
     raise_problems(
         config.path,
-        find_model_problems(config, layout) + find_refusals(config, layout) + find_monitoring_problems(config, layout),
+        find_model_problems(config, layout)
+        + find_refusals(config, layout)
+        + find_monitoring_problems(config, layout)
+        + find_checkpoint_problems(config),
     )
     source_sets = _list_datasets(config, sources, {})
     sets = config.cpt.validation.sets if config.cpt.validation else {}
@@ -97,7 +101,7 @@ def resolve(
         validation=validation_sets,
         seed=seed,
         order=recipe.order,
-        notes=recipe.notes,
+        notes=recipe.notes + note_keep_best(config, recipe.budget),
     )
 
 

@@ -35,6 +35,8 @@ def describe(run: ResolvedRun) -> str:
     if run.validation:
         lines.append(f"validate {', '.join(dataset.name for dataset in run.validation)}")
     lines.append(describe_disk(run))
+    if export := run.config.cpt.export:
+        lines.append(f"export   the {export.checkpoint} checkpoint to {export.to}, after the last step")
     lines += [f"note     {note}" for note in run.notes]
     return "\n".join(lines)
 
@@ -84,10 +86,11 @@ def describe_data(run: ResolvedRun) -> list[str]:
 def describe_disk(run: ResolvedRun) -> str:
     """Return a line with the size of a checkpoint and the maximum disk space of the run."""
     checkpoints = count_checkpoints(run, run.budget.total_steps)
+    export = f" with an export of {format_bytes(checkpoints.export_bytes)}" if checkpoints.export_bytes else ""
     return (
         f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
         f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
-        f"most {checkpoints.num_held} on disk at once: {format_bytes(checkpoints.disk_bytes)}"
+        f"most {checkpoints.num_held} on disk at once: {format_bytes(checkpoints.disk_bytes)}{export}"
     )
 
 

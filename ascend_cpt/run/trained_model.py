@@ -69,6 +69,19 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
     )
 
 
+def check_like(like: Path, model_config: Mapping[str, Any]) -> None:
+    """Check that a run with this `model.model_config` can be exported like the folder `like`.
+
+    Raises:
+        CheckpointError: the folder has neither tokenizer files nor config.json, or describes a different model.
+    """
+    has_config = (like / CONFIG_NAME).is_file()
+    if not has_config and not list_companions(like):
+        raise CheckpointError(f"{like}: has neither tokenizer files nor {CONFIG_NAME}; give the folder of a model")
+    if has_config:
+        _adopt_config(read_config(like), make_config(model_config), like)
+
+
 def _choose(path: Path, num_averaged: int) -> list[Checkpoint]:
     """Return the checkpoint at `path` and the complete ones before it of the same run, newest first."""
     chosen = [locate_checkpoint(path)]

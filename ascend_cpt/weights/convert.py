@@ -27,6 +27,8 @@ from ascend_cpt.weights.mapping import check_mindformers_names, check_tied, iter
 from ascend_cpt.weights.safetensors_file import TensorInfo
 from ascend_cpt.weights.sources import ResizedVocabulary, TensorSource
 
+CARD_NAME = "README.md"
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,7 +76,13 @@ def convert_to_mindformers(folder: HfFolder, target: Path, options: Options) -> 
 
 
 def convert_to_hf(
-    source: TensorSource, config: Mapping[str, Any], target: Path, options: Options, companions: Sequence[Path] = ()
+    source: TensorSource,
+    config: Mapping[str, Any],
+    target: Path,
+    options: Options,
+    companions: Sequence[Path] = (),
+    *,
+    card: str | None = None,
 ) -> Summary:
     """Convert a MindFormers checkpoint to a Hugging Face folder with `config` as its config.json.
 
@@ -84,6 +92,7 @@ def convert_to_hf(
         target: Folder to create.
         options: dtype, vocabulary size and shard size.
         companions: Files to copy: tokenizer, generation_config.json.
+        card: Text of README.md.
 
     Raises:
         CheckpointError: the tensors do not match `config`, or `target` exists or cannot be written.
@@ -102,7 +111,7 @@ def convert_to_hf(
         for name, shape in zip(group.hf, group.row.list_hf_shapes(sizes), strict=True)
     ]
     tensors = iterate_to_hf(sizes, lambda name: _read_as(source, name, types[name]))
-    return _write(target, infos, tensors, config, companions, options, is_hf=True)
+    return _write(target, infos, tensors, config, companions, options, is_hf=True, card=card)
 
 
 def _read_as(source: TensorSource, name: str, dtype: str) -> Array:
@@ -141,6 +150,7 @@ def _write(
     options: Options,
     *,
     is_hf: bool,
+    card: str | None = None,
 ) -> Summary:
     # config.json has a single dtype: that of most elements.
     most = max({info.dtype for info in infos}, key=lambda dtype: sum(i.num_elements for i in infos if i.dtype == dtype))
@@ -150,6 +160,8 @@ def _write(
         write_config(folder, config, next(name for name, dtype in DTYPES.items() if dtype == most))
         for companion in companions:
             shutil.copyfile(companion, folder / companion.name)
+        if card is not None:
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")
     return Summary(
         path=target,
         num_tensors=len(infos),

@@ -51,7 +51,10 @@ def test_exported_model_equals_the_trained_one(trained: Path, packed: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert "iteration_00000020" in done.stdout
     files = {path.name for path in exported.iterdir()}
-    assert files == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    for text in ("# run\n", "Random weights.", "after step 20 of 20", "| train | 10.2K |", "| mindspore | 2.9.0 |"):
+        assert text in card, text
     verified = convert("verify", exported, "--against", trained)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert verified.stdout.endswith("equal\n")

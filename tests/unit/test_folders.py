@@ -28,10 +28,11 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     "run": (
         {"document_attention", "resolve_recipe"},
         {"resolved_run"},
-        {"checks", "evaluation", "mindformers_yaml", "picture", "starting_point", "trained_model"},
+        {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
+        {"evaluation"},
         {"resolve"},
         {"planning"},
-        {"summary"},
+        {"summary", "export"},
     ),
     "backend": (
         {"collectives", "cpu", "models", "mindformers_keys"},

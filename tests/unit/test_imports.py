@@ -22,7 +22,7 @@ LAYERS = (
     {"run"},
     {"backend"},
     {"rehearsal", "simulate", "train"},
-    {"train_stages"},
+    {"train_stages", "evaluate"},
 )
 LAYER_INDEX = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 

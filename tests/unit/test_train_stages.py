@@ -18,6 +18,7 @@ from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, writ
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.monitor.record import TaskRecord, to_values
+from ascend_cpt.run.export.target import ExportRecord, write_record
 from ascend_cpt.train import collect_overrides, parse_arguments
 from ascend_cpt.train_stages import EXIT_HELD, Stage, StageOptions, resolve_stages, train_stages
 
@@ -148,6 +149,24 @@ def test_each_stage_starts_from_the_one_before(write_stages: Callable[..., Path]
     assert second.run.model["rope_theta"] == 4e4 and first.run.model["rope_theta"] == 1e4
     assert run(path) == 0
     assert len(launcher.commands) == 2, "complete stages are skipped"
+
+
+def test_a_complete_stage_without_its_export_is_launched(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, tmp_path: Path
+) -> None:
+    target = tmp_path / "exported"
+    path = write_stages({"set": {"cpt.export": {"to": str(target)}}})
+    assert run(path) == 0
+    launcher.commands.clear()
+    assert run(path) == 0
+    assert len(launcher.commands) == 1 and "two_256" in launcher.commands[0]
+    first, _ = resolve_stages(path, [], StageOptions())
+    target.mkdir()
+    (target / "model.safetensors").touch()
+    step = first.run.budget.total_steps
+    write_record(first.run.run_dir, ExportRecord(to=str(target), step=step, verified=True))
+    launcher.commands.clear()
+    assert run(path) == 0 and not launcher.commands
 
 
 def test_nodes_without_shared_storage_launch_complete_stages(
@@ -327,6 +346,12 @@ def test_missing_results_of_a_launch_are_reported(
         ({"advance_when": {"set": "geneal", "max_increase": 0}}, {}, "geneal is not a validation set of stage 256"),
         ({}, {"set": {"cpt.seq_lenth": 1}}, "cpt.seq_lenth: unknown key"),
         ({}, {"config": "nowhere.yaml"}, "nowhere.yaml: no such configuration file"),
+        (
+            {"set": {"cpt.export": {"to": "exported"}}},
+            {"set": {"cpt.export": {"to": "./exported"}}},
+            "stages 256 and 512: both export to ./exported; give each its own cpt.export.to",
+        ),
+        ({}, {"set": {"cpt.export": {"to": str(REPOSITORY)}}}, "cpt.export.to: .* is not an export of this run"),
         ({}, {"set": {"cpt.seq_length": 1024}}, "packed with sequence length 512, but cpt.seq_length is 1024"),
     ],
 )

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, collec
 from ascend_cpt.backend.checkpointing.node_local import name_files, save_own_shards
 from ascend_cpt.backend.checkpointing.shard_map import make_shard_map
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
+from ascend_cpt.checkpoint.best import find_best, mark_best
 from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import remove_old_checkpoints
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
@@ -32,6 +33,14 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "cpt"
 KEEP_ALL = 10**9  # old checkpoints are removed here; MindFormers ignores those of earlier launches
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepBest:
+    """Keeps the `num_best` checkpoints with the lowest of `read_values()`: step → recorded value."""
+
+    num_best: int
+    read_values: Callable[[], Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +67,7 @@ class CheckpointWriter:
         global_batch_size: int,
         keep_last: int,
         keep_every_steps: int | None,
+        keep_best: KeepBest | None = None,
         shared: bool,
         completes: bool,
         rank: int,
@@ -67,6 +77,7 @@ class CheckpointWriter:
         self._root, self._state = root, initial_state
         self._global_batch_size = global_batch_size
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
+        self._keep_best = keep_best
         self._shared, self._completes = shared, completes
         self._rank, self._num_ranks = rank, num_ranks
         self._background = background
@@ -228,8 +239,13 @@ class CheckpointWriter:
         write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
 
     def _remove_old(self, newest: Path) -> None:
+        best: list[Path] = []
+        if self._keep_best is not None:
+            best = find_best(self._root, self._keep_best.read_values(), self._keep_best.num_best)
+            if best:
+                mark_best(self._root, best[0])
         removed = remove_old_checkpoints(
-            self._root, self._keep_last, keep=newest, keep_every_steps=self._keep_every_steps
+            self._root, self._keep_last, keep=newest, keep_every_steps=self._keep_every_steps, best=best
         )
         for folder in removed:
             logger.info("removed the old checkpoint %s", folder)

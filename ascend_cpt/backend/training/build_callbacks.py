@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -11,7 +12,8 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.train import Callback
 
-from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt import __version__
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter, KeepBest
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
@@ -30,12 +32,15 @@ from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_limits
 from ascend_cpt.monitor.guard import StepJudge
-from ascend_cpt.monitor.history import read_history
+from ascend_cpt.monitor.history import read_history, read_values
 from ascend_cpt.monitor.record import RunInfo
 from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
 from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase
+from ascend_cpt.run.checks.job import list_software
+from ascend_cpt.run.evaluation.watching import STOP_NAME
+from ascend_cpt.run.export.base_weights import describe_base, read_run_info
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.tasks.load import Task
 
@@ -62,9 +67,7 @@ def build_callbacks(
     cpt, budget = run.config.cpt, run.budget
     reports = rank == run.report_rank
     install_guards(cpt.guards)
-    phases = [
-        PhaseSpan(name=phase.name, first_step=phase.first_step, stop_step=phase.stop_step) for phase in run.phases
-    ]
+    phases = [PhaseSpan(name=one.name, first_step=one.first_step, stop_step=one.stop_step) for one in run.phases]
     judge = StepJudge(cpt.guards, first_steps=[phase.first_step for phase in phases])
     # Every rank restores the same history, so that all make the same decisions.
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
@@ -106,6 +109,7 @@ def build_callbacks(
         recorded_validations=[*history.validations, *history.tasks],
         sinks=sinks,
         monitor=monitor,
+        stop_file=run.run_dir / STOP_NAME,
     )
     return [monitor, controller]
 
@@ -222,9 +226,20 @@ def _describe_set(run: ResolvedRun, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _find_base(run: ResolvedRun, initial_step: int) -> dict[str, Any] | None:
+    """Return what the run started from: a resumed run keeps the record, since its configuration may have changed."""
+    if initial_step:
+        recorded: dict[str, Any] | None = read_run_info(run.run_dir).get("base")
+        return recorded
+    weights = run.config.initial_weights
+    return describe_base(weights) if weights else None
+
+
 def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO) -> SinkGroup:
     settings = run.config.cpt.monitor
-    info = describe_run(run).to_values()
+    info = dataclasses.replace(
+        describe_run(run), base=_find_base(run, initial_step), software={"ascend_cpt": __version__, **list_software()}
+    ).to_values()
     write_text(run.run_dir / RUN_INFO_NAME, json.dumps(info, indent=1) + "\n")
     always: list[Sink] = [
         ConsoleSink(console, settings.print_every_steps),
@@ -253,6 +268,16 @@ def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[s
     return account
 
 
+def _build_keep_best(run: ResolvedRun) -> KeepBest | None:
+    """Return the rule of `cpt.checkpoint.keep_best`; every rank that completes checkpoints sees metrics.jsonl."""
+    best = run.config.cpt.checkpoint.keep_best
+    if best is None:
+        return None
+    kind, name = ("validation", best.set) if best.set is not None else ("task", best.task)
+    assert name is not None
+    return KeepBest(num_best=best.n, read_values=partial(read_values, run.run_dir / METRICS_NAME, kind, name))
+
+
 def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> CheckpointWriter:
     budget, checkpoint = run.budget, run.config.cpt.checkpoint
     return CheckpointWriter(
@@ -263,6 +288,7 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
         global_batch_size=budget.global_batch_size,
         keep_last=checkpoint.keep_last,
         keep_every_steps=to_steps(checkpoint.keep_every, budget.tokens_per_step),
+        keep_best=_build_keep_best(run),
         shared=run.config.cpt.storage.shared,
         completes=completes,
         rank=rank,

@@ -138,7 +138,8 @@ class RowScorer:
         if not self._is_staged and not self._is_replicated:
             cell = _VirtualDatasetCell(cell)
         # Training mode: otherwise an mcore network returns no loss. The configuration checks reject dropout.
-        self._cell = cell.set_train(True)
+        self.cell = cell.set_train(True)
+        """The scoring graph."""
         self._loss_owner = _find_loss_owner(network)
         self._row_sums = RowSums(self._loss_owner.loss, row_format.seq_length)
 
@@ -173,7 +174,7 @@ class RowScorer:
         """Return loss and hits by position in a micro batch, summed over micro batches, and the number of labels."""
         columns, num_labels = self._make_columns(rows)
         with without_accumulation(), self._sum_rows():
-            output = self._cell(*(Tensor(column) for column in columns))
+            output = self.cell(*(Tensor(column) for column in columns))
         values = self._share(output.asnumpy())
         return values[0].astype(np.float64), values[1].astype(np.float64), num_labels
 

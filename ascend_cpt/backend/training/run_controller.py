@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mindspore import RunContext, nn
@@ -16,6 +18,7 @@ from ascend_cpt.cluster.job.launcher_files import report_step
 from ascend_cpt.errors import CptError, RunStopped
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop
 from ascend_cpt.monitor.sinks import SinkGroup
+from ascend_cpt.run.evaluation.watching import take_stop_request
 
 
 class RunController(Callback):
@@ -37,6 +40,7 @@ class RunController(Callback):
         recorded_validations: Sequence[Mapping[str, Any]],
         sinks: SinkGroup,
         monitor: StepMonitor,
+        stop_file: Path | None = None,
     ) -> None:
         super().__init__()
         self._total_steps, self._initial_step = total_steps, initial_step
@@ -48,6 +52,7 @@ class RunController(Callback):
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
         self._ending: CptError | None = None
+        self._stop_file = stop_file
 
     def restore_alarm(self) -> None:
         """Restore the recorded validations of a resumed run; called once, before training.
@@ -101,14 +106,17 @@ class RunController(Callback):
         if self._reports_to_launcher:
             report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
-        request = None if last else find_request(self._num_ranks)
+        request, stopped_by_evaluation = (None, False) if last else self._find_request()
         stopping: list[AlarmVerdict] = []
         if last or _is_due(step, self._validate_every):
             stopping = self._validate(step)
-        if last or stopping or request or _is_due(step, self._save_every):
-            folder = self._writer.save(step, cb_params, wait=bool(last or stopping or request))
+        ends = bool(last or stopping or request or stopped_by_evaluation)
+        if ends or _is_due(step, self._save_every):
+            folder = self._writer.save(step, cb_params, wait=ends)
             if stopping:
                 self._ending = _make_alarm_error(stopping, f"; saved in {folder}")
+            elif stopped_by_evaluation:
+                self._ending = self._take_stop_request(folder)
             elif request:
                 self._ending = StoppedBySignal(
                     f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; run the "
@@ -126,6 +134,19 @@ class RunController(Callback):
     def on_train_end(self, run_context: RunContext) -> None:
         """Close the sinks."""
         self._sinks.close()
+
+    def _find_request(self) -> tuple[signal.Signals | None, bool]:
+        is_requested = self._stop_file is not None and self._stop_file.is_file()
+        return find_request(self._num_ranks, is_stop_requested=is_requested)
+
+    def _take_stop_request(self, folder: object) -> RunStopped:
+        """Return the error of a stop that tools/evaluate.py requested, and remove the request."""
+        message = "an alarm of tools/evaluate.py"
+        if self._stop_file is not None:
+            message = take_stop_request(self._stop_file.parent) or message
+        if self._sinks and self._stop_file is not None:
+            self._stop_file.unlink(missing_ok=True)
+        return RunStopped(f"{message}; saved in {folder}")
 
     def _validate(self, step: int) -> list[AlarmVerdict]:
         """Write the losses of all sets; return the verdicts that stop the run, the same on all ranks."""

@@ -54,13 +54,16 @@ def reinstall_handlers() -> None:
         signal.signal(number, signal.getsignal(number))
 
 
-def find_request(num_ranks: int) -> signal.Signals | None:
-    """Return the signal that any rank has received, or None. All ranks call it after the same step.
+def find_request(num_ranks: int, *, is_stop_requested: bool = False) -> tuple[signal.Signals | None, bool]:
+    """Return the signal that any rank has received, or None, and whether any rank passed `is_stop_requested`.
 
-    The sum over ranks makes them agree: a signal may reach one rank a step earlier than another.
+    All ranks call it after the same step. The sum over ranks makes them agree: a request may reach one rank a step
+    earlier than another.
     """
-    total = sum_over_ranks(np.array([float(number in _received) for number in SIGNALS]), num_ranks)
-    return next((number for number, count in zip(SIGNALS, total, strict=True) if count > 0), None)
+    own = [float(number in _received) for number in SIGNALS] + [float(is_stop_requested)]
+    total = sum_over_ranks(np.array(own), num_ranks)
+    received = next((number for number, count in zip(SIGNALS, total[:-1], strict=True) if count > 0), None)
+    return received, bool(total[-1] > 0)
 
 
 def _record(number: int, _frame: FrameType | None) -> None:

@@ -22,6 +22,8 @@ def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
         save_every_steps=to_steps(checkpoint.every, tokens_per_step),
         keep_last=checkpoint.keep_last,
         keep_every_steps=to_steps(checkpoint.keep_every, tokens_per_step),
+        num_best=checkpoint.keep_best.n if checkpoint.keep_best else 0,
+        exports=run.config.cpt.export is not None,
     )
 
 

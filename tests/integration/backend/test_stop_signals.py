@@ -35,7 +35,7 @@ def main():
     for step in range(1, 10_000):
         Path(f"at_{get_rank()}").write_text(f"{os.getpid()} {step}")
         time.sleep(0.02 * get_rank())
-        if request := stop_signals.find_request(get_group_size()):
+        if request := stop_signals.find_request(get_group_size())[0]:
             raise stop_signals.StoppedBySignal(f"stopped by {request.name} after step {step}", request)
 
 sys.exit(run_command(main))

@@ -19,6 +19,8 @@ from tests.unit.monitor.test_report import write_run
 WRITERS = {
     "metrics.jsonl": "backend/training/build_callbacks.py",
     "tensorboard/": "monitor/trackers.py",
+    "best": "checkpoint/locate.py",
+    "export.json": "run/export/target.py",
     "run.json": "backend/training/build_callbacks.py",
     "report.html": "monitor/report/write_report.py",
     "stopped_at_step_N.json": "backend/training/spike_guards.py",

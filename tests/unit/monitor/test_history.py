@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ascend_cpt.monitor.history import read_history
+from ascend_cpt.monitor.history import read_history, read_values
 from ascend_cpt.monitor.record import DataRecord, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.sinks import JsonlSink
 from tests.unit.monitor.test_sinks import make_step
@@ -48,3 +48,23 @@ def test_resume_keeps_earlier_lines_byte_for_byte(tmp_path: Path) -> None:
         file.write('{"kind": "step", "step": 21, "lo')
     JsonlSink(path, 13).close()
     assert path.read_text(encoding="utf-8").splitlines() == [line for line in before if json.loads(line)["step"] <= 13]
+
+
+def test_values_of_a_set_and_of_a_task(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_run(path, 20)
+    tasks = [
+        {"kind": "task", "step": 10, "name": "exam", "score": 0.25, "higher_is_better": True},
+        {"kind": "task", "step": 10, "name": "perplexity", "score": 9.0, "higher_is_better": False},
+        {"kind": "validation", "step": 20, "name": "other", "loss": 1.0},
+        {"kind": "validation", "step": 20, "name": "code", "loss": "nan"},
+        {"kind": "validation", "step": 25, "name": "code", "loss": 1.5},
+    ]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in tasks)
+        file.write('{"kind": "validation", "step": 30, "na')
+    # Of two records at a step the last one counts: NaN at step 20.
+    assert read_values(path, "validation", "code") == {0: 3.0, 5: 2.0, 10: 2.0, 15: 2.0, 25: 1.5}
+    assert read_values(path, "task", "exam") == {10: -0.25}
+    assert read_values(path, "task", "perplexity") == {10: 9.0}
+    assert read_values(tmp_path / "none", "task", "exam") == {}

@@ -1,0 +1,214 @@
+"""What an evaluation needs, from a configuration or from the command line alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ascend_cpt.checkpoint.fingerprint import describe_differences
+from ascend_cpt.checkpoint.locate import find_resolved, locate_checkpoint
+from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.network_inputs import ACROSS, RowFormat
+from ascend_cpt.data.tokenizing.files import open_tokenizer
+from ascend_cpt.errors import CheckpointError, ConfigError, DataError
+from ascend_cpt.model.sizes import CONFIG_NAME, read_config
+from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
+from ascend_cpt.run.evaluation.tasks import load_tasks
+from ascend_cpt.run.resolved_run import Dataset
+from ascend_cpt.run.starting_point import select_model_identity
+from ascend_cpt.tasks.load import Task
+
+# Fields of config.json that MindFormers would take for its own settings.
+_EXCLUDED_FIELDS = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
+ROUND_TO = 64
+"""Rows of tasks alone are as long as the longest request, rounded up to a multiple of this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Settings of an evaluation. A value of None is derived."""
+
+    sets: Mapping[str, tuple[str, int | None]]
+    """Validation set → path, and row length of an mmap dataset."""
+    tasks: Mapping[str, TaskConfig]
+    tokenizer: Path | None
+    tokenizer_type: str
+    max_rows: int | None
+    seq_length: int | None
+    document_attention: str
+    device: str
+    dtype: str
+    batch_size: int
+    tensor_parallel: int
+    model: Mapping[str, Any] | None
+    """The model section of a configuration."""
+    context: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """Sets, tasks and network of an evaluation."""
+
+    sets: tuple[Dataset, ...]
+    tasks: tuple[Task, ...]
+    max_rows: int | None
+    row_format: RowFormat
+    layout: ParallelLayout
+    device: str
+    model: Mapping[str, Any]
+    context: Mapping[str, Any]
+
+
+def read_settings(config: RunConfig, settings: EvaluationSettings) -> EvaluationSettings:
+    """Return the settings with what the configuration adds: sets and tasks by name, model, attention, device."""
+    cpt, validation = config.cpt, config.cpt.validation
+    parallel = config.mindformers.get("parallel_config") or {}
+    section = config.mindformers.get("context") or {}
+    context = {key: value for key, value in section.items() if key not in ("device_target", "mode")}
+    sets = {name: (entry.path, entry.seq_length) for name, entry in (validation.sets if validation else {}).items()}
+    tokenizer, tokenizer_type = settings.tokenizer, settings.tokenizer_type
+    if tokenizer is None and validation and validation.tokenizer:
+        tokenizer, tokenizer_type = Path(validation.tokenizer), validation.tokenizer_type
+    return EvaluationSettings(
+        sets={**sets, **settings.sets},
+        tasks={**(validation.tasks if validation else {}), **settings.tasks},
+        tokenizer=tokenizer,
+        tokenizer_type=tokenizer_type,
+        max_rows=settings.max_rows or (validation.max_rows if validation else None),
+        seq_length=settings.seq_length or cpt.seq_length,
+        document_attention=cpt.document_attention,
+        device=settings.device or str(section.get("device_target", "Ascend")),
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        tensor_parallel=settings.tensor_parallel or int(parallel.get("model_parallel") or 1),
+        model=config.mindformers["model"]["model_config"],
+        context=context,
+    )
+
+
+def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> EvaluationPlan:
+    """Return the plan for evaluating the weights at `path`.
+
+    Raises:
+        CheckpointError: when there are no weights, or they are of another model than the configuration's.
+        ConfigError: when there is nothing to evaluate, or the layout does not fit.
+        DataError: when a dataset, a task or the tokenizer is missing or damaged.
+    """
+    if not settings.sets and not settings.tasks:
+        raise ConfigError(
+            "nothing to evaluate: give --validation NAME=PATH, --task NAME=KIND:PATH, or a --config with cpt.validation"
+        )
+    model = _choose_model(path, settings)
+    manifests = {name: _open(name, where) for name, (where, _) in settings.sets.items()}
+    for name, manifest in manifests.items():
+        if manifest.tokenizer.vocab_size > model["vocab_size"]:
+            raise DataError(
+                f"validation set {name}: packed with a tokenizer of {manifest.tokenizer.vocab_size} entries, but the "
+                f"model's vocab_size is {model['vocab_size']}"
+            )
+    positions = int(model.get("max_position_embeddings") or 4096)
+    lengths = {name: settings.sets[name][1] or manifest.seq_length for name, manifest in manifests.items()}
+    limit = settings.seq_length or max((length or 0 for length in lengths.values()), default=0) or positions
+    tokenizer = settings.tokenizer or path
+    tasks = load_tasks(
+        settings.tasks, tokenizer=tokenizer, tokenizer_type=settings.tokenizer_type, seq_length=limit,
+    ) if settings.tasks else ()  # fmt: skip
+    if settings.seq_length is None and not manifests:
+        longest = max(len(r.context) + len(r.continuation) - 1 for task in tasks for r in task.requests)
+        limit = min(limit, -(-longest // ROUND_TO) * ROUND_TO)
+    sets = tuple(
+        Dataset(name=name, manifest=manifest, seq_length=lengths[name] or limit) for name, manifest in manifests.items()
+    )
+    for dataset in sets:
+        if dataset.seq_length > limit:
+            raise ConfigError(
+                f"validation set {dataset.name}: has rows of {dataset.seq_length} tokens, more than --seq-length "
+                f"{limit}"
+            )
+    return EvaluationPlan(
+        sets=sets,
+        tasks=tasks,
+        max_rows=settings.max_rows,
+        row_format=_make_row_format(settings, manifests, tokenizer, limit),
+        layout=_make_layout(settings, world_size),
+        device=settings.device,
+        model=model,
+        context=settings.context,
+    )
+
+
+def _open(name: str, path: str) -> Manifest:
+    try:
+        manifest = load_manifest(path)
+        check_shards(manifest)
+    except DataError as error:
+        raise DataError(f"validation set {name}: {error}") from None
+    return manifest
+
+
+def _choose_model(path: Path, settings: EvaluationSettings) -> dict[str, Any]:
+    """Return the model section: the configuration's, else that of the weights."""
+    own = _read_model(path, settings.dtype)
+    if settings.model is None:
+        return own
+    given = dict(settings.model)
+    before, now = select_model_identity(own), select_model_identity(given)
+    if differences := describe_differences(before, now):
+        raise CheckpointError(
+            f"{path}: is another model than the configuration's ({'; '.join(differences)}); give the configuration of "
+            "this model, or none"
+        )
+    return given
+
+
+def _read_model(path: Path, dtype: str) -> dict[str, Any]:
+    if (path / CONFIG_NAME).is_file():
+        fields = {key: value for key, value in read_config(path).items() if key not in _EXCLUDED_FIELDS}
+        return {
+            **fields,
+            "params_dtype": "float32",
+            "compute_dtype": dtype,
+            "layernorm_compute_dtype": "float32",
+            "rotary_dtype": "float32",
+        }
+    checkpoint = locate_checkpoint(path).folder
+    resolved = find_resolved(checkpoint)
+    if resolved is None:
+        raise CheckpointError(f"{checkpoint}: has no resolved.yaml of its run; copy it there, or give --config")
+    model: dict[str, Any] = yaml.safe_load(resolved.read_text(encoding="utf-8"))["model"]["model_config"]
+    return model
+
+
+def _make_row_format(
+    settings: EvaluationSettings, manifests: Mapping[str, Manifest], tokenizer: Path, seq_length: int
+) -> RowFormat:
+    infos = [manifest.tokenizer for manifest in manifests.values()]
+    info = infos[0] if infos else open_tokenizer(settings.tokenizer_type, tokenizer).info
+    boundaries = "none"
+    if settings.document_attention != ACROSS:
+        boundaries = "mask" if settings.device == "CPU" else "ends"
+        if boundaries == "ends" and seq_length < MIN_SEQ_LENGTH_ON_ASCEND:
+            raise ConfigError(
+                f"--document-attention within: needs rows of at least {MIN_SEQ_LENGTH_ON_ASCEND} tokens on Ascend, got "
+                f"{seq_length}; give a longer --seq-length"
+            )
+    return RowFormat(
+        seq_length=seq_length,
+        pad_id=info.pad_id,
+        eod_id=info.eod_id,
+        boundaries=boundaries,
+        micro_batch_size=settings.batch_size,
+    )
+
+
+def _make_layout(settings: EvaluationSettings, world_size: int) -> ParallelLayout:
+    tensor = 1 if settings.device == "CPU" else math.gcd(max(settings.tensor_parallel, 1), world_size)
+    return ParallelLayout(world_size=world_size, data_parallel=world_size // tensor, tensor_parallel=tensor)

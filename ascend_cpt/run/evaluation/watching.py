@@ -1,0 +1,76 @@
+"""Follows the checkpoints of a run: which are to be evaluated, and what is recorded of them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ascend_cpt.checkpoint.locate import list_complete
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.files import write_text
+from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.monitor.record import Judged, to_values
+
+METRICS_NAME = "metrics.jsonl"
+LOCK_NAME = ".evaluate.lock"
+STOP_NAME = "stop_requested.json"
+"""Written into the run folder to stop its training after the current step."""
+
+
+@contextmanager
+def hold_watch_lock(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run's evaluation until the block or the process ends.
+
+    Raises:
+        CheckpointError: when another process evaluates the run.
+    """
+    descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{run_dir}: another process already evaluates this run; stop one of them") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def list_pending(run_dir: Path, names: Collection[tuple[str, str]]) -> list[int]:
+    """Return the steps of complete checkpoints that lack a record of one of the `names` (kind, name), in order."""
+    recorded: dict[int, set[tuple[str, str]]] = {}
+    for record in read_metrics(run_dir / METRICS_NAME):
+        if record["kind"] in ("validation", "task"):
+            recorded.setdefault(int(record["step"]), set()).add((record["kind"], record["name"]))
+    complete, _ = list_complete(run_dir / "checkpoint")
+    return sorted(step for step in complete if not set(names) <= recorded.get(step, set()))
+
+
+def is_over(run_dir: Path) -> bool:
+    """Return whether the newest complete checkpoint is that of the run's last step."""
+    complete, _ = list_complete(run_dir / "checkpoint")
+    return bool(complete) and max(complete) >= complete[max(complete)].state.total_steps
+
+
+def append_records(run_dir: Path, records: Sequence[Judged]) -> None:
+    """Append the records of one checkpoint to the run's metrics.jsonl with a single write."""
+    lines = "".join(json.dumps(to_values(record)) + "\n" for record in records)
+    with (run_dir / METRICS_NAME).open("ab", buffering=0) as file:
+        file.write(lines.encode())
+        os.fsync(file.fileno())
+
+
+def request_stop(run_dir: Path, message: str) -> None:
+    """Ask the training to save and stop after its current step."""
+    write_text(run_dir / STOP_NAME, json.dumps({"message": message}) + "\n")
+
+
+def take_stop_request(run_dir: Path) -> str | None:
+    """Return the message of a stop request, or None."""
+    try:
+        return str(json.loads((run_dir / STOP_NAME).read_text(encoding="utf-8"))["message"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

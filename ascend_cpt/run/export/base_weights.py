@@ -1,0 +1,63 @@
+"""Names the weights that a run starts from, for `run.json` and the model card."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.checkpoint.locate import locate_checkpoint
+from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.report.run_data import RUN_INFO_NAME
+from ascend_cpt.run.resolved_run import RANDOM_INIT
+from ascend_cpt.weights.hf_folder import is_hf_folder
+
+# A model in the cache of the Hugging Face hub; other paths do not tell the name of the model on the hub.
+_HUB_CACHE = re.compile(r"/models--(?P<id>[^/]+)/snapshots/[^/]+$")
+
+
+def describe_base(initial_weights: str) -> dict[str, Any]:
+    """Return what is known of initial weights: `kind` (`random`, `hugging_face`, `run`), `name`, `step`, `base_model`.
+
+    `base_model` is the name on the Hugging Face hub: of a folder in the hub's cache, or of the base of an earlier run.
+    """
+    if initial_weights == RANDOM_INIT:
+        return {"kind": "random"}
+    path = Path(initial_weights)
+    if is_hf_folder(path):
+        base_model = find_hub_name(path)
+        found = {"base_model": base_model} if base_model else {}
+        return {"kind": "hugging_face", "name": base_model or path.resolve().name, **found}
+    checkpoint = locate_checkpoint(path)
+    root = checkpoint.folder.absolute().parent
+    run_dir = root.parent
+    if root.name != "checkpoint" or not (run_dir / RUN_INFO_NAME).is_file():
+        return {"kind": "run", "name": path.resolve().name, "step": checkpoint.state.step}
+    earlier = (read_run_info(run_dir).get("base") or {}).get("base_model")
+    found = {"base_model": earlier} if earlier else {}
+    return {"kind": "run", "name": run_dir.resolve().name, "step": checkpoint.state.step, **found}
+
+
+def find_hub_name(folder: Path) -> str | None:
+    """Return the name on the hub (`Qwen/Qwen3-8B-Base`) of a folder in the hub's cache."""
+    match = _HUB_CACHE.search(folder.resolve().as_posix())
+    return match["id"].replace("--", "/") if match else None
+
+
+def read_run_info(run_dir: Path) -> dict[str, Any]:
+    """Return the content of `run.json`; empty without the file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = run_dir / RUN_INFO_NAME
+    if not path.is_file():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({error}); remove it") from None
+    if not isinstance(info, dict):
+        raise DataError(f"{path}: cannot be read (not an object); remove it")
+    return info

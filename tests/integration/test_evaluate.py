@@ -1,0 +1,185 @@
+"""tools/evaluate.py on runs of a tiny model on a CPU: alone, on two workers, and following a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.conftest import make_sections, run_command
+
+TASKS = Path(__file__).resolve().parents[1] / "reference/tasks"
+TOOL = [sys.executable, "tools/evaluate.py"]
+
+
+def write_config(folder: Path, packed: Path, **cpt: Any) -> Path:
+    sections = make_sections(
+        packed,
+        folder / "output",
+        **{
+            "train_tokens": 12 * 4 * 64,
+            "global_batch_size": 4,
+            "checkpoint": {"every": "4 steps", "keep_last": 0},
+            "validation": None,
+            **cpt,
+        },
+    )
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def validate(packed: Path, **entry: Any) -> dict[str, Any]:
+    return {"every": "4 steps", "max_rows": 10, "sets": {"held": {"path": str(packed), **entry}}}
+
+
+def read_records(run: Path, kind: str = "validation") -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def train(config: Path, *arguments: str) -> Path:
+    result = run_command([sys.executable, "run_cpt.py", "--config", str(config), *arguments])
+    assert result.returncode == 0, result.stderr
+    (run,) = (config.parent / "output").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> tuple[Path, Path]:
+    """Return the configuration and the run folder of a run with validation in training."""
+    folder = tmp_path_factory.mktemp("validated")
+    config = write_config(folder, packed, validation=validate(packed))
+    return config, train(config)
+
+
+def test_losses_are_those_of_training(validated: tuple[Path, Path], tmp_path: Path) -> None:
+    config, run = validated
+    expected = {record["step"]: record["loss"] for record in read_records(run)}
+    result = run_command([*TOOL, str(run), "--config", str(config), "--json", str(tmp_path / "a.json")])
+    assert result.returncode == 0, result.stderr
+    (record,) = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert record["step"] == 12 and abs(record["loss"] - expected[12]) < 1e-6
+    held = yaml.safe_load(config.read_text(encoding="utf-8"))["cpt"]["validation"]["sets"]["held"]["path"]
+    step = run / "checkpoint/iteration_00000004"
+    arguments = [str(step), "--validation", f"held={held}", "--max-rows", "10", "--json", str(tmp_path / "b.json")]
+    result = run_command([*TOOL, *arguments])
+    assert result.returncode == 0, result.stderr
+    (record,) = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
+    assert record["step"] == 4 and abs(record["loss"] - expected[4]) < 1e-6
+
+
+def test_two_workers_and_a_task(validated: tuple[Path, Path], tmp_path: Path) -> None:
+    config, run = validated
+    task = f"choices=multiple_choice:{TASKS / 'plain_choices.jsonl'}"
+    common = f"{run} --config {config} --task {task} --tokenizer {tmp_path / 'tokenizer'} --seq-length 256"
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tokenizer.json").write_bytes((TASKS / "tokenizer.json").read_bytes())
+    named = {"eos_token": "</s>", "bos_token": "<s>"}
+    (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    found = []
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}.json"
+        command = f"tools/evaluate.py {common} --json {out}"
+        words = (
+            ["bash", "scripts/msrun_launcher.sh", command, "2"] if workers == 2 else [sys.executable, *command.split()]
+        )
+        result = run_command(words)
+        assert result.returncode == 0, result.stdout + result.stderr
+        found.append(json.loads(out.read_text(encoding="utf-8")))
+    one, two = found
+    assert [record["kind"] for record in one] == [record["kind"] for record in two] == ["validation", "task"]
+    assert abs(one[0]["loss"] - two[0]["loss"]) < 1e-6
+    assert one[1]["num_items"] == two[1]["num_items"] > 0
+    assert one[1]["values"] == pytest.approx(two[1]["values"], abs=1e-5)
+
+
+def test_watcher_neither_repeats_nor_skips(packed: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, packed)
+    run = train(config)
+    judged = write_config(tmp_path, packed, validation=validate(packed))
+    first = subprocess.Popen(
+        [*TOOL, str(run), "--config", str(judged), "--watch"], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+    )
+    deadline = time.monotonic() + 120
+    while not read_records(run) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = run_command([*TOOL, str(run), "--config", str(judged), "--watch"])
+    first.kill()
+    first.communicate()
+    assert second.returncode in (0, 2)
+    if second.returncode == 2:
+        assert "another process already evaluates this run" in second.stderr
+    last = run_command([*TOOL, str(run), "--config", str(judged), "--watch"])
+    assert last.returncode == 0, last.stderr
+    assert "the run is over, and all its checkpoints are evaluated" in last.stdout
+    assert [record["step"] for record in read_records(run)] == [4, 8, 12]
+
+
+def test_alarm_of_a_watcher_stops_the_run(packed: Path, tmp_path: Path) -> None:
+    rate = {"peak_lr": 1e-3, "final_lr": 1e-3, "warmup_tokens": 256}
+    train(write_config(tmp_path, packed, train_tokens=4 * 4 * 64, run_name="base", schedule=rate))
+    base = tmp_path / "output/base"
+    # A learning rate of 1 ruins the model.
+    config = write_config(
+        tmp_path,
+        packed,
+        run_name="diverges",
+        init_from=str(base),
+        train_tokens=4000 * 4 * 64,
+        schedule={"peak_lr": 1.0, "final_lr": 1.0, "warmup_tokens": 256},
+        checkpoint={"every": "20 steps", "keep_last": 3},
+    )
+    judged = tmp_path / "judged.yaml"
+    sections = yaml.safe_load(config.read_text(encoding="utf-8"))
+    sections["cpt"]["validation"] = {
+        "every": "20 steps", "max_rows": 4,
+        "sets": {"held": {"path": str(packed), "max_increase": 0.0, "on_increase": "stop"}},
+    }  # fmt: skip
+    judged.write_text(yaml.safe_dump(sections, sort_keys=False), encoding="utf-8")
+    run = tmp_path / "output/diverges"
+    training = subprocess.Popen(
+        [sys.executable, "run_cpt.py", "--config", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    watching = run_command([*TOOL, str(run), "--config", str(judged), "--watch", "--poll", "0.5"])
+    _, stderr = training.communicate(timeout=120)
+    if watching.returncode == 0:
+        pytest.fail(watching.stdout)
+    assert watching.returncode == 1 and "asked the run to stop: " in watching.stdout, watching.stderr
+    assert training.returncode == 1 and "validation set held" in stderr and "saved in" in stderr
+    assert not (run / "stop_requested.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to evaluate: give --validation NAME=PATH"),
+        (["--validation", "held"], "--validation held: expected NAME=PATH"),
+        (["--task", "a=multiple_choice"], "--task a=multiple_choice: expected NAME=KIND:PATH"),
+        (["--task", "a=choice:x"], "'choice' is unknown"),
+        (["--validation", "held=missing"], "validation set held: "),
+        (["--set", "a=b"], "--set: changes a configuration; give --config"),
+        (["--validation", "held=x", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+    ],
+)
+def test_mistakes_are_reported_in_one_line(validated: tuple[Path, Path], arguments: list[str], message: str) -> None:
+    result = run_command([*TOOL, str(validated[1]), *arguments])
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_watching_a_folder_without_a_run(tmp_path: Path) -> None:
+    result = run_command([*TOOL, str(tmp_path), "--validation", "held=x", "--watch"])
+    assert result.returncode == 2 and "--watch needs the folder of a run" in result.stderr
