@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,10 +18,12 @@ import yaml
 
 from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
 from ascend_cpt.data.sample import make_sample
+from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from tests.ports import find_free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TASKS = REPOSITORY / "tests/reference/tasks"
 SEQ_LENGTH, VOCAB_SIZE, EOD_ID, PAD_ID = 64, 512, 0, 511
 
 
@@ -36,6 +39,16 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the prefix of a dataset of 100 rows in two files, each with a padded last row."""
     return pack_rows(tmp_path_factory.mktemp("packed") / "train_text_document", pads=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the small tokenizer of the reference tasks, which the packed datasets name as theirs."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    shutil.copy(TASKS / "tokenizer.json", folder)
+    named = {"eos_token": "</s>", "bos_token": "<s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    return folder
 
 
 def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH, pads: bool) -> Path:
@@ -72,8 +85,15 @@ def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH,
                 tail_tokens=40 if pads else 0,
             )
         )
+    # Of the file in the folder of the fixture `tokenizer`.
+    fingerprint = fingerprint_tokenizer(TASKS)
     tokenizer = TokenizerInfo(
-        type="PretrainedFromHF", name="test", fingerprint="test", vocab_size=VOCAB_SIZE, eod_id=EOD_ID, pad_id=PAD_ID
+        type="PretrainedFromHF",
+        name="test",
+        fingerprint=fingerprint,
+        vocab_size=VOCAB_SIZE,
+        eod_id=EOD_ID,
+        pad_id=PAD_ID,
     )
     manifest = Manifest(
         key="text", output_format="mindrecord", seq_length=seq_length, tokenizer=tokenizer, shards=tuple(shards)

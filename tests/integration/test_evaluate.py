@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.conftest import make_sections, run_command
+from tests.integration.conftest import TASKS, make_sections, run_command
 
-TASKS = Path(__file__).resolve().parents[1] / "reference/tasks"
 TOOL = [sys.executable, "tools/evaluate.py"]
 
 
@@ -75,14 +74,10 @@ def test_losses_are_those_of_training(validated: tuple[Path, Path], tmp_path: Pa
     assert record["step"] == 4 and abs(record["loss"] - expected[4]) < 1e-6
 
 
-def test_two_workers_and_a_task(validated: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_workers_and_a_task(validated: tuple[Path, Path], tokenizer: Path, tmp_path: Path) -> None:
     config, run = validated
     task = f"choices=multiple_choice:{TASKS / 'plain_choices.jsonl'}"
-    common = f"{run} --config {config} --task {task} --tokenizer {tmp_path / 'tokenizer'} --seq-length 256"
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer/tokenizer.json").write_bytes((TASKS / "tokenizer.json").read_bytes())
-    named = {"eos_token": "</s>", "bos_token": "<s>"}
-    (tmp_path / "tokenizer/tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    common = f"{run} --config {config} --task {task} --tokenizer {tokenizer} --seq-length 256"
     found = []
     for workers in (1, 2):
         out = tmp_path / f"{workers}.json"

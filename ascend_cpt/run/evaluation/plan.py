@@ -118,9 +118,15 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
     lengths = {name: settings.sets[name][1] or manifest.seq_length for name, manifest in manifests.items()}
     limit = settings.seq_length or max((length or 0 for length in lengths.values()), default=0) or positions
     tokenizer = settings.tokenizer or path
-    tasks = load_tasks(
-        settings.tasks, tokenizer=tokenizer, tokenizer_type=settings.tokenizer_type, seq_length=limit,
-    ) if settings.tasks else ()  # fmt: skip
+    tasks: tuple[Task, ...] = ()
+    if settings.tasks:
+        tasks = load_tasks(
+            settings.tasks,
+            tokenizer=tokenizer,
+            tokenizer_type=settings.tokenizer_type,
+            seq_length=limit,
+            manifests=manifests,
+        )
     if settings.seq_length is None and not manifests:
         longest = max(len(r.context) + len(r.continuation) - 1 for task in tasks for r in task.requests)
         limit = min(limit, -(-longest // ROUND_TO) * ROUND_TO)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.data.tokenizing.reference_engines import adds_bos, make_reference_engine
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.evaluation.needles import open_needle_task
-from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
+from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.tasks.check import NEEDLE
 from ascend_cpt.tasks.load import Task, load_task
 
@@ -33,7 +34,7 @@ def load_run_tasks(run: ResolvedRun) -> tuple[Task, ...]:
         tokenizer=path,
         tokenizer_type=validation.tokenizer_type,
         seq_length=run.budget.seq_length,
-        datasets=[*run.sources, *run.validation],
+        manifests={dataset.name: dataset.manifest for dataset in (*run.sources, *run.validation)},
     )
 
 
@@ -62,7 +63,7 @@ def load_tasks(
     tokenizer: Path,
     tokenizer_type: str,
     seq_length: int,
-    datasets: Iterable[Dataset] = (),
+    manifests: Mapping[str, Manifest],
 ) -> tuple[Task, ...]:
     """Return the tasks, encoded with the tokenizer for rows of `seq_length` tokens.
 
@@ -73,12 +74,12 @@ def load_tasks(
     if tokenizer_type not in TOKENIZER_TYPES:
         raise ConfigError(f"tokenizer_type: {tokenizer_type!r} is unknown; choose from {', '.join(TOKENIZER_TYPES)}")
     file = open_tokenizer(tokenizer_type, tokenizer)
-    for dataset in datasets:
-        packed_with = dataset.manifest.tokenizer
+    for name, manifest in manifests.items():
+        packed_with = manifest.tokenizer
         if packed_with.fingerprint != file.info.fingerprint:
             raise ConfigError(
-                f"{tokenizer}: is not the tokenizer that {dataset.name} was packed with ({packed_with.name}); set "
-                "cpt.validation.tokenizer to that one"
+                f"{tokenizer}: is not the tokenizer that {name} was packed with ({packed_with.name}); give that one "
+                "(cpt.validation.tokenizer or --tokenizer)"
             )
     engine, info, add_prefix = make_reference_engine(file), file.info, adds_bos(file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,18 @@ import pytest
 from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.rehearsal.emulated_job import EmulatedJob
 from tests.emulation import needs_emulation
-from tests.integration.conftest import read_history, run_command
+from tests.integration.conftest import TASKS, read_history, run_command
 from tests.integration.softnpu.layouts import LAYOUTS, SHORT_ROWS, Reference
 from tests.integration.softnpu.trial import TIMEOUT_S, CpuRun, check, describe_layout, describe_run
 
 pytestmark = needs_emulation
-NUM_STEPS = 3
+NUM_STEPS = 2
 LAYOUT = LAYOUTS["pipeline 2"]
+
+
+def read_scores(run: Path) -> dict[tuple[int, str], dict[str, float]]:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {(r["step"], r["name"]): r["values"] for r in map(json.loads, lines) if r["kind"] == "task"}
 
 
 def read_records(run: Path, kind: str) -> list[Any]:
@@ -27,12 +33,24 @@ def read_records(run: Path, kind: str) -> list[Any]:
 
 @pytest.mark.timeout(900)
 def test_losses_are_those_of_one_device_and_training_is_unchanged(
-    get_reference: Callable[[Reference], CpuRun], get_dataset: Callable[[int], Path], packed: Path, tmp_path: Path
+    get_reference: Callable[[Reference], CpuRun],
+    get_dataset: Callable[[int], Path],
+    packed: Path,
+    tokenizer: Path,
+    tmp_path: Path,
 ) -> None:
     cpu, dataset = get_reference(LAYOUT.reference), get_dataset(SHORT_ROWS)
     # 100 rows are no multiple of the 8 in a call, and two of them are padded: micro batches have different numbers of
     # labels.
-    validation = {"every": "1 steps", "sets": {"held": {"path": str(dataset)}, "padded": {"path": str(packed)}}}
+    validation = {
+        "every": "2 steps",
+        "sets": {"held": {"path": str(dataset)}, "padded": {"path": str(packed)}},
+        "tokenizer": str(tokenizer),
+        "tasks": {
+            "choices": {"path": str(TASKS / "plain_choices.jsonl"), "kind": "multiple_choice", "max_items": 4},
+            "answers": {"path": str(TASKS / "plain_answers.jsonl"), "kind": "answer_bits", "max_items": 4},
+        },
+    }
 
     def train(name: str, chosen: dict[str, Any] | None) -> Path:
         config = describe_layout(LAYOUT, dataset, tmp_path / name, cpu.start, validation=chosen)
@@ -54,7 +72,11 @@ def test_losses_are_those_of_one_device_and_training_is_unchanged(
     check(run_command([sys.executable, "run_cpt.py", "--config", str(config), "--stop-at-step", str(NUM_STEPS)]))
     expected, found = (read_records(run, "validation") for run in (tmp_path / "cpu/output/run", validated))
     assert [record[:2] for record in found] == [record[:2] for record in expected]
-    assert len(found) == 2 * (NUM_STEPS + 1)
+    assert len(found) == 2 * 2
     differences = [abs(have[2] - want[2]) for have, want in zip(found, expected, strict=True)]
     print("validation losses: largest difference from one device:", f"{max(differences):.1e}")
     assert max(differences) < 1e-4
+    scores, expected_scores = read_scores(validated), read_scores(tmp_path / "cpu/output/run")
+    assert scores.keys() == expected_scores.keys() and len(scores) == 2 * 2
+    for key, values in expected_scores.items():
+        assert scores[key] == pytest.approx(values, abs=1e-4), key

@@ -97,7 +97,11 @@ def test_needle_tasks_are_loaded_with_the_other_ones(packed: Path, tmp_path: Pat
         "find": TaskConfig(path=str(packed), kind="needle", lengths=(256,), depths=3),
     }
     words, find = load_tasks(
-        configs, tokenizer=tmp_path / "tokenizer", tokenizer_type="PretrainedFromHF", seq_length=256
+        configs,
+        tokenizer=tmp_path / "tokenizer",
+        tokenizer_type="PretrainedFromHF",
+        seq_length=256,
+        manifests={},
     )
     assert words.kind == "continuation" and words.num_items == 1
     assert find == open_needle_task("find", configs["find"], encode, info, seq_length=256, add_prefix=False)
