@@ -22,7 +22,7 @@ from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
-from ascend_cpt.monitor.picture import draw_losses
+from ascend_cpt.monitor.picture import draw_losses, draw_needles
 from ascend_cpt.run.checks.job import check_job
 from ascend_cpt.run.evaluation.tasks import describe_tasks, load_run_tasks
 from ascend_cpt.run.export.at_end import export_at_end
@@ -126,6 +126,7 @@ def train_run(
             train(run, launch)
             if process.rank == run.report_rank:
                 draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
+                draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
                 print(describe_end(run, args.stop_at_step), file=console)
                 if args.stop_at_step is None or args.stop_at_step >= run.budget.total_steps:
                     export_run(run, console)

@@ -25,12 +25,14 @@ from ascend_cpt.cluster.launch.main import main as run_launcher
 from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.run.evaluation.tasks import find_tokenizer
 from ascend_cpt.run.export.at_end import is_export_missing
 from ascend_cpt.run.export.target import check_target
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import choose_start
 from ascend_cpt.run.summary import describe
+from ascend_cpt.tasks.check import NEEDLE
 
 EXIT_HELD = 3
 METRICS_NAME = "metrics.jsonl"
@@ -41,7 +43,7 @@ POLL_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A resolved stage: its run, its training command, and the condition for starting the next stage."""
+    """A resolved stage: its run, its training command, and the conditions for starting the next stage."""
 
     name: str
     run: ResolvedRun
@@ -64,7 +66,7 @@ class StageOptions:
     extend: str | None = None
     """Extend this stage: its token budget was raised after it completed."""
     advance: str | None = None
-    """Continue after this stage even if its loss has not recovered."""
+    """Continue after this stage even if the conditions of its `advance_when` are not met."""
     output_dir: str | None = None
 
 
@@ -120,7 +122,7 @@ def resolve_stages(path: Path, launch: Sequence[str], options: StageOptions) -> 
     stages: list[Stage] = []
     for entry in entries:
         stages.append(_resolve_stage(path, entry, launch, options, stages[-1] if stages else None))
-        _check_comparable(stages[0], stages[-1])
+        _check_rule(stages[0], stages[-1])
     _check_extension(stages, options)
     _check_exports(stages)
     return stages
@@ -140,6 +142,8 @@ def _resolve_stage(
     command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
     launched = parse_launch([command, *launch], os.environ, Path.cwd())
     run = load_run(config_path, overrides, world_size=launched.num_workers)
+    if run.config.cpt.validation is not None and run.config.cpt.validation.tasks:
+        find_tokenizer(run.config)  # raises if a stage that starts from a run has no tokenizer for its tasks
     return Stage(
         name=entry.name,
         run=run,
@@ -149,15 +153,26 @@ def _resolve_stage(
     )
 
 
-def _check_comparable(first: Stage, stage: Stage) -> None:
-    """Check that the validation loss of `advance_when` is comparable between the first stage and this one.
+def _check_rule(first: Stage, stage: Stage) -> None:
+    """Check that the conditions of `advance_when` can be evaluated.
+
+    Raises:
+        ConfigError: when a stage does not compute the loss or the score, or the losses are not comparable.
+    """
+    if stage.advance_when is None:
+        return
+    if stage.advance_when.set is not None:
+        _check_comparable(first, stage, stage.advance_when.set)
+    if stage.advance_when.needle is not None:
+        _find_needle_task(stage)
+
+
+def _check_comparable(first: Stage, stage: Stage, name: str) -> None:
+    """Check that the loss of a validation set is comparable between the first stage and this one.
 
     Raises:
         ConfigError: when a stage does not compute it, or computes it on different rows or in a different way.
     """
-    if stage.advance_when is None:
-        return
-    name = stage.advance_when.set
     ways = []
     for each in (first, stage):
         cpt = each.run.config.cpt
@@ -174,6 +189,30 @@ def _check_comparable(first: Stage, stage: Stage) -> None:
             f"stage {stage.name}: advance_when compares validation set {name} with stage {first.name}, which has "
             "a different dataset, seq_length, max_rows or document_attention for it; make them equal"
         )
+
+
+def _find_needle_task(stage: Stage) -> str:
+    """Return the name of the task of `advance_when.needle`.
+
+    Raises:
+        ConfigError: when the stage has no such task, or several and none is named.
+    """
+    assert stage.advance_when is not None
+    config = stage.run.config
+    tasks = config.cpt.validation.tasks if config.cpt.validation else {}
+    needles = [name for name, task in tasks.items() if task.kind == NEEDLE]
+    name = stage.advance_when.needle_task
+    if name is None and len(needles) == 1:
+        return needles[0]
+    if name in needles:
+        return name
+    where = f"stage {stage.name}: advance_when.{'needle' if name is None else 'needle_task'}"
+    if not needles:
+        raise ConfigError(
+            f"{where}: needs a task of kind needle; add one to cpt.validation.tasks in {config.path} or in `set`"
+        )
+    problem = "the stage has several needle tasks" if name is None else f"{name} is not a needle task of the stage"
+    raise ConfigError(f"{where}: {problem}; set needle_task to one of {', '.join(needles)}")
 
 
 def _check_exports(stages: Sequence[Stage]) -> None:
@@ -219,29 +258,46 @@ def _may_advance(first: Stage, stage: Stage, path: Path, options: StageOptions) 
     rule = stage.advance_when
     if rule is None:
         return True
-    base = _find_loss(first, rule.set, 0)
-    now = _find_loss(stage, rule.set, stage.run.budget.total_steps)
-    increase = now - base
-    figures = (
-        f"loss of {rule.set}: {now:.4f}, {increase:+.4f} from {base:.4f} before stage {first.name} "
-        f"(allowed: {rule.max_increase:+g})"
-    )
-    if increase <= rule.max_increase:
-        print(f"stage {stage.name}: recovered: {figures}", flush=True)
+    checks = []
+    if rule.set is not None and rule.max_increase is not None:
+        checks.append(_check_loss(first, stage, rule.set, rule.max_increase))
+    if rule.needle is not None:
+        checks.append(_check_needle(stage, rule.needle))
+    failed = [figures for is_met, figures in checks if not is_met]
+    if not failed:
+        print(f"stage {stage.name}: may advance: {'; '.join(figures for _, figures in checks)}", flush=True)
         return True
     if options.advance == stage.name:
-        print(f"stage {stage.name}: not recovered, continuing because of --advance: {figures}", flush=True)
+        print(f"stage {stage.name}: not ready, continuing because of --advance: {'; '.join(failed)}", flush=True)
         return True
     print(
-        f"stage {stage.name}: held: {figures}. Raise its cpt.train_tokens in {path} and run the same command with "
-        f"--extend {stage.name}, or continue anyway with --advance {stage.name}",
+        f"stage {stage.name}: held: {'; '.join(failed)}. Raise its cpt.train_tokens in {path} and run the same command "
+        f"with --extend {stage.name}, or continue anyway with --advance {stage.name}",
         flush=True,
     )
     return False
 
 
-def _find_loss(stage: Stage, name: str, step: int) -> float:
-    """Return the loss of a validation set at a step of a stage's run.
+def _check_loss(first: Stage, stage: Stage, name: str, max_increase: float) -> tuple[bool, str]:
+    """Return whether the loss of a validation set has recovered, and the figures."""
+    base = float(_find_record(first, "validation", name, 0)["loss"])
+    now = float(_find_record(stage, "validation", name, stage.run.budget.total_steps)["loss"])
+    return now - base <= max_increase, (
+        f"loss of {name}: {now:.4f}, {now - base:+.4f} from {base:.4f} before stage {first.name} "
+        f"(allowed: {max_increase:+g})"
+    )
+
+
+def _check_needle(stage: Stage, minimum: float) -> tuple[bool, str]:
+    """Return whether the score of the needle task is high enough, and the figures."""
+    name = _find_needle_task(stage)
+    record = _find_record(stage, "task", name, stage.run.budget.total_steps)
+    score = float(record["score"])
+    return score >= minimum, f"{record['metric']} of {name}: {score:.4f} (required: {minimum:g})"
+
+
+def _find_record(stage: Stage, kind: str, name: str, step: int) -> dict[str, Any]:
+    """Return the record of a validation set (`kind` validation) or a task (`task`) at a step of a stage's run.
 
     Raises:
         CheckpointError: when it does not appear in the run's metrics within the timeout.
@@ -250,8 +306,9 @@ def _find_loss(stage: Stage, name: str, step: int) -> float:
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_S
     while True:
         for record in read_metrics(path):
-            if record["kind"] == "validation" and record["name"] == name and record["step"] == step:
-                return float(record["loss"])
+            if record["kind"] == kind and record["name"] == name and record["step"] == step:
+                return record
         if time.monotonic() > deadline:
-            raise CheckpointError(f"{path}: no loss of validation set {name} at step {step}")
+            wanted = f"loss of validation set {name}" if kind == "validation" else f"score of task {name}"
+            raise CheckpointError(f"{path}: no {wanted} at step {step}")
         time.sleep(POLL_S)

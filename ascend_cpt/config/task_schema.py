@@ -19,9 +19,9 @@ class TaskConfig:
     """An evaluation task: items in a file, scored by the log-likelihoods of their answers (docs/evaluation.md)."""
 
     path: str
-    """File with the items (`.jsonl`, `.jsonl.gz`, `.parquet`), or a folder of such files."""
+    """File with the items (`.jsonl`, `.jsonl.gz`, `.parquet`), or a folder of them. `needle`: a packed dataset."""
     kind: str
-    """`multiple_choice`, `continuation` or `answer_bits`."""
+    """`multiple_choice`, `continuation`, `answer_bits` or `needle`."""
     schema: str | None = None
     """`mmlu`, `ceval`, `cmmlu`, `hellaswag`, `arc`, `lambada` or `plain`; default: detected from the keys."""
     description: str | None = None
@@ -34,6 +34,16 @@ class TaskConfig:
     """Use at most this many items, spread over the file and chosen with a fixed seed; default: all."""
     metric: str | None = None
     """`acc`, `acc_norm`, `exact` or `bits_per_byte`; default: the first that the kind has."""
+    lengths: tuple[AtLeastOne, ...] = ()
+    """`needle`: tokens of a prompt with its answer; default: the five largest powers of two up to `seq_length`."""
+    depths: AtLeastOne | None = None
+    """`needle`: number of places for the needle, evenly spaced from the start to the end; default: 11."""
+    per_cell: AtLeastOne | None = None
+    """`needle`: needles for each length and depth; default: 1."""
+    choices: AtLeastOne | None = None
+    """`needle`: number of answers that are compared, with the right one; default: 4."""
+    seed: AtLeastZero | None = None
+    """`needle`: seed of facts and haystacks; default: 0."""
     max_drop: float | None = None
     """Alarm when the score is worse than before the first step by more than this."""
     on_drop: str = "warn"

@@ -19,12 +19,16 @@ INHERITED_KEYS = ("cpt.init_from", "load_checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class AdvanceConfig:
-    """Condition for starting the next stage."""
+    """Conditions for starting the next stage: `set` with `max_increase`, `needle`, or both."""
 
-    set: str
+    set: str | None = None
     """Name of a validation set that this stage and the first stage share, packed with short rows."""
-    max_increase: float
+    max_increase: float | None = None
     """Maximum increase of its loss, in nats, from before the first stage to after this one."""
+    needle: float | None = None
+    """Minimum score of a needle task after this stage, 0 to 1."""
+    needle_task: str | None = None
+    """Name of that task; default: the stage's only task of kind needle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class StageConfig:
     set: dict[str, Any] = field(default_factory=dict)
     """Overrides of configuration keys (dotted key → value), as with --set."""
     advance_when: AdvanceConfig | None = None
-    """Condition for starting the next stage; default: this stage is complete."""
+    """Conditions for starting the next stage; default: this stage is complete."""
 
 
 def load_stages(path: Path) -> tuple[StageConfig, ...]:
@@ -68,7 +72,26 @@ def load_stages(path: Path) -> tuple[StageConfig, ...]:
             for key in INHERITED_KEYS
             if index and key in stage.set
         ]
-        if stage.advance_when is not None and index == len(stages) - 1:
-            problems.append(f"{where}: advance_when in the last stage has no effect; remove it")
+        if stage.advance_when is not None:
+            if index == len(stages) - 1:
+                problems.append(f"{where}: advance_when in the last stage has no effect; remove it")
+            place = f"{tree.locate((KEY, str(index), 'advance_when'))}: {KEY}.{index}.advance_when"
+            problems += [f"{place}{problem}" for problem in _find_rule_problems(stage.advance_when)]
     raise_problems(path, problems)
     return stages
+
+
+def _find_rule_problems(rule: AdvanceConfig) -> list[str]:
+    """Return the ends of messages about conditions that are incomplete or impossible."""
+    problems = []
+    if rule.set is not None and rule.max_increase is None:
+        problems.append(".max_increase: missing; add it, because set is given")
+    if rule.max_increase is not None and rule.set is None:
+        problems.append(".set: missing; add it, because max_increase is given")
+    if rule.needle_task is not None and rule.needle is None:
+        problems.append(".needle: missing; add the minimum score of needle_task")
+    if rule.needle is not None and not 0 <= rule.needle <= 1:
+        problems.append(f".needle: must be between 0 and 1, got {rule.needle:g}")
+    if rule == AdvanceConfig():
+        problems.append(": has no condition; add set and max_increase, or needle")
+    return problems

@@ -1,11 +1,14 @@
-"""Plots the losses of a run as a PNG."""
+"""Plots the losses of a run, and the heat maps of its needle tasks, as PNG."""
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 from ascend_cpt.files import write_whole
+from ascend_cpt.monitor.heat_map import HeatMap, choose_heat_maps
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.rises import Rise, find_rises
 
@@ -57,3 +60,51 @@ def _mark_rises(axes: Any, rises: list[Rise]) -> None:
         if points:
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, marker, ms=10, mfc="none", mew=2, color=color, label=label, zorder=5)
+
+
+def draw_needles(metrics_path: Path, folder: Path) -> list[Path]:
+    """Plot the heat maps of each needle task to `needle_<task>.png` in a folder; return the files."""
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for record in read_metrics(metrics_path):
+        if record["kind"] == "task":
+            tasks.setdefault(record["name"], []).append(record)
+    files = []
+    for name, records in tasks.items():
+        maps = choose_heat_maps(records)
+        if maps:
+            safe_name = re.sub(r"[^\w.-]", "_", name)
+            path = folder / f"needle_{safe_name}.png"
+            _draw_heat_maps(maps, path, title=name)
+            files.append(path)
+    return files
+
+
+def _draw_heat_maps(maps: list[list[HeatMap]], path: Path, *, title: str) -> None:
+    """Draw a row for each metric, with the first and the last evaluation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    num_columns = max(map(len, maps))
+    figure, axes = plt.subplots(
+        len(maps), num_columns, figsize=(5 * num_columns, 4 * len(maps)), squeeze=False, constrained_layout=True
+    )
+    figure.suptitle(title)
+    image = None
+    for row, columns in enumerate(maps):
+        for column, found in enumerate(columns):
+            place = axes[row][column]
+            scores = [
+                [found.scores.get((length, depth), math.nan) for length in found.lengths] for depth in found.depths
+            ]
+            image = place.imshow(scores, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+            place.set_xticks(range(len(found.lengths)), [f"{length:,}" for length in found.lengths])
+            place.set_yticks(range(len(found.depths)), [f"{depth:.0%}" for depth in found.depths])
+            place.set_title(f"{found.metric} at step {found.step}")
+            place.set_xlabel("tokens")
+            place.set_ylabel("depth")
+    figure.colorbar(image, ax=axes)
+    with write_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)

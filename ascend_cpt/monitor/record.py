@@ -79,7 +79,7 @@ class TaskRecord:
     num_items: int
     """Number of questions or documents."""
     values: dict[str, float]
-    """All metrics of the task."""
+    """All metrics of the task, and of a needle task each of them by cell, as `acc/<length>/<depth>`."""
     higher_is_better: bool = True
     base_score: float | None = None
     """The task's first score in this run, normally before the first step."""
@@ -141,6 +141,7 @@ def to_scalars(record: Record) -> dict[str, float]:
         return {f"validation/{record.name}/{name}": value for name, value in scalars.items() if value is not None}
     if isinstance(record, TaskRecord):
         scores = {**record.values, record.metric: record.score}
+        scores = {metric: value for metric, value in scores.items() if not is_cell(metric)}
         return {f"task/{record.name}/{metric}": value for metric, value in scores.items()}
     if isinstance(record, DataRecord):
         totals: dict[str, float] = {}
@@ -161,6 +162,11 @@ def to_scalars(record: Record) -> dict[str, float]:
         "speed/data_wait_s": record.data_wait_s,
     }
     return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def is_cell(name: str) -> bool:
+    """Return whether a value of a task is the score of one cell of a needle task, `<metric>/<length>/<depth>`."""
+    return name.count("/") == 2
 
 
 def to_json_number(value: Any) -> Any:

@@ -12,7 +12,15 @@ from typing import Protocol, TextIO
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.history import read_lines
-from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, TaskRecord, ValidationRecord, to_values
+from ascend_cpt.monitor.record import (
+    DataRecord,
+    Record,
+    StepRecord,
+    TaskRecord,
+    ValidationRecord,
+    is_cell,
+    to_values,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +144,15 @@ def format_validation(record: ValidationRecord) -> str:
 
 
 def format_task(record: TaskRecord) -> str:
-    """Return the line of a task: the watched metric first, then the other ones."""
+    """Return the line of a task: the watched metric first, then the other ones, without cells."""
     line = f"task at step {record.step}: {record.name}  {record.metric} {record.score:.4f}"
     if record.base_score is not None and record.step != record.base_step:
         line += f"  ({record.score - record.base_score:+.4f} from step {record.base_step})"
-    others = [f"  {metric} {value:.4f}" for metric, value in record.values.items() if metric != record.metric]
+    others = [
+        f"  {metric} {value:.4f}"
+        for metric, value in record.values.items()
+        if metric != record.metric and not is_cell(metric)
+    ]
     return line + "".join(others) + f"  {record.num_items} items" + ("  ALARM" if record.alarm else "")
 
 

@@ -10,6 +10,7 @@ from ascend_cpt.config.loader import RunConfig, load_config, raise_problems
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, derive_layout
 from ascend_cpt.config.schema import SourceConfig
+from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.errors import DataError
 from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems, note_keep_best
@@ -19,6 +20,7 @@ from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.document_attention import find_boundary_problems
 from ascend_cpt.run.resolve_recipe import resolve_recipe
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
+from ascend_cpt.tasks.check import NEEDLE
 
 
 def load_run(
@@ -45,6 +47,9 @@ def load_run(
     if check_config is not None:
         check_config(config)
     sets = config.cpt.validation.sets if config.cpt.validation else {}
+    tasks = config.cpt.validation.tasks if config.cpt.validation else {}
+    # Checked before anything starts; the tasks are loaded later.
+    open_datasets(config, "cpt.validation.tasks", {name: task for name, task in tasks.items() if task.kind == NEEDLE})
     return resolve(
         config,
         world_size=world_size,
@@ -127,7 +132,7 @@ def _list_datasets(
 
 
 def open_datasets(
-    config: RunConfig, section: str, entries: Mapping[str, SourceConfig | ValidationSetConfig]
+    config: RunConfig, section: str, entries: Mapping[str, SourceConfig | ValidationSetConfig | TaskConfig]
 ) -> dict[str, Manifest]:
     """Return the manifest of each entry after checking that its files exist with the right sizes.
 

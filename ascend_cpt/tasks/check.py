@@ -12,13 +12,19 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "multiple_choice": ("acc", "acc_norm", "bits_per_byte"),
     "continuation": ("exact", "bits_per_byte"),
     "answer_bits": ("bits_per_byte",),
+    "needle": ("acc", "exact"),
 }
 """The metrics of each kind; the first is the default."""
 LOWER_IS_BETTER = frozenset({"bits_per_byte"})
+NEEDLE = "needle"
+"""The kind whose items are made from a packed dataset; `load_needle_task` loads it."""
+ITEM_KEYS = ("schema", "description", "few_shot", "few_shot_path", "max_items")
+"""Keys of tasks with items in files."""
+NEEDLE_KEYS = ("lengths", "depths", "per_cell", "choices", "seed")
 
 
-def find_task_problems(config: TaskConfig) -> list[str]:
-    """Return a problem, beginning with the key, for each setting that cannot work."""
+def find_task_problems(config: TaskConfig, seq_length: int | None = None) -> list[str]:
+    """Return a problem, beginning with the key, for each setting that cannot work; `seq_length` is that of the run."""
     problems: list[str] = []
     _check_name("kind", config.kind, METRICS, problems)
     if config.schema is not None:
@@ -33,6 +39,28 @@ def find_task_problems(config: TaskConfig) -> list[str]:
         problems.append(f"few_shot: {config.few_shot} examples need few_shot_path; set it, or set few_shot to 0")
     if config.schema == "lambada" and config.kind == "multiple_choice":
         problems.append("kind: lambada has no choices; use continuation or answer_bits")
+    if config.kind in METRICS:
+        is_needle = config.kind == NEEDLE
+        problems += [
+            f"{key}: has no effect on a task of kind {config.kind}; remove it"
+            for key in (ITEM_KEYS if is_needle else NEEDLE_KEYS)
+            if getattr(config, key) != getattr(TaskConfig, key)
+        ]
+        problems += _check_needle(config, seq_length) if is_needle else []
+    return problems
+
+
+def _check_needle(config: TaskConfig, seq_length: int | None) -> list[str]:
+    problems = [
+        f"lengths: {length} is more than seq_length {seq_length}; remove it, or raise seq_length"
+        for length in config.lengths
+        if seq_length is not None and length > seq_length
+    ]
+    repeated = [str(length) for length in dict.fromkeys(config.lengths) if config.lengths.count(length) > 1]
+    if repeated:
+        problems.append(f"lengths: {', '.join(repeated)} is listed more than once; list each length once")
+    if config.choices == 1:
+        problems.append("choices: 1 answer cannot be compared with others; set at least 2")
     return problems
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.errors import ConfigError, DataError
-from ascend_cpt.tasks.check import METRICS, find_task_problems
+from ascend_cpt.tasks.check import METRICS, NEEDLE, find_task_problems
 from ascend_cpt.tasks.prompts import Prompt, load_prompts
 from ascend_cpt.tasks.records import raise_problems
 
@@ -48,6 +48,8 @@ class Task:
     """For each item its file and line."""
     too_long: tuple[str, ...]
     """File and line of the items that were left out because a request does not fit into a row."""
+    cells: tuple[str, ...] = ()
+    """Kind needle: for each item `<length>/<depth>`; a score is computed for each of them."""
 
 
 def load_task(
@@ -73,10 +75,10 @@ def load_task(
         ConfigError: settings that cannot work.
         DataError: missing or invalid files and items (all are listed), or no item fits into `seq_length`.
     """
-    if problems := find_task_problems(config):
-        raise ConfigError("; ".join(f"task {name}: {problem}" for problem in problems))
+    check_task(name, config, seq_length)
+    assert config.kind != NEEDLE, "use load_needle_task"
     prompts = load_prompts(config)
-    encoder = _Encoder(encode=encode, prefix_token=prefix_token, add_prefix=add_prefix)
+    encoder = Encoder(encode=encode, prefix_token=prefix_token, add_prefix=add_prefix)
     invalid: list[str] = []
     requests: list[Request] = []
     kept: list[Prompt] = []
@@ -113,8 +115,16 @@ def load_task(
     )
 
 
+def check_task(name: str, config: TaskConfig, seq_length: int) -> None:
+    """Raise a ConfigError that lists the settings of a task that cannot work, if there are any."""
+    if problems := find_task_problems(config, seq_length):
+        raise ConfigError("; ".join(f"task {name}: {problem}" for problem in problems))
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Encoder:
+class Encoder:
+    """Encodes prompts and answers with a tokenizer."""
+
     encode: Encode
     prefix_token: int | None
     add_prefix: bool
@@ -142,7 +152,7 @@ class _Encoder:
         return [(shared, tuple(ids)) for ids in answers_ids]
 
 
-def _make_requests(item: int, prompt: Prompt, kind: str, encoder: _Encoder) -> list[Request]:
+def _make_requests(item: int, prompt: Prompt, kind: str, encoder: Encoder) -> list[Request]:
     """Return a request for each choice, or for the right answer only."""
     question = prompt.question
     choices = range(len(question.answers)) if kind == "multiple_choice" else (question.gold,)

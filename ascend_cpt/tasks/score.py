@@ -25,7 +25,10 @@ class TaskScore:
     higher_is_better: bool
     num_items: int
     metrics: Mapping[str, float]
-    """Every metric of the kind; all are NaN if a log-likelihood is NaN."""
+    """Every metric of the kind, and in a needle task each of them by cell, as `acc/<length>/<depth>`.
+
+    All are NaN if a log-likelihood is NaN.
+    """
     standard_errors: Mapping[str, float | None]
     """Standard error of the mean for acc, acc_norm and exact; None for one item and for bits_per_byte."""
 
@@ -44,17 +47,22 @@ def score_task(task: Task, log_likelihoods: npt.NDArray[np.float64], greedy: npt
     invalid = bool(np.isnan(log_likelihoods).any())
     rows = _group_by_item(task)
     gold_rows = [item_rows[gold] for item_rows, gold in zip(rows, task.gold, strict=True)]
+    cells: dict[str, float] = {}
     for metric in METRICS[task.kind]:
         if metric == "bits_per_byte":
             value, error = _bits_per_byte(log_likelihoods, task.requests, gold_rows), None
-        elif metric == "exact":
-            value, error = _mean_and_error([float(greedy[row]) for row in gold_rows])
         else:
-            lengths = [float(request.num_chars) if metric == "acc_norm" else 1.0 for request in task.requests]
-            best = [item_rows[int(np.argmax((log_likelihoods / lengths)[item_rows]))] for item_rows in rows]
-            value, error = _mean_and_error([float(a == b) for a, b in zip(best, gold_rows, strict=True)])
+            if metric == "exact":
+                points = [float(greedy[row]) for row in gold_rows]
+            else:
+                lengths = [float(request.num_chars) if metric == "acc_norm" else 1.0 for request in task.requests]
+                best = [item_rows[int(np.argmax((log_likelihoods / lengths)[item_rows]))] for item_rows in rows]
+                points = [float(a == b) for a, b in zip(best, gold_rows, strict=True)]
+            value, error = _mean_and_error(points)
+            cells |= {f"{metric}/{cell}": mean for cell, mean in _mean_by_cell(task, points).items()}
         values[metric] = math.nan if invalid else value
         errors[metric] = None if invalid else error
+    values |= dict.fromkeys(cells, math.nan) if invalid else cells
     return TaskScore(
         name=task.name,
         metric=task.metric,
@@ -73,6 +81,14 @@ def _group_by_item(task: Task) -> list[list[int]]:
         assert request.choice == len(rows[request.item])
         rows[request.item].append(row)
     return rows
+
+
+def _mean_by_cell(task: Task, points: Sequence[float]) -> dict[str, float]:
+    """Return the mean of the items of each cell; nothing if the task has no cells."""
+    by_cell: dict[str, list[float]] = {}
+    for cell, point in zip(task.cells, points, strict=False):
+        by_cell.setdefault(cell, []).append(point)
+    return {cell: sum(found) / len(found) for cell, found in by_cell.items()}
 
 
 def _bits_per_byte(

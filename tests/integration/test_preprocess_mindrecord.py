@@ -15,6 +15,7 @@ from mindspore.mindrecord import FileWriter
 
 from ascend_cpt.data.packed import mindrecord_writer as mindrecord_format
 from ascend_cpt.data.packed.mindrecord import MindRecordWriter, iter_rows
+from ascend_cpt.data.packed.token_stream import read_rows
 from ascend_cpt.errors import DataError
 
 Rows = npt.NDArray[np.int32]
@@ -59,6 +60,14 @@ def test_files_are_identical_to_those_of_mindspore(tmp_path: Path, num_rows: int
     assert ours.read_bytes() == theirs.read_bytes()
     assert read_index(ours) == read_index(theirs)
     assert oct(ours.stat().st_mode)[-3:] == "644"
+
+
+@pytest.mark.parametrize(("num_rows", "length"), [(3, 17), (2500, 4097)])
+def test_rows_of_the_library_are_read_without_it(tmp_path: Path, num_rows: int, length: int) -> None:
+    rows = np.random.default_rng(0).integers(0, 2**31 - 1, (num_rows, length), np.int32)
+    write_with_library(tmp_path / "x.mindrecord0", rows)
+    np.testing.assert_array_equal(read_rows(tmp_path / "x.mindrecord0", 0, num_rows - 1), rows)
+    np.testing.assert_array_equal(read_rows(tmp_path / "x.mindrecord0", num_rows - 2, num_rows - 1), rows[-2:])
 
 
 @pytest.mark.parametrize("page_bytes", [1 << 25, 1 << 15])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,18 @@ import yaml
 from ascend_cpt import train_stages as stages_module
 from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.config.loader import load_config
-from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.monitor.record import TaskRecord, to_values
 from ascend_cpt.run.export.target import ExportRecord, write_record
 from ascend_cpt.train import collect_overrides, parse_arguments
 from ascend_cpt.train_stages import EXIT_HELD, Stage, StageOptions, resolve_stages, train_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADVANCE = {"advance_when": {"set": "general", "max_increase": 0.02}}
+NEEDLE = {"kind": "needle", "lengths": [256], "depths": 3}
+"""A needle task; the path is that of the sources."""
 
 
 def write_dataset(folder: Path, seq_length: int) -> str:
@@ -88,6 +90,8 @@ class FakeLauncher:
         self.path = path
         self.commands: list[str] = []
         self.losses = {"256": (5.0, 5.01), "512": (5.01, 5.0)}
+        self.needle: float | None = None
+        """Score of the needle task after a stage; the score before it is 1."""
         self.code = 0
 
     def __call__(self, arguments: Sequence[str]) -> int:
@@ -116,6 +120,11 @@ class FakeLauncher:
         with metrics.open("a", encoding="utf-8") as file:
             for step, loss in values:
                 file.write(json.dumps({"kind": "validation", "step": step, "name": "general", "loss": loss}) + "\n")
+                if self.needle is not None:
+                    scores = TaskRecord(
+                        step=step, name="find", metric="acc", score=self.needle if step else 1.0, num_items=9, values={}
+                    )
+                    file.write(json.dumps(to_values(scores)) + "\n")
 
 
 @pytest.fixture
@@ -210,7 +219,7 @@ def test_a_stage_is_held_until_the_loss_has_recovered(
         run(path)
     launcher.losses["256"] = (5.0, 5.02)
     assert run(path, extend="256") == 0
-    assert launcher.commands[1].endswith(" --extend") and "stage 256: recovered" in capsys.readouterr().out
+    assert launcher.commands[1].endswith(" --extend") and "stage 256: may advance: loss of" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--extend 256: stage 512 has already started from its weights"):
         run(path, extend="256")
 
@@ -220,6 +229,101 @@ def test_a_held_stage_can_be_overridden(write_stages: Callable[..., Path], launc
     launcher.losses["256"] = (5.0, float("nan"))
     assert run(path) == EXIT_HELD
     assert run(path, advance="256") == 0 and len(launcher.commands) == 2
+
+
+def with_needles(folder: Path, rule: dict[str, Any], *names: str) -> dict[str, Any]:
+    tasks = {name: {**NEEDLE, "path": str(folder / "rows_256")} for name in names}
+    return {"advance_when": rule, "set": {"cpt.validation.tasks": tasks, "cpt.validation.tokenizer": "tokenizer"}}
+
+
+def test_a_stage_without_a_tokenizer_for_its_tasks_is_named_before_anything_starts(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, tmp_path: Path
+) -> None:
+    stage = with_needles(tmp_path, {"needle": 0.95}, "find")
+    second = {"set": {"cpt.validation.tasks": stage["set"]["cpt.validation.tasks"]}}
+    with pytest.raises(ConfigError, match="cpt.validation.tasks: need a tokenizer; set cpt.validation.tokenizer"):
+        run(write_stages(stage, second))
+    assert not launcher.commands
+
+
+def test_a_stage_is_held_until_the_needle_is_found(
+    write_stages: Callable[..., Path], launcher: FakeLauncher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_stages(with_needles(tmp_path, {"needle": 0.95}, "find"))
+    launcher.needle = 0.9499
+    assert run(path) == EXIT_HELD and len(launcher.commands) == 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("stage 256: held: acc of find: 0.9499 (required: 0.95). Raise its cpt.train_tokens in ")
+    assert run(path, advance="256") == 0 and len(launcher.commands) == 2
+    assert "stage 256: not ready, continuing because of --advance: acc of find: 0.9499" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("loss", "needle", "message"),
+    [
+        (5.0, 0.95, "stage 256: may advance: loss of general: 5.0000, .*; acc of find: 0.9500 .required: 0.95."),
+        (5.3, 0.95, "stage 256: held: loss of general: 5.3000, [^;]*$"),
+        (5.0, 0.5, "stage 256: held: acc of find: 0.5000 .required: 0.95.. Raise"),
+        (5.3, float("nan"), "stage 256: held: loss of general: 5.3000, .*; acc of find: nan .required: 0.95.. Raise"),
+    ],
+)
+def test_all_conditions_must_be_met(
+    write_stages: Callable[..., Path],
+    launcher: FakeLauncher,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    loss: float,
+    needle: float,
+    message: str,
+) -> None:
+    rule = {**ADVANCE["advance_when"], "needle": 0.95, "needle_task": "find"}
+    launcher.losses["256"], launcher.needle = (5.0, loss), needle
+    code = run(write_stages(with_needles(tmp_path, rule, "find", "other")))
+    assert code == (0 if "may advance" in message else EXIT_HELD)
+    assert any(re.search(message, line) for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_missing_score_is_reported(write_stages: Callable[..., Path], launcher: FakeLauncher, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: no score of task find at step 10$"):
+        run(write_stages(with_needles(tmp_path, {"needle": 0.95}, "find")))
+
+
+@pytest.mark.parametrize(
+    ("rule", "names", "message"),
+    [
+        ({"needle": 0.9}, (), "stage 256: advance_when.needle: needs a task of kind needle; add one to cpt.validation"),
+        (
+            {"needle": 0.9},
+            ("a", "b"),
+            "stage 256: advance_when.needle: the stage has several needle tasks; set needle_task to one of a, b",
+        ),
+        (
+            {"needle": 0.9, "needle_task": "c"},
+            ("a",),
+            "stage 256: advance_when.needle_task: c is not a needle task of the stage; set needle_task to one of a",
+        ),
+        ({"needle": 95}, ("a",), r"two.yaml:\d+: stages.0.advance_when.needle: must be between 0 and 1, got 95"),
+        ({"needle_task": "a"}, ("a",), "advance_when.needle: missing; add the minimum score of needle_task"),
+        ({"max_increase": 0.1}, (), "advance_when.set: missing; add it, because max_increase is given"),
+        ({}, (), "advance_when: has no condition; add set and max_increase, or needle"),
+        (
+            {"set": "general", "needle": 2, "needle_task": "a"},
+            (),
+            r"two.yaml: 2 problems:\n.*max_increase: missing.*\n.*needle: must be between",
+        ),
+    ],
+)
+def test_mistakes_in_the_conditions_are_named(
+    write_stages: Callable[..., Path],
+    launcher: FakeLauncher,
+    tmp_path: Path,
+    rule: dict[str, Any],
+    names: tuple[str, ...],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(write_stages(with_needles(tmp_path, rule, *names)))
+    assert not launcher.commands
 
 
 def test_missing_results_of_a_launch_are_reported(
@@ -288,34 +392,3 @@ def test_a_dry_run_starts_nothing(
     printed = capsys.readouterr().out
     assert "--- stage 256\nrun      elsewhere/two_256" in printed and "2 rows × 512 tokens" not in printed
     assert not launcher.commands
-
-
-@pytest.mark.parametrize(
-    ("name", "num_workers", "lengths"),
-    [("qwen3_tiny_256_512", 2, {"256": 256, "512": 512}), ("qwen3_8b_8k_32k", 64, {"8k": 8192, "32k": 32768})],
-)
-def test_the_shipped_stages_resolve(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, num_workers: int, lengths: dict[str, int]
-) -> None:
-    """All datasets are assumed to exist, packed with the row length in their folder's name."""
-    folders = {"packed": 256, "packed_512": 512, "packed_8k": 8192, "packed_32k": 32768}
-
-    def open_datasets(_config: object, _section: str, entries: dict[str, Any]) -> dict[str, Manifest]:
-        made = {}
-        for key, entry in entries.items():
-            seq_length = folders[Path(entry.path).parent.name]
-            manifest = load_manifest(write_dataset(tmp_path, seq_length))
-            shards = (dataclasses.replace(manifest.shards[0], num_rows=10**7),)
-            made[key] = dataclasses.replace(manifest, shards=shards)
-        return made
-
-    monkeypatch.setattr("ascend_cpt.run.resolve.open_datasets", open_datasets)
-    launch = ["64", "8", "10.0.0.1", "8118", "0"] if num_workers == 64 else ["2"]
-    stages = resolve_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, StageOptions())
-    assert {stage.name: stage.run.budget.seq_length for stage in stages} == lengths
-    assert {stage.run.layout.world_size for stage in stages} == {num_workers}
-    for before, after in pairwise(stages):
-        assert before.advance_when is not None
-        assert before.run.model["rope_theta"] < after.run.model["rope_theta"]
-        assert after.run.row_format.boundaries == ("ends" if num_workers == 64 else "mask")
-        assert after.run.model["max_position_embeddings"] >= after.run.budget.seq_length

@@ -241,6 +241,28 @@ def pack_rows(rows: npt.NDArray[np.int32]) -> tuple[bytes, npt.NDArray[np.int64]
     return b"".join(parts), sizes
 
 
+def unpack_row(entry: bytes) -> npt.NDArray[np.int32]:
+    """Return the integers of an entry of `pack_rows`.
+
+    Raises:
+        ValueError: the entry is truncated or damaged.
+    """
+    head = _SIZE_BYTES + 4
+    length = int.from_bytes(entry[_SIZE_BYTES:head], "big")
+    size = int.from_bytes(entry[:_SIZE_BYTES], "little")
+    begin = head + -(-length // 4)
+    codes = _CODES_OF_BITMAP[np.frombuffer(entry[head:begin], np.uint8)].reshape(-1)[:length]
+    widths = _INTEGER_BYTES[codes]
+    if len(entry) != size + _SIZE_BYTES or len(codes) != length or len(entry) - begin != widths.sum():
+        raise ValueError("a row is damaged")
+    packed = np.frombuffer(entry[begin:] + bytes(3), np.uint8).astype(np.int32)
+    starts = np.cumsum(widths) - widths
+    found = np.zeros(length, np.int32)
+    for place in range(4):
+        found |= np.where(widths > place, packed[starts + place] << 8 * place, 0).astype(np.int32)
+    return found
+
+
 def _join_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Pack four 2-bit codes into a byte, the first one highest; the product shifts each into the top byte."""
     return ((codes.view("<u4") * np.uint32(0x40100401)) >> np.uint32(24)).astype(np.uint8)

@@ -39,6 +39,8 @@ th, td { text-align: left; padding: 3px 14px 3px 0; vertical-align: top; border-
 .facts td { overflow-wrap: anywhere; }
 .tables { display: flex; flex-wrap: wrap; gap: 12px 40px; margin-top: 14px; }
 .scroll { overflow-x: auto; max-width: 100%; }
+.heat caption { text-align: left; padding-bottom: 4px; }
+.heat td { color: #fff; text-align: center; padding: 3px 10px; }
 @media (max-width: 480px) { body { padding: 10px; } .facts th { white-space: normal; } }
 """
 

@@ -72,8 +72,9 @@ def load_run(run_dir: Path) -> RunData:
                     )
                 elif kind == "task":
                     score, metric = float(record["score"]), str(record["metric"])
+                    values = {str(key): float(value) for key, value in record["values"].items()}
                     tasks.setdefault(record["name"], []).append(
-                        {**record, "step": int(record["step"]), "score": score, "metric": metric}
+                        {**record, "step": int(record["step"]), "score": score, "metric": metric, "values": values}
                     )
                 elif kind == "data":
                     account = {"tokens": dict(record["tokens"]), "epochs": dict(record["epochs"])}

@@ -14,6 +14,7 @@ import numpy as np
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.record import Record
+from ascend_cpt.monitor.report.heat_tables import render_heat_maps
 from ascend_cpt.monitor.report.page import PAGE
 from ascend_cpt.monitor.report.quality import make_set_chart, make_task_chart, render_tasks
 from ascend_cpt.monitor.report.run_data import Floats, RunData, load_run, make_curve, round_digits, smooth
@@ -66,7 +67,7 @@ def render_report(runs: Sequence[RunData]) -> str:
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     sections = "".join(
         f'<section class="run"><h2><i class="key" style="--run:var(--c{index % 6})"></i>{html.escape(name)}</h2>'
-        f"{_render_summary(run)}{render_tasks(run)}{_render_account(run)}</section>"
+        f"{_render_summary(run)}{render_tasks(run)}{render_heat_maps(run)}{_render_account(run)}</section>"
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     )
     return PAGE.replace("@TITLE@", html.escape(title)).replace("@SECTIONS@", sections).replace("@DATA@", embedded)

@@ -60,7 +60,7 @@ def _check_tasks(config: RunConfig) -> list[str]:
         problems.append(f"{where}: has neither sets nor tasks; add one, or remove the section")
     for name, task in validation.tasks.items():
         keys = ("cpt", "validation", "tasks", name)
-        for problem in find_task_problems(task):
+        for problem in find_task_problems(task, config.cpt.seq_length):
             problems.append(f"{config.locate(*keys, problem.partition(':')[0])}: {'.'.join(keys)}.{problem}")
         where = f"{config.locate(*keys)}: {'.'.join(keys)}"
         if task.on_drop not in ON_DROP:

@@ -12,7 +12,9 @@ from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.data.tokenizing.reference_engines import adds_bos, make_reference_engine
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.run.evaluation.needles import open_needle_task
 from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.tasks.check import NEEDLE
 from ascend_cpt.tasks.load import Task, load_task
 
 
@@ -79,18 +81,18 @@ def load_tasks(
                 f"{tokenizer}: is not the tokenizer that {name} was packed with ({packed_with.name}); give that one "
                 "(cpt.validation.tokenizer or --tokenizer)"
             )
-    engine = make_reference_engine(file)
-    return tuple(
-        load_task(
-            name,
-            config,
-            lambda text: [int(token) for token in engine.encode_batch([text]).ids],
-            seq_length=seq_length,
-            prefix_token=file.info.bos_id if file.info.bos_id is not None else file.info.eod_id,
-            add_prefix=adds_bos(file),
-        )
-        for name, config in tasks.items()
-    )
+    engine, info, add_prefix = make_reference_engine(file), file.info, adds_bos(file)
+
+    def encode(text: str) -> list[int]:
+        return [int(token) for token in engine.encode_batch([text]).ids]
+
+    def load(name: str, config: TaskConfig) -> Task:
+        if config.kind == NEEDLE:
+            return open_needle_task(name, config, encode, info, seq_length=seq_length, add_prefix=add_prefix)
+        prefix_token = info.bos_id if info.bos_id is not None else info.eod_id
+        return load_task(name, config, encode, seq_length=seq_length, prefix_token=prefix_token, add_prefix=add_prefix)
+
+    return tuple(load(name, config) for name, config in tasks.items())
 
 
 def describe_tasks(tasks: Iterable[Task], seq_length: int) -> list[str]:

@@ -60,6 +60,10 @@ def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
         (task(on_drop="stop"), "tasks.exam: on_drop stop needs max_drop"),
         (task(max_drop=-0.1), "tasks.exam.max_drop: must not be negative, got -0.1"),
         (task("10 steps", max_drop=0.1, patience="10 steps"), "exam.patience: has no effect without on_drop: stop"),
+        (
+            task(kind="needle", lengths=[8, 16]),
+            "command line: cpt.validation.tasks.exam.lengths: 16 is more than seq_len",
+        ),
         (task(metric="acc"), "command line: cpt.validation.tasks.exam.metric: continuation has no acc"),
         (alarm(on_increase="stop"), "on_increase stop needs max_increase"),
         (

@@ -58,3 +58,13 @@ def test_configuration_loads(tmp_path: Path) -> None:
     validation = load_config(path).cpt.validation
     assert validation is not None and len(validation.tasks) == 4
     assert not [problem for task in validation.tasks.values() for problem in find_task_problems(task)]
+
+
+def test_needle_configuration_loads(tmp_path: Path) -> None:
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", GUIDE.read_text("utf-8"), re.MULTILINE)]
+    (block,) = [block for block in blocks if block.startswith("cpt:") and "kind: needle" in block]
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{block}  global_batch_size: 8\n", encoding="utf-8")
+    cpt = load_config(path).cpt
+    assert cpt.validation is not None
+    assert find_task_problems(cpt.validation.tasks["needle"], cpt.seq_length) == []

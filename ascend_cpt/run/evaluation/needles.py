@@ -1,0 +1,49 @@
+"""Loads needle tasks from their packed datasets."""
+
+from __future__ import annotations
+
+from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.data.packed.manifest import check_shards, load_manifest
+from ascend_cpt.data.packed.token_stream import TokenStream
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.tasks.load import Encode, Task
+from ascend_cpt.tasks.needle import load_needle_task
+
+
+def open_needle_task(
+    name: str, config: TaskConfig, encode: Encode, tokenizer: TokenizerInfo, *, seq_length: int, add_prefix: bool
+) -> Task:
+    """Return a needle task with the text of the dataset at its `path`.
+
+    Args:
+        name: Name of the task.
+        config: Its configuration, of kind `needle`.
+        encode: Text → token ids of `tokenizer`, without special tokens.
+        tokenizer: The tokenizer of the run.
+        seq_length: Length of the network's input.
+        add_prefix: Begin every prompt with BOS, for tokenizers that add it.
+
+    Raises:
+        ConfigError: settings that cannot work, or a dataset packed with another tokenizer.
+        DataError: a missing or damaged dataset, or one that is too short.
+    """
+    manifest = load_manifest(config.path)
+    check_shards(manifest)
+    if manifest.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"task {name}: {config.path} was packed with another tokenizer ({manifest.tokenizer.name}) than the run's "
+            f"({tokenizer.name}); pack it again with the run's"
+        )
+    stream = TokenStream(manifest)
+    return load_needle_task(
+        name,
+        config,
+        encode,
+        stream.read,
+        seq_length=seq_length,
+        prefix_token=tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eod_id,
+        num_tokens=stream.num_tokens,
+        eod_token=manifest.tokenizer.eod_id,
+        add_prefix=add_prefix,
+    )
