@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,20 +14,24 @@ from pathlib import Path
 from typing import TextIO
 
 from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
-from ascend_cpt.checkpoint.locate import locate_checkpoint
+from ascend_cpt.checkpoint.locate import check_checkpoint, locate_checkpoint
 from ascend_cpt.cluster.job.channel import JobChannel, join_job
+from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.network_inputs import ACROSS, DOCUMENT_ATTENTION
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import CheckpointError, ConfigError, CptError
 from ascend_cpt.files import write_text
+from ascend_cpt.model.sizes import CONFIG_NAME
 from ascend_cpt.monitor.console import captured_output
-from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm, describe_stop, make_limits
-from ascend_cpt.monitor.history import read_history
+from ascend_cpt.monitor.forgetting import AlarmLimits, AlarmVerdict, ForgettingAlarm, describe_stop, make_limits
+from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.record import Judged, ValidationRecord, to_values
 from ascend_cpt.monitor.sinks import format_task, format_validation
-from ascend_cpt.run.evaluation.plan import EvaluationPlan, EvaluationSettings, make_plan, read_settings
+from ascend_cpt.run.checks.monitoring import find_monitoring_problems
+from ascend_cpt.run.evaluation.plan import EvaluationPlan, EvaluationSettings, make_plan, open_sets, read_settings
 from ascend_cpt.run.evaluation.tasks import describe_tasks
 from ascend_cpt.run.evaluation.watching import (
     METRICS_NAME,
@@ -42,6 +45,7 @@ from ascend_cpt.tasks.check import find_task_problems
 from ascend_cpt.train import Process, read_process
 
 POLL_S = 30.0
+_ONE_DEVICE = ParallelLayout(world_size=1, data_parallel=1)  # the checks of alarms do not depend on the layout
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     settings = collect_settings(args, config)
     if args.watch and not (args.model / "checkpoint").is_dir() and not (args.model / METRICS_NAME).is_file():
         raise CheckpointError(f"{args.model}: --watch needs the folder of a run, as soon as it has started")
+    open_sets(settings)
+    if config is not None and (problems := find_monitoring_problems(config, _ONE_DEVICE)):
+        raise ConfigError("\n".join(problems))
     with join_job(process.rank, process.world_size) as channel, contextlib.ExitStack() as stack:
         if args.watch and process.rank == 0:
             stack.enter_context(hold_watch_lock(args.model))
@@ -69,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         except CptError:
             raise
         except Exception:
-            print((logs / "mindformers.log").read_text(encoding="utf-8", errors="replace")[-4000:], file=sys.stderr)
+            print((logs / "mindformers.log").read_text(encoding="utf-8", errors="replace")[-4000:], file=console)
             raise
 
 
@@ -94,7 +101,12 @@ class _Work:
     def run_once(self) -> int:
         """Evaluate the weights given, print the results and write them to --json."""
         path: Path = self._args.model
-        step = 0 if (path / "config.json").is_file() else locate_checkpoint(path).state.step
+        if not (path / CONFIG_NAME).is_file():
+            # The run may save another step in the meantime: all processes evaluate the one that the first one sees.
+            path = Path(self._channel.all_gather("checkpoint", str(locate_checkpoint(path).folder))[0])
+        step = 0 if (path / CONFIG_NAME).is_file() else locate_checkpoint(path).state.step
+        if not self._load(path):
+            raise CheckpointError(f"{path}: was deleted while it was loaded; choose a newer checkpoint")
         records = self._evaluate(path, step)
         self._print_records(records)
         if self._args.json and self._process.rank == 0:
@@ -127,34 +139,54 @@ class _Work:
             waiting = False
             step = common[0]
             folder = run_dir / "checkpoint" / f"iteration_{step:08d}"
-            try:
-                records = self._evaluate(folder, step)
-            except (CheckpointError, OSError) as error:
-                if folder.is_dir():
-                    raise
-                self._print(f"{folder}: was deleted while it was evaluated; skipped ({type(error).__name__})")
+            if not self._load(folder):
+                self._print(f"{folder}: was deleted before it was evaluated; skipped")
                 given_up.add(step)
                 continue
-            if alarm is None:
-                alarm = self._make_alarm(run_dir)
-            verdicts = [alarm.judge(record) for record in records]
+            records = self._evaluate(folder, step)
+            message = ""
             if self._process.rank == 0:
-                append_records(run_dir, [verdict.record for verdict in verdicts])
-            self._print_records([verdict.record for verdict in verdicts])
-            for verdict in verdicts:
-                if verdict.message:
-                    self._print(f"warning: {verdict.message}")
-            stopping = [verdict for verdict in verdicts if verdict.stop]
-            if stopping:
-                message = describe_stop(stopping)
-                if self._process.rank == 0:
+                alarm = alarm or self._make_alarm(run_dir)
+                message = self._record(run_dir, [alarm.judge(record) for record in records])
+            # The first process decides for all.
+            message = self._channel.all_gather("verdict", message)[0]
+            if message:
+                if self._process.rank == 0 and not is_over(run_dir):
                     request_stop(run_dir, message)
                 self._print(f"asked the run to stop: {message}")
+                report_own_stop()
                 return 1
 
-    def _evaluate(self, path: Path, step: int) -> list[Judged]:
+    def _record(self, run_dir: Path, verdicts: Sequence[AlarmVerdict]) -> str:
+        """Record and print the results; return the message if one of them stops the run."""
+        append_records(run_dir, [verdict.record for verdict in verdicts])
+        self._print_records([verdict.record for verdict in verdicts])
+        for verdict in verdicts:
+            if verdict.message:
+                self._print(f"warning: {verdict.message}")
+        stopping = [verdict for verdict in verdicts if verdict.stop]
+        return describe_stop(stopping) if stopping else ""
+
+    def _load(self, path: Path) -> bool:
+        """Load the weights in all processes; return False if a file disappeared in one of them."""
         from ascend_cpt.backend.evaluation_network import EvaluationNetwork
-        from ascend_cpt.backend.training.validation import Evaluator
+
+        error: Exception | None = None
+        try:
+            self._prepare(path)
+            network = self._network
+            assert isinstance(network, EvaluationNetwork)
+            start_s = time.monotonic()
+            network.load(path)
+            self._print(f"{path}: loaded in {time.monotonic() - start_s:.1f} s")
+        except Exception as failure:
+            if not _is_damaged(path):
+                raise
+            error = failure
+        return not any(self._channel.all_gather("weights", error is not None))
+
+    def _prepare(self, path: Path) -> None:
+        from ascend_cpt.backend.evaluation_network import EvaluationNetwork
 
         if self._plan is None:
             self._plan = make_plan(path, self._settings, world_size=self._process.world_size)
@@ -170,14 +202,16 @@ class _Work:
                 rank=self._process.rank,
                 context=plan.context,
             )
-        network = self._network
-        assert isinstance(network, EvaluationNetwork)
+
+    def _evaluate(self, path: Path, step: int) -> list[Judged]:
+        from ascend_cpt.backend.evaluation_network import EvaluationNetwork
+        from ascend_cpt.backend.training.validation import Evaluator
+
+        network, plan = self._network, self._plan
+        assert isinstance(network, EvaluationNetwork) and plan is not None
         start_s = time.monotonic()
-        network.load(path)
-        loaded_s = time.monotonic()
         records = Evaluator(network.scorer, plan.sets, plan.tasks, max_rows=plan.max_rows).evaluate(step)
-        end_s = time.monotonic()
-        self._print(f"{path}: loaded in {loaded_s - start_s:.1f} s, evaluated in {end_s - loaded_s:.1f} s")
+        self._print(f"{path}: evaluated in {time.monotonic() - start_s:.1f} s")
         return records
 
     def _make_alarm(self, run_dir: Path) -> ForgettingAlarm:
@@ -200,8 +234,10 @@ class _Work:
                 metric=metrics[name],
             )
         alarm = ForgettingAlarm(sets=sets, tasks=tasks)
-        history = read_history(run_dir / METRICS_NAME, sys.maxsize, 1)
-        alarm.restore(sorted([*history.validations, *history.tasks], key=lambda record: int(record["step"])))
+        records = [
+            record for record in read_metrics(run_dir / METRICS_NAME) if record["kind"] in ("validation", "task")
+        ]
+        alarm.restore(sorted(records, key=lambda record: int(record["step"])))
         return alarm
 
     def _count_tokens_per_step(self, run_dir: Path) -> int:
@@ -215,6 +251,17 @@ class _Work:
     def _print(self, line: str) -> None:
         if self._process.rank == 0:
             print(line, file=self._console, flush=True)
+
+
+def _is_damaged(path: Path) -> bool:
+    """Return whether a checkpoint is gone, or lacks a file."""
+    if (path / CONFIG_NAME).is_file():
+        return False
+    try:
+        check_checkpoint(path)
+    except CheckpointError:
+        return True
+    return False
 
 
 def collect_settings(args: argparse.Namespace, config: RunConfig | None) -> EvaluationSettings:
@@ -281,9 +328,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--tensor-parallel", type=int, metavar="N", help="devices that share the weights [the configuration's, or 1]")
     add("--document-attention", choices=DOCUMENT_ATTENTION, help="[the configuration's, or across]")
     add("--device", choices=("CPU", "Ascend"), help="[the configuration's, or CPU]")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="without --config [%(default)s]")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of a Hugging Face folder without --config [%(default)s]",
+    )
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
-    add("--watch", action="store_true", help="evaluate each new checkpoint of the run MODEL and record it there")
+    add(
+        "--watch",
+        action="store_true",
+        help="evaluate each new checkpoint of the run MODEL and record the results there",
+    )
     add(
         "--poll",
         type=float,
@@ -296,6 +352,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if not args.poll > 0:
+        raise ConfigError(f"--poll {args.poll:g}: must be above 0")
     if args.watch and args.json:
         raise ConfigError("--json: with --watch the results are in the run's metrics.jsonl; remove one of the two")
     return args

@@ -310,5 +310,8 @@ def _find_record(stage: Stage, kind: str, name: str, step: int) -> dict[str, Any
                 return record
         if time.monotonic() > deadline:
             wanted = f"loss of validation set {name}" if kind == "validation" else f"score of task {name}"
-            raise CheckpointError(f"{path}: no {wanted} at step {step}")
+            raise CheckpointError(
+                f"{path}: no {wanted} at step {step}; evaluate it with tools/evaluate.py {stage.run.run_dir} --config "
+                "YAML --watch"
+            )
         time.sleep(POLL_S)

@@ -24,9 +24,13 @@ from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.trainer import get_data_rank
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.parameters import list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.run.mindformers_yaml import BOUNDARY_SETTINGS, DATA_PARALLEL_MODE, SEMI_AUTO_PARALLEL_MODE
 from ascend_cpt.run.trained_model import open_trained
-from ascend_cpt.weights.hf_folder import is_hf_folder
+from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
+from ascend_cpt.weights.sources import TensorSource
 
 
 class EvaluationNetwork:
@@ -51,7 +55,7 @@ class EvaluationNetwork:
         rank: int,
         context: Mapping[str, Any] | None = None,
     ) -> None:
-        self._format, self._layout = row_format, layout
+        self._format, self._layout, self._model = row_format, layout, model_config
         sections = _make_sections(model_config, row_format, layout, device, context or {})
         if device == "CPU":
             install_cpu_kernels()
@@ -100,9 +104,21 @@ class EvaluationNetwork:
             self._is_compiled = True
         network = self.scorer.cell
         if is_hf_folder(path):
+            open_checked(path, self._model)
             load_hf_checkpoint(pretrained_model_dir=str(path), network=network)
         else:
-            load_checkpoint(checkpoint=str(open_trained(path).origins[0]), network=network)
+            trained = open_trained(path)
+            _check_shapes(trained.source, self._model)
+            load_checkpoint(checkpoint=str(trained.origins[0]), network=network)
+
+
+def _check_shapes(source: TensorSource, model_config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a weight is missing or has another shape; MindFormers would only log it."""
+    expected = list_mindformers_shapes(read_sizes(model_config))
+    wrong = sorted(name for name, shape in expected.items() if source.tensors.get(name) is None or
+                   tuple(source.tensors[name].shape) != tuple(shape))  # fmt: skip
+    if wrong:
+        raise CheckpointError(f"{source.path}: {len(wrong)} weights are missing or have other shapes, first {wrong[0]}")
 
 
 def _make_sections(

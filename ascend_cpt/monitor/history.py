@@ -26,8 +26,31 @@ class History:
     tasks: list[dict[str, Any]] = field(default_factory=list)
 
 
+EVALUATIONS_NAME = "evaluations.jsonl"
+"""Records of tools/evaluate.py, beside metrics.jsonl: each file has one writer, also on a network file system."""
+
+
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `metrics.jsonl`; a last line truncated by a crash is ignored."""
+    """Yield the records of a `metrics.jsonl`, then those of tools/evaluate.py that it lacks.
+
+    A last line truncated by a crash is ignored.
+    """
+    seen: set[tuple[str, int, str]] = set()
+    for record in _read_records(path):
+        if record["kind"] in ("validation", "task"):
+            seen.add((record["kind"], record["step"], record["name"]))
+        yield record
+    for record in read_evaluations(path.parent):
+        if (record["kind"], record["step"], record["name"]) not in seen:
+            yield record
+
+
+def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the records that tools/evaluate.py has added to a run."""
+    return list(_read_records(run_dir / EVALUATIONS_NAME))
+
+
+def _read_records(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
@@ -57,7 +80,7 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
         elif kind == "data":
             account = json.loads(line)
     for records in (validations, tasks):
-        # tools/evaluate.py appends records of earlier steps while the run goes on.
+        # Records of tools/evaluate.py are of earlier steps than those around them.
         records.sort(key=lambda record: int(record["step"]))
     return History(
         steps=[json.loads(line) for line in steps],

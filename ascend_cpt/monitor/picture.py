@@ -20,7 +20,7 @@ def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    records = list(read_metrics(metrics_path))
+    records = sorted(read_metrics(metrics_path), key=lambda record: int(record["step"]))
     steps = [record for record in records if record["kind"] == "step"]
     figure, (loss_axes, rate_axes) = plt.subplots(
         2, 1, figsize=(9, 6), sharex=True, height_ratios=[3, 1], constrained_layout=True
@@ -65,7 +65,7 @@ def _mark_rises(axes: Any, rises: list[Rise]) -> None:
 def draw_needles(metrics_path: Path, folder: Path) -> list[Path]:
     """Plot the heat maps of each needle task to `needle_<task>.png` in a folder; return the files."""
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for record in read_metrics(metrics_path):
+    for record in sorted(read_metrics(metrics_path), key=lambda record: int(record["step"])):
         if record["kind"] == "task":
             tasks.setdefault(record["name"], []).append(record)
     files = []

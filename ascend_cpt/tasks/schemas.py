@@ -104,7 +104,7 @@ def make_description(schema: str, question: Question, configured: str | None) ->
 
 def _parse_mmlu(data: Mapping[str, Any], problems: list[str]) -> Question | None:
     choices = _read_texts(data, "choices", problems)
-    if choices and len(choices) != len(LETTERS):
+    if isinstance(data.get("choices"), list) and len(choices) != len(LETTERS):
         problems.append(f"choices: has {len(choices)} entries; mmlu has {len(LETTERS)}")
     return _make_letter_question(data, "question", choices, "answer", "Answer:", problems)
 

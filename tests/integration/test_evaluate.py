@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.conftest import TASKS, make_sections, run_command
+from tests.integration.conftest import REPOSITORY, TASKS, make_sections, run_command
 
 TOOL = [sys.executable, "tools/evaluate.py"]
 
@@ -38,9 +38,11 @@ def validate(packed: Path, **entry: Any) -> dict[str, Any]:
     return {"every": "4 steps", "max_rows": 10, "sets": {"held": {"path": str(packed), **entry}}}
 
 
-def read_records(run: Path, kind: str = "validation") -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+def read_records(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    if not (run / name).is_file():
+        return []
+    records = map(json.loads, (run / name).read_text(encoding="utf-8").splitlines())
+    return [record for record in records if record["kind"] == "validation"]
 
 
 def train(config: Path, *arguments: str) -> Path:
@@ -100,10 +102,10 @@ def test_watcher_neither_repeats_nor_skips(packed: Path, tmp_path: Path) -> None
     run = train(config)
     judged = write_config(tmp_path, packed, validation=validate(packed))
     first = subprocess.Popen(
-        [*TOOL, str(run), "--config", str(judged), "--watch"], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
+        [*TOOL, str(run), "--config", str(judged), "--watch"], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
     deadline = time.monotonic() + 120
-    while not read_records(run) and time.monotonic() < deadline:
+    while not read_records(run, "evaluations.jsonl") and time.monotonic() < deadline:
         time.sleep(0.05)
     second = run_command([*TOOL, str(run), "--config", str(judged), "--watch"])
     first.kill()
@@ -114,7 +116,24 @@ def test_watcher_neither_repeats_nor_skips(packed: Path, tmp_path: Path) -> None
     last = run_command([*TOOL, str(run), "--config", str(judged), "--watch"])
     assert last.returncode == 0, last.stderr
     assert "the run is over, and all its checkpoints are evaluated" in last.stdout
-    assert [record["step"] for record in read_records(run)] == [4, 8, 12]
+    assert [record["step"] for record in read_records(run, "evaluations.jsonl")] == [4, 8, 12]
+    summary = run_command([sys.executable, "tools/summarize_run.py", str(run)])
+    assert "held" in summary.stdout, summary.stderr
+
+
+def test_checkpoints_that_are_deleted_are_skipped(packed: Path, tmp_path: Path) -> None:
+    run = train(write_config(tmp_path, packed))
+    judged = write_config(tmp_path, packed, validation=validate(packed))
+    # Complete by its state, but one file is gone: as when the run deletes the folder while it is read.
+    (weights,) = (run / "checkpoint/iteration_00000004").glob("*model*.safetensors")
+    watching = subprocess.Popen(
+        [*TOOL, str(run), "--config", str(judged), "--watch"], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    time.sleep(1.0)  # before the imports are over
+    weights.unlink()
+    stdout, _ = watching.communicate(timeout=200)
+    assert watching.returncode == 0, stdout
+    assert [record["step"] for record in read_records(run, "evaluations.jsonl")] == [8, 12]
 
 
 def test_alarm_of_a_watcher_stops_the_run(packed: Path, tmp_path: Path) -> None:
@@ -165,6 +184,7 @@ def test_alarm_of_a_watcher_stops_the_run(packed: Path, tmp_path: Path) -> None:
         (["--task", "a=multiple_choice"], "--task a=multiple_choice: expected NAME=KIND:PATH"),
         (["--task", "a=choice:x"], "'choice' is unknown"),
         (["--validation", "held=missing"], "validation set held: "),
+        (["--validation", "held=x", "--poll", "0"], "--poll 0: must be above 0"),
         (["--set", "a=b"], "--set: changes a configuration; give --config"),
         (["--validation", "held=x", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     ],

@@ -195,7 +195,8 @@ class RowScorer:
                 labels = np.full_like(inputs[1], IGNORE_LABEL)
                 labels[: len(mask)] = np.where(mask, inputs[1][: len(mask)], IGNORE_LABEL)
                 inputs[1] = labels
-            num_labels += int((inputs[1] != IGNORE_LABEL).sum())
+            # The network also ignores the labels of padding in the input.
+            num_labels += int(((inputs[1] != IGNORE_LABEL) & (inputs[0] != row_format.pad_id)).sum())
             if rank == self._data_rank:
                 own.append(inputs)
         return [np.stack(column) for column in zip(*own, strict=True)], num_labels

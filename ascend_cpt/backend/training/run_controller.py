@@ -52,7 +52,7 @@ class RunController(Callback):
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
         self._ending: CptError | None = None
-        self._stop_file = stop_file
+        self._stop_file, self._removes_requests = stop_file, bool(sinks)
 
     def restore_alarm(self) -> None:
         """Restore the recorded validations of a resumed run; called once, before training.
@@ -82,6 +82,8 @@ class RunController(Callback):
 
     def on_train_begin(self, run_context: RunContext) -> None:
         """Validate the weights that the run starts with."""
+        if self._stop_file is not None and self._removes_requests:
+            self._stop_file.unlink(missing_ok=True)  # of an earlier launch
         if self._build_evaluator is not None:
             self._evaluator = self._build_evaluator(run_context.original_args().network)
             if self._initial_step == 0:
@@ -144,7 +146,7 @@ class RunController(Callback):
         message = "an alarm of tools/evaluate.py"
         if self._stop_file is not None:
             message = take_stop_request(self._stop_file.parent) or message
-        if self._sinks and self._stop_file is not None:
+        if self._removes_requests and self._stop_file is not None:
             self._stop_file.unlink(missing_ok=True)
         return RunStopped(f"{message}; saved in {folder}")
 

@@ -21,7 +21,7 @@ from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.errors import CheckpointError, ConfigError, DataError
 from ascend_cpt.model.sizes import CONFIG_NAME, read_config
 from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
-from ascend_cpt.run.evaluation.tasks import load_tasks
+from ascend_cpt.run.evaluation.tasks import find_tokenizer, load_tasks
 from ascend_cpt.run.resolved_run import Dataset
 from ascend_cpt.run.starting_point import select_model_identity
 from ascend_cpt.tasks.load import Task
@@ -75,8 +75,8 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
     context = {key: value for key, value in section.items() if key not in ("device_target", "mode")}
     sets = {name: (entry.path, entry.seq_length) for name, entry in (validation.sets if validation else {}).items()}
     tokenizer, tokenizer_type = settings.tokenizer, settings.tokenizer_type
-    if tokenizer is None and validation and validation.tokenizer:
-        tokenizer, tokenizer_type = Path(validation.tokenizer), validation.tokenizer_type
+    if tokenizer is None and validation and (validation.tasks or settings.tasks):
+        tokenizer, tokenizer_type = find_tokenizer(config), validation.tokenizer_type
     return EvaluationSettings(
         sets={**sets, **settings.sets},
         tasks={**(validation.tasks if validation else {}), **settings.tasks},
@@ -102,12 +102,8 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
         ConfigError: when there is nothing to evaluate, or the layout does not fit.
         DataError: when a dataset, a task or the tokenizer is missing or damaged.
     """
-    if not settings.sets and not settings.tasks:
-        raise ConfigError(
-            "nothing to evaluate: give --validation NAME=PATH, --task NAME=KIND:PATH, or a --config with cpt.validation"
-        )
     model = _choose_model(path, settings)
-    manifests = {name: _open(name, where) for name, (where, _) in settings.sets.items()}
+    manifests = open_sets(settings)
     for name, manifest in manifests.items():
         if manifest.tokenizer.vocab_size > model["vocab_size"]:
             raise DataError(
@@ -151,13 +147,25 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
     )
 
 
-def _open(name: str, path: str) -> Manifest:
-    try:
-        manifest = load_manifest(path)
-        check_shards(manifest)
-    except DataError as error:
-        raise DataError(f"validation set {name}: {error}") from None
-    return manifest
+def open_sets(settings: EvaluationSettings) -> dict[str, Manifest]:
+    """Return the manifest of each validation set.
+
+    Raises:
+        ConfigError: when there is nothing to evaluate.
+        DataError: when a dataset or the file of a task is missing or damaged.
+    """
+    if not settings.sets and not settings.tasks:
+        raise ConfigError(
+            "nothing to evaluate: give --validation NAME=PATH, --task NAME=KIND:PATH, or a --config with cpt.validation"
+        )
+    manifests = {}
+    for name, (path, _) in settings.sets.items():
+        try:
+            manifests[name] = load_manifest(path)
+            check_shards(manifests[name])
+        except DataError as error:
+            raise DataError(f"validation set {name}: {error}") from None
+    return manifests
 
 
 def _choose_model(path: Path, settings: EvaluationSettings) -> dict[str, Any]:

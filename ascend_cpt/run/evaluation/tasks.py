@@ -11,7 +11,7 @@ from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.data.tokenizing.reference_engines import adds_bos, make_reference_engine
-from ascend_cpt.errors import ConfigError
+from ascend_cpt.errors import ConfigError, DataError
 from ascend_cpt.run.evaluation.needles import open_needle_task
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.tasks.check import NEEDLE
@@ -92,7 +92,20 @@ def load_tasks(
         prefix_token = info.bos_id if info.bos_id is not None else info.eod_id
         return load_task(name, config, encode, seq_length=seq_length, prefix_token=prefix_token, add_prefix=add_prefix)
 
-    return tuple(load(name, config) for name, config in tasks.items())
+    loaded = tuple(load(name, config) for name, config in tasks.items())
+    for task in loaded:
+        _check_padding(task, file.info.pad_id)
+    return loaded
+
+
+def _check_padding(task: Task, pad_id: int) -> None:
+    """Raise DataError if a request contains the padding token, whose labels the network ignores."""
+    for request in task.requests:
+        if pad_id in request.context or pad_id in request.continuation:
+            raise DataError(
+                f"{task.items[request.item]}: contains token {pad_id}, which is the padding token of this tokenizer; "
+                "remove the item"
+            )
 
 
 def describe_tasks(tasks: Iterable[Task], seq_length: int) -> list[str]:

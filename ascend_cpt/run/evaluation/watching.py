@@ -12,7 +12,7 @@ from pathlib import Path
 from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
-from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.monitor.history import EVALUATIONS_NAME, read_metrics
 from ascend_cpt.monitor.record import Judged, to_values
 
 METRICS_NAME = "metrics.jsonl"
@@ -56,11 +56,11 @@ def is_over(run_dir: Path) -> bool:
 
 
 def append_records(run_dir: Path, records: Sequence[Judged]) -> None:
-    """Append the records of one checkpoint to the run's metrics.jsonl with a single write."""
+    """Add the records of one checkpoint to the run's evaluations.jsonl, all or none."""
+    path = run_dir / EVALUATIONS_NAME
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = "".join(json.dumps(to_values(record)) + "\n" for record in records)
-    with (run_dir / METRICS_NAME).open("ab", buffering=0) as file:
-        file.write(lines.encode())
-        os.fsync(file.fileno())
+    write_text(path, before + lines)
 
 
 def request_stop(run_dir: Path, message: str) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.config.values import format_count, format_rows
-from ascend_cpt.monitor.history import read_lines
+from ascend_cpt.monitor.history import read_evaluations, read_lines
 from ascend_cpt.monitor.report.run_data import METRICS_NAME
 from ascend_cpt.recipe.schedule import Schedule
 from ascend_cpt.run.export.base_weights import read_run_info
@@ -73,6 +73,14 @@ def _read_recorded(path: Path, last_step: int) -> _Recorded:
         elif kind in ("validation", "task"):
             group = recorded.sets if kind == "validation" else recorded.tasks
             group.setdefault(str(record["name"]), []).append(record)
+    for record in read_evaluations(path.parent):
+        group = recorded.sets if record["kind"] == "validation" else recorded.tasks
+        entries = group.setdefault(str(record["name"]), [])
+        if record["step"] <= last_step and all(other["step"] != record["step"] for other in entries):
+            entries.append(record)
+    for group in (recorded.sets, recorded.tasks):
+        for name, entries in group.items():
+            group[name] = sorted(entries, key=lambda record: int(record["step"]))
     recorded.last = json.loads(last_line) if last_line else None
     return recorded
 

@@ -16,7 +16,7 @@ from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
 from ascend_cpt.data.tokenizing.reference_engines import adds_bos
-from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.errors import CheckpointError, ConfigError, DataError
 from ascend_cpt.monitor.record import ValidationRecord
 from ascend_cpt.run.evaluation.plan import EvaluationSettings, make_plan, read_settings
 from ascend_cpt.run.evaluation.tasks import describe_tasks, find_tokenizer, load_tasks
@@ -63,6 +63,19 @@ def test_tasks_need_the_tokenizer_of_the_datasets(make_manifest: MakeManifest, t
     assert task.num_items and not task.too_long
     with pytest.raises(ConfigError, match="is not the tokenizer that held was packed with"):
         load(tokenizer, held=packed_with(same, "another"))
+
+
+def test_items_with_the_padding_token_are_refused(tokenizer: Path) -> None:
+    """The network ignores its labels, so the item could not be scored."""
+    (task,) = load(tokenizer)
+    used = task.requests[0].continuation[0]
+    vocabulary = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    named = {"eos_token": "</s>", "pad_token": next(text for text, number in vocabulary.items() if number == used)}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=rf"plain_choices\.jsonl:\d+: contains token {used}, which is the padding token"
+    ):
+        load(tokenizer)
 
 
 def test_description_has_the_cost_and_the_items_left_out(tokenizer: Path) -> None:
