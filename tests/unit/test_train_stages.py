@@ -284,8 +284,10 @@ def test_all_conditions_must_be_met(
 
 
 def test_a_missing_score_is_reported(write_stages: Callable[..., Path], launcher: FakeLauncher, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: no score of task find at step 10; evaluate it with tools/evaluate.py"):
-        run(write_stages(with_needles(tmp_path, {"needle": 0.95}, "find")))
+    path = write_stages(with_needles(tmp_path, {"needle": 0.95}, "find"))
+    with pytest.raises(CheckpointError, match=r"no score of task find at step 10; evaluate it with tools/evaluate\.py"):
+        run(path)
+    assert run(path, advance="256") == 0
 
 
 @pytest.mark.parametrize(
