@@ -87,13 +87,15 @@ def test_exported_model_equals_the_trained_one(trained: Path, packed: Path, tmp_
 
 
 def compute_loss(folder_path: Path, packed: Path, num_rows: int) -> float:
-    """Return the mean loss of the first rows of a packed dataset, computed by the NumPy forward pass."""
+    """Return the mean loss of `num_rows` rows of a packed dataset, computed by the NumPy forward pass."""
     from ascend_cpt.backend.training.data_loader import PackedRows
     from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, split_row
+    from ascend_cpt.data.packed.row_choice import choose_rows
 
     folder = HfFolder(folder_path)
     manifest = load_manifest(packed)
-    rows = PackedRows([manifest], manifest.seq_length).read(np.zeros(num_rows, int), np.arange(num_rows))
+    chosen_rows = choose_rows(sum(shard.num_rows for shard in manifest.shards), num_rows)
+    rows = PackedRows([manifest], manifest.seq_length).read(np.zeros(num_rows, int), chosen_rows)
     pairs = [split_row(row, manifest.tokenizer.pad_id) for row in rows]
     inputs, labels = (np.stack(part) for part in zip(*pairs, strict=True))
     logits = compute_logits(

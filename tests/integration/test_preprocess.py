@@ -175,8 +175,8 @@ def test_finished_output_is_reused_and_other_output_refused(sample: Path, tmp_pa
     assert [path.stat().st_mtime_ns for path in files] == times, "nothing was written"
 
     for change, message in (
-        ({"num_shards": 2}, "num_subs was 4 and is 2"),
-        ({"num_shards": 4, "seq_length": 32}, "seq_length was 64 and is 32"),
+        ({"num_shards": 2}, "num_subs was 4 and is now 2"),
+        ({"num_shards": 4, "seq_length": 32}, "seq_length was 64 and is now 32"),
     ):
         with pytest.raises(DataError, match=message):
             pack(sample, source, tmp_path / "out", **change)
@@ -212,7 +212,7 @@ def test_interrupted_run_resumes(sample: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         pack(sample, source, tmp_path / "out", num_shards=6)
     assert not list(tmp_path.glob("out_text*")), "nothing is there before all is"
-    with pytest.raises(DataError, match=r"left by an interrupted run.*num_subs was 6 and is 5"):
+    with pytest.raises(DataError, match=r"left by an interrupted run.*num_subs was 6 and is now 5"):
         pack(sample, source, tmp_path / "out", num_shards=5)
     (tmp_path / "out.work" / "sub-1" / "out_text_document.mindrecord1").write_bytes(b"damaged")
 

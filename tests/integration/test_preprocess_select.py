@@ -76,7 +76,7 @@ def test_other_selection_is_another_dataset(sample: Path, tmp_path: Path) -> Non
     write_input(tmp_path, ["one", "two", "one"])
     assert run(sample / "tokenizer", tmp_path, "out").returncode == 0
     done = run(sample / "tokenizer", tmp_path, "out", "--drop-duplicates")
-    assert done.returncode == 2 and "drop_duplicates was False and is True" in done.stderr
+    assert done.returncode == 2 and "drop_duplicates was False and is now True" in done.stderr
     done = run(sample / "tokenizer", tmp_path, "out2", "--drop-duplicates", "--n-subs", "2", "--sub-range", "0:1")
     assert done.returncode == 2 and "run without a range" in done.stderr
     done = run(
