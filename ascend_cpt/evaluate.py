@@ -11,13 +11,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from ascend_cpt.backend.training.msrun_scheduler import is_scheduler, serve_workers
 from ascend_cpt.checkpoint.locate import check_checkpoint, locate_checkpoint
 from ascend_cpt.cluster.job.channel import JobChannel, join_job
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
+from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.network_inputs import ACROSS, DOCUMENT_ATTENTION
@@ -26,7 +27,7 @@ from ascend_cpt.errors import CheckpointError, ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.model.sizes import CONFIG_NAME
 from ascend_cpt.monitor.console import captured_output
-from ascend_cpt.monitor.forgetting import AlarmLimits, AlarmVerdict, ForgettingAlarm, describe_stop, make_limits
+from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop, make_alarm
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.record import Judged, ValidationRecord, to_values
 from ascend_cpt.monitor.sinks import format_task, format_validation
@@ -43,6 +44,9 @@ from ascend_cpt.run.evaluation.watching import (
 )
 from ascend_cpt.tasks.check import find_task_problems
 from ascend_cpt.train import Process, read_process
+
+if TYPE_CHECKING:
+    from ascend_cpt.backend.evaluation_network import EvaluationNetwork
 
 POLL_S = 30.0
 _ONE_DEVICE = ParallelLayout(world_size=1, data_parallel=1)  # the checks of alarms do not depend on the layout
@@ -70,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend_cpt_evaluate_")))
         os.environ.setdefault("LOG_MF_PATH", str(logs))
         console = stack.enter_context(captured_output(logs / "mindformers.log"))
-        work = _Work(args=args, settings=settings, config=config, process=process, channel=channel, console=console)
+        work = _Work(args=args, settings=settings, process=process, channel=channel, console=console)
         try:
             return work.watch() if args.watch else work.run_once()
         except CptError:
@@ -88,14 +92,13 @@ class _Work:
         *,
         args: argparse.Namespace,
         settings: EvaluationSettings,
-        config: RunConfig | None,
         process: Process,
         channel: JobChannel,
         console: TextIO,
     ) -> None:
-        self._args, self._settings, self._config = args, settings, config
+        self._args, self._settings = args, settings
         self._process, self._channel, self._console = process, channel, console
-        self._network: object | None = None
+        self._network: EvaluationNetwork | None = None
         self._plan: EvaluationPlan | None = None
 
     def run_once(self) -> int:
@@ -169,23 +172,20 @@ class _Work:
 
     def _load(self, path: Path) -> bool:
         """Load the weights in all processes; return False if a file disappeared in one of them."""
-        from ascend_cpt.backend.evaluation_network import EvaluationNetwork
-
-        error: Exception | None = None
+        is_loaded = False
         try:
-            self._prepare(path)
-            network = self._network
-            assert isinstance(network, EvaluationNetwork)
+            network = self._prepare(path)
             start_s = time.monotonic()
             network.load(path)
             self._print(f"{path}: loaded in {time.monotonic() - start_s:.1f} s")
-        except Exception as failure:
+            is_loaded = True
+        except Exception:
             if not _is_damaged(path):
                 raise
-            error = failure
-        return not any(self._channel.all_gather("weights", error is not None))
+        return all(self._channel.all_gather("weights", is_loaded))
 
-    def _prepare(self, path: Path) -> None:
+    def _prepare(self, path: Path) -> EvaluationNetwork:
+        """Return the network, built at the first call."""
         from ascend_cpt.backend.evaluation_network import EvaluationNetwork
 
         if self._plan is None:
@@ -202,13 +202,13 @@ class _Work:
                 rank=self._process.rank,
                 context=plan.context,
             )
+        return self._network
 
     def _evaluate(self, path: Path, step: int) -> list[Judged]:
-        from ascend_cpt.backend.evaluation_network import EvaluationNetwork
         from ascend_cpt.backend.training.validation import Evaluator
 
         network, plan = self._network, self._plan
-        assert isinstance(network, EvaluationNetwork) and plan is not None
+        assert network is not None and plan is not None
         start_s = time.monotonic()
         records = Evaluator(network.scorer, plan.sets, plan.tasks, max_rows=plan.max_rows).evaluate(step)
         self._print(f"{path}: evaluated in {time.monotonic() - start_s:.1f} s")
@@ -216,24 +216,13 @@ class _Work:
 
     def _make_alarm(self, run_dir: Path) -> ForgettingAlarm:
         """Return the alarm of the configuration, after the records of earlier validations."""
-        sets: dict[str, AlarmLimits] = {name: AlarmLimits() for name in self._settings.sets}
-        tasks: dict[str, AlarmLimits] = {}
         assert self._plan is not None
-        metrics = {task.name: task.metric for task in self._plan.tasks}
-        tokens = self._count_tokens_per_step(run_dir)
-        validation = self._config.cpt.validation if self._config else None
-        for name, entry in (validation.sets if validation else {}).items():
-            stops = entry.on_increase == "stop"
-            sets[name] = make_limits(entry.max_increase, stops=stops, patience=entry.patience, tokens_per_step=tokens)
-        for name, task in self._settings.tasks.items():
-            tasks[name] = make_limits(
-                task.max_drop,
-                stops=task.on_drop == "stop",
-                patience=task.patience,
-                tokens_per_step=tokens,
-                metric=metrics[name],
-            )
-        alarm = ForgettingAlarm(sets=sets, tasks=tasks)
+        alarm = make_alarm(
+            self._settings.sets,
+            self._settings.tasks,
+            metrics={task.name: task.metric for task in self._plan.tasks},
+            tokens_per_step=self._count_tokens_per_step(run_dir),
+        )
         records = [
             record for record in read_metrics(run_dir / METRICS_NAME) if record["kind"] in ("validation", "task")
         ]
@@ -270,12 +259,12 @@ def collect_settings(args: argparse.Namespace, config: RunConfig | None) -> Eval
     Raises:
         ConfigError: malformed --validation or --task.
     """
-    sets: dict[str, tuple[str, int | None]] = {}
+    sets: dict[str, ValidationSetConfig] = {}
     for text in args.validation:
         name, separator, path = text.partition("=")
         if not name or not separator or not path:
             raise ConfigError(f"--validation {text}: expected NAME=PATH, such as general=/data/valid/general")
-        sets[name] = (path, None)
+        sets[name] = ValidationSetConfig(path=path)
     tasks: dict[str, TaskConfig] = {}
     for text in args.task:
         name, separator, rest = text.partition("=")

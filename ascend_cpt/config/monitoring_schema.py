@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
-from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.config.task_schema import AtLeastOne, TaskConfig
 from ascend_cpt.config.values import Interval, Patience
 
-AtLeastOne = Annotated[int, "positive"]
-
-ON_INCREASE = ("warn", "stop")
 OPTIONAL_SINKS = ("tensorboard", "wandb", "swanlab")
 
 

@@ -11,7 +11,7 @@ from ascend_cpt.config.values import Patience
 AtLeastOne = Annotated[int, "positive"]
 AtLeastZero = Annotated[int, "not negative"]
 
-ON_DROP = ("warn", "stop")
+ALARM_ACTIONS = ("warn", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ascend_cpt.config.monitoring_schema import ValidationSetConfig
+from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.config.values import Patience
 from ascend_cpt.monitor.record import Judged, TaskRecord, ValidationRecord, read_judged
 
@@ -45,6 +47,37 @@ def make_limits(
         patience_steps=steps or 0,
         patience_validations=patience.count if patience is not None and steps is None else 0,
         metric=metric,
+    )
+
+
+def make_alarm(
+    sets: Mapping[str, ValidationSetConfig],
+    tasks: Mapping[str, TaskConfig],
+    *,
+    metrics: Mapping[str, str],
+    tokens_per_step: int,
+) -> ForgettingAlarm:
+    """Return the alarm of validation sets and tasks; `metrics` has the metric of each task."""
+    return ForgettingAlarm(
+        sets={
+            name: make_limits(
+                entry.max_increase,
+                stops=entry.on_increase == "stop",
+                patience=entry.patience,
+                tokens_per_step=tokens_per_step,
+            )
+            for name, entry in sets.items()
+        },
+        tasks={
+            name: make_limits(
+                task.max_drop,
+                stops=task.on_drop == "stop",
+                patience=task.patience,
+                tokens_per_step=tokens_per_step,
+                metric=metrics[name],
+            )
+            for name, task in tasks.items()
+        },
     )
 
 

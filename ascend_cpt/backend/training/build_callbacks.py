@@ -20,7 +20,6 @@ from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.checkpoint.state import RunState
-from ascend_cpt.config.monitoring_schema import ValidationConfig
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.config.values import to_steps
 from ascend_cpt.devices import find_peak_flops
@@ -30,7 +29,7 @@ from ascend_cpt.model.flops import count_training_flops_per_token
 from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
-from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_limits
+from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import read_history, read_values
 from ascend_cpt.monitor.record import RunInfo
@@ -105,7 +104,7 @@ def build_callbacks(
         stop_at_step=stop_at_step,
         num_ranks=run.layout.world_size,
         reports_to_launcher=is_first_on_node,
-        alarm=_make_alarm(validation, tasks, budget.tokens_per_step),
+        alarm=_build_alarm(run, tasks),
         recorded_validations=[*history.validations, *history.tasks],
         sinks=sinks,
         monitor=monitor,
@@ -114,30 +113,17 @@ def build_callbacks(
     return [monitor, controller]
 
 
-def _make_alarm(validation: ValidationConfig | None, tasks: Sequence[Task], tokens_per_step: int) -> ForgettingAlarm:
+def _build_alarm(run: ResolvedRun, tasks: Sequence[Task]) -> ForgettingAlarm:
+    validation = run.config.cpt.validation
     if validation is None:
         return ForgettingAlarm()
-    sets = {
-        name: make_limits(
-            entry.max_increase,
-            stops=entry.on_increase == "stop",
-            patience=entry.patience,
-            tokens_per_step=tokens_per_step,
-        )
-        for name, entry in validation.sets.items()
-    }
-    entries = {task.name: (task.metric, validation.tasks[task.name]) for task in tasks}
-    limits = {
-        name: make_limits(
-            entry.max_drop,
-            stops=entry.on_drop == "stop",
-            patience=entry.patience,
-            tokens_per_step=tokens_per_step,
-            metric=metric,
-        )
-        for name, (metric, entry) in entries.items()
-    }
-    return ForgettingAlarm(sets=sets, tasks=limits)
+    metrics = {task.name: task.metric for task in tasks}
+    return make_alarm(
+        validation.sets,
+        {name: validation.tasks[name] for name in metrics},
+        metrics=metrics,
+        tokens_per_step=run.budget.tokens_per_step,
+    )
 
 
 def describe_run(run: ResolvedRun) -> RunInfo:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ascend_cpt.config.loader import RunConfig
-from ascend_cpt.config.monitoring_schema import ON_INCREASE, OPTIONAL_SINKS
+from ascend_cpt.config.monitoring_schema import OPTIONAL_SINKS
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.sections import nearest
-from ascend_cpt.config.task_schema import ON_DROP
+from ascend_cpt.config.task_schema import ALARM_ACTIONS
+from ascend_cpt.config.values import Patience
 from ascend_cpt.monitor.trackers import PACKAGES, is_installed
 from ascend_cpt.tasks.check import find_task_problems
 
@@ -15,38 +16,15 @@ GUARDED_WRAPPERS = ("MFTrainOneStepCell", "MFPipelineWithLossScaleCell")
 
 def find_monitoring_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
     """Return a problem for every setting of validation, sinks and guards that cannot work."""
-    return _check_alarms(config) + _check_tasks(config) + _check_sinks(config) + _check_guards(config, layout)
+    return _check_sets(config) + _check_tasks(config) + _check_sinks(config) + _check_guards(config, layout)
 
 
-def _check_alarms(config: RunConfig) -> list[str]:
+def _check_sets(config: RunConfig) -> list[str]:
     problems: list[str] = []
     for name, entry in (config.cpt.validation.sets if config.cpt.validation else {}).items():
+        limit = ("max_increase", entry.max_increase, "nats over the loss before the first step")
         keys = ("cpt", "validation", "sets", name)
-        where = f"{config.locate(*keys)}: {'.'.join(keys)}"
-        if entry.on_increase not in ON_INCREASE:
-            problems.append(f"{where}.on_increase: {entry.on_increase!r} is unknown; choose warn or stop")
-        elif entry.on_increase == "stop" and entry.max_increase is None:
-            problems.append(f"{where}: on_increase stop needs max_increase (nats over the loss before the first step)")
-        if entry.max_increase is not None and not entry.max_increase >= 0:
-            problems.append(f"{where}.max_increase: must not be negative, got {entry.max_increase:g}")
-        if entry.patience is not None:
-            problems.extend(find_patience_problems(config, keys, "on_increase", entry.on_increase))
-    return problems
-
-
-def find_patience_problems(config: RunConfig, keys: tuple[str, ...], action_key: str, action: str) -> list[str]:
-    """Return a problem for a `patience` without effect; `keys` lead to its section, `action_key` is warn or stop."""
-    validation = config.cpt.validation
-    assert validation is not None
-    where = f"{config.locate(*keys, 'patience')}: {'.'.join(keys)}.patience"
-    problems = []
-    if action != "stop":
-        problems.append(f"{where}: has no effect without {action_key}: stop; set it, or remove patience")
-    if validation.every is None:
-        problems.append(
-            f"{where}: has no effect without cpt.validation.every, because the next validation is the last one; set "
-            "every, or remove patience"
-        )
+        problems += _find_alarm_problems(config, keys, limit, ("on_increase", entry.on_increase), entry.patience)
     return problems
 
 
@@ -62,15 +40,47 @@ def _check_tasks(config: RunConfig) -> list[str]:
         keys = ("cpt", "validation", "tasks", name)
         for problem in find_task_problems(task, config.cpt.seq_length):
             problems.append(f"{config.locate(*keys, problem.partition(':')[0])}: {'.'.join(keys)}.{problem}")
-        where = f"{config.locate(*keys)}: {'.'.join(keys)}"
-        if task.on_drop not in ON_DROP:
-            problems.append(f"{where}.on_drop: {task.on_drop!r} is unknown; choose warn or stop")
-        elif task.on_drop == "stop" and task.max_drop is None:
-            problems.append(f"{where}: on_drop stop needs max_drop (change of the score from before the first step)")
-        if task.max_drop is not None and not task.max_drop >= 0:
-            problems.append(f"{where}.max_drop: must not be negative, got {task.max_drop:g}")
-        if task.patience is not None:
-            problems.extend(find_patience_problems(config, keys, "on_drop", task.on_drop))
+        limit = ("max_drop", task.max_drop, "change of the score from before the first step")
+        problems += _find_alarm_problems(config, keys, limit, ("on_drop", task.on_drop), task.patience)
+    return problems
+
+
+def _find_alarm_problems(
+    config: RunConfig,
+    keys: tuple[str, ...],
+    limit: tuple[str, float | None, str],
+    action: tuple[str, str],
+    patience: Patience | None,
+) -> list[str]:
+    """Return a problem for each setting of an alarm that cannot work.
+
+    Args:
+        config: The configuration.
+        keys: Lead to the section of the set or task.
+        limit: Key and value of the largest change, and what it is a change of.
+        action: Key and value of what an alarm does.
+        patience: The value of `patience`.
+    """
+    (limit_key, value, meaning), (action_key, chosen) = limit, action
+    where = f"{config.locate(*keys)}: {'.'.join(keys)}"
+    problems: list[str] = []
+    if chosen not in ALARM_ACTIONS:
+        problems.append(f"{where}.{action_key}: {chosen!r} is unknown; choose warn or stop")
+    elif chosen == "stop" and value is None:
+        problems.append(f"{where}: {action_key} stop needs {limit_key} ({meaning})")
+    if value is not None and not value >= 0:
+        problems.append(f"{where}.{limit_key}: must not be negative, got {value:g}")
+    if patience is None:
+        return problems
+    where = f"{config.locate(*keys, 'patience')}: {'.'.join(keys)}.patience"
+    if chosen != "stop":
+        problems.append(f"{where}: has no effect without {action_key}: stop; set it, or remove patience")
+    assert config.cpt.validation is not None
+    if config.cpt.validation.every is None:
+        problems.append(
+            f"{where}: has no effect without cpt.validation.every, because the next validation is the last one; set "
+            "every, or remove patience"
+        )
     return problems
 
 

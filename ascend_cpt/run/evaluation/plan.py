@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from ascend_cpt.checkpoint.fingerprint import describe_differences
 from ascend_cpt.checkpoint.locate import find_resolved, locate_checkpoint
 from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
@@ -36,8 +37,7 @@ ROUND_TO = 64
 class EvaluationSettings:
     """Settings of an evaluation. A value of None is derived."""
 
-    sets: Mapping[str, tuple[str, int | None]]
-    """Validation set → path, and row length of an mmap dataset."""
+    sets: Mapping[str, ValidationSetConfig]
     tasks: Mapping[str, TaskConfig]
     tokenizer: Path | None
     tokenizer_type: str
@@ -73,12 +73,17 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
     parallel = config.mindformers.get("parallel_config") or {}
     section = config.mindformers.get("context") or {}
     context = {key: value for key, value in section.items() if key not in ("device_target", "mode")}
-    sets = {name: (entry.path, entry.seq_length) for name, entry in (validation.sets if validation else {}).items()}
+    configured = validation.sets if validation else {}
+    # A path of the command line replaces that of the configuration, whose alarm stays.
+    given = {
+        name: replace(configured.get(name, entry), path=entry.path, seq_length=None)
+        for name, entry in settings.sets.items()
+    }
     tokenizer, tokenizer_type = settings.tokenizer, settings.tokenizer_type
     if tokenizer is None and validation and (validation.tasks or settings.tasks):
         tokenizer, tokenizer_type = find_tokenizer(config), validation.tokenizer_type
     return EvaluationSettings(
-        sets={**sets, **settings.sets},
+        sets={**configured, **given},
         tasks={**(validation.tasks if validation else {}), **settings.tasks},
         tokenizer=tokenizer,
         tokenizer_type=tokenizer_type,
@@ -111,7 +116,7 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
                 f"model's vocab_size is {model['vocab_size']}"
             )
     positions = int(model.get("max_position_embeddings") or 4096)
-    lengths = {name: settings.sets[name][1] or manifest.seq_length for name, manifest in manifests.items()}
+    lengths = {name: settings.sets[name].seq_length or manifest.seq_length for name, manifest in manifests.items()}
     limit = settings.seq_length or max((length or 0 for length in lengths.values()), default=0) or positions
     tokenizer = settings.tokenizer or path
     tasks: tuple[Task, ...] = ()
@@ -159,9 +164,9 @@ def open_sets(settings: EvaluationSettings) -> dict[str, Manifest]:
             "nothing to evaluate: give --validation NAME=PATH, --task NAME=KIND:PATH, or a --config with cpt.validation"
         )
     manifests = {}
-    for name, (path, _) in settings.sets.items():
+    for name, entry in settings.sets.items():
         try:
-            manifests[name] = load_manifest(path)
+            manifests[name] = load_manifest(entry.path)
             check_shards(manifests[name])
         except DataError as error:
             raise DataError(f"validation set {name}: {error}") from None

@@ -13,7 +13,7 @@ from ascend_cpt.monitor.report.run_data import RUN_INFO_NAME
 from ascend_cpt.run.resolved_run import RANDOM_INIT
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
-# A model in the cache of the Hugging Face hub; other paths do not tell the name of the model on the hub.
+# A model in the cache of the Hugging Face hub; other paths do not contain the model's name on the hub.
 _HUB_CACHE = re.compile(r"/models--(?P<id>[^/]+)/snapshots/[^/]+$")
 
 
