@@ -28,14 +28,13 @@ from ascend_cpt.files import write_text
 from ascend_cpt.model.sizes import CONFIG_NAME
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop, make_alarm
-from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, read_metrics
 from ascend_cpt.monitor.record import Judged, ValidationRecord, to_values
 from ascend_cpt.monitor.sinks import format_task, format_validation
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.evaluation.plan import EvaluationPlan, EvaluationSettings, make_plan, open_sets, read_settings
 from ascend_cpt.run.evaluation.tasks import describe_tasks
 from ascend_cpt.run.evaluation.watching import (
-    METRICS_NAME,
     append_records,
     hold_watch_lock,
     is_over,
@@ -223,10 +222,8 @@ class _Work:
             metrics={task.name: task.metric for task in self._plan.tasks},
             tokens_per_step=self._count_tokens_per_step(run_dir),
         )
-        records = [
-            record for record in read_metrics(run_dir / METRICS_NAME) if record["kind"] in ("validation", "task")
-        ]
-        alarm.restore(sorted(records, key=lambda record: int(record["step"])))
+        records = read_metrics(run_dir / METRICS_NAME)
+        alarm.restore(record for record in records if record["kind"] in JUDGED_KINDS)
         return alarm
 
     def _count_tokens_per_step(self, run_dir: Path) -> int:

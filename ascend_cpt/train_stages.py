@@ -24,7 +24,7 @@ from ascend_cpt.cluster.launch.arguments import parse_launch
 from ascend_cpt.cluster.launch.main import main as run_launcher
 from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stages
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
-from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.monitor.history import METRICS_NAME, read_metrics
 from ascend_cpt.run.evaluation.tasks import find_tokenizer
 from ascend_cpt.run.export.at_end import is_export_missing
 from ascend_cpt.run.export.target import check_target
@@ -35,7 +35,6 @@ from ascend_cpt.run.summary import describe
 from ascend_cpt.tasks.check import NEEDLE
 
 EXIT_HELD = 3
-METRICS_NAME = "metrics.jsonl"
 # Shared storage may show files of other nodes with a delay.
 VISIBILITY_TIMEOUT_S = 120.0
 POLL_S = 1.0

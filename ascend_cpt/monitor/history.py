@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,28 +26,34 @@ class History:
     tasks: list[dict[str, Any]] = field(default_factory=list)
 
 
+METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
 """Records of tools/evaluate.py, beside metrics.jsonl: each file has one writer, also on a network file system."""
+JUDGED_KINDS = ("validation", "task")
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `metrics.jsonl`, then those of tools/evaluate.py that it lacks.
+    """Yield the records of a `metrics.jsonl`; validations and scores last, with those of tools/evaluate.py.
 
     A last line truncated by a crash is ignored.
     """
-    seen: set[tuple[str, int, str]] = set()
+    judged: list[dict[str, Any]] = []
     for record in _read_records(path):
-        if record["kind"] in ("validation", "task"):
-            seen.add((record["kind"], record["step"], record["name"]))
-        yield record
-    for record in read_evaluations(path.parent):
-        if (record["kind"], record["step"], record["name"]) not in seen:
+        if record["kind"] in JUDGED_KINDS:
+            judged.append(record)
+        else:
             yield record
+    yield from add_evaluations(judged, path.parent)
 
 
-def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records that tools/evaluate.py has added to a run."""
-    return list(_read_records(run_dir / EVALUATIONS_NAME))
+def add_evaluations(judged: Iterable[dict[str, Any]], run_dir: Path) -> list[dict[str, Any]]:
+    """Return validations and scores of a run with those of tools/evaluate.py that are missing, in step order."""
+    found = list(judged)
+    seen = {(record["kind"], record["step"], record["name"]) for record in found}
+    for record in _read_records(run_dir / EVALUATIONS_NAME):
+        if (record["kind"], record["step"], record["name"]) not in seen:
+            found.append(record)
+    return sorted(found, key=lambda record: int(record["step"]))
 
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
@@ -79,9 +85,6 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
             tasks.append(json.loads(line))
         elif kind == "data":
             account = json.loads(line)
-    for records in (validations, tasks):
-        # Records of tools/evaluate.py are of earlier steps than those around them.
-        records.sort(key=lambda record: int(record["step"]))
     return History(
         steps=[json.loads(line) for line in steps],
         validations=validations,

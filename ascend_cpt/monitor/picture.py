@@ -11,6 +11,7 @@ from ascend_cpt.files import write_whole
 from ascend_cpt.monitor.heat_map import HeatMap, choose_heat_maps
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.rises import Rise, find_rises
+from ascend_cpt.monitor.summary import collect_by_name
 
 
 def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
@@ -20,7 +21,7 @@ def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    records = sorted(read_metrics(metrics_path), key=lambda record: int(record["step"]))
+    records = list(read_metrics(metrics_path))
     steps = [record for record in records if record["kind"] == "step"]
     figure, (loss_axes, rate_axes) = plt.subplots(
         2, 1, figsize=(9, 6), sharex=True, height_ratios=[3, 1], constrained_layout=True
@@ -29,8 +30,7 @@ def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
         [r["step"] for r in steps], [float(r["loss"]) for r in steps], lw=1, label="training", color="tab:gray"
     )
     rises: list[Rise] = []
-    for name in dict.fromkeys(r["name"] for r in records if r["kind"] == "validation"):
-        points = [r for r in records if r["kind"] == "validation" and r["name"] == name]
+    for name, points in collect_by_name(records, "validation").items():
         loss_axes.plot(
             [r["step"] for r in points], [float(r["loss"]) for r in points], "o-", label=f"validation: {name}"
         )
@@ -64,12 +64,8 @@ def _mark_rises(axes: Any, rises: list[Rise]) -> None:
 
 def draw_needles(metrics_path: Path, folder: Path) -> list[Path]:
     """Plot the heat maps of each needle task to `needle_<task>.png` in a folder; return the files."""
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for record in sorted(read_metrics(metrics_path), key=lambda record: int(record["step"])):
-        if record["kind"] == "task":
-            tasks.setdefault(record["name"], []).append(record)
     files = []
-    for name, records in tasks.items():
+    for name, records in collect_by_name(list(read_metrics(metrics_path)), "task").items():
         maps = choose_heat_maps(records)
         if maps:
             safe_name = re.sub(r"[^\w.-]", "_", name)

@@ -47,7 +47,7 @@ def collect_by_name(records: list[dict[str, Any]], kind: str) -> dict[str, list[
     for record in records:
         if record["kind"] == kind:
             found.setdefault(record["name"], []).append(record)
-    return {name: sorted(group, key=lambda record: int(record["step"])) for name, group in found.items()}
+    return found
 
 
 def _describe_data(records: list[dict[str, Any]]) -> list[str]:

@@ -31,7 +31,7 @@ from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
 from ascend_cpt.monitor.guard import StepJudge
-from ascend_cpt.monitor.history import read_history, read_values
+from ascend_cpt.monitor.history import METRICS_NAME, read_history, read_values
 from ascend_cpt.monitor.record import RunInfo
 from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
@@ -43,7 +43,6 @@ from ascend_cpt.run.export.base_weights import describe_base, read_run_info
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.tasks.load import Task
 
-METRICS_NAME = "metrics.jsonl"
 RUN_INFO_NAME = "run.json"
 
 

@@ -15,9 +15,10 @@ import orjson
 from numpy.typing import NDArray
 
 from ascend_cpt.errors import DataError
-from ascend_cpt.monitor.history import read_evaluations
+from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations
+from ascend_cpt.monitor.summary import collect_by_name
 
-METRICS_NAME, RUN_INFO_NAME = "metrics.jsonl", "run.json"
+RUN_INFO_NAME = "run.json"
 NUM_BUCKETS = 500
 """A curve has at most two points per bucket: its minimum and its maximum."""
 SMOOTH_SHARE = 50
@@ -55,8 +56,7 @@ def load_run(run_dir: Path) -> RunData:
     names = (*NEEDED, *OPTIONAL)
     rows: list[tuple[Any, ...]] = []
     skipped: dict[int, str] = {}
-    validation: dict[str, list[Mapping[str, Any]]] = {}
-    tasks: dict[str, list[Mapping[str, Any]]] = {}
+    judged: list[dict[str, Any]] = []
     account: Mapping[str, Any] | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -67,44 +67,35 @@ def load_run(run_dir: Path) -> RunData:
                     rows.append(tuple([record[name] for name in NEEDED] + [record.get(name) for name in OPTIONAL]))
                     if record.get("skipped"):
                         skipped[int(record["step"])] = str(record["skipped"])
-                elif kind in ("validation", "task"):
-                    _add_judged(record, validation if kind == "validation" else tasks)
+                elif kind in JUDGED_KINDS:
+                    judged.append(_convert_judged(record))
                 elif kind == "data":
                     account = {"tokens": dict(record["tokens"]), "epochs": dict(record["epochs"])}
             except (ValueError, KeyError, TypeError, AttributeError):
                 if not line.endswith(b"\n"):
                     break  # last line, truncated by a crash
                 raise DataError(f"{path}: line {number} is not a valid record; correct or remove it") from None
-    for record in read_evaluations(run_dir):
-        _add_judged(record, validation if record["kind"] == "validation" else tasks)
     if not rows:
         raise DataError(f"{path}: has no steps yet; wait for the first step of the run")
+    records = [_convert_judged(record) for record in add_evaluations(judged, run_dir)]
     return RunData(
         name=run_dir.resolve().name,
         columns={name: _to_floats(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
         skipped=skipped,
-        validation=_sort_by_step(validation),
-        tasks=_sort_by_step(tasks),
+        validation=collect_by_name(records, "validation"),
+        tasks=collect_by_name(records, "task"),
         account=account,
         info=_read_info(run_dir / RUN_INFO_NAME),
     )
 
 
-def _add_judged(record: Mapping[str, Any], groups: dict[str, list[Mapping[str, Any]]]) -> None:
-    """Add a validation or a task score to the records of its name, unless its step is there."""
-    group, step = groups.setdefault(record["name"], []), int(record["step"])
-    values: dict[str, Any] = {**record, "step": step}
+def _convert_judged(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a validation or a task score with its numbers as numbers: NaN and infinities are recorded as text."""
+    values: dict[str, Any] = {**record, "step": int(record["step"])}
     if record["kind"] == "validation":
-        values["loss"] = float(record["loss"])
-    else:
-        values.update(score=float(record["score"]), metric=str(record["metric"]))
-        values["values"] = {str(key): float(value) for key, value in record["values"].items()}
-    if all(other["step"] != step for other in group):
-        group.append(values)
-
-
-def _sort_by_step(groups: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
-    return {name: sorted(group, key=lambda record: int(record["step"])) for name, group in groups.items()}
+        return {**values, "loss": float(record["loss"])}
+    scores = {str(key): float(value) for key, value in record["values"].items()}
+    return {**values, "score": float(record["score"]), "metric": str(record["metric"]), "values": scores}
 
 
 def _to_floats(column: Iterable[Any]) -> Floats:

@@ -12,10 +12,9 @@ from pathlib import Path
 from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
-from ascend_cpt.monitor.history import EVALUATIONS_NAME, read_metrics
+from ascend_cpt.monitor.history import EVALUATIONS_NAME, JUDGED_KINDS, METRICS_NAME, read_metrics
 from ascend_cpt.monitor.record import Judged, to_values
 
-METRICS_NAME = "metrics.jsonl"
 LOCK_NAME = ".evaluate.lock"
 STOP_NAME = "stop_requested.json"
 """Written into the run folder to stop its training after the current step."""
@@ -43,7 +42,7 @@ def list_pending(run_dir: Path, names: Collection[tuple[str, str]]) -> list[int]
     """Return the steps of complete checkpoints that lack a record of one of the `names` (kind, name), in order."""
     recorded: dict[int, set[tuple[str, str]]] = {}
     for record in read_metrics(run_dir / METRICS_NAME):
-        if record["kind"] in ("validation", "task"):
+        if record["kind"] in JUDGED_KINDS:
             recorded.setdefault(int(record["step"]), set()).add((record["kind"], record["name"]))
     complete, _ = list_complete(run_dir / "checkpoint")
     return sorted(step for step in complete if not set(names) <= recorded.get(step, set()))

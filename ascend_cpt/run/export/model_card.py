@@ -14,8 +14,8 @@ import yaml
 
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.config.values import format_count, format_rows
-from ascend_cpt.monitor.history import read_evaluations, read_lines
-from ascend_cpt.monitor.report.run_data import METRICS_NAME
+from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_lines
+from ascend_cpt.monitor.summary import collect_by_name
 from ascend_cpt.recipe.schedule import Schedule
 from ascend_cpt.run.export.base_weights import read_run_info
 from ascend_cpt.run.trained_model import TrainedModel
@@ -63,24 +63,16 @@ def make_card(target: Path, trained: TrainedModel, options: Options) -> str:
 def _read_recorded(path: Path, last_step: int) -> _Recorded:
     recorded = _Recorded()
     last_line = ""
+    judged: list[dict[str, Any]] = []
     for kind, line in read_lines(path, last_step):
         if kind == "step":
             last_line = line
-            continue
-        record = json.loads(line)
-        if kind == "data":
-            recorded.account = record
-        elif kind in ("validation", "task"):
-            group = recorded.sets if kind == "validation" else recorded.tasks
-            group.setdefault(str(record["name"]), []).append(record)
-    for record in read_evaluations(path.parent):
-        group = recorded.sets if record["kind"] == "validation" else recorded.tasks
-        entries = group.setdefault(str(record["name"]), [])
-        if record["step"] <= last_step and all(other["step"] != record["step"] for other in entries):
-            entries.append(record)
-    for group in (recorded.sets, recorded.tasks):
-        for name, entries in group.items():
-            group[name] = sorted(entries, key=lambda record: int(record["step"]))
+        elif kind == "data":
+            recorded.account = json.loads(line)
+        elif kind in JUDGED_KINDS:
+            judged.append(json.loads(line))
+    upto = [record for record in add_evaluations(judged, path.parent) if record["step"] <= last_step]
+    recorded.sets, recorded.tasks = collect_by_name(upto, "validation"), collect_by_name(upto, "task")
     recorded.last = json.loads(last_line) if last_line else None
     return recorded
 

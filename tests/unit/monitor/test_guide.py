@@ -17,7 +17,8 @@ from tests.unit.monitor.test_report import write_run
 
 # Files of a run folder in the order of the guide's table, and the modules that contain their names.
 WRITERS = {
-    "metrics.jsonl": "backend/training/build_callbacks.py",
+    "metrics.jsonl": "monitor/history.py",
+    "evaluations.jsonl": "monitor/history.py",
     "tensorboard/": "monitor/trackers.py",
     "best": "checkpoint/locate.py",
     "export.json": "run/export/target.py",
