@@ -27,7 +27,7 @@ from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.parameters import list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
-from ascend_cpt.run.mindformers_yaml import BOUNDARY_SETTINGS, DATA_PARALLEL_MODE, SEMI_AUTO_PARALLEL_MODE
+from ascend_cpt.run.mindformers_yaml import compile_parallel, compile_row_settings
 from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 from ascend_cpt.weights.sources import TensorSource
@@ -128,40 +128,20 @@ def _make_sections(
     device: str,
     context: Mapping[str, Any],
 ) -> dict[str, Any]:
-    model = {
-        **model_config,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "seq_length": row_format.seq_length,
-        "pad_token_id": row_format.pad_id,
-        **BOUNDARY_SETTINGS[row_format.boundaries],
-    }
-    data = layout.data_parallel
-    parallel: dict[str, Any] = {
-        "parallel_mode": SEMI_AUTO_PARALLEL_MODE,
-        "full_batch": False,
-        "enable_alltoall": True,
-        "enable_parallel_optimizer": False,
-        "search_mode": "sharding_propagation",
-        "dataset_strategy": [[data, *[1] * (dimensions - 1)] for dimensions in row_format.ranks],
-    }
-    if device == "CPU":
-        parallel = {
-            "parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False
-        }  # fmt: skip
+    section = {"enable_parallel_optimizer": False}
     return {
         "use_legacy": False,
         "run_mode": "train",
         "use_parallel": layout.world_size > 1,
         "context": {"mode": 0, "jit_config": {"jit_level": "O0"}, "device_target": device, **context},
-        "parallel": parallel,
+        "parallel": compile_parallel(section, layout, row_format, cpu=device == "CPU"),
         "parallel_config": {
-            "data_parallel": data,
+            "data_parallel": layout.data_parallel,
             "model_parallel": layout.tensor_parallel,
             "pipeline_stage": 1,
             "context_parallel": 1,
             "use_seq_parallel": layout.tensor_parallel > 1,
             "vocab_emb_dp": False,
         },
-        "model": {"model_config": model},
+        "model": {"model_config": {**model_config, **compile_row_settings(row_format)}},
     }

@@ -70,6 +70,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def select_model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json without the fields that MindFormers would take for its own settings."""
+    excluded = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
+    return {key: value for key, value in config.items() if key not in excluded}
+
+
 def unify_value(key: str, value: Any) -> Any:
     """Return the value of a model configuration's field with one name for each activation function."""
     return "silu" if key == "hidden_act" and value in _SILU_NAMES else value

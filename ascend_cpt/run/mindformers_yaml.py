@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from ascend_cpt.checkpoint.locate import Checkpoint
-from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
+from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 LOADER_NAME = "CptPackedDataLoader"
@@ -66,7 +67,7 @@ def make_mindformers_config(
         sink_size=1,  # callbacks see every step
     )
     sections["parallel_config"] = _compile_parallel_config(run, sections.get("parallel_config") or {})
-    sections["parallel"] = _compile_parallel(run, sections.get("parallel") or {}, cpu)
+    sections["parallel"] = compile_parallel(sections.get("parallel") or {}, run.layout, run.row_format, cpu=cpu)
     columns = list(run.row_format.columns)
     dataset = {
         "data_loader": {"type": LOADER_NAME, **compile_loader(run)},
@@ -87,11 +88,7 @@ def make_mindformers_config(
             "total_steps": run.schedule.total_steps,
         }
     model = sections["model"]["model_config"]
-    # MindFormers' own default is 0.1.
-    model.update(hidden_dropout=0.0, attention_dropout=0.0)
-    # Padding must not be the end-of-document token: MindFormers masks the loss of padding tokens.
-    model.update(seq_length=run.budget.seq_length, pad_token_id=run.row_format.pad_id)
-    model.update(BOUNDARY_SETTINGS[run.row_format.boundaries])
+    model.update(compile_row_settings(run.row_format))
     if run.layout.context_parallel > 1 and model.get("use_flash_attention") is None:
         # The model's own default is True, but MindFormers' check of context parallelism reads only the configuration.
         model["use_flash_attention"] = True
@@ -122,10 +119,26 @@ def _compile_parallel_config(run: ResolvedRun, section: dict[str, Any]) -> dict[
     return compiled
 
 
-def _compile_parallel(run: ResolvedRun, section: dict[str, Any], cpu: bool) -> dict[str, Any]:
+def compile_row_settings(row_format: RowFormat) -> dict[str, Any]:
+    """Return the settings of the model section that depend on the rows; they must not be set by the user."""
+    return {
+        # MindFormers' own default is 0.1.
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_length": row_format.seq_length,
+        # Padding must not be the end-of-document token: MindFormers masks the loss of padding tokens.
+        "pad_token_id": row_format.pad_id,
+        **BOUNDARY_SETTINGS[row_format.boundaries],
+    }
+
+
+def compile_parallel(
+    section: dict[str, Any], layout: ParallelLayout, row_format: RowFormat, *, cpu: bool
+) -> dict[str, Any]:
+    """Return the `parallel` section of a layout, from the user's."""
     if cpu:
         return {"parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False}
-    layout, data = run.layout, run.layout.data_parallel
+    data = layout.data_parallel
     defaults = {
         "parallel_mode": SEMI_AUTO_PARALLEL_MODE,
         "enable_alltoall": True,
@@ -138,7 +151,7 @@ def _compile_parallel(run: ResolvedRun, section: dict[str, Any], cpu: bool) -> d
         **defaults,
         **section,
         "full_batch": False,
-        "dataset_strategy": [[data, *[1] * (rank - 1)] for rank in run.row_format.ranks],
+        "dataset_strategy": [[data, *[1] * (rank - 1)] for rank in row_format.ranks],
     }
 
 

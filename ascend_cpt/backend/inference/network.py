@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.models import register_models
+from ascend_cpt.model.sizes import select_model_fields
 
-# Fields of config.json that MindFormers would interpret as its own settings.
-_EXCLUDED_FIELDS = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
 _NO_PADDING = -1
 
 
@@ -39,7 +38,6 @@ class InferenceNetwork:
         register_models()
         context = {"mode": 0, "device_target": device, "device_id": 0}
         build_context(MindFormerConfig(use_legacy=False, use_parallel=False, run_mode="train", context=context))
-        fields = {key: value for key, value in config.items() if key not in _EXCLUDED_FIELDS}
         settings: dict[str, Any] = {
             "seq_length": length,
             "pad_token_id": _NO_PADDING,
@@ -50,7 +48,7 @@ class InferenceNetwork:
             "layernorm_compute_dtype": "float32",
             "rotary_dtype": "float32",
         }
-        self.cell: nn.Cell = build_network(MindFormerConfig(model_config={**fields, **settings}))
+        self.cell: nn.Cell = build_network(MindFormerConfig(model_config={**select_model_fields(config), **settings}))
         self.cell.set_train(False)
 
     def compute_logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -187,8 +187,10 @@ class RowScorer:
         """
         size, num_labels, own = self._format.micro_batch_size, 0, []
         for place in range(self.rows_per_sum):
-            row, mask = rows[place] if place < len(rows) else (rows[0][0], np.zeros(len(rows[0][0]) - 1, np.bool_))
             rank, index = divmod(place % self.rows_per_score, size)
+            if place >= len(rows) and rank != self._data_rank:
+                continue  # another rank's filler, which has no labels
+            row, mask = rows[place] if place < len(rows) else (rows[0][0], np.zeros(len(rows[0][0]) - 1, np.bool_))
             row_format = self._format if mask is None else self._one_document
             inputs = list(row_format.make(row, index))
             if mask is not None:

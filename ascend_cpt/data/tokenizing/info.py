@@ -23,3 +23,8 @@ class TokenizerInfo:
     """Padding token; never equal to `eod_id`."""
     bos_id: int | None = None
     """Beginning-of-document token; `settings` has whether it was added."""
+
+    @property
+    def prefix_id(self) -> int:
+        """The token before a text that has nothing before it: `bos_id`, or `eod_id` without one."""
+        return self.eod_id if self.bos_id is None else self.bos_id

@@ -42,7 +42,7 @@ def open_needle_task(
         encode,
         stream.read,
         seq_length=seq_length,
-        prefix_token=tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eod_id,
+        prefix_token=tokenizer.prefix_id,
         num_tokens=stream.num_tokens,
         eod_token=manifest.tokenizer.eod_id,
         add_prefix=add_prefix,

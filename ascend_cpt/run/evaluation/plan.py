@@ -20,15 +20,13 @@ from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifes
 from ascend_cpt.data.packed.network_inputs import ACROSS, RowFormat
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.errors import CheckpointError, ConfigError, DataError
-from ascend_cpt.model.sizes import CONFIG_NAME, read_config
+from ascend_cpt.model.sizes import CONFIG_NAME, read_config, select_model_fields
 from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
 from ascend_cpt.run.evaluation.tasks import find_tokenizer, load_tasks
 from ascend_cpt.run.resolved_run import Dataset
 from ascend_cpt.run.starting_point import select_model_identity
 from ascend_cpt.tasks.load import Task
 
-# Fields of config.json that MindFormers would take for its own settings.
-_EXCLUDED_FIELDS = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
 ROUND_TO = 64
 """Rows of tasks alone are as long as the longest request, rounded up to a multiple of this."""
 
@@ -190,9 +188,8 @@ def _choose_model(path: Path, settings: EvaluationSettings) -> dict[str, Any]:
 
 def _read_model(path: Path, dtype: str) -> dict[str, Any]:
     if (path / CONFIG_NAME).is_file():
-        fields = {key: value for key, value in read_config(path).items() if key not in _EXCLUDED_FIELDS}
         return {
-            **fields,
+            **select_model_fields(read_config(path)),
             "params_dtype": "float32",
             "compute_dtype": dtype,
             "layernorm_compute_dtype": "float32",

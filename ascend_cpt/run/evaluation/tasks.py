@@ -89,8 +89,9 @@ def load_tasks(
     def load(name: str, config: TaskConfig) -> Task:
         if config.kind == NEEDLE:
             return open_needle_task(name, config, encode, info, seq_length=seq_length, add_prefix=add_prefix)
-        prefix_token = info.bos_id if info.bos_id is not None else info.eod_id
-        return load_task(name, config, encode, seq_length=seq_length, prefix_token=prefix_token, add_prefix=add_prefix)
+        return load_task(
+            name, config, encode, seq_length=seq_length, prefix_token=info.prefix_id, add_prefix=add_prefix
+        )
 
     loaded = tuple(load(name, config) for name, config in tasks.items())
     for task in loaded:
