@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--set: changes a configuration; give --config")
     settings = collect_settings(args, config)
     if args.watch and not (args.model / "checkpoint").is_dir() and not (args.model / METRICS_NAME).is_file():
-        raise CheckpointError(f"{args.model}: --watch needs the folder of a run, as soon as it has started")
+        raise CheckpointError(f"{args.model}: no run has started in this folder; --watch needs a run folder")
     open_sets(settings)
     if config is not None and (problems := find_monitoring_problems(config, _ONE_DEVICE)):
         raise ConfigError("\n".join(problems))
@@ -318,7 +318,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of a Hugging Face folder without --config [%(default)s]",
+        help="dtype of the computation for a Hugging Face folder without --config [%(default)s]",
     )
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add(
@@ -341,5 +341,5 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if not args.poll > 0:
         raise ConfigError(f"--poll {args.poll:g}: must be above 0")
     if args.watch and args.json:
-        raise ConfigError("--json: with --watch the results are in the run's metrics.jsonl; remove one of the two")
+        raise ConfigError("--json: with --watch the results are in the run's evaluations.jsonl; remove one of the two")
     return args

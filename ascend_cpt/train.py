@@ -139,7 +139,7 @@ def train_run(
 
 
 def export_run(run: ResolvedRun, console: TextIO) -> None:
-    """Do what `cpt.export` says; called by one process, after the last step.
+    """Export as configured in `cpt.export`; called by one process, after the last step.
 
     Raises:
         ExportError: when the export failed. The launcher does not restart the job, because the run is complete.

@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
             "--resize-vocab",
             type=int,
             metavar="N",
-            help="vocabulary size to write; new rows get the mean",
+            help="vocabulary size to write; new rows are the mean of the existing ones",
         )
         command.add_argument(
             "--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]"

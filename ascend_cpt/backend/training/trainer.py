@@ -70,9 +70,11 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         from ascend_cpt.backend.collectives import get_rank_and_size
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
+    from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
     from ascend_cpt.backend.checkpointing.header_metadata import use_headers
 
     use_headers()
+    require_optimizer_state()
     callbacks = _build_callbacks(run, launch)
     controller = callbacks[-1]
     stop_signals.install(launch.console)

@@ -72,7 +72,7 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
     section = config.mindformers.get("context") or {}
     context = {key: value for key, value in section.items() if key not in ("device_target", "mode")}
     configured = validation.sets if validation else {}
-    # A path of the command line replaces that of the configuration, whose alarm stays.
+    # A path on the command line replaces the configured one; the configured alarm is kept.
     given = {
         name: replace(configured.get(name, entry), path=entry.path, seq_length=None)
         for name, entry in settings.sets.items()
@@ -180,8 +180,8 @@ def _choose_model(path: Path, settings: EvaluationSettings) -> dict[str, Any]:
     before, now = select_model_identity(own), select_model_identity(given)
     if differences := describe_differences(before, now):
         raise CheckpointError(
-            f"{path}: is another model than the configuration's ({'; '.join(differences)}); give the configuration of "
-            "this model, or none"
+            f"{path}: its model differs from the configuration's ({'; '.join(differences)}); give the configuration "
+            "of this model, or drop --config"
         )
     return given
 

@@ -207,7 +207,7 @@ def _render_evaluation(
     if len(trained.origins) > 1:
         notes.append(f"The values are those of the checkpoint after step {state.step}, not of the mean.")
     elif _changes_dtype(trained, options) or _resizes(trained, options):
-        notes.append("The values were recorded in training, before the weights were converted.")
+        notes.append("The values were measured before the weights were converted.")
     return "\n".join(["## Evaluation\n", *parts, *([" ".join(notes) + "\n"] if notes else [])])
 
 

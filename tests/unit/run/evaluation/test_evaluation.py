@@ -146,7 +146,7 @@ def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
     settings = read_settings(config, make_settings(tokenizer=tokenizer, device=""))
     assert settings.device == "CPU" and settings.seq_length == config.cpt.seq_length
     assert set(settings.sets) == set(config.cpt.validation.sets if config.cpt.validation else ())
-    with pytest.raises(CheckpointError, match=r"qwen3: is another model than the configuration's \(.*hidden_size"):
+    with pytest.raises(CheckpointError, match=r"qwen3: its model differs from the configuration's \(.*hidden_size"):
         make_plan(REFERENCE / "qwen3", settings, world_size=1)
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         make_plan(REFERENCE / "qwen3", make_settings(tasks={}), world_size=1)
