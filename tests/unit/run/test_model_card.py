@@ -146,7 +146,7 @@ def test_mean_and_converted_weights(tmp_path: Path) -> None:
     assert "The values are those of the checkpoint after step 20, not of the mean." in card
     card = make_card(Path("out"), open_steps(run, 20), Options(dtype="bfloat16", vocab_size=600))
     assert "They were converted to bfloat16." in card and "vocabulary 600" in card
-    assert "recorded in training, before the weights were converted" in card
+    assert "measured before the weights were converted" in card
     assert card.endswith("verify out\n"), "it is not bit-equal to the run"
     assert "--against" in make_card(Path("out"), open_steps(run, 20), Options(dtype="float32", vocab_size=512))
 
