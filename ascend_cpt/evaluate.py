@@ -21,7 +21,7 @@ from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.task_schema import TaskConfig
-from ascend_cpt.data.packed.network_inputs import ACROSS, DOCUMENT_ATTENTION
+from ascend_cpt.data.packed.network_inputs import DOCUMENT_ATTENTION
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import CheckpointError, ConfigError, CptError
 from ascend_cpt.files import write_text
@@ -278,7 +278,7 @@ def collect_settings(args: argparse.Namespace, config: RunConfig | None) -> Eval
         tokenizer_type=args.tokenizer_type,
         max_rows=args.max_rows,
         seq_length=args.seq_length,
-        document_attention=args.document_attention or ACROSS,
+        document_attention=args.document_attention,
         device=args.device or "",
         dtype=args.dtype,
         batch_size=args.batch_size,
@@ -287,9 +287,7 @@ def collect_settings(args: argparse.Namespace, config: RunConfig | None) -> Eval
         context={},
     )
     if config is not None:
-        merged = read_settings(config, settings)
-        attention = args.document_attention or merged.document_attention
-        return dataclasses.replace(merged, document_attention=attention)
+        return read_settings(config, settings)
     return dataclasses.replace(settings, device=settings.device or "CPU")
 
 
@@ -312,7 +310,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seq-length", type=int, metavar="N", help="tokens per row [the configuration's, or that of the data]")
     add("--batch-size", type=int, default=1, metavar="N", help="rows per device and forward pass [%(default)s]")
     add("--tensor-parallel", type=int, metavar="N", help="devices that share the weights [the configuration's, or 1]")
-    add("--document-attention", choices=DOCUMENT_ATTENTION, help="[the configuration's, or across]")
+    add("--document-attention", choices=DOCUMENT_ATTENTION, help="[the configuration's, or that of the run]")
     add("--device", choices=("CPU", "Ascend"), help="[the configuration's, or CPU]")
     add(
         "--dtype",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.conftest import REPOSITORY, TASKS, make_sections, run_command
+from tests.integration.conftest import REPOSITORY, TASKS, make_sections, pack_rows, run_command
 
 TOOL = [sys.executable, "tools/evaluate.py"]
 
@@ -74,6 +74,25 @@ def test_losses_are_those_of_training(validated: tuple[Path, Path], tmp_path: Pa
     assert result.returncode == 0, result.stderr
     (record,) = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     assert record["step"] == 4 and abs(record["loss"] - expected[4]) < 1e-6
+
+
+def test_attention_within_documents_is_that_of_the_run(tmp_path: Path) -> None:
+    """Also without its configuration: the losses are those of the validation in training."""
+    packed = pack_rows(tmp_path / "short_documents", num_rows=10, pads=False, eod_every=16)
+    config = write_config(
+        tmp_path, packed, train_tokens=8 * 4 * 64, validation=validate(packed), document_attention="within"
+    )
+    run = train(config)
+    (expected,) = (record["loss"] for record in read_records(run) if record["step"] == 8)
+    found = {}
+    for name, arguments in {"own": [], "across": ["--document-attention", "across"]}.items():
+        out = tmp_path / f"{name}.json"
+        words = [str(run), "--validation", f"held={packed}", "--max-rows", "10", *arguments, "--json", str(out)]
+        result = run_command([*TOOL, *words])
+        assert result.returncode == 0, result.stderr
+        (record,) = json.loads(out.read_text(encoding="utf-8"))
+        found[name] = record["loss"]
+    assert abs(found["own"] - expected) < 1e-6 and abs(found["across"] - expected) > 1e-5, (found, expected)
 
 
 def test_two_workers_and_a_task(validated: tuple[Path, Path], tokenizer: Path, tmp_path: Path) -> None:
