@@ -71,10 +71,15 @@ def add_evaluations(judged: Iterable[dict[str, Any]], run_dir: Path) -> list[dic
     """Return validations and scores of a run with those of tools/evaluate.py that are missing, in step order."""
     found = list(judged)
     seen = {(record["kind"], record["step"], record["name"]) for record in found}
-    for record in _read_records(run_dir / EVALUATIONS_NAME):
+    for record in read_evaluations(run_dir):
         if (record["kind"], record["step"], record["name"]) not in seen:
             found.append(record)
     return sorted(found, key=lambda record: int(record["step"]))
+
+
+def read_evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of tools/evaluate.py, in the order in which they were written."""
+    return _read_records(run_dir / EVALUATIONS_NAME)
 
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
