@@ -20,10 +20,12 @@ from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokeniz
 from ascend_cpt.data.tokenizing.reference_engines import adds_bos
 from ascend_cpt.errors import CheckpointError, ConfigError, DataError
 from ascend_cpt.monitor.record import ValidationRecord
+from ascend_cpt.run.evaluation.nodes import RunFolders
 from ascend_cpt.run.evaluation.plan import EvaluationSettings, make_plan, read_settings
 from ascend_cpt.run.evaluation.tasks import describe_tasks, find_tokenizer, load_tasks
 from ascend_cpt.run.evaluation.watching import (
     append_records,
+    drop_recorded,
     hold_watch_lock,
     list_pending,
     request_stop,
@@ -196,12 +198,15 @@ def test_checkpoints_without_all_records_are_pending(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint/iteration_00000006").mkdir()
     names = [("validation", "a"), ("validation", "b")]
-    assert list_pending(tmp_path, names) == [2, 4, 8]
+    run = RunFolders(folders=(tmp_path,), main=tmp_path)
+    assert list_pending(run, names) == [2, 4, 8]
     for name in ("a", "b"):
         append_records(tmp_path, [ValidationRecord(step=4, name=name, loss=1.0, num_labels=3)])
     append_records(tmp_path, [ValidationRecord(step=8, name="a", loss=1.0, num_labels=3)])
-    assert list_pending(tmp_path, names) == [2, 8]
-    assert list_pending(tmp_path, names[:1]) == [2]
+    assert list_pending(run, names) == [2, 8]
+    assert list_pending(run, names[:1]) == [2]
+    again = [ValidationRecord(step=8, name=name, loss=1.0, num_labels=3) for name in ("a", "b")]
+    assert [record.name for record in drop_recorded(tmp_path, again)] == ["b"]
 
 
 def test_one_watcher_at_a_time_and_its_request(tmp_path: Path) -> None:
