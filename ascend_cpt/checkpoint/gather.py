@@ -20,12 +20,13 @@ from ascend_cpt.checkpoint.state import write_state
 from ascend_cpt.errors import CheckpointError
 
 
-def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
+def gather_checkpoint(parts: Sequence[Path], output: Path, *, links: bool = False) -> Checkpoint:
     """Copy the files of all parts to the folder `output` and return the checkpoint. Nothing is left after an error.
 
     Args:
         parts: Step folder, `checkpoint` folder or run folder (newest step) of each node.
         output: Folder to create; must not exist.
+        links: Make symbolic links instead of copies.
 
     Raises:
         CheckpointError: a part is incomplete or from another step or run, two parts have different versions
@@ -52,7 +53,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
                 raise CheckpointError(
                     f"{checkpoint.folder / name}: differs in size from {known}; copy the damaged one again"
                 )
-    _check_ranks(first, sources)
+    check_ranks(first, sources)
     resolved = find_resolved(first.folder)
     if resolved is not None:  # with it the gathered folder can be exported
         sources.setdefault(RESOLVED_NAME, resolved)
@@ -61,7 +62,10 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, source in sources.items():
-            shutil.copyfile(source, temporary / name)
+            if links:
+                (temporary / name).symlink_to(source.absolute())
+            else:
+                shutil.copyfile(source, temporary / name)
         files = {name: (temporary / name).stat().st_size for name in sorted(sources)}
         state = dataclasses.replace(first.state, files=files)
         write_state(temporary, state)
@@ -74,8 +78,16 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
     return Checkpoint(folder=output, state=state)
 
 
-def _check_ranks(first: Checkpoint, names: Iterable[str]) -> None:
-    """Raise CheckpointError when the shards of some ranks are in none of the parts."""
+def check_ranks(first: Checkpoint, names: Iterable[str]) -> None:
+    """Check that no shard of a model is missing.
+
+    Args:
+        first: The part to name in the error.
+        names: Names of the files of all parts.
+
+    Raises:
+        CheckpointError: the shards of some ranks are in none of the parts.
+    """
     num_ranks, missing = find_missing_ranks(names)
     if missing:
         raise CheckpointError(

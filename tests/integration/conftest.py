@@ -51,8 +51,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH, pads: bool) -> Path:
-    """Write a dataset of two files of `num_rows` rows and return its prefix; with `pads` each last row is padded."""
+def pack_rows(
+    prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH, pads: bool, eod_every: int = 0
+) -> Path:
+    """Write a dataset of two files of `num_rows` rows and return its prefix.
+
+    With `pads` each last row is padded; with `eod_every` a document ends after every so many tokens of a row.
+    """
     from mindspore.mindrecord import FileWriter
 
     generator = np.random.default_rng(1)
@@ -62,6 +67,8 @@ def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH,
             ((np.arange(seq_length + 1) * generator.integers(1, 7) + generator.integers(500)) % 500).astype(np.int32)
             for _ in range(num_rows)
         ]
+        for row in rows if eod_every else ():
+            row[eod_every - 1 :: eod_every] = EOD_ID
         num_padded = seq_length + 1 - 40 if pads else 0
         rows[-1][seq_length + 1 - num_padded :] = PAD_ID
         path = prefix.with_name(f"{prefix.name}.mindrecord{index}")

@@ -14,10 +14,9 @@ import yaml
 
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.config.values import format_count, format_rows
-from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_lines
+from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_lines, read_run_info
 from ascend_cpt.monitor.summary import collect_by_name
 from ascend_cpt.recipe.schedule import Schedule
-from ascend_cpt.run.export.base_weights import read_run_info
 from ascend_cpt.run.trained_model import TrainedModel
 from ascend_cpt.weights.convert import Options
 from ascend_cpt.weights.dtypes import DTYPES
