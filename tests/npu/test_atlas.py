@@ -40,7 +40,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 def train(config: Path, *arguments: str) -> None:
     # Another job of this machine may use the default port and log folder.
-    run(*build_command(config, *arguments), str(find_port()), str(config.parent / "log"))
+    run(*build_command(config, *arguments), str(find_port()), str(config.parent / "log"), "False", "7200")
 
 
 def prepare(case: Case, folder: Path, **changes: Any) -> Path:
