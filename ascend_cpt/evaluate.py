@@ -31,6 +31,7 @@ from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describ
 from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, read_metrics
 from ascend_cpt.monitor.record import Judged, ValidationRecord, to_values
 from ascend_cpt.monitor.sinks import format_task, format_validation
+from ascend_cpt.run.checks.job import verify_data
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.evaluation.plan import EvaluationPlan, EvaluationSettings, make_plan, open_sets, read_settings
 from ascend_cpt.run.evaluation.tasks import describe_tasks
@@ -41,6 +42,7 @@ from ascend_cpt.run.evaluation.watching import (
     list_pending,
     request_stop,
 )
+from ascend_cpt.run.verified import Verifier
 from ascend_cpt.tasks.check import find_task_problems
 from ascend_cpt.train import Process, read_process
 
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = collect_settings(args, config)
     if args.watch and not (args.model / "checkpoint").is_dir() and not (args.model / METRICS_NAME).is_file():
         raise CheckpointError(f"{args.model}: --watch needs the folder of a run, as soon as it has started")
-    open_sets(settings)
+    manifests = open_sets(settings)
     if config is not None and (problems := find_monitoring_problems(config, _ONE_DEVICE)):
         raise ConfigError("\n".join(problems))
     with join_job(process.rank, process.world_size) as channel, contextlib.ExitStack() as stack:
@@ -73,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend_cpt_evaluate_")))
         os.environ.setdefault("LOG_MF_PATH", str(logs))
         console = stack.enter_context(captured_output(logs / "mindformers.log"))
+        if not args.no_verify:
+            verify_data(manifests.values() if channel.is_first_on_node else (), channel)
         work = _Work(args=args, settings=settings, process=process, channel=channel, console=console)
         try:
             return work.watch() if args.watch else work.run_once()
@@ -97,16 +101,22 @@ class _Work:
     ) -> None:
         self._args, self._settings = args, settings
         self._process, self._channel, self._console = process, channel, console
+        # Whether the nodes share storage is not known here, so each verifies what it loads.
+        self._verifier = Verifier(channel=channel, shared=False, weights_only=True, enabled=not args.no_verify)
         self._network: EvaluationNetwork | None = None
         self._plan: EvaluationPlan | None = None
 
     def run_once(self) -> int:
         """Evaluate the weights given, print the results and write them to --json."""
         path: Path = self._args.model
+        step = 0
         if not (path / CONFIG_NAME).is_file():
-            # The run may save another step in the meantime: all processes evaluate the one that the first one sees.
-            path = Path(self._channel.all_gather("checkpoint", str(locate_checkpoint(path).folder))[0])
-        step = 0 if (path / CONFIG_NAME).is_file() else locate_checkpoint(path).state.step
+            checkpoint, skipped = self._verifier.locate(path)
+            path, step = checkpoint.folder, checkpoint.state.step
+            for line in skipped:
+                self._print(f"warning: skipped an unusable checkpoint: {line}")
+            for line in self._verifier.note_unverified(checkpoint):
+                self._print(f"warning: {line}")
         if not self._load(path):
             raise CheckpointError(f"{path}: was deleted while it was loaded; choose a newer checkpoint")
         records = self._evaluate(path, step)
@@ -141,8 +151,9 @@ class _Work:
             waiting = False
             step = common[0]
             folder = run_dir / "checkpoint" / f"iteration_{step:08d}"
-            if not self._load(folder):
-                self._print(f"{folder}: was deleted before it was evaluated; skipped")
+            problem = self._verifier.find_damage(folder)
+            if problem or not self._load(folder):
+                self._print(f"{problem or f'{folder}: was deleted before it was evaluated'}; skipped")
                 given_up.add(step)
                 continue
             records = self._evaluate(folder, step)
@@ -320,6 +331,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="float32",
         help="of a Hugging Face folder without --config [%(default)s]",
     )
+    add("--no-verify", action="store_true", help="do not compare checkpoint and data with their checksums")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add(
         "--watch",

@@ -7,6 +7,7 @@ part of every global batch, so the global batch of a step contains the same rows
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import mindspore.dataset as ds
@@ -16,6 +17,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from ascend_cpt.data.packed.manifest import Manifest, load_manifest
 from ascend_cpt.data.packed.megatron_rows import MmapRows
 from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.data.packed.token_stream import check_rows
 from ascend_cpt.errors import DataError
 from ascend_cpt.recipe.phases import SampleOrder
 from ascend_cpt.run.mindformers_yaml import LOADER_NAME
@@ -31,16 +33,22 @@ class MindRecordRows:
 
     def __init__(self, manifest: Manifest) -> None:
         # MindDataset rejects files without rows, as written for a shard without documents.
-        self._files = [str(manifest.folder / shard.file) for shard in manifest.shards if shard.num_rows]
+        shards = [shard for shard in manifest.shards if shard.num_rows]
+        self._files = [str(manifest.folder / shard.file) for shard in shards]
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in shards)])
+        self._row_length = None if manifest.seq_length is None else manifest.seq_length + 1
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
 
         Raises:
-            DataError: when the files contain fewer rows than their manifest lists.
+            DataError: when the files contain fewer rows than their manifest lists, or a row is damaged.
         """
         # MindDataset rejects samplers with more rows than the file, so a repeated row (of two epochs) is read once.
         unique, inverse = np.unique(rows, return_inverse=True)
+        for path, start, stop in zip(self._files, self._starts, self._starts[1:], strict=False):
+            within = unique[(unique >= start) & (unique < stop)] - start
+            check_rows(Path(path), within.tolist(), self._row_length)
         dataset = ds.MindDataset(
             self._files, columns_list=["input_ids"], sampler=ds.SubsetSampler(unique.tolist()), num_parallel_workers=1
         )

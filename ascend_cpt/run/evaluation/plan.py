@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ascend_cpt.checkpoint.fingerprint import describe_differences
 from ascend_cpt.checkpoint.locate import find_resolved, locate_checkpoint
 from ascend_cpt.config.loader import RunConfig
@@ -25,6 +23,7 @@ from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
 from ascend_cpt.run.evaluation.tasks import find_tokenizer, load_tasks
 from ascend_cpt.run.resolved_run import Dataset
 from ascend_cpt.run.starting_point import select_model_identity
+from ascend_cpt.run.trained_model import read_model_config
 from ascend_cpt.tasks.load import Task
 
 ROUND_TO = 64
@@ -199,8 +198,7 @@ def _read_model(path: Path, dtype: str) -> dict[str, Any]:
     resolved = find_resolved(checkpoint)
     if resolved is None:
         raise CheckpointError(f"{checkpoint}: has no resolved.yaml of its run; copy it there, or give --config")
-    model: dict[str, Any] = yaml.safe_load(resolved.read_text(encoding="utf-8"))["model"]["model_config"]
-    return model
+    return read_model_config(resolved)
 
 
 def _make_row_format(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ascend_cpt.checkpoint.locate import locate_checkpoint
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.report.run_data import RUN_INFO_NAME
 from ascend_cpt.run.resolved_run import RANDOM_INIT
+from ascend_cpt.strict_json import JsonError, read_json_object
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
 # A model in the cache of the Hugging Face hub; other paths do not contain the model's name on the hub.
@@ -55,9 +55,6 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_json_object(path)
+    except JsonError as error:
         raise DataError(f"{path}: cannot be read ({error}); remove it") from None
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: cannot be read (not an object); remove it")
-    return info
