@@ -6,7 +6,8 @@ part of every global batch, so the global batch of a step contains the same rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ascend_cpt.recipe.phases import SampleOrder
 from ascend_cpt.run.mindformers_yaml import LOADER_NAME
 
 ROWS_PER_WINDOW = 2048
+
+_errors: list[DataError] = []
 
 
 class MindRecordRows:
@@ -113,7 +116,11 @@ class RunRows:
         if not 0 <= offset < len(self._window):
             items = np.arange(index, min(index + ROWS_PER_WINDOW, self._num_items))
             sources, rows = self._order.locate(self.to_positions(items))
-            self._window_start, self._window = index, self._rows.read(sources, rows)
+            try:
+                self._window_start, self._window = index, self._rows.read(sources, rows)
+            except DataError as error:
+                _errors.append(error)
+                raise
             offset = 0
         return self._format.make(self._window[offset], index % self._batch_size)
 
@@ -121,6 +128,18 @@ class RunRows:
         """Return the positions in the run (int64) of this rank's items: its slice of every global batch."""
         step, within = np.divmod(items, self._batch_size)
         return (step * self._num_ranks + self._rank) * self._batch_size + within
+
+
+@contextmanager
+def reporting_data_errors() -> Iterator[None]:
+    """Raise the error of a `RunRows` that ends this block; MindSpore raises a RuntimeError with its traceback."""
+    _errors.clear()
+    try:
+        yield
+    except RuntimeError as error:
+        if not _errors:
+            raise
+        raise _errors[0] from error
 
 
 def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifest]:
