@@ -19,6 +19,7 @@ from ascend_cpt.model.sizes import unify_value
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
 from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
 from ascend_cpt.run.verified import ALONE, Verifier
+from ascend_cpt.strict_json import shorten
 from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
@@ -145,6 +146,7 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
     Raises:
         CheckpointError: when more than the length changed, or the rows trained so far would be different.
     """
+    _check_fingerprint(chosen)
     state = chosen.state
     saved, current = dict(state.fingerprint), run.fingerprint()
     others = describe_differences(
@@ -181,6 +183,26 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
                 "extended without a jump (arXiv 2403.08763)"
             )
     return tuple(notes)
+
+
+def _check_fingerprint(checkpoint: Checkpoint) -> None:
+    """Check that the fingerprint of a checkpoint, which may come from elsewhere, has what is read from it here.
+
+    Raises:
+        CheckpointError: a field is missing or of another form.
+    """
+    saved = checkpoint.state.fingerprint
+    try:
+        select_model_identity(saved["model"])
+        {digest: name for name, digest in saved["sources"]}
+        _name_phases(_cut_phases(saved["phases"], checkpoint.state.step))
+        if saved.get("schedule"):
+            learning_rate_at(Schedule.from_record(**saved["schedule"]), max(checkpoint.state.step - 1, 0))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.folder / STATE_NAME}: its fingerprint does not describe a run ({type(error).__name__}: "
+            f"{shorten(str(error))}); use a checkpoint as it was saved"
+        ) from error
 
 
 def _check_same_rows(chosen: Checkpoint, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
@@ -228,6 +250,7 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifi
     weights = dataclasses.replace(verifier, weights_only=True)
     checkpoint, damaged = weights.locate(Path(requested), own=not verifier.shared)
     skipped = (*skipped, *damaged)
+    _check_fingerprint(checkpoint)
     before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
     rope_before, rope_now = (
         {key: fields.pop(key) for key in ROPE_KEYS if fields[key] is not None} for fields in (before, now)

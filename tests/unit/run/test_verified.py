@@ -215,3 +215,37 @@ def test_a_folder_for_the_record_that_cannot_be_written(
     verify_data([manifest], ALONE)
     assert "verified again at the next start; set XDG_CACHE_HOME" in caplog.text
     assert os.listdir(tmp_path / "data") == os.listdir(manifest.folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": 3},
+        {"model": None},
+        {"sources": [1]},
+        {"sources": [["a", ["x"]]]},
+        {"phases": [3]},
+        {"phases": None},
+        {"schedule": {"kind": 1}},
+        {"schedule": 3},
+        {"phases": [[{"name": []}]]},
+    ],
+)
+def test_a_delivered_fingerprint_gives_one_line(
+    resolve_run: Callable[..., ResolvedRun], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    run = complete(resolve_run(), tmp_path / "run", (300,))
+    path = run.checkpoint_root / "iteration_00000300" / STATE_NAME
+    record = json.loads(path.read_text())
+    record["fingerprint"].update(change)
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="different settings"):
+        choose_start(run, None, channel=ALONE)
+    config = dataclasses.replace(run.config, cpt=dataclasses.replace(run.config.cpt, init_from=str(run.run_dir)))
+    for other, settings in (
+        (dataclasses.replace(run, config=config, run_dir=tmp_path / "new"), {}),
+        (run, {"extend": True}),
+    ):
+        with pytest.raises(CheckpointError, match="fingerprint does not describe a run|--extend only makes") as caught:
+            choose_start(other, None, channel=ALONE, **settings)
+        assert "\n" not in str(caught.value)

@@ -144,3 +144,11 @@ def test_a_damaged_index_is_named(mindrecord: Manifest) -> None:
     index.write_bytes(index.read_bytes()[:5000])
     with pytest.raises(DataError, match="cannot be read"):
         check_rows(path)
+
+
+def test_a_size_that_is_not_used_is_refused() -> None:
+    """MindSpore reads eight bytes for the fourth code; the sum of the sizes would be right here."""
+    entry, _ = pack_rows(np.array([[200, 200]], np.int32))
+    assert entry[12] == 0b0101_0000
+    with pytest.raises(ValueError, match="a row is damaged"):
+        unpack_row(entry[:12] + bytes([0b1110_0000]) + entry[13:])
