@@ -28,6 +28,7 @@ from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, read_metrics
 from ascend_cpt.monitor.record import Judged, ValidationRecord, to_values
 from ascend_cpt.monitor.sinks import format_task, format_validation
 from ascend_cpt.monitor.trackers import EvaluationTrackers
+from ascend_cpt.run.checks.job import verify_data
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.evaluation.command_line import collect_settings, parse_arguments
 from ascend_cpt.run.evaluation.nodes import RunFolders, check_parts, choose_parts, follow, link_parts
@@ -40,6 +41,7 @@ from ascend_cpt.run.evaluation.watching import (
     list_pending,
     request_stop,
 )
+from ascend_cpt.run.verified import Verifier
 from ascend_cpt.train import Process, read_process
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--set: changes a configuration; give --config")
     settings = collect_settings(args, config)
     run = follow(args.model) if args.watch else None
-    open_sets(settings)
+    manifests = open_sets(settings)
     if config is not None and (problems := find_monitoring_problems(config, _ONE_DEVICE)):
         raise ConfigError("\n".join(problems))
     with join_job(process.rank, process.world_size) as channel, contextlib.ExitStack() as stack:
@@ -69,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend_cpt_evaluate_")))
         os.environ.setdefault("LOG_MF_PATH", str(logs))
         console = stack.enter_context(captured_output(logs / "mindformers.log"))
+        if not args.no_verify:
+            verify_data(manifests.values() if channel.is_first_on_node else (), channel)
         work = _Work(args=args, settings=settings, process=process, channel=channel, console=console, scratch=logs)
         try:
             return work.run_once() if run is None else work.watch(run)
@@ -95,14 +99,14 @@ class _Work:
         self._scratch = scratch
         self._args, self._settings = args, settings
         self._process, self._channel, self._console = process, channel, console
+        # Whether the nodes share storage is not known here, so each verifies what it loads.
+        self._verifier = Verifier(channel=channel, shared=False, weights_only=True, enabled=not args.no_verify)
         self._network: EvaluationNetwork | None = None
         self._plan: EvaluationPlan | None = None
 
     def run_once(self) -> int:
         """Evaluate the weights given, print the results and write them to --json."""
-        # The run may save another step in the meantime: all processes evaluate the one that the first one sees.
-        parts = [Path(part) for part in self._channel.all_gather("checkpoint", self._choose_parts())[0]]
-        step = 0 if (parts[0] / CONFIG_NAME).is_file() else locate_checkpoint(parts[0]).state.step
+        parts, step = self._choose()
         if not self._load(parts):
             raise CheckpointError(f"{parts[0]}: was deleted while it was loaded; choose a newer checkpoint")
         records = self._evaluate(parts[0], step)
@@ -111,8 +115,32 @@ class _Work:
             write_text(self._args.json, json.dumps([to_values(record) for record in records], indent=1) + "\n")
         return 0
 
-    def _choose_parts(self) -> list[str]:
-        return [str(part) for part in choose_parts(self._args.model)] if self._process.rank == 0 else []
+    def _choose(self) -> tuple[list[Path], int]:
+        """Return the folder of the weights, or those of a checkpoint's parts, and the step.
+
+        Raises:
+            CheckpointError: no complete and undamaged checkpoint.
+        """
+        paths: list[Path] = self._args.model
+        if len(paths) == 1 and (paths[0] / CONFIG_NAME).is_file():
+            return paths, 0
+        if len(paths) == 1:
+            checkpoint, skipped = self._verifier.locate(paths[0])
+            for line in skipped:
+                self._print(f"warning: skipped an unusable checkpoint: {line}")
+            for line in self._verifier.note_unverified(checkpoint):
+                self._print(f"warning: {line}")
+            return [checkpoint.folder], checkpoint.state.step
+        # The run may save another step in the meantime: all processes evaluate the one that the first one sees.
+        chosen = [str(part) for part in choose_parts(paths)] if self._process.rank == 0 else []
+        parts = [Path(part) for part in self._channel.all_gather("checkpoint", chosen)[0]]
+        if problem := self._find_damage(parts):
+            raise CheckpointError(problem)
+        return parts, locate_checkpoint(parts[0]).state.step
+
+    def _find_damage(self, parts: Sequence[Path]) -> str:
+        problems = [self._verifier.find_damage(part) for part in parts]
+        return next(filter(None, problems), "")
 
     def watch(self, run: RunFolders) -> int:
         """Evaluate every new complete checkpoint until the run is over. Returns 1 if an alarm asked the run to stop."""
@@ -126,8 +154,9 @@ class _Work:
         try:
             while (step := self._wait(run, names, given_up)) is not None:
                 parts = run.locate(step)
-                if not self._load(parts):
-                    self._print(f"{parts[0]}: was deleted before it was evaluated; skipped")
+                problem = self._find_damage(parts)
+                if problem or not self._load(parts):
+                    self._print(f"{problem or f'{parts[0]}: was deleted before it was evaluated'}; skipped")
                     given_up.add(step)
                     continue
                 records = self._evaluate(parts[0], step)

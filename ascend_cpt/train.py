@@ -194,6 +194,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="continue a run that was extended with more tokens or phases",
     )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="start without comparing checkpoint and data with their checksums (like cpt.checkpoint.verify: false and "
+        "cpt.storage.verify_data: false)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
     return parser.parse_args(argv)
@@ -226,6 +232,8 @@ def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["cpt.sources"] = {"train": {"path": args.train_dataset_dir}}
     if args.no_shared_storage:
         overrides["cpt.storage.shared"] = False
+    if args.no_verify:
+        overrides.update({"cpt.checkpoint.verify": False, "cpt.storage.verify_data": False})
     if args.output_dir:
         overrides["output_dir"] = args.output_dir
     if args.load_checkpoint:

@@ -26,7 +26,8 @@ from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.shards.pack import ShardResult, load_result
 from ascend_cpt.data.shards.task import ShardTask
 from ascend_cpt.errors import DataError
-from ascend_cpt.files import write_text
+from ascend_cpt.files import sync_file, sync_folder, write_text
+from ascend_cpt.strict_json import JsonError, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
     run_file = work / _RUN_FILE
     try:
         if run_file.exists():
-            difference = describe_difference(json.loads(run_file.read_text(encoding="utf-8")), identity)
+            difference = describe_difference(_read_identity(run_file), identity)
             if not difference:
                 return work
             if not settings.overwrite:
@@ -120,6 +121,13 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
     except OSError as error:
         raise DataError(f"{work}: cannot be written: {error.strerror}") from error
     return work
+
+
+def _read_identity(path: Path) -> Identity:
+    try:
+        return read_json_object(path)
+    except JsonError as error:
+        raise DataError(f"{path}: {error}; remove the folder") from None
 
 
 def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
@@ -148,6 +156,8 @@ def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: 
                 for name in (shard.file, shard.index_file):
                     if (folder / name).exists():
                         os.replace(folder / name, prefix.parent / name)
+            # The files were flushed when packed; now they stay in place, before others go and manifests list them.
+            sync_folder(prefix.parent)
             _remove_stale(prefix, {name for shard in manifest.shards for name in (shard.file, shard.index_file)})
         written = [
             write_manifest(manifest, manifest_path(prefix))
@@ -180,6 +190,8 @@ def join_shards(
 def _join_parts(folder: Path, tasks: Sequence[ShardTask], shards: Sequence[Shard]) -> Shard:
     name = shards[0].file.removesuffix(indexed.DATA_SUFFIX)
     indexed.join_parts([task.folder / name for task in tasks], folder / name)
+    for file in (shards[0].file, shards[0].index_file):
+        sync_file(folder / file)
     counts = ("num_rows", "num_tokens", "num_documents", "text_bytes")
     return make_shard(
         folder / shards[0].file,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import DataError
+from ascend_cpt.strict_json import JsonError, read_json_object
 
 _HEAD = re.compile(r'\{"kind": "(\w+)", "step": (\d+), ')
 
@@ -45,12 +46,9 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); remove it to go on without it") from None
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: not a JSON object; remove it to go on without it")
-    return info
+        return read_json_object(path)
+    except JsonError as error:
+        raise DataError(f"{path}: {error}; remove it to go on without it") from None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
 from ascend_cpt.data.sample import make_sample
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer
@@ -81,10 +82,10 @@ def pack_rows(
             Shard(
                 file=path.name,
                 size_bytes=path.stat().st_size,
-                sha256="",
+                sha256=checksum_file(path),
                 index_file=index_path.name,
                 index_size_bytes=index_path.stat().st_size,
-                index_sha256="",
+                index_sha256=checksum_file(index_path),
                 num_rows=num_rows,
                 num_tokens=num_rows * (seq_length + 1) - num_padded,
                 num_documents=num_rows,

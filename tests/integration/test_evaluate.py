@@ -16,6 +16,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from ascend_cpt.checkpoint.checksums import checksum_file
 from ascend_cpt.checkpoint.state import read_state, write_state
 from tests.integration.conftest import REPOSITORY, TASKS, make_sections, pack_rows, run_command
 
@@ -135,7 +136,8 @@ def split_run(run: Path, folder: Path) -> list[Path]:
             save_file(halves, part / files[index])
             (part / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
             sizes = {path.name: path.stat().st_size for path in part.iterdir()}
-            write_state(part, dataclasses.replace(read_state(checkpoint), files=sizes))
+            checksums = {name: checksum_file(part / name) for name in sizes}
+            write_state(part, dataclasses.replace(read_state(checkpoint), files=sizes, checksums=checksums))
     return nodes
 
 
@@ -290,4 +292,4 @@ def test_mistakes_are_reported_in_one_line(validated: tuple[Path, Path], argumen
 
 def test_watching_a_folder_without_a_run(tmp_path: Path) -> None:
     result = run_command([*TOOL, str(tmp_path), "--validation", "held=x", "--watch"])
-    assert result.returncode == 2 and "--watch needs the folder of a run" in result.stderr
+    assert result.returncode == 2 and "no run has started in this folder" in result.stderr

@@ -123,10 +123,9 @@ def test_under_the_launcher_one_worker_exports_and_a_failure_is_not_restarted(
     assert "step 20/20" in output and output.count("export   verified against") == 1
     assert {path.name for path in target.iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
 
-    # A file with the temporary name of the export: this is found only when the export is written.
-    shutil.rmtree(target)
-    (target.parent / ".exported.tmp").touch()
-    failed = launch(config, port=free_ports[1], log_dir=tmp_path / "log_b", env=environment)
+    # A name that is too long for the temporary one made from it: this is found only when the export is written.
+    change = ["--set", f"cpt.export.to={target.parent / ('x' * 250)}"]
+    failed = launch(config, *change, port=free_ports[1], log_dir=tmp_path / "log_b", env=environment)
     output = failed.stdout + failed.stderr
     assert failed.returncode == 1, output
     assert "already complete at step 20" in output and "restart 1 of" not in output

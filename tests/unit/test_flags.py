@@ -21,6 +21,7 @@ FLAGS: dict[str, list[str]] = {
         "--extend",
         "--load_checkpoint",
         "--no-shared-storage",
+        "--no-verify",
         "--output_dir",
         "--resume_training",
         "--run_mode",
@@ -42,12 +43,14 @@ FLAGS: dict[str, list[str]] = {
         "--dtype",
         "--like",
         "--max-shard-gb",
+        "--no-verify",
         "--resize-vocab",
     ],
     "tools/convert_weights.py verify": [
         "--against",
         "--average",
         "--no-logits",
+        "--no-verify",
     ],
     "tools/doctor.py": [
         "--disk-gb",
@@ -59,6 +62,7 @@ FLAGS: dict[str, list[str]] = {
         "--output-dir",
     ],
     "tools/gather_checkpoint.py": [
+        "--no-verify",
         "--output",
     ],
     "tools/evaluate.py": [
@@ -69,6 +73,7 @@ FLAGS: dict[str, list[str]] = {
         "--dtype",
         "--json",
         "--max-rows",
+        "--no-verify",
         "--poll",
         "--seq-length",
         "--set",

@@ -56,9 +56,9 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
     # These modules register themselves with MindFormers on import.
     import ascend_cpt.backend.models
-    import ascend_cpt.backend.training.data_loader
     import ascend_cpt.backend.training.learning_rate  # noqa: F401
     from ascend_cpt.backend.training import stop_signals
+    from ascend_cpt.backend.training.data_loader import reporting_data_errors
 
     # Building the context creates folders below MindFormers' output path, by default the current folder.
     set_output_path(str(run.run_dir.absolute()))
@@ -80,7 +80,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     stop_signals.install(launch.console)
     try:
         controller.restore_alarm()
-        with report_full_disk(run.run_dir, "training"):
+        with report_full_disk(run.run_dir, "training"), reporting_data_errors():
             Trainer(mindformers_config, callbacks=callbacks).train()
         controller.finish_saving()
         controller.raise_ending()

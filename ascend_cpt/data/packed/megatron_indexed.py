@@ -70,7 +70,11 @@ class IndexedReader:
         is_contiguous = np.array_equal(starts.view("<i8"), ends[:-1] * self.dtype.itemsize)
         if not is_contiguous or num_bytes != ends[-1] * self.dtype.itemsize:
             raise DataError(f"{self.data_path}: does not match {self.index_path}; copy both again")
-        self._boundaries: npt.NDArray[np.int64] = ends[boundaries.view("<i8")]
+        firsts = boundaries.view("<i8")
+        are_ordered = firsts.size and firsts[0] == 0 and firsts[-1] == num_sequences and (np.diff(firsts) >= 0).all()
+        if not are_ordered or (lengths.view("<i4") < 0).any():
+            raise DataError(f"{self.index_path}: a length or a document boundary is damaged; copy it again")
+        self._boundaries: npt.NDArray[np.int64] = ends[firsts]
         """Token offsets: document k, of one or more sequences, is between boundaries k and k + 1."""
         self.lengths: npt.NDArray[np.int64] = np.diff(self._boundaries)
         self.ids = np.memmap(self.data_path, self.dtype, "r") if num_bytes else np.empty(0, self.dtype)

@@ -92,6 +92,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="float32",
         help="dtype of the computation for a Hugging Face folder without --config [%(default)s]",
     )
+    add("--no-verify", action="store_true", help="do not compare checkpoint and data with their checksums")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add(
         "--watch",

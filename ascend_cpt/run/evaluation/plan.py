@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ascend_cpt.checkpoint.fingerprint import describe_differences
 from ascend_cpt.checkpoint.locate import find_resolved, locate_checkpoint
 from ascend_cpt.config.loader import RunConfig
@@ -26,6 +24,7 @@ from ascend_cpt.run.evaluation.tasks import find_tokenizer, load_tasks
 from ascend_cpt.run.mindformers_yaml import remove_boundary_settings
 from ascend_cpt.run.resolved_run import Dataset
 from ascend_cpt.run.starting_point import select_model_identity
+from ascend_cpt.run.trained_model import read_model_config, read_section
 from ascend_cpt.tasks.load import Task
 
 ROUND_TO = 64
@@ -215,10 +214,9 @@ def _read_resolved(path: Path) -> _Trained:
     resolved = find_resolved(checkpoint)
     if resolved is None:
         raise CheckpointError(f"{checkpoint}: has no resolved.yaml of its run; copy it there")
-    sections = yaml.safe_load(resolved.read_text(encoding="utf-8"))
     return _Trained(
-        model=remove_boundary_settings(sections["model"]["model_config"]),
-        row_format=RowFormat.from_record(sections["train_dataset"]["data_loader"]["row_format"]),
+        model=remove_boundary_settings(read_model_config(resolved)),
+        row_format=RowFormat.from_record(read_section(resolved, "train_dataset.data_loader.row_format")),
     )
 
 

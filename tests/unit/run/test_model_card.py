@@ -169,5 +169,5 @@ def test_base_weights(tmp_path: Path) -> None:
     (run / "best").write_text("iteration_00000010\n", encoding="utf-8")
     assert describe_base(str(run / "best"))["step"] == 10
     (run / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="run.json: not valid JSON"):
+    with pytest.raises(DataError, match="run.json: is not valid JSON"):
         read_run_info(run)
