@@ -87,6 +87,8 @@ class GatherServer(threading.Thread):
     def _take(self, peer: Peer, record: Value | Failure) -> None:
         rank = peer.number
         assert rank is not None, "only peers that have proved the key are read"
+        if isinstance(record, Value):
+            self._check_member(rank, record)
         if peer not in self._ranks:
             if rank in self._ranks.values():
                 raise InvalidRecord("a rank that another process has")
@@ -105,9 +107,9 @@ class GatherServer(threading.Thread):
 
     def _collect(self, rank: int, record: Value) -> None:
         if record.topic == HELLO:
-            self._welcome(rank, read_record(Member, record.value))
-        elif rank not in self._members:
-            raise InvalidRecord("a value before the first message")
+            self._members[rank] = read_record(Member, record.value)
+            if len(self._members) == self._size:
+                self._server.close_to_new()
         self._topic = record.topic
         self._values[rank] = record.value
         if len(self._values) == self._size:
@@ -117,12 +119,13 @@ class GatherServer(threading.Thread):
         else:
             self._check_missing()
 
-    def _welcome(self, rank: int, member: Member) -> None:
-        if member.rank != rank:
-            raise InvalidRecord("another rank than that of the handshake")
-        self._members[rank] = member
-        if len(self._members) == self._size:
-            self._server.close_to_new()
+    def _check_member(self, rank: int, record: Value) -> None:
+        """Check that a process introduces itself, under the rank that it has proved, before it sends values."""
+        if record.topic == HELLO:
+            if read_record(Member, record.value).rank != rank:
+                raise InvalidRecord("another rank than that of the handshake")
+        elif rank not in self._members:
+            raise InvalidRecord("a value before the first message")
 
     def _check_missing(self) -> None:
         """Fail the pending all_gather when a process that it needs has exited."""

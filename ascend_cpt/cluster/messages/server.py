@@ -10,6 +10,7 @@ import contextlib
 import resource
 import selectors
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,12 +18,13 @@ from ascend_cpt.cluster.messages.address import format_peer, listen
 from ascend_cpt.cluster.messages.connection import MAX_MESSAGE_BYTES
 from ascend_cpt.cluster.messages.peer import Peer
 
-MAX_UNPROVED = 64
+MAX_UNPROVED = 256
 HANDSHAKE_S = 10.0
 # A peer that takes nothing of what is queued for it for this long, or lets this much pile up, is dropped.
 STALL_S = 45.0
 MAX_UNSENT_MESSAGES = 4
-ACCEPTS_PER_POLL = 64
+# Few at once, so that answers are read before more connections take the places of those that are about to prove the key.
+ACCEPTS_PER_POLL = 16
 # Without free file descriptors a pending connection would be reported again and again.
 ACCEPT_PAUSE_S = 0.5
 SPARE_DESCRIPTORS = 512
@@ -79,10 +81,9 @@ class Server:
 
         Peers that the caller drops during the iteration are skipped. A peer reported with None is dropped already.
         """
-        for key, events in self._selector.select(timeout_s):
+        ready = self._selector.select(timeout_s)
+        for key, events in ready:
             peer = key.data
-            if key.fileobj is self._listener:
-                self._accept()
             if peer not in self._unproved and peer not in self.peers:
                 continue
             if events & selectors.EVENT_WRITE:
@@ -90,6 +91,8 @@ class Server:
                 self._watch(peer)
             if events & selectors.EVENT_READ:
                 yield from self._read(peer)
+        if any(key.data is None for key, _ in ready):
+            self._accept()
         yield from self._drop_late()
         if not self._is_accepting and not self._is_closed_to_new and time.monotonic() > self._accept_after_s:
             self._resume_accepting()
@@ -147,8 +150,14 @@ class Server:
                 connected.close()
                 continue
             if len(self._unproved) >= MAX_UNPROVED:
-                self._refuse(next(iter(self._unproved)))
+                self._make_place()
             self._unproved[peer] = None
+
+    def _make_place(self) -> None:
+        """Refuse the oldest connection of the host that has the most, so that one host cannot keep out the others."""
+        counts = Counter(peer.host for peer in self._unproved)
+        busiest = max(counts, key=lambda host: counts[host])
+        self._refuse(next(peer for peer in self._unproved if peer.host == busiest))
 
     def _read(self, peer: Peer) -> Iterator[tuple[Peer, list[bytes] | None]]:
         try:
