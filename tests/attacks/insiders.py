@@ -36,7 +36,7 @@ def enter(target: Target) -> Connection:
     return connect(target.address, key=target.key, purpose=target.purpose, number=target.spare)
 
 
-def see(connection: Connection, limit_s: float = 1.0) -> str:
+def see(connection: Connection, limit_s: float = 0.5) -> str:
     """Return whether the server drops a connection, refuses it with a reason, or ignores what it sent."""
     deadline = time.monotonic() + limit_s
     connection.socket.settimeout(0.1)
@@ -56,6 +56,8 @@ def say(*messages: dict[str, Any] | bytes) -> Attack:
         connection = enter(target)
         try:
             for message in messages:
+                if isinstance(message, dict) and message.get("size") == JOIN["size"]:
+                    message = message | {"size": target.size}
                 connection.send(message if isinstance(message, bytes) else json.dumps(message).encode())
             return see(connection)
         finally:

@@ -20,7 +20,7 @@ from tests.attacks.target import CLOSED, REFUSED, Target, relayed
 Attack = Callable[[Target], str]
 STRANGERS: dict[str, tuple[Attack, str]] = {}
 NUM_IDLE = 700
-NUM_FLOOD = 2000
+NUM_FLOOD = 1000
 
 
 def stranger(name: str, outcome: str = CLOSED) -> Callable[[Attack], Attack]:

@@ -19,13 +19,18 @@ NO_SERVER = "nobody listens"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A port of a job. `key` and `purpose` are what its processes know; `spare` is a number that none of them has."""
+    """A port of a job.
+
+    `key` and `purpose` are what its processes know; `spare` is a number that none of them has; `size` is the number of
+    workers and nodes.
+    """
 
     address: tuple[str, int]
     key: bytes
     purpose: str
     spare: int
     handshake_s: float
+    size: tuple[int, int] = (4, 2)
 
     def dial(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=5)

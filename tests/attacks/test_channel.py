@@ -19,7 +19,7 @@ from tests.attacks.target import Target
 from tests.ports import find_free_port
 
 KEY = b"\x08" * 32
-HANDSHAKE_S = 0.8
+HANDSHAKE_S = 0.6
 HELLO = {"kind": "Value", "topic": "connection", "value": {"rank": 1, "node": 0, "host": "x"}}
 SPEECHES: dict[str, dict[str, Any] | bytes] = {
     "a value before the first message": {"kind": "Value", "topic": "data", "value": 1},

@@ -26,7 +26,7 @@ from tests.attacks.target import Target
 from tests.ports import find_free_port
 
 KEY = b"\x07" * 32
-HANDSHAKE_S = 0.8
+HANDSHAKE_S = 0.6
 MAX_CPU_S = 3.0
 
 

@@ -69,10 +69,8 @@ def test_dry_run_prints_the_commands(tmp_path: Path, environ: dict[str, str]) ->
     assert [line[7] for line in lines] == ["n0", "n1"]
     remote = lines[1][8]
     assert shlex.split(remote)[:2] == ["cd", environ["REMOTE_ROOT"]]
-    assert (
-        "&& source /usr/local/Ascend/ascend-toolkit/set_env.sh && exec env ASCEND_CPT_PYTHON=/p ASCEND_CPT_SECRET_FILE="
-        in remote
-    )
+    assert "&& source /usr/local/Ascend/ascend-toolkit/set_env.sh && exec env ASCEND_CPT_PYTHON=/p " in remote
+    assert ' ASCEND_CPT_SECRET_FILE="$HOME"/.config/ascend_cpt/job_8118 bash scripts/msrun_launcher.sh ' in remote
     assert shlex.split(remote)[-6:] == ["run_cpt.py --config x.yaml", "16", "8", "n0", "8118", "1"]
 
 

@@ -42,7 +42,7 @@ def read_secret_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ClusterError(f"{path}: the job secret cannot be read ({reason})") from None
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ClusterError(f"{path}: the job secret must be in a regular file")
@@ -52,7 +52,9 @@ def read_secret_file(path: Path) -> bytes:
             raise ClusterError(
                 f"{path}: others may read the job secret (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
             )
-        return check_secret(file.read(MAX_SECRET_BYTES + 1), str(path))
+        return check_secret(os.read(descriptor, MAX_SECRET_BYTES + 1), str(path))
+    finally:
+        os.close(descriptor)
 
 
 def read_secret_from_input() -> bytes:

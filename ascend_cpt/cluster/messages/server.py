@@ -23,7 +23,7 @@ HANDSHAKE_S = 10.0
 # A peer that takes nothing of what is queued for it for this long, or lets this much pile up, is dropped.
 STALL_S = 45.0
 MAX_UNSENT_MESSAGES = 4
-# Few at once, so that answers are read before more connections take the places of those that are about to prove the key.
+# Few at once, so that answers are read before more connections take the places of those about to prove the key.
 ACCEPTS_PER_POLL = 16
 # Without free file descriptors a pending connection would be reported again and again.
 ACCEPT_PAUSE_S = 0.5
