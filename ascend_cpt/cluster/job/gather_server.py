@@ -140,6 +140,4 @@ class GatherServer(threading.Thread):
         self._answer(self._failure)
 
     def _answer(self, record: Values | Failure) -> None:
-        payload = encode(record)
-        for peer in list(self._server.peers):
-            self._server.send(peer, payload)
+        self._server.send_all(encode(record))

@@ -1,10 +1,12 @@
 """Frames: a length, an HMAC-SHA256 and a payload.
 
-The HMAC also covers a counter, so that no frame can be repeated or left out.
+The HMAC covers the payload's SHA-256, which is computed once for many receivers, and a counter, so that no frame can be
+repeated or left out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import struct
 
@@ -22,11 +24,15 @@ class _Counter:
     def __init__(self, key: bytes) -> None:
         self._key, self._number = key, 0
 
-    def digest(self, payload: bytes | memoryview) -> bytes:
-        code = hmac.new(self._key, _COUNTED.pack(self._number, len(payload)), "sha256")
-        code.update(payload)
+    def sign(self, length: int, payload_hash: bytes) -> bytes:
+        code = hmac.digest(self._key, _COUNTED.pack(self._number, length) + payload_hash, "sha256")
         self._number += 1
-        return code.digest()
+        return code
+
+
+def hash_payload(payload: bytes) -> bytes:
+    """Return the SHA-256 of a payload, from which the headers for all its receivers are made."""
+    return hashlib.sha256(payload).digest()
 
 
 class FrameWriter:
@@ -35,9 +41,10 @@ class FrameWriter:
     def __init__(self, key: bytes) -> None:
         self._counter = _Counter(key)
 
-    def make_header(self, payload: bytes) -> bytes:
-        """Return what precedes the payload of the next frame."""
-        return _HEADER.pack(len(payload), self._counter.digest(payload))
+    def make_header(self, payload: bytes, payload_hash: bytes | None = None) -> bytes:
+        """Return what precedes the payload of the next frame; `payload_hash` is that of `hash_payload` if known."""
+        payload_hash = hash_payload(payload) if payload_hash is None else payload_hash
+        return _HEADER.pack(len(payload), self._counter.sign(len(payload), payload_hash))
 
 
 class FrameReader:
@@ -64,7 +71,7 @@ class FrameReader:
             if len(self._buffer) < end:
                 break
             payload = bytes(memoryview(self._buffer)[start + _HEADER.size : end])
-            if not hmac.compare_digest(code, self._counter.digest(payload)):
+            if not hmac.compare_digest(code, self._counter.sign(length, hash_payload(payload))):
                 raise InvalidFrame("a wrong code")
             payloads.append(payload)
             start = end

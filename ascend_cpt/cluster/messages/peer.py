@@ -71,10 +71,10 @@ class Peer:
         except InvalidFrame as error:
             raise ConnectionError(str(error)) from None
 
-    def send(self, payload: bytes) -> None:
+    def send(self, payload: bytes, payload_hash: bytes) -> None:
         """Queue a message and send what the peer takes at once."""
         assert self._writer is not None
-        self._queue(self._writer.make_header(payload), payload)
+        self._queue(self._writer.make_header(payload, payload_hash), payload)
 
     def flush(self) -> None:
         """Send as much of the queue as the peer takes. Errors show up at the next `receive`."""

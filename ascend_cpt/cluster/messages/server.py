@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ascend_cpt.cluster.messages.address import format_peer, listen
 from ascend_cpt.cluster.messages.connection import MAX_MESSAGE_BYTES
+from ascend_cpt.cluster.messages.frames import hash_payload
 from ascend_cpt.cluster.messages.peer import Peer
 
 MAX_UNPROVED = 256
@@ -99,9 +100,18 @@ class Server:
 
     def send(self, peer: Peer, payload: bytes) -> None:
         """Queue a message for a peer; never blocks."""
-        if peer in self.peers:
-            peer.send(payload)
-            self._watch(peer)
+        self._send([peer], payload)
+
+    def send_all(self, payload: bytes) -> None:
+        """Queue a message for all peers that have proved the key; never blocks."""
+        self._send(list(self.peers), payload)
+
+    def _send(self, peers: list[Peer], payload: bytes) -> None:
+        payload_hash = hash_payload(payload)
+        for peer in peers:
+            if peer in self.peers:
+                peer.send(payload, payload_hash)
+                self._watch(peer)
 
     def drop(self, peer: Peer) -> None:
         """Close and forget a peer."""
