@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,18 @@ def launch_pair(config: Path, port: int, log_dir: Path) -> list[subprocess.Compl
         return list(pool.map(run_node, range(2)))
 
 
+def attack_once_it_trains(job: Future[Any], run_dir: Path, target: Target) -> None:
+    """Replay all attacks on a job in training, and check that it still trains after them."""
+    wait_for(lambda: (run_dir / "metrics.jsonl").exists() or job.done(), limit_s=600)
+    assert not job.done(), job.result()
+    with pytest.raises(ConnectionRefusedError):
+        # The job channel is closed before training.
+        socket.create_connection((target.address[0], target.address[1] - 1), timeout=2)
+    outcomes = replay(target, {*STRANGERS, *INSIDERS})
+    assert {name: found for name, (found, expected) in outcomes.items() if found != expected} == {}
+    assert not job.done(), "the job ended before the attacks: raise NUM_STEPS"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3200)
 def test_losses_are_those_of_an_undisturbed_run(
@@ -160,16 +173,7 @@ def test_losses_are_those_of_an_undisturbed_run(
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(launch_pair, config, port, tmp_path / f"log_{name}")
             if is_attacked:
-                metrics = tmp_path / "output/attacked/metrics.jsonl"
-                wait_for(lambda: metrics.exists() or job.done(), limit_s=600)
-                assert not job.done(), job.result()
-                target = make_target(port, secret_file)
-                with pytest.raises(ConnectionRefusedError):
-                    # The job channel is closed before training.
-                    socket.create_connection(("127.0.0.1", port + 1), timeout=2)
-                outcomes = replay(target, {*STRANGERS, *INSIDERS})
-                assert {n: found for n, (found, expected) in outcomes.items() if found != expected} == {}
-                assert not job.done(), "the job ended before the attacks: raise NUM_STEPS"
+                attack_once_it_trains(job, tmp_path / "output" / name, make_target(port, secret_file))
             for result in job.result():
                 assert result.returncode == 0, result.stdout + result.stderr
                 assert "restart" not in result.stderr
