@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.cluster.launch.arguments import OPTIONS
+from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, SECRET_OPTION
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -176,6 +177,8 @@ LAUNCHER_OPTIONS = [
     "--rejoin-timeout",
     "--restart-delay",
     "--stop-grace",
+    "--secret-file",
+    "--insecure",
 ]
 
 # Prints the option strings of the program's parser and of its subcommands instead of parsing.
@@ -217,4 +220,4 @@ def test_every_listed_program_exists() -> None:
 
 
 def test_launcher_options() -> None:
-    assert sorted(option.name for option in OPTIONS) == LAUNCHER_OPTIONS
+    assert [*sorted(option.name for option in OPTIONS), SECRET_OPTION, INSECURE_OPTION] == LAUNCHER_OPTIONS
