@@ -3,7 +3,7 @@
 #
 #     bash scripts/make_wheelhouse.sh [FOLDER [MACHINE [PYTHON [EXTRA ...]]]]
 #
-# Defaults: FOLDER wheelhouse, MACHINE (aarch64 or x86_64) this one's, PYTHON (3.10 or 3.11) 3.11. EXTRA is dev, ray or torch.
+# Defaults: FOLDER wheelhouse, MACHINE (aarch64 or x86_64) this one's, PYTHON (3.10 or 3.11) 3.11. EXTRA is ray or torch.
 # Install on the node, in the repository:
 #
 #     PIP_NO_INDEX=1 PIP_FIND_LINKS=wheelhouse bash -c 'source scripts/python_env.sh && ensure_env'
@@ -24,7 +24,8 @@ shift "$(($# < 3 ? $# : 3))"
     echo "error: no wheels for $machine; it must be aarch64 or x86_64" >&2
     exit 2
 }
-"$PYTHON" -c 'import pip, setuptools' 2>/dev/null || {
+# Not imported: setuptools fails after pip.
+"$PYTHON" -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ["pip", "setuptools"]))' || {
     echo "error: $PYTHON has no pip or setuptools, which read jieba's source package; set ASCEND_CPT_PYTHON to one that has" >&2
     exit 2
 }
