@@ -107,7 +107,8 @@ def check_installed(filters: FilterSettings) -> None:
     if found.returncode:
         raise DataError(
             f"--filters: datatrove and spacy are not installed for {filters.python}; create an environment "
-            "(python -m venv .venv-filters; .venv-filters/bin/pip install -r requirements/filters.txt) and set its "
+            "(python3.11 -m venv .venv-filters; .venv-filters/bin/pip install --no-deps --require-hashes "
+            "-r requirements/lock/filters-3.11.txt) and set its "
             f"interpreter as `python:` in the --filters file or in {PYTHON_VARIABLE}"
         )
 
