@@ -1,4 +1,4 @@
-"""Find and open regular files. Folders may contain loops of links, and files that never end or block: pipes, devices."""
+"""Find and open regular files. Folders may contain loops of links, and files that block or never end (devices)."""
 
 from __future__ import annotations
 
