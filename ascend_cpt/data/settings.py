@@ -13,6 +13,7 @@ RUN_ENGINES = ("local", "ray")
 TAILS = ("pad", "drop")
 TXT_DOCUMENTS = ("line", "blank-line", "file")
 OUTPUT_FORMATS = ("mindrecord", "mmap")
+MAX_RECORD_BYTES = 1 << 30
 INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 
@@ -47,6 +48,8 @@ class PreprocessSettings:
     tail: str = "pad"
     txt_documents: str = "line"
     max_bad_fraction: float = 0.001
+    max_record_bytes: int | None = None
+    """Longer records are rejected; None for the default, which keeps a worker below 1 GB."""
     drop_duplicates: bool = False
     """Drop documents with identical text."""
     filters_path: str | None = None
@@ -63,6 +66,10 @@ class PreprocessSettings:
             (self.num_shards >= 1, f"--n-subs {self.num_shards}: must be at least 1"),
             (self.workers >= 1, f"--workers {self.workers}: must be at least 1"),
             (0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction {self.max_bad_fraction}: must be from 0 to 1"),
+            (
+                self.max_record_bytes is None or 1 <= self.max_record_bytes <= MAX_RECORD_BYTES,
+                f"--max-record-bytes {self.max_record_bytes}: must be from 1 to {MAX_RECORD_BYTES}",
+            ),
             (self.inputs, "--input: give at least one file, folder or glob"),
             (self.json_keys, "--json-keys: give at least one key"),
             (len(set(self.json_keys)) == len(self.json_keys), "--json-keys: duplicate key"),

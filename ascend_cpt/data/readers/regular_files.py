@@ -23,8 +23,8 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading in binary.
+def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
+    """Open a regular file for reading in binary, as `open` does.
 
     Raises:
         DataError: the file cannot be read, or is not a regular file.
@@ -32,7 +32,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     try:
         check_regular(path, os.stat(path))
         # O_NONBLOCK: opening a pipe that has replaced the file since would block.
-        file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115
+        file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=buffering)  # noqa: SIM115
         check_regular(path, os.fstat(file.fileno()))
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):

@@ -42,11 +42,12 @@ def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
     """Yield the valid documents of a shard and update `tally`."""
     handler = load_handler(task.handler_name)
     number = weight_before = 0
+    max_bytes = task.read_options.max_record_bytes
     for span in task.spans:
         for record in read_records(span, task.read_options, handler):
             done = min(record.position, span.stop) - span.start
             weight = weight_before + span.weight * done // (span.stop - span.start)
-            for document in extract_documents(handler, task.keys, span.file, record, tally):
+            for document in extract_documents(handler, task.keys, span.file, record, tally, max_bytes):
                 yield Located(number, document, span.file, record, weight)
                 number += 1
         weight_before += span.weight

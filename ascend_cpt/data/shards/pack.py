@@ -10,8 +10,10 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ascend_cpt.data.packed.manifest import Shard
 from ascend_cpt.data.packed.shard_writers import open_output
@@ -33,6 +35,9 @@ class ShardResult:
     num_records: int
     num_filtered: int
     rejects: tuple[Reject, ...]
+    """The first rejected records and documents."""
+    rejected: dict[str, int]
+    """Rejected records and documents, by kind."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Documents dropped by deduplication and filters, by kind."""
 
@@ -72,8 +77,14 @@ def load_result(task: ShardTask) -> ShardResult | None:
         num_records=record["num_records"],
         num_filtered=record["num_filtered"],
         rejects=tuple(Reject(**reject) for reject in record["rejects"]),
+        rejected=record.get("rejected") or _count_kinds(record["rejects"]),
         left_out=record["left_out"],
     )
+
+
+def _count_kinds(rejects: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Count the rejects of a result that an earlier version wrote: it lists all of them."""
+    return dict(sorted(Counter(str(reject["kind"]) for reject in rejects).items()))
 
 
 def _pack(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
@@ -93,5 +104,6 @@ def _pack(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
         num_records=tally.num_records,
         num_filtered=tally.num_filtered,
         rejects=tuple(tally.rejects),
+        rejected=dict(sorted(tally.rejected.items())),
         left_out=tally.dropped,
     )

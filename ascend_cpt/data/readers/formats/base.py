@@ -11,6 +11,10 @@ from ascend_cpt.data.readers.input_files import InputFile
 
 MALFORMED = "malformed"
 INVALID_UTF8 = "invalid_utf8"
+TOO_LONG = "too_long"
+
+DEFAULT_MAX_RECORD_BYTES = 16 << 20
+"""With longer records a worker could need more than 1 GB: gigatoken needs up to 25 bytes per byte of a long word."""
 
 _USUAL_RATIO = 4
 """Assumed compression ratio."""
@@ -26,7 +30,7 @@ class Record(NamedTuple):
     row: Mapping[str, Any] | None
     """Column or key → value; None for a bad record."""
     problem: str = ""
-    """Kind of the problem: MALFORMED or INVALID_UTF8."""
+    """Kind of the problem: MALFORMED, INVALID_UTF8 or TOO_LONG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class ReadOptions:
     """How .txt files are split into records: `line`, `blank-line` or `file`."""
     keep_blank_lines: bool = False
     """Whether a blank line of a .txt file is a record, for handlers that join lines."""
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
+    """A longer record is skipped without loading it, and yielded as TOO_LONG."""
 
 
 def measure_bytes(file: InputFile) -> list[Extent]:
@@ -56,37 +62,80 @@ def measure_bytes(file: InputFile) -> list[Extent]:
     return [Extent(num_positions=file.size_bytes, weight=weight)]
 
 
-def iter_lines(file: InputFile, start: int) -> Iterator[tuple[int, int | None, bytes]]:
+class LongLine(NamedTuple):
+    """Stands for the content of a line that is too long."""
+
+    num_quotes: int
+    """Number of its double quotes."""
+
+
+def iter_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[tuple[int, int | None, bytes | LongLine]]:
     """Yield (position, line number, content without line end) of the lines starting at `start` or later.
 
     A carriage return before the line feed and a byte order mark at the start of the file are removed. Line numbers
-    start at 1; they are None unless reading starts at the start of the file.
+    start at 1; they are None unless reading starts at the start of the file. Lines longer than `max_bytes` are not kept
+    in memory.
     """
     # A line belongs here if it starts at `start` or later, so the line feed before it is at start - 1 or later.
     offset = 0 if file.compression else max(start - 1, 0)
     is_numbered = offset == 0
     number = 0
     stream = ByteStream(file, offset)
-    parts: list[bytes] = []
+    unfinished = _UnfinishedLine(max_bytes)
     while block := stream.read():
         lines = block.split(b"\n")
-        parts.append(lines[0])
-        if len(lines) == 1:
-            continue
-        lines[0] = b"".join(parts)
-        parts = [lines.pop()]
-        for line in lines:
+        last = lines.pop()
+        for k, line in enumerate(lines):
             number += 1
+            num_bytes = len(line)
+            content: bytes | LongLine = line
+            if k == 0 and unfinished.num_bytes:
+                num_bytes, content = unfinished.finish(line)
+            elif num_bytes > max_bytes:
+                content = LongLine(line.count(b'"'))
             position = stream.locate(offset)
             if position >= start:
-                yield position, number if is_numbered else None, _clean(line, offset)
-            offset += len(line) + 1
-    last = b"".join(parts)
-    if last and (position := stream.locate(offset)) >= start:
-        yield position, number + 1 if is_numbered else None, _clean(last, offset)
+                yield position, number if is_numbered else None, _clean(content, offset)
+            offset += num_bytes + 1
+        unfinished.add(last)
+    num_bytes, content = unfinished.finish(b"")
+    if num_bytes and (position := stream.locate(offset)) >= start:
+        yield position, number + 1 if is_numbered else None, _clean(content, offset)
 
 
-def _clean(line: bytes, offset: int) -> bytes:
+class _UnfinishedLine:
+    """The beginning of a line that goes on in the next block. Once it is too long, only its quotes are counted."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._clear()
+
+    def _clear(self) -> None:
+        self.num_bytes = 0
+        self._parts: list[bytes] = []
+        self._num_quotes = 0
+
+    def add(self, part: bytes) -> None:
+        if not part:
+            return
+        self.num_bytes += len(part)
+        self._parts.append(part)
+        if self.num_bytes > self._max_bytes:
+            self._num_quotes += sum(dropped.count(b'"') for dropped in self._parts)
+            self._parts = []
+
+    def finish(self, end: bytes) -> tuple[int, bytes | LongLine]:
+        """Add the end of the line; return its length and content, and start with an empty line."""
+        self.add(end)
+        num_bytes = self.num_bytes
+        content = LongLine(self._num_quotes) if num_bytes > self._max_bytes else b"".join(self._parts)
+        self._clear()
+        return num_bytes, content
+
+
+def _clean(line: bytes | LongLine, offset: int) -> bytes | LongLine:
+    if isinstance(line, LongLine):
+        return line
     if offset == 0:
         line = line.removeprefix(BYTE_ORDER_MARK)
     return line[:-1] if line.endswith(b"\r") else line

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from ascend_cpt.data.readers.formats.base import (
     INVALID_UTF8,
     MALFORMED,
+    TOO_LONG,
     Extent,
+    LongLine,
     ReadOptions,
     Record,
     iter_lines,
@@ -17,31 +19,35 @@ from ascend_cpt.data.readers.formats.base import (
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
 
-_MAX_FIELD_CHARS = 256 << 20
 
-
-def measure(file: InputFile) -> list[Extent]:
+def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
     """See `formats.Reader`."""
     return measure_bytes(file)
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     """See `formats.Reader`."""
-    csv.field_size_limit(_MAX_FIELD_CHARS)
-    positions = [0]
-    rows = csv.reader(_decode_lines(file, positions), strict=True, delimiter="\t" if file.format == "tsv" else ",")
+    csv.field_size_limit(options.max_record_bytes + 1)  # rows are limited below, with their line ends
+    lines = _Lines(file, options.max_record_bytes)
+    rows = csv.reader(lines, strict=True, delimiter="\t" if file.format == "tsv" else ",")
     try:
         header = next(rows, None)
+    except _RowTooLongError as error:
+        raise DataError(f"{file.path}:1: the header line is longer than --max-record-bytes") from error
     except csv.Error as error:
         raise DataError(f"{file.path}:1: the header line is malformed: {error}") from error
     if header is None:
         return
     while True:
-        line, position = rows.line_num + 1, positions[0]
+        line, position = lines.begin_row()
         try:
             fields = next(rows)
         except StopIteration:
             return
+        except _RowTooLongError:
+            if position >= start:
+                yield Record(position, line, None, TOO_LONG)
+            continue
         except csv.Error:
             if position >= start:
                 yield Record(position, line, None, MALFORMED)
@@ -63,18 +69,56 @@ def _make_record(position: int, line: int, header: list[str], fields: list[str])
     return Record(position, line, dict(zip(header, fields, strict=True)))
 
 
-def _decode_lines(file: InputFile, positions: list[int]) -> Iterator[str]:
-    """Yield the lines of the file; `positions[0]` is the start of the next one.
+class _RowTooLongError(Exception):
+    """The lines of a row are longer than the limit; they have been skipped."""
+
+
+class _Lines:
+    """Iterates over the lines of the file, decoded, for the csv module.
 
     Bytes that are not UTF-8 are decoded to lone surrogates, so that only their row is rejected.
     """
-    lines = iter_lines(file, 0)
-    current = next(lines, None)
-    while current is not None:
-        following = next(lines, None)
-        positions[0] = file.size_bytes if following is None else following[0]
-        yield current[2].decode("utf-8", "surrogateescape") + "\n"
-        current = following
+
+    def __init__(self, file: InputFile, max_bytes: int) -> None:
+        self._size_bytes = file.size_bytes
+        self._max_bytes = max_bytes
+        self._lines = iter_lines(file, 0, max_bytes)
+        self._following = next(self._lines, None)
+        self._number = 0
+        self._row_bytes = self._row_quotes = 0
+
+    def begin_row(self) -> tuple[int, int]:
+        """Return number and position of the next line, which begins a row."""
+        self._row_bytes = self._row_quotes = 0
+        return self._number + 1, self._size_bytes if self._following is None else self._following[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        """Return the next line; raise _RowTooLongError after skipping the rest of a row that is too long."""
+        line = self._take()
+        if self._row_bytes - 1 > self._max_bytes:  # no line feed after the last line
+            # Within quotes a row goes on in the next line: the number of its quotes is odd.
+            while self._row_quotes % 2 and self._following is not None:
+                self._take()
+            raise _RowTooLongError
+        assert isinstance(line, bytes)
+        return line.decode("utf-8", "surrogateescape") + "\n"
+
+    def _take(self) -> bytes | LongLine:
+        if self._following is None:
+            raise StopIteration
+        line = self._following[2]
+        self._following = next(self._lines, None)
+        self._number += 1
+        if isinstance(line, LongLine):
+            self._row_bytes += self._max_bytes + 2
+            self._row_quotes += line.num_quotes
+        else:
+            self._row_bytes += len(line) + 1
+            self._row_quotes += line.count(b'"')
+        return line
 
 
 def _is_utf8(field: str) -> bool:
