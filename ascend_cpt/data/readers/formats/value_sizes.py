@@ -66,7 +66,10 @@ def _measure_nested(array: pa.Array) -> int:
         return own + measure_values(array.values.slice(array.find_physical_offset(), 1)).num_bytes
     if isinstance(array, pa.StructArray):
         return 4 * own + sum(_bound(child) for child in array.flatten())
-    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):  # maps are lists
+    if isinstance(array, pa.MapArray):
+        first, after = array.offsets[0].as_py(), array.offsets[len(array)].as_py()
+        return own + sum(_bound(child.slice(first, after - first)) for child in (array.keys, array.items))
+    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return own + _bound(array.flatten())
     if kind.num_fields:  # unions and views of lists: a child can be used by every value
         return own + max(1, len(array)) * int(array.nbytes) * _OBJECT_BYTES
