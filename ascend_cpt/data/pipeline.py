@@ -20,6 +20,7 @@ from ascend_cpt.data.preview import preview_texts
 from ascend_cpt.data.readers.formats import ReadOptions, load_reader
 from ascend_cpt.data.readers.formats.base import DEFAULT_MAX_RECORD_BYTES
 from ascend_cpt.data.readers.handlers import (
+    Handler,
     describe_handler,
     is_built_in,
     joins_records,
@@ -65,12 +66,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
     fork = fork and is_built_in(handler)
-    options = ReadOptions(
-        columns=needed_columns(handler, settings.json_keys),
-        txt_documents=settings.txt_documents,
-        keep_blank_lines=joins_records(handler),
-        max_record_bytes=settings.max_record_bytes or DEFAULT_MAX_RECORD_BYTES,
-    )
+    options = _make_read_options(settings, handler)
     tokenizer = open_tokenizer(
         settings.tokenizer_type,
         settings.tokenizer_path,
@@ -120,6 +116,15 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         shards = workspace.join_shards(settings, tasks, results)
         manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards)
         return workspace.commit(settings, tasks, manifests)
+
+
+def _make_read_options(settings: PreprocessSettings, handler: Handler) -> ReadOptions:
+    return ReadOptions(
+        columns=needed_columns(handler, settings.json_keys),
+        txt_documents=settings.txt_documents,
+        keep_blank_lines=joins_records(handler),
+        max_record_bytes=settings.max_record_bytes or DEFAULT_MAX_RECORD_BYTES,
+    )
 
 
 def _describe_sources(files: Sequence[InputFile]) -> tuple[SourceFile, ...]:
