@@ -108,7 +108,7 @@ def _check_document(keys: Sequence[str], row: Mapping[str, Any], max_bytes: int)
 
     A document without a valid text under one of the keys is rejected for all keys, so that the datasets stay aligned.
     """
-    if not isinstance(row, Mapping):
+    if type(row) is not dict and not isinstance(row, Mapping):  # the first is faster
         return WRONG_TYPE, f"the handler returned {type(row).__name__}, not a mapping of key to text"
     texts, sizes = [], []
     for key in keys:

@@ -68,7 +68,7 @@ def _iter_texts(task: ShardTask, tally: Tally, engine: Engine) -> Iterator[tuple
 
 
 def _needs_much_memory(document: Document, engine: Engine) -> bool:
-    return any(
+    return max(document.text_bytes) > _MAX_REFERENCE_BYTES and any(
         num_bytes > _MAX_REFERENCE_BYTES and engine.needs_reference(text)
         for text, num_bytes in zip(document.texts, document.text_bytes, strict=True)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ascend_cpt.data.readers.formats.byte_stream import BYTE_ORDER_MARK, ByteStream
 from ascend_cpt.data.readers.input_files import InputFile
@@ -62,11 +62,16 @@ def measure_bytes(file: InputFile) -> list[Extent]:
     return [Extent(num_positions=file.size_bytes, weight=weight)]
 
 
-class LongLine(NamedTuple):
-    """Stands for the content of a line that is too long."""
+@dataclass(frozen=True, kw_only=True)
+class LongLine:
+    """Stands for the content of a line that is too long; its `len` is that of the line."""
 
+    num_bytes: int
     num_quotes: int
     """Number of its double quotes."""
+
+    def __len__(self) -> int:
+        return self.num_bytes
 
 
 def iter_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[tuple[int, int | None, bytes | LongLine]]:
@@ -83,24 +88,24 @@ def iter_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[tuple[in
     stream = ByteStream(file, offset)
     unfinished = _UnfinishedLine(max_bytes)
     while block := stream.read():
-        lines = block.split(b"\n")
+        lines = cast(list[bytes | LongLine], block.split(b"\n"))
         last = lines.pop()
-        for k, line in enumerate(lines):
+        assert isinstance(last, bytes)
+        if lines:
+            if len(block) > max_bytes:
+                lines = [line if len(line) <= max_bytes else _shorten(line) for line in lines]
+            if unfinished.num_bytes:
+                lines[0] = unfinished.finish(lines[0])
+        for line in lines:
             number += 1
-            num_bytes = len(line)
-            content: bytes | LongLine = line
-            if k == 0 and unfinished.num_bytes:
-                num_bytes, content = unfinished.finish(line)
-            elif num_bytes > max_bytes:
-                content = LongLine(line.count(b'"'))
             position = stream.locate(offset)
             if position >= start:
-                yield position, number if is_numbered else None, _clean(content, offset)
-            offset += num_bytes + 1
+                yield position, number if is_numbered else None, _clean(line, offset)
+            offset += len(line) + 1
         unfinished.add(last)
-    num_bytes, content = unfinished.finish(b"")
-    if num_bytes and (position := stream.locate(offset)) >= start:
-        yield position, number + 1 if is_numbered else None, _clean(content, offset)
+    rest = unfinished.finish(b"")
+    if rest and (position := stream.locate(offset)) >= start:
+        yield position, number + 1 if is_numbered else None, _clean(rest, offset)
 
 
 class _UnfinishedLine:
@@ -112,25 +117,33 @@ class _UnfinishedLine:
 
     def _clear(self) -> None:
         self.num_bytes = 0
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | LongLine] = []
         self._num_quotes = 0
 
-    def add(self, part: bytes) -> None:
+    def add(self, part: bytes | LongLine) -> None:
         if not part:
             return
         self.num_bytes += len(part)
         self._parts.append(part)
         if self.num_bytes > self._max_bytes:
-            self._num_quotes += sum(dropped.count(b'"') for dropped in self._parts)
+            self._num_quotes += sum(_shorten(dropped).num_quotes for dropped in self._parts)
             self._parts = []
 
-    def finish(self, end: bytes) -> tuple[int, bytes | LongLine]:
-        """Add the end of the line; return its length and content, and start with an empty line."""
+    def finish(self, end: bytes | LongLine) -> bytes | LongLine:
+        """Add the end of the line, return the line, and start with an empty one."""
         self.add(end)
-        num_bytes = self.num_bytes
-        content = LongLine(self._num_quotes) if num_bytes > self._max_bytes else b"".join(self._parts)
+        if self.num_bytes > self._max_bytes:
+            line: bytes | LongLine = LongLine(num_bytes=self.num_bytes, num_quotes=self._num_quotes)
+        else:
+            line = b"".join(part for part in self._parts if isinstance(part, bytes))
         self._clear()
-        return num_bytes, content
+        return line
+
+
+def _shorten(line: bytes | LongLine) -> LongLine:
+    if isinstance(line, LongLine):
+        return line
+    return LongLine(num_bytes=len(line), num_quotes=line.count(b'"'))
 
 
 def _clean(line: bytes | LongLine, offset: int) -> bytes | LongLine:

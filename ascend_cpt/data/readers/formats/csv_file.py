@@ -29,7 +29,8 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     """See `formats.Reader`."""
     csv.field_size_limit(options.max_record_bytes + 1)  # rows are limited below, with their line ends
     lines = _Lines(file, options.max_record_bytes)
-    rows = csv.reader(lines, strict=True, delimiter="\t" if file.format == "tsv" else ",")
+    delimiter = "\t" if file.format == "tsv" else ","
+    rows = csv.reader(lines.iter_text(), strict=True, delimiter=delimiter)
     try:
         header = next(rows, None)
     except _RowTooLongError as error:
@@ -45,6 +46,7 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
         except StopIteration:
             return
         except _RowTooLongError:
+            rows = csv.reader(lines.iter_text(), strict=True, delimiter=delimiter)
             if position >= start:
                 yield Record(position, line, None, TOO_LONG)
             continue
@@ -74,7 +76,7 @@ class _RowTooLongError(Exception):
 
 
 class _Lines:
-    """Iterates over the lines of the file, decoded, for the csv module.
+    """The lines of the file, decoded for the csv module.
 
     Bytes that are not UTF-8 are decoded to lone surrogates, so that only their row is rejected.
     """
@@ -85,39 +87,39 @@ class _Lines:
         self._lines = iter_lines(file, 0, max_bytes)
         self._following = next(self._lines, None)
         self._number = 0
-        self._row_bytes = self._row_quotes = 0
+        self._row_bytes = 0
 
     def begin_row(self) -> tuple[int, int]:
         """Return number and position of the next line, which begins a row."""
-        self._row_bytes = self._row_quotes = 0
+        self._row_bytes = 0
         return self._number + 1, self._size_bytes if self._following is None else self._following[0]
 
-    def __iter__(self) -> Iterator[str]:
-        return self
+    def iter_text(self) -> Iterator[str]:
+        """Yield the lines that follow; raise _RowTooLongError after skipping a row that is too long."""
+        limit = self._max_bytes + 1  # with the line feed after the last line
+        while self._following is not None:
+            line = self._take()
+            before, self._row_bytes = self._row_bytes, self._row_bytes + len(line) + 1
+            if self._row_bytes > limit:
+                # A row goes on in another line only within quotes.
+                self._skip_row(line, is_quoted=before > 0)
+                raise _RowTooLongError
+            assert isinstance(line, bytes)
+            yield line.decode("utf-8", "surrogateescape") + "\n"
 
-    def __next__(self) -> str:
-        """Return the next line; raise _RowTooLongError after skipping the rest of a row that is too long."""
-        line = self._take()
-        if self._row_bytes - 1 > self._max_bytes:  # no line feed after the last line
-            # Within quotes a row goes on in the next line: the number of its quotes is odd.
-            while self._row_quotes % 2 and self._following is not None:
-                self._take()
-            raise _RowTooLongError
-        assert isinstance(line, bytes)
-        return line.decode("utf-8", "surrogateescape") + "\n"
+    def _skip_row(self, line: bytes | LongLine, *, is_quoted: bool) -> None:
+        while True:
+            num_quotes = line.num_quotes if isinstance(line, LongLine) else line.count(b'"')
+            is_quoted ^= num_quotes % 2 == 1
+            if not is_quoted or self._following is None:
+                return
+            line = self._take()
 
     def _take(self) -> bytes | LongLine:
-        if self._following is None:
-            raise StopIteration
+        assert self._following is not None
         line = self._following[2]
         self._following = next(self._lines, None)
         self._number += 1
-        if isinstance(line, LongLine):
-            self._row_bytes += self._max_bytes + 2
-            self._row_quotes += line.num_quotes
-        else:
-            self._row_bytes += len(line) + 1
-            self._row_quotes += line.count(b'"')
         return line
 
 
