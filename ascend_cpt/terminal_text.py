@@ -9,8 +9,8 @@ _CONTROL = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]?"
-    # Other control characters, and those that reorder the characters after them.
-    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+    # Other control characters, those that reorder the characters after them, and bytes that are not UTF-8.
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _CARRIAGE_RETURNS = re.compile(r"\r+(?!\n)")
 
@@ -23,3 +23,8 @@ def strip_controls(text: str) -> str:
     if text.isprintable():
         return text
     return _CARRIAGE_RETURNS.sub(" ", _CONTROL.sub("", text)).replace("\r", "")
+
+
+def one_line(text: object) -> str:
+    """Return the words of a text on one line; messages of libraries and names in files can have several."""
+    return " ".join(str(text).split())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ascend_cpt.data.readers.documents import Reject
+from ascend_cpt.data.readers.documents import Reject, format_reject
 from ascend_cpt.data.shards.pack import ShardResult
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
@@ -30,11 +29,13 @@ def write_rejects(output_prefix: str, results: Sequence[ShardResult], listings: 
     rejects = _number_lines([reject for result in results for reject in result.rejects])
     path = rejects_path(output_prefix)
     listings = [listing for listing in listings if listing.is_file() and listing.stat().st_size]
-    if rejects or listings:
-        lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-        write_text(path, itertools.chain(lines, *map(_iter_lines, listings)))
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        if rejects or listings:
+            write_text(path, itertools.chain(map(format_reject, rejects), *map(_iter_lines, listings)))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     return rejects
 
 

@@ -122,7 +122,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
     run_file = work / _RUN_FILE
     try:
         if run_file.exists():
-            difference = describe_difference(json.loads(run_file.read_text(encoding="utf-8")), identity)
+            difference = _compare_run(run_file, identity)
             if not difference:
                 return work
             if not settings.overwrite:
@@ -136,6 +136,14 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
     except OSError as error:
         raise DataError(f"{work}: cannot be written: {error.strerror}") from error
     return work
+
+
+def _compare_run(run_file: Path, identity: Identity) -> str:
+    """Describe how the interrupted run differs from this one; empty if it does not."""
+    try:
+        return describe_difference(json.loads(run_file.read_text(encoding="utf-8")), identity)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return f"its {run_file.name} is damaged"
 
 
 def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:

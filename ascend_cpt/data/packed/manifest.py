@@ -157,7 +157,7 @@ def load_manifest(prefix: str | Path) -> Manifest:
     path = find_manifest(prefix)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: the manifest cannot be read ({error}); pack the dataset again") from error
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ascend_cpt.data.readers.formats import Record
 from ascend_cpt.data.readers.formats.base import INVALID_UTF8, TOO_LONG
 from ascend_cpt.data.readers.handlers import Handler
 from ascend_cpt.data.readers.input_files import InputFile
+from ascend_cpt.terminal_text import one_line
 
 MISSING_KEY = "missing_key"
 NULL = "null"
@@ -17,6 +21,7 @@ WRONG_TYPE = "wrong_type"
 EMPTY = "empty"
 HANDLER_ERROR = "handler_error"
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DETAIL_CHARS = 200
 MAX_LISTED = 10_000
 """Rejects of a shard that are listed; a file can have millions."""
@@ -33,6 +38,13 @@ class Reject:
     """Line or row, from 1; None if not counted."""
     kind: str
     detail: str
+
+
+def format_reject(reject: Reject) -> str:
+    """Return the line of a reject in a list; file names and keys need not be valid Unicode."""
+    record = asdict(reject)
+    line = json.dumps(record, ensure_ascii=False)
+    return (json.dumps(record) if _SURROGATE.search(line) else line) + "\n"
 
 
 @dataclass(kw_only=True)
@@ -103,6 +115,10 @@ def extract_documents(
             tally.reject(file, record, *document)
 
 
+def _list_keys(row: Mapping[str, Any]) -> str:
+    return one_line(", ".join(str(key)[:_DETAIL_CHARS] for key in itertools.islice(row, _DETAIL_CHARS)))
+
+
 def _check_document(keys: Sequence[str], row: Mapping[str, Any], max_bytes: int) -> Document | tuple[str, str]:
     """Return the document, or kind and detail of the reject.
 
@@ -113,7 +129,7 @@ def _check_document(keys: Sequence[str], row: Mapping[str, Any], max_bytes: int)
     texts, sizes = [], []
     for key in keys:
         if key not in row:
-            return MISSING_KEY, f"no key {key!r}; available keys: {', '.join(map(str, row))}"
+            return MISSING_KEY, f"no key {key!r}; available keys: {_list_keys(row)}"
         text = row[key]
         if text is None:
             return NULL, key

@@ -98,11 +98,15 @@ def _add_fingerprint(digest: hashlib._Hash, path: str) -> None:
 
 def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
     path = Path(pattern)
-    if "\0" in pattern:
-        raise DataError(f"--input {pattern!r}: a path must not contain a NUL character")
-    if path.is_dir():
+    if not pattern or "\0" in pattern:
+        raise DataError(f"--input {pattern!r}: a path must have at least one character, and no NUL")
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise DataError(f"--input {pattern[:100]}: {error.strerror}") from error
+    if is_folder:
         found = [_describe(file, path) for file in walk(path)]
-    elif path.exists():
+    elif exists:
         check_regular(path, os.stat(path))
         found = [_describe(path, path.parent)]
         if found == [None]:
@@ -133,6 +137,7 @@ def _describe(path: Path, root: Path | None = None) -> InputFile | None:
     if format_name is None or (compression and format_name not in COMPRESSIBLE):
         return None
     name = path.relative_to(root).as_posix() if root else path.name
+    name = os.fsencode(name).decode("utf-8", "replace")  # the manifest is UTF-8, but a file name need not be
     try:
         if skip_special(path, os.stat(path)):
             return None

@@ -7,7 +7,6 @@ the numbers of its dropped documents, each with the number of its kind. Packing 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -15,7 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ascend_cpt.data.readers.documents import Document, Reject, Tally, extract_documents
+from ascend_cpt.data.readers.documents import Document, Reject, Tally, extract_documents, format_reject
 from ascend_cpt.data.readers.formats import Record
 from ascend_cpt.data.readers.handlers import load_handler
 from ascend_cpt.data.readers.input_files import InputFile
@@ -99,4 +98,4 @@ def _list(listing: IO[str], located: Located, kind: str) -> None:
     reject = Reject(
         file=located.file.path, position=located.record.position, line=located.record.line, kind=kind, detail=""
     )
-    listing.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")
+    listing.write(format_reject(reject))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -22,6 +23,8 @@ from ascend_cpt.data.shards.batches import iter_batches
 from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
+
+logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 
@@ -65,13 +68,18 @@ def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResu
 
 
 def load_result(task: ShardTask) -> ShardResult | None:
-    """Return the committed result of the shard, None if there is none from this run."""
+    """Return the committed result of the shard, None if there is none from this run or it is damaged."""
     try:
         record = json.loads((task.folder / RESULT_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return _from_record(record) if record["run"] == task.run else None
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if record["run"] != task.run:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        logger.warning("shard %d: its %s is damaged: packing it again", task.number, RESULT_FILE)
         return None
+
+
+def _from_record(record: dict[str, Any]) -> ShardResult:
     return ShardResult(
         shards=tuple(Shard(**shard) for shard in record["shards"]),
         num_records=record["num_records"],

@@ -11,6 +11,7 @@ from ascend_cpt.data.readers.formats.base import Extent, ReadOptions, Record
 from ascend_cpt.data.readers.formats.memory_limit import batch_limit_bytes, limited_memory
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
+from ascend_cpt.terminal_text import one_line
 
 _FILE_MAGIC = b"ARROW1"
 
@@ -52,7 +53,7 @@ def _validate(file: InputFile, batch: pa.RecordBatch) -> pa.RecordBatch:
             plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(column.type)
             (column if plain is None else column.view(plain)).validate(full=True)
     except pa.ArrowException as error:
-        raise DataError(f"{file.path}: a record batch is damaged: {error}") from error
+        raise DataError(f"{file.path}: a record batch is damaged: {one_line(error)}") from error
     return batch
 
 
@@ -70,7 +71,7 @@ def _open(file: InputFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         with limited_memory(batch_limit_bytes(0)):
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
     except (pa.ArrowException, MemoryError, OSError) as error:
-        raise DataError(f"{file.path}: not a readable arrow file: {error}") from error
+        raise DataError(f"{file.path}: not a readable arrow file: {one_line(error)}") from error
     batches = (reader.get_batch(k) for k in range(reader.num_record_batches)) if is_file else iter(reader)
     return reader.schema, _describe_errors(file, batches)
 
@@ -81,4 +82,4 @@ def _describe_errors(file: InputFile, batches: Iterator[pa.RecordBatch]) -> Iter
     except MemoryError:  # arrow's own is also an ArrowException
         raise
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path}: the arrow file is damaged: {error}") from error
+        raise DataError(f"{file.path}: the arrow file is damaged: {one_line(error)}") from error

@@ -12,6 +12,7 @@ from ascend_cpt.data.readers.formats.memory_limit import batch_limit_bytes, limi
 from ascend_cpt.data.readers.formats.value_sizes import measure_values
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
+from ascend_cpt.terminal_text import one_line
 
 BATCH_BYTES = 4 << 20
 _SLICE_ROWS = 256
@@ -26,7 +27,7 @@ def check_columns(file: InputFile, schema: pa.Schema, columns: tuple[str, ...] |
         return list(schema.names)
     for name in columns:
         if name not in schema.names:
-            raise DataError(f"{file.path}: no column {name!r}; its columns are: {', '.join(schema.names)}")
+            raise DataError(f"{file.path}: no column {name!r}; its columns are: {one_line(', '.join(schema.names))}")
         if schema.names.count(name) > 1:
             raise DataError(f"{file.path}: has several columns {name!r}; rename them")
     return list(columns)
@@ -57,7 +58,7 @@ def iter_rows(
     except MemoryError as error:
         raise needs_too_much(file, first_row, max_record_bytes) from error
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path}: cannot be read near row {first_row + 1}: {error}") from error
+        raise DataError(f"{file.path}: cannot be read near row {first_row + 1}: {one_line(error)}") from error
 
 
 def needs_too_much(file: InputFile, row: int, max_record_bytes: int) -> DataError:

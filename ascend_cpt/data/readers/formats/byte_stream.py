@@ -10,6 +10,7 @@ from typing import Any
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.data.readers.regular_files import open_regular
 from ascend_cpt.errors import DataError
+from ascend_cpt.terminal_text import one_line
 
 BLOCK_BYTES = 4 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -102,7 +103,7 @@ class ByteStream:
                 if "too much memory" in str(error)
                 else ""
             )
-            raise DataError(f"{self._file.path}: cannot be decompressed: {error}{hint}") from error
+            raise DataError(f"{self._file.path}: cannot be decompressed: {one_line(error)}{hint}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts), decompressor
 
 

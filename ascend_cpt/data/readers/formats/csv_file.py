@@ -97,14 +97,17 @@ class _Lines:
     def iter_text(self) -> Iterator[str]:
         """Yield the lines that follow; raise _RowTooLongError after skipping a row that is too long."""
         limit = self._max_bytes + 1  # with the line feed after the last line
+        lines = self._lines
         while self._following is not None:
-            line = self._take()
-            before, self._row_bytes = self._row_bytes, self._row_bytes + len(line) + 1
-            if self._row_bytes > limit:
+            line = self._following[2]
+            self._following = next(lines, None)
+            self._number += 1
+            before = self._row_bytes
+            self._row_bytes = before + len(line) + 1
+            if isinstance(line, LongLine) or self._row_bytes > limit:
                 # A row goes on in another line only within quotes.
                 self._skip_row(line, is_quoted=before > 0)
                 raise _RowTooLongError
-            assert isinstance(line, bytes)
             yield line.decode("utf-8", "surrogateescape") + "\n"
 
     def _skip_row(self, line: bytes | LongLine, *, is_quoted: bool) -> None:
@@ -113,14 +116,9 @@ class _Lines:
             is_quoted ^= num_quotes % 2 == 1
             if not is_quoted or self._following is None:
                 return
-            line = self._take()
-
-    def _take(self) -> bytes | LongLine:
-        assert self._following is not None
-        line = self._following[2]
-        self._following = next(self._lines, None)
-        self._number += 1
-        return line
+            line = self._following[2]
+            self._following = next(self._lines, None)
+            self._number += 1
 
 
 def _is_utf8(field: str) -> bool:

@@ -12,6 +12,7 @@ from ascend_cpt.data.readers.formats.base import Extent, ReadOptions, Record
 from ascend_cpt.data.readers.formats.memory_limit import batch_limit_bytes, limited_memory
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
+from ascend_cpt.terminal_text import one_line
 
 
 def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
@@ -71,4 +72,4 @@ def _open(file: InputFile) -> pq.ParquetFile:
         with limited_memory(batch_limit_bytes(0)):
             return pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, MemoryError, OSError) as error:
-        raise DataError(f"{file.path}: not a readable parquet file: {error}") from error
+        raise DataError(f"{file.path}: not a readable parquet file: {one_line(error)}") from error

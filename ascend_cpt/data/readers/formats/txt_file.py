@@ -45,8 +45,11 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
 
 
 def _read_lines(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
+    keeps_blank = options.keep_blank_lines
     for position, number, line in iter_lines(file, start, options.max_record_bytes):
-        if options.keep_blank_lines or not _is_blank(line):
+        if isinstance(line, LongLine):
+            yield Record(position, number, None, TOO_LONG)
+        elif keeps_blank or (line and not line.isspace()):
             yield _decode(position, number, line)
 
 
@@ -134,9 +137,7 @@ def _is_blank(line: bytes | LongLine) -> bool:
     return isinstance(line, bytes) and (not line or line.isspace())
 
 
-def _decode(position: int, line: int | None, content: bytes | LongLine) -> Record:
-    if isinstance(content, LongLine):
-        return Record(position, line, None, TOO_LONG)
+def _decode(position: int, line: int | None, content: bytes) -> Record:
     try:
         return Record(position, line, {COLUMN: content.decode("utf-8")})
     except UnicodeDecodeError:
