@@ -302,6 +302,17 @@ def test_leftovers_in_the_output_folder(
     assert set(before) <= set((tmp_path / "out").rglob("*")), "nothing of others is removed"
 
 
+def test_long_texts_for_a_reference_library(run: Callable, tmp_path: Path) -> None:
+    """They take 200 bytes per byte of text, so the limit is lower, unless it is given."""
+    (tmp_path / "in").mkdir()
+    lines = [json.dumps({"text": "a b " * number}) + "\n" for number in (10, 800_000)]
+    (tmp_path / "in/a.jsonl").write_text("".join(lines))
+    check_refused(run("--tokenizer-engine", "reference"), tmp_path, "1 of 2 records are bad (1 too_long)")
+    (line,) = (tmp_path / "out/x.rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["detail"] == "for tokenizers; see --max-record-bytes"
+    assert run("--tokenizer-engine", "reference", "--max-record-bytes", 4 << 20, "--overwrite")[0] == 0
+
+
 def test_a_file_name_that_is_not_utf8(run: Callable, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / os.fsdecode(b"in/\xff.jsonl")).write_bytes(GOOD)
