@@ -54,7 +54,8 @@ def _iter_texts(task: ShardTask, tally: Tally, engine: Engine) -> Iterator[tuple
     batch: list[Document] = []
     num_chars = 0
     for located in iter_selected(task, tally):
-        if task.limits_tokenizer and _needs_much_memory(located.document, engine):
+        chars = sum(map(len, located.document.texts))
+        if chars > _MAX_REFERENCE_BYTES // 4 and task.limits_tokenizer and _needs_much_memory(located.document, engine):
             tally.num_documents -= 1
             tally.reject(located.file, located.record, TOO_LONG, f"for {engine.name}; see --max-record-bytes")
             continue
@@ -62,13 +63,13 @@ def _iter_texts(task: ShardTask, tally: Tally, engine: Engine) -> Iterator[tuple
             yield batch, located.weight
             batch, num_chars = [], 0
         batch.append(located.document)
-        num_chars += sum(map(len, located.document.texts))
+        num_chars += chars
     if batch:
         yield batch, sum(span.weight for span in task.spans)
 
 
 def _needs_much_memory(document: Document, engine: Engine) -> bool:
-    return max(document.text_bytes) > _MAX_REFERENCE_BYTES and any(
+    return any(
         num_bytes > _MAX_REFERENCE_BYTES and engine.needs_reference(text)
         for text, num_bytes in zip(document.texts, document.text_bytes, strict=True)
     )

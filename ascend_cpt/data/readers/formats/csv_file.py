@@ -40,7 +40,8 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     if header is None:
         return
     while True:
-        line, position = lines.begin_row()
+        line, position = lines.number + rows.line_num + 1, lines.position
+        lines.begins_row = True
         try:
             fields = next(rows)
         except StopIteration:
@@ -82,43 +83,50 @@ class _Lines:
     """
 
     def __init__(self, file: InputFile, max_bytes: int) -> None:
+        self.number = 0
+        """Lines before those of `iter_text`."""
+        self.position = 0
+        """Position of the next line."""
+        self.begins_row = True
+        """Set by the reader before each row."""
         self._size_bytes = file.size_bytes
-        self._max_bytes = max_bytes
+        self._limit = max_bytes + 1  # with the line feed after the last line
         self._lines = iter_lines(file, 0, max_bytes)
         self._following = next(self._lines, None)
-        self._number = 0
-        self._row_bytes = 0
-
-    def begin_row(self) -> tuple[int, int]:
-        """Return number and position of the next line, which begins a row."""
-        self._row_bytes = 0
-        return self._number + 1, self._size_bytes if self._following is None else self._following[0]
 
     def iter_text(self) -> Iterator[str]:
         """Yield the lines that follow; raise _RowTooLongError after skipping a row that is too long."""
-        limit = self._max_bytes + 1  # with the line feed after the last line
-        lines = self._lines
-        while self._following is not None:
-            line = self._following[2]
-            self._following = next(lines, None)
-            self._number += 1
-            before = self._row_bytes
-            self._row_bytes = before + len(line) + 1
-            if isinstance(line, LongLine) or self._row_bytes > limit:
+        lines, limit, end = self._lines, self._limit, self._size_bytes
+        following = self._following
+        number = row_bytes = 0
+        while following is not None:
+            line = following[2]
+            following = next(lines, None)
+            self.position = end if following is None else following[0]
+            number += 1
+            if self.begins_row:
+                self.begins_row = False
+                row_bytes = 0
+            before = row_bytes
+            row_bytes += len(line) + 1
+            if row_bytes > limit:
+                self._following = following
+                self.number += number
                 # A row goes on in another line only within quotes.
                 self._skip_row(line, is_quoted=before > 0)
                 raise _RowTooLongError
-            yield line.decode("utf-8", "surrogateescape") + "\n"
+            yield line.decode("utf-8", "surrogateescape") + "\n"  # type: ignore[union-attr]
 
     def _skip_row(self, line: bytes | LongLine, *, is_quoted: bool) -> None:
         while True:
             num_quotes = line.num_quotes if isinstance(line, LongLine) else line.count(b'"')
             is_quoted ^= num_quotes % 2 == 1
+            self.position = self._size_bytes if self._following is None else self._following[0]
             if not is_quoted or self._following is None:
                 return
             line = self._following[2]
             self._following = next(self._lines, None)
-            self._number += 1
+            self.number += 1
 
 
 def _is_utf8(field: str) -> bool:
