@@ -13,6 +13,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from ascend_cpt.terminal_text import strip_controls
+
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
@@ -62,7 +64,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     except CptError as error:
         if os.environ.get("ASCEND_CPT_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {strip_controls(str(error))}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ascend_cpt.data.packed.manifest import Manifest, load_manifest
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError, run_command
+from ascend_cpt.terminal_text import strip_controls
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,7 +85,7 @@ def show_samples(manifest: Manifest, args: argparse.Namespace) -> None:
     documents = (ids for shard in manifest.shards for ids in iter_shard_documents(manifest, shard))
     for number, ids in enumerate(itertools.islice(documents, args.samples)):
         print(f"--- document {number}: {ids.size} tokens")
-        print(engine.decode(ids.tolist()))
+        print(strip_controls(engine.decode(ids.tolist())))
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -64,7 +64,12 @@ def parse_args() -> PreprocessSettings:
         default=0.001,
         help="fail above this fraction of invalid records [%(default)s]",
     )
-
+    add(
+        "--max-record-bytes",
+        type=int,
+        metavar="N",
+        help="reject longer records and documents; a worker needs up to 50 times as much memory [16 MiB]",
+    )
     add("--drop-duplicates", action="store_true", help="drop documents with the same text as an earlier one")
     add(
         "--filters",
@@ -121,6 +126,7 @@ def parse_args() -> PreprocessSettings:
         drop_duplicates=args.drop_duplicates,
         filters_path=args.filters,
         max_bad_fraction=args.max_bad_fraction,
+        max_record_bytes=args.max_record_bytes,
         tokenizer_type=args.tokenizer_type,
         tokenizer_path=choose_tokenizer_path(args),
         tokenizer_engine=args.tokenizer_engine,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.locks import take_lock
 
 LOCK_NAME = ".lock"
 
@@ -22,14 +22,12 @@ def hold_run_folder(run_dir: Path) -> Iterator[None]:
     """
     descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(descriptor, run_dir / LOCK_NAME, risk="do not start a second run in this folder"):
             holder = os.read(descriptor, 100).decode(errors="replace").strip()
             raise CheckpointError(
                 f"{run_dir}: another run is using this folder ({holder or 'unknown process'}); wait for it, or choose "
                 "another folder with --set cpt.run_name=NAME"
-            ) from None
+            )
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
         yield

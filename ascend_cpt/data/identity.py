@@ -42,7 +42,8 @@ def make_identity(
     """Return the identity of the dataset that this run creates; `handler` and `filters` are descriptions."""
     record = {
         "settings": {key: getattr(settings, name) for key, name in _DECISIVE_SETTINGS.items()}
-        | {"handler": handler, "filters": filters},
+        | {"handler": handler, "filters": filters}
+        | ({} if settings.max_record_bytes is None else {"max_record_bytes": settings.max_record_bytes}),
         "sources": [dataclasses.asdict(source) for source in sources],
         "tokenizer": dataclasses.asdict(tokenizer),
     }

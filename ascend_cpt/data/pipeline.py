@@ -7,8 +7,7 @@ import logging
 import os
 import platform
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ascend_cpt import __version__
@@ -18,9 +17,10 @@ from ascend_cpt.data.packed.manifest import Manifest, Shard, SourceFile
 from ascend_cpt.data.packed.packing import RowLayout
 from ascend_cpt.data.packed.shard_writers import MINDRECORD
 from ascend_cpt.data.preview import preview_texts
-from ascend_cpt.data.readers.documents import Reject
 from ascend_cpt.data.readers.formats import ReadOptions, load_reader
+from ascend_cpt.data.readers.formats.base import DEFAULT_MAX_RECORD_BYTES
 from ascend_cpt.data.readers.handlers import (
+    Handler,
     describe_handler,
     is_built_in,
     joins_records,
@@ -29,7 +29,7 @@ from ascend_cpt.data.readers.handlers import (
 )
 from ascend_cpt.data.readers.input_files import InputFile, find_input_files, fingerprint_file
 from ascend_cpt.data.readers.spans import split_input
-from ascend_cpt.data.rejects import check_rejects, count_kinds, write_rejects
+from ascend_cpt.data.rejects import add_counts, check_rejects, write_rejects
 from ascend_cpt.data.selection.choose_documents import select_documents
 from ascend_cpt.data.selection.datatrove_filters import check_installed, load_filters
 from ascend_cpt.data.settings import PreprocessSettings
@@ -66,11 +66,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
     fork = fork and is_built_in(handler)
-    options = ReadOptions(
-        columns=needed_columns(handler, settings.json_keys),
-        txt_documents=settings.txt_documents,
-        keep_blank_lines=joins_records(handler),
-    )
+    options = _make_read_options(settings, handler)
     tokenizer = open_tokenizer(
         settings.tokenizer_type,
         settings.tokenizer_path,
@@ -118,21 +114,23 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         rejects = write_rejects(settings.output_prefix, results, [task.folder / LISTING_FILE for task in tasks])
         check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
         shards = workspace.join_shards(settings, tasks, results)
-        manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards, rejects)
+        manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards)
         return workspace.commit(settings, tasks, manifests)
+
+
+def _make_read_options(settings: PreprocessSettings, handler: Handler) -> ReadOptions:
+    return ReadOptions(
+        columns=needed_columns(handler, settings.json_keys),
+        txt_documents=settings.txt_documents,
+        keep_blank_lines=joins_records(handler),
+        max_record_bytes=settings.max_record_bytes or DEFAULT_MAX_RECORD_BYTES,
+    )
 
 
 def _describe_sources(files: Sequence[InputFile]) -> tuple[SourceFile, ...]:
     return tuple(
         SourceFile(path=file.name, size_bytes=file.size_bytes, fingerprint=fingerprint_file(file)) for file in files
     )
-
-
-def _add_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for part in counts:
-        total.update(part)
-    return dict(sorted(total.items()))
 
 
 def _inclusive(sub_range: tuple[int, int]) -> tuple[int, int]:
@@ -148,7 +146,7 @@ def _make_tasks(
     engine: EngineChoice,
     work: Path,
 ) -> list[ShardTask]:
-    extents = [load_reader(file.format).measure(file) for file in files]
+    extents = [load_reader(file.format).measure(file, options) for file in files]
     layout = RowLayout(
         seq_length=settings.seq_length,
         pad_id=tokenizer.info.pad_id,
@@ -177,6 +175,7 @@ def _make_tasks(
             engine=engine,
             layout=layout,
             output_format=settings.output_format,
+            limits_tokenizer=settings.max_record_bytes is None,
         )
         for number, spans in enumerate(split_input(files, extents, settings.num_shards))
     ]
@@ -210,7 +209,6 @@ def _make_manifests(
     engine: EngineChoice,
     results: Sequence[ShardResult],
     shards: Sequence[tuple[Shard, ...]],
-    rejects: Sequence[Reject],
 ) -> list[Manifest]:
     versions = {"ascend_cpt": __version__, "python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in _VERSIONED}
@@ -224,8 +222,8 @@ def _make_manifests(
             sources=tuple(SourceFile(**source) for source in identity["sources"]),
             num_records=sum(result.num_records for result in results),
             num_filtered=sum(result.num_filtered for result in results),
-            rejected=count_kinds(rejects),
-            left_out=_add_counts(result.left_out for result in results),
+            rejected=add_counts(result.rejected for result in results),
+            left_out=add_counts(result.left_out for result in results),
             settings=identity["settings"],
             engine=engine.to_record(),
             versions=versions,

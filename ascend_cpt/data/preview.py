@@ -32,7 +32,7 @@ def preview_texts(files: Sequence[InputFile], handler: Handler, keys: Sequence[s
         tally = Tally()
         found: list[str] = []
         for record in itertools.islice(read_records(_whole(file), options, handler), _NUM_RECORDS):
-            for document in extract_documents(handler, keys, file, record, tally):
+            for document in extract_documents(handler, keys, file, record, tally, options.max_record_bytes):
                 found += [text[:_TEXT_CHARS] for text in document.texts]
             if sum(map(len, found)) >= _FILE_CHARS:
                 break

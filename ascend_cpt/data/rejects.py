@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ascend_cpt.data.readers.documents import Reject
+from ascend_cpt.data.readers.documents import Reject, format_reject
 from ascend_cpt.data.shards.pack import ShardResult
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
@@ -23,42 +22,53 @@ def rejects_path(output_prefix: str) -> Path:
 
 
 def write_rejects(output_prefix: str, results: Sequence[ShardResult], listings: Sequence[Path] = ()) -> list[Reject]:
-    """Write all rejects with their line numbers to the rejects file and return them. Without any, remove an old file.
+    """Write the listed rejects with their line numbers to the rejects file and return them; without any, remove it.
 
     The dropped documents in the `listings` of the shards, if they exist, are appended.
     """
     rejects = _number_lines([reject for result in results for reject in result.rejects])
     path = rejects_path(output_prefix)
     listings = [listing for listing in listings if listing.is_file() and listing.stat().st_size]
-    if rejects or listings:
-        lines = [json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects]
-        write_text(path, itertools.chain(lines, *map(_iter_lines, listings)))
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        if rejects or listings:
+            write_text(path, itertools.chain(map(format_reject, rejects), *map(_iter_lines, listings)))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     return rejects
 
 
 def check_rejects(
     output_prefix: str, rejects: Sequence[Reject], results: Sequence[ShardResult], max_bad_fraction: float
 ) -> None:
-    """Raise DataError if there are more bad records than allowed, or no documents."""
+    """Raise DataError if there are more bad records than allowed, or no documents.
+
+    `rejects` are the listed ones, with their lines.
+    """
+    counts = add_counts(result.rejected for result in results)
+    num_rejected = sum(counts.values())
     num_records = sum(result.num_records for result in results)
     num_documents = sum(result.shards[0].num_documents for result in results)
-    if rejects and len(rejects) > max_bad_fraction * max(num_records, num_documents + len(rejects)):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(count_kinds(rejects).items()))
+    if num_rejected > max_bad_fraction * max(num_records, num_documents + num_rejected):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         first = rejects[0]
+        listed = "all" if len(rejects) == num_rejected else f"the first {len(rejects)}"
         raise DataError(
-            f"{len(rejects)} of {num_records} records are bad ({kinds}), more than --max-bad-fraction "
-            f"{max_bad_fraction:g} allows; the first is {first.file}:{first.line}, and all are listed in "
+            f"{num_rejected} of {num_records} records are bad ({kinds}), more than --max-bad-fraction "
+            f"{max_bad_fraction:g} allows; the first is {first.file}:{first.line}, and {listed} are listed in "
             f"{rejects_path(output_prefix)}; fix the input, or raise the fraction to skip them"
         )
     if not num_documents:
         raise DataError(f"--input: no document in {num_records} records; check the input")
 
 
-def count_kinds(rejects: Iterable[Reject]) -> dict[str, int]:
-    """Return the number of rejects by kind."""
-    return dict(sorted(Counter(reject.kind for reject in rejects).items()))
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums of counts by kind, sorted by kind."""
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(sorted(total.items()))
 
 
 def _iter_lines(path: Path) -> Iterator[str]:

@@ -13,6 +13,9 @@ RUN_ENGINES = ("local", "ray")
 TAILS = ("pad", "drop")
 TXT_DOCUMENTS = ("line", "blank-line", "file")
 OUTPUT_FORMATS = ("mindrecord", "mmap")
+MAX_RECORD_BYTES = 1 << 30
+MAX_SEQ_LENGTH = 1 << 24
+MAX_SHARDS = 100_000
 INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 
@@ -47,6 +50,8 @@ class PreprocessSettings:
     tail: str = "pad"
     txt_documents: str = "line"
     max_bad_fraction: float = 0.001
+    max_record_bytes: int | None = None
+    """Longer records are rejected; None for the default, which keeps a worker below 1 GB."""
     drop_duplicates: bool = False
     """Drop documents with identical text."""
     filters_path: str | None = None
@@ -60,9 +65,15 @@ class PreprocessSettings:
                 self.seq_length >= 1 or self.output_format == "mmap",
                 f"--seq-length {self.seq_length}: must be at least 1",
             ),
+            (self.seq_length <= MAX_SEQ_LENGTH, f"--seq-length {self.seq_length}: must be at most {MAX_SEQ_LENGTH}"),
             (self.num_shards >= 1, f"--n-subs {self.num_shards}: must be at least 1"),
+            (self.num_shards <= MAX_SHARDS, f"--n-subs {self.num_shards}: must be at most {MAX_SHARDS}"),
             (self.workers >= 1, f"--workers {self.workers}: must be at least 1"),
             (0 <= self.max_bad_fraction <= 1, f"--max-bad-fraction {self.max_bad_fraction}: must be from 0 to 1"),
+            (
+                self.max_record_bytes is None or 1 <= self.max_record_bytes <= MAX_RECORD_BYTES,
+                f"--max-record-bytes {self.max_record_bytes}: must be from 1 to {MAX_RECORD_BYTES}",
+            ),
             (self.inputs, "--input: give at least one file, folder or glob"),
             (self.json_keys, "--json-keys: give at least one key"),
             (len(set(self.json_keys)) == len(self.json_keys), "--json-keys: duplicate key"),
@@ -77,6 +88,10 @@ class PreprocessSettings:
             (
                 os.sep not in (self.dataset_name or ""),
                 "--dataset-name: must be a file name without a folder",
+            ),
+            (
+                "\0" not in "".join((self.output_prefix, self.dataset_name or "", *self.json_keys)),
+                "--output-prefix, --dataset-name, --json-keys: a file name must not contain a NUL character",
             ),
             (os.path.basename(self.output_prefix), f"--output-prefix {self.output_prefix}: must end in a file name"),
         ):

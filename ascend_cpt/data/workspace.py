@@ -8,7 +8,6 @@ from which it can resume.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from ascend_cpt.data.shards.pack import ShardResult, load_result
 from ascend_cpt.data.shards.task import ShardTask
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import sync_file, sync_folder, write_text
+from ascend_cpt.locks import take_range_lock
 from ascend_cpt.strict_json import JsonError, read_json_object
 
 logger = logging.getLogger(__name__)
@@ -36,36 +36,52 @@ _RUN_FILE = "run.json"
 
 @contextlib.contextmanager
 def lock_output(settings: PreprocessSettings) -> Iterator[None]:
-    """Create the output folder and lock the shards of this run against concurrent runs.
+    """Create the output folder and lock the shards of this run, and its datasets, against concurrent runs.
 
-    The locks are byte ranges of a lock file, one byte per shard, so runs with disjoint `--sub-range`s are possible.
+    The locks of the shards are byte ranges of a lock file, one byte per shard, so runs with disjoint `--sub-range`s are
+    possible. With --dataset-name runs with different prefixes can write the same dataset, so it has a lock too; a run
+    of a sub-range writes no dataset.
 
     Raises:
         DataError: the folder cannot be written, or another run holds one of the locks.
     """
     path = Path(f"{settings.output_prefix}.lock")
-    first, after = settings.sub_range or (0, settings.num_shards)
+    with contextlib.ExitStack() as locks:
+        if settings.sub_range is not None:
+            first, after = settings.sub_range
+            locks.enter_context(_hold_lock(path, settings.output_prefix, first, after - first, keep=True))
+        else:
+            # Lock the whole file, because other settings may have more shards.
+            locks.enter_context(_hold_lock(path, settings.output_prefix, 0, 0))
+            for dataset in map(settings.dataset_prefix, settings.json_keys):
+                locks.enter_context(_hold_lock(Path(f"{dataset}.dataset.lock"), dataset, 0, 0))
+        yield
+
+
+@contextlib.contextmanager
+def _hold_lock(path: Path, written: str, first: int, length: int, *, keep: bool = False) -> Iterator[None]:
+    """Hold a lock on bytes of a file, which is removed afterwards unless `keep`; `written` is named in the error."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
-    except OSError as error:
-        raise DataError(f"{path.parent}: the output folder cannot be written to: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path.parent}: the output folder cannot be written to: {reason}") from error
     with file:
         try:
-            # Without --sub-range lock the whole file, because other settings may have more shards.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, after - first if settings.sub_range else 0, first)
+            is_ours = take_range_lock(file.fileno(), path, first, length, risk="do not start a second run with it")
             # The previous holder may have removed the file between open and lock.
-            is_ours = path.stat().st_ino == os.fstat(file.fileno()).st_ino
-        except (BlockingIOError, PermissionError, FileNotFoundError):
+            is_ours = is_ours and path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        except FileNotFoundError:
             is_ours = False
+        except OSError as error:
+            raise DataError(f"{path}: cannot be locked: {error.strerror}") from error
         if not is_ours:
-            raise DataError(
-                f"{settings.output_prefix}: another run is writing this output (lock file {path}); wait until it ends"
-            )
+            raise DataError(f"{written}: another run is writing this output (lock file {path}); wait until it ends")
         try:
             yield
         finally:
-            if settings.sub_range is None:
+            if not keep:
                 path.unlink(missing_ok=True)
 
 
@@ -107,7 +123,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
     run_file = work / _RUN_FILE
     try:
         if run_file.exists():
-            difference = describe_difference(_read_identity(run_file), identity)
+            difference = _compare_run(run_file, identity)
             if not difference:
                 return work
             if not settings.overwrite:
@@ -123,11 +139,12 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
     return work
 
 
-def _read_identity(path: Path) -> Identity:
+def _compare_run(run_file: Path, identity: Identity) -> str:
+    """Describe how the interrupted run differs from this one; empty if it does not."""
     try:
-        return read_json_object(path)
-    except JsonError as error:
-        raise DataError(f"{path}: {error}; remove the folder") from None
+        return describe_difference(read_json_object(run_file), identity)
+    except (JsonError, KeyError, TypeError, AttributeError):
+        return f"its {run_file.name} is damaged"
 
 
 def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:

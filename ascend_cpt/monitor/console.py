@@ -7,8 +7,19 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
+
+from ascend_cpt.terminal_text import strip_controls
+
+
+class _PlainText(TextIOWrapper):
+    """A text stream that leaves out control characters, which texts of models and of input files can contain."""
+
+    def write(self, text: str) -> int:
+        super().write(strip_controls(text))
+        return len(text)
 
 
 @contextmanager
@@ -25,7 +36,8 @@ def captured_output(log_path: Path) -> Iterator[TextIO]:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    console = os.fdopen(os.dup(originals[0]), "w", buffering=1, encoding="utf-8", errors="replace")
+    terminal = os.fdopen(os.dup(originals[0]), "wb")
+    console = _PlainText(terminal, encoding="utf-8", errors="replace", line_buffering=True)
     # A crash in native code prints its stack where the launcher looks for it.
     faulthandler.enable(console)
     try:

@@ -142,6 +142,7 @@ FLAGS: dict[str, list[str]] = {
         "--input",
         "--json-keys",
         "--max-bad-fraction",
+        "--max-record-bytes",
         "--n-subs",
         "--no-append-bos",
         "--no-append-eod",

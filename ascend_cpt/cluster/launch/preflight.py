@@ -1,18 +1,12 @@
-"""Checks on a node before launch: master address, port, and that no other launch has this node rank."""
+"""Checks on a node before launch: master address and port, and workers that an earlier launch left."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import ipaddress
-import os
 import socket
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 
 import psutil
 
@@ -112,33 +106,3 @@ def _is_older(pid: int, process: psutil.Process) -> bool:
     except psutil.Error:
         return False
     return older
-
-
-@contextmanager
-def hold_launch_lock(settings: LaunchSettings) -> Iterator[None]:
-    """Hold this machine's lock on (MASTER_ADDR, MASTER_PORT, NODE_RANK) while the job runs.
-
-    Raises ClusterError when another launch on this machine holds it. The kernel releases it when the process ends.
-    """
-    identity = f"{settings.master_addr}:{settings.master_port} node {settings.node_rank}"
-    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"ascend_cpt_{os.getuid()}_{name}.lock"
-    with path.open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            holder = f"the launch with process id {lock.read().strip() or '?'} on this machine"
-            if settings.num_nodes > 1:
-                raise ClusterError(
-                    f"NODE_RANK {settings.node_rank} of the job at {settings.master_addr}:{settings.master_port} is "
-                    "already taken "
-                    f"by {holder}; give each node its own NODE_RANK, and each job its own MASTER_PORT"
-                ) from error
-            raise ClusterError(
-                f"MASTER_PORT {settings.master_port} is in use by {holder}; wait for it or choose another port"
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

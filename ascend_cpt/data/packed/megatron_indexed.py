@@ -73,7 +73,7 @@ class IndexedReader:
         firsts = boundaries.view("<i8")
         are_ordered = firsts.size and firsts[0] == 0 and firsts[-1] == num_sequences and (np.diff(firsts) >= 0).all()
         if not are_ordered or (lengths.view("<i4") < 0).any():
-            raise DataError(f"{self.index_path}: a length or a document boundary is damaged; copy it again")
+            raise DataError(f"{self.index_path}: has impossible lengths or document boundaries; copy it again")
         self._boundaries: npt.NDArray[np.int64] = ends[firsts]
         """Token offsets: document k, of one or more sequences, is between boundaries k and k + 1."""
         self.lengths: npt.NDArray[np.int64] = np.diff(self._boundaries)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ascend_cpt.data.readers.regular_files import check_regular, expand, open_regular, skip_special, walk
 from ascend_cpt.errors import DataError
 
 FORMATS = {
@@ -49,16 +49,18 @@ class InputFile:
 def find_input_files(patterns: Sequence[str], *, only_format: str | None = None) -> list[InputFile]:
     """Return the files of `patterns` (files, folders, globs) in sorted order. Folders are searched recursively.
 
-    Hidden files and files with unknown endings in folders are skipped; a file given by name must have a known ending.
-    With `only_format` files of other formats are skipped as well.
+    Hidden files, files with unknown endings and files that are not regular (pipes, devices) in folders are skipped; a
+    file given by name must be regular and have a known ending. A file with several paths (links) is returned once, with
+    the first. With `only_format` files of other formats are skipped as well.
 
     Raises:
         DataError: no such file, no file with a known format, or mixed formats.
     """
-    files: dict[str, InputFile] = {}
+    files: dict[tuple[int, int], InputFile] = {}
     for pattern in patterns:
         for file in _find_pattern(pattern, only_format):
-            files.setdefault(os.path.realpath(file.path), file)
+            status = os.stat(file.path)
+            files.setdefault((status.st_dev, status.st_ino), file)
     found = list(files.values())
     formats = sorted({file.format for file in found})
     if len(formats) > 1:
@@ -81,7 +83,7 @@ def fingerprint_file(file: InputFile) -> str:
 
 
 def _add_fingerprint(digest: hashlib._Hash, path: str) -> None:
-    with open(path, "rb") as stream:
+    with open_regular(path) as stream:
         status = os.fstat(stream.fileno())
         digest.update(str(status.st_size).encode())
         if status.st_size <= _WHOLE_FINGERPRINT_BYTES:
@@ -96,21 +98,28 @@ def _add_fingerprint(digest: hashlib._Hash, path: str) -> None:
 
 def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
     path = Path(pattern)
-    if path.is_dir():
-        found = [_describe(file, path) for file in _walk(path)]
-    elif path.is_file():
+    if not pattern or "\0" in pattern:
+        raise DataError(f"--input {pattern!r}: a path must have at least one character, and no NUL")
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise DataError(f"--input {pattern[:100]}: {error.strerror}") from error
+    if is_folder:
+        found = [_describe(file, path) for file in walk(path)]
+    elif exists:
+        check_regular(path, os.stat(path))
         found = [_describe(path, path.parent)]
         if found == [None]:
             raise DataError(f"{pattern}: unknown file extension; known: {_known_endings()}")
     else:
-        matches = sorted(glob.glob(pattern, recursive=True))
+        matches = expand(pattern)
         if not matches:
             raise DataError(f"{pattern}: no such file or folder, and no file matches it as a glob")
         found = [
             description
             for match in map(Path, matches)
             for description in (
-                [_describe(file, match) for file in _walk(match)] if match.is_dir() else [_describe(match)]
+                [_describe(file, match) for file in walk(match)] if match.is_dir() else [_describe(match)]
             )
         ]
     files = [file for file in found if file is not None and only_format in (None, file.format)]
@@ -120,28 +129,22 @@ def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
     return files
 
 
-def _walk(folder: Path) -> list[Path]:
-    """Return the files in `folder` and its subfolders, sorted by path, without hidden ones."""
-    found = []
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
 def _describe(path: Path, root: Path | None = None) -> InputFile | None:
-    """Return the description of a file, None if its ending is unknown."""
+    """Return the description of a file, None if its ending is unknown or it is not a regular file."""
     ending = path.suffix.lower()
     compression = COMPRESSIONS.get(ending, "")
     format_name = FORMATS.get(Path(path.stem).suffix.lower() if compression else ending)
     if format_name is None or (compression and format_name not in COMPRESSIBLE):
         return None
     name = path.relative_to(root).as_posix() if root else path.name
+    name = os.fsencode(name).decode("utf-8", "replace")  # the manifest is UTF-8, but a file name need not be
     try:
-        with open(path, "rb") as stream:
-            size_bytes = os.fstat(stream.fileno()).st_size
+        if skip_special(path, os.stat(path)):
+            return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    with open_regular(path) as stream:
+        size_bytes = os.fstat(stream.fileno()).st_size
     return InputFile(path=str(path), name=name, format=format_name, size_bytes=size_bytes, compression=compression)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ascend_cpt.data.readers.formats import ReadOptions, Record, load_reader
+from ascend_cpt.data.readers.formats.base import TOO_LONG
 from ascend_cpt.data.readers.handlers import Handler
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.data.readers.spans import Span
@@ -15,7 +16,9 @@ def read_records(span: Span, options: ReadOptions, handler: Handler) -> Iterator
     """Yield the records of the span; if the handler joins records, the joined ones that start in the span."""
     begins_document = getattr(handler, "begins_document", None)
     cursor = _open_cursor(span, options)
-    return _read_single(cursor, span) if begins_document is None else _read_joined(cursor, span, begins_document)
+    if begins_document is None:
+        return _read_single(cursor, span)
+    return _read_joined(cursor, span, begins_document, options.max_record_bytes)
 
 
 class _Cursor:
@@ -65,7 +68,9 @@ def _read_single(cursor: _Cursor, span: Span) -> Iterator[Record]:
             yield record
 
 
-def _read_joined(cursor: _Cursor, span: Span, begins_document: Callable[[Mapping[str, Any]], bool]) -> Iterator[Record]:
+def _read_joined(
+    cursor: _Cursor, span: Span, begins_document: Callable[[Mapping[str, Any]], bool], max_bytes: int
+) -> Iterator[Record]:
     """Yield the joined records that start in the span.
 
     The last one may extend past the span; the rest of one that started before it is skipped. Bad records are yielded
@@ -73,7 +78,7 @@ def _read_joined(cursor: _Cursor, span: Span, begins_document: Callable[[Mapping
     """
     if span.start == span.stop:
         return  # reading on to the next title would consume the lines before a file's first title
-    parts: list[Record] = []
+    document: _JoinedDocument | None = None
     is_in_span = span.start == 0
     while (record := cursor.next()) is not None:
         begins = record.row is not None and begins_document(record.row)
@@ -81,24 +86,44 @@ def _read_joined(cursor: _Cursor, span: Span, begins_document: Callable[[Mapping
             cursor.push_back(record, span.stop)
             break
         if begins:
-            yield from _join(parts)
-            is_in_span = record.position >= span.start
-            parts = [record] if is_in_span else []
-        elif is_in_span and record.row is None:
+            if document is not None:
+                yield from document.finish()
+            is_in_span, document = record.position >= span.start, None
+        if is_in_span and record.row is None:
             yield record
         elif is_in_span:
-            parts.append(record)
-    yield from _join(parts)
+            document = document or _JoinedDocument(record, max_bytes)
+            document.add(record.row or {})
+    if document is not None:
+        yield from document.finish()
 
 
-def _join(parts: Sequence[Record]) -> Iterator[Record]:
-    """Yield the parts joined to one record, without trailing blank lines; nothing if all are blank."""
-    if not parts:
-        return
-    rows: list[Mapping[str, Any]] = [part.row for part in parts if part.row is not None]
-    row = {key: _join_lines([row.get(key) for row in rows]) for key in rows[0]}
-    if any(text != "" for text in row.values()):
-        yield Record(parts[0].position, parts[0].line, row)
+class _JoinedDocument:
+    """Joins records to one, without trailing blank lines, unless it is too long."""
+
+    def __init__(self, first: Record, max_bytes: int) -> None:
+        self._first = first
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._lines: dict[str, list[Any]] = {key: [] for key in first.row or {}}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        for key, lines in self._lines.items():
+            line = row.get(key)
+            lines.append(line)
+            self._num_bytes += len(line) + 1 if isinstance(line, str) else 1
+        if self._num_bytes > self._max_bytes:
+            for lines in self._lines.values():
+                lines.clear()
+
+    def finish(self) -> Iterator[Record]:
+        """Yield the document; nothing if all lines are blank."""
+        if self._num_bytes > self._max_bytes:
+            yield Record(self._first.position, self._first.line, None, TOO_LONG)
+            return
+        row = {key: _join_lines(lines) for key, lines in self._lines.items()}
+        if any(text != "" for text in row.values()):
+            yield Record(self._first.position, self._first.line, row)
 
 
 def _join_lines(lines: Sequence[Any]) -> Any:

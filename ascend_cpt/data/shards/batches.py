@@ -9,15 +9,20 @@ import numpy as np
 
 from ascend_cpt.data.packed.megatron_indexed import INDEX_SUFFIX, IndexedReader, iter_documents
 from ascend_cpt.data.readers.documents import Document, Tally
+from ascend_cpt.data.readers.formats import Record
+from ascend_cpt.data.readers.formats.base import TOO_LONG
+from ascend_cpt.data.readers.spans import Span
 from ascend_cpt.data.shards.documents import iter_selected
 from ascend_cpt.data.shards.task import ShardTask
-from ascend_cpt.data.tokenizing.base import Encoded
+from ascend_cpt.data.tokenizing.base import Encoded, Engine
 from ascend_cpt.data.tokenizing.engine_choice import load_engine
 from ascend_cpt.errors import DataError
 
 _BATCH_CHARS = 2 << 20
 _BATCH_DOCUMENTS = 4096
 _BATCH_TOKENS = 1 << 20
+_MAX_REFERENCE_BYTES = 3 << 20
+"""Longest text for a reference library, which needs about 200 bytes per byte, unless --max-record-bytes is given."""
 
 INDEXED_FORMAT = "indexed"
 
@@ -39,31 +44,48 @@ def iter_batches(task: ShardTask, tally: Tally) -> Iterator[Batch]:
         yield from _iter_indexed(task, tally)
         return
     engine = load_engine(task.tokenizer, task.engine)
-    for documents, weight in _iter_texts(task, tally):
+    for documents, weight in _iter_texts(task, tally, engine):
         texts = zip(*(document.texts for document in documents), strict=True)
         text_bytes = tuple(map(sum, zip(*(document.text_bytes for document in documents), strict=True)))
         yield Batch(tuple(engine.encode_batch(part) for part in texts), text_bytes, weight)
 
 
-def _iter_texts(task: ShardTask, tally: Tally) -> Iterator[tuple[list[Document], int]]:
+def _iter_texts(task: ShardTask, tally: Tally, engine: Engine) -> Iterator[tuple[list[Document], int]]:
     batch: list[Document] = []
     num_chars = 0
     for located in iter_selected(task, tally):
+        chars = sum(map(len, located.document.texts))
+        if chars > _MAX_REFERENCE_BYTES // 4 and task.limits_tokenizer and _needs_much_memory(located.document, engine):
+            tally.num_documents -= 1
+            tally.reject(located.file, located.record, TOO_LONG, f"for {engine.name}; see --max-record-bytes")
+            continue
         if num_chars >= _BATCH_CHARS or len(batch) >= _BATCH_DOCUMENTS:
             yield batch, located.weight
             batch, num_chars = [], 0
         batch.append(located.document)
-        num_chars += sum(map(len, located.document.texts))
+        num_chars += chars
     if batch:
         yield batch, sum(span.weight for span in task.spans)
+
+
+def _needs_much_memory(document: Document, engine: Engine) -> bool:
+    return any(
+        num_bytes > _MAX_REFERENCE_BYTES and engine.needs_reference(text)
+        for text, num_bytes in zip(document.texts, document.text_bytes, strict=True)
+    )
 
 
 def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
     """Yield documents of indexed datasets. A trailing EOD is removed, because packing adds it."""
     weight_before = 0
+    max_tokens = task.read_options.max_record_bytes  # a token has at least one byte of text
     for span in task.spans:
         reader = IndexedReader(span.file.path.removesuffix(INDEX_SUFFIX))
-        for position, documents in iter_documents(reader, span.start, span.stop, _BATCH_TOKENS):
+        for position, documents in _iter_parts(reader, span, max_tokens):
+            if documents is None:
+                tally.num_records += 1
+                tally.reject(span.file, Record(position - 1, position, None), TOO_LONG, f"above {max_tokens} tokens")
+                continue
             smallest, largest = int(documents.ids.min(initial=0)), int(documents.ids.max(initial=0))
             if largest >= task.tokenizer.info.vocab_size or smallest < 0:
                 wrong = smallest if smallest < 0 else largest
@@ -78,6 +100,16 @@ def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
             done = span.weight * (position - span.start) // (span.stop - span.start)
             yield Batch((documents,), (0,), weight_before + done)
         weight_before += span.weight
+
+
+def _iter_parts(reader: IndexedReader, span: Span, max_tokens: int) -> Iterator[tuple[int, Encoded | None]]:
+    """Yield (number of the next document, batch); a document of more than `max_tokens` is yielded alone, as None."""
+    begin = span.start
+    for number in (span.start + np.flatnonzero(reader.lengths[span.start : span.stop] > max_tokens)).tolist():
+        yield from iter_documents(reader, begin, number, _BATCH_TOKENS)
+        begin = number + 1
+        yield begin, None
+    yield from iter_documents(reader, begin, span.stop, _BATCH_TOKENS)
 
 
 def _strip_last(documents: Encoded, token: int) -> Encoded:

@@ -7,7 +7,6 @@ the numbers of its dropped documents, each with the number of its kind. Packing 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -15,7 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ascend_cpt.data.readers.documents import Document, Reject, Tally, extract_documents
+from ascend_cpt.data.readers.documents import Document, Reject, Tally, extract_documents, format_reject
 from ascend_cpt.data.readers.formats import Record
 from ascend_cpt.data.readers.handlers import load_handler
 from ascend_cpt.data.readers.input_files import InputFile
@@ -42,11 +41,12 @@ def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
     """Yield the valid documents of a shard and update `tally`."""
     handler = load_handler(task.handler_name)
     number = weight_before = 0
+    max_bytes = task.read_options.max_record_bytes
     for span in task.spans:
         for record in read_records(span, task.read_options, handler):
             done = min(record.position, span.stop) - span.start
             weight = weight_before + span.weight * done // (span.stop - span.start)
-            for document in extract_documents(handler, task.keys, span.file, record, tally):
+            for document in extract_documents(handler, task.keys, span.file, record, tally, max_bytes):
                 yield Located(number, document, span.file, record, weight)
                 number += 1
         weight_before += span.weight
@@ -98,4 +98,4 @@ def _list(listing: IO[str], located: Located, kind: str) -> None:
     reject = Reject(
         file=located.file.path, position=located.record.position, line=located.record.line, kind=kind, detail=""
     )
-    listing.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")
+    listing.write(format_reject(reject))

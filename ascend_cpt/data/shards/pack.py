@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ascend_cpt.data.packed.manifest import Shard
 from ascend_cpt.data.packed.shard_writers import open_output
@@ -20,6 +23,8 @@ from ascend_cpt.data.shards.batches import iter_batches
 from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import sync_file, sync_folder, write_text
+
+logger = logging.getLogger(__name__)
 
 RESULT_FILE = "result.json"
 
@@ -33,6 +38,9 @@ class ShardResult:
     num_records: int
     num_filtered: int
     rejects: tuple[Reject, ...]
+    """The first rejected records and documents."""
+    rejected: dict[str, int]
+    """Rejected records and documents, by kind."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Documents dropped by deduplication and filters, by kind."""
 
@@ -63,20 +71,31 @@ def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResu
 
 
 def load_result(task: ShardTask) -> ShardResult | None:
-    """Return the committed result of the shard, None if there is none from this run."""
+    """Return the committed result of the shard, None if there is none from this run or it is damaged."""
     try:
         record = json.loads((task.folder / RESULT_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return _from_record(record) if record["run"] == task.run else None
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if record["run"] != task.run:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        logger.warning("shard %d: its %s is damaged: packing it again", task.number, RESULT_FILE)
         return None
+
+
+def _from_record(record: dict[str, Any]) -> ShardResult:
     return ShardResult(
         shards=tuple(Shard(**shard) for shard in record["shards"]),
         num_records=record["num_records"],
         num_filtered=record["num_filtered"],
         rejects=tuple(Reject(**reject) for reject in record["rejects"]),
+        rejected=record.get("rejected") or _count_kinds(record["rejects"]),
         left_out=record["left_out"],
     )
+
+
+def _count_kinds(rejects: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Count the rejects of a result that an earlier version wrote: it lists all of them."""
+    return dict(sorted(Counter(str(reject["kind"]) for reject in rejects).items()))
 
 
 def _pack(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
@@ -96,5 +115,6 @@ def _pack(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
         num_records=tally.num_records,
         num_filtered=tally.num_filtered,
         rejects=tuple(tally.rejects),
+        rejected=dict(sorted(tally.rejected.items())),
         left_out=tally.dropped,
     )

@@ -31,6 +31,8 @@ class ShardTask:
     engine: EngineChoice
     layout: RowLayout
     output_format: str
+    limits_tokenizer: bool = True
+    """Whether to reject texts for which the engine would need too much memory."""
     dropped: Path | None = None
     """File with the dropped documents, None without deduplication and filters."""
     drop_kinds: tuple[str, ...] = ()

@@ -27,6 +27,10 @@ class Engine(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded: ...
 
+    def needs_reference(self, text: str) -> bool:
+        """Return whether the text is encoded by a reference library, which needs about 200 bytes per byte of text."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str: ...
 
 

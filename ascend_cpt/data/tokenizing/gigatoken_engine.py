@@ -75,7 +75,7 @@ class GigatokenEngine:
             del self._tokenizer  # free memory before loading again
             self._tokenizer, _ = _load(self._file)
             self._first_bytes = _measure_memory()
-        rerouted = [k for k, text in enumerate(texts) if self._needs_reference(text)]
+        rerouted = [k for k, text in enumerate(texts) if self.needs_reference(text)]
         if not rerouted:
             return self._encode(list(texts))
         if self.reference is None:
@@ -88,6 +88,14 @@ class GigatokenEngine:
             parts[k] = slow.ids[slow.offsets[number] : slow.offsets[number + 1]]
         return join_encoded(parts)
 
+    def needs_reference(self, text: str) -> bool:
+        if any(string in text for string in self._control_strings):
+            return True
+        if text.isascii() or not _NEW_LEAD_BYTES[np.frombuffer(text.encode(), np.uint8)].any():
+            return False
+        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        return bool(self._is_new_character[codes[codes < len(self._is_new_character)]].any())
+
     def decode(self, ids: Sequence[int]) -> str:
         content: bytes = self._tokenizer.decode(np.asarray(ids, np.uint32))
         return content.decode("utf-8", "replace")
@@ -98,14 +106,6 @@ class GigatokenEngine:
         layout = self._tokenizer.encode_batch(texts, parallel=False).layout
         ids = np.asarray(layout.content.data).view(np.int32)  # ids are far below 2^31
         return Encoded(ids, np.asarray(layout.offsets.data))
-
-    def _needs_reference(self, text: str) -> bool:
-        if any(string in text for string in self._control_strings):
-            return True
-        if text.isascii() or not _NEW_LEAD_BYTES[np.frombuffer(text.encode(), np.uint8)].any():
-            return False
-        codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        return bool(self._is_new_character[codes[codes < len(self._is_new_character)]].any())
 
 
 def _tabulate(characters: str) -> npt.NDArray[np.bool_]:

@@ -52,6 +52,9 @@ class HuggingFaceEngine:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return join_encoded([encoding.ids for encoding in encodings])
 
+    def needs_reference(self, text: str) -> bool:
+        return True
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
@@ -67,6 +70,9 @@ class SentencePieceEngine:
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         return join_encoded([self._model.encode(text) for text in texts])
+
+    def needs_reference(self, text: str) -> bool:
+        return True
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._model.decode(list(ids)))

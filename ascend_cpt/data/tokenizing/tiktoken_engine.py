@@ -122,6 +122,9 @@ class TiktokenEngine:
             texts = [unicodedata.normalize("NFC", text) for text in texts]
         return join_encoded([self._encoding.encode(text, **options) for text in texts])
 
+    def needs_reference(self, text: str) -> bool:
+        return True
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._encoding.decode(list(ids)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,16 @@ def render_report(runs: Sequence[RunData]) -> str:
     names = _make_names_unique([run.name for run in runs])
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     data = {"runs": names, "tokens_per_step": [_tokens_per_step(run) for run in runs], "charts": _list_charts(runs)}
-    # `</` in a name would end the script element.
-    embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    # A `<` in a name could end the script element or begin a comment in it.
+    embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     sections = "".join(
         f'<section class="run"><h2><i class="key" style="--run:var(--c{index % 6})"></i>{html.escape(name)}</h2>'
         f"{_render_summary(run)}{render_tasks(run)}{render_heat_maps(run)}{_render_account(run)}</section>"
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     )
-    return PAGE.replace("@TITLE@", html.escape(title)).replace("@SECTIONS@", sections).replace("@DATA@", embedded)
+    parts = {"@TITLE@": html.escape(title), "@SECTIONS@": sections, "@DATA@": embedded}
+    # In one pass, because a name can contain a placeholder.
+    return re.sub("|".join(parts), lambda match: parts[match.group()], PAGE)
 
 
 def _make_names_unique(names: Sequence[str]) -> list[str]:

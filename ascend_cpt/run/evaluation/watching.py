@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
+from ascend_cpt.locks import take_lock
 from ascend_cpt.monitor.history import EVALUATIONS_NAME, JUDGED_KINDS, METRICS_NAME, read_metrics
 from ascend_cpt.monitor.record import KINDS, Judged, to_values
 from ascend_cpt.run.evaluation.nodes import RunFolders
@@ -29,10 +29,8 @@ def hold_watch_lock(run_dir: Path) -> Iterator[None]:
     """
     descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{run_dir}: another process already evaluates this run; stop one of them") from None
+        if not take_lock(descriptor, run_dir / LOCK_NAME, risk="do not evaluate this run a second time"):
+            raise CheckpointError(f"{run_dir}: another process already evaluates this run; stop one of them")
         yield
     finally:
         os.close(descriptor)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from ascend_cpt.data.packed.manifest import Shard
 from ascend_cpt.data.readers.documents import Reject
-from ascend_cpt.data.rejects import check_rejects, count_kinds, rejects_path, write_rejects
+from ascend_cpt.data.rejects import add_counts, check_rejects, rejects_path, write_rejects
 from ascend_cpt.data.shards.pack import ShardResult
 from ascend_cpt.errors import DataError
 
@@ -28,7 +30,11 @@ def make_result(num_documents: int, rejects: list[Reject]) -> ShardResult:
         text_bytes=1,
     )
     return ShardResult(
-        shards=(shard,), num_records=num_documents + len(rejects), num_filtered=0, rejects=tuple(rejects)
+        shards=(shard,),
+        num_records=num_documents + len(rejects),
+        num_filtered=0,
+        rejects=tuple(rejects),
+        rejected=dict(Counter(reject.kind for reject in rejects)),
     )
 
 
@@ -55,7 +61,12 @@ def test_the_limit_is_a_fraction_of_the_records() -> None:
     with pytest.raises(DataError, match=r"2 of 2000 records are bad \(1 empty, 1 malformed\).* first is a.jsonl:12"):
         check_rejects("out", rejects, results, 0.0009)
     check_rejects("out", [], [make_result(5, [])], 0.0)
-    assert count_kinds(rejects) == {"empty": 1, "malformed": 1}
+    with pytest.raises(DataError, match=r"and all are listed in out\.rejects"):
+        check_rejects("out", rejects, results, 0)
+    many = dataclasses.replace(results[0], rejected={"malformed": 30_000, "empty": 1})
+    with pytest.raises(DataError, match=r"30001 of 2000 records .*, and the first 2 are listed in out\.rejects"):
+        check_rejects("out", rejects, [many], 0)
+    assert add_counts([{"empty": 1}, {"malformed": 1, "empty": 2}]) == {"empty": 3, "malformed": 1}
 
 
 def test_no_documents() -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def write_run(run_dir: Path, phases: list[dict[str, Any]] = PHASES) -> Path:
 def read_data(page: str) -> dict[str, Any]:
     match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
     assert match
-    data: dict[str, Any] = json.loads(match[1].replace("<\\/", "</"))
+    data: dict[str, Any] = json.loads(match[1])
     return data
 
 
@@ -177,6 +178,20 @@ def test_names_are_escaped(tmp_path: Path) -> None:
         file.write('{"kind": "validation", "step": 20, "name": "</script><b>", "loss": 1.0, "num_labels": 1}\n')
     page = render_report([load_run(run)])
     assert "</script><b>" not in page and "Validation: </script><b>" in read_data(page)["charts"][2]["title"]
+
+
+@pytest.mark.parametrize("placeholder", ["@DATA@", "@SECTIONS@", "@TITLE@"])
+def test_names_with_placeholders_of_the_template(tmp_path: Path, placeholder: str) -> None:
+    name = f"{placeholder}<img src=x onerror=alert(1)><!--<script>"
+    page = render_report([load_run(write_run(tmp_path / name))])
+    elements: list[str] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: elements.append(tag)  # type: ignore[method-assign]
+    parser.feed(page)
+    assert "img" not in elements and elements.count("script") == 2
+    assert read_data(page)["runs"] == [name]
+    (data,) = re.findall(r'id="data">(.*?)</script>', page)
+    assert "<" not in data
 
 
 def test_run_without_run_json_and_with_a_truncated_line(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
+from ascend_cpt.terminal_text import strip_controls
 
 # A record of MindSpore ("[WARNING] DEVICE(3992,7f..,python):2026-...") or of MindFormers ("2026-... - mindformers...").
 FRAMEWORK_RECORD = re.compile(
@@ -29,7 +30,7 @@ MAX_READ_BYTES = 4 << 20
 
 
 class LogFollower:
-    """Copies a growing log to a terminal, without log records of MindSpore and MindFormers."""
+    """Copies a growing log to a terminal, without log records of MindSpore and MindFormers and control characters."""
 
     def __init__(self, path: Path, terminal: TextIO) -> None:
         self._path = path
@@ -66,7 +67,7 @@ class LogFollower:
         own = FRAMEWORK_RECORD.sub("", line)
         if own != line and not own.strip():
             return
-        self._terminal.write(own + "\n")
+        self._terminal.write(strip_controls(own) + "\n")
         self._shown.append(own)
 
 

@@ -22,7 +22,7 @@ _SHARED_MODULES = {"tsv": "csv"}
 class Reader(Protocol):
     """Interface of a reader module."""
 
-    def measure(self, file: InputFile) -> Sequence[Extent]:
+    def measure(self, file: InputFile, options: ReadOptions) -> Sequence[Extent]:
         """Return consecutive extents of the file with their numbers of positions and weights, for splitting it evenly.
 
         Raises:

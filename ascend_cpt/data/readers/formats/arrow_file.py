@@ -6,18 +6,28 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from ascend_cpt.data.readers.formats.arrow_rows import check_columns, iter_rows
+from ascend_cpt.data.readers.formats.arrow_rows import check_columns, iter_rows, limit_batches, needs_too_much
 from ascend_cpt.data.readers.formats.base import Extent, ReadOptions, Record
+from ascend_cpt.data.readers.formats.memory_limit import batch_limit_bytes, limited_memory
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
+from ascend_cpt.terminal_text import one_line
 
 _FILE_MAGIC = b"ARROW1"
 
 
-def measure(file: InputFile) -> list[Extent]:
+def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
     """See `formats.Reader`."""
     _, batches = _open(file)
-    return [Extent(num_positions=batch.num_rows, weight=max(batch.nbytes, batch.num_rows)) for batch in batches]
+    extents: list[Extent] = []
+    first_row = 0
+    try:
+        for batch in limit_batches(batches, options.max_record_bytes):
+            extents.append(Extent(num_positions=batch.num_rows, weight=max(batch.nbytes, batch.num_rows)))
+            first_row += batch.num_rows
+    except MemoryError as error:
+        raise needs_too_much(file, first_row, options.max_record_bytes) from error
+    return extents
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
@@ -25,10 +35,26 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     schema, batches = _open(file)
     columns = check_columns(file, schema, options.columns)
     first_row = 0
-    for batch in batches:
-        if first_row + batch.num_rows > start:
-            yield from iter_rows(file, [batch.select(columns)], first_row, start)
-        first_row += batch.num_rows
+    try:
+        for batch in limit_batches(batches, options.max_record_bytes):
+            if first_row + batch.num_rows > start:
+                chosen = _validate(file, batch.select(columns))
+                yield from iter_rows(file, [chosen], first_row, start, options.max_record_bytes)
+            first_row += batch.num_rows
+    except MemoryError as error:
+        raise needs_too_much(file, first_row, options.max_record_bytes) from error
+
+
+def _validate(file: InputFile, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch; raise DataError if its offsets or lengths are impossible, because reading them could crash."""
+    try:
+        for column in batch.columns:
+            # Text that is not UTF-8 only rejects its row.
+            plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(column.type)
+            (column if plain is None else column.view(plain)).validate(full=True)
+    except pa.ArrowException as error:
+        raise DataError(f"{file.path}: a record batch is damaged: {one_line(error)}") from error
+    return batch
 
 
 def must_skim(file: InputFile) -> bool:
@@ -42,16 +68,18 @@ def _open(file: InputFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         source = pa.memory_map(file.path)
         is_file = source.read(len(_FILE_MAGIC)) == _FILE_MAGIC
         source.seek(0)
-        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path}: not a readable arrow file: {error}") from error
-    if is_file:
-        return reader.schema, (reader.get_batch(k) for k in range(reader.num_record_batches))
-    return reader.schema, _iter_stream(file, reader)
+        with limited_memory(batch_limit_bytes(0)):
+            reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+    except (pa.ArrowException, MemoryError, OSError) as error:
+        raise DataError(f"{file.path}: not a readable arrow file: {one_line(error)}") from error
+    batches = (reader.get_batch(k) for k in range(reader.num_record_batches)) if is_file else iter(reader)
+    return reader.schema, _describe_errors(file, batches)
 
 
-def _iter_stream(file: InputFile, reader: pa.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
+def _describe_errors(file: InputFile, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from reader
+        yield from batches
+    except MemoryError:  # arrow's own is also an ArrowException
+        raise
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path}: the arrow stream is broken: {error}") from error
+        raise DataError(f"{file.path}: the arrow file is damaged: {one_line(error)}") from error

@@ -11,6 +11,10 @@ from ascend_cpt.data.readers.input_files import InputFile
 
 MALFORMED = "malformed"
 INVALID_UTF8 = "invalid_utf8"
+TOO_LONG = "too_long"
+
+DEFAULT_MAX_RECORD_BYTES = 16 << 20
+"""With longer records a worker could need more than 1 GB: gigatoken needs up to 25 bytes per byte of a long word."""
 
 _USUAL_RATIO = 4
 """Assumed compression ratio."""
@@ -26,7 +30,7 @@ class Record(NamedTuple):
     row: Mapping[str, Any] | None
     """Column or key → value; None for a bad record."""
     problem: str = ""
-    """Kind of the problem: MALFORMED or INVALID_UTF8."""
+    """Kind of the problem: MALFORMED, INVALID_UTF8 or TOO_LONG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class ReadOptions:
     """How .txt files are split into records: `line`, `blank-line` or `file`."""
     keep_blank_lines: bool = False
     """Whether a blank line of a .txt file is a record, for handlers that join lines."""
+    max_record_bytes: int = DEFAULT_MAX_RECORD_BYTES
+    """A longer record is skipped without loading it, and yielded as TOO_LONG."""
 
 
 def measure_bytes(file: InputFile) -> list[Extent]:
@@ -56,37 +62,98 @@ def measure_bytes(file: InputFile) -> list[Extent]:
     return [Extent(num_positions=file.size_bytes, weight=weight)]
 
 
-def iter_lines(file: InputFile, start: int) -> Iterator[tuple[int, int | None, bytes]]:
+@dataclass(frozen=True, kw_only=True)
+class LongLine:
+    """Stands for the content of a line that is too long; its `len` is that of the line."""
+
+    num_bytes: int
+    num_quotes: int
+    """Number of its double quotes."""
+
+    def __len__(self) -> int:
+        return self.num_bytes
+
+    # Called by `_clean`, for which a check of the type would take a fifth of the time of a line.
+    def removeprefix(self, prefix: bytes) -> LongLine:
+        return self
+
+    def endswith(self, suffix: bytes) -> bool:
+        return False
+
+
+def iter_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[tuple[int, int | None, bytes | LongLine]]:
     """Yield (position, line number, content without line end) of the lines starting at `start` or later.
 
     A carriage return before the line feed and a byte order mark at the start of the file are removed. Line numbers
-    start at 1; they are None unless reading starts at the start of the file.
+    start at 1; they are None unless reading starts at the start of the file. Lines longer than `max_bytes` are not kept
+    in memory.
     """
     # A line belongs here if it starts at `start` or later, so the line feed before it is at start - 1 or later.
     offset = 0 if file.compression else max(start - 1, 0)
     is_numbered = offset == 0
     number = 0
     stream = ByteStream(file, offset)
-    parts: list[bytes] = []
+    unfinished = _UnfinishedLine(max_bytes)
     while block := stream.read():
-        lines = block.split(b"\n")
-        parts.append(lines[0])
-        if len(lines) == 1:
-            continue
-        lines[0] = b"".join(parts)
-        parts = [lines.pop()]
+        lines: list[bytes | LongLine] = block.split(b"\n")  # type: ignore[assignment]
+        last = lines.pop()
+        assert isinstance(last, bytes)
+        if lines:
+            if len(block) > max_bytes:
+                lines = [line if len(line) <= max_bytes else _shorten(line) for line in lines]
+            if unfinished.num_bytes:
+                lines[0] = unfinished.finish(lines[0])
         for line in lines:
             number += 1
             position = stream.locate(offset)
             if position >= start:
                 yield position, number if is_numbered else None, _clean(line, offset)
             offset += len(line) + 1
-    last = b"".join(parts)
-    if last and (position := stream.locate(offset)) >= start:
-        yield position, number + 1 if is_numbered else None, _clean(last, offset)
+        unfinished.add(last)
+    rest = unfinished.finish(b"")
+    if rest and (position := stream.locate(offset)) >= start:
+        yield position, number + 1 if is_numbered else None, _clean(rest, offset)
 
 
-def _clean(line: bytes, offset: int) -> bytes:
+class _UnfinishedLine:
+    """The beginning of a line that goes on in the next block. Once it is too long, only its quotes are counted."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._clear()
+
+    def _clear(self) -> None:
+        self.num_bytes = 0
+        self._parts: list[bytes | LongLine] = []
+        self._num_quotes = 0
+
+    def add(self, part: bytes | LongLine) -> None:
+        if not part:
+            return
+        self.num_bytes += len(part)
+        self._parts.append(part)
+        if self.num_bytes > self._max_bytes:
+            self._num_quotes += sum(_shorten(dropped).num_quotes for dropped in self._parts)
+            self._parts = []
+
+    def finish(self, end: bytes | LongLine) -> bytes | LongLine:
+        """Add the end of the line, return the line, and start with an empty one."""
+        self.add(end)
+        if self.num_bytes > self._max_bytes:
+            line: bytes | LongLine = LongLine(num_bytes=self.num_bytes, num_quotes=self._num_quotes)
+        else:
+            line = b"".join(part for part in self._parts if isinstance(part, bytes))
+        self._clear()
+        return line
+
+
+def _shorten(line: bytes | LongLine) -> LongLine:
+    if isinstance(line, LongLine):
+        return line
+    return LongLine(num_bytes=len(line), num_quotes=line.count(b'"'))
+
+
+def _clean(line: bytes | LongLine, offset: int) -> bytes | LongLine:
     if offset == 0:
         line = line.removeprefix(BYTE_ORDER_MARK)
-    return line[:-1] if line.endswith(b"\r") else line
+    return line[:-1] if line.endswith(b"\r") else line  # type: ignore[index]

@@ -11,7 +11,7 @@ from ascend_cpt.data.readers.input_files import InputFile
 _EXTENT_DOCUMENTS = 4096
 
 
-def measure(file: InputFile) -> list[Extent]:
+def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
     """See `formats.Reader`."""
     reader = IndexedReader(file.path.removesuffix(INDEX_SUFFIX))
     parts = [reader.lengths[k : k + _EXTENT_DOCUMENTS] for k in range(0, len(reader), _EXTENT_DOCUMENTS)]

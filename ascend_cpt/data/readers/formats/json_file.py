@@ -12,7 +12,9 @@ import orjson
 from ascend_cpt.data.readers.formats.base import (
     INVALID_UTF8,
     MALFORMED,
+    TOO_LONG,
     Extent,
+    LongLine,
     ReadOptions,
     Record,
     iter_lines,
@@ -22,18 +24,26 @@ from ascend_cpt.data.readers.formats.byte_stream import ByteStream, read_head
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
 
-# A string (without closing quote if the buffer ends inside it), a bracket or a comma.
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
+# A string, a bracket or a comma. A string without closing quote goes on: the buffer ends in it, or it has many escape
+# sequences, whose number is limited because the matcher needs memory for each.
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*){0,4096}("?)|[\[\]{},]', re.DOTALL)
+_REST_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,4096}("?)', re.DOTALL)
+
+# Parsed values take more memory than their text: `[],` becomes an object of 80 bytes.
+_ALWAYS_PARSED_BYTES = 1 << 20
+_VALUE_BYTES = {b"[": 80, b"{": 240, b",": 64}
+_MAX_VALUES_BYTES = 256 << 20
 
 
-def measure(file: InputFile) -> list[Extent]:
+def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
     """See `formats.Reader`."""
     return measure_bytes(file)
 
 
 def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     """See `formats.Reader`."""
-    return _read_array(file, start) if _is_array(file) else _read_lines(file, start)
+    limit = options.max_record_bytes
+    return _read_array(file, start, limit) if _is_array(file) else _read_lines(file, start, limit)
 
 
 def must_skim(file: InputFile) -> bool:
@@ -45,20 +55,24 @@ def _is_array(file: InputFile) -> bool:
     return read_head(file).lstrip().startswith(b"[")
 
 
-def _read_lines(file: InputFile, start: int) -> Iterator[Record]:
-    for position, number, line in iter_lines(file, start):
-        if line and not line.isspace():
+def _read_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[Record]:
+    for position, number, line in iter_lines(file, start, max_bytes):
+        if isinstance(line, LongLine):
+            yield Record(position, number, None, TOO_LONG)
+        elif line and not line.isspace():
             yield _parse(position, number, line)
 
 
-def _read_array(file: InputFile, start: int) -> Iterator[Record]:
+def _read_array(file: InputFile, start: int, max_bytes: int) -> Iterator[Record]:
     """Yield the elements of an array from `start` on. The array is always scanned from its start."""
-    for position, line, element in _ArrayScanner(file).iter_elements():
+    for position, line, element in _ArrayScanner(file, max_bytes).iter_elements():
         if position >= start:
-            yield _parse(position, line, element)
+            yield Record(position, line, None, TOO_LONG) if element is None else _parse(position, line, element)
 
 
 def _parse(position: int, line: int | None, content: bytes) -> Record:
+    if len(content) > _ALWAYS_PARSED_BYTES and _has_too_many_values(content):
+        return Record(position, line, None, TOO_LONG)
     try:
         row = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -68,6 +82,21 @@ def _parse(position: int, line: int | None, content: bytes) -> Record:
     if not isinstance(row, dict):
         return Record(position, line, None, MALFORMED)
     return Record(position, line, row)
+
+
+def _has_too_many_values(content: bytes) -> bool:
+    """Return whether the values of a record would take too much memory. Characters in strings count only if needed."""
+    left = _MAX_VALUES_BYTES - sum(content.count(character) * cost for character, cost in _VALUE_BYTES.items())
+    if left >= 0:
+        return False
+    left, scan, is_in_string = _MAX_VALUES_BYTES, 0, False
+    while left >= 0 and (token := (_REST_OF_STRING if is_in_string else _TOKEN).search(content, scan)):
+        if token.end() == scan:
+            return False  # inside a string at the end: malformed
+        is_in_string = token.group(1) == b""
+        left -= _VALUE_BYTES.get(token.group(), 0)
+        scan = token.end()
+    return left < 0
 
 
 def _parse_leniently(content: bytes) -> tuple[Any, str]:
@@ -83,55 +112,85 @@ def _parse_leniently(content: bytes) -> tuple[Any, str]:
 class _ArrayScanner:
     """Splits the bytes of a JSON array at commas of depth one, without parsing the elements."""
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: InputFile, max_bytes: int) -> None:
         self._path = file.path
+        self._max_bytes = max_bytes
         self._stream = ByteStream(file)
         self._buffer = b""
         self._offset = 0
         """Byte offset of the buffer in the text."""
         self._line = 1
         """Line number of the first byte of the buffer."""
+        self._begin = self._scan = 0
+        """Where the current element begins in the buffer, and up to where it has been scanned."""
+        self._is_in_string = False
+        self._dropped: tuple[int, int] | None = None
+        """Position and line of the current element if its beginning has been dropped because it is too long."""
 
-    def iter_elements(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (position, line, content) of each element, with one element and one block in memory."""
+    def iter_elements(self) -> Iterator[tuple[int, int, bytes | None]]:
+        """Yield (position, line, content) of each element; the content is None if it is longer than the limit.
+
+        One element of at most twice the limit and one block are in memory.
+        """
         self._fill()
-        begin = self._buffer.index(b"[") + 1
-        scan, depth = begin, 1
-        while True:
-            token = _TOKEN.search(self._buffer, scan)
-            if token is None or (token.group().startswith(b'"') and not token.group(1)):
-                # End of the buffer, possibly inside a string: read more and continue from there.
-                scan = (len(self._buffer) if token is None else token.start()) - begin
-                self._drop(begin)
-                begin = 0
-                if not self._fill():
-                    yield from self._cut(0, len(self._buffer))  # the array is not closed
-                    return
-                continue
-            scan = token.end()
-            character = token.group()
+        self._begin = self._scan = self._buffer.index(b"[") + 1
+        depth = 1
+        while depth:
+            character = self._find_next()
+            if character is None:
+                yield from self._cut(len(self._buffer))  # the array is not closed
+                return
             if character in (b"[", b"{"):
                 depth += 1
             elif character in (b"]", b"}"):
                 depth -= 1
             if depth == 0 or (depth == 1 and character == b","):
-                yield from self._cut(begin, token.start())
-                begin = scan
-            if depth == 0:
-                self._drop(begin)
-                self._check_rest()
-                return
+                yield from self._cut(self._scan - 1)
+                self._begin = self._scan
+        self._drop(self._begin)
+        self._check_rest()
 
-    def _cut(self, begin: int, end: int) -> Iterator[tuple[int, int, bytes]]:
-        content = self._buffer[begin:end]
-        stripped = content.lstrip()
-        if stripped:
-            begin += len(content) - len(stripped)
-            yield (
-                self._stream.locate(self._offset + begin),
-                self._line + self._buffer.count(b"\n", 0, begin),
-                stripped.rstrip(),
-            )
+    def _find_next(self) -> bytes | None:
+        """Move past the next bracket or comma that is not in a string and return it; None at the end of the text."""
+        while True:
+            token = (_REST_OF_STRING if self._is_in_string else _TOKEN).search(self._buffer, self._scan)
+            if token is None or token.end() == self._scan:
+                self._scan = len(self._buffer) if token is None else self._scan
+                if self._scan - self._begin > self._max_bytes:
+                    self._drop_beginning()
+                self._drop(self._begin)
+                if not self._fill():
+                    return None
+                continue
+            self._scan = token.end()
+            if self._is_in_string or token.group(1) is not None:
+                self._is_in_string = not token.group(1)
+            else:
+                return token.group()
+
+    def _drop_beginning(self) -> None:
+        """Forget what has been scanned of the current element, except where it begins."""
+        if self._dropped is None:
+            self._dropped = self._locate_element(self._scan)
+        self._begin = self._scan
+
+    def _locate_element(self, end: int) -> tuple[int, int] | None:
+        """Return position and line of the first character from `_begin` to `end` that is not a space."""
+        content = self._buffer[self._begin : end]
+        if not (stripped := content.lstrip()):
+            return None
+        begin = self._begin + len(content) - len(stripped)
+        return self._stream.locate(self._offset + begin), self._line + self._buffer.count(b"\n", 0, begin)
+
+    def _cut(self, end: int) -> Iterator[tuple[int, int, bytes | None]]:
+        """Yield the element from `_begin` to `end`, if there is one."""
+        content: bytes | None = self._buffer[self._begin : end].strip()
+        located = self._dropped or self._locate_element(end)
+        if located is not None:
+            if self._dropped is not None or len(content or b"") > self._max_bytes:
+                content = None
+            yield *located, content
+        self._dropped = None
 
     def _check_rest(self) -> None:
         """Raise DataError for text after the array."""
@@ -149,6 +208,8 @@ class _ArrayScanner:
     def _drop(self, length: int) -> None:
         self._line += self._buffer.count(b"\n", 0, length)
         self._offset += length
+        self._begin -= length
+        self._scan -= length
         self._buffer = self._buffer[length:]
 
     def _fill(self) -> bool:

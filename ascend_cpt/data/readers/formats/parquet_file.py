@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 
 from ascend_cpt.data.readers.formats.arrow_rows import BATCH_BYTES, check_columns, iter_rows
 from ascend_cpt.data.readers.formats.base import Extent, ReadOptions, Record
+from ascend_cpt.data.readers.formats.memory_limit import batch_limit_bytes, limited_memory
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
+from ascend_cpt.terminal_text import one_line
 
 
-def measure(file: InputFile) -> list[Extent]:
+def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
     """See `formats.Reader`."""
     with _open(file) as parquet:
         groups = [parquet.metadata.row_group(k) for k in range(parquet.metadata.num_row_groups)]
@@ -28,14 +30,36 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
         columns = check_columns(file, parquet.schema_arrow, options.columns)
         first_row = 0
         for k in range(parquet.metadata.num_row_groups):
-            group = parquet.metadata.row_group(k)
-            if first_row + group.num_rows > start and group.num_rows:
-                batch_size = max(1, min(group.num_rows, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
-                batches = parquet.iter_batches(
-                    batch_size=batch_size, row_groups=[k], columns=columns, use_threads=False
-                )
-                yield from iter_rows(file, batches, first_row, start)
-            first_row += group.num_rows
+            num_rows = parquet.metadata.row_group(k).num_rows
+            if first_row + num_rows > start and num_rows > 0:
+                yield from _read_group(file, parquet, k, columns, first_row, start, options.max_record_bytes)
+            first_row += num_rows
+
+
+def _read_group(
+    file: InputFile,
+    parquet: pq.ParquetFile,
+    number: int,
+    columns: list[str],
+    first_row: int,
+    start: int,
+    max_record_bytes: int,
+) -> Iterator[Record]:
+    """Yield the rows of a row group; its first row has number `first_row` in the file."""
+    group = parquet.metadata.row_group(number)
+    batch_size = max(1, min(group.num_rows, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+    while True:
+        batches = parquet.iter_batches(batch_size=batch_size, row_groups=[number], columns=columns, use_threads=False)
+        try:
+            for record in iter_rows(file, batches, first_row, start, max_record_bytes):
+                start = record.position + 1
+                yield record
+            return
+        except DataError as error:
+            # The size in the metadata is that of the encoded values: repeated ones can be much larger.
+            if batch_size == 1 or not isinstance(error.__cause__, MemoryError):
+                raise
+            batch_size = max(1, batch_size // 16)
 
 
 def must_skim(file: InputFile) -> bool:
@@ -45,6 +69,7 @@ def must_skim(file: InputFile) -> bool:
 
 def _open(file: InputFile) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.path}: not a readable parquet file: {error}") from error
+        with limited_memory(batch_limit_bytes(0)):
+            return pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20)
+    except (pa.ArrowException, MemoryError, OSError) as error:
+        raise DataError(f"{file.path}: not a readable parquet file: {one_line(error)}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings, parse_launch
-from ascend_cpt.cluster.launch.preflight import ALLOW_LOCAL_MASTER, check_master, hold_launch_lock
+from ascend_cpt.cluster.launch.preflight import ALLOW_LOCAL_MASTER, check_master
 from ascend_cpt.cluster.launch.workers import worker_entry
 from ascend_cpt.errors import ClusterError
 
@@ -56,27 +56,6 @@ def test_node_0_must_be_the_master(free_port: int) -> None:
 def test_an_unknown_host_is_refused(free_port: int) -> None:
     with pytest.raises(ClusterError, match="MASTER_ADDR no-such-host.invalid is unknown"):
         check_master(make_settings(free_port, address="no-such-host.invalid", num_nodes=2), {})
-
-
-def test_the_launch_lock_is_exclusive(free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    settings = make_settings(free_port, num_nodes=2, node_rank=1)
-    with hold_launch_lock(settings):
-        with pytest.raises(ClusterError, match=r"NODE_RANK 1 of the job at .* is already taken by .*process id \d+"):
-            with hold_launch_lock(settings):
-                pass
-        with hold_launch_lock(make_settings(free_port, num_nodes=2, node_rank=0)):
-            pass
-    with hold_launch_lock(settings):
-        pass
-
-
-def test_two_jobs_on_one_port_are_refused(free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with hold_launch_lock(make_settings(free_port)):
-        with pytest.raises(ClusterError, match=f"MASTER_PORT {free_port} is in use by the launch"):
-            with hold_launch_lock(make_settings(free_port)):
-                pass
 
 
 def test_checks_do_not_import_mindspore() -> None:

@@ -113,7 +113,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
     content = index.read_bytes()
     for boundaries in ([0, 1, 2, 99], [0, 2, 1, 3], [1, 1, 2, 3], [0, 1, 2, 2], [-4, 1, 2, 3]):
         index.write_bytes(content[:-32] + np.array(boundaries, "<i8").tobytes())
-        with pytest.raises(DataError, match="x.idx: a length or a document boundary is damaged; copy it again"):
+        with pytest.raises(DataError, match="x.idx: has impossible lengths or document boundaries; copy it again"):
             IndexedReader(tmp_path / "x")
 
 

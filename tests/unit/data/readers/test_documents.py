@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ascend_cpt.data.readers import documents as documents_module
 from ascend_cpt.data.readers.documents import Document, Tally, extract_documents
 from ascend_cpt.data.readers.formats import Record
 from ascend_cpt.data.readers.handlers import GeneralPretrainHandler, Handler, load_handler, needed_columns
@@ -19,13 +20,15 @@ FILE = InputFile(path="/a.jsonl", name="a.jsonl", format="json", size_bytes=1)
 
 
 def extract(
-    rows: list[Any], handler: Handler | None = None, keys: tuple[str, ...] = ("text",)
+    rows: list[Any], handler: Handler | None = None, keys: tuple[str, ...] = ("text",), max_bytes: int = 100
 ) -> tuple[list[Document], Tally]:
     tally = Tally()
     documents = [
         document
         for k, row in enumerate(rows)
-        for document in extract_documents(handler or GeneralPretrainHandler(), keys, FILE, Record(k, k + 1, row), tally)
+        for document in extract_documents(
+            handler or GeneralPretrainHandler(), keys, FILE, Record(k, k + 1, row), tally, max_bytes
+        )
     ]
     tally.check()
     return documents, tally
@@ -40,6 +43,7 @@ def test_bad_records_are_counted_by_kind() -> None:
         {"text": ""},
         {"text": "\ud800"},
         {"text": b"\xff"},
+        {"text": "é" * 51},
     ]
     documents, tally = extract(rows)
     assert [document.texts for document in documents] == [("a",)]
@@ -51,6 +55,7 @@ def test_bad_records_are_counted_by_kind() -> None:
         (5, "empty"),
         (6, "invalid_utf8"),
         (7, "invalid_utf8"),
+        (8, "too_long"),
     ]
     assert "available keys: body" in tally.rejects[0].detail
 
@@ -58,7 +63,7 @@ def test_bad_records_are_counted_by_kind() -> None:
 def test_a_bad_record_keeps_its_problem() -> None:
     tally = Tally()
     assert not list(
-        extract_documents(GeneralPretrainHandler(), ("text",), FILE, Record(7, None, None, "malformed"), tally)
+        extract_documents(GeneralPretrainHandler(), ("text",), FILE, Record(7, None, None, "malformed"), tally, 100)
     )
     assert [(reject.kind, reject.position, reject.line) for reject in tally.rejects] == [("malformed", 7, None)]
 
@@ -121,3 +126,19 @@ def test_custom_handlers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(DataError, match=message):
             load_handler(name)
     sys.modules.pop("my_handlers")
+
+
+def test_a_handler_that_returns_no_mapping() -> None:
+    class Handler:
+        def extract(self, record: Mapping[str, Any]) -> Iterator[Any]:
+            yield "text"
+
+    documents, tally = extract([{"text": "a"}], Handler())
+    assert not documents and tally.rejected == {"wrong_type": 1}
+
+
+def test_only_the_first_rejects_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "MAX_LISTED", 3)
+    _, tally = extract([{"text": ""}] * 5 + [{"text": None}])
+    assert [reject.line for reject in tally.rejects] == [1, 2, 3]
+    assert tally.rejected == {"empty": 5, "null": 1}

@@ -100,7 +100,7 @@ def read_from(file: InputFile, start: int = 0, options: ReadOptions = OPTIONS) -
 
 
 def num_positions(file: InputFile) -> int:
-    return sum(extent.num_positions for extent in load_reader(file.format).measure(file))
+    return sum(extent.num_positions for extent in load_reader(file.format).measure(file, OPTIONS))
 
 
 def read_in_parts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,37 @@ def test_fingerprint_of_a_large_file_samples_it(tmp_path: Path, monkeypatch: pyt
     assert fingerprint(b"a" * 2001, 1) != base, "size"
     assert fingerprint(b"a" * 1999 + b"b", 1) != base, "last sample"
     assert fingerprint(b"b" + b"a" * 1999, 1) != base, "first sample"
+
+
+def test_loops_of_links_end_and_each_file_is_read_once(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "b/c.jsonl")
+    for name in ("b/up", "b/again", "loop"):
+        (tmp_path / name).symlink_to(tmp_path)
+    os.link(tmp_path / "a.jsonl", tmp_path / "d.jsonl")
+    (tmp_path / "e.jsonl").symlink_to(tmp_path / "a.jsonl")
+    assert names(tmp_path) == ["a.jsonl", "b/c.jsonl"]
+    assert names(tmp_path / "**" / "*.jsonl") == ["a.jsonl", "c.jsonl"]
+    assert names(tmp_path / "**") == ["a.jsonl", "b/c.jsonl"]
+    assert names(tmp_path / "**" / "b" / "**" / "c.*") == ["c.jsonl"]
+    assert names(tmp_path / "a.jsonl", tmp_path / "d.jsonl") == ["a.jsonl"]
+
+
+def test_only_regular_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "a.jsonl")
+    os.mkfifo(tmp_path / "b.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "d.jsonl"))
+        assert names(tmp_path) == ["a.jsonl"]
+        assert names(tmp_path / "*.jsonl") == ["a.jsonl"]
+        for name, kind in (("b", "a named pipe"), ("c", "a device"), ("d", "a socket")):
+            assert f"{name}.jsonl: {kind}, not a regular file; skipped" in caplog.text
+            with pytest.raises(DataError, match=f"{name}.jsonl: {kind}, not a regular file"):
+                names(tmp_path / f"{name}.jsonl")
+
+
+def test_the_data_of_an_index_must_be_a_regular_file(tmp_path: Path) -> None:
+    make(tmp_path, "a.idx")
+    os.mkfifo(tmp_path / "a.bin")
+    with pytest.raises(DataError, match=r"a\.bin: a named pipe, not a regular file"):
+        fingerprint_file(find_input_files([str(tmp_path / "a.idx")])[0])

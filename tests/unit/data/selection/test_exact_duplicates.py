@@ -26,7 +26,9 @@ def make_tasks(folder: Path, records: list[Any], num_shards: int, keys: tuple[st
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     files = find_input_files([str(path)])
-    parts = split_input(files, [load_reader(file.format).measure(file) for file in files], num_shards)
+    parts = split_input(
+        files, [load_reader(file.format).measure(file, ReadOptions(columns=keys)) for file in files], num_shards
+    )
     return [
         ShardTask(
             number=number,

@@ -1,0 +1,38 @@
+"""Limits the memory that reading one batch of a file may allocate: a small file can expand to gigabytes."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_MIN_LIMIT_BYTES = 512 << 20
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def batch_limit_bytes(max_record_bytes: int) -> int:
+    """Return the memory that a batch may take when records of this length are allowed."""
+    return max(_MIN_LIMIT_BYTES, 8 * max_record_bytes)
+
+
+@contextmanager
+def limited_memory(num_bytes: int) -> Iterator[None]:
+    """Let allocations beyond `num_bytes` more than now fail, with MemoryError or the error of the library.
+
+    Files mapped into memory do not count. Other threads are limited as well, so keep the block short.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            limit = int(file.read().split()[5]) * _PAGE_BYTES + num_bytes
+    except OSError:  # no /proc: no limit
+        yield
+        return
+    for existing in (soft, hard):
+        limit = limit if existing == resource.RLIM_INFINITY else min(limit, existing)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -1,0 +1,80 @@
+"""How much memory the values of an arrow array take as Python objects, without converting them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+_OBJECT_BYTES = 64
+
+
+class ValueSize(NamedTuple):
+    """Size of the values of an array."""
+
+    num_bytes: int
+    """Exact for a single text, otherwise about an upper bound."""
+    is_nested: bool
+    """Whether it is a bound that includes the overhead of objects."""
+
+
+def measure_values(array: pa.Array) -> ValueSize:
+    """Return the size of all values of an array."""
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return ValueSize(_measure_texts(array), False)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return ValueSize(_measure_texts(array), False)
+    if pa.types.is_dictionary(kind):
+        return _measure_chosen(array, array.dictionary, array.indices)
+    if kind.id in (pa.lib.Type_STRING_VIEW, pa.lib.Type_BINARY_VIEW):
+        return ValueSize(_measure_views(array), False)
+    return ValueSize(_measure_nested(array), True)
+
+
+def _measure_texts(array: pa.Array) -> int:
+    return _measure_one(array) if len(array) == 1 else int(array.nbytes)
+
+
+def _measure_views(array: pa.Array) -> int:
+    # Several views can show the same bytes.
+    return _measure_one(array) if len(array) == 1 else len(array) * int(array.nbytes)
+
+
+def _measure_one(array: pa.Array) -> int:
+    buffer = array[0].as_buffer()
+    return 0 if buffer is None else int(buffer.size)
+
+
+def _measure_chosen(array: pa.Array, values: pa.Array, indices: pa.Array) -> ValueSize:
+    """Return the size of values chosen by indices: exact for one, otherwise as if all were the largest."""
+    if len(array) == 1:
+        index = indices[0].as_py()
+        return ValueSize(0, False) if index is None else measure_values(values.slice(index, 1))
+    return ValueSize(len(array) * int(values.nbytes), False)
+
+
+def _measure_nested(array: pa.Array) -> int:
+    """Return an upper bound of the memory of numbers, lists and structs."""
+    kind = array.type
+    own = _OBJECT_BYTES * len(array)
+    if isinstance(array, pa.ExtensionArray):
+        return measure_values(array.storage).num_bytes
+    if isinstance(array, pa.RunEndEncodedArray):
+        if len(array) != 1:
+            return own + len(array) * int(array.values.nbytes)
+        return own + measure_values(array.values.slice(array.find_physical_offset(), 1)).num_bytes
+    if isinstance(array, pa.StructArray):
+        return 4 * own + sum(_bound(child) for child in array.flatten())
+    if isinstance(array, pa.MapArray):
+        first, after = array.offsets[0].as_py(), array.offsets[len(array)].as_py()
+        return own + sum(_bound(child.slice(first, after - first)) for child in (array.keys, array.items))
+    if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return own + _bound(array.flatten())
+    if kind.num_fields:  # unions and views of lists: a child can be used by every value
+        return own + max(1, len(array)) * int(array.nbytes) * _OBJECT_BYTES
+    return own + int(array.nbytes)
+
+
+def _bound(array: pa.Array) -> int:
+    return _OBJECT_BYTES * len(array) + measure_values(array).num_bytes
