@@ -30,7 +30,7 @@ RUN case "$ALLOW_TAG$CANN_IMAGE" in \
         *) echo "error: CANN_IMAGE=$CANN_IMAGE has no digest; give IMAGE@sha256:<digest>, or --build-arg ALLOW_TAG=1" >&2; exit 2 ;; \
     esac \
     && if [ "$USER_ID" = 0 ]; then echo "error: USER_ID is 0 (root); give that of an ordinary user, as --build-arg USER_ID=1000" >&2; exit 2; fi
-# An environment of its own: the packages of the base image stay as CANN's operator compiler needs them, and are seen.
+# A separate environment: the base image's packages, which CANN's operator compiler needs, stay unchanged and can be imported.
 RUN python3 -m venv --system-site-packages /opt/venv \
     && version="$(/opt/venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" \
     && /opt/venv/bin/python -m pip install --no-cache-dir ${PIP_OPTIONS} --no-deps --require-hashes \

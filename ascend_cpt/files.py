@@ -79,7 +79,7 @@ def write_folder_whole(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):  # without locks the folder is only not recognized as in use
+        with suppress(OSError):  # on a file system without locks, the folder is not recognized as in use
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         for file in sorted(temporary.iterdir()):

@@ -53,9 +53,9 @@ def _warn_without_locks(lock: Callable[[], bool], path: Path, risk: str) -> bool
         if error.errno not in _UNSUPPORTED:
             raise
         print(
-            f"warning: {path}: its file system has no locks ({error.strerror}), so this goes on without: {risk}. To "
-            "enable them, mount Lustre with -o flock (localflock: on this node only), and NFS with its lock service "
-            "running, or with -o nolock (on this node only)",
+            f"warning: {path}: its file system has no locks ({error.strerror}), so the program continues "
+            f"without a lock: {risk}. To enable locks, mount Lustre with -o flock (localflock: on this node only), "
+            "and NFS with its lock service running, or with -o nolock (on this node only)",
             file=sys.stderr,
             flush=True,
         )

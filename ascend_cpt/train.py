@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with report_full_disk(run.run_dir, "writing to the run folder"), lock:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
-            # Training needs no channel, and an open port serves only strangers.
+            # Training does not use the channel, so its port need not stay open.
             channel.close()
             return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
 

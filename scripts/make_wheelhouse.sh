@@ -24,7 +24,7 @@ shift "$(($# < 3 ? $# : 3))"
     echo "error: no wheels for $machine; it must be aarch64 or x86_64" >&2
     exit 2
 }
-# Not imported: setuptools fails after pip.
+# Only looked up: importing setuptools after pip fails.
 "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ["pip", "setuptools"]))' || {
     echo "error: $PYTHON has no pip or setuptools, which read jieba's source package; set ASCEND_CPT_PYTHON to one that has" >&2
     exit 2

@@ -6,9 +6,9 @@
 # HOSTFILE has one host per line; the first is node 0, and its name must resolve on all others. "#" starts a comment;
 # text after the name (slots=8) is ignored. Defaults: LOCAL_WORKER 8, MASTER_PORT 8118. Every node needs this repository
 # under the same path ($REMOTE_ROOT if different from the local one) and must accept ssh without a password.
-# The nodes get a secret, by which they recognize each other, through ssh's standard input: the one in the file
-# $ASCEND_CPT_SECRET_FILE, or else a new one. It is kept on each node in ~/.config/ascend_cpt/job_MASTER_PORT, for a launcher that
-# you start again by hand. With --insecure there is none.
+# Each node receives the job secret through ssh's standard input: the content of the file $ASCEND_CPT_SECRET_FILE, or a new
+# secret. It is stored on each node in ~/.config/ascend_cpt/job_MASTER_PORT, for a launcher that you start again by hand. With
+# --insecure there is none.
 # Passed to all nodes: ASCEND_CPT_*, HCCL_*, SHARED_PATHS, SKIP_DOCTOR. If ENV_SCRIPT is set (for example to
 # /usr/local/Ascend/ascend-toolkit/set_env.sh), it is sourced on each node first. Ctrl-C stops all nodes. DRY_RUN=1 prints the
 # ssh commands without running them.

@@ -123,8 +123,8 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
     """Return the nodes and the value of a YAML text.
 
     Raises:
-        ValueError: not valid YAML, too deep or too large, an alias within its own anchor, or characters that no text
-            has; the message is one line.
+        ValueError: not valid YAML, too deep or too large, an alias within its own anchor, or a NUL
+            character or half of a surrogate pair; the message is one line.
     """
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -135,7 +135,7 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
     except _NodeError as error:
         raise ValueError(str(error)) from None
-    # For values such as the date 2001-99-99 PyYAML raises what Python does.
+    # For values such as the date 2001-99-99, PyYAML passes on Python's own exceptions.
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
 

@@ -173,7 +173,7 @@ def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: 
                 for name in (shard.file, shard.index_file):
                     if (folder / name).exists():
                         os.replace(folder / name, prefix.parent / name)
-            # The files were flushed when packed; now they stay in place, before others go and manifests list them.
+            # The files were flushed when packed. Flush their new names before old files and manifests are changed.
             sync_folder(prefix.parent)
             _remove_stale(prefix, {name for shard in manifest.shards for name in (shard.file, shard.index_file)})
         written = [

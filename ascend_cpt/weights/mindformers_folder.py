@@ -93,7 +93,7 @@ class MindFormersFolder:
             raise
         except JsonError as error:
             raise CheckpointError(f"{metadata_path}: damaged: {error}") from error
-        # Values of another type than MindFormers writes raise whatever Python does with them.
+        # Values of unexpected types raise many kinds of errors in the code above.
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"{metadata_path}: damaged: {shorten(str(error))}") from error
 

@@ -103,7 +103,7 @@ def test_without_ray(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install '.[ray]')")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (ensure_env ray)")
 def test_ray_cluster_that_loses_a_worker(corpus: Path, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

@@ -194,7 +194,7 @@ class JobChannel:
     def _describe_refusals(self) -> str:
         if self._gather_server is None or not self._gather_server.num_refused:
             return ""
-        return f" ({self._gather_server.num_refused} connections did not prove the job's secret)"
+        return f" ({self._gather_server.num_refused} connections did not know the job's secret)"
 
 
 class OtherProcessError(ClusterError):

@@ -50,7 +50,7 @@ class GatherServer(threading.Thread):
 
     @property
     def num_refused(self) -> int:
-        """How many connections did not prove the job's secret."""
+        """How many connections did not know the job's secret."""
         return self._server.refusals.count
 
     def run(self) -> None:

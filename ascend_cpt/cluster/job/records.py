@@ -1,4 +1,4 @@
-"""The messages of the job channel. The rank of a process is that of its handshake, so it can speak for no other."""
+"""The messages of the job channel. Its rank is that of the handshake, so no process can send for another."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from ascend_cpt.cluster.messages.handshake import GREETING_BYTES, PROOF_BYTES, S
 SEND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 MAX_MESSAGE_BYTES = 1 << 20
-# How long a client that is refused tries again before it reports a wrong secret. A server that is just being started
-# or that many strangers call may close a connection too.
+# How long a refused client tries again before it reports a wrong secret. A server that is still starting, or
+# that has too many connections from other programs, may close a connection too.
 REFUSED_LIMIT_S = 30.0
 
 

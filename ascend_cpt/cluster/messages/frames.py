@@ -72,7 +72,7 @@ class FrameReader:
                 break
             payload = bytes(memoryview(self._buffer)[start + _HEADER.size : end])
             if not hmac.compare_digest(code, self._counter.sign(length, hash_payload(payload))):
-                raise InvalidFrame("a wrong code")
+                raise InvalidFrame("a wrong HMAC")
             payloads.append(payload)
             start = end
         del self._buffer[:start]

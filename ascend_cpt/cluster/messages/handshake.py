@@ -5,7 +5,7 @@
     server → client   proof(server)
 
 A proof is an HMAC-SHA256 over the role, the purpose of the connection, the client's number and both nonces. All parts
-have a fixed size, so that a process that has proved nothing can neither be parsed wrongly nor use memory. Both sides
+have a fixed size, so that data from unauthenticated processes needs no parsing and only bounded memory. Both sides
 make the keys of the frames that follow from the same values, so every message depends on the handshake.
 """
 

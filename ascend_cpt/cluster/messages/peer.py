@@ -89,7 +89,7 @@ class Peer:
                     self._unsent[0] = self._unsent[0][sent:]
 
     def close(self) -> None:
-        """Close the connection without a word."""
+        """Close the connection without sending anything."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()

@@ -21,10 +21,10 @@ from ascend_cpt.cluster.messages.peer import Peer
 
 MAX_UNPROVED = 256
 HANDSHAKE_S = 10.0
-# A peer that takes nothing of what is queued for it for this long, or lets this much pile up, is dropped.
+# A peer that reads none of its queued messages for this long, or has more than this many queued, is dropped.
 STALL_S = 45.0
 MAX_UNSENT_MESSAGES = 4
-# Few at once, so that answers are read before more connections take the places of those about to prove the key.
+# Small, so that the answers of waiting connections are read before new connections replace them.
 ACCEPTS_PER_POLL = 16
 # Without free file descriptors a pending connection would be reported again and again.
 ACCEPT_PAUSE_S = 0.5

@@ -33,7 +33,8 @@ def run_shards_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise DataError("--engine ray: Ray is not installed; pip install 'ascend_cpt[ray]'") from error
+        advice = "install it with: bash -c 'source scripts/python_env.sh && ensure_env ray'"
+        raise DataError(f"--engine ray: Ray is not installed; {advice}") from error
     variables = _WORKER_VARIABLES | {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     environment = {"env_vars": variables, "py_modules": [os.path.dirname(ascend_cpt.__file__)]}
     was_running = ray.is_initialized()

@@ -46,7 +46,7 @@ POLL_S = 0.2
 # Larger differences put log lines and file times on shared storage out of order.
 MAX_CLOCK_SKEW_S = 5.0
 REFUSAL_NOTICE_S = 60.0
-# An unexpected error in the coordinator's own code is reported and survived, but not without end.
+# The coordinator reports an unexpected error in its own code and continues, up to this many times.
 MAX_ERRORS = 20
 
 
@@ -149,7 +149,7 @@ class Coordinator(threading.Thread):
     def _report_refusals(self) -> None:
         refusals = self._server.refusals
         print_status(
-            f"warning: refused {refusals.count} connections to port {self._settings.launcher_port} that did not prove "
+            f"warning: refused {refusals.count} connections to port {self._settings.launcher_port} that did not know "
             f"this job's secret, the last from {refusals.last_host}"
         )
         refusals.count = 0

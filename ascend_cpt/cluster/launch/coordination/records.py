@@ -73,7 +73,7 @@ def read_outcome(value: Any) -> Outcome:
     """
     record = read_record(OutcomeRecord, value)
     if (record.code == 0) != (record.end == End.DONE.value):
-        raise InvalidRecord("an exit code that does not fit the end")
+        raise InvalidRecord("an exit code that contradicts the outcome")
     return Outcome(**(vars(record) | {"end": End(record.end)}))
 
 

@@ -85,7 +85,10 @@ def _parse(position: int, line: int | None, content: bytes) -> Record:
 
 
 def _has_too_many_values(content: bytes) -> bool:
-    """Return whether the values of a record would take too much memory. Characters in strings count only if needed."""
+    """Return whether the values of a record would take too much memory.
+
+    Strings are excluded from the count only if the count with them is too high.
+    """
     left = _MAX_VALUES_BYTES - sum(content.count(character) * cost for character, cost in _VALUE_BYTES.items())
     if left >= 0:
         return False

@@ -18,7 +18,7 @@ def batch_limit_bytes(max_record_bytes: int) -> int:
 
 @contextmanager
 def limited_memory(num_bytes: int) -> Iterator[None]:
-    """Let allocations beyond `num_bytes` more than now fail, with MemoryError or the error of the library.
+    """Make allocations of more than `num_bytes` in total fail, with MemoryError or the error of the library.
 
     Files mapped into memory do not count. Other threads are limited as well, so keep the block short.
     """

@@ -13,7 +13,7 @@ class ValueSize(NamedTuple):
     """Size of the values of an array."""
 
     num_bytes: int
-    """Exact for a single text, otherwise about an upper bound."""
+    """Exact for a single text, otherwise an approximate upper bound."""
     is_nested: bool
     """Whether it is a bound that includes the overhead of objects."""
 

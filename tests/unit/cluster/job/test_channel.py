@@ -161,7 +161,7 @@ def test_processes_with_different_keys_do_not_meet(monkeypatch: pytest.MonkeyPat
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(run, range(2))
-    assert re.search(r"not all 2 processes reached .* \(\d+ connections did not prove the job's secret\)", first)
+    assert re.search(r"not all 2 processes reached .* \(\d+ connections did not know the job's secret\)", first)
     assert "refuses this process" in second and "the nodes have different job secrets" in second
 
 
