@@ -1,22 +1,44 @@
-"""Atomic file writes: a reader sees the old or the new content, never partial content."""
+"""Atomic writes of files and folders: a reader sees the old or the new content, never partial content.
+
+What was written is on the disk when a function returns: the data is flushed before the rename, the folder after it.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import glob
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # The user's umask, read at import because MindSpore changes it when it creates a folder.
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
+# File systems that cannot flush a folder write its entries at once, or give no guarantee.
+_CANNOT_SYNC_FOLDER = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+
 
 def sync_file(path: Path) -> None:
     """Flush a file to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Flush the entries of a folder to disk, so that new and renamed files in it survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC_FOLDER:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -30,7 +52,8 @@ def write_whole(path: Path) -> Iterator[Path]:
         yield temporary
         sync_file(temporary)
         temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,3 +62,47 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
     """Write `text`, or its parts, to `path` in UTF-8, atomically."""
     with write_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines((text,) if isinstance(text, str) else text)
+
+
+@contextmanager
+def write_folder_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `path` to write files to; it gets the name `path` on success.
+
+    After an error there is no `path`, and the temporary folder is removed. Those of killed processes are removed, too.
+
+    Raises:
+        OSError: `path` exists and is not an empty folder, or cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # without locks the folder is only not recognized as in use
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+        for file in sorted(temporary.iterdir()):
+            sync_file(file)
+        sync_folder(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary folders for `path` that no process holds."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 32}.tmp"):
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # in use, or the file system has no locks
+        finally:
+            os.close(descriptor)

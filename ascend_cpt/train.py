@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with report_full_disk(run.run_dir, "writing to the run folder"), lock:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
+            # Training needs no channel, and an open port serves only strangers.
+            channel.close()
             return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
 
 
@@ -139,7 +141,7 @@ def train_run(
 
 
 def export_run(run: ResolvedRun, console: TextIO) -> None:
-    """Do what `cpt.export` says; called by one process, after the last step.
+    """Export as configured in `cpt.export`; called by one process, after the last step.
 
     Raises:
         ExportError: when the export failed. The launcher does not restart the job, because the run is complete.
@@ -194,6 +196,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="continue a run that was extended with more tokens or phases",
     )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="start without comparing checkpoint and data with their checksums (like cpt.checkpoint.verify: false and "
+        "cpt.storage.verify_data: false)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
     return parser.parse_args(argv)
@@ -226,6 +234,8 @@ def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
         overrides["cpt.sources"] = {"train": {"path": args.train_dataset_dir}}
     if args.no_shared_storage:
         overrides["cpt.storage.shared"] = False
+    if args.no_verify:
+        overrides.update({"cpt.checkpoint.verify": False, "cpt.storage.verify_data": False})
     if args.output_dir:
         overrides["output_dir"] = args.output_dir
     if args.load_checkpoint:

@@ -314,8 +314,10 @@ def _find_record(stage: Stage, kind: str, name: str, step: int) -> dict[str, Any
                 return record
         if time.monotonic() > deadline:
             wanted = f"loss of validation set {name}" if kind == "validation" else f"score of task {name}"
-            raise CheckpointError(
-                f"{path}: no {wanted} at step {step}; evaluate it with tools/evaluate.py {stage.run.run_dir} --config "
-                "YAML --watch"
+            advice = (
+                f"evaluate it with tools/evaluate.py {stage.run.run_dir} --config YAML --watch"
+                if step
+                else f"it is recorded only before the first step; to continue without it, pass --advance {stage.name}"
             )
+            raise CheckpointError(f"{path}: no {wanted} at step {step}; {advice}")
         time.sleep(POLL_S)

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.packed.row_choice import choose_rows
 from ascend_cpt.errors import run_command
-from ascend_cpt.evaluate import collect_settings, parse_arguments
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.history import read_metrics
+from ascend_cpt.run.evaluation.command_line import collect_settings, parse_arguments
 from ascend_cpt.run.evaluation.plan import make_plan
 
 

@@ -44,19 +44,28 @@ check_packages() {
     PYTHONPATH="$REPO_ROOT" "$PYTHON" -m ascend_cpt.cluster.node.packages "$@"
 }
 
-# install_packages VENV_PYTHON NAME...: installs requirements/NAME.txt with the constraints; pip is tried three times.
-install_packages() {
-    local python="$1" version arguments=() name try
+# pip_install VENV_PYTHON ARGUMENT...: pip install of lock files, tried three times. The locks are complete, so --no-deps: the
+# metadata of MindFormers would not allow requirements/overrides.txt. Only files with a hash in the lock are accepted.
+pip_install() {
+    local python="$1" try
     shift
-    version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
-    for name in "$@"; do arguments+=(-r "$REPO_ROOT/requirements/$name.txt"); done
     for try in 1 2 3; do
-        "$python" -m pip install --quiet --disable-pip-version-check --retries 10 \
-            -c "$REPO_ROOT/requirements/constraints-$version.txt" "${arguments[@]}" && return
+        "$python" -m pip install --quiet --disable-pip-version-check --retries 10 --no-deps --require-hashes "$@" && return
         [[ $try == 3 ]] || { echo "pip failed; trying again in 10 s" >&2; sleep 10; }
     done
     echo "error: pip could not install the requirements (see above); check the network or your pip index and run again" >&2
     return 1
+}
+
+# install_packages VENV_PYTHON NAME...: installs requirements/lock/NAME-<version of Python>.txt. pip and setuptools come first:
+# the package without a wheel (jieba) is built with them, not with an unchecked download.
+install_packages() {
+    local python="$1" version arguments=() name
+    shift
+    version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+    for name in "$@"; do arguments+=(-r "$REPO_ROOT/requirements/lock/$name-$version.txt"); done
+    pip_install "$python" -r "$REPO_ROOT/requirements/lock/installer-$version.txt" \
+        && pip_install "$python" --no-build-isolation "${arguments[@]}"
 }
 
 # ensure_env [dev|ray|torch ...]: without ASCEND_CPT_PYTHON, creates or updates .venv; with it, only checks.
@@ -74,7 +83,7 @@ ensure_env() {
     # The stamp is written last, so an interrupted installation has none. It contains the hash of the requirements.
     stamp="$venv/installed-$(IFS=-; echo "${names[*]}").sha256"
     wanted="$(for name in "${names[@]}"; do cat "$REPO_ROOT/requirements/$name.txt" || exit; done \
-        | cat - "$REPO_ROOT"/requirements/constraints-*.txt | sha256sum)" || return
+        | cat - "$REPO_ROOT"/requirements/lock/*.txt | sha256sum)" || return
     if [[ "$(cat "$stamp" 2>/dev/null)" == "$wanted" ]]; then
         echo "environment: $venv matches the pinned versions"
     else

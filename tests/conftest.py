@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +19,7 @@ LAUNCH_VARIABLES = (
     "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID",
     "MS_LOCAL_WORKER", "MS_NODE_RANK", "RANK", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "VC_WORKER_HOSTS", "VC_TASK_INDEX",
     "SLURM_STEP_NUM_NODES", "ASCEND_CPT_ALLOW_LOCAL_MASTER", "ASCEND_CPT_MAX_RESTARTS",
+    "ASCEND_CPT_INSECURE",
 )  # fmt: skip
 
 # No deadline: the time of an example depends on the load of the machine.
@@ -48,11 +50,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+@pytest.fixture(scope="session")
+def secret_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job secret, which the launches of several nodes find by its variable."""
+    path = tmp_path_factory.mktemp("secret") / "secret"
+    path.touch(0o600)
+    path.write_text(secrets.token_hex(32), encoding="ascii")
+    return path
+
+
 @pytest.fixture(autouse=True)
-def clean_launch_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the launch variables of the caller's environment."""
+def clean_launch_environment(monkeypatch: pytest.MonkeyPatch, secret_file: Path) -> None:
+    """Remove the launch variables of the caller's environment, and give the jobs of tests their own secret."""
     for name in LAUNCH_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ASCEND_CPT_SECRET_FILE", str(secret_file))
 
 
 @pytest.fixture

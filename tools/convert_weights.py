@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 from ascend_cpt.run.export.model_card import make_card
-from ascend_cpt.run.trained_model import open_trained
+from ascend_cpt.run.trained_model import TrainedModel, open_trained
 from ascend_cpt.weights.compare import KindReport, compare_folders, compare_round_trip
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
 from ascend_cpt.weights.dtypes import DTYPES
@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
         "source", type=Path, metavar="RUN", help="run folder (newest step), RUN/best, or checkpoint/iteration_*"
     )
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
+    to_hf.add_argument("--no-verify", action="store_true", help="do not compare the files with their checksums")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
     for command in (to_mindformers, to_hf):
         command.add_argument("target", type=Path, metavar="TARGET", help="folder to write; must not exist")
@@ -51,7 +52,7 @@ def parse_args() -> argparse.Namespace:
             "--resize-vocab",
             type=int,
             metavar="N",
-            help="vocabulary size to write; new rows get the mean",
+            help="vocabulary size to write; new rows are the mean of the existing ones",
         )
         command.add_argument(
             "--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]"
@@ -61,6 +62,9 @@ def parse_args() -> argparse.Namespace:
     verify.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     verify.add_argument("--against", type=Path, metavar="PATH", help="run, checkpoint or folder it was converted from")
     verify.add_argument("--average", type=int, default=1, metavar="K", help="FOLDER is the mean of K checkpoints [1]")
+    verify.add_argument(
+        "--no-verify", action="store_true", help="do not compare the files of PATH with their checksums"
+    )
     verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
     return parser.parse_args()
 
@@ -75,7 +79,7 @@ def main() -> int:
     if args.command == "to-mindformers":
         print(convert_to_mindformers(HfFolder(args.source), args.target, options))
         return EXIT_OK
-    trained = open_trained(args.source, num_averaged=args.average, like=args.like)
+    trained = open_trained(args.source, num_averaged=args.average, like=args.like, verify=not args.no_verify)
     print(f"from {', '.join(str(path) for path in trained.origins)}")
     card = make_card(args.target, trained, options)
     print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions, card=card))
@@ -88,12 +92,17 @@ def verify(args: argparse.Namespace) -> int:
     is_equal = print_tensors("converted to MindFormers and back", compare_round_trip(folder))
     if args.against:
         is_hf = is_hf_folder(args.against)
-        other = HfFolder(args.against) if is_hf else open_trained(args.against, num_averaged=args.average).source
+        other = HfFolder(args.against) if is_hf else open_against(args).source
         is_equal &= print_tensors(f"against {args.against}", compare_folders(folder, other))
     if not args.no_logits:
         is_equal &= print_logits(args.source)
     print("equal" if is_equal else "NOT EQUAL")
     return EXIT_OK if is_equal else EXIT_FAILURE
+
+
+def open_against(args: argparse.Namespace) -> TrainedModel:
+    """Return the run or checkpoint that --against names."""
+    return open_trained(args.against, num_averaged=args.average, verify=not args.no_verify)
 
 
 def print_tensors(title: str, reports: Sequence[KindReport]) -> bool:

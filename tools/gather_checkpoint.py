@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -17,8 +18,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", type=Path, nargs="+", help="each node's iteration_* folder, or its run folder")
     parser.add_argument("--output", type=Path, required=True, help="the new checkpoint folder")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the files with their checksums")
     args = parser.parse_args()
-    checkpoint = gather_checkpoint(args.parts, args.output)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    checkpoint = gather_checkpoint(args.parts, args.output, verify=not args.no_verify)
     print(
         f"{args.output}: step {checkpoint.state.step}, {len(checkpoint.state.files)} files from {len(args.parts)} nodes"
     )

@@ -24,7 +24,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         if isinstance(value, (list, tuple)) and value and all(isinstance(item, Mapping) for item in value):
-            value = {item.get("name", index): item for index, item in enumerate(value)}
+            value = {str(item.get("name", index)): item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
             leaves.update(flatten(value, name))
         else:

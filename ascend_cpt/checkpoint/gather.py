@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import logging
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ascend_cpt.checkpoint.checksums import checksum_file
 from ascend_cpt.checkpoint.fingerprint import describe_differences
 from ascend_cpt.checkpoint.locate import (
     RESOLVED_NAME,
@@ -18,24 +20,68 @@ from ascend_cpt.checkpoint.locate import (
 )
 from ascend_cpt.checkpoint.state import write_state
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.files import sync_file, sync_folder, write_folder_whole
+
+logger = logging.getLogger(__name__)
 
 
-def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A file to copy, and its recorded checksum, if any."""
+
+    path: Path
+    checksum: str | None
+
+
+def gather_checkpoint(parts: Sequence[Path], output: Path, *, verify: bool = True, links: bool = False) -> Checkpoint:
     """Copy the files of all parts to the folder `output` and return the checkpoint. Nothing is left after an error.
 
     Args:
         parts: Step folder, `checkpoint` folder or run folder (newest step) of each node.
         output: Folder to create; must not exist.
+        verify: Compare the copies with the checksums recorded when the files were saved; files of earlier versions
+            have none, which gives a warning.
+        links: Make symbolic links instead of copies; nothing is verified, and the state has no checksums.
 
     Raises:
-        CheckpointError: a part is incomplete or from another step or run, two parts have different versions
-            of a file, ranks are missing, or the output exists or cannot be written.
+        CheckpointError: a part is incomplete or from another step or run, a file is damaged, two parts have different
+            versions of a file, ranks are missing, or the output exists or cannot be written.
     """
     if output.exists():
         raise CheckpointError(f"{output}: already exists; choose a new folder")
     checkpoints = [locate_checkpoint(part) for part in parts]
     first = checkpoints[0]
-    sources: dict[str, Path] = {}
+    sources = _choose_files(checkpoints)
+    check_ranks(first, sources)
+    unverified = [source.path for source in sources.values() if source.checksum is None]
+    if verify and not links and unverified:
+        logger.warning("%s: saved by an earlier version without checksums, so it is not verified", unverified[0].parent)
+    resolved = find_resolved(first.folder)
+    if resolved is not None:  # with it the gathered folder can be exported
+        sources.setdefault(RESOLVED_NAME, _Source(path=resolved, checksum=None))
+    try:
+        with write_folder_whole(output) as temporary:
+            checksums = {}
+            for name, source in sorted(sources.items()):
+                if links:
+                    (temporary / name).symlink_to(source.path.absolute())
+                else:
+                    checksums[name] = _copy(source, temporary / name, verify)
+            sync_folder(temporary)
+            files = {name: (temporary / name).stat().st_size for name in sorted(sources)}
+            state = dataclasses.replace(first.state, files=files, checksums=checksums)
+            write_state(temporary, state)
+    except OSError as error:
+        raise CheckpointError(
+            f"{output}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from None
+    return Checkpoint(folder=output, state=state)
+
+
+def _choose_files(checkpoints: Sequence[Checkpoint]) -> dict[str, _Source]:
+    """Return the file to copy for each name, after comparing the parts with the first one."""
+    first = checkpoints[0]
+    sources: dict[str, _Source] = {}
     for checkpoint in checkpoints:
         if checkpoint.state.step != first.state.step:
             raise CheckpointError(
@@ -47,35 +93,39 @@ def gather_checkpoint(parts: Sequence[Path], output: Path) -> Checkpoint:
         if differences:
             raise CheckpointError(f"{checkpoint.folder}: from a different run than {first.folder} ({differences[0]})")
         for name, size_bytes in checkpoint.state.files.items():
-            known = sources.setdefault(name, checkpoint.folder / name)
-            if known.stat().st_size != size_bytes:
-                raise CheckpointError(
-                    f"{checkpoint.folder / name}: differs in size from {known}; copy the damaged one again"
-                )
-    _check_ranks(first, sources)
-    resolved = find_resolved(first.folder)
-    if resolved is not None:  # with it the gathered folder can be exported
-        sources.setdefault(RESOLVED_NAME, resolved)
-    temporary = output.with_name(f".{output.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, source in sources.items():
-            shutil.copyfile(source, temporary / name)
-        files = {name: (temporary / name).stat().st_size for name in sorted(sources)}
-        state = dataclasses.replace(first.state, files=files)
-        write_state(temporary, state)
-        os.replace(temporary, output)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+            source = _Source(path=checkpoint.folder / name, checksum=checkpoint.state.checksums.get(name))
+            known = sources.setdefault(name, source)
+            if known.path.stat().st_size != size_bytes:
+                raise CheckpointError(f"{source.path}: differs in size from {known.path}; copy the damaged one again")
+    return sources
+
+
+def _copy(source: _Source, target: Path, verify: bool) -> str:
+    """Copy a file and return its checksum: that with which it was saved, or of the copy if none was recorded."""
+    shutil.copyfile(source.path, target)
+    sync_file(target)
+    if source.checksum is not None and not verify:
+        return source.checksum
+    # The checksum of the copy, so that an error of the copy itself is found as well.
+    checksum = checksum_file(target)
+    if source.checksum not in (None, checksum):
         raise CheckpointError(
-            f"{output}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from None
-    return Checkpoint(folder=output, state=state)
+            f"{source.path}: damaged: its content differs from the checksum with which it was saved; copy it again "
+            "from its node, or give the folders of another step"
+        )
+    return checksum
 
 
-def _check_ranks(first: Checkpoint, names: Iterable[str]) -> None:
-    """Raise CheckpointError when the shards of some ranks are in none of the parts."""
+def check_ranks(first: Checkpoint, names: Iterable[str]) -> None:
+    """Check that no shard of a model is missing.
+
+    Args:
+        first: The part to name in the error.
+        names: Names of the files of all parts.
+
+    Raises:
+        CheckpointError: the shards of some ranks are in none of the parts.
+    """
     num_ranks, missing = find_missing_ranks(names)
     if missing:
         raise CheckpointError(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
+from ascend_cpt.checkpoint.verify import check_file
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.strict_json import is_plain_name
 
 FOLDER_PATTERN = re.compile(r"^iteration_(\d{8,})$")  # as named by MindFormers
 MODEL_SHARD_PATTERN = re.compile(r"cpt-model-(?P<rank>\d+)-(?P<num_ranks>\d+)\.safetensors")
 RESOLVED_NAME = "resolved.yaml"
+NOTHING: Mapping[str, str] = {}
 BEST_NAME = "best"  # a text file in the run folder: the name of the best checkpoint's folder
 
 
@@ -45,20 +49,19 @@ def check_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     state = read_state(folder)
     for name, size_bytes in state.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing from the checkpoint")
-        actual_bytes = path.stat().st_size
-        if actual_bytes != size_bytes:
-            raise CheckpointError(f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}")
+        check_file(folder / name, size_bytes)
     return Checkpoint(folder=folder, state=state)
 
 
 def find_missing_ranks(names: Iterable[str]) -> tuple[int, list[int]]:
-    """Return how many ranks saved the model shards among these file names, and the ranks whose shard is missing."""
+    """Return how many ranks saved the model shards among these file names, and the first ranks whose shard is missing.
+
+    At most ten are returned, because a name may state any number of ranks.
+    """
     shards = [match for match in map(MODEL_SHARD_PATTERN.fullmatch, names) if match]
     num_ranks = max((int(shard["num_ranks"]) for shard in shards), default=0)
-    return num_ranks, sorted(set(range(num_ranks)) - {int(shard["rank"]) for shard in shards})
+    present = {int(shard["rank"]) for shard in shards}
+    return num_ranks, list(islice((rank for rank in range(num_ranks) if rank not in present), 10))
 
 
 def find_resolved(checkpoint: Path) -> Path | None:
@@ -69,10 +72,20 @@ def find_resolved(checkpoint: Path) -> Path | None:
     return None
 
 
-def find_newest_complete(checkpoint_root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest complete checkpoint of a run, or None, and a message for each newer incomplete one."""
+def find_newest_complete(
+    checkpoint_root: Path, damaged: Mapping[str, str] = NOTHING
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest complete checkpoint of a run, or None, and a message for each newer one that is skipped.
+
+    Args:
+        checkpoint_root: Folder with a subfolder for each saved step.
+        damaged: Names of folders to skip, with the message for each.
+    """
     skipped: list[str] = []
     for _, folder in list_step_folders(checkpoint_root):
+        if folder.name in damaged:
+            skipped.append(damaged[folder.name])
+            continue
         try:
             return check_checkpoint(folder), skipped
         except CheckpointError as error:
@@ -93,36 +106,55 @@ def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[st
 
 
 def locate_checkpoint(path: Path) -> Checkpoint:
+    """Return the checkpoint at `path`; see `locate_checkpoint_except`, whose errors it raises."""
+    return locate_checkpoint_except(path, NOTHING)[0]
+
+
+def locate_checkpoint_except(path: Path, damaged: Mapping[str, str]) -> tuple[Checkpoint, list[str]]:
     """Return the checkpoint at `path`: a step folder, a gathered one, a `checkpoint` folder, a run folder or RUN/best.
 
-    For a `checkpoint` or run folder, return the newest complete step.
+    For a `checkpoint` or run folder, return the newest complete step, and a message for each newer one skipped.
+
+    Args:
+        path: The folder.
+        damaged: Names of step folders to skip, with the message for each.
 
     Raises:
         CheckpointError: no checkpoint, or none that is complete.
     """
     if path.name == BEST_NAME and (path.parent / "checkpoint").is_dir() and not path.is_dir():
-        return _read_best(path)
+        return _refuse_damaged(_read_best(path), damaged), []
     if not path.exists():
         raise CheckpointError(
             f"{path}: no such checkpoint; give a run folder or one of its checkpoint/iteration_* folders"
         )
     if FOLDER_PATTERN.match(path.name) or (path / STATE_NAME).is_file():
         try:
-            return check_checkpoint(path)
+            return _refuse_damaged(check_checkpoint(path), damaged), []
         except CheckpointError as error:
             raise CheckpointError(f"{error}; choose another step") from None
     root = path / "checkpoint" if (path / "checkpoint").is_dir() else path
-    found, skipped = find_newest_complete(root)
+    found, skipped = find_newest_complete(root, damaged)
     if found is None:
         reason = f" ({skipped[0]})" if skipped else ""
         raise CheckpointError(f"{path}: no complete checkpoint{reason}")
-    return found
+    return found, skipped
+
+
+def _refuse_damaged(checkpoint: Checkpoint, damaged: Mapping[str, str]) -> Checkpoint:
+    if checkpoint.folder.name in damaged:
+        raise CheckpointError(damaged[checkpoint.folder.name])
+    return checkpoint
 
 
 def _read_best(marker: Path) -> Checkpoint:
     """Return the checkpoint that RUN/best names."""
     try:
         name = marker.read_text(encoding="utf-8").strip()
+        if not FOLDER_PATTERN.match(name) or not is_plain_name(name):
+            raise CheckpointError(f"{marker}: does not name a checkpoint folder; remove it")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{marker}: does not name a checkpoint folder; remove it") from None
     except FileNotFoundError:
         raise CheckpointError(
             f"{marker}: no best checkpoint is recorded; give {marker.parent}, or set cpt.checkpoint.keep_best and "

@@ -134,6 +134,8 @@ class CheckpointConfig:
     """The best checkpoints are never deleted, and the best one can be opened as `RUN/best`."""
     background: bool = False
     """Write checkpoints in the background, from a copy of model and optimizer state in host memory."""
+    verify: bool = True
+    """Compare the files of the checkpoint to start from with the checksums recorded when it was saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,7 @@ class StorageConfig:
     shared: bool = True
     """True: all nodes see the same folders. False (`--no-shared-storage`): each node has its own data and output."""
     verify_data: bool = True
-    """Without shared storage: verify the checksum of every data file, once per node and file."""
+    """Compare every data file with its checksum, once per machine and file; with shared storage on one machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

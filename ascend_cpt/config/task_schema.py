@@ -35,7 +35,8 @@ class TaskConfig:
     metric: str | None = None
     """`acc`, `acc_norm`, `exact` or `bits_per_byte`; default: the first that the kind has."""
     lengths: tuple[AtLeastOne, ...] = ()
-    """`needle`: tokens of a prompt with its answer; default: the five largest powers of two up to `seq_length`."""
+    """`needle`: tokens of a prompt with its answer; default: the five largest of `seq_length` and the
+    powers of two below it, without lengths that are too short."""
     depths: AtLeastOne | None = None
     """`needle`: number of places for the needle, evenly spaced from the start to the end; default: 11."""
     per_cell: AtLeastOne | None = None

@@ -17,6 +17,9 @@ from ascend_cpt.errors import ConfigError
 
 BASE_KEY = "base_config"
 MAX_BASE_DEPTH = 8
+MAX_BYTES = 4 << 20
+MAX_DEPTH = 64
+MAX_NODES = 100_000  # aliases count each time, because the data is expanded where they are used
 
 KeyPath = tuple[str, ...]
 
@@ -82,21 +85,84 @@ def _load(path: Path, parents: tuple[Path, ...]) -> YamlTree:
 
 def _load_one(path: Path) -> YamlTree:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file; give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        node, data = _parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(data).__name__}")
     origins: dict[KeyPath, str] = {(): str(path)}
     _collect_origins(node, (), path, origins)
     return YamlTree(data=data, origins=origins)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value of a YAML file that may have been written elsewhere.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its content is not valid; the message is one line.
+    """
+    return _parse(_read_text(path))[1]
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"has more than {MAX_BYTES} bytes")
+    return content.decode("utf-8")
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """Return the nodes and the value of a YAML text.
+
+    Raises:
+        ValueError: not valid YAML, too deep or too large, an alias within its own anchor, or characters that no text
+            has; the message is one line.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _check_node(node, MAX_NODES, ())
+        return node, yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    except _NodeError as error:
+        raise ValueError(str(error)) from None
+    # For values such as the date 2001-99-99 PyYAML raises what Python does.
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _NodeError(Exception):
+    """A value that is valid YAML but not accepted."""
+
+
+def _check_node(node: yaml.Node, num_left: int, parents: tuple[int, ...]) -> int:
+    """Check a node and those in it; return how many more nodes the file may have."""
+    line = f"line {node.start_mark.line + 1}"
+    if id(node) in parents:
+        raise _NodeError(f"{line}: an alias is used within its own anchor")
+    if len(parents) >= MAX_DEPTH:
+        raise _NodeError(f"{line}: nested deeper than {MAX_DEPTH} levels")
+    num_left -= 1
+    if num_left < 0:
+        raise _NodeError(f"{line}: more than {MAX_NODES} values, with those that aliases repeat")
+    if isinstance(node, yaml.ScalarNode):
+        # Neither can be part of a path or be printed.
+        if "\0" in node.value or any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise _NodeError(f"{line}: a text contains a NUL character or half of a surrogate pair")
+        return num_left
+    children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+    for child in children:
+        num_left = _check_node(child, num_left, (*parents, id(node)))
+    return num_left
 
 
 def _collect_origins(node: yaml.Node | None, prefix: KeyPath, path: Path, origins: dict[KeyPath, str]) -> None:
@@ -137,6 +203,6 @@ def parse_yaml_value(text: str) -> Any:
         ValueError: not valid YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not a valid value: {' '.join(str(error).split())}") from None
+        return _parse(text)[1]
+    except ValueError as error:
+        raise ValueError(f"not a valid value: {str(error).removeprefix('not valid YAML: ')}") from None

@@ -25,8 +25,9 @@ from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.shards.pack import ShardResult, load_result
 from ascend_cpt.data.shards.task import ShardTask
 from ascend_cpt.errors import DataError
-from ascend_cpt.files import write_text
+from ascend_cpt.files import sync_file, sync_folder, write_text
 from ascend_cpt.locks import take_range_lock
+from ascend_cpt.strict_json import JsonError, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +142,8 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
 def _compare_run(run_file: Path, identity: Identity) -> str:
     """Describe how the interrupted run differs from this one; empty if it does not."""
     try:
-        return describe_difference(json.loads(run_file.read_text(encoding="utf-8")), identity)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return describe_difference(read_json_object(run_file), identity)
+    except (JsonError, KeyError, TypeError, AttributeError):
         return f"its {run_file.name} is damaged"
 
 
@@ -172,6 +173,8 @@ def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: 
                 for name in (shard.file, shard.index_file):
                     if (folder / name).exists():
                         os.replace(folder / name, prefix.parent / name)
+            # The files were flushed when packed; now they stay in place, before others go and manifests list them.
+            sync_folder(prefix.parent)
             _remove_stale(prefix, {name for shard in manifest.shards for name in (shard.file, shard.index_file)})
         written = [
             write_manifest(manifest, manifest_path(prefix))
@@ -204,6 +207,8 @@ def join_shards(
 def _join_parts(folder: Path, tasks: Sequence[ShardTask], shards: Sequence[Shard]) -> Shard:
     name = shards[0].file.removesuffix(indexed.DATA_SUFFIX)
     indexed.join_parts([task.folder / name for task in tasks], folder / name)
+    for file in (shards[0].file, shards[0].index_file):
+        sync_file(folder / file)
     counts = ("num_rows", "num_tokens", "num_documents", "text_bytes")
     return make_shard(
         folder / shards[0].file,

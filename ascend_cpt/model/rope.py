@@ -40,8 +40,13 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
         ConfigError: the rope type is neither default nor llama3, or a llama3 field is missing or unknown.
     """
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    given = dict(config.get(key) or {})
-    theta = float(given.pop("rope_theta", None) or config.get("rope_theta") or DEFAULT_THETA)
+    section = config.get(key) or {}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{key}: expected names and values in the model's configuration, got {section!r:.80}")
+    given = dict(section)
+    theta = read_number(
+        {"rope_theta": given.pop("rope_theta", None) or config.get("rope_theta") or None}, "rope_theta", DEFAULT_THETA
+    )
     old_name = given.pop("type", None)
     rope_type = given.pop("rope_type", None) or old_name or "default"
     if rope_type == "default":
@@ -55,7 +60,23 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise ConfigError(f"{key}: {', '.join(unknown)}: unknown for rope_type llama3; known: {', '.join(names)}")
-    return Rope(theta=theta, scaling=Llama3Scaling(**{name: float(given[name]) for name in names}))
+    return Rope(theta=theta, scaling=Llama3Scaling(**{name: read_number(given, name, math.nan) for name in names}))
+
+
+def read_number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """Return a number of a model configuration; text such as "1e-6" is accepted.
+
+    Raises:
+        ConfigError: it is not a finite number.
+    """
+    value = config.get(key)
+    try:
+        number = float(default if value is None else value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{key}: expected a number in the model's configuration, got {value!r:.80}")
+    return number
 
 
 def compute_inverse_frequencies(rope: Rope, head_dim: int) -> NDArray[np.float32]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.model.rope import Rope, read_rope
+from ascend_cpt.model.rope import Rope, read_number, read_rope
+from ascend_cpt.strict_json import JsonError, read_json_object
 
 CONFIG_NAME = "config.json"
 # MindFormers' names of an MLP gated by SiLU, which is `silu` in transformers.
@@ -62,12 +62,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder}: no {CONFIG_NAME}: give the folder of a Hugging Face model")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return config
+        return read_json_object(path)
+    except (OSError, JsonError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 def select_model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +91,7 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
     hidden_size = _read_count(config, "hidden_size")
     if config.get("head_dim") is None and hidden_size % num_heads:
         raise ConfigError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}")
-    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    num_kv_heads = _read_count(config, "num_key_value_heads") if config.get("num_key_value_heads") else num_heads
     if num_heads % num_kv_heads:
         raise ConfigError(f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}")
     return ModelSizes(
@@ -105,11 +102,11 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         num_layers=_read_count(config, "num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=config.get("head_dim") or hidden_size // num_heads,
+        head_dim=_read_count(config, "head_dim") if config.get("head_dim") else hidden_size // num_heads,
         # Not in the configuration of Qwen2: its query, key and value projections always have a bias.
         has_qkv_bias=config.get("model_type") == "qwen2",
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=read_number(config, "rms_norm_eps", 1e-6),
         rope=read_rope(config),
     )
 

@@ -1,4 +1,4 @@
-"""Reads `metrics.jsonl`: all records, or the history that a resumed run needs."""
+"""Reads the files of a run folder: `metrics.jsonl` (all records, or the history of a resumed run), `run.json`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from ascend_cpt.errors import DataError
+from ascend_cpt.strict_json import JsonError, read_json_object
 
 _HEAD = re.compile(r'\{"kind": "(\w+)", "step": (\d+), ')
 
@@ -30,6 +33,22 @@ METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
 """Records of tools/evaluate.py, beside metrics.jsonl: each file has one writer, also on a network file system."""
 JUDGED_KINDS = ("validation", "task")
+RUN_INFO_NAME = "run.json"
+
+
+def read_run_info(run_dir: Path) -> dict[str, Any]:
+    """Return the content of `run.json`, the values of `RunInfo`; empty without the file (runs of older versions).
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = run_dir / RUN_INFO_NAME
+    if not path.is_file():
+        return {}
+    try:
+        return read_json_object(path)
+    except JsonError as error:
+        raise DataError(f"{path}: {error}; remove it to go on without it") from None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -50,10 +69,15 @@ def add_evaluations(judged: Iterable[dict[str, Any]], run_dir: Path) -> list[dic
     """Return validations and scores of a run with those of tools/evaluate.py that are missing, in step order."""
     found = list(judged)
     seen = {(record["kind"], record["step"], record["name"]) for record in found}
-    for record in _read_records(run_dir / EVALUATIONS_NAME):
+    for record in read_evaluations(run_dir):
         if (record["kind"], record["step"], record["name"]) not in seen:
             found.append(record)
     return sorted(found, key=lambda record: int(record["step"]))
+
+
+def read_evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of tools/evaluate.py, in the order in which they were written."""
+    return _read_records(run_dir / EVALUATIONS_NAME)
 
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:

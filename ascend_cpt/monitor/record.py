@@ -122,7 +122,14 @@ def read_judged(values: Mapping[str, Any]) -> Judged:
     step, name = int(values["step"]), str(values["name"])
     if values.get("kind") != "task":
         labels = int(values.get("num_labels", 0))
-        return ValidationRecord(step=step, name=name, loss=float(values["loss"]), num_labels=labels)
+        bits = values.get("bits_per_byte")
+        return ValidationRecord(
+            step=step,
+            name=name,
+            loss=float(values["loss"]),
+            num_labels=labels,
+            bits_per_byte=None if bits is None else float(bits),
+        )
     return TaskRecord(
         step=step,
         name=name,
@@ -199,6 +206,8 @@ class RunInfo:
     """Task → `max_drop`, `on_drop`."""
     base: dict[str, Any] | None = None
     """The initial weights (`run/export/base_weights.py`); None if they were not recorded at the first step."""
+    trackers: dict[str, Any] = field(default_factory=dict)
+    """`sinks` and `project` of `cpt.monitor`, for the records of tools/evaluate.py."""
     software: dict[str, str] = field(default_factory=dict)
     """Package → version, of the last launch."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,7 +16,8 @@ from pathlib import Path
 import psutil
 
 from ascend_cpt.checkpoint.locate import list_complete
-from ascend_cpt.cluster.messages import LAUNCHER_PORT_VARIABLE
+from ascend_cpt.cluster.launch.job_secret import SECRET_VARIABLE
+from ascend_cpt.cluster.messages.ports import LAUNCHER_PORT_VARIABLE
 from ascend_cpt.errors import CptError
 from ascend_cpt.processes import die_with_parent
 from ascend_cpt.softnpu.environment import SWITCH
@@ -81,6 +83,14 @@ class EmulatedJob:
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
 
+    def _write_secret(self) -> Path:
+        """Return a file with the secret of this job's nodes."""
+        path = self._folder / "secret"
+        if not path.exists():
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32))
+        return path
+
     def _make_environment(self) -> dict[str, str]:
         # Operators use several threads by default; the cores are shared by all workers.
         threads = max(1, (os.cpu_count() or 1) // self._workers)
@@ -92,6 +102,7 @@ class EmulatedJob:
             # A killed worker must end the job, and a port of another job must not be taken.
             "ASCEND_CPT_MAX_RESTARTS": "0",
             LAUNCHER_PORT_VARIABLE: "",
+            SECRET_VARIABLE: str(self._write_secret()),
         }
         return {**os.environ, **added}
 

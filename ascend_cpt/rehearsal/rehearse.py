@@ -85,7 +85,7 @@ def rehearse(
 
 
 class _Work:
-    """The folder of a rehearsal, and what its steps hand to each other."""
+    """The folder of a rehearsal, and the results that its steps share."""
 
     def __init__(self, rehearsal: Rehearsal, folder: Path, timeout_s: float) -> None:
         self.rehearsal, self.folder, self.timeout_s = rehearsal, folder, timeout_s

@@ -17,7 +17,7 @@ def shrink_layout(layout: ParallelLayout, max_processes: int) -> ParallelLayout:
     """Return `layout` with dimensions above 2 reduced to 2, then to 1, until the product fits `max_processes`.
 
     Raises:
-        ClusterError: when `max_processes` keeps no parallel dimension of a layout that has some.
+        ClusterError: when `max_processes` is below 1, or is 1 for a layout of several devices.
     """
     sizes = {name: int(getattr(layout, name)) for name in ORDER}
     if max_processes < 1 or (max_processes == 1 and layout.world_size > 1):

@@ -52,7 +52,7 @@ class StepList:
 
     @contextmanager
     def run(self, name: str, *, is_preparation: bool = False) -> Iterator[Step]:
-        """Time a step; a CptError out of the block fails it and ends the rehearsal.
+        """Time a step; a CptError raised in the block fails it and ends the rehearsal.
 
         Args:
             name: The step.

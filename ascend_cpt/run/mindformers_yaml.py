@@ -6,6 +6,7 @@ It must be loaded by path: only then does MindFormers fill in its defaults.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,12 @@ def compile_row_settings(row_format: RowFormat) -> dict[str, Any]:
         "pad_token_id": row_format.pad_id,
         **BOUNDARY_SETTINGS[row_format.boundaries],
     }
+
+
+def remove_boundary_settings(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model section of a resolved.yaml without the settings for document boundaries of its rows."""
+    names = {name for settings in BOUNDARY_SETTINGS.values() for name in settings}
+    return {key: value for key, value in model.items() if key not in names}
 
 
 def compile_parallel(

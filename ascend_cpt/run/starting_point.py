@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ascend_cpt.checkpoint.fingerprint import describe_differences, hash_values
-from ascend_cpt.checkpoint.locate import Checkpoint, find_newest_complete, list_complete, locate_checkpoint
+from ascend_cpt.checkpoint.locate import Checkpoint, find_newest_complete
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.cluster.job.channel import JobChannel
-from ascend_cpt.cluster.job.checks import check_same, choose_common_step
+from ascend_cpt.cluster.job.checks import check_same
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.model.sizes import unify_value
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
 from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
+from ascend_cpt.run.verified import ALONE, Verifier
+from ascend_cpt.strict_json import shorten
 from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
@@ -47,6 +50,9 @@ def choose_start(
 ) -> Start:
     """Return the starting point of the run; with a `channel`, all processes of the job choose the same one.
 
+    With a channel the files of a checkpoint are verified, unless `cpt.checkpoint.verify` is false: a damaged one is
+    skipped like an incomplete one. Without (a dry run) only their sizes are compared.
+
     Args:
         run: The resolved run.
         resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
@@ -58,7 +64,13 @@ def choose_start(
         CheckpointError: when a checkpoint is damaged or from another run, or a new run would overwrite an old one.
         ClusterError: when the nodes' starting points differ, or one of them failed.
     """
-    start = _choose(run, resume_training, extend, channel)
+    storage = run.config.cpt.storage
+    verifier = Verifier(
+        channel=channel or ALONE,
+        shared=storage.shared or channel is None,
+        enabled=run.config.cpt.checkpoint.verify and channel is not None,
+    )
+    start = _choose(run, resume_training, extend, verifier)
     if channel is not None:
         weights = start.resume_from.folder if start.resume_from else start.init_from
         facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
@@ -77,16 +89,16 @@ def identify_weights(folder: Path) -> str:
     return f"{len(sizes)} files, {hash_values(sizes)}"
 
 
-def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel: JobChannel | None) -> Start:
-    chosen, skipped = _choose_checkpoint(run, resume_training, channel)
+def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, verifier: Verifier) -> Start:
+    chosen, skipped = _choose_checkpoint(run, resume_training, verifier)
     if chosen is None:
         if extend:
             raise CheckpointError(f"{run.run_dir}: no checkpoint to extend; remove --extend")
-        return _choose_weights(run, skipped)
+        return _choose_weights(run, skipped, verifier)
     differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
-    notes: tuple[str, ...] = ()
+    notes = verifier.note_unverified(chosen)
     if differences and extend:
-        notes = _check_extension(run, chosen)
+        notes = (*notes, *_check_extension(run, chosen))
     elif differences:
         hint = ", or give --extend to make the run longer" if _is_longer(run, chosen.state) else ""
         raise CheckpointError(
@@ -97,11 +109,13 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, channel
 
 
 def _choose_checkpoint(
-    run: ResolvedRun, resume_training: str | None, channel: JobChannel | None
+    run: ResolvedRun, resume_training: str | None, verifier: Verifier
 ) -> tuple[Checkpoint | None, tuple[str, ...]]:
     """Return the checkpoint to resume from, or None for a new run, and a line for each skipped checkpoint."""
     requested = resume_training or str(run.config.mindformers.get("resume_training", "auto"))
-    newest, skipped = find_newest_complete(run.checkpoint_root)
+    if requested.lower() in ("auto", "true", "none"):
+        return verifier.choose_newest(run.checkpoint_root)
+    newest, _ = find_newest_complete(run.checkpoint_root)
     if requested.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
@@ -109,24 +123,17 @@ def _choose_checkpoint(
                 "--resume_training auto, or start another run with --set cpt.run_name=NAME"
             )
         return None, ()
-    if requested.lower() in ("auto", "true", "none"):
-        if channel is None or run.config.cpt.storage.shared:
-            return newest, tuple(skipped)
-        complete, _ = list_complete(run.checkpoint_root)
-        step, lines = choose_common_step(channel, list(complete))
-        gathered = channel.all_gather("skipped checkpoints", skipped)
-        # The processes of a node report the same lines.
-        reasons = dict.fromkeys(
-            f"{member}: {line}" for member, own in zip(channel.members, gathered, strict=True) for line in own
-        )
-        return (complete[step] if step is not None else None), (*reasons, *lines)
-    chosen = locate_checkpoint(Path(requested))
+    if Path(requested).resolve() in (run.run_dir.resolve(), run.checkpoint_root.resolve()):
+        chosen, skipped = verifier.choose_newest(run.checkpoint_root)
+        if chosen is not None:
+            return chosen, skipped
+    chosen, skipped = verifier.locate(Path(requested), own=not verifier.shared)
     if newest is not None and newest.state.step > chosen.state.step:
         raise CheckpointError(
             f"{run.run_dir}: has a newer checkpoint (step {newest.state.step}) than {chosen.folder}; move "
             "the newer ones away, or continue in another folder with --set cpt.run_name=NAME"
         )
-    return chosen, ()
+    return chosen, skipped
 
 
 def _is_longer(run: ResolvedRun, state: RunState) -> bool:
@@ -139,6 +146,7 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
     Raises:
         CheckpointError: when more than the length changed, or the rows trained so far would be different.
     """
+    _check_fingerprint(chosen)
     state = chosen.state
     saved, current = dict(state.fingerprint), run.fingerprint()
     others = describe_differences(
@@ -177,6 +185,26 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _check_fingerprint(checkpoint: Checkpoint) -> None:
+    """Check that the fingerprint of a checkpoint, which may come from elsewhere, has what is read from it here.
+
+    Raises:
+        CheckpointError: a field is missing or of another form.
+    """
+    saved = checkpoint.state.fingerprint
+    try:
+        select_model_identity(saved["model"])
+        {digest: name for name, digest in saved["sources"]}
+        _name_phases(_cut_phases(saved["phases"], checkpoint.state.step))
+        if saved.get("schedule"):
+            learning_rate_at(Schedule.from_record(**saved["schedule"]), max(checkpoint.state.step - 1, 0))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.folder / STATE_NAME}: its fingerprint does not describe a run ({type(error).__name__}: "
+            f"{shorten(str(error))}); use a checkpoint as it was saved"
+        ) from error
+
+
 def _check_same_rows(chosen: Checkpoint, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     digests = dict(current["sources"])
     for name, digest in saved["sources"]:
@@ -206,7 +234,7 @@ def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
     )
 
 
-def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
+def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifier) -> Start:
     config = run.config
     requested = config.initial_weights
     if not requested:
@@ -219,7 +247,10 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
     if is_hf_folder(Path(requested)):
         open_checked(Path(requested), run.model)
         return Start(init_from=Path(requested), warnings=skipped)
-    checkpoint = locate_checkpoint(Path(requested))
+    weights = dataclasses.replace(verifier, weights_only=True)
+    checkpoint, damaged = weights.locate(Path(requested), own=not verifier.shared)
+    skipped = (*skipped, *damaged)
+    _check_fingerprint(checkpoint)
     before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
     rope_before, rope_now = (
         {key: fields.pop(key) for key in ROPE_KEYS if fields[key] is not None} for fields in (before, now)
@@ -230,7 +261,7 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...]) -> Start:
             f"{checkpoint.folder}: its model sizes differ from model.model_config ({'; '.join(differences)}); "
             "make them equal or choose another checkpoint"
         )
-    notes = _warn_of_rewarming(run, checkpoint.state)
+    notes = (*verifier.note_unverified(checkpoint), *_warn_of_rewarming(run, checkpoint.state))
     if rope_before != rope_now:
         # A long-context stage may change the rope scaling. No weight shapes depend on it, but it is worth a note.
         changes = "; ".join(describe_differences(rope_before, rope_now))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ascend_cpt.checkpoint.locate import (
     RESOLVED_NAME,
@@ -15,14 +14,17 @@ from ascend_cpt.checkpoint.locate import (
     check_checkpoint,
     find_resolved,
     list_step_folders,
-    locate_checkpoint,
 )
+from ascend_cpt.config.yaml_file import read_yaml
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.sizes import CONFIG_NAME, ModelSizes, read_config, read_sizes
+from ascend_cpt.run.verified import Verifier
 from ascend_cpt.weights.hf_config import make_config
 from ascend_cpt.weights.hf_folder import list_companions
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 from ascend_cpt.weights.sources import MeanOfFolders, TensorSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +38,15 @@ class TrainedModel:
     """The checkpoint folders that the tensors come from; several if they are averaged."""
 
 
-def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None) -> TrainedModel:
+def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None, verify: bool = True) -> TrainedModel:
     """Open the checkpoint at `path`: a run (its newest step), one step, or a converted folder.
 
     Args:
         path: The run folder, `checkpoint` folder, `iteration_*` folder, or the target of `convert_to_mindformers`.
         num_averaged: Average this many of the newest complete checkpoints of the run.
         like: A folder to copy tokenizer files, generation_config.json and, if present, config.json from.
+        verify: Compare the files to be read with the checksums recorded when they were saved. Of a run, damaged steps
+            are skipped with a warning, like incomplete ones.
 
     Raises:
         CheckpointError: when the checkpoint is missing or damaged, or `like` is a different model.
@@ -50,7 +54,7 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None)
     if (path / CONFIG_NAME).is_file():
         folders, config, own = [path], read_config(path), list_companions(path)
     else:
-        folders = [checkpoint.folder for checkpoint in _choose(path, num_averaged)]
+        folders = [checkpoint.folder for checkpoint in _choose(path, num_averaged, verify)]
         config, own = _read_run_config(folders[0]), []
     if num_averaged > len(folders):
         raise CheckpointError(
@@ -82,15 +86,22 @@ def check_like(like: Path, model_config: Mapping[str, Any]) -> None:
         _adopt_config(read_config(like), make_config(model_config), like)
 
 
-def _choose(path: Path, num_averaged: int) -> list[Checkpoint]:
+def _choose(path: Path, num_averaged: int, verify: bool) -> list[Checkpoint]:
     """Return the checkpoint at `path` and the complete ones before it of the same run, newest first."""
-    chosen = [locate_checkpoint(path)]
-    for _, folder in list_step_folders(chosen[0].folder.parent):
-        if len(chosen) < num_averaged and folder.name < chosen[0].folder.name:
-            try:
-                chosen.append(check_checkpoint(folder))
-            except CheckpointError:
+    verifier = Verifier(weights_only=True, enabled=verify)
+    newest, skipped = verifier.locate(path)
+    chosen = [newest]
+    for _, folder in list_step_folders(newest.folder.parent):
+        if len(chosen) < num_averaged and folder.name < newest.folder.name:
+            if problem := verifier.find_damage(folder):
+                skipped = (*skipped, problem)
                 continue
+            chosen.append(check_checkpoint(folder))
+    for line in skipped:
+        logger.warning("skipped an unusable checkpoint: %s", line)
+    for checkpoint in chosen:
+        for line in verifier.note_unverified(checkpoint):
+            logger.warning("%s", line)
     return chosen
 
 
@@ -101,10 +112,33 @@ def _read_run_config(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{checkpoint.parent.parent / RESOLVED_NAME}: not found; copy the run's {RESOLVED_NAME} into {checkpoint}"
         )
+    return make_config(read_model_config(path))
+
+
+def read_model_config(path: Path) -> dict[str, Any]:
+    """Return `model.model_config` of a resolved YAML; errors are those of `read_section`."""
+    return read_section(path, "model.model_config")
+
+
+def read_section(path: Path, name: str) -> dict[str, Any]:
+    """Return a section of a resolved YAML, which may have been delivered with a checkpoint.
+
+    Args:
+        path: The file.
+        name: Keys joined by dots.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has no such section.
+    """
     try:
-        return make_config(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["model_config"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: has no model.model_config: {error}") from error
+        section = read_yaml(path)
+        for key in name.split("."):
+            section = section.get(key) if isinstance(section, dict) else None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(section, dict):
+        raise CheckpointError(f"{path}: has no {name}")
+    return section
 
 
 def _adopt_config(config: dict[str, Any], trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:

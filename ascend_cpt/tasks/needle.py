@@ -207,7 +207,7 @@ def _find_endings(encode: Encode) -> set[int]:
 def _read_haystack(
     items: Iterable[_Item], item: _Item, seed: int, read_tokens: ReadTokens, num_tokens: int
 ) -> list[int]:
-    """Return the tokens for all depths of a length and number: only the place of the needle differs between them."""
+    """Return the tokens for all depths of a length and number: only the needle and its place differ between them."""
     key = (item.length, item.number)
     count = max(other.haystack_tokens for other in items if (other.length, other.number) == key)
     generator = random.Random(f"{seed}/{item.length}/{item.number}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.files import sync_file, write_folder_whole
 from ascend_cpt.model.sizes import CONFIG_NAME
 from ascend_cpt.weights.dtypes import Array
 from ascend_cpt.weights.hf_folder import INDEX_NAME, WEIGHTS_NAME
-from ascend_cpt.weights.safetensors_file import TensorInfo, sync_file, write_file
+from ascend_cpt.weights.safetensors_file import TensorInfo, write_file
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 # (file number from 0, number of files) → file name.
@@ -42,16 +41,11 @@ def create_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise CheckpointError(f"{path}: already exists: remove it or choose another folder")
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, path)
+        with write_folder_whole(path) as temporary:
+            yield temporary
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}: check space and permissions") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_shards(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.parameters import list_hf_shapes
 from ascend_cpt.model.sizes import ModelSizes, read_config, read_sizes
+from ascend_cpt.strict_json import JsonError, check_plain_name, read_json_object
 from ascend_cpt.weights.dtypes import Array
 from ascend_cpt.weights.mapping import check_hf_names
 from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
@@ -114,10 +114,12 @@ def _open_files(path: Path) -> dict[str, SafetensorsFile]:
 def _open_indexed(path: Path) -> dict[str, SafetensorsFile]:
     index_path = path / INDEX_NAME
     try:
-        places: Mapping[str, str] = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"]
-        file_names = sorted(set(places.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index_path}: damaged: no weight_map of tensor names to files") from error
+        places = read_json_object(index_path).get("weight_map")
+        if not isinstance(places, dict):
+            raise JsonError("no weight_map of tensor names to files")
+        file_names = sorted({check_plain_name(name) for name in places.values()})
+    except (OSError, JsonError) as error:
+        raise CheckpointError(f"{index_path}: damaged: {error}") from error
     files = {name: SafetensorsFile(path / name) for name in file_names}
     for name, file_name in places.items():
         if name not in files[file_name].tensors:

@@ -8,8 +8,8 @@ files that contain each slice. Optimizer states are in `*opt-*` files, which are
 
 from __future__ import annotations
 
-import ast
-import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,14 @@ import numpy as np
 
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.tensor_layout import Shape
+from ascend_cpt.strict_json import JsonError, check_plain_name, read_json_object, shorten
 from ascend_cpt.weights.dtypes import STORAGE, Array
 from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
 
 METADATA_NAME = "metadata.json"
 _MODEL_PATTERN = "*model-*.safetensors"
+# As MindFormers writes it: Python's text of (name, (index,)).
+_SHARD_ID = re.compile(r"""\((?P<quote>['"])(?P<name>[^'"\\]*)(?P=quote), \((?P<index>\d{1,18}),\)\)""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +85,28 @@ class MindFormersFolder:
 
     def _open_slices(self, metadata_path: Path) -> None:
         try:
-            metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
-            storage = {ast.literal_eval(key): places for key, places in metadata["storage_data"].items()}
+            metadata = read_json_object(metadata_path)
+            storage = {_read_shard_id(key): places for key, places in metadata["storage_data"].items()}
             for name, entry in metadata["state_dict_metadata"].items():
                 self._add_sliced(name, entry, storage)
-        except (ValueError, KeyError, TypeError, SyntaxError, IndexError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+        except CheckpointError:
+            raise
+        except JsonError as error:
             raise CheckpointError(f"{metadata_path}: damaged: {error}") from error
+        # Values of another type than MindFormers writes raise whatever Python does with them.
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{metadata_path}: damaged: {shorten(str(error))}") from error
 
     def _add_sliced(self, name: str, entry: Mapping[str, Any], storage: Mapping[Any, Any]) -> None:
         """Add the slices of a tensor; tensors in optimizer files are skipped."""
-        shape, grid = tuple(entry["global_shape"]), tuple(entry["axis_fragmentations"])
+        shape, grid = _read_sizes(entry["global_shape"]), _read_sizes(entry["axis_fragmentations"])
         if entry["layout"]["interleaved_parallel"]:
             raise CheckpointError(f"{self.path}: {name} has an interleaved layout, which is not supported")
         slice_shape = tuple(size // parts for size, parts in zip(shape, grid, strict=True))
         slices: dict[int, Slice] = {}
         for chunk in entry["chunk"]:
             (index,) = chunk["global_offset"]
-            file_name = storage[(name, (index,))][0]["file_name"]
+            file_name = check_plain_name(storage[name, index][0]["file_name"])
             if not Path(file_name).match(_MODEL_PATTERN):
                 return
             place = np.unravel_index(index, grid)
@@ -109,7 +115,7 @@ class MindFormersFolder:
             if name not in file.tensors or file.tensors[name].shape != slice_shape:
                 raise CheckpointError(f"{file.path}: does not contain {name} with shape {list(slice_shape)}")
             slices[index] = Slice(offset=offset, shape=slice_shape, file=file)
-        if len(slices) != np.prod(grid, dtype=np.int64):
+        if len(slices) != math.prod(grid):
             raise CheckpointError(
                 f"{self.path}: {METADATA_NAME} lists {len(slices)} slices of {name}, expected a grid of {list(grid)}"
             )
@@ -120,3 +126,17 @@ class MindFormersFolder:
         if file_name not in self._files:
             self._files[file_name] = SafetensorsFile(self.path / file_name)
         return self._files[file_name]
+
+
+def _read_shard_id(key: str) -> tuple[str, int]:
+    """Return (name of the tensor, index of the slice) of a key in `storage_data`."""
+    match = _SHARD_ID.fullmatch(key)
+    if match is None:
+        raise JsonError(f"{shorten(key)} is not the id of a slice")
+    return match["name"], int(match["index"])
+
+
+def _read_sizes(values: Any) -> Shape:
+    if not isinstance(values, list) or not all(type(value) is int and 0 < value < 2**63 for value in values):
+        raise JsonError("a shape is not a list of sizes")
+    return tuple(values)

@@ -8,20 +8,23 @@ package is not used, because it cannot read bfloat16 to NumPy and needs all tens
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.tensor_layout import Shape
+from ascend_cpt.strict_json import JsonError, parse_json, shorten
 from ascend_cpt.weights.dtypes import STORAGE, Array, get_item_bytes
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSIONS = 32  # NumPy's limit
 _METADATA = "__metadata__"
 
 
@@ -35,7 +38,7 @@ class TensorInfo:
 
     @property
     def num_elements(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)  # of Python's integers: NumPy's would overflow for an absurd shape
 
     @property
     def size_bytes(self) -> int:
@@ -74,6 +77,8 @@ class SafetensorsFile:
         """Return a copy of a tensor by name."""
         info = self.tensors[name]
         flat = np.fromfile(self.path, STORAGE[info.dtype], info.num_elements, offset=self._offsets[name])
+        if flat.size != info.num_elements:
+            raise CheckpointError(f"{self.path}: was truncated while it was read; copy it again")
         return flat.reshape(info.shape)
 
 
@@ -98,19 +103,44 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        header = json.loads(text)
+        header = parse_json(text)
+        if not isinstance(header, dict):
+            raise JsonError("is not a JSON object")
         header.pop(_METADATA, None)
-        needed_bytes = data_begin
-        for entry in header.values():
-            begin, end = entry["data_offsets"]
-            needed_bytes = max(needed_bytes, data_begin + end)
-            if not (isinstance(entry["dtype"], str) and isinstance(end - begin + sum(entry["shape"]), int)):
-                raise ValueError("an offset or a dimension is not an integer")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its safetensors header is damaged: download it again") from error
+        needed_bytes = data_begin + _check_entries(header)
+    except JsonError as error:
+        raise CheckpointError(f"{path}: its safetensors header is damaged ({error}): download it again") from error
     if needed_bytes > file_bytes:
         raise CheckpointError(f"{path}: truncated: {file_bytes} bytes, expected {needed_bytes}: download it again")
     return header, data_begin
+
+
+def _check_entries(header: Mapping[str, Any]) -> int:
+    """Check the entries of a header and return the number of bytes of data that they need.
+
+    Raises:
+        JsonError: an entry has another form, or the data of two tensors overlap.
+    """
+    places: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        where = shorten(name)
+        if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+            raise JsonError(f"{where}: no dtype")
+        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+            raise JsonError(f"{where}: its shape is not a list of at most {_MAX_DIMENSIONS} sizes")
+        if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise JsonError(f"{where}: its data_offsets are not two increasing offsets in the file")
+        places.append((offsets[0], offsets[1], where))
+    places.sort()
+    for (_, end, before), (begin, _, after) in pairwise(places):
+        if begin < end:
+            raise JsonError(f"the data of {before} and {after} overlap")
+    return max((end for _, end, _ in places), default=0)
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[str, Array]]) -> None:
@@ -136,13 +166,3 @@ def write_file(path: Path, infos: Sequence[TensorInfo], tensors: Iterable[tuple[
             assert tensor.dtype == np.dtype(STORAGE[info.dtype]), (name, info)
             np.ascontiguousarray(tensor).tofile(file)
         assert next(expected, None) is None
-
-
-def sync_file(path: Path) -> None:
-    """Flush the content of a file to the disk.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
 from ascend_cpt.data.sample import make_sample
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer
@@ -51,8 +52,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH, pads: bool) -> Path:
-    """Write a dataset of two files of `num_rows` rows and return its prefix; with `pads` each last row is padded."""
+def pack_rows(
+    prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH, pads: bool, eod_every: int = 0
+) -> Path:
+    """Write a dataset of two files of `num_rows` rows and return its prefix.
+
+    With `pads` each last row is padded; with `eod_every` a document ends after every so many tokens of a row.
+    """
     from mindspore.mindrecord import FileWriter
 
     generator = np.random.default_rng(1)
@@ -62,6 +68,8 @@ def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH,
             ((np.arange(seq_length + 1) * generator.integers(1, 7) + generator.integers(500)) % 500).astype(np.int32)
             for _ in range(num_rows)
         ]
+        for row in rows if eod_every else ():
+            row[eod_every - 1 :: eod_every] = EOD_ID
         num_padded = seq_length + 1 - 40 if pads else 0
         rows[-1][seq_length + 1 - num_padded :] = PAD_ID
         path = prefix.with_name(f"{prefix.name}.mindrecord{index}")
@@ -74,10 +82,10 @@ def pack_rows(prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH,
             Shard(
                 file=path.name,
                 size_bytes=path.stat().st_size,
-                sha256="",
+                sha256=checksum_file(path),
                 index_file=index_path.name,
                 index_size_bytes=index_path.stat().st_size,
-                index_sha256="",
+                index_sha256=checksum_file(index_path),
                 num_rows=num_rows,
                 num_tokens=num_rows * (seq_length + 1) - num_padded,
                 num_documents=num_rows,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
-from tests.integration.conftest import REPOSITORY, TASKS, make_sections, run_command
+from ascend_cpt.checkpoint.checksums import checksum_file
+from ascend_cpt.checkpoint.state import read_state, write_state
+from tests.integration.conftest import REPOSITORY, TASKS, make_sections, pack_rows, run_command
 
 TOOL = [sys.executable, "tools/evaluate.py"]
 
@@ -76,6 +82,94 @@ def test_losses_are_those_of_training(validated: tuple[Path, Path], tmp_path: Pa
     assert record["step"] == 4 and abs(record["loss"] - expected[4]) < 1e-6
 
 
+def test_attention_within_documents_is_that_of_the_run(tmp_path: Path) -> None:
+    """Also without its configuration: the losses are those of the validation in training."""
+    packed = pack_rows(tmp_path / "short_documents", num_rows=10, pads=False, eod_every=16)
+    config = write_config(
+        tmp_path, packed, train_tokens=8 * 4 * 64, validation=validate(packed), document_attention="within"
+    )
+    run = train(config)
+    (expected,) = (record["loss"] for record in read_records(run) if record["step"] == 8)
+    found = {}
+    for name, arguments in {"own": [], "across": ["--document-attention", "across"]}.items():
+        out = tmp_path / f"{name}.json"
+        words = [str(run), "--validation", f"held={packed}", "--max-rows", "10", *arguments, "--json", str(out)]
+        result = run_command([*TOOL, *words])
+        assert result.returncode == 0, result.stderr
+        (record,) = json.loads(out.read_text(encoding="utf-8"))
+        found[name] = record["loss"]
+    assert abs(found["own"] - expected) < 1e-6 and abs(found["across"] - expected) > 1e-5, (found, expected)
+
+
+def split_run(run: Path, folder: Path) -> list[Path]:
+    """Return the run folders of two nodes, each with one half of every tensor; the second one has the records."""
+    nodes = [folder / name / "run" for name in ("a", "b")]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for node in nodes:
+        node.mkdir(parents=True)
+        shutil.copy(run / "resolved.yaml", node)
+        lines = (json.dumps(record) + "\n" for record in steps if record["kind"] == "step")
+        (node / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    shutil.copy(run / "run.json", nodes[1])
+    for checkpoint in (run / "checkpoint").glob("iteration_*"):
+        (weights,) = checkpoint.glob("*model*.safetensors")
+        tensors = load_file(weights)
+        files = [f"cpt-model-{rank:07d}-0000002.safetensors" for rank in range(2)]
+        metadata = {
+            "state_dict_metadata": {
+                name: {
+                    "global_shape": list(tensor.shape),
+                    "axis_fragmentations": [2, *[1] * (tensor.ndim - 1)],
+                    "layout": {"interleaved_parallel": False},
+                    "chunk": [{"global_offset": [index]} for index in range(2)],
+                }
+                for name, tensor in tensors.items()
+            },
+            "storage_data": {
+                str((name, (index,))): [{"file_name": file}] for name in tensors for index, file in enumerate(files)
+            },
+        }
+        for index, node in enumerate(nodes):
+            part = node / "checkpoint" / checkpoint.name
+            part.mkdir(parents=True)
+            halves = {name: np.ascontiguousarray(np.split(tensor, 2)[index]) for name, tensor in tensors.items()}
+            save_file(halves, part / files[index])
+            (part / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
+            sizes = {path.name: path.stat().st_size for path in part.iterdir()}
+            checksums = {name: checksum_file(part / name) for name in sizes}
+            write_state(part, dataclasses.replace(read_state(checkpoint), files=sizes, checksums=checksums))
+    return nodes
+
+
+def test_parts_of_nodes_are_gathered(validated: tuple[Path, Path], tmp_path: Path) -> None:
+    config, run = validated
+    expected = {record["step"]: record["loss"] for record in read_records(run)}
+    nodes = [str(node) for node in split_run(run, tmp_path)]
+    out = tmp_path / "a.json"
+    result = run_command([*TOOL, *nodes, "--config", str(config), "--json", str(out)])
+    assert result.returncode == 0, result.stderr
+    (record,) = json.loads(out.read_text(encoding="utf-8"))
+    assert record["step"] == 12 and abs(record["loss"] - expected[12]) < 1e-6
+    result = run_command([*TOOL, nodes[0], "--config", str(config)])
+    assert result.returncode == 2 and "no part has the shards of rank 1; give the folders" in result.stderr
+    for _ in range(2):
+        result = run_command([*TOOL, *nodes, "--config", str(config), "--watch"])
+        assert result.returncode == 0, result.stderr
+        found = {record["step"]: record["loss"] for record in read_records(Path(nodes[1]), "evaluations.jsonl")}
+        assert found == pytest.approx({step: expected[step] for step in (4, 8, 12)}, abs=1e-6)
+    assert not read_records(Path(nodes[0]), "evaluations.jsonl")
+    assert list_tracked_steps(Path(nodes[1])) == [4, 8, 12]
+
+
+def list_tracked_steps(run: Path) -> list[int]:
+    """Return the steps of the evaluations in TensorBoard, read in a process without MindSpore's protobuf messages."""
+    code = "import sys, pathlib; from tests.unit.monitor.test_trackers import read_evaluations as read; "
+    code += "print([step for step, _ in read(pathlib.Path(sys.argv[1]))])"
+    result = run_command([sys.executable, "-c", code, str(run)])
+    assert result.returncode == 0, result.stderr
+    return list(json.loads(result.stdout))
+
+
 def test_two_workers_and_a_task(validated: tuple[Path, Path], tokenizer: Path, tmp_path: Path) -> None:
     config, run = validated
     task = f"choices=multiple_choice:{TASKS / 'plain_choices.jsonl'}"
@@ -117,6 +211,7 @@ def test_watcher_neither_repeats_nor_skips(packed: Path, tmp_path: Path) -> None
     assert last.returncode == 0, last.stderr
     assert "the run is over, and all its checkpoints are evaluated" in last.stdout
     assert [record["step"] for record in read_records(run, "evaluations.jsonl")] == [4, 8, 12]
+    assert list_tracked_steps(run) == [4, 8, 12]
     summary = run_command([sys.executable, "tools/summarize_run.py", str(run)])
     assert "held" in summary.stdout, summary.stderr
 
@@ -197,4 +292,4 @@ def test_mistakes_are_reported_in_one_line(validated: tuple[Path, Path], argumen
 
 def test_watching_a_folder_without_a_run(tmp_path: Path) -> None:
     result = run_command([*TOOL, str(tmp_path), "--validation", "held=x", "--watch"])
-    assert result.returncode == 2 and "--watch needs the folder of a run" in result.stderr
+    assert result.returncode == 2 and "no run has started in this folder" in result.stderr

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ascend_cpt.monitor.history import read_values
 from ascend_cpt.run.export.target import read_record
-from tests.integration.conftest import run_command
+from tests.integration.conftest import TASKS, run_command
 
 Completed = subprocess.CompletedProcess[str]
 
@@ -83,6 +84,27 @@ def test_train_keep_the_best_export_and_run_again(
     assert (target / "model.safetensors").is_file() and "step 20/20" not in only_export.stdout
 
 
+def test_best_by_a_task_is_kept_and_its_card_has_the_scores(
+    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    run, target = tmp_path / "output/run", tmp_path / "exported"
+    task = {"path": str(TASKS / "plain_choices.jsonl"), "kind": "multiple_choice", "metric": "bits_per_byte"}
+    changes = make_changes(packed, target)
+    changes |= {
+        "validation": {"every": "5 steps", "tokenizer": str(tokenizer), "tasks": {"choices": task}},
+        "checkpoint": {"every": "5 steps", "keep_last": 1, "keep_best": {"task": "choices"}},
+    }
+    done = train(write_config(**changes))
+    assert done.returncode == 0, done.stdout + done.stderr
+    scores = read_values(run / "metrics.jsonl", "task", "choices")
+    best = min((step for step in scores if step), key=lambda step: scores[step])
+    assert best == 5, scores
+    assert (run / "best").read_text(encoding="utf-8") == f"iteration_{best:08d}\n" and list_steps(run) == [best, 20]
+    card = (target / "README.md").read_text(encoding="utf-8")
+    before, after = scores[0], scores[best]
+    assert f"| choices | bits_per_byte | {before:.4f} (step 0) | {after:.4f} | {after - before:+.4f} |" in card
+
+
 def test_under_the_launcher_one_worker_exports_and_a_failure_is_not_restarted(
     write_config: Callable[..., Path],
     launch: Callable[..., Completed],
@@ -101,10 +123,9 @@ def test_under_the_launcher_one_worker_exports_and_a_failure_is_not_restarted(
     assert "step 20/20" in output and output.count("export   verified against") == 1
     assert {path.name for path in target.iterdir()} >= {"model.safetensors", "tokenizer.json", "README.md"}
 
-    # A file with the temporary name of the export: this is found only when the export is written.
-    shutil.rmtree(target)
-    (target.parent / ".exported.tmp").touch()
-    failed = launch(config, port=free_ports[1], log_dir=tmp_path / "log_b", env=environment)
+    # A name that is too long for the temporary one made from it: this is found only when the export is written.
+    change = ["--set", f"cpt.export.to={target.parent / ('x' * 250)}"]
+    failed = launch(config, *change, port=free_ports[1], log_dir=tmp_path / "log_b", env=environment)
     output = failed.stdout + failed.stderr
     assert failed.returncode == 1, output
     assert "already complete at step 20" in output and "restart 1 of" not in output

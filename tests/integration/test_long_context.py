@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
 from ascend_cpt.data.tokenizing.base import Encoded
@@ -36,10 +37,10 @@ def long_rows(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shard = Shard(
         file=f"{prefix.name}.bin",
         size_bytes=prefix.with_suffix(".bin").stat().st_size,
-        sha256="",
+        sha256=checksum_file(prefix.with_suffix(".bin")),
         index_file=f"{prefix.name}.idx",
         index_size_bytes=prefix.with_suffix(".idx").stat().st_size,
-        index_sha256="",
+        index_sha256=checksum_file(prefix.with_suffix(".idx")),
         num_rows=0,
         num_tokens=NUM_TOKENS,
         num_documents=1,

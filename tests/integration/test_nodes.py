@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from ascend_cpt.checkpoint.locate import list_complete
-from ascend_cpt.data.packed.checksum import checksum_file
-from ascend_cpt.data.packed.manifest import load_manifest, manifest_path, write_manifest
 from tests.integration.conftest import SEQ_LENGTH, read_history, run_command
 from tests.integration.network import CAN_MAKE_NAMESPACES, address_of, connected_nodes, run_on
 
@@ -32,7 +30,6 @@ def make_nodes(tmp_path: Path, packed: Path, write_config: Callable[..., Path]) 
         for index in range(num_nodes):
             folder = tmp_path / f"node{index}"
             shutil.copytree(packed.parent, folder / "data")
-            seal(folder / "data" / packed.name)
             config = write_config(
                 run_name="run",
                 train_tokens=NUM_STEPS * 8 * SEQ_LENGTH,
@@ -50,15 +47,6 @@ def make_nodes(tmp_path: Path, packed: Path, write_config: Callable[..., Path]) 
 @pytest.fixture
 def nodes(make_nodes: Callable[[int], list[Node]]) -> list[Node]:
     return make_nodes(2)
-
-
-def seal(prefix: Path) -> None:
-    """Write the checksums into the manifest, which the small test dataset does not have."""
-    manifest = load_manifest(prefix)
-    for shard in manifest.shards:
-        for name, digest in ((shard.file, "sha256"), (shard.index_file, "index_sha256")):
-            object.__setattr__(shard, digest, checksum_file(manifest.folder / name))
-    write_manifest(manifest, manifest_path(prefix))
 
 
 def launch_nodes(

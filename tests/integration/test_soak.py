@@ -22,7 +22,7 @@ import pytest
 
 from ascend_cpt.checkpoint.locate import list_complete
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH
-from tests.integration.test_nodes import launch_nodes, seal, steps_of
+from tests.integration.test_nodes import launch_nodes, steps_of
 
 NUM_STEPS = 400
 NUM_KILLS = int(os.environ.get("ASCEND_CPT_SOAK_KILLS", "30"))
@@ -106,7 +106,6 @@ def test_kills_do_not_change_the_losses(
     configs = []
     for folder in folders:
         shutil.copytree(packed.parent, folder / "data")
-        seal(folder / "data" / packed.name)
         configs.append(write_config(sources={"train": {"path": str(folder / "data" / packed.name)}}, **settings))
     undisturbed = [{"folder": tmp_path / f"undisturbed{rank}", "config": configs[rank]} for rank in range(2)]
     for result in launch_nodes(undisturbed, free_ports[0], "--no-shared-storage"):

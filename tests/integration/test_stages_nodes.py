@@ -13,7 +13,7 @@ import yaml
 
 from ascend_cpt.checkpoint.locate import list_complete
 from tests.integration.conftest import SEQ_LENGTH, run_command
-from tests.integration.test_nodes import Completed, assert_all, seal, steps_of
+from tests.integration.test_nodes import Completed, assert_all, steps_of
 
 NUM_STEPS = 4
 
@@ -26,7 +26,6 @@ def test_stages_without_shared_storage(
     homes = [tmp_path / f"node{rank}" for rank in range(2)]
     for home in homes:
         shutil.copytree(packed.parent, home / "data")
-        seal(home / "data" / packed.name)
         sources = {"train": {"path": str(home / "data" / packed.name)}}
         config = write_config(
             train_tokens=NUM_STEPS * 8 * SEQ_LENGTH,

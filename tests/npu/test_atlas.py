@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ascend_cpt.config.loader import load_config
+from ascend_cpt.rehearsal.emulated_job import find_port
 from ascend_cpt.rehearsal.weights import write_random_folder
 from ascend_cpt.softnpu.environment import is_requested
 from tests.npu.cases import CASES, NUM_DEVICES, NUM_STEPS, REPO_ROOT, Case, build_command, write_config
@@ -37,6 +38,11 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return result
 
 
+def train(config: Path, *arguments: str) -> None:
+    # Another job of this machine may use the default port and log folder.
+    run(*build_command(config, *arguments), str(find_port()), str(config.parent / "log"), "False", "7200")
+
+
 def prepare(case: Case, folder: Path, **changes: Any) -> Path:
     return write_config(case, dataset=DATASET, seq_length=256, vocab_size=4096, folder=folder, **changes)
 
@@ -49,7 +55,7 @@ def read_losses(folder: Path, case: Case, kind: str = "step") -> dict[int, float
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_loss_falls(case: Case, tmp_path: Path) -> None:
-    run(*build_command(prepare(case, tmp_path)))
+    train(prepare(case, tmp_path))
     losses = read_losses(tmp_path, case)
     assert sorted(losses) == list(range(1, NUM_STEPS + 1))
     assert losses[NUM_STEPS] < 0.9 * losses[1]
@@ -58,7 +64,7 @@ def test_the_loss_falls(case: Case, tmp_path: Path) -> None:
 def test_layouts_agree(tmp_path: Path) -> None:
     first_losses = []
     for case in (Case(family="qwen3", layout="dp8"), QWEN3):
-        run(*build_command(prepare(case, tmp_path / case.layout), "--stop-at-step", "3"))
+        train(prepare(case, tmp_path / case.layout), "--stop-at-step", "3")
         first_losses.append(read_losses(tmp_path / case.layout, case))
     # Initial weights differ between layouts, so only the scale of the first loss, ln(vocabulary), is comparable.
     assert first_losses[0][1] == pytest.approx(first_losses[1][1], rel=0.05)
@@ -66,14 +72,14 @@ def test_layouts_agree(tmp_path: Path) -> None:
 
 def test_a_resumed_run_has_the_same_losses(tmp_path: Path) -> None:
     for name, stops in (("whole", ()), ("parts", ("--stop-at-step", "10"))):
-        run(*build_command(prepare(QWEN3, tmp_path / name), *stops))
-    run(*build_command(tmp_path / "parts" / f"{QWEN3.name}.yaml"))
+        train(prepare(QWEN3, tmp_path / name), *stops)
+    train(tmp_path / "parts" / f"{QWEN3.name}.yaml")
     whole, parts = (read_losses(tmp_path / name, QWEN3) for name in ("whole", "parts"))
     assert whole == pytest.approx(parts, rel=1e-3)
 
 
 def test_the_export_of_a_sharded_run_is_verified(tmp_path: Path) -> None:
-    run(*build_command(prepare(QWEN3, tmp_path)))
+    train(prepare(QWEN3, tmp_path))
     tool, trained = "tools/convert_weights.py", str(tmp_path / "output" / QWEN3.name)
     run(sys.executable, tool, "to-hf", trained, str(tmp_path / "hf"), "--like", "data/sample/tokenizer")
     run(sys.executable, tool, "verify", str(tmp_path / "hf"), "--against", trained)
@@ -88,7 +94,7 @@ def test_start_from_hugging_face_with_validation_in_two_layouts(tmp_path: Path) 
     for case in cases:
         folder = tmp_path / case.layout
         config = prepare(case, folder, init_from=str(tmp_path / "hf"), validation=validation)
-        run(*build_command(config, "--stop-at-step", "4"))
+        train(config, "--stop-at-step", "4")
         assert sorted(read_losses(folder, case, "validation")) == [0, 2, 4]
     for kind in ("step", "validation"):
         first, second = (read_losses(tmp_path / case.layout, case, kind) for case in cases)

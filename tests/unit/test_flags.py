@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.cluster.launch.arguments import OPTIONS
+from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, SECRET_OPTION
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +22,7 @@ FLAGS: dict[str, list[str]] = {
         "--extend",
         "--load_checkpoint",
         "--no-shared-storage",
+        "--no-verify",
         "--output_dir",
         "--resume_training",
         "--run_mode",
@@ -42,12 +44,14 @@ FLAGS: dict[str, list[str]] = {
         "--dtype",
         "--like",
         "--max-shard-gb",
+        "--no-verify",
         "--resize-vocab",
     ],
     "tools/convert_weights.py verify": [
         "--against",
         "--average",
         "--no-logits",
+        "--no-verify",
     ],
     "tools/doctor.py": [
         "--disk-gb",
@@ -59,6 +63,7 @@ FLAGS: dict[str, list[str]] = {
         "--output-dir",
     ],
     "tools/gather_checkpoint.py": [
+        "--no-verify",
         "--output",
     ],
     "tools/evaluate.py": [
@@ -69,6 +74,7 @@ FLAGS: dict[str, list[str]] = {
         "--dtype",
         "--json",
         "--max-rows",
+        "--no-verify",
         "--poll",
         "--seq-length",
         "--set",
@@ -172,6 +178,8 @@ LAUNCHER_OPTIONS = [
     "--rejoin-timeout",
     "--restart-delay",
     "--stop-grace",
+    "--secret-file",
+    "--insecure",
 ]
 
 # Prints the option strings of the program's parser and of its subcommands instead of parsing.
@@ -213,4 +221,4 @@ def test_every_listed_program_exists() -> None:
 
 
 def test_launcher_options() -> None:
-    assert sorted(option.name for option in OPTIONS) == LAUNCHER_OPTIONS
+    assert [*sorted(option.name for option in OPTIONS), SECRET_OPTION, INSECURE_OPTION] == LAUNCHER_OPTIONS

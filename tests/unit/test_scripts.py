@@ -110,9 +110,12 @@ def test_packages_are_installed_once(clone: Clone) -> None:
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines()[-1] == clone.venv_python
     calls = clone.log.read_text()
-    assert clone.num_installs() == 1
-    for name in ("base.txt", "dev.txt", "constraints-3.11.txt"):
-        assert f"{clone.root}/requirements/{name}" in calls
+    installs = [line for line in calls.splitlines() if line.startswith("-m pip install ")]
+    assert clone.num_installs() == len(installs) == 2
+    assert all(" --no-deps --require-hashes " in line for line in installs)
+    locks = f"{clone.root}/requirements/lock"
+    assert installs[0].endswith(f" -r {locks}/installer-3.11.txt")
+    assert installs[1].endswith(f" --no-build-isolation -r {locks}/base-3.11.txt -r {locks}/dev-3.11.txt")
     second = clone.run("ensure_env dev")
     assert "matches the pinned versions" in second.stdout
     assert clone.num_installs() == 0
@@ -121,13 +124,14 @@ def test_packages_are_installed_once(clone: Clone) -> None:
 def test_changed_pins_and_other_extras_install_again(clone: Clone) -> None:
     clone.run("ensure_env")
     clone.run("ensure_env dev")
-    assert clone.num_installs() == 1
-    with (clone.root / "requirements/base.txt").open("a") as requirements:
-        requirements.write("another==1.0\n")
-    clone.run("ensure_env")
-    assert clone.num_installs() == 1
-    clone.run("ensure_env")
-    assert clone.num_installs() == 0
+    assert clone.num_installs() == 2
+    for name in ("base.txt", "lock/base-3.11.txt"):
+        with (clone.root / "requirements" / name).open("a") as requirements:
+            requirements.write("another==1.0\n")
+        clone.run("ensure_env")
+        assert clone.num_installs() == 2
+        clone.run("ensure_env")
+        assert clone.num_installs() == 0
 
 
 def test_a_failed_installation_is_tried_three_times_and_leaves_no_stamp(clone: Clone) -> None:
@@ -136,7 +140,7 @@ def test_a_failed_installation_is_tried_three_times_and_leaves_no_stamp(clone: C
     assert clone.num_installs() == 3
     assert result.stderr.splitlines()[-1].startswith("error: pip could not install the requirements")
     clone.run("ensure_env")
-    assert clone.num_installs() == 1
+    assert clone.num_installs() == 2
 
 
 def test_a_broken_venv_is_made_again(clone: Clone) -> None:
@@ -159,7 +163,7 @@ def test_a_missing_python_is_one_clear_line(clone: Clone) -> None:
 
 def test_with_the_variable_missing_packages_are_named_and_not_installed(clone: Clone) -> None:
     shutil.copytree(REPO_ROOT / "ascend_cpt/cluster", clone.root / "ascend_cpt/cluster")
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "terminal_text.py"):
         shutil.copy(REPO_ROOT / "ascend_cpt" / name, clone.root / "ascend_cpt")
     (clone.root / "requirements/base.txt").write_text("no-such-package==1.0\npytest==0.1\n")
     result = clone.run("ensure_env", ASCEND_CPT_PYTHON=sys.executable)
@@ -169,3 +173,46 @@ def test_with_the_variable_missing_packages_are_named_and_not_installed(clone: C
     assert lines[1].startswith("warning: not the tested version: pytest: expected 0.1, found ")
     assert lines[2].startswith("error: 1 packages missing in ")
     assert not (clone.root / ".venv").exists()
+
+
+def test_the_wheelhouse_has_what_the_locks_name(clone: Clone) -> None:
+    shutil.copy(REPO_ROOT / "scripts/make_wheelhouse.sh", clone.root / "scripts")
+    put_program(clone.programs / "python3", FAKE_PYTHON)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return clone.run(f"bash '{clone.root}/scripts/make_wheelhouse.sh' {' '.join(arguments)}", DRY_RUN="1")
+
+    commands = run("wheels", "aarch64", "3.10", "ray").stdout.splitlines()[:-1]
+    assert [line.rpartition("/lock/")[2] for line in commands] == [
+        "installer-3.10.txt",
+        "base-3.10.txt",
+        "ray-3.10.txt",
+    ]
+    for line in commands:
+        assert " --dest wheels --no-deps --require-hashes --no-build-isolation --python-version 3.10 " in line
+        assert " --platform manylinux_2_28_aarch64 " in line
+    assert "wheelhouse" in run().stdout
+    assert run("wheels", "riscv64").stderr == "error: no wheels for riscv64; it must be aarch64 or x86_64\n"
+    assert run("wheels", "aarch64", "3.9").stderr == "error: no lock files for Python 3.9; it must be 3.10 or 3.11\n"
+
+
+def run_step(number: int, **arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a RUN step of the Dockerfile in sh, without Docker, with build arguments."""
+    text = (REPO_ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    step = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")][number]
+    environ = {"PATH": os.environ["PATH"], "ALLOW_TAG": "", "USER_ID": "1000"} | arguments
+    return subprocess.run(["sh", "-c", step], env=environ, text=True, capture_output=True, check=False)
+
+
+def test_the_image_is_named_by_digest_and_its_user_is_not_root() -> None:
+    digest = "example.org/cann@sha256:" + "0" * 64
+    assert run_step(0, CANN_IMAGE=digest).returncode == 0
+    assert run_step(0, CANN_IMAGE="cann:8.5", ALLOW_TAG="1").returncode == 0
+    result = run_step(0, CANN_IMAGE="cann:8.5")
+    assert (result.returncode, result.stderr.split(";")[0]) == (2, "error: CANN_IMAGE=cann:8.5 has no digest")
+    result = run_step(0, CANN_IMAGE=digest, USER_ID="0")
+    assert (result.returncode, result.stderr.split(";")[0]) == (2, "error: USER_ID is 0 (root)")
+    lines = (REPO_ROOT / "Dockerfile").read_text().splitlines()
+    assert [line for line in lines if line.startswith("USER ")] == ["USER cpt"]
+    assert not any("docker run" in line and "--privileged" in line for line in lines)
+    assert [line for line in lines if "--cap-drop ALL --security-opt no-new-privileges" in line]

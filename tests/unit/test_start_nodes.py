@@ -14,11 +14,20 @@ import pytest
 REPO_ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = REPO_ROOT / "scripts" / "start_nodes.sh"
 
-# `ssh -tt -o X -o Y HOST COMMAND`
-FAKE_SSH = '#!/usr/bin/env bash\nshift 5\nhost=$1; shift\nexport FAKE_HOST=$host\nexec bash -c "$*"\n'
+# `ssh -tt -o X -o Y -- HOST COMMAND`. Each host has its own home folder. Calls are recorded.
+FAKE_SSH = """\
+#!/usr/bin/env bash
+printf '%s\\n' "$*" >>"$CALLS"
+while [[ "$1" != -- ]]; do shift; done
+export FAKE_HOST=$2 HOME="$HOMES/$2"
+shift 2
+mkdir -p "$HOME"
+exec bash -c "$*"
+"""
 FAKE_LAUNCHER = """\
 #!/usr/bin/env bash
 printf '%s|' "$FAKE_HOST" "${HCCL_CONNECT_TIMEOUT-}" "$@"; echo
+[[ -z "${SHOW_SECRET-}" ]] || { stat -c %a "$ASCEND_CPT_SECRET_FILE"; cat "$ASCEND_CPT_SECRET_FILE"; }
 [[ "$*" != *wait* ]] || { trap 'echo stopped; exit 143' TERM; echo ready; sleep 60 & wait; }
 [[ "$FAKE_HOST" != "${BAD_HOST-}" ]] || exit 3
 """
@@ -32,6 +41,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
         (tmp_path / path).chmod(0o755)
     (tmp_path / "hosts").write_text("# two nodes\nn0 slots=8\n\n  n1   # the other\n")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ASCEND_CPT_", "HCCL_"))}
+    kept |= {"CALLS": str(tmp_path / "calls"), "HOMES": str(tmp_path / "homes")}
     return kept | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "REMOTE_ROOT": str(tmp_path / "a root")}
 
 
@@ -53,14 +63,53 @@ def test_dry_run_prints_the_commands(tmp_path: Path, environ: dict[str, str]) ->
     environ |= {"DRY_RUN": "1", "ENV_SCRIPT": "/usr/local/Ascend/ascend-toolkit/set_env.sh", "ASCEND_CPT_PYTHON": "/p"}
     result = run(tmp_path, environ, "hosts", "run_cpt.py --config x.yaml")
     lines = [shlex.split(line) for line in result.stdout.splitlines()]
-    assert [line[:6] for line in lines] == [
-        ["ssh", "-tt", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15"] for _ in range(2)
+    assert [line[:7] for line in lines] == [
+        ["ssh", "-tt", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "--"] for _ in range(2)
     ]
-    assert [line[6] for line in lines] == ["n0", "n1"]
-    remote = lines[1][7]
+    assert [line[7] for line in lines] == ["n0", "n1"]
+    remote = lines[1][8]
     assert shlex.split(remote)[:2] == ["cd", environ["REMOTE_ROOT"]]
-    assert "&& source /usr/local/Ascend/ascend-toolkit/set_env.sh && exec env ASCEND_CPT_PYTHON=/p bash" in remote
+    assert "&& source /usr/local/Ascend/ascend-toolkit/set_env.sh && exec env ASCEND_CPT_PYTHON=/p " in remote
+    assert ' ASCEND_CPT_SECRET_FILE="$HOME"/.config/ascend_cpt/job_8118 bash scripts/msrun_launcher.sh ' in remote
     assert shlex.split(remote)[-6:] == ["run_cpt.py --config x.yaml", "16", "8", "n0", "8118", "1"]
+
+
+def test_every_node_gets_the_same_new_secret_through_standard_input(tmp_path: Path, environ: dict[str, str]) -> None:
+    secrets = []
+    for _ in range(2):
+        result = run(tmp_path, environ | {"SHOW_SECRET": "1"}, "hosts", "run_cpt.py", "4", "9000")
+        assert result.returncode == 0, result.stderr
+        shown = [line.split("] ")[1] for line in result.stdout.splitlines() if "|" not in line]
+        assert len(shown) == 4 and set(shown[::2]) | set(shown[1::2]) == {"600", max(shown, key=len)}
+        secrets.append(max(shown, key=len))
+        assert len(secrets[-1]) == 64
+    assert secrets[0] != secrets[1]
+    assert not any(secret in (tmp_path / "calls").read_text() for secret in secrets), "the secret is on a command line"
+
+
+def test_a_given_secret_is_distributed(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "mine").write_text("s" * 40)
+    environ |= {"SHOW_SECRET": "1", "ASCEND_CPT_SECRET_FILE": str(tmp_path / "mine")}
+    result = run(tmp_path, environ, "hosts", "run_cpt.py")
+    assert result.stdout.count("s" * 40) == 2
+    assert "s" * 40 not in (tmp_path / "calls").read_text()
+    (tmp_path / "mine").write_text("short")
+    assert "a job secret has at least 32 characters" in run(tmp_path, environ, "hosts", "run_cpt.py").stderr
+
+
+def test_without_a_secret_only_on_request(tmp_path: Path, environ: dict[str, str]) -> None:
+    result = run(tmp_path, environ, "hosts", "run_cpt.py", "--insecure", "4")
+    assert result.returncode == 0, result.stderr
+    assert "n1||--insecure|run_cpt.py|8|4|n0|8118|1|" in result.stdout
+    assert "SECRET" not in (tmp_path / "calls").read_text()
+
+
+def test_a_host_cannot_be_an_option_of_ssh(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "bad").write_text("n0\n-oProxyCommand=touch\n")
+    result = run(tmp_path, environ, "bad", "run_cpt.py")
+    assert result.returncode == 2 and "'-oProxyCommand=touch' is not a host name" in result.stderr
+    assert not (tmp_path / "calls").exists()
+    assert " -- n1 " in shlex.join(shlex.split(run(tmp_path, environ | {"DRY_RUN": "1"}, "hosts", "x").stdout)) + " "
 
 
 def test_a_failed_node_is_named(tmp_path: Path, environ: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Waits for checkpoint files that MindSpore writes in a background thread (`async_save`) while training continues.
 
 MindFormers' AsyncSaveManager treats a failed thread as finished. Here a step counts as saved only when every file has
-its final name and is synced to disk.
+its final name and is synced to disk. The thread that waits for them also computes their checksums.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mindformers.checkpoint.checkpoint import AsyncSaveManager
 
+from ascend_cpt.checkpoint.checksums import checksum_file
 from ascend_cpt.files import sync_file
 
 THREAD_NAME = "asyn_save_ckpt"  # MindSpore's
@@ -25,6 +26,7 @@ class BackgroundFiles:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
+        self._checksums: dict[str, str] = {}
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._wait_and_sync, name="checkpoint", daemon=True)
         self._thread.start()
@@ -34,11 +36,12 @@ class BackgroundFiles:
         """Whether writing has ended, with or without an error."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait until all files are written; re-raise the error of a file that was not."""
+    def wait(self) -> dict[str, str]:
+        """Wait until all files are written and return their checksums; re-raise the error of a file that was not."""
         self._thread.join()
         if self._error is not None:
             raise self._error
+        return self._checksums
 
     def _wait_and_sync(self) -> None:
         try:
@@ -46,9 +49,16 @@ class BackgroundFiles:
             for path in self._files:
                 if not path.is_file():
                     raise _errors.pop() if _errors else FileNotFoundError(f"{path}: not written")
-                sync_file(path)
+            self._checksums = sync_and_checksum(self._files)
         except BaseException as error:  # re-raised by `wait` in the main thread
             self._error = error
+
+
+def sync_and_checksum(files: Sequence[Path]) -> dict[str, str]:
+    """Flush files to disk and return their checksums by name. They were just written, so they are read from memory."""
+    for path in files:
+        sync_file(path)
+    return {path.name: checksum_file(path) for path in files}
 
 
 def collect_thread_errors() -> None:

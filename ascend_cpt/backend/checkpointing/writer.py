@@ -17,16 +17,17 @@ import numpy as np
 from mindformers.checkpoint.checkpoint import AsyncSaveManager, CommonInfo, save_checkpoint
 from mindformers.checkpoint.utils import get_checkpoint_iter_dir, get_checkpoint_tracker_filename
 
-from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, collect_thread_errors
+from ascend_cpt.backend.checkpointing.async_files import BackgroundFiles, collect_thread_errors, sync_and_checksum
 from ascend_cpt.backend.checkpointing.node_local import name_files, save_own_shards
 from ascend_cpt.backend.checkpointing.shard_map import make_shard_map
+from ascend_cpt.backend.checkpointing.share_checksums import share_checksums
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks, wait_for_ranks
 from ascend_cpt.checkpoint.best import find_best, mark_best
 from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import remove_old_checkpoints
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.files import sync_file, write_text
+from ascend_cpt.files import sync_folder, write_text
 from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,12 @@ class KeepBest:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """A step whose state file is not written yet. `files`: this rank's files that are still being written."""
+    """A step whose state file is not written yet: this rank's files, and the thread that waits for them, if any."""
 
     step: int
     folder: Path
-    files: BackgroundFiles | None
+    files: tuple[Path, ...]
+    background: BackgroundFiles | None
 
 
 class CheckpointWriter:
@@ -99,7 +101,10 @@ class CheckpointWriter:
         with self._reporting_full_disk(folder):
             files = self._write(folder, step, cb_params)
             self._pending = _Pending(
-                step=step, folder=folder, files=BackgroundFiles(files) if self._background else None
+                step=step,
+                folder=folder,
+                files=files,
+                background=BackgroundFiles(files) if self._background else None,
             )
         if wait or not self._background:
             self.finish()
@@ -113,8 +118,8 @@ class CheckpointWriter:
         """
         if self._pending is None:
             return
-        assert self._pending.files is not None
-        num_writing = sum_over_ranks(np.array([not self._pending.files.are_done]), self._num_ranks)
+        assert self._pending.background is not None
+        num_writing = sum_over_ranks(np.array([not self._pending.background.are_done]), self._num_ranks)
         if num_writing[0] == 0:
             self.finish()
 
@@ -128,11 +133,14 @@ class CheckpointWriter:
             return
         pending, self._pending = self._pending, None
         with self._reporting_full_disk(pending.folder):
-            if pending.files is not None:
-                pending.files.wait()
-            wait_for_ranks(self._num_ranks)
+            own = pending.background.wait() if pending.background else sync_and_checksum(pending.files)
+            if is_pure_data_parallel():
+                wait_for_ranks(self._num_ranks)
+                checksums = own
+            else:
+                checksums = share_checksums(own, prefix=PREFIX, rank=self._rank, num_ranks=self._num_ranks)
             if self._completes:
-                self._complete(pending.folder, pending.step)
+                self._complete(pending.folder, pending.step, checksums)
         wait_for_ranks(self._num_ranks)
         # Only now: before the barrier an older step may be the newest that is complete on every node.
         if self._completes:
@@ -225,15 +233,22 @@ class CheckpointWriter:
         common.save_common(str(folder / "common.json"))
         return name_files(folder, PREFIX, 0, 1)
 
-    def _complete(self, folder: Path, step: int) -> None:
+    def _complete(self, folder: Path, step: int, checksums: Mapping[str, str]) -> None:
+        """Write the state of a step whose files are written. The ranks have flushed those in `checksums` to disk."""
         paths = [path for path in sorted(folder.iterdir()) if path.name != STATE_NAME]
-        for path in paths:
-            # After a power failure the state must not exist without its files: older steps are deleted next.
-            sync_file(path)
-        files = {path.name: path.stat().st_size for path in paths}
+        # metadata.json and common.json.
+        checksums = sync_and_checksum([path for path in paths if path.name not in checksums]) | dict(checksums)
+        # After a power failure the state must not exist without its files: older steps are deleted next.
+        for parent in (folder, self._root, self._root.parent):
+            sync_folder(parent)
         rows = step * self._global_batch_size
         state = dataclasses.replace(
-            self._state, step=step, position=rows, tokens=rows * self._state.fingerprint["seq_length"], files=files
+            self._state,
+            step=step,
+            position=rows,
+            tokens=rows * self._state.fingerprint["seq_length"],
+            files={path.name: path.stat().st_size for path in paths},
+            checksums={path.name: checksums[path.name] for path in paths},
         )
         write_state(folder, state)
         write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
@@ -252,7 +267,7 @@ class CheckpointWriter:
 
 
 def _make_empty(folder: Path) -> None:
-    """Create the folder of a step; remove an incomplete one first."""
+    """Create the folder of a step; remove one that is incomplete or damaged first."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 

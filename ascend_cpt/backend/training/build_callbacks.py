@@ -31,7 +31,7 @@ from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
 from ascend_cpt.monitor.guard import StepJudge
-from ascend_cpt.monitor.history import METRICS_NAME, read_history, read_values
+from ascend_cpt.monitor.history import METRICS_NAME, RUN_INFO_NAME, read_history, read_run_info, read_values
 from ascend_cpt.monitor.record import RunInfo
 from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
@@ -39,11 +39,9 @@ from ascend_cpt.monitor.trackers import open_trackers
 from ascend_cpt.recipe.phases import Phase
 from ascend_cpt.run.checks.job import list_software
 from ascend_cpt.run.evaluation.watching import STOP_NAME
-from ascend_cpt.run.export.base_weights import describe_base, read_run_info
+from ascend_cpt.run.export.base_weights import describe_base
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.tasks.load import Task
-
-RUN_INFO_NAME = "run.json"
 
 
 def build_callbacks(
@@ -157,6 +155,7 @@ def describe_run(run: ResolvedRun) -> RunInfo:
             name: {"max_drop": task.max_drop, "on_drop": task.on_drop}
             for name, task in (run.config.cpt.validation.tasks if run.config.cpt.validation else {}).items()
         },
+        trackers={"sinks": list(run.config.cpt.monitor.sinks), "project": run.config.cpt.monitor.project},
     )
 
 

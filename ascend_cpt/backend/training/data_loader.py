@@ -6,7 +6,9 @@ part of every global batch, so the global batch of a step contains the same rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mindspore.dataset as ds
@@ -16,11 +18,14 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from ascend_cpt.data.packed.manifest import Manifest, load_manifest
 from ascend_cpt.data.packed.megatron_rows import MmapRows
 from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.data.packed.token_stream import check_rows
 from ascend_cpt.errors import DataError
 from ascend_cpt.recipe.phases import SampleOrder
 from ascend_cpt.run.mindformers_yaml import LOADER_NAME
 
 ROWS_PER_WINDOW = 2048
+
+_errors: list[DataError] = []
 
 
 class MindRecordRows:
@@ -31,16 +36,22 @@ class MindRecordRows:
 
     def __init__(self, manifest: Manifest) -> None:
         # MindDataset rejects files without rows, as written for a shard without documents.
-        self._files = [str(manifest.folder / shard.file) for shard in manifest.shards if shard.num_rows]
+        shards = [shard for shard in manifest.shards if shard.num_rows]
+        self._files = [str(manifest.folder / shard.file) for shard in shards]
+        self._starts = np.cumsum([0, *(shard.num_rows for shard in shards)])
+        self._row_length = None if manifest.seq_length is None else manifest.seq_length + 1
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
 
         Raises:
-            DataError: when the files contain fewer rows than their manifest lists.
+            DataError: when the files contain fewer rows than their manifest lists, or a row is damaged.
         """
         # MindDataset rejects samplers with more rows than the file, so a repeated row (of two epochs) is read once.
         unique, inverse = np.unique(rows, return_inverse=True)
+        for path, start, stop in zip(self._files, self._starts, self._starts[1:], strict=False):
+            within = unique[(unique >= start) & (unique < stop)] - start
+            check_rows(Path(path), within.tolist(), self._row_length)
         dataset = ds.MindDataset(
             self._files, columns_list=["input_ids"], sampler=ds.SubsetSampler(unique.tolist()), num_parallel_workers=1
         )
@@ -105,7 +116,11 @@ class RunRows:
         if not 0 <= offset < len(self._window):
             items = np.arange(index, min(index + ROWS_PER_WINDOW, self._num_items))
             sources, rows = self._order.locate(self.to_positions(items))
-            self._window_start, self._window = index, self._rows.read(sources, rows)
+            try:
+                self._window_start, self._window = index, self._rows.read(sources, rows)
+            except DataError as error:
+                _errors.append(error)
+                raise
             offset = 0
         return self._format.make(self._window[offset], index % self._batch_size)
 
@@ -113,6 +128,18 @@ class RunRows:
         """Return the positions in the run (int64) of this rank's items: its slice of every global batch."""
         step, within = np.divmod(items, self._batch_size)
         return (step * self._num_ranks + self._rank) * self._batch_size + within
+
+
+@contextmanager
+def reporting_data_errors() -> Iterator[None]:
+    """Raise the error of a `RunRows` that ends this block; MindSpore raises a RuntimeError with its traceback."""
+    _errors.clear()
+    try:
+        yield
+    except RuntimeError as error:
+        if not _errors:
+            raise
+        raise _errors[0] from error
 
 
 def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifest]:

@@ -140,6 +140,7 @@ class RowScorer:
         # Training mode: otherwise an mcore network returns no loss. The configuration checks reject dropout.
         self.cell = cell.set_train(True)
         """The scoring graph."""
+        self._training_network = network
         self._loss_owner = _find_loss_owner(network)
         self._row_sums = RowSums(self._loss_owner.loss, row_format.seq_length)
 
@@ -173,7 +174,7 @@ class RowScorer:
     def _run(self, rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]]) -> tuple[Sums, Sums, int]:
         """Return loss and hits by position in a micro batch, summed over micro batches, and the number of labels."""
         columns, num_labels = self._make_columns(rows)
-        with without_accumulation(), self._sum_rows():
+        with without_accumulation(), self._sum_rows(), keep_compile_phase(self._training_network):
             output = self.cell(*(Tensor(column) for column in columns))
         values = self._share(output.asnumpy())
         return values[0].astype(np.float64), values[1].astype(np.float64), num_labels
@@ -244,6 +245,20 @@ def without_accumulation() -> Iterator[None]:
         yield
     finally:
         handle.set_grad_accumulation_step(num_steps)
+
+
+@contextmanager
+def keep_compile_phase(network: nn.Cell) -> Iterator[None]:
+    """Restore the phase of the training graph, which a graph that is compiled inside overwrites in all its cells.
+
+    MindSpore looks up the layouts of the parameters of a checkpoint by it; a scoring graph has no optimizer state.
+    """
+    phase = network.compile_phase
+    try:
+        yield
+    finally:
+        if phase is not None:
+            network.compile_phase = phase
 
 
 def find_data_network(network: nn.Cell) -> nn.Cell:

@@ -56,9 +56,9 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
     # These modules register themselves with MindFormers on import.
     import ascend_cpt.backend.models
-    import ascend_cpt.backend.training.data_loader
     import ascend_cpt.backend.training.learning_rate  # noqa: F401
     from ascend_cpt.backend.training import stop_signals
+    from ascend_cpt.backend.training.data_loader import reporting_data_errors
 
     # Building the context creates folders below MindFormers' output path, by default the current folder.
     set_output_path(str(run.run_dir.absolute()))
@@ -70,15 +70,17 @@ def train(run: ResolvedRun, launch: Launch) -> None:
         from ascend_cpt.backend.collectives import get_rank_and_size
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
+    from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
     from ascend_cpt.backend.checkpointing.header_metadata import use_headers
 
     use_headers()
+    require_optimizer_state()
     callbacks = _build_callbacks(run, launch)
     controller = callbacks[-1]
     stop_signals.install(launch.console)
     try:
         controller.restore_alarm()
-        with report_full_disk(run.run_dir, "training"):
+        with report_full_disk(run.run_dir, "training"), reporting_data_errors():
             Trainer(mindformers_config, callbacks=callbacks).train()
         controller.finish_saving()
         controller.raise_ending()

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, TimeoutError
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.errors import ClusterError
 
 PROBE_NAME = ".storage_probe"
+REPORT_S = 10.0  # interval of reports during long work; far below the timeout of the channel
 VISIBILITY_TIMEOUT_S = 5.0  # network file systems may show a new file with a delay
+
+T = TypeVar("T")
 
 
 def check_topology(channel: JobChannel, run_dir: Path, *, shared: bool) -> None:
@@ -91,6 +96,36 @@ def check_same(channel: JobChannel, topic: str, facts: Mapping[str, Any]) -> Non
         f"{channel.members[first_different]} differs from {channel.members[0]} in its {topic} ({what}); make the "
         "nodes identical and start again"
     )
+
+
+def wait_for_work(channel: JobChannel, topic: str, work: Callable[[], T]) -> T:
+    """Run `work` while reporting to the other processes, and return its result when all have finished theirs.
+
+    The processes may take any time and different times: none of them runs into the timeout of the channel.
+
+    Raises:
+        Exception: what `work` raises.
+        ClusterError: when another process failed.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # re-raised in the main thread
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name=topic, daemon=True).start()
+    while True:
+        try:
+            outcome.result(timeout=REPORT_S)
+            is_done = True
+        except TimeoutError:
+            if outcome.done():
+                raise
+            is_done = False
+        if all(channel.all_gather(topic, is_done)):
+            return outcome.result()
 
 
 def choose_common_step(channel: JobChannel, complete_steps: list[int]) -> tuple[int | None, list[str]]:

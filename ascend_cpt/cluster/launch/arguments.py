@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ascend_cpt.cluster.launch.job_secret import SECRET_USAGE, SecretSource, split_secret_options
 from ascend_cpt.cluster.launch.schedulers import add_scheduler_values
-from ascend_cpt.cluster.messages import LAUNCHER_PORT_OFFSET, LAUNCHER_PORT_VARIABLE
+from ascend_cpt.cluster.messages.ports import LAUNCHER_PORT_OFFSET, LAUNCHER_PORT_VARIABLE
 from ascend_cpt.errors import ClusterError
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
@@ -83,6 +84,9 @@ usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
 
 Options, at any position:
 {describe_options()}
+{SECRET_USAGE}
+
+Several nodes need the same secret on every node: by default the file ~/.config/ascend_cpt/secret.
 
 Defaults come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
 MASTER_PORT, NODE_RANK; or from the variables of Slurm (srun), Volcano, MindX, ModelArts or PAI.
@@ -111,6 +115,7 @@ class LaunchSettings:
     restart_delay_s: int
     rejoin_timeout_s: int
     stop_grace_s: int
+    secret_source: SecretSource
 
     @property
     def num_nodes(self) -> int:
@@ -150,6 +155,7 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
     Arguments override `environ`. Raises UsageError when the arguments do not match the usage, ClusterError for an
     invalid value, workers that cannot be divided over the nodes, or a missing script.
     """
+    arguments, secret_source = split_secret_options(arguments, environ)
     arguments, options = split_options(arguments, environ)
     environ = add_scheduler_values(environ)
     values = _name_arguments(arguments)
@@ -183,6 +189,7 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
         restart_delay_s=options["--restart-delay"],
         rejoin_timeout_s=options["--rejoin-timeout"],
         stop_grace_s=options["--stop-grace"],
+        secret_source=secret_source,
     )
     return replace(settings, log_dir=log_dir / f"node_{settings.node_rank}") if num_nodes > 1 else settings
 

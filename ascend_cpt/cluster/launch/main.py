@@ -9,6 +9,7 @@ from pathlib import Path
 from ascend_cpt.cluster.launch.arguments import USAGE, UsageError, parse_launch
 from ascend_cpt.cluster.launch.coordination.attempts import run_job
 from ascend_cpt.cluster.launch.examine import examine_before_launch
+from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, find_secret, hold_channel_key
 from ascend_cpt.cluster.launch.launch_lock import hold_launch_lock
 from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.schedulers import find_scheduler
@@ -37,13 +38,19 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("DRY_RUN") == "1":
         print(format_command(command))
         return EXIT_OK
-    with hold_launch_lock(settings):
+    secret = find_secret(settings.secret_source, os.environ, num_nodes=settings.num_nodes)
+    if settings.num_nodes > 1 and settings.secret_source.insecure:
+        print_status(
+            f"warning: {INSECURE_OPTION}: anyone who reaches ports {settings.master_port} to {settings.launcher_port} "
+            f"of {settings.master_addr} can stop, restart or change this job"
+        )
+    with hold_launch_lock(settings), hold_channel_key(secret) as key_file:
         check_master(settings, os.environ)
         for pid in find_stale_workers():
             process = describe_process(pid)
             print_status(f"warning: process {process} from an earlier launch is still running; end it with: kill {pid}")
         examine_before_launch(settings, os.environ)
-        return run_job(settings, command, build_environment(settings, os.environ))
+        return run_job(settings, command, build_environment(settings, os.environ, key_file), secret.launcher_key)
 
 
 if __name__ == "__main__":

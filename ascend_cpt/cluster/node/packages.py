@@ -11,6 +11,7 @@ from pathlib import Path
 from ascend_cpt.errors import ClusterError, run_command
 
 REQUIREMENTS_DIR = Path(__file__).resolve().parents[3] / "requirements"
+OVERRIDES = "overrides.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,24 @@ def read_pins(path: Path) -> dict[str, str]:
     """Return {name: version} of a requirements file of `name==version` lines.
 
     Lines with a condition (`; platform_machine == ...`) are skipped: such packages are needed on some machines only.
-    Raises ClusterError for a missing file.
+    A name without a version has that of overrides.txt in the same folder. Raises ClusterError for a missing file, and
+    for a name without a version anywhere.
     """
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if not p.stem.startswith("constraints")))
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if p.name != OVERRIDES))
         raise ClusterError(f"no requirements file for {path.stem!r} ({path}); available: {known}")
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    pins = (line.partition("==") for line in lines if line and not line.startswith("#") and ";" not in line)
-    return {name: version for name, _, version in pins}
+    parts = (line.partition("==") for line in lines if line and not line.startswith("#") and ";" not in line)
+    pins = {name: version for name, _, version in parts}
+    if unpinned := [name for name, version in pins.items() if not version]:
+        overrides = {} if path.name == OVERRIDES else read_pins(path.parent / OVERRIDES)
+        for name in unpinned:
+            if name not in overrides:
+                raise ClusterError(
+                    f"{path}: {name} has no version, and {OVERRIDES} does not name it; pin it in one of them"
+                )
+            pins[name] = overrides[name]
+    return pins
 
 
 def find_problems(pins: dict[str, str]) -> list[PackageProblem]:

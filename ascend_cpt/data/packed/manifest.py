@@ -17,6 +17,7 @@ from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
+from ascend_cpt.strict_json import JsonError, build, check_plain_name, read_json_object, shorten
 
 FORMAT_VERSION = 1
 MANIFEST_SUFFIX = ".manifest.json"
@@ -156,15 +157,17 @@ def load_manifest(prefix: str | Path) -> Manifest:
     """
     path = find_manifest(prefix)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = read_json_object(path)
+    except (OSError, JsonError) as error:
         raise DataError(f"{path}: the manifest cannot be read ({error}); pack the dataset again") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
+    version = record.get("format_version")
     if version != FORMAT_VERSION:
-        raise DataError(f"{path}: manifest format {version!r}, expected {FORMAT_VERSION}; pack the dataset again")
+        raise DataError(
+            f"{path}: manifest format {shorten(version)}, expected {FORMAT_VERSION}; pack the dataset again"
+        )
     try:
         manifest = _from_record(record, path)
-    except (KeyError, TypeError, AttributeError) as error:
+    except JsonError as error:
         raise DataError(
             f"{path}: the manifest is incomplete or has an unknown entry ({error}); pack the dataset again"
         ) from error
@@ -239,47 +242,19 @@ def _to_record(manifest: Manifest) -> dict[str, Any]:
 
 def _from_record(record: dict[str, Any], path: Path) -> Manifest:
     values = {name: value for name, value in record.items() if name not in ("totals", "digest")}
-    values["tokenizer"] = TokenizerInfo(**values["tokenizer"])
-    values["shards"] = tuple(Shard(**shard) for shard in values["shards"])
-    values["sources"] = tuple(SourceFile(**source) for source in values["sources"])
-    return Manifest(**values, path=path)
+    manifest = build(Manifest, values)
+    for shard in manifest.shards:
+        for name in (shard.file, shard.index_file):
+            check_plain_name(name)
+        counts = (shard.size_bytes, shard.index_size_bytes, shard.num_rows, shard.num_tokens, shard.tail_tokens)
+        if min(counts) < 0:
+            raise JsonError(f"{shard.file}: a count is negative")
+    if manifest.output_format == "mindrecord" and (manifest.seq_length is None or manifest.seq_length < 1):
+        raise JsonError(f"seq_length: {manifest.seq_length}")
+    if manifest.output_format == "mmap" and len(manifest.shards) != 1:
+        raise JsonError(f"shards: {len(manifest.shards)} instead of the one pair of files of an mmap dataset")
+    return dataclasses.replace(manifest, path=path)
 
 
 def _dump_canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def verify_once(manifest: Manifest, record_path: Path) -> int:
-    """Verify the checksums of files that are not yet recorded as verified; return the number of bytes read.
-
-    The record has size, modification time and checksum of every verified file. Files modified since are read again.
-
-    Raises:
-        DataError: the content of a file differs.
-    """
-    verified = _read_record(record_path)
-    num_bytes = 0
-    for shard in manifest.shards:
-        for name, sha256 in ((shard.file, shard.sha256), (shard.index_file, shard.index_sha256)):
-            path = (manifest.folder / name).absolute()
-            status = path.stat()
-            stamp = [status.st_size, status.st_mtime_ns, sha256]
-            if verified.get(str(path)) == stamp:
-                continue
-            if checksum_file(path) != sha256:
-                raise DataError(
-                    f"{path}: content differs from the checksum in {manifest.path}; copy it again from where it was "
-                    "packed"
-                )
-            num_bytes += status.st_size
-            verified[str(path)] = stamp
-            write_text(record_path, json.dumps(verified, indent=1) + "\n")
-    return num_bytes
-
-
-def _read_record(path: Path) -> dict[str, list[object]]:
-    try:
-        record: dict[str, list[object]] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # no valid record: verify all files
-    return record

@@ -70,11 +70,11 @@ class IndexedReader:
         is_contiguous = np.array_equal(starts.view("<i8"), ends[:-1] * self.dtype.itemsize)
         if not is_contiguous or num_bytes != ends[-1] * self.dtype.itemsize:
             raise DataError(f"{self.data_path}: does not match {self.index_path}; copy both again")
-        places = boundaries.view("<i8")
-        is_ordered = bool((np.diff(places, prepend=0, append=num_sequences) >= 0).all()) and places.size > 0
-        if lengths.view("<i4").min(initial=0) < 0 or not is_ordered:
+        firsts = boundaries.view("<i8")
+        are_ordered = firsts.size and firsts[0] == 0 and firsts[-1] == num_sequences and (np.diff(firsts) >= 0).all()
+        if not are_ordered or (lengths.view("<i4") < 0).any():
             raise DataError(f"{self.index_path}: has impossible lengths or document boundaries; copy it again")
-        self._boundaries: npt.NDArray[np.int64] = ends[places]
+        self._boundaries: npt.NDArray[np.int64] = ends[firsts]
         """Token offsets: document k, of one or more sequences, is between boundaries k and k + 1."""
         self.lengths: npt.NDArray[np.int64] = np.diff(self._boundaries)
         self.ids = np.memmap(self.data_path, self.dtype, "r") if num_bytes else np.empty(0, self.dtype)

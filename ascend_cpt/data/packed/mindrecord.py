@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ascend_cpt.data.packed.mindrecord_writer import COLUMN, INDEX_SUFFIX, FormatWriter
+from ascend_cpt.data.packed.token_stream import check_rows
 from ascend_cpt.errors import DataError
 
 _ERROR_MARK = "[ERROR]"
@@ -67,8 +68,9 @@ def iter_rows(path: Path, batch_rows: int = 1024) -> Iterator[npt.NDArray[np.int
     """Yield the rows of a MindRecord file in order, as arrays of shape [num_rows, row_length].
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file is damaged or cannot be read.
     """
+    check_rows(path)
     os.environ.setdefault("GLOG_v", "3")  # otherwise mindspore logs warnings for every file
     from mindspore.dataset import MindDataset
 

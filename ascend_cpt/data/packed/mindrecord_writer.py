@@ -33,8 +33,10 @@ _DESCRIPTION = "packed token ids"
 # Dummy entry: its length and {"id": 0} in msgpack.
 _RAW_ENTRY = (5).to_bytes(8, "little") + b"\x81\xa2id\x00"
 _SIZE_BYTES = 8
+HEAD_BYTES = _SIZE_BYTES + 4
+"""Size and number of integers at the beginning of an entry."""
 _INTEGER_BYTES = np.array([1, 2, 4, 0])
-"""By code; code 3 is not used."""
+"""By code; code 3, of 8 bytes in MindSpore, is not used."""
 _CODES_OF_BITMAP = np.arange(256)[:, None] >> np.array([6, 4, 2, 0]) & 3
 _EXTRA_BYTES = (_INTEGER_BYTES[_CODES_OF_BITMAP] - 1).sum(1).astype(np.int8)
 """By bitmap byte: bytes of its four integers minus one each."""
@@ -247,20 +249,38 @@ def unpack_row(entry: bytes) -> npt.NDArray[np.int32]:
     Raises:
         ValueError: the entry is truncated or damaged.
     """
-    head = _SIZE_BYTES + 4
-    length = int.from_bytes(entry[_SIZE_BYTES:head], "big")
-    size = int.from_bytes(entry[:_SIZE_BYTES], "little")
-    begin = head + -(-length // 4)
-    codes = _CODES_OF_BITMAP[np.frombuffer(entry[head:begin], np.uint8)].reshape(-1)[:length]
+    codes = check_sizes(entry, len(entry))
+    length, begin = len(codes), HEAD_BYTES + -(-len(codes) // 4)
     widths = _INTEGER_BYTES[codes]
-    if len(entry) != size + _SIZE_BYTES or len(codes) != length or len(entry) - begin != widths.sum():
-        raise ValueError("a row is damaged")
     packed = np.frombuffer(entry[begin:] + bytes(3), np.uint8).astype(np.int32)
     starts = np.cumsum(widths) - widths
     found = np.zeros(length, np.int32)
     for place in range(4):
         found |= np.where(widths > place, packed[starts + place] << 8 * place, 0).astype(np.int32)
     return found
+
+
+def check_sizes(head: bytes, size_bytes: int, length: int | None = None) -> npt.NDArray[np.intp]:
+    """Check that the sizes in an entry of `pack_rows` agree with each other, and return the code of each integer.
+
+    Args:
+        head: The beginning of the entry, at least until the end of its bitmap.
+        size_bytes: Size of the entry.
+        length: The number of integers, if known.
+
+    Raises:
+        ValueError: the entry is truncated or damaged.
+    """
+    size = int.from_bytes(head[:_SIZE_BYTES], "little")
+    count = int.from_bytes(head[_SIZE_BYTES:HEAD_BYTES], "big")
+    begin = HEAD_BYTES + -(-count // 4)
+    if size != size_bytes - _SIZE_BYTES or begin > size_bytes or length not in (None, count):
+        raise ValueError("a row is damaged")
+    codes: npt.NDArray[np.intp] = _CODES_OF_BITMAP[np.frombuffer(head[HEAD_BYTES:begin], np.uint8)].reshape(-1)[:count]
+    is_unused = (codes == 3).any()
+    if len(codes) != count or is_unused or size_bytes - begin != _INTEGER_BYTES[codes].sum():
+        raise ValueError("a row is damaged")
+    return codes
 
 
 def _join_codes(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

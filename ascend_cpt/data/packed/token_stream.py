@@ -5,8 +5,10 @@ Rows do not overlap, so the tokens of a dataset are those of its rows in order, 
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,18 @@ import numpy.typing as npt
 
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader
-from ascend_cpt.data.packed.mindrecord_writer import HEADER_BYTES, INDEX_SUFFIX, PAGE_BYTES, unpack_row
+from ascend_cpt.data.packed.mindrecord_writer import (
+    HEAD_BYTES,
+    HEADER_BYTES,
+    INDEX_SUFFIX,
+    PAGE_BYTES,
+    check_sizes,
+    unpack_row,
+)
 from ascend_cpt.errors import DataError
 
 Tokens = npt.NDArray[np.int32]
-_QUERY = (
-    "SELECT PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES "
-    "WHERE ROW_ID BETWEEN ? AND ? ORDER BY ROW_ID"
-)
+_PLACES = "SELECT PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
 
 
 class TokenStream:
@@ -78,17 +84,65 @@ def read_rows(path: Path, first: int, last: int) -> Tokens:
     Raises:
         DataError: the file cannot be read, or has fewer rows.
     """
+    with _reporting_damage(path), path.open("rb") as file:
+        places = _find_entries(path, range(first, last + 1))
+        return np.stack([unpack_row(os.pread(file.fileno(), size, offset)) for offset, size in places])
+
+
+def check_rows(path: Path, rows: Iterable[int] | None = None, row_length: int | None = None) -> None:
+    """Check the sizes within the entries of rows, from which MindSpore computes addresses without checking them.
+
+    A damaged size ends the process with a segmentation fault there. Values of ids are not checked.
+
+    Args:
+        path: A MindRecord file of this package.
+        rows: Numbers of the rows to check; all if None.
+        row_length: The number of ids that a row must have, if known.
+
+    Raises:
+        DataError: a row is damaged, or the file cannot be read or has fewer rows.
+    """
+    with _reporting_damage(path), path.open("rb") as file:
+        for offset, size in _find_entries(path, rows):
+            head = os.pread(file.fileno(), min(size, HEAD_BYTES + size // 4 + 1), offset)
+            check_sizes(head, size, row_length)
+
+
+def _find_entries(path: Path, rows: Iterable[int] | None) -> list[tuple[int, int]]:
+    """Return (offset, size) in bytes of the entries of rows, as the index has them; of all rows if None."""
+    index = f"{path.absolute().as_uri()}{INDEX_SUFFIX}?mode=ro"
+    with closing(sqlite3.connect(index, uri=True)) as connection:
+        if rows is None:
+            places = connection.execute(f"{_PLACES} ORDER BY ROW_ID").fetchall()
+        else:
+            wanted = list(rows)
+            if not wanted:
+                return []
+            if wanted == list(range(wanted[0], wanted[-1] + 1)):
+                query, arguments = f"{_PLACES} WHERE ROW_ID BETWEEN ? AND ? ORDER BY ROW_ID", (wanted[0], wanted[-1])
+                places = connection.execute(query, arguments).fetchall()
+            else:
+                found = (connection.execute(f"{_PLACES} WHERE ROW_ID = ?", (row,)).fetchone() for row in wanted)
+                places = [place for place in found if place is not None]
+            if len(places) != len(wanted):
+                raise DataError(
+                    f"{path}: has {len(places)} of the rows {wanted[0]} to {wanted[-1]}; copy it again with its index"
+                )
+    file_bytes = path.stat().st_size
+    entries = []
+    for page, begin, end in places:
+        offset = HEADER_BYTES + PAGE_BYTES * page + begin
+        if not (begin >= 0 and page >= 0 and begin < end and offset + end - begin <= file_bytes):
+            raise ValueError("a row is outside the file")
+        entries.append((offset, end - begin))
+    return entries
+
+
+@contextmanager
+def _reporting_damage(path: Path) -> Iterator[None]:
     try:
-        index = f"file:{path}{INDEX_SUFFIX}?mode=ro"
-        with closing(sqlite3.connect(index, uri=True)) as connection:
-            places = connection.execute(_QUERY, (first, last)).fetchall()
-        if len(places) != last - first + 1:
-            raise DataError(f"{path}: has {len(places)} of the rows {first} to {last}; copy it again with its index")
-        rows = []
-        with path.open("rb") as file:
-            for page, begin, end in places:
-                file.seek(HEADER_BYTES + PAGE_BYTES * page + begin)
-                rows.append(unpack_row(file.read(end - begin)))
-        return np.stack(rows)
-    except (OSError, sqlite3.Error, ValueError) as error:
+        yield
+    except (OSError, sqlite3.Error, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path}: cannot be read ({error}); copy it again with its index") from error

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import orjson
-import yaml
 
+from ascend_cpt.config.yaml_file import read_yaml
 from ascend_cpt.data.readers.documents import Tally
 from ascend_cpt.data.selection import datatrove_program
 from ascend_cpt.data.shards.documents import iter_documents, load_dropped, save_dropped
@@ -74,8 +74,8 @@ def load_filters(path: str) -> FilterSettings:
         DataError: it cannot be read, or has an unknown name.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
         raise DataError(f"--filters {path}: cannot be read: {error}") from error
     if not isinstance(content, dict) or not (content.get("filters") or "minhash" in content):
         raise DataError(f"--filters {path}: must be a mapping with `filters:` (a list), `minhash:` (options) or both")
@@ -107,7 +107,8 @@ def check_installed(filters: FilterSettings) -> None:
     if found.returncode:
         raise DataError(
             f"--filters: datatrove and spacy are not installed for {filters.python}; create an environment "
-            "(python -m venv .venv-filters; .venv-filters/bin/pip install -r requirements/filters.txt) and set its "
+            "(python3.11 -m venv .venv-filters; .venv-filters/bin/pip install --no-deps --require-hashes "
+            "-r requirements/lock/filters-3.11.txt) and set its "
             f"interpreter as `python:` in the --filters file or in {PYTHON_VARIABLE}"
         )
 

@@ -22,7 +22,7 @@ from ascend_cpt.data.readers.documents import Reject, Tally
 from ascend_cpt.data.shards.batches import iter_batches
 from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
-from ascend_cpt.files import write_text
+from ascend_cpt.files import sync_file, sync_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,13 @@ def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResu
             shutil.rmtree(earlier, ignore_errors=True)
         attempt.mkdir(parents=True)
         result = _pack(dataclasses.replace(task, folder=attempt), report)
+        for file in sorted(attempt.iterdir()):
+            sync_file(file)
         record = dataclasses.asdict(result) | {"run": task.run}
         write_text(attempt / RESULT_FILE, json.dumps(record))
         shutil.rmtree(task.folder, ignore_errors=True)
         os.rename(attempt, task.folder)
+        sync_folder(task.folder.parent)
     except OSError as error:
         raise DataError(f"{error.filename or task.folder}: {error.strerror or error}") from error
     return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import orjson
 from numpy.typing import NDArray
 
 from ascend_cpt.errors import DataError
-from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations
+from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_run_info
 from ascend_cpt.monitor.summary import collect_by_name
 
-RUN_INFO_NAME = "run.json"
 NUM_BUCKETS = 500
 """A curve has at most two points per bucket: its minimum and its maximum."""
 SMOOTH_SHARE = 50
@@ -85,7 +83,7 @@ def load_run(run_dir: Path) -> RunData:
         validation=collect_by_name(records, "validation"),
         tasks=collect_by_name(records, "task"),
         account=account,
-        info=_read_info(run_dir / RUN_INFO_NAME),
+        info=read_run_info(run_dir),
     )
 
 
@@ -106,19 +104,6 @@ def _to_floats(column: Iterable[Any]) -> Floats:
         raise DataError(
             f"{METRICS_NAME}: a step has a value that is not a number ({error}); correct or remove its line"
         ) from None
-
-
-def _read_info(path: Path) -> Mapping[str, Any]:
-    """Return the content of `run.json`; an empty dict if it is missing (runs of older versions)."""
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); remove it to get the report without it") from None
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: not a JSON object; remove it to get the report without it")
-    return info
 
 
 def downsample(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int64]:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
 from ascend_cpt.checkpoint.fingerprint import flatten
 from ascend_cpt.cluster.job.channel import JobChannel
-from ascend_cpt.cluster.job.checks import check_same, check_topology
-from ascend_cpt.data.packed.manifest import verify_once
+from ascend_cpt.cluster.job.checks import check_same, check_topology, wait_for_work
+from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.verified import find_record, verify_once
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 SHARED_PATHS = "SHARED_PATHS"  # read by MindFormers
-VERIFIED_NAME = ".verified.json"
 PACKAGES = ("mindspore", "mindformers", "numpy", "safetensors")
 
 logger = logging.getLogger(__name__)
 
 
 def check_job(run: ResolvedRun, channel: JobChannel) -> None:
-    """Check that the processes of a job are consistent; data files are read once per node.
+    """Check that the processes of a job are consistent; data files are read once per machine.
 
     Raises:
         ClusterError: naming the node that differs and in what, or when another process failed.
-        DataError: when a data file of this node differs from its manifest (without shared storage).
+        DataError: when a data file differs from its manifest.
     """
     check_same(channel, "software", list_software())
     check_same(channel, "recipe", list_facts(run))
@@ -36,12 +37,30 @@ def check_job(run: ResolvedRun, channel: JobChannel) -> None:
         # MindFormers recognizes only some file systems; this one was just checked to be shared.
         known = filter(None, [os.environ.get(SHARED_PATHS)])
         os.environ[SHARED_PATHS] = ",".join([*known, str(run.run_dir.absolute())])
-    if not storage.shared and storage.verify_data:
-        if channel.is_first_on_node:
-            for dataset in (*run.sources, *run.validation):
-                num_bytes = verify_once(dataset.manifest, run.run_dir / VERIFIED_NAME)
-                logger.info("verified %s: %d bytes read", dataset.name, num_bytes)
-        channel.all_gather("data verified", True)
+    if storage.verify_data:
+        verifies = channel.rank == 0 if storage.shared else channel.is_first_on_node
+        manifests = [dataset.manifest for dataset in (*run.sources, *run.validation)]
+        verify_data(manifests if verifies else (), channel)
+
+
+def verify_data(manifests: Iterable[Manifest], channel: JobChannel) -> None:
+    """Compare the files of datasets with their checksums, unless this machine has done so. All processes call this.
+
+    Args:
+        manifests: The datasets that this process verifies; it waits for the others.
+        channel: The channel to the other processes.
+
+    Raises:
+        ClusterError: when another process failed.
+        DataError: when a data file differs from its manifest.
+    """
+
+    def verify() -> None:
+        for manifest in manifests:
+            num_bytes = verify_once(manifest, find_record())
+            logger.info("verified %s: %d bytes read", manifest.path, num_bytes)
+
+    wait_for_work(channel, "data verified", verify)
 
 
 def list_software() -> dict[str, str]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ascend_cpt.checkpoint.fingerprint import describe_differences
 from ascend_cpt.checkpoint.locate import find_resolved, locate_checkpoint
 from ascend_cpt.config.loader import RunConfig
@@ -23,8 +21,10 @@ from ascend_cpt.errors import CheckpointError, ConfigError, DataError
 from ascend_cpt.model.sizes import CONFIG_NAME, read_config, select_model_fields
 from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
 from ascend_cpt.run.evaluation.tasks import find_tokenizer, load_tasks
+from ascend_cpt.run.mindformers_yaml import remove_boundary_settings
 from ascend_cpt.run.resolved_run import Dataset
 from ascend_cpt.run.starting_point import select_model_identity
+from ascend_cpt.run.trained_model import read_model_config, read_section
 from ascend_cpt.tasks.load import Task
 
 ROUND_TO = 64
@@ -41,7 +41,8 @@ class EvaluationSettings:
     tokenizer_type: str
     max_rows: int | None
     seq_length: int | None
-    document_attention: str
+    document_attention: str | None
+    """None: that of the run, or across documents for a Hugging Face folder."""
     device: str
     dtype: str
     batch_size: int
@@ -65,6 +66,14 @@ class EvaluationPlan:
     context: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """Model section and rows of the run that saved a checkpoint."""
+
+    model: Mapping[str, Any]
+    row_format: RowFormat
+
+
 def read_settings(config: RunConfig, settings: EvaluationSettings) -> EvaluationSettings:
     """Return the settings with what the configuration adds: sets and tasks by name, model, attention, device."""
     cpt, validation = config.cpt, config.cpt.validation
@@ -72,7 +81,7 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
     section = config.mindformers.get("context") or {}
     context = {key: value for key, value in section.items() if key not in ("device_target", "mode")}
     configured = validation.sets if validation else {}
-    # A path of the command line replaces that of the configuration, whose alarm stays.
+    # A path on the command line replaces the configured one; the configured alarm is kept.
     given = {
         name: replace(configured.get(name, entry), path=entry.path, seq_length=None)
         for name, entry in settings.sets.items()
@@ -87,7 +96,7 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
         tokenizer_type=tokenizer_type,
         max_rows=settings.max_rows or (validation.max_rows if validation else None),
         seq_length=settings.seq_length or cpt.seq_length,
-        document_attention=cpt.document_attention,
+        document_attention=settings.document_attention or cpt.document_attention,
         device=settings.device or str(section.get("device_target", "Ascend")),
         dtype=settings.dtype,
         batch_size=settings.batch_size,
@@ -105,7 +114,8 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
         ConfigError: when there is nothing to evaluate, or the layout does not fit.
         DataError: when a dataset, a task or the tokenizer is missing or damaged.
     """
-    model = _choose_model(path, settings)
+    trained = None if (path / CONFIG_NAME).is_file() else _read_resolved(path)
+    model = _choose_model(path, settings, trained)
     manifests = open_sets(settings)
     for name, manifest in manifests.items():
         if manifest.tokenizer.vocab_size > model["vocab_size"]:
@@ -113,9 +123,11 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
                 f"validation set {name}: packed with a tokenizer of {manifest.tokenizer.vocab_size} entries, but the "
                 f"model's vocab_size is {model['vocab_size']}"
             )
-    positions = int(model.get("max_position_embeddings") or 4096)
+    longest_row = int(model.get("max_position_embeddings") or 4096)
+    if trained is not None and manifests:
+        longest_row = trained.row_format.seq_length  # of sets that have no row length of their own
     lengths = {name: settings.sets[name].seq_length or manifest.seq_length for name, manifest in manifests.items()}
-    limit = settings.seq_length or max((length or 0 for length in lengths.values()), default=0) or positions
+    limit = settings.seq_length or max((length or 0 for length in lengths.values()), default=0) or longest_row
     tokenizer = settings.tokenizer or path
     tasks: tuple[Task, ...] = ()
     if settings.tasks:
@@ -142,7 +154,7 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
         sets=sets,
         tasks=tasks,
         max_rows=settings.max_rows,
-        row_format=_make_row_format(settings, manifests, tokenizer, limit),
+        row_format=_make_row_format(settings, trained, manifests, tokenizer, limit),
         layout=_make_layout(settings, world_size),
         device=settings.device,
         model=model,
@@ -171,45 +183,57 @@ def open_sets(settings: EvaluationSettings) -> dict[str, Manifest]:
     return manifests
 
 
-def _choose_model(path: Path, settings: EvaluationSettings) -> dict[str, Any]:
+def _choose_model(path: Path, settings: EvaluationSettings, trained: _Trained | None) -> dict[str, Any]:
     """Return the model section: the configuration's, else that of the weights."""
-    own = _read_model(path, settings.dtype)
+    own = dict(trained.model) if trained else _read_hf_model(path, settings.dtype)
     if settings.model is None:
         return own
     given = dict(settings.model)
     before, now = select_model_identity(own), select_model_identity(given)
     if differences := describe_differences(before, now):
         raise CheckpointError(
-            f"{path}: is another model than the configuration's ({'; '.join(differences)}); give the configuration of "
-            "this model, or none"
+            f"{path}: its model differs from the configuration's ({'; '.join(differences)}); give the configuration "
+            "of this model, or drop --config"
         )
     return given
 
 
-def _read_model(path: Path, dtype: str) -> dict[str, Any]:
-    if (path / CONFIG_NAME).is_file():
-        return {
-            **select_model_fields(read_config(path)),
-            "params_dtype": "float32",
-            "compute_dtype": dtype,
-            "layernorm_compute_dtype": "float32",
-            "rotary_dtype": "float32",
-        }
+def _read_hf_model(path: Path, dtype: str) -> dict[str, Any]:
+    return {
+        **select_model_fields(read_config(path)),
+        "params_dtype": "float32",
+        "compute_dtype": dtype,
+        "layernorm_compute_dtype": "float32",
+        "rotary_dtype": "float32",
+    }
+
+
+def _read_resolved(path: Path) -> _Trained:
+    """Return model and rows from the resolved.yaml of the run that saved the checkpoint at `path`."""
     checkpoint = locate_checkpoint(path).folder
     resolved = find_resolved(checkpoint)
     if resolved is None:
-        raise CheckpointError(f"{checkpoint}: has no resolved.yaml of its run; copy it there, or give --config")
-    model: dict[str, Any] = yaml.safe_load(resolved.read_text(encoding="utf-8"))["model"]["model_config"]
-    return model
+        raise CheckpointError(f"{checkpoint}: has no resolved.yaml of its run; copy it there")
+    return _Trained(
+        model=remove_boundary_settings(read_model_config(resolved)),
+        row_format=RowFormat.from_record(read_section(resolved, "train_dataset.data_loader.row_format")),
+    )
 
 
 def _make_row_format(
-    settings: EvaluationSettings, manifests: Mapping[str, Manifest], tokenizer: Path, seq_length: int
+    settings: EvaluationSettings,
+    trained: _Trained | None,
+    manifests: Mapping[str, Manifest],
+    tokenizer: Path,
+    seq_length: int,
 ) -> RowFormat:
     infos = [manifest.tokenizer for manifest in manifests.values()]
     info = infos[0] if infos else open_tokenizer(settings.tokenizer_type, tokenizer).info
     boundaries = "none"
-    if settings.document_attention != ACROSS:
+    is_within = trained is not None and trained.row_format.boundaries != "none"
+    if settings.document_attention is not None:
+        is_within = settings.document_attention != ACROSS
+    if is_within:
         boundaries = "mask" if settings.device == "CPU" else "ends"
         if boundaries == "ends" and seq_length < MIN_SEQ_LENGTH_ON_ASCEND:
             raise ConfigError(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
 from ascend_cpt.locks import take_lock
 from ascend_cpt.monitor.history import EVALUATIONS_NAME, JUDGED_KINDS, METRICS_NAME, read_metrics
-from ascend_cpt.monitor.record import Judged, to_values
+from ascend_cpt.monitor.record import KINDS, Judged, to_values
+from ascend_cpt.run.evaluation.nodes import RunFolders
 
 LOCK_NAME = ".evaluate.lock"
 STOP_NAME = "stop_requested.json"
@@ -36,20 +36,25 @@ def hold_watch_lock(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def list_pending(run_dir: Path, names: Collection[tuple[str, str]]) -> list[int]:
+def list_pending(run: RunFolders, names: Collection[tuple[str, str]]) -> list[int]:
     """Return the steps of complete checkpoints that lack a record of one of the `names` (kind, name), in order."""
-    recorded: dict[int, set[tuple[str, str]]] = {}
-    for record in read_metrics(run_dir / METRICS_NAME):
-        if record["kind"] in JUDGED_KINDS:
-            recorded.setdefault(int(record["step"]), set()).add((record["kind"], record["name"]))
-    complete, _ = list_complete(run_dir / "checkpoint")
-    return sorted(step for step in complete if not set(names) <= recorded.get(step, set()))
+    recorded = _list_recorded(run.main)
+    return [step for step in run.list_steps() if any((step, *name) not in recorded for name in names)]
 
 
-def is_over(run_dir: Path) -> bool:
-    """Return whether the newest complete checkpoint is that of the run's last step."""
-    complete, _ = list_complete(run_dir / "checkpoint")
-    return bool(complete) and max(complete) >= complete[max(complete)].state.total_steps
+def drop_recorded(run_dir: Path, records: Iterable[Judged]) -> list[Judged]:
+    """Return the records that the run does not have yet: with a new set the other ones are evaluated again."""
+    recorded = _list_recorded(run_dir)
+    return [record for record in records if (record.step, KINDS[type(record)], record.name) not in recorded]
+
+
+def _list_recorded(run_dir: Path) -> set[tuple[int, str, str]]:
+    """Return step, kind and name of every validation and score."""
+    return {
+        (int(record["step"]), record["kind"], record["name"])
+        for record in read_metrics(run_dir / METRICS_NAME)
+        if record["kind"] in JUDGED_KINDS
+    }
 
 
 def append_records(run_dir: Path, records: Sequence[Judged]) -> None:

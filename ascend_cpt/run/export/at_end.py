@@ -50,7 +50,7 @@ def is_export_missing(run: ResolvedRun) -> bool:
 
 
 def export_at_end(run: ResolvedRun, show: Callable[[str], None]) -> None:
-    """Export a completed run as `cpt.export` says, and verify the export. Does nothing if that is done.
+    """Export a completed run as configured in `cpt.export`, and verify the export. Does nothing if that is done.
 
     Called by one process. `show` prints a line.
 
@@ -77,7 +77,7 @@ def export_at_end(run: ResolvedRun, show: Callable[[str], None]) -> None:
     commands = [to_hf, verify]
     try:
         record = ExportRecord(to=str(target.absolute()), step=step, verified=False)
-        # The folder gets its name when it is complete, so an unverified one of this step only needs the verification.
+        # A folder with its final name is complete, so an unverified export of this step only has to be verified.
         if own is None or own.step != step:
             if own is not None:
                 show(f"export   the earlier export of step {own.step} is now {_move_aside(target, own.step)}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from ascend_cpt.checkpoint.locate import locate_checkpoint
-from ascend_cpt.errors import DataError
-from ascend_cpt.monitor.report.run_data import RUN_INFO_NAME
+from ascend_cpt.monitor.history import RUN_INFO_NAME, read_run_info
 from ascend_cpt.run.resolved_run import RANDOM_INIT
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
@@ -43,21 +41,3 @@ def find_hub_name(folder: Path) -> str | None:
     """Return the name on the hub (`Qwen/Qwen3-8B-Base`) of a folder in the hub's cache."""
     match = _HUB_CACHE.search(folder.resolve().as_posix())
     return match["id"].replace("--", "/") if match else None
-
-
-def read_run_info(run_dir: Path) -> dict[str, Any]:
-    """Return the content of `run.json`; empty without the file.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    path = run_dir / RUN_INFO_NAME
-    if not path.is_file():
-        return {}
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error}); remove it") from None
-    if not isinstance(info, dict):
-        raise DataError(f"{path}: cannot be read (not an object); remove it")
-    return info

@@ -14,10 +14,9 @@ import yaml
 
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.config.values import format_count, format_rows
-from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_lines
+from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_lines, read_run_info
 from ascend_cpt.monitor.summary import collect_by_name
 from ascend_cpt.recipe.schedule import Schedule
-from ascend_cpt.run.export.base_weights import read_run_info
 from ascend_cpt.run.trained_model import TrainedModel
 from ascend_cpt.weights.convert import Options
 from ascend_cpt.weights.dtypes import DTYPES
@@ -207,7 +206,7 @@ def _render_evaluation(
     if len(trained.origins) > 1:
         notes.append(f"The values are those of the checkpoint after step {state.step}, not of the mean.")
     elif _changes_dtype(trained, options) or _resizes(trained, options):
-        notes.append("The values were recorded in training, before the weights were converted.")
+        notes.append("The values were measured before the weights were converted.")
     return "\n".join(["## Evaluation\n", *parts, *([" ".join(notes) + "\n"] if notes else [])])
 
 

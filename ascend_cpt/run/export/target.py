@@ -13,6 +13,7 @@ from ascend_cpt.errors import CheckpointError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.trained_model import check_like
+from ascend_cpt.strict_json import JsonError, build, read_json_object
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
 RECORD_NAME = "export.json"
@@ -35,10 +36,10 @@ def read_record(run_dir: Path) -> ExportRecord | None:
     """
     path = run_dir / RECORD_NAME
     try:
-        return ExportRecord(**json.loads(path.read_text(encoding="utf-8")))
+        return build(ExportRecord, read_json_object(path))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except JsonError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); remove it") from None
 
 

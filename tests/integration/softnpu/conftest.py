@@ -10,7 +10,6 @@ import pytest
 from tests.integration.conftest import pack_rows
 from tests.integration.softnpu.layouts import SHORT_ROWS, Reference
 from tests.integration.softnpu.trial import CpuRun, make_reference
-from tests.integration.test_nodes import seal
 
 
 @pytest.fixture(scope="package")
@@ -27,7 +26,6 @@ def get_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
             prefix = tmp_path_factory.mktemp("packed") / "train_text_document"
             num_rows = 50 if seq_length == SHORT_ROWS else 40
             made[seq_length] = pack_rows(prefix, num_rows=num_rows, seq_length=seq_length, pads=False)
-            seal(prefix)
         return made[seq_length]
 
     return get

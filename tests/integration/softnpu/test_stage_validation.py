@@ -12,6 +12,7 @@ import pytest
 
 from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.rehearsal.emulated_job import EmulatedJob
+from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 from tests.emulation import needs_emulation
 from tests.integration.conftest import TASKS, read_history, run_command
 from tests.integration.softnpu.layouts import LAYOUTS, SHORT_ROWS, Reference
@@ -52,8 +53,10 @@ def test_losses_are_those_of_one_device_and_training_is_unchanged(
         },
     }
 
+    saving = {"every": f"{NUM_STEPS} steps"}  # the first save follows a validation
+
     def train(name: str, chosen: dict[str, Any] | None) -> Path:
-        config = describe_layout(LAYOUT, dataset, tmp_path / name, cpu.start, validation=chosen)
+        config = describe_layout(LAYOUT, dataset, tmp_path / name, cpu.start, validation=chosen, checkpoint=saving)
         job = EmulatedJob(config, tmp_path / name, workers=LAYOUT.workers, timeout_s=TIMEOUT_S)
         job.start("--stop-at-step", str(NUM_STEPS))
         job.expect_success()
@@ -66,6 +69,10 @@ def test_losses_are_those_of_one_device_and_training_is_unchanged(
     assert len(files) == 2 * LAYOUT.workers, "weights and optimizer of every rank"
     for name in files:
         assert checksum_file(validated / folder / name) == checksum_file(plain / folder / name), name
+    # The layouts in metadata.json are those of the training graph; the scoring graph has no optimizer state.
+    metadata, plain_metadata = (json.loads((run / folder / METADATA_NAME).read_text()) for run in (validated, plain))
+    assert any(name.startswith("adam_m.") for name in plain_metadata["state_dict_metadata"])
+    assert metadata == plain_metadata
 
     (tmp_path / "cpu").mkdir()
     config = describe_run(dataset, tmp_path / "cpu", LAYOUT.reference, init_from=str(cpu.start), validation=validation)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
+from ascend_cpt.checkpoint.checksums import checksum_file
 from ascend_cpt.checkpoint.gather import gather_checkpoint
 from ascend_cpt.checkpoint.locate import check_checkpoint, find_resolved, locate_checkpoint
 from ascend_cpt.checkpoint.state import RunState, write_state
+from ascend_cpt.checkpoint.verify import check_file
 from ascend_cpt.errors import CheckpointError
 
 
@@ -18,10 +22,16 @@ def make_part(folder: Path, ranks: range, *, step: int = 10, seed: int = 1) -> P
     for rank in ranks:
         (folder / f"cpt-model-{rank:07d}-0000004.safetensors").write_bytes(bytes([rank]) * (rank + 1))
     (folder / "common.json").write_text("{}")
-    files = {path.name: path.stat().st_size for path in folder.iterdir()}
-    write_state(
-        folder, RunState(step=step, total_steps=20, tokens=1, position=1, fingerprint={"seed": seed}, files=files)
+    state = RunState(
+        step=step,
+        total_steps=20,
+        tokens=1,
+        position=1,
+        fingerprint={"seed": seed},
+        files={path.name: path.stat().st_size for path in folder.iterdir()},
+        checksums={path.name: checksum_file(path) for path in folder.iterdir()},
     )
+    write_state(folder, state)
     return folder
 
 
@@ -64,7 +74,7 @@ def test_parts_of_different_steps_or_runs(tmp_path: Path, change: dict[str, int]
     parts.append(make_part(tmp_path / "b/iteration_00000010", range(2, 4), **change))
     with pytest.raises(CheckpointError, match=message):
         gather_checkpoint(parts, tmp_path / "all")
-    assert not (tmp_path / "all").exists() and not (tmp_path / ".all.tmp").exists()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_damaged_parts_and_existing_output_are_refused(tmp_path: Path) -> None:
@@ -75,3 +85,46 @@ def test_damaged_parts_and_existing_output_are_refused(tmp_path: Path) -> None:
     (other / "cpt-model-0000001-0000004.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="has 1 bytes but was saved with 2"):
         gather_checkpoint([part, other], tmp_path / "all")
+
+
+def change_state(folder: Path, **changes: object) -> None:
+    record = json.loads((folder / "cpt_state.json").read_text())
+    del record["checksum"]
+    (folder / "cpt_state.json").write_text(json.dumps({**record, **changes}))
+
+
+@pytest.mark.parametrize("name", ["../../evil.txt", "/tmp/evil.txt", "..", "sub/evil.txt"])
+def test_nothing_is_written_outside_the_output(tmp_path: Path, name: str) -> None:
+    part = make_part(tmp_path / "a/run/iteration_00000010", range(4))
+    (tmp_path / "a/evil.txt").write_text("x")
+    change_state(part, files={name: 1}, checksums={})
+    with pytest.raises(CheckpointError, match="is not the plain name of a file"):
+        gather_checkpoint([part], tmp_path / "out/deep/all")
+    assert not list(tmp_path.glob("out/**/evil.txt"))
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    part = make_part(tmp_path / "a/iteration_00000010", range(4))
+    path = part / "cpt-model-0000002-0000004.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(b"\7" * len(content))
+    with pytest.raises(CheckpointError, match=f"{path}: damaged: .*; copy it again from its node"):
+        gather_checkpoint([part], tmp_path / "all")
+    assert sorted(os.listdir(tmp_path)) == ["a"]
+    hasty = gather_checkpoint([part], tmp_path / "all", verify=False)
+    with pytest.raises(CheckpointError, match="damaged"):
+        check_file(hasty.folder / path.name, len(content), hasty.state.checksums[path.name])
+    assert not caplog.text
+    change_state(part, checksums={})
+    old = gather_checkpoint([part], tmp_path / "old")
+    assert "saved by an earlier version without checksums, so it is not verified" in caplog.text
+    for name, size_bytes in old.state.files.items():
+        check_file(old.folder / name, size_bytes, old.state.checksums[name])
+
+
+def test_a_name_that_states_many_ranks(tmp_path: Path) -> None:
+    part = make_part(tmp_path / "a/iteration_00000010", range(1))
+    (part / "cpt-model-0000000-0000004.safetensors").rename(part / "cpt-model-0-999999999999.safetensors")
+    change_state(part, files={"cpt-model-0-999999999999.safetensors": 1}, checksums={})
+    with pytest.raises(CheckpointError, match="saved by 999999999999 ranks, but no part has the shards of rank 1"):
+        gather_checkpoint([part], tmp_path / "all")

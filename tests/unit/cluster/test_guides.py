@@ -49,7 +49,10 @@ argparse.ArgumentParser.parse_args = parse_and_exit
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-LAUNCHES = [line for line in COMMANDS if "scripts/" in line and not line.startswith("srun")]
+# Commands that install packages are not launches.
+LAUNCHES = [
+    line for line in COMMANDS if "scripts/" in line and not line.startswith("srun") and "python_env.sh" not in line
+]
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.config.values import Patience
+from ascend_cpt.config.yaml_file import parse_yaml_value, read_yaml
 from ascend_cpt.errors import ConfigError
 
 GOOD = """\
@@ -141,3 +145,54 @@ def test_tasks(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             load_config(write(tmp_path, GOOD + section.replace(old, new)))
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 5000, "nested deeper than 64 levels"),
+        ("a: " + "[" * 70 + "]" * 70, "line 1: nested deeper than 64 levels"),
+        ("\n".join(f"{' ' * depth}a:" for depth in range(70)), "nested deeper than 64 levels"),
+        ("a: &a [*a]", "line 1: an alias is used within its own anchor"),
+        ("a: &a\n  b: {c: *a}", "line 1: an alias is used within its own anchor"),
+        (
+            "a0: &a0 [1]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)),
+            "more than 100000 values, with those that aliases repeat",
+        ),
+        (
+            "a0: &a0 {b: 1}\n"
+            + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 20)),
+            "more than 100000 values, with those that aliases repeat",
+        ),
+        ('a: "x\\0y"', "line 1: a text contains a NUL character"),
+        ('"x\\0y": 1', "line 1: a text contains a NUL character"),
+        ('a: "\\ud800"', "half of a surrogate pair"),
+        ("a: \0", "not valid YAML"),
+        ("a: 2001-99-99", "not valid YAML: month must be in 1..12"),
+        ("a: !!int ''", "not valid YAML"),
+        ("a: !!bool x", "not valid YAML"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("a: " + "1" * 5000, "not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("? [a]\n: 1", "not valid YAML"),
+        ("# " + "x" * (4 << 20), "has more than 4194304 bytes"),
+    ],
+)
+def test_hostile_yaml_gives_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    with pytest.raises((ConfigError, ValueError), match=message):
+        read_yaml(path)
+
+
+@given(
+    st.text()
+    | st.lists(
+        st.sampled_from([*"[]{}:,&*!|>-? \n\"'#%@`~\\0a1", "&a ", "*a ", "<<: ", "!!int ", "!!set ", "---\n"])
+    ).map("".join)
+)
+def test_no_yaml_gives_a_traceback(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        parse_yaml_value(text)

@@ -22,7 +22,7 @@ WRITERS = {
     "tensorboard/": "monitor/trackers.py",
     "best": "checkpoint/locate.py",
     "export.json": "run/export/target.py",
-    "run.json": "backend/training/build_callbacks.py",
+    "run.json": "monitor/history.py",
     "report.html": "monitor/report/write_report.py",
     "stopped_at_step_N.json": "backend/training/spike_guards.py",
 }

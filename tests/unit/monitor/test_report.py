@@ -226,7 +226,7 @@ def test_damaged_run_gives_a_one_line_error(tmp_path: Path, content: str | None,
 def test_damaged_run_json_is_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "x")
     (run / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"run\.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"run\.json: is not valid JSON"):
         load_run(run)
 
 

@@ -13,8 +13,9 @@ import yaml
 
 from ascend_cpt.checkpoint.state import RunState, write_state
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.history import read_run_info
 from ascend_cpt.recipe.schedule import build_schedule
-from ascend_cpt.run.export.base_weights import describe_base, find_hub_name, read_run_info
+from ascend_cpt.run.export.base_weights import describe_base, find_hub_name
 from ascend_cpt.run.export.model_card import make_card
 from ascend_cpt.run.trained_model import TrainedModel
 from ascend_cpt.weights.convert import Options
@@ -146,7 +147,7 @@ def test_mean_and_converted_weights(tmp_path: Path) -> None:
     assert "The values are those of the checkpoint after step 20, not of the mean." in card
     card = make_card(Path("out"), open_steps(run, 20), Options(dtype="bfloat16", vocab_size=600))
     assert "They were converted to bfloat16." in card and "vocabulary 600" in card
-    assert "recorded in training, before the weights were converted" in card
+    assert "measured before the weights were converted" in card
     assert card.endswith("verify out\n"), "it is not bit-equal to the run"
     assert "--against" in make_card(Path("out"), open_steps(run, 20), Options(dtype="float32", vocab_size=512))
 
@@ -168,5 +169,5 @@ def test_base_weights(tmp_path: Path) -> None:
     (run / "best").write_text("iteration_00000010\n", encoding="utf-8")
     assert describe_base(str(run / "best"))["step"] == 10
     (run / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="run.json: cannot be read"):
+    with pytest.raises(DataError, match="run.json: is not valid JSON"):
         read_run_info(run)

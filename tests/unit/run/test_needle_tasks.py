@@ -124,7 +124,10 @@ def test_short_dataset(packed: Path) -> None:
         open_needle_task("find", config, encode, INFO, seq_length=8192, add_prefix=False)
 
 
-def test_missing_dataset_is_named_before_a_run_starts(packed: Path, tmp_path: Path) -> None:
+def test_missing_dataset_is_named_before_a_run_starts(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the sample of the quickstart is not
     config = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
     overrides: dict[str, Any] = {"cpt.validation.tasks": {"find": {"path": str(tmp_path / "none"), "kind": "needle"}}}
     with pytest.raises(DataError, match=r"command line: cpt\.validation\.tasks\.find: .*none") as caught:

@@ -15,12 +15,14 @@ from ascend_cpt.cluster.launch.workers.worker_log import archive_logs
 POLL_S = 0.1
 
 
-def run_job(settings: LaunchSettings, command: list[str], environment: Mapping[str, str]) -> int:
+def run_job(settings: LaunchSettings, command: list[str], environment: Mapping[str, str], key: bytes) -> int:
     """Run the job and return the launcher's exit code. All its processes on this node have ended by then.
+
+    `key` is the launchers' key, made from the job secret.
 
     0: all workers of all nodes succeeded. 2: user error. 128 + n: stopped by signal n. Otherwise 1.
     """
-    with StopRequests() as requests, open_coordinator_client(settings, requests) as client:
+    with StopRequests() as requests, open_coordinator_client(settings, requests, key) as client:
         return _run_attempts(settings, command, environment, requests, client)
 
 

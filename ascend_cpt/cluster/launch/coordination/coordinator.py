@@ -7,33 +7,52 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
+from ascend_cpt.cluster.launch.coordination.records import (
+    FROM_LAUNCHER,
+    Cancel,
+    Decision,
+    Ended,
+    FromCoordinator,
+    FromLauncher,
+    Go,
+    Heartbeat,
+    Join,
+    Refused,
+    Stop,
+    StopBy,
+)
 from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
 from ascend_cpt.cluster.launch.signals import name_signal
-from ascend_cpt.cluster.messages import (
+from ascend_cpt.cluster.launch.terminal import print_status
+from ascend_cpt.cluster.messages.peer import Peer
+from ascend_cpt.cluster.messages.ports import (
     HEARTBEAT_S,
     HEARTBEAT_TIMEOUT_S,
     LAUNCHER_PORT_OFFSET,
     LAUNCHER_PORT_VARIABLE,
-    Connection,
-    LineServer,
-    Message,
 )
+from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode
+from ascend_cpt.cluster.messages.server import Server
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
+PURPOSE = "launchers"
 # A joining launcher may take over a node rank when nothing was received from its holder for this long.
 RANK_HOLD_S = 3 * HEARTBEAT_S
 SHUTDOWN_TIMEOUT_S = 5.0
 POLL_S = 0.2
 # Larger differences put log lines and file times on shared storage out of order.
 MAX_CLOCK_SKEW_S = 5.0
+REFUSAL_NOTICE_S = 60.0
+# An unexpected error in the coordinator's own code is reported and survived, but not without end.
+MAX_ERRORS = 20
 
 
 @dataclass(kw_only=True, eq=False)
-class _Peer:
-    connection: Connection
+class _Launcher:
+    peer: Peer
     node: int | None = None
     host: str = "?"
     last_received_s: float = field(default_factory=time.monotonic)
@@ -46,40 +65,52 @@ class _Peer:
 class Coordinator(threading.Thread):
     """Serves the launchers of all nodes, including node 0's own, until the job ends."""
 
-    def __init__(self, settings: LaunchSettings, policy: RestartPolicy) -> None:
+    def __init__(self, settings: LaunchSettings, policy: RestartPolicy, key: bytes) -> None:
         super().__init__(daemon=True, name="coordinator")
         self._settings, self._policy = settings, policy
         try:
-            self._server = LineServer(settings.launcher_port, backlog=1024)
+            self._server = Server(
+                (settings.master_addr, settings.launcher_port), key=key, purpose=PURPOSE, size=settings.num_nodes
+            )
         except OSError as error:
             raise ClusterError(
                 f"port {settings.launcher_port} (MASTER_PORT + {LAUNCHER_PORT_OFFSET}, used by the coordinator): "
                 f"{error.strerror}; choose another MASTER_PORT, or set {LAUNCHER_PORT_VARIABLE} on every node"
             ) from error
-        self._by_connection: dict[Connection, _Peer] = {}
-        self._joined: dict[int, _Peer] = {}
-        self._active: dict[int, _Peer] = {}
+        self._by_peer: dict[Peer, _Launcher] = {}
+        self._joined: dict[int, _Launcher] = {}
+        self._active: dict[int, _Launcher] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._hosts: dict[int, str] = {}
         self._num_attempts = 0
         self._is_stopping = False
         self._is_over = False
+        self._num_errors = 0
+        self._last_heartbeat_s = 0.0
+        self._next_notice_s = 0.0
         self._deadline_s = time.monotonic() + settings.cluster_timeout_s
+        self.failure: Exception | None = None
+        """The error that ended the coordinator before the job, None while there is none."""
 
     def run(self) -> None:
-        """Serve until the final decision; then wait for all launchers to disconnect, up to the shutdown timeout."""
-        last_heartbeat_s = 0.0
-        while not self._is_over or (self._peers and time.monotonic() < self._deadline_s):
-            for connection, messages in self._server.poll(POLL_S):
-                self._read(self._by_connection.setdefault(connection, _Peer(connection=connection)), messages)
-            now_s = time.monotonic()
-            if now_s - last_heartbeat_s > HEARTBEAT_S:
-                last_heartbeat_s = now_s
-                self._send_heartbeats(now_s)
-            if not self._is_over and not self._active and now_s > self._deadline_s:
-                self._time_out()
-        self._by_connection.clear()
-        self._server.close()
+        """Serve until the final decision; then wait for all launchers to disconnect, up to the shutdown timeout.
+
+        When the coordinator fails, it closes all connections, so that every launcher notices at once.
+        """
+        try:
+            while not self._is_over or (self._by_peer and time.monotonic() < self._deadline_s):
+                try:
+                    self._serve_once()
+                except Exception as error:
+                    self._num_errors += 1
+                    print_status(f"warning: the coordinator goes on after an error: {type(error).__name__}: {error}")
+                    if self._num_errors > MAX_ERRORS:
+                        raise
+        except Exception as error:
+            self.failure = error
+        finally:
+            self._by_peer.clear()
+            self._server.close()
 
     def close(self) -> None:
         """Stop serving; after the final decision, wait for the others to receive it."""
@@ -87,63 +118,94 @@ class Coordinator(threading.Thread):
             self._is_over, self._deadline_s = True, 0.0
         self.join(SHUTDOWN_TIMEOUT_S + 1)
 
+    def _serve_once(self) -> None:
+        for peer, payloads in self._server.poll(POLL_S):
+            self._read(self._by_peer.setdefault(peer, _Launcher(peer=peer)), payloads)
+        now_s = time.monotonic()
+        if now_s - self._last_heartbeat_s > HEARTBEAT_S:
+            self._last_heartbeat_s = now_s
+            self._send_heartbeats(now_s)
+        if self._server.refusals.count and now_s > self._next_notice_s:
+            self._next_notice_s = now_s + REFUSAL_NOTICE_S
+            self._report_refusals()
+        if not self._is_over and not self._active and now_s > self._deadline_s:
+            self._time_out()
+
     @property
-    def _peers(self) -> list[_Peer]:
-        return list(self._by_connection.values())
+    def _launchers(self) -> list[_Launcher]:
+        return list(self._by_peer.values())
+
+    def _send(self, launcher: _Launcher, record: FromCoordinator) -> None:
+        self._server.send(launcher.peer, encode(record))
 
     def _send_heartbeats(self, now_s: float) -> None:
-        for peer in self._peers:
-            peer.connection.send(kind="heartbeat")
-            if now_s - peer.last_received_s > HEARTBEAT_TIMEOUT_S:
+        for launcher in self._launchers:
+            self._send(launcher, Heartbeat())
+            if now_s - launcher.last_received_s > HEARTBEAT_TIMEOUT_S:
                 self._mark_lost(
-                    peer, f"sent no heartbeat for {HEARTBEAT_TIMEOUT_S:.0f} s: the node or the network is down"
+                    launcher, f"sent no heartbeat for {HEARTBEAT_TIMEOUT_S:.0f} s: the node or the network is down"
                 )
 
-    def _read(self, peer: _Peer, messages: list[Message] | None) -> None:
-        if messages is None:
-            self._mark_lost(peer, "disconnected: its launcher was killed or the node is down")
+    def _report_refusals(self) -> None:
+        refusals = self._server.refusals
+        print_status(
+            f"warning: refused {refusals.count} connections to port {self._settings.launcher_port} that did not prove "
+            f"this job's secret, the last from {refusals.last_host}"
+        )
+        refusals.count = 0
+
+    def _read(self, launcher: _Launcher, payloads: list[bytes] | None) -> None:
+        if payloads is None:
+            self._mark_lost(launcher, "disconnected: its launcher was killed or the node is down")
             return
-        peer.last_received_s = time.monotonic()
+        launcher.last_received_s = time.monotonic()
         try:
-            for message in messages:
-                self._handle(peer, message)
-        except (KeyError, TypeError, ValueError):
-            self._mark_lost(peer, "sent an invalid message")
+            for payload in payloads:
+                if launcher.peer in self._by_peer:
+                    self._handle(launcher, decode(payload, FROM_LAUNCHER))
+        except InvalidRecord:
+            self._mark_lost(launcher, "sent an invalid message")
+        except Exception:
+            self._mark_lost(launcher, "sent a message that node 0 could not handle")
+            raise
 
-    def _handle(self, peer: _Peer, message: Message) -> None:
-        kind = message["kind"]
-        if kind == "join":
-            self._join(peer, message)
-        elif kind == "ended" and peer.node in self._active:
-            self._end(peer, Outcome.from_json(message["outcome"]))
-        elif kind == "signal" and peer.node is not None:
-            self._forward_signal(peer, int(message["number"]))
+    def _handle(self, launcher: _Launcher, record: FromLauncher) -> None:
+        if isinstance(record, Join):
+            self._join(launcher, record)
+        elif isinstance(record, Ended) and launcher.node is not None and self._active.get(launcher.node) is launcher:
+            self._end(launcher, record.outcome)
+        elif isinstance(record, Stop) and launcher.node is not None:
+            self._forward_signal(launcher, record.number)
 
-    def _join(self, peer: _Peer, message: Message) -> None:
-        node, size = message["node"], message["size"]
-        expected = [self._settings.num_workers, self._settings.num_nodes]
-        holder = next((other for other in self._peers if other.node == node and other is not peer), None)
+    def _join(self, launcher: _Launcher, join: Join) -> None:
+        node = launcher.peer.number
+        assert node is not None, "only peers that have proved the key are read"
+        size, expected = join.size, (self._settings.num_workers, self._settings.num_nodes)
+        holder = next((other for other in self._launchers if other.node == node and other is not launcher), None)
         master = f"{self._settings.master_addr}:{self._settings.master_port}"
         if size != expected:
-            peer.connection.send(
-                kind="refused",
-                message=f"node {node} was started for {size[0]} workers on {size[1]} nodes, but node 0 for "
-                f"{expected[0]} on {expected[1]}; start all nodes with the same WORKER_NUM and LOCAL_WORKER",
+            message = (
+                f"node {node} was started for {size[0]} workers on {size[1]} nodes, but node 0 for "
+                f"{expected[0]} on {expected[1]}; start all nodes with the same WORKER_NUM and LOCAL_WORKER"
             )
+            self._send(launcher, Refused(message=message))
+            return
+        if not 0 <= node < self._settings.num_nodes:
+            self._mark_lost(launcher, "has no place in this job")
             return
         if holder and time.monotonic() - holder.last_received_s < RANK_HOLD_S:
-            peer.connection.send(
-                kind="refused",
-                message=f"NODE_RANK {node} is taken: another node registered the same workers at {master}; "
-                "give each node its own NODE_RANK, and each job its own MASTER_PORT",
+            message = (
+                f"NODE_RANK {node} is taken: another node registered the same workers at {master}; "
+                "give each node its own NODE_RANK, and each job its own MASTER_PORT"
             )
+            self._send(launcher, Refused(message=message))
             return
         if holder:
             self._mark_lost(holder, "stopped sending heartbeats, and its launcher was restarted")
-        peer.node, peer.host, peer.clock_skew_s = node, message["host"], message["time_s"] - time.time()
-        self._hosts[node] = peer.host
-        self._policy.count_earlier(message["num_restarts"])
-        self._joined[node] = peer
+        launcher.node, launcher.host, launcher.clock_skew_s = node, join.host, join.time_s - time.time()
+        self._hosts[node] = launcher.host
+        self._policy.count_earlier(join.num_restarts)
+        self._joined[node] = launcher
         self._start_when_complete()
 
     def _start_when_complete(self) -> None:
@@ -152,26 +214,27 @@ class Coordinator(threading.Thread):
         self._active, self._joined, self._outcomes = self._joined, {}, {}
         self._num_attempts += 1
         warnings = [
-            f"the clock of {peer} differs by {peer.clock_skew_s:+.0f} s from node 0's; synchronize both with NTP"
-            for peer in self._active.values()
-            if abs(peer.clock_skew_s) > MAX_CLOCK_SKEW_S
+            f"the clock of {launcher} differs by {launcher.clock_skew_s:+.0f} s from node 0's; "
+            "synchronize both with NTP"
+            for launcher in self._active.values()
+            if abs(launcher.clock_skew_s) > MAX_CLOCK_SKEW_S
         ]
-        for peer in self._active.values():
-            peer.connection.send(kind="go", warnings=warnings)
+        for launcher in self._active.values():
+            self._send(launcher, Go(warnings=tuple(warnings)))
 
-    def _end(self, peer: _Peer, outcome: Outcome) -> None:
-        assert peer.node is not None
-        self._outcomes[peer.node] = outcome
+    def _end(self, launcher: _Launcher, outcome: Outcome) -> None:
+        assert launcher.node is not None
+        self._outcomes[launcher.node] = outcome
         if outcome.end in (End.FAILED, End.KILLED, End.FINAL) and not self._is_stopping:
-            self._cancel_others(str(peer), outcome)
+            self._cancel_others(str(launcher), outcome)
         if len(self._outcomes) == len(self._active):
             self._decide()
 
     def _cancel_others(self, name: str, outcome: Outcome) -> None:
-        for node, peer in self._active.items():
+        for node, launcher in self._active.items():
             # Nodes that have ended already print why they have to wait.
             if self._outcomes.get(node) is not outcome:
-                peer.connection.send(kind="cancel", reason=f"{name}: {outcome.reason}", lines=outcome.lines)
+                self._send(launcher, Cancel(reason=f"{name}: {outcome.reason}", lines=outcome.lines))
 
     def _decide(self) -> None:
         outcomes = self._outcomes.values()
@@ -179,45 +242,42 @@ class Coordinator(threading.Thread):
         steps = [outcome.step for outcome in outcomes if outcome.step is not None]
         root = Outcome(end=root.end, code=root.code, reason=root.reason, step=max(steps, default=None))
         decision = self._policy.decide(root)
-        peers, self._active = self._active.values(), {}
+        launchers, self._active = self._active.values(), {}
         if decision.again:
             self._deadline_s = time.monotonic() + decision.delay_s + self._settings.rejoin_timeout_s
-        self._announce(list(peers), decision)
+        self._announce(list(launchers), decision)
         self._start_when_complete()
 
-    def _announce(self, peers: list[_Peer], decision: RestartDecision) -> None:
-        for peer in peers:
-            peer.connection.send(kind="decision", **asdict(decision))
+    def _announce(self, launchers: list[_Launcher], decision: RestartDecision) -> None:
+        for launcher in launchers:
+            self._send(launcher, Decision(**vars(decision)))
         if not decision.again:
             self._is_over = True
             self._deadline_s = time.monotonic() + SHUTDOWN_TIMEOUT_S
 
-    def _forward_signal(self, peer: _Peer, number: int) -> None:
+    def _forward_signal(self, launcher: _Launcher, number: int) -> None:
         """Forward a stop signal received by one node, so that all nodes save and stop."""
         if not self._active:
-            message = f"{name_signal(number)} on {peer}: stopping the job"
+            message = f"{name_signal(number)} on {launcher}: stopping the job"
             # Nodes in their restart delay read it when they join.
-            others = [other for other in self._peers if other.node is not None and other is not peer]
+            others = [other for other in self._launchers if other.node is not None and other is not launcher]
             self._announce(others, RestartDecision(again=False, code=128 + number, message=message))
             return
         self._is_stopping = True
         for other in self._active.values():
-            if other is not peer:
-                other.connection.send(kind="signal", number=number, by=str(peer))
+            if other is not launcher:
+                self._send(other, StopBy(number=number, by=str(launcher)))
 
-    def _mark_lost(self, peer: _Peer, reason: str) -> None:
-        self._drop(peer)
-        if peer.node is None:
+    def _mark_lost(self, launcher: _Launcher, reason: str) -> None:
+        self._by_peer.pop(launcher.peer, None)
+        self._server.drop(launcher.peer)
+        if launcher.node is None:
             return
-        if self._joined.get(peer.node) is peer:
-            del self._joined[peer.node]
-        if self._active.get(peer.node) is peer and peer.node not in self._outcomes:
+        if self._joined.get(launcher.node) is launcher:
+            del self._joined[launcher.node]
+        if self._active.get(launcher.node) is launcher and launcher.node not in self._outcomes:
             end = End.STOPPED if self._is_stopping else End.KILLED
-            self._end(peer, Outcome(end=end, code=EXIT_FAILURE, reason=reason))
-
-    def _drop(self, peer: _Peer) -> None:
-        del self._by_connection[peer.connection]
-        self._server.drop(peer.connection)
+            self._end(launcher, Outcome(end=end, code=EXIT_FAILURE, reason=reason))
 
     def _time_out(self) -> None:
         missing = [node for node in range(self._settings.num_nodes) if node not in self._joined]

@@ -6,23 +6,45 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
-from ascend_cpt.cluster.launch.coordination.coordinator import SHUTDOWN_TIMEOUT_S, Coordinator
+from ascend_cpt.cluster.launch.coordination.coordinator import PURPOSE, SHUTDOWN_TIMEOUT_S, Coordinator
+from ascend_cpt.cluster.launch.coordination.records import (
+    FROM_COORDINATOR,
+    Cancel,
+    Decision,
+    Ended,
+    FromCoordinator,
+    Go,
+    Heartbeat,
+    Join,
+    Refused,
+    Stop,
+    StopBy,
+    write_outcome,
+)
 from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
-from ascend_cpt.cluster.messages import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S, SEND_TIMEOUT_S, Connection, Message
+from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, Connection, RefusedError, connect
+from ascend_cpt.cluster.messages.ports import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S
+from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
 RETRY_S = 0.5
 POLL_S = 0.1
 # Print a notice when joining takes longer than this.
 WAIT_NOTICE_S = 10.0
-LOST = "lost"
+
+
+class Lost:
+    """Takes the place of a message when the connection is lost."""
+
+
+Received = FromCoordinator | Lost
 
 
 class CoordinatorClient(Protocol):
@@ -42,22 +64,46 @@ class CoordinatorClient(Protocol):
 
 
 @contextmanager
-def open_coordinator_client(settings: LaunchSettings, requests: StopRequests) -> Iterator[CoordinatorClient]:
-    """Yield the coordination client of a job; with several nodes, node 0 also runs the coordinator."""
+def open_coordinator_client(
+    settings: LaunchSettings, requests: StopRequests, key: bytes
+) -> Iterator[CoordinatorClient]:
+    """Yield the coordination client of a job; with several nodes, node 0 also runs the coordinator.
+
+    Raises ClusterError when node 0 cannot listen.
+    """
     policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s)
     if settings.num_nodes == 1:
         yield SingleNodeClient(policy)
         return
-    coordinator = Coordinator(settings, policy) if settings.node_rank == 0 else None
-    if coordinator:
-        coordinator.start()
-    client = RemoteCoordinatorClient(settings, requests)
+    runner = _CoordinatorRunner(settings, policy, key) if settings.node_rank == 0 else None
+    client = RemoteCoordinatorClient(settings, requests, key, ensure_coordinator=runner.ensure if runner else None)
     try:
         yield client
     finally:
         client.close()
-        if coordinator:
-            coordinator.close()
+        if runner:
+            runner.coordinator.close()
+
+
+class _CoordinatorRunner:
+    """Runs the coordinator on node 0, and a new one after it failed."""
+
+    def __init__(self, settings: LaunchSettings, policy: RestartPolicy, key: bytes) -> None:
+        self._settings, self._policy, self._key = settings, policy, key
+        self.coordinator = self._start()
+
+    def _start(self) -> Coordinator:
+        coordinator = Coordinator(self._settings, self._policy, self._key)
+        coordinator.start()
+        return coordinator
+
+    def ensure(self) -> None:
+        """Start a new coordinator if the last one failed."""
+        if self.coordinator.is_alive() or not self.coordinator.failure:
+            return
+        failure = self.coordinator.failure
+        print_status(f"the coordinator failed ({type(failure).__name__}: {failure}) and is started again")
+        self.coordinator = self._start()
 
 
 class SingleNodeClient:
@@ -82,11 +128,18 @@ class SingleNodeClient:
 class RemoteCoordinatorClient:
     """The connection to the coordinator on node 0. `join` opens it and reconnects when it is lost."""
 
-    def __init__(self, settings: LaunchSettings, requests: StopRequests) -> None:
-        self._settings, self._requests = settings, requests
-        host = "127.0.0.1" if settings.node_rank == 0 else settings.master_addr.strip("[]")
-        self._address = (host, settings.launcher_port)
+    def __init__(
+        self,
+        settings: LaunchSettings,
+        requests: StopRequests,
+        key: bytes,
+        ensure_coordinator: Callable[[], None] | None = None,
+    ) -> None:
+        self._settings, self._requests, self._key = settings, requests, key
+        self._ensure_coordinator = ensure_coordinator
+        self._address = (settings.master_addr, settings.launcher_port)
         self._receiver: _Receiver | None = None
+        self._refused_since_s: float | None = None
         self._num_restarts = 0
         self._num_attempts = 0
         self._is_cancelled = False
@@ -95,7 +148,7 @@ class RemoteCoordinatorClient:
         """Join the next attempt, reconnecting as needed, and wait until all nodes have joined.
 
         Raises:
-            ClusterError: when the coordinator rejects this node.
+            ClusterError: when the coordinator rejects this node, or has another secret.
         """
         settings = self._settings
         limit_s = settings.rejoin_timeout_s if self._num_attempts else settings.cluster_timeout_s
@@ -115,15 +168,15 @@ class RemoteCoordinatorClient:
             elif not has_joined:
                 has_joined = self._join()
             message = self._next_message(POLL_S)
-            if message["kind"] == "go":
-                for warning in message["warnings"]:
+            if isinstance(message, Go):
+                for warning in message.warnings:
                     print_status(f"warning: {warning}")
                 self._num_attempts += 1
                 return None
-            if message["kind"] == "decision":
-                return _to_decision(message)
-            if message["kind"] == "refused":
-                raise ClusterError(message["message"])
+            if isinstance(message, Decision):
+                return message.to_decision()
+            if isinstance(message, Refused):
+                raise ClusterError(message.message)
         if self._requests.received:
             if self._num_attempts:
                 self.announce_stop(self._requests.received[0])
@@ -137,11 +190,11 @@ class RemoteCoordinatorClient:
         )
 
     def is_cancelled(self) -> bool:
-        while not self._is_cancelled and (message := self._next_message(0))["kind"] != "none":
-            if message["kind"] == "cancel":
+        while not self._is_cancelled and (message := self._next_message(0)):
+            if isinstance(message, Cancel):
                 _print_cause(message)
                 self._is_cancelled = True
-            elif message["kind"] == LOST:
+            elif isinstance(message, Lost):
                 print_status("lost the connection to node 0: its launcher was killed, or the network is down")
                 self._is_cancelled = True
             else:
@@ -150,20 +203,20 @@ class RemoteCoordinatorClient:
 
     def announce_stop(self, number: int) -> None:
         if self._receiver:
-            self._receiver.connection.send(kind="signal", number=number)
+            self._receiver.connection.send(encode(Stop(number=number)))
 
     def report(self, outcome: Outcome) -> RestartDecision:
         """Report the outcome and wait for the decision. A stopped node does not wait."""
         if self._receiver:
-            self._receiver.connection.send(kind="ended", outcome=outcome.to_json())
+            self._receiver.connection.send(encode(Ended(outcome=write_outcome(outcome))))
         while outcome.end is not End.STOPPED and self._receiver:
             message = self._next_message(POLL_S)
-            if message["kind"] == "decision":
-                decision = _to_decision(message)
+            if isinstance(message, Decision):
+                decision = message.to_decision()
                 self._num_restarts += decision.again
                 return decision
             self._handle_signal(message)
-            if message["kind"] == "cancel" and outcome.end is End.DONE:
+            if isinstance(message, Cancel) and outcome.end is End.DONE:
                 _print_cause(message)
             if self._requests.received:
                 self.announce_stop(self._requests.received[0])
@@ -192,41 +245,58 @@ class RemoteCoordinatorClient:
         )
 
     def _connect(self) -> bool:
+        if self._ensure_coordinator:
+            self._ensure_coordinator()
         try:
-            connection = Connection(socket.create_connection(self._address, timeout=SEND_TIMEOUT_S))
+            connection = connect(self._address, key=self._key, purpose=PURPOSE, number=self._settings.node_rank)
+        except RefusedError as error:
+            self._check_refusal(error)
+            return False
         except OSError:
             return False
+        self._refused_since_s = None
         self._receiver = _Receiver(connection)
         self._receiver.start()
         return True
 
+    def _check_refusal(self, error: RefusedError) -> None:
+        """Report a wrong secret before the first attempt; later ones show that the secret is right, so try again."""
+        now_s = time.monotonic()
+        if self._refused_since_s is None:
+            self._refused_since_s = now_s
+        if self._num_attempts == 0 and now_s - self._refused_since_s > REFUSED_LIMIT_S:
+            host, port = self._address
+            raise ClusterError(
+                f"{host}:{port} refuses this node ({error}): the nodes have different job secrets, or another program "
+                "listens there; put the same secret on all nodes"
+            )
+
     def _join(self) -> bool:
         assert self._receiver is not None
-        return self._receiver.connection.send(
-            kind="join",
-            node=self._settings.node_rank,
+        join = Join(
+            size=(self._settings.num_workers, self._settings.num_nodes),
             host=socket.gethostname(),
-            size=[self._settings.num_workers, self._settings.num_nodes],
             num_restarts=self._num_restarts,
             time_s=time.time(),
         )
+        return self._receiver.connection.send(encode(join))
 
-    def _next_message(self, limit_s: float) -> Message:
-        """Return the next message; kind "none" when none arrived within the limit, "lost" when disconnected."""
+    def _next_message(self, limit_s: float) -> Received | None:
+        """Return the next message, `Lost` when disconnected, or None when none arrived within the limit."""
         if self._receiver is None:
-            return {"kind": "none"}
+            return None
         try:
             message = self._receiver.messages.get(timeout=limit_s) if limit_s else self._receiver.messages.get_nowait()
         except queue.Empty:
-            return {"kind": "none"}
-        if message["kind"] == LOST:
+            return None
+        if isinstance(message, Lost):
             self.close()
         return message
 
-    def _handle_signal(self, message: Message) -> None:
-        if message["kind"] == "signal":
-            print_status(f"{name_signal(message['number'])} on {message['by']}: stopping the job")
-            self._requests.add(message["number"])
+    def _handle_signal(self, message: Received | None) -> None:
+        if isinstance(message, StopBy):
+            print_status(f"{name_signal(message.number)} on {message.by}: stopping the job")
+            self._requests.add(message.number)
 
 
 class _Receiver(threading.Thread):
@@ -235,30 +305,36 @@ class _Receiver(threading.Thread):
     def __init__(self, connection: Connection) -> None:
         super().__init__(daemon=True, name="connection to node 0")
         self.connection = connection
-        self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[Received] = queue.SimpleQueue()
         connection.socket.settimeout(HEARTBEAT_S)
 
     def run(self) -> None:
+        """Receive until the connection is lost, whatever the reason."""
+        try:
+            self._receive()
+        finally:
+            self.messages.put(Lost())
+
+    def _receive(self) -> None:
         last_received_s = time.monotonic()
-        while (messages := self.connection.receive()) is not None:
+        while (payloads := self.connection.receive()) is not None:
             now_s = time.monotonic()
-            if messages:
+            if payloads:
                 last_received_s = now_s
             elif now_s - last_received_s > HEARTBEAT_TIMEOUT_S:
-                break
-            self.connection.send(kind="heartbeat")
+                return
+            self.connection.send(encode(Heartbeat()))
+            try:
+                messages = [decode(payload, FROM_COORDINATOR) for payload in payloads]
+            except InvalidRecord:
+                return
             for message in messages:
-                if message.get("kind") != "heartbeat":
+                if not isinstance(message, Heartbeat):
                     self.messages.put(message)
-        self.messages.put({"kind": LOST})
 
     def close(self) -> None:
         self.connection.close()
 
 
-def _to_decision(message: Message) -> RestartDecision:
-    return RestartDecision(**{name: value for name, value in message.items() if name != "kind"})
-
-
-def _print_cause(message: Message) -> None:
-    print_status("\n".join([*message["lines"], message["reason"]]))
+def _print_cause(message: Cancel) -> None:
+    print_status("\n".join([*message.lines, message.reason]))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK
 
@@ -37,15 +36,6 @@ class Outcome:
     reason: str = ""
     lines: tuple[str, ...] = ()
     step: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form that `from_json` reads."""
-        return asdict(self) | {"end": self.end.value}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Outcome:
-        """Return the outcome from its JSON form."""
-        return cls(**(value | {"end": End(value["end"]), "lines": tuple(value["lines"])}))
 
 
 DONE = Outcome(end=End.DONE, code=EXIT_OK)
@@ -87,7 +77,7 @@ class RestartPolicy:
                 code=outcome.code,
                 message=f"no restart: the job failed {where} twice in a row, so a restart would fail as well",
             )
-        if self._num_restarts == self._max_restarts:
+        if self._num_restarts >= self._max_restarts:
             return RestartDecision(
                 again=False,
                 code=outcome.code,

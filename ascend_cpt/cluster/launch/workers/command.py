@@ -12,6 +12,8 @@ from pathlib import Path
 from ascend_cpt.cluster.job.launcher_files import PROGRESS_FILE, STOP_FILE
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings
 from ascend_cpt.cluster.launch.workers import worker_entry
+from ascend_cpt.cluster.messages.address import LOOPBACK
+from ascend_cpt.cluster.messages.ports import CHANNEL_HOST_VARIABLE, CHANNEL_KEY_VARIABLE
 from ascend_cpt.cluster.node.npu_tools import CONNECT_TIMEOUT, DEFAULT_CONNECT_TIMEOUT_S, has_npu
 
 
@@ -44,8 +46,11 @@ def build_command(settings: LaunchSettings) -> list[str]:
     ]
 
 
-def build_environment(settings: LaunchSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of the node's processes: the caller's, this package, and the workers' variables."""
+def build_environment(settings: LaunchSettings, environ: Mapping[str, str], key_file: Path) -> dict[str, str]:
+    """Return the environment of the node's processes: the caller's, this package, and the workers' variables.
+
+    `key_file` holds the key of the workers' channel.
+    """
     python_path = [str(REPO_ROOT), *filter(None, [environ.get("PYTHONPATH")])]
     environment = {
         CONNECT_TIMEOUT: str(DEFAULT_CONNECT_TIMEOUT_S),
@@ -59,6 +64,8 @@ def build_environment(settings: LaunchSettings, environ: Mapping[str, str]) -> d
         PROGRESS_FILE: str(settings.progress_file),
         STOP_FILE: str(settings.stop_file),
         worker_entry.WORKER_PYTHON: sys.executable,
+        CHANNEL_KEY_VARIABLE: str(key_file),
+        CHANNEL_HOST_VARIABLE: settings.master_addr if settings.num_nodes > 1 else LOOPBACK,
     }
     if settings.num_workers == 1:
         environment |= {"RANK_ID": "0", "RANK_SIZE": "1"}

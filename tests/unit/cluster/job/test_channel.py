@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ascend_cpt.errors import ClusterError, ConfigError
 from tests.ports import find_free_port
 
 REPO_ROOT = Path(__file__).resolve().parents[4]
+KEY = b"k" * 32
 
 
 def run_all(size: int, work: Callable[[JobChannel, int], Any], *, timeout_s: float = 10.0) -> list[Any]:
@@ -26,7 +28,9 @@ def run_all(size: int, work: Callable[[JobChannel, int], Any], *, timeout_s: flo
 
     def run(rank: int) -> Any:
         try:
-            channel = JobChannel(rank=rank, size=size, node=rank // 2, address=("127.0.0.1", port), timeout_s=timeout_s)
+            channel = JobChannel(
+                rank=rank, size=size, node=rank // 2, address=("127.0.0.1", port), key=KEY, timeout_s=timeout_s
+            )
             with channel as channel:
                 return work(channel, rank)
         except (ClusterError, ConfigError, RuntimeError) as error:
@@ -81,7 +85,7 @@ def test_ranks_may_connect_late() -> None:
         if rank == 1:
             time.sleep(0.5)
         try:
-            with JobChannel(rank=rank, size=2, node=rank, address=("127.0.0.1", port), timeout_s=2) as channel:
+            with JobChannel(rank=rank, size=2, node=rank, address=("127.0.0.1", port), key=KEY, timeout_s=2) as channel:
                 return work(channel, rank)
         except ClusterError as error:
             return error
@@ -119,7 +123,7 @@ def test_rank_0_may_exit_right_after_the_last_all_gather() -> None:
 import sys
 from ascend_cpt.cluster.job.channel import JobChannel
 rank, size, port = map(int, sys.argv[1:])
-with JobChannel(rank=rank, size=size, node=0, address=("127.0.0.1", port), timeout_s=60) as channel:
+with JobChannel(rank=rank, size=size, node=0, address=("127.0.0.1", port), key=b"k" * 32, timeout_s=60) as channel:
     assert len(channel.all_gather("much", "x" * 20_000)) == size
 """
     size, port = 12, find_free_port()
@@ -128,17 +132,48 @@ with JobChannel(rank=rank, size=size, node=0, address=("127.0.0.1", port), timeo
     assert [rank.wait() for rank in ranks] == [0] * size
 
 
-def test_invalid_connections_are_ignored() -> None:
+def test_nobody_can_connect_once_all_have_joined() -> None:
     def work(channel: JobChannel, rank: int) -> list[Any]:
-        if rank == 1:
-            assert channel._address is not None
-            for data in (b"GET / HTTP/1.1\r\n", b"{}\n", b"[1]\n", b""):
-                with socket.create_connection(channel._address) as client:
-                    client.sendall(data)
-            time.sleep(0.1)
-        return channel.all_gather("data", rank)
+        assert channel._address is not None
+        channel.all_gather("first", rank)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(channel._address)
+        return channel.all_gather("second", rank)
 
     assert run_all(2, work) == [[0, 1]] * 2
+
+
+def test_a_process_without_a_key_is_refused() -> None:
+    environ = {"MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "8118"}
+    with pytest.raises(ClusterError, match="has no key of a job; start it with scripts/msrun_launcher.sh"):
+        join_job(0, 2, environ)
+    assert join_job(0, 2, environ | {"ASCEND_CPT_INSECURE": "1"}).rank == 0
+
+
+def test_processes_with_different_keys_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = ("127.0.0.1", find_free_port())
+
+    def run(rank: int) -> str:
+        key = b"k" * 32 if rank == 0 else b"l" * 32
+        with pytest.raises(ClusterError) as caught:
+            JobChannel(rank=rank, size=2, node=rank, address=address, key=key, timeout_s=1).__enter__()
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, range(2))
+    assert re.search(r"not all 2 processes reached .* \(\d+ connections did not prove the job's secret\)", first)
+    assert "refuses this process" in second and "the nodes have different job secrets" in second
+
+
+def test_an_ipv6_address() -> None:
+    address = ("[::1]", find_free_port())
+
+    def run(rank: int) -> list[Any]:
+        with JobChannel(rank=rank, size=2, node=rank, address=address, key=KEY, timeout_s=5) as channel:
+            return channel.all_gather("data", rank)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(2))) == [[0, 1]] * 2
 
 
 def test_a_rank_that_never_answers() -> None:
@@ -154,7 +189,7 @@ def test_a_rank_that_never_answers() -> None:
 
 
 def test_a_rank_that_never_connects() -> None:
-    channel = JobChannel(rank=0, size=2, node=0, address=("127.0.0.1", find_free_port()), timeout_s=0.3)
+    channel = JobChannel(rank=0, size=2, node=0, address=("127.0.0.1", find_free_port()), key=KEY, timeout_s=0.3)
     with pytest.raises(ClusterError, match="not all 2 processes reached the check 'connection' within 0 s"):
         channel.__enter__()
 
@@ -174,14 +209,14 @@ def test_processes_at_different_checks() -> None:
 
 def test_rank_0_is_unreachable() -> None:
     with pytest.raises(ClusterError, match=r"cannot reach rank 0 at 127.0.0.1:\d+ within 0 s"):
-        JobChannel(rank=1, size=2, node=1, address=("127.0.0.1", find_free_port()), timeout_s=0.3).__enter__()
+        JobChannel(rank=1, size=2, node=1, address=("127.0.0.1", find_free_port()), key=KEY, timeout_s=0.3).__enter__()
 
 
 def test_a_port_in_use() -> None:
-    with socket.create_server(("", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         address = ("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(ClusterError, match="another job may use it"):
-            JobChannel(rank=0, size=2, node=0, address=address, timeout_s=1).__enter__()
+            JobChannel(rank=0, size=2, node=0, address=address, key=KEY, timeout_s=1).__enter__()
 
 
 def test_a_single_process() -> None:

@@ -10,6 +10,8 @@ from ascend_cpt.cluster.launch.workers import worker_entry
 from ascend_cpt.cluster.launch.workers.command import build_command, build_environment
 from ascend_cpt.cluster.node.npu_tools import has_npu
 
+KEY_FILE = Path("/run/user/0/ascend_cpt_x/key")
+
 
 def parse(*arguments: str) -> LaunchSettings:
     return parse_launch(["run_cpt.py --name 'a b'", *arguments], {}, REPO_ROOT)
@@ -36,12 +38,14 @@ def test_msrun_gets_every_value() -> None:
 def test_a_single_worker_runs_without_msrun() -> None:
     command = build_command(parse("1"))
     assert command == [sys.executable, worker_entry.__file__, str(REPO_ROOT / "run_cpt.py"), "--name", "a b"]
-    environment = build_environment(parse("1"), {})
+    environment = build_environment(parse("1"), {}, KEY_FILE)
     assert (environment["RANK_ID"], environment["RANK_SIZE"]) == ("0", "1")
 
 
 def test_the_environment_extends_the_callers() -> None:
-    environment = build_environment(parse("2"), {"PYTHONPATH": "mine", "PATH": "bin", "LOG_MF_PATH": "there", "X": "1"})
+    environment = build_environment(
+        parse("2"), {"PYTHONPATH": "mine", "PATH": "bin", "LOG_MF_PATH": "there", "X": "1"}, KEY_FILE
+    )
     assert environment["PYTHONPATH"] == f"{REPO_ROOT}:mine"
     assert environment["PATH"] == f"{Path(sys.executable).parent}:bin"
     assert (environment["LOG_MF_PATH"], environment["X"]) == ("there", "1")
@@ -49,15 +53,27 @@ def test_the_environment_extends_the_callers() -> None:
     logs = REPO_ROOT / "output/msrun_log"
     assert environment["ASCEND_CPT_PROGRESS_FILE"] == str(logs / "last_step")
     assert environment["ASCEND_CPT_STOP_FILE"] == str(logs / "stopped_itself")
-    assert build_environment(parse("2"), {})["PYTHONPATH"] == str(REPO_ROOT)
+    assert build_environment(parse("2"), {}, KEY_FILE)["PYTHONPATH"] == str(REPO_ROOT)
+
+
+def test_the_workers_of_one_node_meet_on_the_loopback_address() -> None:
+    hosts = [("2", "2", "10.0.0.1", "8118", "0"), ("4", "2", "10.0.0.1", "8118", "0")]
+    found = [build_environment(parse(*host), {}, KEY_FILE) for host in hosts]
+    assert [environment["ASCEND_CPT_CHANNEL_HOST"] for environment in found] == ["127.0.0.1", "10.0.0.1"]
+    assert found[0]["ASCEND_CPT_CHANNEL_KEY_FILE"] == str(KEY_FILE)
 
 
 @pytest.mark.parametrize("num_workers", ["1", "2"])
 def test_workers_wait_long_enough_for_stages_that_compile(num_workers: str) -> None:
     # MindSpore sets 600 on import where nothing is set.
-    assert build_environment(parse(num_workers), {})["HCCL_CONNECT_TIMEOUT"] == "1800"
-    assert build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": ""})["HCCL_CONNECT_TIMEOUT"] == "1800"
-    assert build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": "7200"})["HCCL_CONNECT_TIMEOUT"] == "7200"
+    assert build_environment(parse(num_workers), {}, KEY_FILE)["HCCL_CONNECT_TIMEOUT"] == "1800"
+    assert (
+        build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": ""}, KEY_FILE)["HCCL_CONNECT_TIMEOUT"] == "1800"
+    )
+    assert (
+        build_environment(parse(num_workers), {"HCCL_CONNECT_TIMEOUT": "7200"}, KEY_FILE)["HCCL_CONNECT_TIMEOUT"]
+        == "7200"
+    )
 
 
 def test_an_npu_is_detected_by_its_device_file(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ from ascend_cpt.cluster.launch.coordination import coordinator as coordinator_mo
 from ascend_cpt.cluster.launch.coordination import coordinator_client as client_module
 from ascend_cpt.cluster.launch.coordination.coordinator import Coordinator
 from ascend_cpt.cluster.launch.coordination.coordinator_client import RemoteCoordinatorClient, open_coordinator_client
+from ascend_cpt.cluster.launch.coordination.records import FROM_COORDINATOR, Go, Join
 from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, RestartDecision, RestartPolicy
 from ascend_cpt.cluster.launch.signals import StopRequests
-from ascend_cpt.cluster.messages import Connection, Message
+from ascend_cpt.cluster.messages.connection import connect
+from ascend_cpt.cluster.messages.records import decode, encode
 from ascend_cpt.errors import ClusterError
 
+KEY = b"k" * 32
 BANG = Outcome(end=End.FAILED, code=1, reason="worker 1 failed", lines=("RuntimeError: bang",), step=3)
 CANCELLED = Outcome(end=End.CANCELLED, code=1)
 
@@ -30,7 +33,7 @@ class Node:
 
     def __init__(self, settings: LaunchSettings) -> None:
         self.requests = StopRequests()
-        self.client = RemoteCoordinatorClient(settings, self.requests)
+        self.client = RemoteCoordinatorClient(settings, self.requests, KEY)
 
     def run(self, function: Callable[[Node], Any]) -> Callable[[], Any]:
         """Start `function` in a thread; the returned function waits for its value or raises its error."""
@@ -74,7 +77,7 @@ def serve(settings: LaunchSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
     def start(**changes: Any) -> Coordinator:
         changed = replace(settings, **changes)
-        coordinator = Coordinator(changed, RestartPolicy(changed.max_restarts, changed.restart_delay_s))
+        coordinator = Coordinator(changed, RestartPolicy(changed.max_restarts, changed.restart_delay_s), KEY)
         coordinator.start()
         coordinators.append(coordinator)
         return coordinator
@@ -165,7 +168,7 @@ def test_a_node_that_does_not_come_back_ends_the_job(
 
 def test_a_node_that_never_connects_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve(cluster_timeout_s=1)
-    decision = RemoteCoordinatorClient(settings, StopRequests()).join()
+    decision = RemoteCoordinatorClient(settings, StopRequests(), KEY).join()
     assert decision
     assert "within 1 s: node 1 did not connect" in decision.message
 
@@ -174,7 +177,7 @@ def test_an_unreachable_node_0_is_reported_with_its_address(
     settings: LaunchSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ascend_cpt.cluster.launch.coordination.coordinator_client.SHUTDOWN_TIMEOUT_S", 0)
-    decision = RemoteCoordinatorClient(replace(settings, node_rank=1, cluster_timeout_s=1), StopRequests()).join()
+    decision = RemoteCoordinatorClient(replace(settings, node_rank=1, cluster_timeout_s=1), StopRequests(), KEY).join()
     assert decision
     assert f"node 0's launcher did not answer at 127.0.0.1:{settings.launcher_port} within 1 s" in decision.message
 
@@ -250,7 +253,7 @@ def test_a_node_stopped_before_the_start_may_join_again(
     decision = node.client.join()
     assert decision
     assert decision.code == 130
-    assert RemoteCoordinatorClient(on_node(settings, 1), StopRequests()).join() is None
+    assert RemoteCoordinatorClient(on_node(settings, 1), StopRequests(), KEY).join() is None
     assert waiting() is None
 
 
@@ -278,7 +281,7 @@ def test_a_node_with_conflicting_settings_is_refused(
     node.run(lambda node: node.client.join())
     time.sleep(0.3)
     with pytest.raises(ClusterError, match=message):
-        RemoteCoordinatorClient(replace(settings, **changes), StopRequests()).join()
+        RemoteCoordinatorClient(replace(settings, **changes), StopRequests(), KEY).join()
 
 
 def test_a_node_without_heartbeats_is_lost(
@@ -292,7 +295,7 @@ def test_a_node_without_heartbeats_is_lost(
     for module in (coordinator_module, client_module):
         monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT_S", 1.0)
         monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
-    receiver.connection.send = lambda **message: False  # type: ignore[method-assign]
+    receiver.connection.send = lambda payload: False  # type: ignore[method-assign]
     wait_for(nodes[0].client.is_cancelled)
     wait_for(nodes[1].client.is_cancelled)
 
@@ -314,25 +317,25 @@ def test_invalid_connections_are_ignored(settings: LaunchSettings, serve: Callab
 
 def test_clock_skew_is_reported(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve()
+    address = ("127.0.0.1", settings.launcher_port)
     connections = []
     for node, skew_s in ((0, 0.0), (1, -90.0)):
-        connection = Connection(socket.create_connection(("127.0.0.1", settings.launcher_port)))
-        connection.send(
-            kind="join", node=node, host=f"h{node}", size=[4, 2], num_restarts=0, time_s=time.time() + skew_s
-        )
+        connection = connect(address, key=KEY, purpose=coordinator_module.PURPOSE, number=node)
+        connection.send(encode(Join(host=f"h{node}", size=(4, 2), num_restarts=0, time_s=time.time() + skew_s)))
         connections.append(connection)
     for connection in connections:
-        messages: list[Message] = []
-        while not messages:
-            messages = [message for message in connection.receive() or [] if message["kind"] == "go"]
-        assert [text.split(" s ")[0] for text in messages[0]["warnings"]] == ["the clock of node 1 (h1) differs by -90"]
+        found: list[Go] = []
+        while not found:
+            records = [decode(payload, FROM_COORDINATOR) for payload in connection.receive() or []]
+            found = [record for record in records if isinstance(record, Go)]
+        assert [text.split(" s ")[0] for text in found[0].warnings] == ["the clock of node 1 (h1) differs by -90"]
         connection.close()
 
 
 def test_a_port_in_use_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve()
     with pytest.raises(ClusterError, match=rf"port {settings.launcher_port} \(MASTER_PORT \+ 2"):
-        with open_coordinator_client(settings, StopRequests()):
+        with open_coordinator_client(settings, StopRequests(), KEY):
             pass
 
 

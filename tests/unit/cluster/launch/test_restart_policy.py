@@ -12,11 +12,6 @@ def make_failure(step: int | None = None, end: End = End.FAILED) -> Outcome:
     return Outcome(end=end, code=1, reason="worker 0 failed", lines=("RuntimeError: bang",), step=step)
 
 
-def test_outcomes_round_trip_through_json() -> None:
-    outcome = make_failure(step=7)
-    assert Outcome.from_json(outcome.to_json()) == outcome
-
-
 def test_without_restarts_the_first_failure_ends_the_job() -> None:
     decision = RestartPolicy(0, 5).decide(make_failure())
     assert (decision.again, decision.code, decision.message) == (False, 1, "")
@@ -28,6 +23,13 @@ def test_without_restarts_the_first_failure_ends_the_job() -> None:
 def test_only_crashes_are_restarted(end: End, code: int) -> None:
     decision = RestartPolicy(3, 5).decide(Outcome(end=end, code=code))
     assert (decision.again, decision.code) == (False, code)
+
+
+def test_restarts_counted_by_another_node_count_even_above_the_limit() -> None:
+    policy = RestartPolicy(2, 5)
+    policy.count_earlier(6)
+    decision = policy.decide(make_failure(step=3))
+    assert (decision.again, decision.message) == (False, "no restart: the limit of 2 restarts is reached")
 
 
 def test_a_crash_is_restarted_until_the_number_is_used_up() -> None:

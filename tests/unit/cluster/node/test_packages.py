@@ -9,15 +9,20 @@ from ascend_cpt.cluster.node.packages import REQUIREMENTS_DIR, PackageProblem, f
 from ascend_cpt.errors import ClusterError
 
 
-def test_every_requirement_is_pinned_and_constrained_alike() -> None:
-    constraints = [read_pins(REQUIREMENTS_DIR / f"constraints-{version}.txt") for version in ("3.10", "3.11")]
-    for name in ("base", "dev", "ray", "torch"):
-        pins = read_pins(REQUIREMENTS_DIR / f"{name}.txt")
-        assert pins
-        assert all(pins.values())
-        for constraint in constraints if name != "torch" else []:
-            known = {key.lower(): version for key, version in constraint.items()}
-            assert {key: known.get(key.lower()) for key in pins} == pins
+@pytest.mark.parametrize("name", ["installer", "base", "dev", "ray", "torch", "overrides"])
+def test_every_requirement_is_pinned(name: str) -> None:
+    pins = read_pins(REQUIREMENTS_DIR / f"{name}.txt")
+    assert pins
+    assert all(pins.values())
+
+
+def test_a_name_without_a_version_has_that_of_the_overrides(tmp_path: Path) -> None:
+    (tmp_path / "base.txt").write_text("one==1.0\ntwo\n")
+    (tmp_path / "overrides.txt").write_text("two==2.0\nthree==3.0\n")
+    assert read_pins(tmp_path / "base.txt") == {"one": "1.0", "two": "2.0"}
+    (tmp_path / "overrides.txt").write_text("three==3.0\n")
+    with pytest.raises(ClusterError, match=r"base.txt: two has no version, and overrides.txt does not name it; pin it"):
+        read_pins(tmp_path / "base.txt")
 
 
 def test_comments_and_conditions_are_skipped(tmp_path: Path) -> None:

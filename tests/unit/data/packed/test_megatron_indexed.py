@@ -18,7 +18,7 @@ from ascend_cpt.data.packed.megatron_indexed import (
     iter_documents,
     join_parts,
 )
-from ascend_cpt.data.tokenizing.base import join_encoded
+from ascend_cpt.data.tokenizing.base import Encoded, join_encoded
 from ascend_cpt.errors import DataError
 
 DOCUMENTS = [[1, 2, 3], [], [4], [65000, 6]]
@@ -102,3 +102,34 @@ def test_damaged_files(tmp_path: Path) -> None:
             IndexedReader(tmp_path / "x")
     with pytest.raises(DataError, match="no readable"):
         IndexedReader(tmp_path / "missing")
+
+
+def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
+    """A document boundary outside the file, or out of order, gives wrong documents or an IndexError when it is used."""
+    writer = IndexedWriter(tmp_path / "x", np.dtype(np.uint16))
+    writer.write(Encoded(np.arange(10, dtype=np.int32), np.array([0, 4, 7, 10])))
+    writer.close()
+    index = tmp_path / "x.idx"
+    content = index.read_bytes()
+    for boundaries in ([0, 1, 2, 99], [0, 2, 1, 3], [1, 1, 2, 3], [0, 1, 2, 2], [-4, 1, 2, 3]):
+        index.write_bytes(content[:-32] + np.array(boundaries, "<i8").tobytes())
+        with pytest.raises(DataError, match="x.idx: has impossible lengths or document boundaries; copy it again"):
+            IndexedReader(tmp_path / "x")
+
+
+@given(st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damaged_index_gives_a_traceback(tmp_path: Path, at: int, damage: bytes) -> None:
+    writer = IndexedWriter(tmp_path / "x", np.dtype(np.uint16))
+    writer.write(Encoded(np.arange(10, dtype=np.int32), np.array([0, 4, 7, 10])))
+    writer.close()
+    index = tmp_path / "x.idx"
+    content = bytearray(index.read_bytes())
+    begin = at % len(content)
+    content[begin : begin + len(damage)] = damage
+    index.write_bytes(content)
+    try:
+        reader = IndexedReader(tmp_path / "x")
+        reader.read(0, len(reader))
+    except DataError as error:
+        assert "\n" not in str(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from ascend_cpt.data.packed import mindrecord_writer, token_stream
 from ascend_cpt.data.packed.manifest import Manifest, Shard
 from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
 from ascend_cpt.data.packed.mindrecord_writer import FormatWriter, pack_rows, unpack_row
-from ascend_cpt.data.packed.token_stream import TokenStream, read_rows
+from ascend_cpt.data.packed.token_stream import TokenStream, check_rows, read_rows
 from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import DataError
@@ -80,7 +82,7 @@ def test_damaged_files_are_named(mindrecord: Manifest) -> None:
         read_rows(path, 19, 20)
     content = path.read_bytes()
     path.write_bytes(content[: mindrecord_writer.HEADER_BYTES + 30])
-    with pytest.raises(DataError, match=r"x\.mindrecord0: cannot be read \(a row is damaged\); copy it again"):
+    with pytest.raises(DataError, match=r"x\.mindrecord0: cannot be read \(a row is outside the file\); copy it again"):
         TokenStream(mindrecord).read(0, 20)
     (mindrecord.folder / "x.mindrecord0.db").unlink()
     with pytest.raises(DataError, match=r"x\.mindrecord0: cannot be read \(unable to open database file\)"):
@@ -95,3 +97,58 @@ def test_rows_are_unpacked(row: list[int]) -> None:
     for damaged in (entry[:-1], wrong_bitmap):
         with pytest.raises(ValueError, match="a row is damaged"):
             unpack_row(damaged)
+
+
+def damage_entry(path: Path, row: int, at: int, content: bytes) -> None:
+    """Overwrite bytes of the entry of a row."""
+    offset, _ = token_stream._find_entries(path, [row])[0]
+    with path.open("r+b") as file:
+        file.seek(offset + at)
+        file.write(content)
+
+
+@pytest.mark.parametrize(
+    ("at", "content"),
+    [
+        (0, (2**40).to_bytes(8, "little")),
+        (0, bytes(8)),
+        (8, (2**30).to_bytes(4, "big")),  # ends MindSpore's reader with a segmentation fault
+        (8, bytes(4)),
+        (12, b"\xaa"),
+        (12, b"\xff"),
+    ],
+)
+def test_a_damaged_row_is_found_before_mindspore_reads_it(mindrecord: Manifest, at: int, content: bytes) -> None:
+    path = mindrecord.folder / "x.mindrecord0"
+    check_rows(path)
+    damage_entry(path, 3, at, content)
+    check_rows(path, [0, 2, 4])
+    for rows in (None, [1, 3, 7], range(2, 5), [3]):
+        with pytest.raises(DataError, match=r"x\.mindrecord0: cannot be read \(a row is damaged\); copy it again"):
+            check_rows(path, rows)
+    with pytest.raises(DataError, match="a row is damaged"):
+        check_rows(path, [0], row_length=9)
+
+
+def test_a_damaged_index_is_named(mindrecord: Manifest) -> None:
+    path = mindrecord.folder / "x.mindrecord0"
+    index = Path(f"{path}.db")
+    with closing(sqlite3.connect(index)) as connection:
+        connection.execute("UPDATE INDEXES SET PAGE_OFFSET_BLOB_END = PAGE_OFFSET_BLOB_END + 1 WHERE ROW_ID = 4")
+        connection.execute("UPDATE INDEXES SET PAGE_ID_BLOB = 'x' WHERE ROW_ID = 5")
+        connection.execute("UPDATE INDEXES SET PAGE_ID_BLOB = -1 WHERE ROW_ID = 6")
+        connection.commit()
+    for row in (4, 5, 6):
+        with pytest.raises(DataError, match=r"x\.mindrecord0: cannot be read \(.*\); copy it again with its index"):
+            check_rows(path, [row])
+    index.write_bytes(index.read_bytes()[:5000])
+    with pytest.raises(DataError, match="cannot be read"):
+        check_rows(path)
+
+
+def test_a_size_that_is_not_used_is_refused() -> None:
+    """MindSpore reads eight bytes for the fourth code; the sum of the sizes would be right here."""
+    entry, _ = pack_rows(np.array([[200, 200]], np.int32))
+    assert entry[12] == 0b0101_0000
+    with pytest.raises(ValueError, match="a row is damaged"):
+        unpack_row(entry[:12] + bytes([0b1110_0000]) + entry[13:])

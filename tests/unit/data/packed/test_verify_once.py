@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.data.packed.checksum import checksum_file
-from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, verify_once, write_manifest
+from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
+from ascend_cpt.data.packed.verified import verify_once
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import DataError
 

@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
 from ascend_cpt.data.tokenizing.reference_engines import adds_bos
 from ascend_cpt.errors import CheckpointError, ConfigError, DataError
 from ascend_cpt.monitor.record import ValidationRecord
+from ascend_cpt.run.evaluation.nodes import RunFolders
 from ascend_cpt.run.evaluation.plan import EvaluationSettings, make_plan, read_settings
 from ascend_cpt.run.evaluation.tasks import describe_tasks, find_tokenizer, load_tasks
 from ascend_cpt.run.evaluation.watching import (
     append_records,
+    drop_recorded,
     hold_watch_lock,
     list_pending,
     request_stop,
     take_stop_request,
 )
+from ascend_cpt.run.mindformers_yaml import compile_row_settings
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 REFERENCE = REPOSITORY / "tests/reference"
@@ -146,10 +151,36 @@ def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
     settings = read_settings(config, make_settings(tokenizer=tokenizer, device=""))
     assert settings.device == "CPU" and settings.seq_length == config.cpt.seq_length
     assert set(settings.sets) == set(config.cpt.validation.sets if config.cpt.validation else ())
-    with pytest.raises(CheckpointError, match=r"qwen3: is another model than the configuration's \(.*hidden_size"):
+    with pytest.raises(CheckpointError, match=r"qwen3: its model differs from the configuration's \(.*hidden_size"):
         make_plan(REFERENCE / "qwen3", settings, world_size=1)
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         make_plan(REFERENCE / "qwen3", make_settings(tasks={}), world_size=1)
+
+
+def write_resolved(run: Path, boundaries: str) -> Path:
+    """Write a checkpoint and the resolved.yaml of a run with attention within documents; return the checkpoint."""
+    model = json.loads((REFERENCE / "qwen3/config.json").read_text(encoding="utf-8"))
+    settings = compile_row_settings(RowFormat(seq_length=64, pad_id=127, eod_id=1, boundaries=boundaries))
+    loader = {"row_format": RowFormat(seq_length=64, pad_id=127, eod_id=1, boundaries=boundaries).to_record()}
+    sections = {"model": {"model_config": {**model, **settings}}, "train_dataset": {"data_loader": loader}}
+    save_checkpoint(run, 8)
+    (run / "resolved.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
+    return run / "checkpoint/iteration_00000008"
+
+
+@pytest.mark.parametrize(("boundaries", "expected"), [("none", "none"), ("mask", "mask"), ("ends", "mask")])
+def test_attention_is_that_of_the_run(boundaries: str, expected: str, tokenizer: Path, tmp_path: Path) -> None:
+    """Its settings for rows on its device are replaced by those of the evaluation."""
+    checkpoint = write_resolved(tmp_path, boundaries)
+    settings = make_settings(tokenizer=tokenizer, document_attention=None)
+    for path in (checkpoint, tmp_path):
+        plan = make_plan(path, settings, world_size=1)
+        assert plan.row_format.boundaries == expected
+        assert not any(key.startswith("use_eod") for key in plan.model)
+    across = make_plan(checkpoint, dataclasses.replace(settings, document_attention="across"), world_size=1)
+    assert across.row_format.boundaries == "none"
+    plan = make_plan(REFERENCE / "qwen3", settings, world_size=1)
+    assert plan.row_format.boundaries == "none", "of a Hugging Face folder nothing is known"
 
 
 def save_checkpoint(run: Path, step: int) -> None:
@@ -167,12 +198,15 @@ def test_checkpoints_without_all_records_are_pending(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint/iteration_00000006").mkdir()
     names = [("validation", "a"), ("validation", "b")]
-    assert list_pending(tmp_path, names) == [2, 4, 8]
+    run = RunFolders(folders=(tmp_path,), main=tmp_path)
+    assert list_pending(run, names) == [2, 4, 8]
     for name in ("a", "b"):
         append_records(tmp_path, [ValidationRecord(step=4, name=name, loss=1.0, num_labels=3)])
     append_records(tmp_path, [ValidationRecord(step=8, name="a", loss=1.0, num_labels=3)])
-    assert list_pending(tmp_path, names) == [2, 8]
-    assert list_pending(tmp_path, names[:1]) == [2]
+    assert list_pending(run, names) == [2, 8]
+    assert list_pending(run, names[:1]) == [2]
+    again = [ValidationRecord(step=8, name=name, loss=1.0, num_labels=3) for name in ("a", "b")]
+    assert [record.name for record in drop_recorded(tmp_path, again)] == ["b"]
 
 
 def test_one_watcher_at_a_time_and_its_request(tmp_path: Path) -> None:

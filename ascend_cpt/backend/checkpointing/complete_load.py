@@ -1,0 +1,50 @@
+"""Refuses to resume from a checkpoint without the optimizer state of every trained weight.
+
+MindFormers only logs, at level INFO, which optimizer parameters a checkpoint does not have, and continues with zeros.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from typing import Any
+
+from ascend_cpt.errors import CheckpointError
+
+
+def require_optimizer_state() -> None:
+    """Make MindFormers' loading of weights together with an optimizer fail when optimizer state is missing."""
+    module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
+    upstream = module.load_parameters
+
+    def load_parameters(network: Any, state_dict: Any, optimizer: Any = None, *rest: Any, **settings: Any) -> None:
+        if optimizer is not None:
+            trained = [parameter.name for parameter in network.trainable_params()]
+            check_optimizer_state(optimizer.parameters_dict(), trained, state_dict)
+        upstream(network, state_dict, optimizer, *rest, **settings)
+
+    module.load_parameters = load_parameters
+
+
+def check_optimizer_state(optimizer: Collection[str], trained: Collection[str], loaded: Collection[str]) -> None:
+    """Check that with every trained weight its optimizer state was loaded.
+
+    Args:
+        optimizer: Names of the optimizer's parameters; the state of a weight is named `<kind>.<weight>`.
+        trained: Names of the trained weights.
+        loaded: Names of the parameters that were read from the checkpoint.
+
+    Raises:
+        CheckpointError: when one is missing.
+    """
+    # With pipeline stages the network still has the weights of all stages here, and a rank reads those of its own.
+    weights = {name for name in trained if name in loaded}
+    names = (name for name in optimizer if name not in weights and not name.startswith("accu_grads."))
+    states = [name for name in names if name.partition(".")[2] in weights]
+    missing = [name for name in states if name not in loaded]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint has no optimizer state for {len(missing)} of {len(states)} entries, for example "
+            f"{missing[0]}: resume from an older checkpoint (delete the folder of this one), or start a new run from "
+            "its weights with init_from"
+        )

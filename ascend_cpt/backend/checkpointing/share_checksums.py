@@ -1,0 +1,35 @@
+"""Sends the checksums of all ranks' checkpoint files to all ranks, with the collective operations of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ascend_cpt.backend.checkpointing.node_local import name_files
+from ascend_cpt.backend.collectives import sum_over_ranks
+from ascend_cpt.checkpoint.checksums import checksum_from_words, checksum_to_words
+
+NUM_FILES = 2  # of a rank: model and optimizer
+
+
+def share_checksums(own: Mapping[str, str], *, prefix: str, rank: int, num_ranks: int) -> dict[str, str]:
+    """Return the checksums of all ranks' files by name; every rank calls this when its files are written.
+
+    Args:
+        own: Checksums of this rank's files.
+        prefix: How the names of checkpoint files begin.
+        rank: This rank.
+        num_ranks: The ranks of the job.
+    """
+    # Words of 16 bits are exact in float32, and the sum has one term that is not zero.
+    words = np.zeros((num_ranks, NUM_FILES, 8))
+    for index, path in enumerate(name_files(Path(), prefix, rank, num_ranks)):
+        words[rank, index] = checksum_to_words(own[path.name])
+    total = sum_over_ranks(words.reshape(-1), num_ranks).reshape(words.shape).astype(np.int64)
+    return {
+        path.name: checksum_from_words(total[other, index].tolist())
+        for other in range(num_ranks)
+        for index, path in enumerate(name_files(Path(), prefix, other, num_ranks))
+    }

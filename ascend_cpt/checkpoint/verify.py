@@ -1,0 +1,67 @@
+"""Compare the files of a checkpoint with the checksums recorded when it was saved."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ascend_cpt.checkpoint.checksums import PREFIX, checksum_file
+from ascend_cpt.checkpoint.state import RunState
+from ascend_cpt.errors import CheckpointError
+
+_SHARD_PATTERN = re.compile(r".*-(?P<rank>\d+)-(?P<num_ranks>\d+)\.safetensors")
+_OPTIMIZER_PATTERN = re.compile(r".*opt-\d+-\d+\.safetensors")
+
+
+def check_file(path: Path, size_bytes: int, checksum: str | None = None) -> None:
+    """Check the size of a file and, unless it is None, its checksum.
+
+    Raises:
+        CheckpointError: the file is missing or differs from what was saved.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing from the checkpoint")
+    actual_bytes = path.stat().st_size
+    if actual_bytes != size_bytes:
+        raise CheckpointError(f"{path}: has {actual_bytes} bytes but was saved with {size_bytes}")
+    if checksum is None:
+        return
+    if not checksum.startswith(PREFIX):
+        raise CheckpointError(f"{path}: its checksum in cpt_state.json is of an unknown kind; update ascend_cpt")
+    try:
+        actual = checksum_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    if actual != checksum:
+        raise CheckpointError(f"{path}: damaged: its content differs from the checksum with which it was saved")
+
+
+def list_weight_files(state: RunState) -> dict[str, int]:
+    """Return the sizes of the files that are read for the weights alone: all but the optimizer's."""
+    return {name: size for name, size in state.files.items() if not _OPTIMIZER_PATTERN.fullmatch(name)}
+
+
+def choose_share(files: Mapping[str, int], index: int, count: int) -> list[str]:
+    """Return the files that process `index` of `count` verifies, so that each verifies about as many bytes.
+
+    Of a checkpoint saved by `count` ranks each process verifies the shards of its rank, which it loads afterwards.
+
+    Args:
+        files: Size in bytes of each file.
+        index: Number of the process, from 0.
+        count: Number of processes; together their shares are all `files`.
+    """
+    loads = [(0, process) for process in range(count)]
+    share: list[str] = []
+    for name in sorted(files, key=lambda name: (-files[name], name)):
+        shard = _SHARD_PATTERN.fullmatch(name)
+        if shard and int(shard["num_ranks"]) == count and int(shard["rank"]) < count:
+            owner = int(shard["rank"])
+        else:
+            load, owner = loads[0]
+            heapq.heapreplace(loads, (load + files[name], owner))
+        if owner == index:
+            share.append(name)
+    return share

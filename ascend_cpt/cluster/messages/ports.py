@@ -1,0 +1,14 @@
+"""The ports of a job besides MASTER_PORT, and the timing of the launchers' connections."""
+
+from __future__ import annotations
+
+# The coordinator listens on MASTER_PORT plus this offset; MASTER_PORT + 1 is the workers' job channel.
+LAUNCHER_PORT_OFFSET = 2
+LAUNCHER_PORT_VARIABLE = "ASCEND_CPT_LAUNCHER_PORT"
+CHANNEL_PORT_VARIABLE = "ASCEND_CPT_AGREEMENT_PORT"
+# Set by the launcher: where rank 0 listens for the other workers, and the file with their key.
+CHANNEL_HOST_VARIABLE = "ASCEND_CPT_CHANNEL_HOST"
+CHANNEL_KEY_VARIABLE = "ASCEND_CPT_CHANNEL_KEY_FILE"
+HEARTBEAT_S = 2.0
+# A peer that sends nothing for this long is considered lost. Shorter network outages are tolerated.
+HEARTBEAT_TIMEOUT_S = 45.0

@@ -1,0 +1,91 @@
+"""The secret that the processes of a job share, and the keys made from it.
+
+The secret is read from a file that only its owner can read, or from standard input. It is never an argument, a
+variable or part of a message.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import stat
+import sys
+from functools import cache
+from pathlib import Path
+
+from ascend_cpt.errors import ClusterError
+
+# Shorter secrets could be found by trying: everyone who can connect can collect proofs to compare guesses with.
+MIN_SECRET_BYTES = 32
+MAX_SECRET_BYTES = 4096
+# The secret of a job that was started with --insecure: known to everyone, so that it proves nothing.
+INSECURE_SECRET = b"ascend_cpt --insecure"
+INSECURE_VARIABLE = "ASCEND_CPT_INSECURE"
+STANDARD_INPUT = "-"
+
+
+def derive_key(secret: bytes, purpose: str) -> bytes:
+    """Return the key for one purpose (32 bytes). Neither the secret nor the key of another purpose follows from it."""
+    return hmac.digest(secret, f"ascend_cpt key: {purpose}".encode(), "sha256")
+
+
+def read_secret_file(path: Path) -> bytes:
+    """Return the content of a secret file, without white space around it.
+
+    Raises:
+        ClusterError: when it cannot be read, is not a regular file, belongs to another user than this one or root, may
+            be read by others, or is too short or too long.
+    """
+    try:
+        # Without O_NONBLOCK a FIFO would block.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClusterError(f"{path}: the job secret cannot be read ({reason})") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ClusterError(f"{path}: the job secret must be in a regular file")
+        if status.st_uid not in (os.geteuid(), 0):
+            raise ClusterError(f"{path}: belongs to another user; use a secret file of your own")
+        if status.st_mode & 0o077:
+            raise ClusterError(
+                f"{path}: others may read the job secret (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
+            )
+        return check_secret(os.read(descriptor, MAX_SECRET_BYTES + 1), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def read_secret_from_input() -> bytes:
+    """Return the first line of standard input as the secret; it is read once per process.
+
+    Raises:
+        ClusterError: when standard input is a terminal, or the line is too short or too long.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ClusterError("the job secret is expected on standard input, which is a terminal; redirect a file into it")
+    return check_secret(_read_line(), "standard input")
+
+
+@cache
+def _read_line() -> bytes:
+    line = b""
+    while b"\n" not in line and len(line) <= MAX_SECRET_BYTES and (byte := os.read(0, 1)):
+        line += byte
+    return line
+
+
+def check_secret(content: bytes, source: str) -> bytes:
+    """Return the secret in `content`, without white space around it; `source` names where it is from.
+
+    Raises:
+        ClusterError: when it is too short or too long. The message does not contain it.
+    """
+    secret = content.strip()
+    if not MIN_SECRET_BYTES <= len(secret) <= MAX_SECRET_BYTES:
+        raise ClusterError(
+            f"{source}: a job secret has {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; make one with "
+            'python3 -c "import secrets; print(secrets.token_hex(32))"'
+        )
+    return secret
