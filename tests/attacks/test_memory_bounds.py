@@ -78,7 +78,7 @@ def make_long_line(path: Path) -> list[object]:
 
 
 def make_long_element(path: Path) -> list[object]:
-    write_zst(path / "a.json.zst", repeat(b'[{"text": "a"}, {"text": "', b"\\n", 200 * MIB, b'"}, {"text": "b"}]'))
+    write_zst(path / "a.json.zst", repeat(b'[{"text": "a"}, {"text": "', b"0", 1200 * MIB, b'"}, {"text": "b"}]'))
     return []
 
 
@@ -122,12 +122,12 @@ def make_dictionary_parquet(path: Path) -> list[object]:
 
 
 def make_large_page(path: Path) -> list[object]:
-    pq.write_table(pa.table({"text": ["good", "0" * 1500 * MIB]}), path / "a.parquet", compression="zstd")
+    pq.write_table(pa.table({"text": ["good", "0" * 700 * MIB]}), path / "a.parquet", compression="zstd")
     return []
 
 
 def make_compressed_arrow(path: Path) -> list[object]:
-    table = pa.table({"text": ["good", "0" * 1500 * MIB]})
+    table = pa.table({"text": ["good", "0" * 700 * MIB]})
     options = pa.ipc.IpcWriteOptions(compression="zstd")
     with pa.OSFile(str(path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema, options=options) as to:
         to.write_table(table)
@@ -176,9 +176,12 @@ def test_memory_is_bounded(tokenizer: Path, tmp_path: Path, make: Callable[[Path
     assert outcome.peak_mb < MAX_PEAK_MB
 
 
-def test_a_record_of_the_greatest_length_is_packed(tokenizer: Path, tmp_path: Path) -> None:
-    """Text without spaces takes the most memory in gigatoken."""
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "0" * (16 * MIB - 100)}) + "\n")
+@pytest.mark.parametrize("text", ["0" * 4, "😀"], ids=["one word", "four tokens a character"])
+def test_a_record_of_the_greatest_length_is_packed(tokenizer: Path, tmp_path: Path, text: str) -> None:
+    """Long words take the most memory in gigatoken, and many tokens in packing."""
+    content = json.dumps({"text": text * (4 * MIB - 100)}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(content + "\n", encoding="utf-8")
     outcome = run_measured(tokenizer, tmp_path, "--input", tmp_path / "a.jsonl")
+    print(f"peak {outcome.peak_mb:.0f} MB")
     assert outcome.code == 0, outcome.output[-2000:]
     assert outcome.peak_mb < MAX_PEAK_MB

@@ -17,6 +17,7 @@ from ascend_cpt.data.tokenizing.base import Encoded
 
 MINDRECORD = "mindrecord"
 MMAP = "mmap"
+_WRITTEN_TOKENS = 1 << 20
 
 
 class Output(Protocol):
@@ -46,7 +47,11 @@ class MindRecordOutput:
         self._writer = MindRecordWriter(path)
 
     def add(self, documents: Encoded) -> None:
-        self._writer.write(self._packer.add(documents))
+        rows = self._packer.add(documents)
+        # Writing takes several times the memory of the rows, which one long document can fill.
+        step = max(1, _WRITTEN_TOKENS // self._row_tokens)
+        for begin in range(0, len(rows), step):
+            self._writer.write(rows[begin : begin + step])
         self.num_tokens = self._packer.num_tokens
 
     def close(self, num_documents: int, text_bytes: int) -> Shard:
