@@ -168,7 +168,8 @@ def _is_deep(text: bytes) -> bool:
     for _ in range(MAX_DEPTH):
         inner_removed = _INNERMOST.sub(b"", structure)
         if len(inner_removed) == len(structure):
-            return False  # empty, or not balanced: the parser reports that
+            # Empty, or not balanced: the parser stops at the first bracket that closes no other.
+            return len(structure) - len(structure.lstrip(b"[{")) > MAX_DEPTH
         structure = inner_removed
     return len(structure) > 0
 

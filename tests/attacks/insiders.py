@@ -39,7 +39,10 @@ def enter(target: Target) -> Connection:
 def see(connection: Connection, limit_s: float = 0.5) -> str:
     """Return whether the server drops a connection, refuses it with a reason, or ignores what it sent."""
     deadline = time.monotonic() + limit_s
-    connection.socket.settimeout(0.1)
+    try:
+        connection.socket.settimeout(0.1)
+    except OSError:  # closed while the attack was sending
+        return DROPPED
     while time.monotonic() < deadline:
         payloads = connection.receive()
         if payloads is None:

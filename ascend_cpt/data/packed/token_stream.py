@@ -14,16 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ascend_cpt.data.packed import mindrecord_writer
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader
-from ascend_cpt.data.packed.mindrecord_writer import (
-    HEAD_BYTES,
-    HEADER_BYTES,
-    INDEX_SUFFIX,
-    PAGE_BYTES,
-    check_sizes,
-    unpack_row,
-)
+from ascend_cpt.data.packed.mindrecord_writer import HEAD_BYTES, HEADER_BYTES, INDEX_SUFFIX, check_sizes, unpack_row
 from ascend_cpt.errors import DataError
 
 Tokens = npt.NDArray[np.int32]
@@ -131,7 +125,7 @@ def _find_entries(path: Path, rows: Iterable[int] | None) -> list[tuple[int, int
     file_bytes = path.stat().st_size
     entries = []
     for page, begin, end in places:
-        offset = HEADER_BYTES + PAGE_BYTES * page + begin
+        offset = HEADER_BYTES + mindrecord_writer.PAGE_BYTES * page + begin
         if not (begin >= 0 and page >= 0 and begin < end and offset + end - begin <= file_bytes):
             raise ValueError("a row is outside the file")
         entries.append((offset, end - begin))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.data.packed import mindrecord_writer, token_stream
+from ascend_cpt.data.packed import mindrecord_writer
 from ascend_cpt.data.packed.manifest import Manifest, Shard
 from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
 from ascend_cpt.data.packed.mindrecord_writer import FormatWriter, pack_rows, unpack_row
@@ -45,8 +45,7 @@ def make_manifest(folder: Path, names: list[str], sizes: tuple[int, ...], seq_le
 @pytest.fixture
 def mindrecord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     """Write three files with pages of a few rows."""
-    for module in (mindrecord_writer, token_stream):
-        monkeypatch.setattr(module, "PAGE_BYTES", 120)
+    monkeypatch.setattr(mindrecord_writer, "PAGE_BYTES", 120)
     names, begin = [f"x.mindrecord{k}" for k in range(3)], 0
     for name, size in zip(names, SIZES, strict=True):
         rows = np.full((-(-size // 8), 8), PAD, np.int32)
