@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.data.packed import mindrecord_writer
+from ascend_cpt.data.packed import mindrecord_writer, token_stream
 from ascend_cpt.data.packed.manifest import Manifest, Shard
 from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
 from ascend_cpt.data.packed.mindrecord_writer import FormatWriter, pack_rows, unpack_row
