@@ -6,7 +6,6 @@ What was written is on the disk when a function returns: the data is flushed bef
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -14,6 +13,8 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ascend_cpt.locks import try_lock
 
 # The user's umask, read at import because MindSpore changes it when it creates a folder.
 _UMASK = os.umask(0o022)
@@ -80,7 +81,7 @@ def write_folder_whole(path: Path) -> Iterator[Path]:
     descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # on a file system without locks, the folder is not recognized as in use
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(descriptor)
         yield temporary
         for file in sorted(temporary.iterdir()):
             sync_file(file)
@@ -100,9 +101,8 @@ def _remove_abandoned(path: Path) -> None:
         except OSError:
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError:
-            pass  # in use, or the file system has no locks
+            with suppress(OSError):  # the file system has no locks
+                if try_lock(descriptor):
+                    shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(descriptor)

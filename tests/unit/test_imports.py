@@ -16,8 +16,8 @@ MAX_FUNCTION_LINES = 60
 
 # Each layer may import the layers below it; folders of one layer do not import each other.
 LAYERS = (
-    {"terminal_text"},
-    {"errors", "files", "devices", "processes", "locks", "strict_json"},
+    {"terminal_text", "locks"},
+    {"errors", "files", "devices", "processes", "strict_json"},
     {"config", "model", "softnpu"},
     {"data", "recipe", "tasks", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
