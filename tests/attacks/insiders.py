@@ -137,7 +137,7 @@ def wrong_code(target: Target) -> str:
     return see(connection)
 
 
-@insider("asks for much and reads nothing", "nobody waited")
+@insider("asks for much and reads nothing", "no delay")
 def never_read(target: Target) -> str:
     connection = enter(target)
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -152,7 +152,7 @@ def never_read(target: Target) -> str:
     other = say(JOIN | {"size": [6, 3]})(target)
     took_s = time.monotonic() - start_s
     connection.close()
-    return "nobody waited" if other == REFUSED and took_s < 2 else f"{other} after {took_s:.1f} s"
+    return "no delay" if other == REFUSED and took_s < 2 else f"{other} after {took_s:.1f} s"
 
 
 def _on_path(change: Callable[[bytes], bytes]) -> Attack:
@@ -200,7 +200,7 @@ insider("on the path: a message repeated")(_repeat_or_skip(repeat=True))
 insider("on the path: a message left out")(_repeat_or_skip(repeat=False))
 
 
-@insider("as many connections as a stranger may not have", "the nodes went on")
+@insider("as many connections as an outsider may not have", "the nodes went on")
 def crowd(target: Target) -> str:
     connections = []
     with contextlib.suppress(RefusedError):

@@ -18,14 +18,14 @@ from ascend_cpt.cluster.messages.secret import INSECURE_SECRET, derive_key
 from tests.attacks.target import CLOSED, REFUSED, Target, relayed
 
 Attack = Callable[[Target], str]
-STRANGERS: dict[str, tuple[Attack, str]] = {}
+OUTSIDERS: dict[str, tuple[Attack, str]] = {}
 NUM_IDLE = 700
 NUM_FLOOD = 1000
 
 
-def stranger(name: str, outcome: str = CLOSED) -> Callable[[Attack], Attack]:
+def outsider(name: str, outcome: str = CLOSED) -> Callable[[Attack], Attack]:
     def note(attack: Attack) -> Attack:
-        STRANGERS[name] = (attack, outcome)
+        OUTSIDERS[name] = (attack, outcome)
         return attack
 
     return note
@@ -41,7 +41,7 @@ WORDS: dict[str, tuple[bytes, ...]] = {
     "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(506),),
     "an SSH banner": (b"SSH-2.0-OpenSSH_9.6\r\n" + bytes(200),),
     "node 99 of 2 sends signal 9": (line(**OLD_JOIN, node=99), line(kind="signal", number=9)),
-    "an early stranger as node 1": (line(**OLD_JOIN, node=1),),
+    "an early outsider as node 1": (line(**OLD_JOIN, node=1),),
     "a forged end of node 1": (line(**OLD_JOIN, node=1), line(kind="ended", outcome={"end": "final", "code": 0})),
     "a forged failure with exit code 0": (line(rank=1, failure="bang", exit_code=0), bytes(60)),
     "2,000 open brackets": (b"[" * 2000 + b"\n",),
@@ -58,35 +58,35 @@ WORDS: dict[str, tuple[bytes, ...]] = {
     "nothing but line breaks": (b"\n" * (1 << 16),),
 }
 for _name, _parts in WORDS.items():
-    stranger(_name)(lambda target, parts=_parts: target.throw(*parts))  # type: ignore[misc]
+    outsider(_name)(lambda target, parts=_parts: target.throw(*parts))  # type: ignore[misc]
 
 
-@stranger("says nothing")
+@outsider("sends nothing")
 def say_nothing(target: Target) -> str:
     return target.throw()
 
 
-@stranger("hangs up at once", "gone")
+@outsider("disconnects at once", "gone")
 def hang_up(target: Target) -> str:
     target.dial().close()
     return "gone"
 
 
-@stranger("resets the connection", "gone")
+@outsider("resets the connection", "gone")
 def reset(target: Target) -> str:
     with target.dial() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return "gone"
 
 
-@stranger("closes its half and waits")
+@outsider("closes its half and waits")
 def close_half(target: Target) -> str:
     with target.dial() as client:
         client.shutdown(socket.SHUT_WR)
         return target.see_end(client)
 
 
-@stranger("sends urgent data")
+@outsider("sends urgent data")
 def send_urgent(target: Target) -> str:
     with target.dial() as client:
         client.send(b"!", socket.MSG_OOB)
@@ -94,7 +94,7 @@ def send_urgent(target: Target) -> str:
         return target.see_end(client)
 
 
-@stranger("sends one byte at a time and never finishes")
+@outsider("sends one byte at a time and never finishes")
 def drip(target: Target) -> str:
     with target.dial() as client:
         with contextlib.suppress(OSError):
@@ -104,12 +104,12 @@ def drip(target: Target) -> str:
         return target.see_end(client)
 
 
-@stranger("sends all but the last byte of an answer")
+@outsider("sends all but the last byte of an answer")
 def stop_short(target: Target) -> str:
     return target.throw(MAGIC + bytes(ANSWER_BYTES - len(MAGIC) - 1))
 
 
-@stranger("never reads")
+@outsider("never reads")
 def never_read(target: Target) -> str:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -126,28 +126,28 @@ def _answer(target: Target, key: bytes, *, purpose: str | None = None) -> str:
     return "admitted"
 
 
-@stranger("has another secret", REFUSED)
+@outsider("has another secret", REFUSED)
 def other_secret(target: Target) -> str:
     return _answer(target, b"\x01" * 32)
 
 
-@stranger("has an empty secret", REFUSED)
+@outsider("has an empty secret", REFUSED)
 def empty_secret(target: Target) -> str:
     return _answer(target, b"")
 
 
-@stranger("was started with --insecure", REFUSED)
+@outsider("was started with --insecure", REFUSED)
 def insecure(target: Target) -> str:
     key = derive_key(INSECURE_SECRET, target.purpose)
     return REFUSED if {_answer(target, key), _answer(target, key.hex().encode())} == {REFUSED} else "admitted"
 
 
-@stranger("knows the key of another purpose", REFUSED)
+@outsider("knows the key of another purpose", REFUSED)
 def other_purpose(target: Target) -> str:
     return _answer(target, derive_key(target.key, "launchers"), purpose="workers")
 
 
-@stranger("sends the server's nonce back as its own")
+@outsider("sends the server's nonce back as its own")
 def reflect_nonce(target: Target) -> str:
     with target.dial() as client:
         greeting = client.recv(GREETING_BYTES, socket.MSG_WAITALL)
@@ -156,7 +156,7 @@ def reflect_nonce(target: Target) -> str:
         return target.see_end(client)
 
 
-@stranger("sends a server's proof in place of a client's")
+@outsider("sends a server's proof in place of a client's")
 def reflect_proof(target: Target) -> str:
     with target.dial() as client:
         greeting = client.recv(GREETING_BYTES, socket.MSG_WAITALL)
@@ -172,14 +172,14 @@ def reflect_proof(target: Target) -> str:
         return target.see_end(client)
 
 
-@stranger("repeats the answer of a node of the job")
+@outsider("repeats the answer of a node of the job")
 def replay_answer(target: Target) -> str:
     with relayed(target) as relay:
         connect(relay.address, key=target.key, purpose=target.purpose, number=target.spare).close()
         return target.throw(relay.parts[0])
 
 
-@stranger("changes the number in the answer of a node of the job", REFUSED)
+@outsider("changes the number in the answer of a node of the job", REFUSED)
 def change_number(target: Target) -> str:
     def change(number: int, part: bytes) -> bytes:
         start = len(MAGIC)
@@ -193,7 +193,7 @@ def change_number(target: Target) -> str:
         return "admitted"
 
 
-@stranger("takes the place of the server", REFUSED)
+@outsider("takes the place of the server", REFUSED)
 def pretend_server(target: Target) -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -212,7 +212,7 @@ def pretend_server(target: Target) -> str:
         return "admitted"
 
 
-@stranger("sends an answer to the greeting of another connection")
+@outsider("sends an answer to the greeting of another connection")
 def cross_answer(target: Target) -> str:
     with target.dial() as first, target.dial() as second:
         greeting = first.recv(GREETING_BYTES, socket.MSG_WAITALL)
@@ -222,7 +222,7 @@ def cross_answer(target: Target) -> str:
         return target.see_end(second)
 
 
-@stranger(f"holds {NUM_IDLE} idle connections", "all closed")
+@outsider(f"holds {NUM_IDLE} idle connections", "all closed")
 def hold_idle(target: Target) -> str:
     clients = []
     try:
@@ -235,7 +235,7 @@ def hold_idle(target: Target) -> str:
             client.close()
 
 
-@stranger(f"connects {NUM_FLOOD} times while a node of the job connects", "the node was admitted")
+@outsider(f"connects {NUM_FLOOD} times while a node of the job connects", "the node was admitted")
 def flood(target: Target) -> str:
     def call() -> None:
         for _ in range(NUM_FLOOD):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.attacks.insiders import INSIDERS
-from tests.attacks.strangers import STRANGERS
+from tests.attacks.outsiders import OUTSIDERS
 from tests.attacks.test_hub import job as make_job
 
 
@@ -21,7 +21,7 @@ def main() -> int:
         generator = make_job.__wrapped__()
         job = next(generator)
         print("| peer | knows the secret | outcome | as expected | ms |\n| --- | --- | --- | --- | --- |")
-        for known, attacks in (("no", STRANGERS), ("yes", INSIDERS)):
+        for known, attacks in (("no", OUTSIDERS), ("yes", INSIDERS)):
             for name, (attack, expected) in attacks.items():
                 start_s = time.perf_counter()
                 outcome = attack(job.target)
@@ -30,7 +30,7 @@ def main() -> int:
                 failures += outcome != expected
                 print(f"| {name} | {known} | {outcome} | {'yes' if outcome == expected else 'NO'} | {took_ms:.0f} |")
         next(generator, None)
-    print(f"{len(STRANGERS) + len(INSIDERS)} peers, {failures} with another outcome; the job ended with code 0")
+    print(f"{len(OUTSIDERS) + len(INSIDERS)} peers, {failures} with another outcome; the job ended with code 0")
     return 1 if failures else 0
 
 

@@ -55,7 +55,7 @@ class Target:
         return CLOSED if len(received) <= GREETING_BYTES else f"answered {len(received)} bytes"
 
     def throw(self, *parts: bytes) -> str:
-        """Send bytes as a stranger and return the outcome."""
+        """Send bytes as an outsider and return the outcome."""
         with self.dial() as client:
             with contextlib.suppress(OSError):
                 for part in parts:

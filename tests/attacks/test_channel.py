@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ascend_cpt.cluster.job.channel import JobChannel
-from ascend_cpt.cluster.job.gather_server import PURPOSE, GatherServer
+from ascend_cpt.cluster.job.gather_server import GatherServer
 from ascend_cpt.cluster.messages import server as server_module
+from ascend_cpt.cluster.messages.secret import WORKERS
 from tests.attacks.insiders import DROPPED, say
-from tests.attacks.strangers import STRANGERS
+from tests.attacks.outsiders import OUTSIDERS
 from tests.attacks.target import Target
 from tests.ports import find_free_port
 
@@ -67,16 +68,16 @@ def waiting() -> Iterator[Waiting]:
         while not (channels[0]._gather_server and channels[0]._gather_server._members):
             time.sleep(0.02)
         # Rank 1 is not there yet, so its number is free.
-        target = Target(address=address, key=KEY, purpose=PURPOSE, spare=1, handshake_s=HANDSHAKE_S)
+        target = Target(address=address, key=KEY, purpose=WORKERS, spare=1, handshake_s=HANDSHAKE_S)
         yield Waiting(channels[0], channels[0]._gather_server, target)
         run(1, channels[1])
         first.join(20)
         assert results == {0: [0, 1], 1: [0, 1]}
 
 
-@pytest.mark.parametrize("name", STRANGERS)
-def test_a_stranger_is_refused_and_the_processes_meet(waiting: Waiting, name: str) -> None:
-    attack, expected = STRANGERS[name]
+@pytest.mark.parametrize("name", OUTSIDERS)
+def test_an_outsider_is_refused_and_the_processes_meet(waiting: Waiting, name: str) -> None:
+    attack, expected = OUTSIDERS[name]
     assert attack(waiting.target) == expected
     waiting.assert_undisturbed()
 

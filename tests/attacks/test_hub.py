@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 import pytest
 
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, parse_launch
-from ascend_cpt.cluster.launch.coordination import coordinator as coordinator_module
 from ascend_cpt.cluster.launch.coordination.coordinator import Coordinator
 from ascend_cpt.cluster.launch.coordination.coordinator_client import RemoteCoordinatorClient, open_coordinator_client
 from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, RestartPolicy
 from ascend_cpt.cluster.launch.signals import StopRequests
 from ascend_cpt.cluster.messages import server as server_module
-from tests.attacks.insiders import INSIDERS
-from tests.attacks.strangers import STRANGERS
+from ascend_cpt.cluster.messages.secret import LAUNCHERS
+from tests.attacks.insiders import INSIDERS, Attack
+from tests.attacks.outsiders import OUTSIDERS
 from tests.attacks.target import Target
 from tests.ports import find_free_port
 
@@ -73,7 +73,7 @@ def job() -> Iterator[Job]:
         clients = [RemoteCoordinatorClient(replace(settings, node_rank=rank), requests[rank], KEY) for rank in range(2)]
         assert run_all([client.join for client in clients]) == [None, None]
         address = ("127.0.0.1", settings.launcher_port)
-        target = Target(address=address, key=KEY, purpose=coordinator_module.PURPOSE, spare=99, handshake_s=HANDSHAKE_S)
+        target = Target(address=address, key=KEY, purpose=LAUNCHERS, spare=99, handshake_s=HANDSHAKE_S)
         made = Job(coordinator, clients, requests, target)
         yield made
         # After all attacks the job ends as it would have without them.
@@ -86,22 +86,21 @@ def job() -> Iterator[Job]:
         assert not coordinator.is_alive()
 
 
-@pytest.mark.parametrize("name", STRANGERS)
-def test_a_stranger_is_refused_and_the_job_goes_on(job: Job, name: str) -> None:
-    attack, expected = STRANGERS[name]
+def check_attack(job: Job, attack: Attack, expected: str) -> None:
     start_s = time.process_time()
     assert attack(job.target) == expected
     assert time.process_time() - start_s < MAX_CPU_S
     job.assert_undisturbed()
+
+
+@pytest.mark.parametrize("name", OUTSIDERS)
+def test_an_outsider_is_refused_and_the_job_goes_on(job: Job, name: str) -> None:
+    check_attack(job, *OUTSIDERS[name])
 
 
 @pytest.mark.parametrize("name", INSIDERS)
 def test_a_broken_node_is_dropped_and_the_job_goes_on(job: Job, name: str) -> None:
-    attack, expected = INSIDERS[name]
-    start_s = time.process_time()
-    assert attack(job.target) == expected
-    assert time.process_time() - start_s < MAX_CPU_S
-    job.assert_undisturbed()
+    check_attack(job, *INSIDERS[name])
 
 
 def test_no_free_descriptor(job: Job) -> None:
@@ -130,12 +129,12 @@ def test_no_free_descriptor(job: Job) -> None:
         for caller in callers:
             caller.close()
     time.sleep(server_module.ACCEPT_PAUSE_S)
-    assert STRANGERS["an HTTP request"][0](job.target) == "closed after the greeting"
+    assert OUTSIDERS["an HTTP request"][0](job.target) == "closed after the greeting"
     job.assert_undisturbed()
 
 
 def test_the_number_of_hostile_peers() -> None:
-    assert len(STRANGERS) + len(INSIDERS) >= 40
+    assert len(OUTSIDERS) + len(INSIDERS) >= 40
 
 
 def test_a_coordinator_that_fails_is_noticed_and_started_again(

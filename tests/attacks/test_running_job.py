@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.cluster.launch.coordination.coordinator import PURPOSE
-from ascend_cpt.cluster.messages.secret import derive_key, read_secret_file
+from ascend_cpt.cluster.messages.secret import LAUNCHERS, derive_key, read_secret_file
 from ascend_cpt.cluster.messages.server import HANDSHAKE_S
 from tests.attacks.insiders import INSIDERS
-from tests.attacks.strangers import STRANGERS
+from tests.attacks.outsiders import OUTSIDERS
 from tests.attacks.target import Target
 from tests.integration.conftest import (  # noqa: F401
     SEQ_LENGTH,
@@ -36,20 +35,20 @@ pytestmark = pytest.mark.skipif(
 # Enough for the attacks to end first; the time of an attack and of a step both depend on the load.
 NUM_STEPS = 400
 # These wait for the time limit of a handshake.
-PATIENT = {"says nothing", "sends one byte at a time and never finishes", "sends all but the last byte of an answer"}
+PATIENT = {"sends nothing", "sends one byte at a time and never finishes", "sends all but the last byte of an answer"}
 PATIENT |= {"never reads"}
 
 
 def make_target(port: int, secret_file: Path) -> Target:
-    key = derive_key(read_secret_file(secret_file), PURPOSE)
+    key = derive_key(read_secret_file(secret_file), LAUNCHERS)
     return Target(
-        address=("127.0.0.1", port + 2), key=key, purpose=PURPOSE, spare=99, handshake_s=HANDSHAKE_S, size=(2, 2)
+        address=("127.0.0.1", port + 2), key=key, purpose=LAUNCHERS, spare=99, handshake_s=HANDSHAKE_S, size=(2, 2)
     )
 
 
 def replay(target: Target, names: set[str]) -> dict[str, tuple[str, str]]:
-    """Run attacks, those of strangers that wait at the same time, and return {name: (outcome, expected)}."""
-    attacks = {**STRANGERS, **INSIDERS}
+    """Run attacks, those of outsiders that wait at the same time, and return {name: (outcome, expected)}."""
+    attacks = {**OUTSIDERS, **INSIDERS}
     with ThreadPoolExecutor(len(PATIENT)) as pool:
         waiting = {name: pool.submit(attacks[name][0], target) for name in sorted(names & PATIENT)}
         outcomes = {name: attacks[name][0](target) for name in attacks if name in names - PATIENT}
@@ -80,8 +79,8 @@ def test_launchers_and_workers_go_on(job: Job, secret_file: Path) -> None:
         job.start(node, total=10_000)
     job.wait_for_step(5)
     target = make_target(job.port, secret_file)
-    slow = {name for name in STRANGERS if "700" in name}
-    outcomes = replay(target, {*STRANGERS, *INSIDERS} - PATIENT - slow)
+    slow = {name for name in OUTSIDERS if "700" in name}
+    outcomes = replay(target, {*OUTSIDERS, *INSIDERS} - PATIENT - slow)
     assert len(outcomes) >= 40
     assert {name: found for name, (found, expected) in outcomes.items() if found != expected} == {}
     step = job.checkpoint()
@@ -151,7 +150,7 @@ def attack_once_it_trains(job: Future[Any], run_dir: Path, target: Target) -> No
     with pytest.raises(ConnectionRefusedError):
         # The job channel is closed before training.
         socket.create_connection((target.address[0], target.address[1] - 1), timeout=2)
-    outcomes = replay(target, {*STRANGERS, *INSIDERS})
+    outcomes = replay(target, {*OUTSIDERS, *INSIDERS})
     assert {name: found for name, (found, expected) in outcomes.items() if found != expected} == {}
     assert not job.done(), "the job ended before the attacks: raise NUM_STEPS"
 

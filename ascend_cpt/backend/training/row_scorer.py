@@ -249,7 +249,7 @@ def without_accumulation() -> Iterator[None]:
 
 @contextmanager
 def keep_compile_phase(network: nn.Cell) -> Iterator[None]:
-    """Restore the phase of the training graph, which a graph that is compiled inside overwrites in all its cells.
+    """Restore the phase of the training graph, which every call of another graph overwrites in all its cells.
 
     MindSpore looks up the layouts of the parameters of a checkpoint by it; a scoring graph has no optimizer state.
     """

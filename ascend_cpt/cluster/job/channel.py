@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ascend_cpt.cluster.job.gather_server import HELLO, MAX_VALUE_BYTES, PURPOSE, GatherServer
+from ascend_cpt.cluster.job.gather_server import HELLO, MAX_VALUE_BYTES, GatherServer
 from ascend_cpt.cluster.job.records import Failure, Member, Value, Values
 from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, Connection, RefusedError, connect
 from ascend_cpt.cluster.messages.ports import CHANNEL_HOST_VARIABLE, CHANNEL_KEY_VARIABLE, CHANNEL_PORT_VARIABLE
 from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode, read_record
-from ascend_cpt.cluster.messages.secret import INSECURE_SECRET, INSECURE_VARIABLE, derive_key, read_secret_file
+from ascend_cpt.cluster.messages.secret import INSECURE_SECRET, INSECURE_VARIABLE, WORKERS, derive_key, read_secret_file
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError, CptError
 
 TIMEOUT_S = 600.0
@@ -144,7 +144,7 @@ class JobChannel:
         while True:
             try:
                 self._connection = connect(
-                    address, key=self._key, purpose=PURPOSE, number=self._me.rank, max_bytes=MAX_ANSWER_BYTES
+                    address, key=self._key, purpose=WORKERS, number=self._me.rank, max_bytes=MAX_ANSWER_BYTES
                 )
                 return
             except RefusedError as refusal:
@@ -235,8 +235,8 @@ def _read_key(environ: Mapping[str, str]) -> bytes:
     if path := environ.get(CHANNEL_KEY_VARIABLE):
         return read_secret_file(Path(path))
     if environ.get(INSECURE_VARIABLE) == "1":
-        return derive_key(INSECURE_SECRET, PURPOSE).hex().encode()
+        return derive_key(INSECURE_SECRET, WORKERS).hex().encode()
     raise ClusterError(
         "this process is one of several but has no key of a job; start it with scripts/msrun_launcher.sh, or with "
-        f"{INSECURE_VARIABLE}=1 where no stranger can connect"
+        f"{INSECURE_VARIABLE}=1 on a network that only you can reach"
     )

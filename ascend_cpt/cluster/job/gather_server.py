@@ -9,10 +9,10 @@ from ascend_cpt.cluster.job.records import Failure, Member, Value, Values
 from ascend_cpt.cluster.messages.peer import Peer
 from ascend_cpt.cluster.messages.ports import CHANNEL_PORT_VARIABLE
 from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode, read_record
+from ascend_cpt.cluster.messages.secret import WORKERS
 from ascend_cpt.cluster.messages.server import Server
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
-PURPOSE = "workers"
 HELLO = "connection"
 # A result holds the values of all processes, such as the steps of hundreds of checkpoints from hundreds of processes.
 MAX_VALUE_BYTES = 64 << 20
@@ -29,7 +29,7 @@ class GatherServer(threading.Thread):
             self._server = Server(
                 address,
                 key=key,
-                purpose=PURPOSE,
+                purpose=WORKERS,
                 size=size,
                 accepts=lambda rank: rank < size,
                 max_bytes=MAX_VALUE_BYTES,

@@ -14,7 +14,9 @@ from pathlib import Path
 from ascend_cpt.cluster.messages.secret import (
     INSECURE_SECRET,
     INSECURE_VARIABLE,
+    LAUNCHERS,
     STANDARD_INPUT,
+    WORKERS,
     derive_key,
     read_secret_file,
     read_secret_from_input,
@@ -24,7 +26,6 @@ from ascend_cpt.errors import ClusterError
 SECRET_OPTION, INSECURE_OPTION = "--secret-file", "--insecure"
 SECRET_VARIABLE = "ASCEND_CPT_SECRET_FILE"
 DEFAULT_SECRET = Path("ascend_cpt/secret")  # in the user's configuration folder
-LAUNCHER_PURPOSE, CHANNEL_PURPOSE = "launchers", "workers"
 
 SECRET_USAGE = f"""\
   {f"{SECRET_OPTION} PATH":20} file with the job secret, readable only by you; {STANDARD_INPUT} reads standard input \
@@ -49,11 +50,11 @@ class JobSecret:
 
     @property
     def launcher_key(self) -> bytes:
-        return derive_key(self.secret, LAUNCHER_PURPOSE)
+        return derive_key(self.secret, LAUNCHERS)
 
     @property
     def channel_key(self) -> bytes:
-        return derive_key(self.secret, CHANNEL_PURPOSE)
+        return derive_key(self.secret, WORKERS)
 
 
 def split_secret_options(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], SecretSource]:

@@ -22,6 +22,8 @@ MAX_SECRET_BYTES = 4096
 INSECURE_SECRET = b"ascend_cpt --insecure"
 INSECURE_VARIABLE = "ASCEND_CPT_INSECURE"
 STANDARD_INPUT = "-"
+# The two servers of a job. Both sides of a connection must use the same purpose, and each has its own key.
+LAUNCHERS, WORKERS = "launchers", "workers"
 
 
 def derive_key(secret: bytes, purpose: str) -> bytes:

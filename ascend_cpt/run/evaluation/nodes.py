@@ -9,7 +9,6 @@ from pathlib import Path
 from ascend_cpt.checkpoint.gather import check_ranks, gather_checkpoint
 from ascend_cpt.checkpoint.locate import Checkpoint, check_checkpoint, list_complete, locate_checkpoint
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.model.sizes import CONFIG_NAME
 from ascend_cpt.monitor.history import METRICS_NAME, RUN_INFO_NAME
 
 
@@ -58,13 +57,11 @@ def follow(folders: Sequence[Path]) -> RunFolders:
 
 
 def choose_parts(paths: Sequence[Path]) -> list[Path]:
-    """Return a Hugging Face folder, or the checkpoint at a path, or of several paths the newest step that all have.
+    """Return the checkpoints at the paths, or of run folders the newest step that all have.
 
     Raises:
         CheckpointError: no checkpoint, or no step that is complete in all of them.
     """
-    if len(paths) == 1:
-        return [paths[0] if (paths[0] / CONFIG_NAME).is_file() else locate_checkpoint(paths[0]).folder]
     if not all((path / "checkpoint").is_dir() for path in paths):
         return [locate_checkpoint(path).folder for path in paths]
     run = RunFolders(folders=tuple(paths), main=paths[0])

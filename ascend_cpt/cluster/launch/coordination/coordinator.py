@@ -35,10 +35,10 @@ from ascend_cpt.cluster.messages.ports import (
     LAUNCHER_PORT_VARIABLE,
 )
 from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode
+from ascend_cpt.cluster.messages.secret import LAUNCHERS
 from ascend_cpt.cluster.messages.server import Server
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
-PURPOSE = "launchers"
 # A joining launcher may take over a node rank when nothing was received from its holder for this long.
 RANK_HOLD_S = 3 * HEARTBEAT_S
 SHUTDOWN_TIMEOUT_S = 5.0
@@ -70,7 +70,7 @@ class Coordinator(threading.Thread):
         self._settings, self._policy = settings, policy
         try:
             self._server = Server(
-                (settings.master_addr, settings.launcher_port), key=key, purpose=PURPOSE, size=settings.num_nodes
+                (settings.master_addr, settings.launcher_port), key=key, purpose=LAUNCHERS, size=settings.num_nodes
             )
         except OSError as error:
             raise ClusterError(

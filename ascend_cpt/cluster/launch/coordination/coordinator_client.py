@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
-from ascend_cpt.cluster.launch.coordination.coordinator import PURPOSE, SHUTDOWN_TIMEOUT_S, Coordinator
+from ascend_cpt.cluster.launch.coordination.coordinator import SHUTDOWN_TIMEOUT_S, Coordinator
 from ascend_cpt.cluster.launch.coordination.records import (
     FROM_COORDINATOR,
     Cancel,
@@ -32,6 +32,7 @@ from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, Connection, RefusedError, connect
 from ascend_cpt.cluster.messages.ports import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S
 from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode
+from ascend_cpt.cluster.messages.secret import LAUNCHERS
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
 RETRY_S = 0.5
@@ -248,7 +249,7 @@ class RemoteCoordinatorClient:
         if self._ensure_coordinator:
             self._ensure_coordinator()
         try:
-            connection = connect(self._address, key=self._key, purpose=PURPOSE, number=self._settings.node_rank)
+            connection = connect(self._address, key=self._key, purpose=LAUNCHERS, number=self._settings.node_rank)
         except RefusedError as error:
             self._check_refusal(error)
             return False

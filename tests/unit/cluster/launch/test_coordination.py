@@ -21,6 +21,7 @@ from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Out
 from ascend_cpt.cluster.launch.signals import StopRequests
 from ascend_cpt.cluster.messages.connection import connect
 from ascend_cpt.cluster.messages.records import decode, encode
+from ascend_cpt.cluster.messages.secret import LAUNCHERS
 from ascend_cpt.errors import ClusterError
 
 KEY = b"k" * 32
@@ -320,7 +321,7 @@ def test_clock_skew_is_reported(settings: LaunchSettings, serve: Callable[..., C
     address = ("127.0.0.1", settings.launcher_port)
     connections = []
     for node, skew_s in ((0, 0.0), (1, -90.0)):
-        connection = connect(address, key=KEY, purpose=coordinator_module.PURPOSE, number=node)
+        connection = connect(address, key=KEY, purpose=LAUNCHERS, number=node)
         connection.send(encode(Join(host=f"h{node}", size=(4, 2), num_restarts=0, time_s=time.time() + skew_s)))
         connections.append(connection)
     for connection in connections:
