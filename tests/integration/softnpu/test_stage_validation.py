@@ -20,7 +20,10 @@ from tests.integration.softnpu.trial import TIMEOUT_S, CpuRun, check, describe_l
 
 pytestmark = needs_emulation
 NUM_STEPS = 2
-LAYOUT = LAYOUTS["pipeline 2"]
+ROWS = [
+    pytest.param("pipeline 2"),
+    pytest.param("data 2, tensor 2, pipeline 2", marks=pytest.mark.slow),
+]
 
 
 def read_scores(run: Path) -> dict[tuple[int, str], dict[str, float]]:
@@ -32,15 +35,18 @@ def read_records(run: Path, kind: str) -> list[Any]:
     return [record for record in read_history(run) if record[0] == kind]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ROWS)
 def test_losses_are_those_of_one_device_and_training_is_unchanged(
+    name: str,
     get_reference: Callable[[Reference], CpuRun],
     get_dataset: Callable[[int], Path],
     packed: Path,
     tokenizer: Path,
     tmp_path: Path,
 ) -> None:
-    cpu, dataset = get_reference(LAYOUT.reference), get_dataset(SHORT_ROWS)
+    layout = LAYOUTS[name]
+    cpu, dataset = get_reference(layout.reference), get_dataset(SHORT_ROWS)
     # 100 rows are no multiple of the 8 in a call, and two of them are padded: micro batches have different numbers of
     # labels.
     validation = {
@@ -55,27 +61,27 @@ def test_losses_are_those_of_one_device_and_training_is_unchanged(
 
     saving = {"every": f"{NUM_STEPS} steps"}  # the first save follows a validation
 
-    def train(name: str, chosen: dict[str, Any] | None) -> Path:
-        config = describe_layout(LAYOUT, dataset, tmp_path / name, cpu.start, validation=chosen, checkpoint=saving)
-        job = EmulatedJob(config, tmp_path / name, workers=LAYOUT.workers, timeout_s=TIMEOUT_S)
+    def train(folder: Path, chosen: dict[str, Any] | None) -> Path:
+        config = describe_layout(layout, dataset, folder, cpu.start, validation=chosen, checkpoint=saving)
+        job = EmulatedJob(config, folder, workers=layout.workers, timeout_s=TIMEOUT_S)
         job.start("--stop-at-step", str(NUM_STEPS))
         job.expect_success()
         return job.list_run_dirs("run")[0]
 
-    validated, plain = train("validated", validation), train("plain", None)
+    validated, plain = train(tmp_path / "validated", validation), train(tmp_path / "plain", None)
     assert read_records(validated, "step") == read_records(plain, "step")
     folder = Path("checkpoint") / f"iteration_{NUM_STEPS:08d}"
     files = sorted(path.name for path in (plain / folder).glob("*.safetensors"))
-    assert len(files) == 2 * LAYOUT.workers, "weights and optimizer of every rank"
-    for name in files:
-        assert checksum_file(validated / folder / name) == checksum_file(plain / folder / name), name
+    assert len(files) == 2 * layout.workers, "weights and optimizer of every rank"
+    for file in files:
+        assert checksum_file(validated / folder / file) == checksum_file(plain / folder / file), file
     # The layouts in metadata.json are those of the training graph; the scoring graph has no optimizer state.
     metadata, plain_metadata = (json.loads((run / folder / METADATA_NAME).read_text()) for run in (validated, plain))
     assert any(name.startswith("adam_m.") for name in plain_metadata["state_dict_metadata"])
     assert metadata == plain_metadata
 
     (tmp_path / "cpu").mkdir()
-    config = describe_run(dataset, tmp_path / "cpu", LAYOUT.reference, init_from=str(cpu.start), validation=validation)
+    config = describe_run(dataset, tmp_path / "cpu", layout.reference, init_from=str(cpu.start), validation=validation)
     check(run_command([sys.executable, "run_cpt.py", "--config", str(config), "--stop-at-step", str(NUM_STEPS)]))
     expected, found = (read_records(run, "validation") for run in (tmp_path / "cpu/output/run", validated))
     assert [record[:2] for record in found] == [record[:2] for record in expected]
@@ -86,4 +92,5 @@ def test_losses_are_those_of_one_device_and_training_is_unchanged(
     scores, expected_scores = read_scores(validated), read_scores(tmp_path / "cpu/output/run")
     assert scores.keys() == expected_scores.keys() and len(scores) == 2 * 2
     for key, values in expected_scores.items():
+        print(key, f"{values} (one device), {scores[key]} ({name})")
         assert scores[key] == pytest.approx(values, abs=1e-4), key
