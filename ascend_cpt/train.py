@@ -17,7 +17,7 @@ from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
-from ascend_cpt.cluster.job.launcher_files import report_own_stop
+from ascend_cpt.cluster.job.launcher_files import report_own_stop, report_stacks_on_request
 from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
@@ -113,6 +113,7 @@ def train_run(
     write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
     log_path = run.run_dir / "logs" / f"rank_{process.rank}.log"
     try:
+        report_stacks_on_request(process.rank)
         with captured_output(log_path) as console:
             if process.rank == 0:
                 lines = [describe(run), *describe_tasks(tasks, run.budget.seq_length), describe_start(start)]

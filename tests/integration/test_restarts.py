@@ -25,7 +25,7 @@ ACTOR = """\
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, os.environ["ACTOR_ROOT"])
-from ascend_cpt.cluster.job.launcher_files import report_own_stop, report_step
+from ascend_cpt.cluster.job.launcher_files import report_own_stop, report_stacks_on_request, report_step
 folder, total = Path(sys.argv[1]), int(sys.argv[2])
 if os.environ.get("MS_ROLE") == "MS_SCHED":
     (folder / f"pid_scheduler").write_text(str(os.getpid()))
@@ -33,6 +33,15 @@ if os.environ.get("MS_ROLE") == "MS_SCHED":
         time.sleep(0.05)
     sys.exit(0)
 rank = int(os.environ["RANK_ID"])
+report_stacks_on_request(rank)
+
+def wait_in_a_loop():
+    while True:
+        pass
+
+def barrier():
+    time.sleep(1000)
+
 stops = []
 if (folder / "saves_when_stopped").exists():
     signal.signal(signal.SIGTERM, lambda number, frame: stops.append(number))
@@ -53,6 +62,13 @@ while step < total:
         sys.exit(1)
     if (folder / f"bang_{rank}_{step}").exists():
         raise RuntimeError(f"bang at {step}")
+    if (hanging := list(folder.glob(f"hang_*_{step}"))) and not (folder / "has_hung").exists():
+        time.sleep(0.5)  # both see it
+        (folder / "has_hung").touch()
+        if int(hanging[0].name.split("_")[1]) == rank:
+            wait_in_a_loop() if "loop" in hanging[0].read_text() else os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            barrier()
     report_step(step)
     if rank == 0 and (step % 5 == 0 or stops):
         checkpoint.with_suffix(".tmp").write_text(str(step))
@@ -252,3 +268,25 @@ def test_a_stop_between_attempts_ends_the_job(job: Job) -> None:
     job.nodes[0].terminate()
     assert job.wait() == 143
     assert "SIGTERM: no restart" in job.text()
+
+
+def test_a_worker_in_an_endless_loop_is_named_and_the_job_restarted(job: Job) -> None:
+    (job.folder / "hang_1_7").write_text("loop")
+    job.start(num_nodes=1, options="--max-restarts 1 --hang-timeout 3")
+    assert job.wait() == 0, job.text()
+    assert "worker 0 waits for the others in barrier (node0/actor.py:" in job.text()
+    assert "worker 1 is in wait_in_a_loop (node0/actor.py:" in job.text()
+    assert "after step 6 (limit 3 s); likely cause: worker 1; stacks in output/msrun_log/stacks_*.txt" in job.text()
+    assert "restart 1 of 1" in job.text()
+    assert len(job.starts()) == 4
+
+
+def test_a_stopped_worker_of_another_node_is_named_on_both(job: Job) -> None:
+    (job.folder / "hang_1_7").write_text("stop")
+    for node in (1, 0):
+        job.start(node, options="--max-restarts 1 --hang-timeout 3")
+    assert [job.wait(0), job.wait(1)] == [0, 0], job.text(0) + job.text(1)
+    for node in (0, 1):
+        assert "worker 1 is stopped (SIGSTOP)" in job.text(node), job.text(node)
+        assert "likely cause: worker 1; stacks in output/msrun_log/node_1/stacks_*.txt" in job.text(node)
+        assert "likely cause: none" not in job.text(node)

@@ -174,6 +174,7 @@ FLAGS: dict[str, list[str]] = {
     ],
 }
 LAUNCHER_OPTIONS = [
+    "--hang-timeout",
     "--max-restarts",
     "--rejoin-timeout",
     "--restart-delay",

@@ -14,7 +14,7 @@ from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training.step_monitor import StepMonitor
 from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_request, reinstall_handlers
 from ascend_cpt.backend.training.validation import Evaluator
-from ascend_cpt.cluster.job.launcher_files import report_step
+from ascend_cpt.cluster.job.launcher_files import report_activity, report_step, reporting_activity
 from ascend_cpt.errors import CptError, RunStopped
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop
 from ascend_cpt.monitor.sinks import SinkGroup
@@ -114,7 +114,8 @@ class RunController(Callback):
             stopping = self._validate(step)
         ends = bool(last or stopping or request or stopped_by_evaluation)
         if ends or _is_due(step, self._save_every):
-            folder = self._writer.save(step, cb_params, wait=ends)
+            with reporting_activity("saving", is_reporting=self._reports_to_launcher):
+                folder = self._writer.save(step, cb_params, wait=ends)
             if stopping:
                 self._ending = _make_alarm_error(stopping, f"; saved in {folder}")
             elif stopped_by_evaluation:
@@ -126,6 +127,8 @@ class RunController(Callback):
                     request,
                 )
         if last or self._ending:
+            if self._reports_to_launcher:
+                report_activity("ending the run")
             run_context.request_stop()
         self._monitor.mark_step_over()
 
@@ -154,7 +157,8 @@ class RunController(Callback):
         """Write the losses of all sets; return the verdicts that stop the run, the same on all ranks."""
         if self._evaluator is None:
             return []
-        verdicts = [self._alarm.judge(record) for record in self._evaluator.evaluate(step)]
+        with reporting_activity("validating", is_reporting=self._reports_to_launcher):
+            verdicts = [self._alarm.judge(record) for record in self._evaluator.evaluate(step)]
         for verdict in verdicts:
             self._sinks.write(verdict.record)
             if verdict.message and not verdict.stop and self._sinks:

@@ -1,23 +1,30 @@
-"""Files through which workers report to the launcher of their node: the last finished step, and a deliberate stop."""
+"""Files through which workers report to the launcher of their node.
+
+They hold the last finished step, work between steps that takes long, stacks on request, and a deliberate stop.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 PROGRESS_FILE = "ASCEND_CPT_PROGRESS_FILE"
 STOP_FILE = "ASCEND_CPT_STOP_FILE"
+STACKS_DIR = "ASCEND_CPT_STACKS_DIR"
+STACKS_SIGNAL = signal.SIGUSR1
+
+_stacks: list[IO[str]] = []  # open as long as the process runs
 
 
 def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
     """Record that step `step` is finished. Called by one process per node; does nothing without a launcher."""
-    if not (name := environ.get(PROGRESS_FILE)):
-        return
-    temporary = f"{name}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="ascii") as file:
-        file.write(f"{step}\n")
-    os.replace(temporary, name)
+    if name := environ.get(PROGRESS_FILE):
+        _write(name, f"{step}\n")
 
 
 def read_step(path: Path) -> int | None:
@@ -28,6 +35,41 @@ def read_step(path: Path) -> int | None:
         return None
 
 
+def report_activity(activity: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Record what the process does until the next step, "" for nothing special. Does nothing without a launcher."""
+    if name := environ.get(PROGRESS_FILE):
+        _write(activity_path(name), activity)
+
+
+@contextlib.contextmanager
+def reporting_activity(activity: str, *, is_reporting: bool = True) -> Iterator[None]:
+    """Report an activity, and its end. Only one process per node reports: the one with `is_reporting`."""
+    if is_reporting:
+        report_activity(activity)
+    yield
+    if is_reporting:
+        report_activity("")
+
+
+def activity_path(progress_file: str | Path) -> Path:
+    """Return the file of the activity that belongs to a progress file."""
+    return Path(f"{progress_file}.activity")
+
+
+def report_stacks_on_request(rank: int, environ: Mapping[str, str] = os.environ) -> None:
+    """Let the launcher request the Python stacks of all threads by a signal, also while the main thread is blocked."""
+    if not (folder := environ.get(STACKS_DIR)) or _stacks:
+        return
+    file = stacks_path(Path(folder), rank).open("w", encoding="utf-8")
+    _stacks.append(file)
+    faulthandler.register(STACKS_SIGNAL, file=file, all_threads=True)
+
+
+def stacks_path(folder: Path, rank: int) -> Path:
+    """Return the file into which a worker writes its stacks; it exists once the worker accepts requests."""
+    return folder / f"stacks_{rank}.txt"
+
+
 def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
     """Record that the run stops deliberately (a guard, an alarm), so a restart would stop at the same point.
 
@@ -35,3 +77,10 @@ def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
     """
     if name := environ.get(STOP_FILE):
         Path(name).touch()
+
+
+def _write(path: str | Path, text: str) -> None:
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="ascii") as file:
+        file.write(text)
+    os.replace(temporary, path)

@@ -22,6 +22,8 @@ DEFAULT_LOG_DIR = "output/msrun_log"
 # As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not
 # connected by then.
 DEFAULT_CLUSTER_TIMEOUT_S = 7200
+# A little less than HCCL's own limit for a collective (HCCL_EXEC_TIMEOUT, 1836 s), whose error does not name the cause.
+DEFAULT_HANG_TIMEOUT_S = 1800
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,12 @@ OPTIONS = (
         variable="ASCEND_CPT_STOP_GRACE_S",
         default=120,
         help="seconds for workers to save after SIGTERM or SIGINT",
+    ),
+    Option(
+        name="--hang-timeout",
+        variable="ASCEND_CPT_HANG_TIMEOUT_S",
+        default=DEFAULT_HANG_TIMEOUT_S,
+        help="seconds without a finished step until the job counts as hung and is ended; 0: never",
     ),
 )
 
@@ -115,6 +123,7 @@ class LaunchSettings:
     restart_delay_s: int
     rejoin_timeout_s: int
     stop_grace_s: int
+    hang_timeout_s: int
     secret_source: SecretSource
 
     @property
@@ -189,6 +198,7 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
         restart_delay_s=options["--restart-delay"],
         rejoin_timeout_s=options["--rejoin-timeout"],
         stop_grace_s=options["--stop-grace"],
+        hang_timeout_s=options["--hang-timeout"],
         secret_source=secret_source,
     )
     return replace(settings, log_dir=log_dir / f"node_{settings.node_rank}") if num_nodes > 1 else settings

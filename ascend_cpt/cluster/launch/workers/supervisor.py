@@ -25,6 +25,13 @@ from ascend_cpt.cluster.launch.coordination.coordinator_client import Coordinato
 from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, count_memory_kills
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
+from ascend_cpt.cluster.launch.workers.hang_diagnosis import (
+    EXTERNAL,
+    describe_states,
+    diagnose,
+    format_ranks,
+)
+from ascend_cpt.cluster.launch.workers.hang_watchdog import Hang, HangWatchdog
 from ascend_cpt.cluster.launch.workers.worker_log import LogFollower, describe_failure, explain_rendezvous
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
 
@@ -34,6 +41,8 @@ POLL_S = 0.05
 FAILURE_GRACE_S = 5.0
 # The scheduler exits about two seconds after the last worker.
 SCHEDULER_GRACE_S = 10.0
+# A node without a cause of the hang waits for one that has it to report first.
+HANG_REPORT_GRACE_S = 30.0
 # Exit codes of a worker that saved and exited after a stop signal.
 SIGNALLED_CODES = {128 + signal.SIGTERM, 128 + signal.SIGINT}
 
@@ -60,6 +69,8 @@ class Supervisor:
         self._scheduler_code = 0
         self._failures: dict[int, int] = {}
         self._num_memory_kills = count_memory_kills()
+        self._watchdog = HangWatchdog(settings.progress_file, settings.hang_timeout_s)
+        self._hang: Hang | None = None
 
     def run(self) -> Outcome:
         """Run the attempt and return its outcome. All its processes have ended by then."""
@@ -93,7 +104,13 @@ class Supervisor:
     def _watch(self) -> Outcome:
         if self._starter_pid and (outcome := self._wait_for_starter()):
             return outcome
-        self._wait_until(lambda: not self._ranks or bool(self._failures or self._scheduler_code) or self._must_end())
+        self._wait_until(
+            lambda: not self._ranks or bool(self._failures or self._scheduler_code or self._hang) or self._must_end()
+        )
+        if self._hang and not (self._failures or self._scheduler_code or self._must_end()):
+            outcome = self._report_hang(self._hang)
+            if not self._must_end():
+                return outcome
         if self._scheduler_code:
             # The workers are about to fail as well, with more detailed errors.
             self._wait_until(lambda: not self._ranks or bool(self._failures) or self._must_end(), FAILURE_GRACE_S)
@@ -154,6 +171,8 @@ class Supervisor:
                 self._scheduler_code = code
             elif (rank := self._ranks.pop(pid, None)) is not None and code != 0:
                 self._failures[rank] = code
+        if self._ranks and self._hang is None:
+            self._hang = self._watchdog.check(time.monotonic())
         time.sleep(POLL_S)
 
     def _report_failure(self) -> Outcome:
@@ -191,6 +210,21 @@ class Supervisor:
         end = End.FAILED if out_of_memory else self._classify_exit(code)
         kept = code if code in {EXIT_USER_ERROR, *SIGNALLED_CODES} else EXIT_FAILURE
         return Outcome(end=end, code=kept, lines=tuple(lines), reason=reason)
+
+    def _report_hang(self, hang: Hang) -> Outcome:
+        """Print what the workers do and which of them is the likely cause, and return the outcome."""
+        states, causes = diagnose({rank: pid for pid, rank in self._ranks.items()}, self._settings.log_dir)
+        lines = describe_states(states)
+        if not causes and self._settings.num_nodes > 1:
+            self._wait_until(self._must_end, HANG_REPORT_GRACE_S)
+        folder = _relative(self._settings.log_dir)
+        names = format_ranks([state.rank for state in causes]) if causes else "none of this node's workers"
+        reason = f"hang: {hang.describe()}; likely cause: {names}; stacks in {folder}/stacks_*.txt"
+        if not self._must_end():
+            print_status("\n".join([*lines, reason]))
+        is_external = bool(causes) and causes[0].priority == EXTERNAL
+        end = End.KILLED if is_external or not causes else End.FAILED
+        return Outcome(end=end, code=EXIT_FAILURE, lines=tuple(lines), reason=reason)
 
     def _classify_exit(self, code: int) -> End:
         """Classify a worker's exit code for the restart decision."""

@@ -12,7 +12,8 @@ def test_options_are_accepted_at_any_position() -> None:
     arguments = ["--max-restarts", "3", CMD, "2", "--stop-grace=60"]
     positional, values = split_options(arguments, {})
     assert positional == [CMD, "2"]
-    assert values == {"--max-restarts": 3, "--restart-delay": 5, "--rejoin-timeout": 600, "--stop-grace": 60}
+    defaults = {"--restart-delay": 5, "--rejoin-timeout": 600, "--hang-timeout": 1800}
+    assert values == {**defaults, "--max-restarts": 3, "--stop-grace": 60}
 
 
 def test_options_default_to_the_environment() -> None:
