@@ -108,7 +108,7 @@ class _Work:
         """Evaluate the weights given, print the results and write them to --json."""
         parts, step = self._choose()
         if not self._load(parts):
-            raise CheckpointError(f"{parts[0]}: was deleted while it was loaded; choose a newer checkpoint")
+            raise CheckpointError(f"{parts[0]}: was deleted while it was being loaded; choose a newer checkpoint")
         records = self._evaluate(parts[0], step)
         self._print_records(records)
         if self._args.json and self._process.rank == 0:
@@ -239,8 +239,8 @@ class _Work:
         gathered = self._channel.all_gather("gathered checkpoint", gathered)[0]
         if gathered and not Path(gathered).is_dir():
             raise CheckpointError(
-                f"{gathered}: not seen by this process; with several folders start all processes on one machine, "
-                "or gather the checkpoint on shared storage with tools/gather_checkpoint.py"
+                f"{gathered}: not visible to this process; to evaluate several folders, start all processes on one "
+                "machine, or gather the checkpoint on shared storage with tools/gather_checkpoint.py"
             )
         return Path(gathered) if gathered else None
 

@@ -1,4 +1,4 @@
-"""Locks on files. Some file systems have none: then the work goes on without, after a warning."""
+"""File locks. On a file system without locks, a warning is printed and the program continues without them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 def try_lock(descriptor: int) -> bool:
     """Lock an open file exclusively (flock) and return True; False if another process holds the lock.
 
-    The lock is released when all descriptors of this opening are closed.
+    The lock is released when all descriptors of this open file description are closed.
 
     Raises:
         OSError: for example on a file system without locks.
@@ -23,7 +23,7 @@ def try_lock(descriptor: int) -> bool:
 
 
 def take_lock(descriptor: int, path: Path, *, risk: str) -> bool:
-    """Lock as `try_lock`; on a file system without locks print a warning, which names `risk`, and return True."""
+    """Lock like `try_lock`; on a file system without locks, print a warning that names `risk`, and return True."""
     return _warn_without_locks(lambda: try_lock(descriptor), path, risk)
 
 
@@ -53,7 +53,7 @@ def _warn_without_locks(lock: Callable[[], bool], path: Path, risk: str) -> bool
         if error.errno not in _UNSUPPORTED:
             raise
         print(
-            f"warning: {path}: its file system has no locks ({error.strerror}), so the program continues "
+            f"warning: {path}: its file system does not support locks ({error.strerror}), so the program continues "
             f"without a lock: {risk}. To enable locks, mount Lustre with -o flock (localflock: on this node only), "
             "and NFS with its lock service running, or with -o nolock (on this node only)",
             file=sys.stderr,

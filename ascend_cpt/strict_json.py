@@ -1,6 +1,6 @@
 """Read JSON that was written elsewhere: bounded in size and depth, without duplicate names or non-finite numbers.
 
-Python's parser ends with a RecursionError in deeply nested text, accepts `NaN`, and keeps the last of two equal names.
+Python's parser raises a RecursionError on deeply nested text, accepts `NaN`, and keeps the last of two equal names.
 Everything that comes with a checkpoint, a model or a dataset is read here instead.
 """
 
@@ -100,7 +100,7 @@ def check_plain_name(name: object) -> str:
         JsonError: not a plain name; see `is_plain_name`.
     """
     if not is_plain_name(name):
-        raise JsonError(f"{shorten(name)} is not the plain name of a file")
+        raise JsonError(f"{shorten(name)} is not a plain file name")
     assert isinstance(name, str)
     return name
 

@@ -18,7 +18,7 @@ _CARRIAGE_RETURNS = re.compile(r"\r+(?!\n)")
 def strip_controls(text: str) -> str:
     """Return `text` without escape sequences and control characters, except line feeds and tabs.
 
-    A carriage return in a line becomes a space, so that it cannot overwrite what stands before it.
+    A carriage return in a line becomes a space, so that it cannot overwrite what comes before it.
     """
     if text.isprintable():
         return text

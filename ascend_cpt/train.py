@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
-    """Return the run of the command line and its configuration.
+    """Return the run that the command line and its configuration describe.
 
     Raises:
         CptError: when they are invalid.
@@ -200,8 +200,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-verify",
         action="store_true",
-        help="start without comparing checkpoint and data with their checksums (like cpt.checkpoint.verify: false and "
-        "cpt.storage.verify_data: false)",
+        help="start without verifying the checksums of the checkpoint and the data (like cpt.checkpoint.verify: false "
+        "and cpt.storage.verify_data: false)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
@@ -221,7 +221,7 @@ def parse_bool(text: str) -> bool:
 
 
 def read_process(world_size: int | None = None) -> Process:
-    """Return the process of msrun's environment variables, or a single process without them."""
+    """Return the process that msrun's environment variables describe, or a single process if they are not set."""
     size = os.environ.get("RANK_SIZE") or os.environ.get("MS_WORKER_NUM")
     launched = bool(size) and bool(os.environ.get("MS_SCHED_HOST"))
     rank = int(os.environ.get("RANK_ID", "0")) if launched else 0
@@ -252,7 +252,8 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
     """
     if args.run_mode == "predict":
         raise ConfigError(
-            "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf"
+            "--run_mode predict: this program only trains; for inference, export the checkpoint with "
+            "tools/convert_weights.py to-hf"
         )
     if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
         raise ConfigError(f"--world-size {args.world_size}: needs --dry-run and must be at least 1")

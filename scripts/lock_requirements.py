@@ -3,7 +3,7 @@
     python3.11 -m venv /tmp/lock && /tmp/lock/bin/pip install uv==0.13.9 packaging==26.3
     /tmp/lock/bin/python scripts/lock_requirements.py [NAME ...]
 
-Versions of the present lock files are kept, except those of the packages given as NAME and of changed pins. `--all`
+Versions in the existing lock files are kept, except those of the packages given as NAME and of changed pins. `--all`
 renews all. Needs Python 3.11 and network access to PyPI. Stops at a package that has no wheel for one of the machines.
 """
 
@@ -168,8 +168,8 @@ def write_lock(name: str, python: str, upgrades: set[str] | None) -> None:
 def main() -> None:
     """Write the lock files in the order in which they are installed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="package to take in the newest version")
-    parser.add_argument("--all", action="store_true", help="take all packages in the newest versions")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="package to upgrade to its newest version")
+    parser.add_argument("--all", action="store_true", help="upgrade all packages to their newest versions")
     arguments = parser.parse_args()
     upgrades = None if arguments.all else {str(canonicalize_name(name)) for name in arguments.names}
     for python in PYTHONS:

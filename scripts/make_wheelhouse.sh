@@ -26,7 +26,7 @@ shift "$(($# < 3 ? $# : 3))"
 }
 # Only looked up: importing setuptools after pip fails.
 "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ["pip", "setuptools"]))' || {
-    echo "error: $PYTHON has no pip or setuptools, which read jieba's source package; set ASCEND_CPT_PYTHON to one that has" >&2
+    echo "error: $PYTHON lacks pip or setuptools, needed for jieba; set ASCEND_CPT_PYTHON to a Python that has both" >&2
     exit 2
 }
 

@@ -86,14 +86,14 @@ remote_command() {
 ssh_words=(ssh -tt -o BatchMode=yes -o ServerAliveInterval=15)
 if [[ "$insecure" != 1 && "${DRY_RUN:-}" != 1 ]]; then
     secret="$(print_secret)" || fail "${ASCEND_CPT_SECRET_FILE:-/dev/urandom}: cannot be read"
-    ((${#secret} >= 32)) || fail "${ASCEND_CPT_SECRET_FILE:-}: a job secret has at least 32 characters"
+    ((${#secret} >= 32)) || fail "${ASCEND_CPT_SECRET_FILE:-}: a job secret must have at least 32 characters"
     # Written whole under another name first, because all nodes may share the home folder.
     write="umask 077 && mkdir -p \"\$HOME\"/$secret_folder && cd \"\$HOME\"/$secret_folder"
     write+=" && cat >$secret_name.\$\$ && mv -f $secret_name.\$\$ $secret_name"
     for host in "${hosts[@]}"; do
         # printf is a command of the shell itself, so the secret is on no command line.
         printf '%s\n' "$secret" | ssh -T -o BatchMode=yes -- "$host" "$write" ||
-            fail "$host: the job's secret could not be stored through ssh"
+            fail "$host: the job's secret could not be stored over ssh"
     done
     unset secret
 fi

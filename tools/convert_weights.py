@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         "source", type=Path, metavar="RUN", help="run folder (newest step), RUN/best, or checkpoint/iteration_*"
     )
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
-    to_hf.add_argument("--no-verify", action="store_true", help="do not compare the files with their checksums")
+    to_hf.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
     for command in (to_mindformers, to_hf):
         command.add_argument("target", type=Path, metavar="TARGET", help="folder to write; must not exist")
@@ -62,9 +62,7 @@ def parse_args() -> argparse.Namespace:
     verify.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     verify.add_argument("--against", type=Path, metavar="PATH", help="run, checkpoint or folder it was converted from")
     verify.add_argument("--average", type=int, default=1, metavar="K", help="FOLDER is the mean of K checkpoints [1]")
-    verify.add_argument(
-        "--no-verify", action="store_true", help="do not compare the files of PATH with their checksums"
-    )
+    verify.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files of PATH")
     verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
     return parser.parse_args()
 

@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", type=Path, nargs="+", help="each node's iteration_* folder, or its run folder")
     parser.add_argument("--output", type=Path, required=True, help="the new checkpoint folder")
-    parser.add_argument("--no-verify", action="store_true", help="do not compare the files with their checksums")
+    parser.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files")
     args = parser.parse_args()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     checkpoint = gather_checkpoint(args.parts, args.output, verify=not args.no_verify)

@@ -170,7 +170,8 @@ def describe_rows(manifest: Manifest) -> str:
     """Describe how the tokens are stored."""
     if manifest.seq_length is None:
         return f"{manifest.shards[0].file} and {manifest.shards[0].index_file}"
-    return f"{manifest.num_rows} rows of {manifest.seq_length}, {len(manifest.shards)} files"
+    files = "1 file" if len(manifest.shards) == 1 else f"{len(manifest.shards)} files"
+    return f"{manifest.num_rows} rows of {manifest.seq_length}, {files}"
 
 
 def describe_left_out(manifest: Manifest) -> str:

@@ -29,7 +29,7 @@ def _get_sum_cell() -> _SumOverRanks:
 
 
 def is_pure_data_parallel() -> bool:
-    """Return whether every rank holds the whole model (the only mode of several CPU processes)."""
+    """Return whether every rank holds the whole model (the only mode for several CPU processes)."""
     return ms.get_auto_parallel_context("parallel_mode") in ("data_parallel", "stand_alone")
 
 

@@ -89,7 +89,7 @@ class EvaluationNetwork:
     def load(self, path: Path) -> None:
         """Load the weights of a Hugging Face folder, a run (its newest step) or a checkpoint.
 
-        The caller compares the files with their checksums: all processes together, instead of each of them.
+        The caller verifies the checksums of the files, so that the processes can share this work.
 
         Raises:
             CheckpointError: when they are missing, damaged, or of another model.
@@ -120,7 +120,10 @@ def _check_shapes(source: TensorSource, model_config: Mapping[str, Any]) -> None
     wrong = sorted(name for name, shape in expected.items() if source.tensors.get(name) is None or
                    tuple(source.tensors[name].shape) != tuple(shape))  # fmt: skip
     if wrong:
-        raise CheckpointError(f"{source.path}: {len(wrong)} weights are missing or have other shapes, first {wrong[0]}")
+        raise CheckpointError(
+            f"{source.path}: {wrong[0]} is missing or does not have the configured shape (weights affected: "
+            f"{len(wrong)}); give the configuration that the checkpoint was trained with"
+        )
 
 
 def _make_sections(

@@ -28,7 +28,7 @@ def checksum_file(path: Path) -> str:
 
 
 def checksum_bytes(content: bytes) -> str:
-    """Return the checksum of a text in memory; see `checksum_file`."""
+    """Return the checksum of bytes in memory; see `checksum_file`."""
     return f"{PREFIX}{xxhash.xxh3_128(content).hexdigest()}"
 
 
@@ -39,5 +39,5 @@ def checksum_to_words(checksum: str) -> list[int]:
 
 
 def checksum_from_words(words: Sequence[int]) -> str:
-    """Return the checksum of `checksum_to_words`."""
+    """Return the checksum that `checksum_to_words` converted to numbers."""
     return PREFIX + "".join(f"{word:04x}" for word in words)

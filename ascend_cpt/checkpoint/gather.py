@@ -110,8 +110,8 @@ def _copy(source: _Source, target: Path, verify: bool) -> str:
     checksum = checksum_file(target)
     if source.checksum not in (None, checksum):
         raise CheckpointError(
-            f"{source.path}: damaged: its content differs from the checksum with which it was saved; copy it again "
-            "from its node, or give the folders of another step"
+            f"{source.path}: damaged: its content does not match the checksum recorded when it was saved; copy it "
+            "again from its node, or give the folders of another step"
         )
     return checksum
 

@@ -158,7 +158,7 @@ def _read_best(marker: Path) -> Checkpoint:
     except FileNotFoundError:
         raise CheckpointError(
             f"{marker}: no best checkpoint is recorded; give {marker.parent}, or set cpt.checkpoint.keep_best and "
-            "train on"
+            "continue training"
         ) from None
     return check_checkpoint(marker.parent / "checkpoint" / name)
 

@@ -64,7 +64,7 @@ def read_state(folder: Path) -> RunState:
     except (OSError, JsonError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     if checksum is not None and checksum != _checksum_record(record):
-        raise CheckpointError(f"{path}: damaged: its content differs from its checksum")
+        raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
     return state
 
 

@@ -35,7 +35,7 @@ def check_file(path: Path, size_bytes: int, checksum: str | None = None) -> None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     if actual != checksum:
-        raise CheckpointError(f"{path}: damaged: its content differs from the checksum with which it was saved")
+        raise CheckpointError(f"{path}: damaged: its content does not match the checksum recorded when it was saved")
 
 
 def list_weight_files(state: RunState) -> dict[str, int]:
@@ -44,7 +44,7 @@ def list_weight_files(state: RunState) -> dict[str, int]:
 
 
 def choose_share(files: Mapping[str, int], index: int, count: int) -> list[str]:
-    """Return the files that process `index` of `count` verifies, so that each verifies about as many bytes.
+    """Return the files that process `index` of `count` verifies, so that each verifies about the same number of bytes.
 
     Of a checkpoint saved by `count` ranks each process verifies the shards of its rank, which it loads afterwards.
 

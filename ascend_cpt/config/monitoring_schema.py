@@ -23,7 +23,7 @@ class ValidationSetConfig:
     on_increase: str = "warn"
     """`warn`, or `stop`: save a checkpoint and exit with code 1."""
     patience: Patience | None = None
-    """With `stop`: how long the loss may stay above, `1B` (tokens), `100 steps` or `3 validations`;
+    """With `stop`: how long the loss may stay above it, `1B` (tokens), `100 steps` or `3 validations`;
     default: stop at the first validation above the limit."""
 
 

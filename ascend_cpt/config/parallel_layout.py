@@ -43,13 +43,14 @@ def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
         if world_size % inner:
             raise ConfigError(
                 f"{where}: parallel_config: model_parallel {tensor} × pipeline_stage {pipeline} × context_parallel "
-                f"{context} = {inner} does not divide the {world_size} devices of this launch"
+                f"{context} = {inner} does not divide the number of devices of this launch, {world_size}"
             )
         data = world_size // inner
     if data * inner != world_size:
         raise ConfigError(
             f"{where}: parallel_config: data_parallel {data} × model_parallel {tensor} × pipeline_stage {pipeline} × "
-            f"context_parallel {context} = {data * inner}, but the launch has {world_size} devices"
+            f"context_parallel {context} = {data * inner}, but the launch has {world_size} "
+            f"device{'' if world_size == 1 else 's'}"
         )
     return ParallelLayout(
         world_size=world_size,

@@ -159,7 +159,7 @@ class StorageConfig:
     shared: bool = True
     """True: all nodes see the same folders. False (`--no-shared-storage`): each node has its own data and output."""
     verify_data: bool = True
-    """Compare every data file with its checksum, once per machine and file; with shared storage on one machine."""
+    """Verify the checksum of every data file, once per machine; with shared storage, on one machine only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class TaskConfig:
     max_items: AtLeastOne | None = None
     """Use at most this many items, spread over the file and chosen with a fixed seed; default: all."""
     metric: str | None = None
-    """`acc`, `acc_norm`, `exact` or `bits_per_byte`; default: the first that the kind has."""
+    """`acc`, `acc_norm`, `exact` or `bits_per_byte`; default: the first one of the kind."""
     lengths: tuple[AtLeastOne, ...] = ()
     """`needle`: tokens of a prompt with its answer; default: the five largest of `seq_length` and the
     powers of two below it, without lengths that are too short."""
@@ -42,7 +42,7 @@ class TaskConfig:
     per_cell: AtLeastOne | None = None
     """`needle`: needles for each length and depth; default: 1."""
     choices: AtLeastOne | None = None
-    """`needle`: number of answers that are compared, with the right one; default: 4."""
+    """`needle`: number of answers that are compared, including the right one; default: 4."""
     seed: AtLeastZero | None = None
     """`needle`: seed of facts and haystacks; default: 0."""
     max_drop: float | None = None

@@ -1,4 +1,4 @@
-"""The file that lists the stages of a training. Each field is documented by the string below it."""
+"""The file that lists the stages of a multi-stage training run. Each field is documented by the string below it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Patience:
     unit: str  # "tokens", "steps" or "validations"
 
     def to_steps(self, tokens_per_step: int) -> int | None:
-        """Return it in optimizer steps, rounded as an `Interval`; None if it is given in validations."""
+        """Return it in optimizer steps, rounded like an `Interval`; None if it is given in validations."""
         if self.unit == "validations":
             return None
         return Interval(count=self.count, unit=self.unit).to_steps(tokens_per_step)

@@ -54,7 +54,9 @@ class YamlTree:
 
 
 def load_yaml_tree(path: Path) -> YamlTree:
-    """Load a YAML file and the files in its `base_config`. Later files override earlier ones, the file itself all.
+    """Load a YAML file and the files in its `base_config`.
+
+    Later files override earlier ones, and the file itself overrides them all.
 
     Raises:
         ConfigError: missing file, invalid YAML, duplicate key, or `base_config` files that include each other.
@@ -153,7 +155,7 @@ def _check_node(node: yaml.Node, num_left: int, parents: tuple[int, ...]) -> int
         raise _NodeError(f"{line}: nested deeper than {MAX_DEPTH} levels")
     num_left -= 1
     if num_left < 0:
-        raise _NodeError(f"{line}: more than {MAX_NODES} values, with those that aliases repeat")
+        raise _NodeError(f"{line}: more than {MAX_NODES} values, including those repeated by aliases")
     if isinstance(node, yaml.ScalarNode):
         # Neither can be part of a path or be printed.
         if "\0" in node.value or any("\ud800" <= character <= "\udfff" for character in node.value):

@@ -82,13 +82,21 @@ def verify(manifest: Manifest) -> None:
         num_tokens = num_ends = 0
         for stream in iter_stream(manifest, shard):
             if stream.size and not 0 <= int(stream.min()) <= int(stream.max()) < manifest.tokenizer.vocab_size:
-                raise DataError(f"{path}: contains ids outside the vocabulary of {manifest.tokenizer.vocab_size}")
+                raise DataError(
+                    f"{path}: contains ids outside the vocabulary of {manifest.tokenizer.vocab_size}; pack the dataset "
+                    "again"
+                )
             num_tokens += stream.size
             num_ends += int((stream == manifest.tokenizer.eod_id).sum())
         if num_tokens != shard.num_tokens:
-            raise DataError(f"{path}: has {num_tokens} tokens, but its manifest lists {shard.num_tokens}")
+            raise DataError(
+                f"{path}: has {num_tokens} tokens, but its manifest lists {shard.num_tokens}; pack the dataset again"
+            )
         if _marks_documents(manifest) and not shard.dropped_tokens and num_ends != shard.num_documents:
-            raise DataError(f"{path}: has {num_ends} documents, but its manifest lists {shard.num_documents}")
+            raise DataError(
+                f"{path}: has {num_ends} documents, but its manifest lists {shard.num_documents}; pack the dataset "
+                "again"
+            )
 
 
 def compute_statistics(manifest: Manifest) -> Statistics:
@@ -155,10 +163,13 @@ def _verify_rows(manifest: Manifest, shard: Shard, path: Path) -> None:
     row_tokens, num_rows, last = manifest.seq_length + 1, 0, np.empty(0, np.int32)
     for rows in iter_rows(path):
         if rows.dtype != np.int32 or rows.shape[1:] != (row_tokens,):
-            raise DataError(f"{path}: rows are {rows.shape[1:]} of {rows.dtype}, not {row_tokens} of int32")
+            raise DataError(
+                f"{path}: rows have shape {rows.shape[1:]} and dtype {rows.dtype}, expected ({row_tokens},) and int32; "
+                "pack the dataset again"
+            )
         num_rows += len(rows)
         last = rows[-1]
     if num_rows != shard.num_rows:
-        raise DataError(f"{path}: has {num_rows} rows, but its manifest lists {shard.num_rows}")
+        raise DataError(f"{path}: has {num_rows} rows, but its manifest lists {shard.num_rows}; pack the dataset again")
     if shard.tail_tokens and (last[shard.tail_tokens :] != manifest.tokenizer.pad_id).any():
-        raise DataError(f"{path}: the last row is not padded after {shard.tail_tokens} tokens")
+        raise DataError(f"{path}: the last row is not padded after {shard.tail_tokens} tokens; pack the dataset again")

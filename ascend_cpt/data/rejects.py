@@ -55,7 +55,7 @@ def check_rejects(
         first = rejects[0]
         listed = "all" if len(rejects) == num_rejected else f"the first {len(rejects)}"
         raise DataError(
-            f"{num_rejected} of {num_records} records are bad ({kinds}), more than --max-bad-fraction "
+            f"{num_rejected} of {num_records} records rejected ({kinds}), more than --max-bad-fraction "
             f"{max_bad_fraction:g} allows; the first is {first.file}:{first.line}, and {listed} are listed in "
             f"{rejects_path(output_prefix)}; fix the input, or raise the fraction to skip them"
         )

@@ -69,7 +69,8 @@ def _hold_lock(path: Path, written: str, first: int, length: int, *, keep: bool 
         raise DataError(f"{path.parent}: the output folder cannot be written to: {reason}") from error
     with file:
         try:
-            is_ours = take_range_lock(file.fileno(), path, first, length, risk="do not start a second run with it")
+            risk = "do not start a second run with this output"
+            is_ours = take_range_lock(file.fileno(), path, first, length, risk=risk)
             # The previous holder may have removed the file between open and lock.
             is_ours = is_ours and path.stat().st_ino == os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
@@ -189,7 +190,7 @@ def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: 
 def join_shards(
     settings: PreprocessSettings, tasks: Sequence[ShardTask], results: Sequence[ShardResult]
 ) -> list[tuple[Shard, ...]]:
-    """Return the files of the dataset of each key: one per shard, or for an indexed dataset all joined to one.
+    """Return the files of the dataset of each key: one per shard, or for an indexed dataset all joined into one.
 
     The parts are kept until the end of the run, so that joining can be repeated.
     """

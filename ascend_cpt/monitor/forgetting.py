@@ -1,4 +1,4 @@
-"""The forgetting alarm: a held-out loss or a task score has become too much worse than before the first step."""
+"""The forgetting alarm: a held-out loss or a task score is worse than before the first step by more than its limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AlarmLimits:
     """
 
     max_change: float | None = None
-    """Largest change for the worse that raises no alarm: nats of a loss, units of a score. None: never an alarm."""
+    """Largest change for the worse that raises no alarm, in nats or in units of the score; None disables the alarm."""
     stops: bool = False
     patience_steps: int = 0
     patience_validations: int = 0
@@ -32,7 +32,7 @@ class AlarmLimits:
 
     @property
     def has_patience(self) -> bool:
-        """Whether the run may go on for a while with the value beyond its limit."""
+        """Whether the run may continue for a while with the value beyond its limit."""
         return self.stops and (self.patience_steps > 0 or self.patience_validations > 0)
 
 

@@ -50,7 +50,7 @@ class SpikeWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class StepVerdict:
-    """`skipped`: why the update was skipped, `stop`: why the run must stop; empty if it was or must not."""
+    """`skipped`: why the update was skipped, or empty; `stop`: why the run must stop, or empty."""
 
     skipped: str = ""
     stop: str = ""

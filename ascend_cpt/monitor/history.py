@@ -31,7 +31,7 @@ class History:
 
 METRICS_NAME = "metrics.jsonl"
 EVALUATIONS_NAME = "evaluations.jsonl"
-"""Records of tools/evaluate.py, beside metrics.jsonl: each file has one writer, also on a network file system."""
+"""Records of tools/evaluate.py. Separate from metrics.jsonl, so that each file has one writer, even on NFS."""
 JUDGED_KINDS = ("validation", "task")
 RUN_INFO_NAME = "run.json"
 
@@ -48,7 +48,7 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except JsonError as error:
-        raise DataError(f"{path}: {error}; remove it to go on without it") from None
+        raise DataError(f"{path}: {error}; remove it to continue without it") from None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

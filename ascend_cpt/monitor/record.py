@@ -58,7 +58,7 @@ class ValidationRecord:
     alarm: bool = False
     """Whether the loss is above the base by more than `max_increase`."""
     above_since_step: int | None = None
-    """With an alarm: the step of the first of the consecutive validations with an alarm."""
+    """With an alarm: the step at which the alarm began, the first of consecutive validations with an alarm."""
 
     @property
     def perplexity(self) -> float:
@@ -79,7 +79,7 @@ class TaskRecord:
     num_items: int
     """Number of questions or documents."""
     values: dict[str, float]
-    """All metrics of the task, and of a needle task each of them by cell, as `acc/<length>/<depth>`."""
+    """All metrics of the task and, for a needle task, each of them by cell, as `acc/<length>/<depth>`."""
     higher_is_better: bool = True
     base_score: float | None = None
     """The task's first score in this run, normally before the first step."""
@@ -87,7 +87,7 @@ class TaskRecord:
     alarm: bool = False
     """Whether the score is worse than the base by more than `max_drop`."""
     above_since_step: int | None = None
-    """With an alarm: the step of the first of the consecutive validations with an alarm."""
+    """With an alarm: the step at which the alarm began, the first of consecutive validations with an alarm."""
 
 
 @dataclass(frozen=True, kw_only=True)

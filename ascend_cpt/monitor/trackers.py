@@ -124,14 +124,14 @@ def open_trackers(
 
 
 class EvaluationTrackers:
-    """Copies the records of a run's evaluations.jsonl to its trackers. Every record is shown once, also after a kill.
+    """Copies the records of a run's evaluations.jsonl to its trackers. Every record is shown once, even after a kill.
 
-    They get event files and tracker runs of their own. TensorBoard reads only the newest event file of a folder, so a
+    The records get separate event files and runs. TensorBoard reads only the newest event file of a folder, so a
     second one would hide what the training process writes from then on; the services take the records of a run from one
     process, in the order of the steps. The last checkpoint is evaluated after the training process has ended.
 
     For TensorBoard each start writes all records into a new event file that replaces the earlier ones, which are not
-    deleted because an open TensorBoard would not go on to the new file. For a service the number of copied records is
+    deleted because an open TensorBoard would not switch to the new file. For a service the number of copied records is
     kept in the run folder.
     """
 

@@ -54,14 +54,14 @@ def plan_checkpoints(
     """Return the checkpoints of a run of `num_steps`.
 
     Args:
-        num_parameters: Of the whole model.
-        param_bytes: Of one parameter.
+        num_parameters: Number of parameters of the whole model.
+        param_bytes: Size of one parameter.
         num_steps: None if the length of the run is unknown; then `num_written` is the maximum on disk.
         save_every_steps: None saves at the end only.
         keep_last: Number of newest checkpoints to keep; 0 keeps all.
         keep_every_steps: Checkpoints at multiples of this are kept permanently.
         num_best: Number of best checkpoints that are kept in addition.
-        exports: The weights are exported at the end.
+        exports: Whether the weights are exported at the end.
     """
     if num_steps is None:
         num_written = keep_last + 1 + num_best

@@ -23,8 +23,8 @@ def render(plan: Estimate) -> str:
     lines = [
         f"model     {format_count(case.num_parameters)} parameters, {case.model.num_layers} layers; "
         f"rows of {case.seq_length} tokens",
-        f"cluster   {layout.world_size} devices, {plan.machine.name} ({plan.machine.chip}): data {sizes} × context "
-        f"{layout.context_parallel}",
+        f"cluster   {layout.world_size} device{'' if layout.world_size == 1 else 's'}, {plan.machine.name} "
+        f"({plan.machine.chip}): data {sizes} × context {layout.context_parallel}",
         f"step      {format_count(case.tokens_per_step)} tokens: {format_rows(case.micro_batch_size)} × "
         f"{case.num_micro_batches} micro batches × data {layout.data_parallel}; {recompute}",
         "",

@@ -83,7 +83,7 @@ class StepTime:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of the whole cluster."""
+        """Throughput of the whole cluster."""
         return self.tokens / self.step_s
 
     @property

@@ -2,7 +2,7 @@
 
 A Feistel network permutes the numbers below a power of four; results outside the range are permuted again until they
 are inside (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Every rank can
-therefore compute any position of the run directly, also after a resume.
+therefore compute any position of the run directly, even after a resume.
 """
 
 from __future__ import annotations

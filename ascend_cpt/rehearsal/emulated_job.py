@@ -31,7 +31,7 @@ POLL_S = 0.05
 
 
 class JobFailed(CptError):
-    """A job that ended in another way than it should have."""
+    """A job that did not end as expected."""
 
     exit_code = 1
 
@@ -44,7 +44,7 @@ class EmulatedJob:
         folder: Where `node<i>/` with output, logs and console is written.
         workers: Number of processes of all nodes.
         num_nodes: Number of launches; each is a node without shared storage.
-        timeout_s: For each attempt.
+        timeout_s: Time limit of each attempt.
     """
 
     def __init__(self, config: Path, folder: Path, *, workers: int, num_nodes: int = 1, timeout_s: float) -> None:
@@ -133,7 +133,7 @@ class EmulatedJob:
         """SIGKILL a worker of the last node as soon as the checkpoint of `step` is complete on every node.
 
         Raises:
-            JobFailed: when the job ends before, or takes longer than the limit.
+            JobFailed: when the job ends before that, or takes longer than the limit.
         """
         try:
             self._wait_for_checkpoint(step, run_name)
@@ -156,7 +156,7 @@ class EmulatedJob:
         return JobFailed(f"{self.find_error(node)} (exit code {code}; see {self._console(node)})")
 
     def kill(self) -> None:
-        """SIGKILL the launchers that still run; their workers die with them."""
+        """SIGKILL the launchers that are still running; their workers die with them."""
         for launch in self._launches:
             if launch.poll() is None:
                 os.killpg(launch.pid, signal.SIGKILL)

@@ -61,17 +61,17 @@ def rehearse(
 
     Args:
         config: The user's configuration; its data and weights need not exist.
-        folder: For data, weights, runs and logs.
-        max_processes: Emulated devices at most.
+        folder: Folder for data, weights, runs and logs.
+        max_processes: Maximum number of emulated devices.
         num_nodes: Nodes of the user's cluster; None takes as many as the layout needs.
         devices_per_node: Devices of a node of the user's cluster.
-        timeout_s: For each launch.
-        report: Takes progress lines.
+        timeout_s: Time limit of each launch.
+        report: Called with progress lines.
 
     Raises:
         ConfigError: when the configuration is for a CPU, or is wrong.
         DataError, CheckpointError: when the user's data or weights are here and do not fit the configuration.
-        ClusterError: when this machine cannot emulate NPUs, or `max_processes` is too few.
+        ClusterError: when this machine cannot emulate NPUs, or `max_processes` is too small.
     """
     rehearsal = compute_in_float32(shrink(resolve_user_run(config, num_nodes, devices_per_node), max_processes))
     report(f"{rehearsal.layout.world_size} emulated devices; differences from {config.path}:")
@@ -242,7 +242,7 @@ class UpdateDifference:
 
     overall: float
     worst: float
-    """Of the tensor where it is largest."""
+    """For the tensor with the largest difference."""
     worst_name: str
 
 

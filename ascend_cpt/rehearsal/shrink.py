@@ -61,7 +61,7 @@ def shrink(run: ResolvedRun, max_processes: int) -> Rehearsal:
     """Return the rehearsal of a run that was resolved without its datasets.
 
     Raises:
-        ClusterError: when `max_processes` is too few.
+        ClusterError: when `max_processes` is too small.
     """
     config, before = run.config, run.layout
     after = shrink_layout(before, max_processes)

@@ -22,8 +22,8 @@ def shrink_layout(layout: ParallelLayout, max_processes: int) -> ParallelLayout:
     sizes = {name: int(getattr(layout, name)) for name in ORDER}
     if max_processes < 1 or (max_processes == 1 and layout.world_size > 1):
         raise ClusterError(
-            f"--processes {max_processes}: a layout of {layout.world_size} devices cannot be reduced to "
-            f"{max(max_processes, 0)} processes; give at least 2"
+            f"--processes {max_processes}: a layout of {layout.world_size} devices cannot be reduced that far; give at "
+            "least 2"
         )
     for target in (2, 1):
         for name in ORDER:

@@ -28,8 +28,8 @@ class StepList:
     """Runs steps one after the other; after a failure the others are not run.
 
     Args:
-        names: Of all steps, in order.
-        report: Takes a line when a step starts and when it ends.
+        names: Names of all steps, in order.
+        report: Called with a line when a step starts and when it ends.
     """
 
     names: tuple[str, ...]

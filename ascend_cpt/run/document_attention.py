@@ -45,7 +45,9 @@ def find_boundary_problems(
     by_token = {manifest.tokenizer.eod_id: name for name, manifest in datasets}
     if len(by_token) > 1:
         ends = ", ".join(f"{name} ({token})" for token, name in by_token.items())
-        problems.append(f"{where}: the datasets end documents with different tokens: {ends}; pack them with one")
+        problems.append(
+            f"{where}: the datasets end documents with different tokens: {ends}; pack them again with the same one"
+        )
     if not uses_cpu(config):
         problems += _find_ascend_problems(config, layout, where)
     return problems

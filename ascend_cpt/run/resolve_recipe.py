@@ -43,7 +43,7 @@ def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str
         config: The checked configuration.
         layout: Its parallel layout.
         num_rows: Rows of each source.
-        seed: Of the row order.
+        seed: Seed of the row order.
 
     Raises:
         ConfigError: naming every problem of the first part that has any.

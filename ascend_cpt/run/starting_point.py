@@ -51,7 +51,7 @@ def choose_start(
     """Return the starting point of the run; with a `channel`, all processes of the job choose the same one.
 
     With a channel the files of a checkpoint are verified, unless `cpt.checkpoint.verify` is false: a damaged one is
-    skipped like an incomplete one. Without (a dry run) only their sizes are compared.
+    skipped like an incomplete one. Without a channel (in a dry run), only their sizes are compared.
 
     Args:
         run: The resolved run.
@@ -201,7 +201,7 @@ def _check_fingerprint(checkpoint: Checkpoint) -> None:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.folder / STATE_NAME}: its fingerprint does not describe a run ({type(error).__name__}: "
-            f"{shorten(str(error))}); use a checkpoint as it was saved"
+            f"{shorten(str(error))}); use an unmodified checkpoint"
         ) from error
 
 

@@ -20,11 +20,12 @@ def describe(run: ResolvedRun) -> str:
     lines = [
         f"run      {run.run_dir}",
         f"model    {model['model_type']}: {sizes}",
-        f"layout   {layout.world_size} devices = data {layout.data_parallel} × tensor {layout.tensor_parallel} × "
-        f"pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
+        f"layout   {layout.world_size} device{'' if layout.world_size == 1 else 's'} = data {layout.data_parallel} × "
+        f"tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
         f"batch    {format_rows(budget.global_batch_size)} × {budget.seq_length} tokens = "
         f"{format_count(budget.tokens_per_step)} tokens per step "
-        f"({format_rows(budget.micro_batch_size)} × {layout.data_parallel} ranks{accumulation})",
+        f"({format_rows(budget.micro_batch_size)} × {layout.data_parallel} "
+        f"rank{'' if layout.data_parallel == 1 else 's'}{accumulation})",
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
         f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
         *describe_rate(run),
@@ -50,7 +51,8 @@ def describe_rate(run: ResolvedRun) -> list[str]:
         is_flat = segment.start_lr == segment.end_lr
         change = f"{segment.end_lr:g}" if is_flat else f"{segment.start_lr:g} → {segment.end_lr:g}"
         shape = "" if is_flat or segment.name == segment.shape else f" ({segment.shape})"
-        lines.append(f"rate     {_at(run, step)}: {segment.name}{shape} {change} over {segment.num_steps} steps")
+        steps = "1 step" if segment.num_steps == 1 else f"{segment.num_steps} steps"
+        lines.append(f"rate     {_at(run, step)}: {segment.name}{shape} {change} over {steps}")
         step += segment.num_steps
     return lines
 

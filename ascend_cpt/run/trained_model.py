@@ -58,7 +58,7 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None,
         config, own = _read_run_config(folders[0]), []
     if num_averaged > len(folders):
         raise CheckpointError(
-            f"{path}: has {len(folders)} complete checkpoints, fewer than --average {num_averaged}; lower it"
+            f"{path}: complete checkpoints: {len(folders)}, fewer than --average {num_averaged}; lower it"
         )
     if like is not None:
         own = list_companions(like)

@@ -27,7 +27,8 @@ ALONE = JobChannel(rank=0, size=1, node=0, address=None)
 class Verifier:
     """How checkpoints are verified in a job.
 
-    With `shared` storage all processes divide the files of a checkpoint among them; otherwise those of each node do.
+    With `shared` storage all processes divide the files of a checkpoint among themselves; otherwise those of each node
+    do.
     `weights_only` leaves out the optimizer's files, which are not read. Without `enabled`, only sizes are compared.
     All processes must call each method at the same point.
     """

@@ -52,7 +52,7 @@ def simulate_run(
         ranks: Ranks to compile; None: the first of every pipeline stage.
         layers_per_stage: Number of layers to keep on every stage; None keeps all.
         num_steps: Steps to run on the simulated device.
-        timeout_s: For each rank.
+        timeout_s: Time limit of each rank.
         report: Called with progress lines.
         all_micro_batches: Compile every micro batch of a step; otherwise at most twice the number of stages.
         log_dir: Where the output of the processes is kept.

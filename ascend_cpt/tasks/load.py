@@ -130,7 +130,7 @@ class Encoder:
     add_prefix: bool
 
     def encode_pairs(self, context: str, answers: Sequence[str]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Return the token ids of (context, answer) for each answer, as TemplateLM._encode_pair of lm-eval.
+        """Return the token ids of (context, answer) for each answer, like TemplateLM._encode_pair in lm-eval.
 
         Raises:
             ValueError: a context or an answer without tokens.

@@ -149,7 +149,7 @@ def _choose_items(name: str, config: TaskConfig, encoder: Encoder, seq_length: i
             items += made
         elif config.lengths or length == seq_length:
             problems.append(
-                f"task {name}: {length} tokens are too short for a needle, its question and {num_depths} depths; "
+                f"task {name}: {length} tokens are too few for a needle, its question and {num_depths} depths; "
                 f"use at least {length + missing}"
             )
     # Default lengths that are too short are dropped, unless that is all of them.

@@ -64,7 +64,9 @@ def load_prompts(config: TaskConfig) -> list[Prompt]:
         pool = [each for each in examples if each.question.subject == subject and each.data != item.data]
         if len(pool) < config.few_shot:
             which = f" of subject {subject!r}" if subject else ""
-            problems[f"{config.few_shot_path}: has {len(pool)} examples{which}; few_shot is {config.few_shot}"] = None
+            examples_text = "1 example" if len(pool) == 1 else f"{len(pool)} examples"
+            problem = f"{config.few_shot_path}: has {examples_text}{which}; few_shot is {config.few_shot}; lower it"
+            problems[problem] = None
             continue
         text = description + _join_examples(pool[: config.few_shot]) + item.question.text
         prompts.append(Prompt(where=item.where, text=text, question=item.question))

@@ -25,7 +25,7 @@ class TaskScore:
     higher_is_better: bool
     num_items: int
     metrics: Mapping[str, float]
-    """Every metric of the kind, and in a needle task each of them by cell, as `acc/<length>/<depth>`.
+    """Every metric of the kind and, for a needle task, each of them by cell, as `acc/<length>/<depth>`.
 
     All are NaN if a log-likelihood is NaN.
     """

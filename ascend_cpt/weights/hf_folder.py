@@ -76,7 +76,9 @@ class HfFolder:
             if getattr(self.sizes, field.name) != getattr(wanted, field.name)
         ]
         if differences:
-            raise CheckpointError(f"{self.path}: a different model: {'; '.join(differences)}")
+            raise CheckpointError(
+                f"{self.path}: a different model: {'; '.join(differences)}; make them equal or give another folder"
+            )
 
 
 def open_checked(path: Path, model_config: Mapping[str, Any]) -> HfFolder:

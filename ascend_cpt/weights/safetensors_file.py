@@ -68,7 +68,9 @@ class SafetensorsFile:
     def _add(self, info: TensorInfo, size_bytes: int) -> None:
         if info.dtype not in STORAGE:
             supported = ", ".join(STORAGE)
-            raise CheckpointError(f"{self.path}: {info.name} is stored as {info.dtype}, only {supported} are supported")
+            raise CheckpointError(
+                f"{self.path}: {info.name} is stored as {info.dtype}, but only {supported} are supported"
+            )
         if size_bytes != info.size_bytes:
             raise CheckpointError(f"{self.path}: {info.name}: {size_bytes} bytes do not match shape {list(info.shape)}")
         self.tensors[info.name] = info
@@ -78,7 +80,7 @@ class SafetensorsFile:
         info = self.tensors[name]
         flat = np.fromfile(self.path, STORAGE[info.dtype], info.num_elements, offset=self._offsets[name])
         if flat.size != info.num_elements:
-            raise CheckpointError(f"{self.path}: was truncated while it was read; copy it again")
+            raise CheckpointError(f"{self.path}: was truncated while it was being read; copy it again")
         return flat.reshape(info.shape)
 
 

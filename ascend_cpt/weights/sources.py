@@ -40,7 +40,9 @@ class MeanOfFolders:
         self.tensors = sources[0].tensors
         for source in sources[1:]:
             if source.tensors != self.tensors:
-                raise CheckpointError(f"{source.path}: not the same tensors as {self.path}: use one model")
+                raise CheckpointError(
+                    f"{source.path}: does not have the same tensors as {self.path}; give checkpoints of the same model"
+                )
 
     def read(self, name: str) -> Array:
         dtype = self.tensors[name].dtype

@@ -69,7 +69,7 @@ STREAM = make_arrow(pa.array(["some words " * 100] * 100))
 FEATHER = make_feather(pa.array(["some words " * 100] * 100))
 ZST = zstandard.compress(GOOD * 1000)
 GZ = gzip.compress(GOOD * 1000)
-BAD = "records are bad (1 malformed)"
+BAD = "records rejected (1 malformed)"
 
 # Name, file name, content, part of the error.
 CONTENTS: list[tuple[str, str, bytes, str]] = [
@@ -95,7 +95,7 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("nested lists", "a.jsonl", GOOD + b'{"text": ' + b"[" * DEEP + b"]" * DEEP + b"}\n", BAD),
     ("nested objects", "a.jsonl", GOOD + b'{"text": ' * DEEP + b"1" + b"}" * DEEP + b"\n", BAD),
     ("escape without digits", "a.jsonl", GOOD + b'{"text": "\\u12"}\n', BAD),
-    ("integer of 10,000 digits", "a.jsonl", GOOD + b'{"text": ' + b"1" * 10_000 + b"}\n", "records are bad (1 "),
+    ("integer of 10,000 digits", "a.jsonl", GOOD + b'{"text": ' + b"1" * 10_000 + b"}\n", "records rejected (1 "),
     ("number beyond floats", "a.jsonl", GOOD + b'{"text": 1e999}\n', "1 wrong_type"),
     ("text is null", "a.jsonl", GOOD + b'{"text": null}\n', "1 null"),
     ("text is a number", "a.jsonl", GOOD + b'{"text": 3}\n', "1 wrong_type"),
@@ -107,9 +107,9 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("not utf-8", "a.jsonl", GOOD + b'{"text": "\xff"}\n', "1 invalid_utf8"),
     ("latin-1", "a.jsonl", GOOD + '{"text": "é"}\n'.encode("latin-1"), "1 invalid_utf8"),
     ("overlong utf-8", "a.jsonl", GOOD + b'{"text": "\xc0\xaf"}\n', "1 invalid_utf8"),
-    ("utf-16", "a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "records are bad"),
-    ("utf-16 without mark", "a.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "records are bad"),
-    ("utf-32", "a.jsonl", '{"text": "a"}\n'.encode("utf-32"), "records are bad"),
+    ("utf-16", "a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "records rejected"),
+    ("utf-16 without mark", "a.jsonl", '{"text": "a"}\n'.encode("utf-16-be"), "records rejected"),
+    ("utf-32", "a.jsonl", '{"text": "a"}\n'.encode("utf-32"), "records rejected"),
     ("other key", "a.jsonl", b'{"body": "a"}\n', "no key 'text'; available keys: body"),
     ("no key", "a.jsonl", b"{}\n", "no key 'text'; available keys:"),
     ("escape sequences in keys", "a.jsonl", b'{"\\u001b[2J\\u0007x": "a"}\n', "available keys: x"),
@@ -117,18 +117,18 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("lone surrogate in a key", "a.jsonl", GOOD + b'{"\\ud800": "a"}\n', "1 missing_key"),
     ("key of 1 MB", "a.jsonl", b'{"' + b"k" * 1_000_000 + b'": "a"}\n', "available keys: kkk"),
     ("100,000 keys", "a.jsonl", json.dumps({str(k): k for k in range(100_000)}).encode(), "available keys: 0, 1"),
-    ("executable", "a.jsonl", b"\x7fELF" + bytes(range(256)) * 8, "records are bad"),
-    ("gzip under the name of another format", "a.jsonl", GZ, "records are bad"),
+    ("executable", "a.jsonl", b"\x7fELF" + bytes(range(256)) * 8, "records rejected"),
+    ("gzip under the name of another format", "a.jsonl", GZ, "records rejected"),
     # JSON arrays
     ("open array", "a.json", b"[", "no document in 0 records"),
     ("array of commas", "a.json", b"[,,,]", "no document in 0 records"),
-    ("array of numbers", "a.json", b"[1, 2]", "records are bad (2 malformed)"),
+    ("array of numbers", "a.json", b"[1, 2]", "records rejected (2 malformed)"),
     ("array cut in an element", "a.json", b'[{"text": "a"}, {"text": "b', BAD),
     ("open string in an array", "a.json", b'[{"text": "a"}, {"text": "b}]', BAD),
     ("text after the array", "a.json", b'[{"text": "a"}] x', "text after the end of the JSON array"),
     ("two arrays", "a.json", b'[{"text": "a"}]\n[{"text": "b"}]', "a.json:2: text after the end"),
     ("bracket after the array", "a.json", b'[{"text": "a"}]]', "text after the end of the JSON array"),
-    ("wrong bracket", "a.json", b'[{"text": "a"], {"text": "b"}]', "records are bad"),
+    ("wrong bracket", "a.json", b'[{"text": "a"], {"text": "b"}]', "records rejected"),
     ("closing bracket", "a.json", b"]", BAD),
     ("open nested arrays", "a.json", b"[" * DEEP, BAD),
     ("nested arrays", "a.json", b"[" * DEEP + b"]" * DEEP, BAD),
@@ -158,7 +158,7 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("damaged gzip", "a.jsonl.gz", flip(GZ, 12, 30), "cannot be decompressed"),
     ("wrong checksum", "a.jsonl.gz", flip(GZ, len(GZ) - 8, len(GZ) - 4), "cannot be decompressed"),
     ("text after gzip", "a.jsonl.gz", GZ + GOOD, "cannot be decompressed"),
-    ("gzip twice", "a.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "records are bad"),
+    ("gzip twice", "a.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "records rejected"),
     ("empty gzip", "a.jsonl.gz", b"", "no document in 0 records"),
     ("gzip of nothing", "a.jsonl.gz", gzip.compress(b""), "no document in 0 records"),
     ("zeros for gzip", "a.jsonl.gz", bytes(1000), "no document in 0 records"),

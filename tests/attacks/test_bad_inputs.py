@@ -179,7 +179,7 @@ SETTINGS: list[tuple[Sequence[object], str]] = [
     (["--max-record-bytes", 0], "--max-record-bytes 0: must be from 1 to"),
     (["--max-record-bytes", -1], "--max-record-bytes -1: must be from 1 to"),
     (["--max-record-bytes", 10**12], "--max-record-bytes 1000000000000: must be from 1 to"),
-    (["--max-record-bytes", 5], "1 of 1 records are bad (1 too_long)"),
+    (["--max-record-bytes", 5], "1 of 1 records rejected (1 too_long)"),
     (["--json-keys", "text", "text"], "--json-keys: duplicate key"),
     (["--json-keys", "a/b"], "--json-keys: a key is used in file names and must not contain /"),
     (["--json-keys", "a\0b"], "--json-keys"),
@@ -307,7 +307,7 @@ def test_long_texts_for_a_reference_library(run: Callable, tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     lines = [json.dumps({"text": "a b " * number}) + "\n" for number in (10, 800_000)]
     (tmp_path / "in/a.jsonl").write_text("".join(lines))
-    check_refused(run("--tokenizer-engine", "reference"), tmp_path, "1 of 2 records are bad (1 too_long)")
+    check_refused(run("--tokenizer-engine", "reference"), tmp_path, "1 of 2 records rejected (1 too_long)")
     (line,) = (tmp_path / "out/x.rejects.jsonl").read_text().splitlines()
     assert json.loads(line)["detail"] == "for tokenizers; see --max-record-bytes"
     assert run("--tokenizer-engine", "reference", "--max-record-bytes", 4 << 20, "--overwrite")[0] == 0
@@ -338,7 +338,7 @@ def test_there_are_enough_cases() -> None:
 def test_bad_records_are_skipped_on_request(run: Callable, tmp_path: Path) -> None:
     """With the fraction raised, the bad contents above are packed with a good file beside them."""
     (tmp_path / "in").mkdir()
-    bad = [(name, file, content) for name, file, content, message in CONTENTS if "records are bad" in message]
+    bad = [(name, file, content) for name, file, content, message in CONTENTS if "records rejected" in message]
     for number, (_, file, content) in enumerate(bad):
         ending = file.partition(".")[2]
         if ending in ("jsonl", "json", "jsonl.gz"):

@@ -161,7 +161,7 @@ def test_a_coordinator_that_fails_is_noticed_and_started_again(
         decisions = run_all([lambda: first.report(DONE), lambda: second.report(DONE)])
         assert [decision.code for decision in decisions] == [0, 0]
         second.close()
-    assert "the coordinator failed (RuntimeError: bang) and is started again" in capsys.readouterr().err
+    assert "the coordinator failed (RuntimeError: bang) and is being restarted" in capsys.readouterr().err
 
 
 def test_the_coordinator_listens_on_one_address_only(job: Job) -> None:

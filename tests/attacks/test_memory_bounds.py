@@ -144,21 +144,21 @@ def make_arrow_of_nothing(path: Path) -> list[object]:
 
 
 CASES: list[tuple[Callable[[Path], list[object]], str]] = [
-    (make_long_line, "1 of 3 records are bad (1 too_long)"),
-    (make_long_element, "1 of 3 records are bad (1 too_long)"),
-    (make_nested_lists, "1 of 3 records are bad (1 too_long)"),
-    (make_open_quote, "1 of 3 records are bad (1 too_long)"),
-    (make_long_file, "1 of 2 records are bad (1 too_long)"),
-    (make_dictionary_parquet, "800 of 801 records are bad (800 too_long)"),
+    (make_long_line, "1 of 3 records rejected (1 too_long)"),
+    (make_long_element, "1 of 3 records rejected (1 too_long)"),
+    (make_nested_lists, "1 of 3 records rejected (1 too_long)"),
+    (make_open_quote, "1 of 3 records rejected (1 too_long)"),
+    (make_long_file, "1 of 2 records rejected (1 too_long)"),
+    (make_dictionary_parquet, "800 of 801 records rejected (800 too_long)"),
     (make_large_page, "a.parquet: cannot be read near row 1: needs more than"),
     (make_compressed_arrow, "a.arrow: cannot be read near row 1: needs more than"),
-    (make_arrow_of_nothing, "2 of 2 records are bad (1 too_long, 1 wrong_type)"),
+    (make_arrow_of_nothing, "2 of 2 records rejected (1 too_long, 1 wrong_type)"),
 ]
 # Tens of millions of lines.
 SLOW_CASES: list[tuple[Callable[[Path], list[object]], str]] = [
-    (make_many_bad_lines, "4194304 of 4194306 records are bad (4194304 malformed)"),
-    (make_long_paragraph, "1 of 3 records are bad (1 too_long)"),
-    (make_long_article, "1 of 3 records are bad (1 too_long)"),
+    (make_many_bad_lines, "4194304 of 4194306 records rejected (4194304 malformed)"),
+    (make_long_paragraph, "1 of 3 records rejected (1 too_long)"),
+    (make_long_article, "1 of 3 records rejected (1 too_long)"),
 ]
 PARAMETERS = [pytest.param(*case, id=case[0].__name__[5:]) for case in CASES]
 PARAMETERS += [pytest.param(*case, id=case[0].__name__[5:], marks=pytest.mark.slow) for case in SLOW_CASES]

@@ -93,7 +93,7 @@ def test_launchers_and_workers_go_on(job: Job, secret_file: Path) -> None:
         assert secret not in " ".join([*process.cmdline(), *process.environ().values()])
     logs = [path for path in job.folder.rglob("*") if path.is_file()]
     assert len(logs) > 5 and not any(secret in path.read_text(errors="replace") for path in logs)
-    assert "that did not know this job's secret, the last from 127.0.0.1" in job.text(0)
+    assert "without this job's secret, the last from 127.0.0.1" in job.text(0)
     # A stop from a node of the job still counts.
     job.nodes[1].terminate()
     assert [job.wait(0), job.wait(1)] == [143, 143], job.text(0) + job.text(1)
@@ -109,7 +109,7 @@ def test_a_node_with_another_secret_does_not_disturb_the_others(job: Job, tmp_pa
     job.environ = right | {"ASCEND_CPT_SECRET_FILE": str(other)}
     job.start(1, total=20)
     time.sleep(4)
-    assert "did not know this job's secret" in job.text(0)
+    assert "without this job's secret" in job.text(0)
     assert job.nodes[1].poll() is None, job.text(1)
     job.nodes[1].kill()
     job.nodes[1].wait()

@@ -21,7 +21,7 @@ from tests.integration.conftest import SEQ_LENGTH, read_history, run_command
 
 Completed = subprocess.CompletedProcess[str]
 NUM_STEPS = 6
-DIFFERS = "damaged: its content differs from the checksum with which it was saved"
+DIFFERS = "damaged: its content does not match the checksum recorded when it was saved"
 TOOL = [sys.executable, "tools/convert_weights.py"]
 
 

@@ -206,7 +206,7 @@ def test_watcher_neither_repeats_nor_skips(packed: Path, tmp_path: Path) -> None
     first.communicate()
     assert second.returncode in (0, 2)
     if second.returncode == 2:
-        assert "another process already evaluates this run" in second.stderr
+        assert "another process is already evaluating this run" in second.stderr
     last = run_command([*TOOL, str(run), "--config", str(judged), "--watch"])
     assert last.returncode == 0, last.stderr
     assert "the run is over, and all its checkpoints are evaluated" in last.stdout

@@ -101,7 +101,7 @@ def make_array_with_trailing_text(folder: Path) -> None:
         (make_csv_without_text, ["in/a.csv", "no key 'text'; available keys: content, url"]),
         (make_parquet_without_text, ["in/a.parquet", "no column 'text'; its columns are: content, url"]),
         (make_broken_parquet, ["in/a.parquet: not a readable parquet file"]),
-        (make_malformed_line, ["1 of 10 records are bad (1 malformed)", "in/a.jsonl:7", "out/x.rejects.jsonl"]),
+        (make_malformed_line, ["1 of 10 records rejected (1 malformed)", "in/a.jsonl:7", "out/x.rejects.jsonl"]),
         (make_array_with_trailing_text, ["in/a.json:2: text after the end of the JSON array"]),
     ],
 )
@@ -154,7 +154,7 @@ def test_bad_records_are_listed_and_skipped_up_to_the_limit(tokenizer: Path, tmp
     make_malformed_line(tmp_path)
     with (tmp_path / "in" / "a.jsonl").open("ab") as file:
         file.write(b'{"text": null}\n{"text": 5}\n{"text": ""}\n{"other": 1}\n{"text": "\xff"}\n')
-    check_refused(run(tokenizer, tmp_path, "--input", "in", "--n-subs", 3), "6 of 15 records are bad")
+    check_refused(run(tokenizer, tmp_path, "--input", "in", "--n-subs", 3), "6 of 15 records rejected")
     again = run(tokenizer, tmp_path, "--input", "in", "--n-subs", 3, "--max-bad-fraction", 0.5)
     assert again.returncode == 0, again.stderr
     assert "3 of 3 shards are already packed" in again.stderr, "the work of the refused run is not lost"

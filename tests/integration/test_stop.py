@@ -67,7 +67,7 @@ def test_a_launched_run_saves_and_ends(
     run_dir = tmp_path / "output/run"
     code, output = stop_after_some_steps([*command, str(tmp_path / "log"), "False", "300"], run_dir, number)
     assert code == 128 + number, output
-    assert f"{number.name}: stopping 2 workers" in output
+    assert f"{number.name}: stopping the workers" in output
     assert_saved(run_dir, output, "SIGTERM", number.name)
 
 

@@ -43,7 +43,7 @@ def test_no_locks(
     with HOLDERS[name](tmp_path):
         pass
     lines = capsys.readouterr().err.splitlines()
-    assert f"warning: {tmp_path / name}: its file system has no locks ({os.strerror(number)})" in lines[0]
+    assert f"warning: {tmp_path / name}: its file system does not support locks ({os.strerror(number)})" in lines[0]
     assert "-o flock" in lines[0] and "localflock" in lines[0] and "nolock" in lines[0]
 
 

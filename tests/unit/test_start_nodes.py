@@ -94,7 +94,7 @@ def test_a_given_secret_is_distributed(tmp_path: Path, environ: dict[str, str]) 
     assert result.stdout.count("s" * 40) == 2
     assert "s" * 40 not in (tmp_path / "calls").read_text()
     (tmp_path / "mine").write_text("short")
-    assert "a job secret has at least 32 characters" in run(tmp_path, environ, "hosts", "run_cpt.py").stderr
+    assert "a job secret must have at least 32 characters" in run(tmp_path, environ, "hosts", "run_cpt.py").stderr
 
 
 def test_without_a_secret_only_on_request(tmp_path: Path, environ: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ def require_optimizer_state() -> None:
 
 
 def check_optimizer_state(optimizer: Collection[str], trained: Collection[str], loaded: Collection[str]) -> None:
-    """Check that with every trained weight its optimizer state was loaded.
+    """Check that the optimizer state of every trained weight was loaded.
 
     Args:
         optimizer: Names of the optimizer's parameters; the state of a weight is named `<kind>.<weight>`.

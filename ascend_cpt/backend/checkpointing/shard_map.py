@@ -37,7 +37,7 @@ def make_shard_map(network: Any, *, prefix: str, model_names: Collection[str], n
 
     Args:
         network: The compiled training network.
-        prefix: How the names of checkpoint files begin.
+        prefix: Prefix of the checkpoint file names.
         model_names: The parameters in model files; all others are in optimizer files.
         num_ranks: The ranks of the job.
 
@@ -56,7 +56,7 @@ def describe_stages(network: Any, global_layout: Mapping[int, Mapping[str, Any]]
     """Return (layout, dtype, global shape) of each parameter by name, for one rank per pipeline stage.
 
     Args:
-        network: The network whose layout it is.
+        network: The network that the layout belongs to.
         global_layout: MindSpore's `StrategyInfo` of each rank's parameters.
     """
     stages: dict[int, Mapping[str, Any]] = {}

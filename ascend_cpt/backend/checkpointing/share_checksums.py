@@ -19,7 +19,7 @@ def share_checksums(own: Mapping[str, str], *, prefix: str, rank: int, num_ranks
 
     Args:
         own: Checksums of this rank's files.
-        prefix: How the names of checkpoint files begin.
+        prefix: Prefix of the checkpoint file names.
         rank: This rank.
         num_ranks: The ranks of the job.
     """

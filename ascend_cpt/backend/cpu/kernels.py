@@ -35,7 +35,7 @@ class FlashAttentionScore(nn.Cell):
         query (B, N, S, D); key and value (B, N_kv, S_kv, D); attn_mask (B, 1, S, S_kv), (B, N, S, S_kv) or (S, S_kv)
         with 1 where a query must not attend to a key, or None.
     Outputs:
-        Four, as the operator: the row maximum of the scores (B, N, S, 1), two unused ones (None), and the attention
+        Four, like the operator: the row maximum of the scores (B, N, S, 1), two unused ones (None), and the attention
         output (B, N, S, D) in the query's dtype.
 
     Raises:

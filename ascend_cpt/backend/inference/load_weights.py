@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What was loaded. No tensor is missing: loading fails in that case."""
+    """What was loaded. No tensor is missing; otherwise loading fails."""
 
     num_tensors: int
     num_parameters: int
@@ -96,6 +96,6 @@ def _check_parameters(network: nn.Cell, shapes: Mapping[str, Shape], path: Path)
     if wrong:
         name = wrong[0]
         raise CheckpointError(
-            f"{path}: {len(wrong)} tensors do not match the network; the first is {name}: "
-            f"{shapes.get(name, 'none')} in the checkpoint, {given.get(name, 'none')} in the network"
+            f"{path}: {name} does not match the network: {shapes.get(name, 'none')} in the checkpoint, "
+            f"{given.get(name, 'none')} in the network (tensors affected: {len(wrong)})"
         )

@@ -75,7 +75,8 @@ class DecoderConverter(ConfigConverter):
         unknown = sorted(set(model_config) - set(ctx.mapping) - DEFAULT_WHITE_KEY)
         if unknown:
             raise ConfigError(
-                f"model_config: unknown for model_type {model_config['model_type']}: {', '.join(unknown)}; remove them"
+                f"model_config: unknown keys for model_type {model_config['model_type']}: {', '.join(unknown)}; remove "
+                "them"
             )
 
 

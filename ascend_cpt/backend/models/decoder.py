@@ -19,8 +19,8 @@ from ascend_cpt.model.rope import compute_inverse_frequencies
 class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
     """Base class of the model families; MindFormers builds the subclasses.
 
-    Inputs are those of GPTModel: input_ids and labels (batch, seq_length) int32, labels already shifted. Returns in
-    training four losses, of which only the first (language model) is not zero; otherwise the logits
+    Inputs are those of GPTModel: input_ids and labels (batch, seq_length) int32, labels already shifted. In
+    training, returns four losses, of which only the first (language model) is not zero; otherwise the logits
     (batch * seq_length, vocab_size) in float32.
     """
 

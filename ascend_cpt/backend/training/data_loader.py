@@ -58,7 +58,8 @@ class MindRecordRows:
         found = [item["input_ids"] for item in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
         if len(found) != len(unique):
             raise DataError(
-                f"{self._files[0]}: {len(found)} of {len(unique)} rows found; the files do not match their manifest"
+                f"{self._files[0]}: {len(found)} of {len(unique)} rows found; the files do not match their manifest; "
+                "copy the dataset again, or pack it again"
             )
         return np.stack(found)[inverse]
 
@@ -132,7 +133,7 @@ class RunRows:
 
 @contextmanager
 def reporting_data_errors() -> Iterator[None]:
-    """Raise the error of a `RunRows` that ends this block; MindSpore raises a RuntimeError with its traceback."""
+    """Raise the original error of a `RunRows` in this block; MindSpore raises a RuntimeError with its traceback."""
     _errors.clear()
     try:
         yield

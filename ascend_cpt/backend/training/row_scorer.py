@@ -38,8 +38,8 @@ class RowSums(nn.Cell):
     """The sums of each row of a batch, instead of MindFormers' mean loss.
 
     Returns float32 of shape (1, 2 * rows): first the loss of each row (nats) over its labels that are not ignored, then
-    the number of these labels that are the most likely token. The first dimension is for MindSpore, which would split
-    it over the devices of a pipeline stage when it adds the results of the micro batches.
+    the number of these labels that are the most likely token. The first dimension keeps MindSpore from splitting
+    the sums over the devices of a pipeline stage when it adds the results of the micro batches.
     """
 
     def __init__(self, upstream: CrossEntropyLoss, seq_length: int) -> None:
@@ -161,7 +161,7 @@ class RowScorer:
         return float(losses.sum()), num_labels
 
     def score(self, rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]) -> tuple[Sums, Sums]:
-        """Return for up to `rows_per_score` rows the summed loss (nats) and the number of labels predicted best.
+        """Return, for up to `rows_per_score` rows, the summed loss (nats) and how many labels are the likeliest token.
 
         Args:
             rows: Rows of up to seq_length + 1 tokens, each with a mask of its labels (len(row) - 1,) that count. A row
@@ -229,7 +229,7 @@ class RowScorer:
 
 @contextmanager
 def without_accumulation() -> Iterator[None]:
-    """Compile the graphs that are first called inside without gradient accumulation.
+    """Turn off gradient accumulation in the graphs that are compiled, that is, first called, in this block.
 
     Compiling the training graph leaves its number of micro batches in MindSpore's global parallel context. With a
     sharded optimizer, a graph that is compiled later then needs an accumulation buffer for every weight, which a

@@ -48,7 +48,8 @@ def install(console: TextIO) -> None:
 def reinstall_handlers() -> None:
     """Install the handlers again: MindSpore replaces that of SIGINT when it starts a data pipeline or runs a graph.
 
-    The graph's handler sends SIGTERM to the process, so Ctrl-C may arrive as SIGTERM; the pipeline's ends it.
+    The graph's handler sends SIGTERM to the process, so Ctrl-C may arrive as SIGTERM; the pipeline's handler
+    ends the process.
     """
     for number in SIGNALS:
         signal.signal(number, signal.getsignal(number))

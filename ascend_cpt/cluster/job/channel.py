@@ -50,12 +50,12 @@ class JobChannel:
         """Describe this process.
 
         Args:
-            rank: Of this process.
+            rank: Rank of this process.
             size: Number of processes.
             node: Node rank of this process.
             address: Host and port on which rank 0 listens; only needed with several processes.
-            key: Of the job; only needed with several processes.
-            timeout_s: For each all_gather.
+            key: Key of the job; only needed with several processes.
+            timeout_s: Time limit of each all_gather.
         """
         assert size == 1 or (address is not None and key)
         self._me = Member(rank=rank, node=node, host=socket.gethostname())
@@ -194,7 +194,7 @@ class JobChannel:
     def _describe_refusals(self) -> str:
         if self._gather_server is None or not self._gather_server.num_refused:
             return ""
-        return f" ({self._gather_server.num_refused} connections did not know the job's secret)"
+        return f" (refused connections without the job's secret: {self._gather_server.num_refused})"
 
 
 class OtherProcessError(ClusterError):
@@ -237,6 +237,6 @@ def _read_key(environ: Mapping[str, str]) -> bytes:
     if environ.get(INSECURE_VARIABLE) == "1":
         return derive_key(INSECURE_SECRET, WORKERS).hex().encode()
     raise ClusterError(
-        "this process is one of several but has no key of a job; start it with scripts/msrun_launcher.sh, or with "
+        "this process is one of several but has no job key; start it with scripts/msrun_launcher.sh, or with "
         f"{INSECURE_VARIABLE}=1 on a network that only you can reach"
     )

@@ -101,7 +101,7 @@ def check_same(channel: JobChannel, topic: str, facts: Mapping[str, Any]) -> Non
 def wait_for_work(channel: JobChannel, topic: str, work: Callable[[], T]) -> T:
     """Run `work` while reporting to the other processes, and return its result when all have finished theirs.
 
-    The processes may take any time and different times: none of them runs into the timeout of the channel.
+    Each process may take any amount of time: none of them runs into the timeout of the channel.
 
     Raises:
         Exception: what `work` raises.

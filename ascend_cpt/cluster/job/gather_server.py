@@ -36,8 +36,8 @@ class GatherServer(threading.Thread):
             )
         except OSError as error:
             raise ClusterError(
-                f"port {address[1]}: cannot listen for the other processes ({error.strerror}); another job may use "
-                f"it: choose another master port, or set {CHANNEL_PORT_VARIABLE} on every node"
+                f"port {address[1]}: cannot listen for the other processes ({error.strerror}); another job may be "
+                f"using it: choose another master port, or set {CHANNEL_PORT_VARIABLE} on every node"
             ) from None
         self._ranks: dict[Peer, int] = {}  # of the processes that have sent something
         self._members: dict[int, Member] = {}
@@ -50,11 +50,11 @@ class GatherServer(threading.Thread):
 
     @property
     def num_refused(self) -> int:
-        """How many connections did not know the job's secret."""
+        """Number of connections that did not prove that they know the job's secret."""
         return self._server.refusals.count
 
     def run(self) -> None:
-        """Serve until every process has disconnected. At an error all connections close, which all processes notice."""
+        """Serve until every process has disconnected. On an error, all connections close, so every process notices."""
         try:
             while len(self._exited) < self._size:
                 for peer, payloads in self._server.poll(POLL_S):
@@ -123,7 +123,7 @@ class GatherServer(threading.Thread):
         """Check that a process introduces itself, under the rank that it has proved, before it sends values."""
         if record.topic == HELLO:
             if read_record(Member, record.value).rank != rank:
-                raise InvalidRecord("another rank than that of the handshake")
+                raise InvalidRecord("a different rank than in the handshake")
         elif rank not in self._members:
             raise InvalidRecord("a value before the first message")
 

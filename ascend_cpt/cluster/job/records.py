@@ -32,7 +32,7 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A process failed, so the others must exit too; never with the exit code of success."""
+    """A process failed, so the others must exit too, and never with exit code 0."""
 
     reason: Annotated[str, text(100_000)]
     exit_code: Annotated[int, whole(1, 255)]

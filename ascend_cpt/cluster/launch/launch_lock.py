@@ -15,7 +15,7 @@ from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.errors import ClusterError
 from ascend_cpt.locks import take_lock, try_lock
 
-_RISK = "another launch on this machine with the same MASTER_PORT and NODE_RANK is not noticed"
+_RISK = "another launch on this machine with the same MASTER_PORT and NODE_RANK will not be detected"
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def find_runtime_folder() -> Path:
     """Return XDG_RUNTIME_DIR/ascend_cpt, or without a usable one a folder of this user in the temporary folder.
 
     Raises:
-        ClusterError: the folder cannot be made, or other users can write to it.
+        ClusterError: the folder cannot be created, or other users can write to it.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime) and _is_private(Path(runtime)):
@@ -60,11 +60,11 @@ def find_runtime_folder() -> Path:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
     except OSError as error:
-        raise ClusterError(f"{folder}: cannot be made for the launcher's lock file: {error.strerror}") from error
+        raise ClusterError(f"{folder}: cannot be created for the launcher's lock file: {error.strerror}") from error
     if not _is_private(folder):
         raise ClusterError(
-            f"{folder}: must be a folder of this user that no other can write to, for the launcher's lock file; remove "
-            "it, or set XDG_RUNTIME_DIR or TMPDIR to another folder"
+            f"{folder}: must be a folder that belongs to you and that no one else can write to, for the launcher's "
+            "lock file; remove it, or set XDG_RUNTIME_DIR or TMPDIR to another folder"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""Checks on a node before launch: master address and port, and workers that an earlier launch left."""
+"""Checks on a node before launch: master address and port, and workers left over from an earlier launch."""
 
 from __future__ import annotations
 

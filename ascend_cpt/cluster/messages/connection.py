@@ -73,7 +73,7 @@ def connect(
         key: The job's key for this purpose.
         purpose: Names the server; both sides must use the same.
         number: This client's node or rank.
-        max_bytes: Of a message from the server.
+        max_bytes: Maximum size of a message from the server.
 
     Raises:
         RefusedError: when the handshake failed.

@@ -48,17 +48,17 @@ class FrameWriter:
 
 
 class FrameReader:
-    """Splits received bytes into payloads. The time is linear in the number of bytes, in parts of any size."""
+    """Splits received bytes into payloads. The time is linear in the number of bytes, however they arrive."""
 
     def __init__(self, key: bytes, max_bytes: int) -> None:
         self._counter, self._max_bytes = _Counter(key), max_bytes
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the payloads that are complete with `data`.
+        """Return the payloads that `data` completes.
 
         Raises:
-            InvalidFrame: at a payload of more than `max_bytes`, before it is received, or at a wrong HMAC.
+            InvalidFrame: for a payload of more than `max_bytes`, before it is received, or for a wrong HMAC.
         """
         self._buffer += data
         payloads = []

@@ -52,14 +52,14 @@ class Peer:
         return session
 
     def admit(self, session: Session, max_bytes: int) -> None:
-        """Prove the server to the peer, and accept its messages of up to `max_bytes` from now on."""
+        """Send the server's proof to the peer, and accept its messages of up to `max_bytes` from now on."""
         self.number = session.number
         self._reader = FrameReader(session.frame_key("client"), max_bytes)
         self._writer = FrameWriter(session.frame_key("server"))
         self._queue(session.prove("server"))
 
     def receive(self) -> list[bytes]:
-        """Return the messages that are complete with the data that is there.
+        """Return the messages that the data received so far completes.
 
         Raises:
             ConnectionError: when the peer closed the connection or sent an invalid frame.

@@ -61,7 +61,7 @@ def read_record(kind: Callable[..., Record], values: Any) -> Record:
     """
     readers = _list_readers(kind)
     if not isinstance(values, dict) or values.keys() != readers.keys():
-        raise InvalidRecord(f"other fields than {', '.join(readers)}")
+        raise InvalidRecord(f"fields other than {', '.join(readers)}")
     return kind(**{name: read(values[name]) for name, read in readers.items()})
 
 
@@ -112,7 +112,7 @@ def text(max_characters: int) -> Read:
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or len(value) > max_characters:
-            raise InvalidRecord("a text that is too long, or none")
+            raise InvalidRecord("not a text, or one that is too long")
         # JSON may contain half of a surrogate pair, which cannot be printed.
         return value.encode("utf-8", errors="replace").decode().translate(_CONTROLS)
 
@@ -124,25 +124,25 @@ def several(read_one: Read, max_items: int) -> Read:
 
     def read(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or len(value) > max_items:
-            raise InvalidRecord("a list that is too long, or none")
+            raise InvalidRecord("not a list, or one that is too long")
         return tuple(read_one(item) for item in value)
 
     return read
 
 
 def exactly(*read_each: Read) -> Read:
-    """Accept a list of as many items as readers."""
+    """Accept a list with one item for each reader."""
 
     def read(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or len(value) != len(read_each):
-            raise InvalidRecord("a list of another length")
+            raise InvalidRecord("not a list of the expected length")
         return tuple(read_one(item) for read_one, item in zip(read_each, value, strict=True))
 
     return read
 
 
 def optional(read_value: Read) -> Read:
-    """Accept also null."""
+    """Also accept null."""
     return lambda value: None if value is None else read_value(value)
 
 

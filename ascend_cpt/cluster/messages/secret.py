@@ -32,11 +32,11 @@ def derive_key(secret: bytes, purpose: str) -> bytes:
 
 
 def read_secret_file(path: Path) -> bytes:
-    """Return the content of a secret file, without white space around it.
+    """Return the content of a secret file, without surrounding whitespace.
 
     Raises:
-        ClusterError: when it cannot be read, is not a regular file, belongs to another user than this one or root, may
-            be read by others, or is too short or too long.
+        ClusterError: when it cannot be read, is not a regular file, belongs to a user other than this one or
+            root, can be read by others, or is too short or too long.
     """
     try:
         # Without O_NONBLOCK a FIFO would block.
@@ -79,7 +79,7 @@ def _read_line() -> bytes:
 
 
 def check_secret(content: bytes, source: str) -> bytes:
-    """Return the secret in `content`, without white space around it; `source` names where it is from.
+    """Return the secret in `content`, without surrounding whitespace; `source` names where it is from.
 
     Raises:
         ClusterError: when it is too short or too long. The message does not contain it.
@@ -87,7 +87,7 @@ def check_secret(content: bytes, source: str) -> bytes:
     secret = content.strip()
     if not MIN_SECRET_BYTES <= len(secret) <= MAX_SECRET_BYTES:
         raise ClusterError(
-            f"{source}: a job secret has {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; make one with "
+            f"{source}: a job secret must have {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; make one with "
             'python3 -c "import secrets; print(secrets.token_hex(32))"'
         )
     return secret

@@ -60,7 +60,7 @@ class Server:
             purpose: Names the server; clients must use the same.
             size: How many peers are expected.
             accepts: Whether a peer that proved the key may have this number.
-            max_bytes: Of a message from a peer.
+            max_bytes: Maximum size of a message from a peer.
 
         Raises:
             OSError: when the address cannot be bound.

@@ -195,7 +195,7 @@ def check_npus(node: Node) -> Iterator[Finding]:
         if not holders and chip.used_hbm_mb > IDLE_HBM_MB:
             is_ok = False
             text = f"{name}: {chip.used_hbm_mb} MB of {chip.total_hbm_mb} MB in use, but by no visible process"
-            fix = "another container may use it: run npu-smi info on the host"
+            fix = "another container may be using it: run npu-smi info on the host"
             yield Finding(level=Level.WARNING, check="npus", text=text, fix=fix)
     if is_ok:
         text = f"{len(status.chips)} chips, healthy and free (npu-smi {status.version})"

@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         kind = "missing" if problem.found is None else "warning: not the tested version"
         print(f"{kind}: {problem}", file=sys.stderr)
     if num_missing := sum(problem.found is None for problem in problems):
-        raise ClusterError(f"{num_missing} packages missing in {sys.executable}; install them there (versions above)")
+        raise ClusterError(f"packages missing in {sys.executable}: {num_missing}; install them there (versions above)")
     return 0
 
 

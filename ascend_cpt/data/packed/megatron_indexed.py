@@ -120,7 +120,7 @@ def write_index(path: Path, dtype: np.dtype[Any], lengths: npt.NDArray[np.intege
 
 
 def join_parts(prefixes: Iterable[Path], target: Path) -> None:
-    """Concatenate indexed datasets of the same dtype to one at the prefix `target`."""
+    """Concatenate indexed datasets of the same dtype into one at the prefix `target`."""
     lengths: list[npt.NDArray[np.int64]] = []
     dtype: np.dtype[Any] | None = None
     with Path(f"{target}{DATA_SUFFIX}").open("wb") as data:

@@ -79,7 +79,7 @@ def _write_record(path: Path, verified: dict[str, object]) -> None:
     except OSError as error:
         logger.warning(
             "%s: cannot be written (%s), so the data will be verified again at the next start; set XDG_CACHE_HOME to a "
-            "folder that can be",
+            "writable folder",
             path,
             error.strerror,
         )

@@ -41,7 +41,7 @@ class GeneralPretrainHandler:
 
 
 class WikiTextHandler(GeneralPretrainHandler):
-    """Joins the lines of WikiText to articles, each from one `= Title =` line to the next."""
+    """Joins the lines of WikiText into articles, each from one `= Title =` line to the next."""
 
     # Section headings have two or more equals signs on each side.
     _title = re.compile(r"\s*= (?!=).*(?<!=) =\s*")

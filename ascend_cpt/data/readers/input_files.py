@@ -50,8 +50,8 @@ def find_input_files(patterns: Sequence[str], *, only_format: str | None = None)
     """Return the files of `patterns` (files, folders, globs) in sorted order. Folders are searched recursively.
 
     Hidden files, files with unknown endings and files that are not regular (pipes, devices) in folders are skipped; a
-    file given by name must be regular and have a known ending. A file with several paths (links) is returned once, with
-    the first. With `only_format` files of other formats are skipped as well.
+    file given by name must be regular and have a known ending. A file with several paths (links) is returned once,
+    under the first. With `only_format` files of other formats are skipped as well.
 
     Raises:
         DataError: no such file, no file with a known format, or mixed formats.

@@ -99,7 +99,7 @@ def _read_joined(
 
 
 class _JoinedDocument:
-    """Joins records to one, without trailing blank lines, unless it is too long."""
+    """Joins records into one, without trailing blank lines, unless it is too long."""
 
     def __init__(self, first: Record, max_bytes: int) -> None:
         self._first = first

@@ -62,7 +62,9 @@ def fingerprint_tokenizer(path: str | Path) -> str:
 
 def _open_hugging_face(folder: Path, eod_token: str | None, parse_control: bool) -> TokenizerFile:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such tokenizer folder (--tokenizer-name-or-path is a local Hugging Face folder)")
+        raise DataError(
+            f"{folder}: no such tokenizer folder; --tokenizer-name-or-path must be a local Hugging Face folder"
+        )
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataError(

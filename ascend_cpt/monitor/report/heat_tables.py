@@ -10,7 +10,7 @@ from ascend_cpt.monitor.report.run_data import RunData
 
 
 def render_heat_maps(run: RunData) -> str:
-    """Return the maps of each needle task, first and last; an empty text without needle tasks."""
+    """Return the maps of each needle task, first and last; an empty string without needle tasks."""
     parts = []
     for name, records in run.tasks.items():
         for maps in choose_heat_maps(records):

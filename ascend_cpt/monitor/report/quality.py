@@ -77,7 +77,7 @@ def _list_marks(points: Points, key: str) -> list[dict[str, Any]]:
 
 
 def render_tasks(run: RunData) -> str:
-    """Return the table of the tasks; an empty text without tasks."""
+    """Return the table of the tasks; an empty string without tasks."""
     if not run.tasks:
         return ""
     rows = []

@@ -75,13 +75,13 @@ def find_tokenizer_problems(config: RunConfig, datasets: Sequence[Dataset]) -> l
         names = ", ".join(fingerprints.values())
         problems.append(
             f"{config.locate('cpt', 'sources')}: the datasets {names} were packed with different tokenizers; "
-            "pack them again with one"
+            "pack them again with the same one"
         )
     by_padding = {dataset.manifest.tokenizer.pad_id: dataset.name for dataset in datasets}
     if len(by_padding) > 1:
         pads = ", ".join(f"{name} ({token})" for token, name in by_padding.items())
         problems.append(
             f"{config.locate('cpt', 'sources')}: the datasets are padded with different tokens: {pads}; "
-            "pack them with one"
+            "pack them again with the same one"
         )
     return problems

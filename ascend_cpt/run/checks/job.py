@@ -26,7 +26,7 @@ def check_job(run: ResolvedRun, channel: JobChannel) -> None:
     """Check that the processes of a job are consistent; data files are read once per machine.
 
     Raises:
-        ClusterError: naming the node that differs and in what, or when another process failed.
+        ClusterError: naming the node that differs and how, or when another process failed.
         DataError: when a data file differs from its manifest.
     """
     check_same(channel, "software", list_software())

@@ -21,7 +21,7 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "callbacks": ((), "set cpt.checkpoint, cpt.validation and cpt.monitor"),
     "checkpoint": ((), "set cpt.init_from and cpt.checkpoint"),
     "do_eval": ((False,), "set cpt.validation"),
-    "data_skip_steps": ((0,), "a resumed run skips the trained data automatically"),
+    "data_skip_steps": ((0,), "a resumed run automatically skips the data that it was trained on"),
     "ignore_data_skip": ((False,), "a resumed run continues with the next row"),
     "only_save_strategy": ((False,), "this program only trains"),
     "auto_trans_ckpt": ((False,), "checkpoints are resharded when they are loaded"),
@@ -76,7 +76,7 @@ def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
     if uses_cpu(config) and given is not None and given != layout.world_size:
         problems.append(
             f"{config.locate('parallel_config', 'data_parallel')}: parallel_config.data_parallel {given}: the launch "
-            f"has {layout.world_size} workers; remove the key"
+            f"has {layout.world_size} worker{'' if layout.world_size == 1 else 's'}; remove the key"
         )
     return problems
 

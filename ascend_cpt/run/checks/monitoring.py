@@ -22,7 +22,7 @@ def find_monitoring_problems(config: RunConfig, layout: ParallelLayout) -> list[
 def _check_sets(config: RunConfig) -> list[str]:
     problems: list[str] = []
     for name, entry in (config.cpt.validation.sets if config.cpt.validation else {}).items():
-        limit = ("max_increase", entry.max_increase, "nats over the loss before the first step")
+        limit = ("max_increase", entry.max_increase, "nats above the loss before the first step")
         keys = ("cpt", "validation", "sets", name)
         problems += _find_alarm_problems(config, keys, limit, ("on_increase", entry.on_increase), entry.patience)
     return problems
@@ -40,7 +40,7 @@ def _check_tasks(config: RunConfig) -> list[str]:
         keys = ("cpt", "validation", "tasks", name)
         for problem in find_task_problems(task, config.cpt.seq_length):
             problems.append(f"{config.locate(*keys, problem.partition(':')[0])}: {'.'.join(keys)}.{problem}")
-        limit = ("max_drop", task.max_drop, "change of the score from before the first step")
+        limit = ("max_drop", task.max_drop, "drop of the score from its value before the first step")
         problems += _find_alarm_problems(config, keys, limit, ("on_drop", task.on_drop), task.patience)
     return problems
 
@@ -56,7 +56,7 @@ def _find_alarm_problems(
 
     Args:
         config: The configuration.
-        keys: Lead to the section of the set or task.
+        keys: Path of keys to the section of the set or task.
         limit: Key and value of the largest change, and what it is a change of.
         action: Key and value of what an alarm does.
         patience: The value of `patience`.

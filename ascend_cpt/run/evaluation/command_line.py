@@ -92,7 +92,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default="float32",
         help="dtype of the computation for a Hugging Face folder without --config [%(default)s]",
     )
-    add("--no-verify", action="store_true", help="do not compare checkpoint and data with their checksums")
+    add("--no-verify", action="store_true", help="do not verify the checksums of the checkpoint and the data")
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")
     add(
         "--watch",
@@ -104,7 +104,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=float,
         default=POLL_S,
         metavar="S",
-        help="seconds between checks for new ones [%(default)s]",
+        help="with --watch: seconds between checks for new checkpoints [%(default)s]",
     )
     args = parser.parse_args(argv)
     for name in ("max_rows", "seq_length", "batch_size", "tensor_parallel"):

@@ -32,8 +32,8 @@ def open_needle_task(
     check_shards(manifest)
     if manifest.tokenizer.fingerprint != tokenizer.fingerprint:
         raise ConfigError(
-            f"task {name}: {config.path} was packed with another tokenizer ({manifest.tokenizer.name}) than the run's "
-            f"({tokenizer.name}); pack it again with the run's"
+            f"task {name}: {config.path} was packed with a different tokenizer ({manifest.tokenizer.name}) than the "
+            f"run's ({tokenizer.name}); pack it again with the run's"
         )
     stream = TokenStream(manifest)
     return load_needle_task(

@@ -51,13 +51,13 @@ def follow(folders: Sequence[Path]) -> RunFolders:
     if main is None:
         raise CheckpointError(
             f"{', '.join(map(str, folders))}: none of them has {RUN_INFO_NAME}; give the run folders of all nodes, "
-            "as soon as the run has started"
+            "once the run has started"
         )
     return RunFolders(folders=tuple(folders), main=main)
 
 
 def choose_parts(paths: Sequence[Path]) -> list[Path]:
-    """Return the checkpoints at the paths, or of run folders the newest step that all have.
+    """Return the checkpoints at the paths or, for run folders, the newest step that all of them have.
 
     Raises:
         CheckpointError: no checkpoint, or no step that is complete in all of them.
@@ -71,7 +71,7 @@ def choose_parts(paths: Sequence[Path]) -> list[Path]:
 
 
 def link_parts(parts: Sequence[Path], folder: Path) -> Path:
-    """Return the checkpoint itself, or for several parts a folder inside `folder` with links to the files of all.
+    """Return the checkpoint itself, or, for several parts, a folder inside `folder` with links to all their files.
 
     Raises:
         CheckpointError: the parts are not those of one checkpoint, or shards are missing.

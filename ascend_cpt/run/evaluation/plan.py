@@ -110,7 +110,7 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
     """Return the plan for evaluating the weights at `path`.
 
     Raises:
-        CheckpointError: when there are no weights, or they are of another model than the configuration's.
+        CheckpointError: when there are no weights, or they belong to a different model than the configuration's.
         ConfigError: when there is nothing to evaluate, or the layout does not fit.
         DataError: when a dataset, a task or the tokenizer is missing or damaged.
     """
@@ -121,7 +121,7 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
         if manifest.tokenizer.vocab_size > model["vocab_size"]:
             raise DataError(
                 f"validation set {name}: packed with a tokenizer of {manifest.tokenizer.vocab_size} entries, but the "
-                f"model's vocab_size is {model['vocab_size']}"
+                f"model's vocab_size is {model['vocab_size']}; pack it with the model's tokenizer"
             )
     longest_row = int(model.get("max_position_embeddings") or 4096)
     if trained is not None and manifests:
@@ -148,7 +148,7 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
         if dataset.seq_length > limit:
             raise ConfigError(
                 f"validation set {dataset.name}: has rows of {dataset.seq_length} tokens, more than --seq-length "
-                f"{limit}"
+                f"{limit}; raise it"
             )
     return EvaluationPlan(
         sets=sets,

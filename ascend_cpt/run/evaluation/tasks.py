@@ -114,7 +114,8 @@ def describe_tasks(tasks: Iterable[Task], seq_length: int) -> list[str]:
     lines = []
     for task in tasks:
         num_rows = len(task.requests)
-        left_out = f"; {len(task.too_long)} items longer than a row left out: {_list(task.too_long)}"
+        items = "item" if len(task.too_long) == 1 else "items"
+        left_out = f"; {len(task.too_long)} {items} longer than a row left out: {_list(task.too_long)}"
         lines.append(
             f"task     {task.name}: {task.num_items} items, {num_rows} rows of {seq_length} tokens per evaluation"
             f"{left_out if task.too_long else ''}"

@@ -1,4 +1,4 @@
-"""Follows the checkpoints of a run: which are to be evaluated, and what is recorded of them."""
+"""Follows the checkpoints of a run: which are to be evaluated, and what is recorded about them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def hold_watch_lock(run_dir: Path) -> Iterator[None]:
     """Hold the lock of a run's evaluation until the block or the process ends.
 
     Raises:
-        CheckpointError: when another process evaluates the run.
+        CheckpointError: when another process is evaluating the run.
     """
     descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not take_lock(descriptor, run_dir / LOCK_NAME, risk="do not evaluate this run a second time"):
-            raise CheckpointError(f"{run_dir}: another process already evaluates this run; stop one of them")
+            raise CheckpointError(f"{run_dir}: another process is already evaluating this run; stop one of them")
         yield
     finally:
         os.close(descriptor)

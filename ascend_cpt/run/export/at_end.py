@@ -1,6 +1,6 @@
 """Exports a completed run and verifies the export, by tools/convert_weights.py in a process of its own.
 
-A separate process, because the verification needs MindSpore on a CPU while this one may have it on NPUs.
+A separate process, because the verification needs MindSpore on a CPU, and this process may be using it on NPUs.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def _has_memory_for_logits(run: ResolvedRun, show: Callable[[str], None]) -> boo
     available: int = psutil.virtual_memory().available
     if needed > available:
         show(
-            f"export   logits are not compared: this needs about {format_bytes(needed)} of host memory, and "
-            f"{format_bytes(available)} are available"
+            f"export   logits are not compared: this needs about {format_bytes(needed)} of host memory, but "
+            f"only {format_bytes(available)} are available"
         )
         return False
     return True

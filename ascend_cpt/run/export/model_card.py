@@ -146,7 +146,8 @@ def _describe_schedule(record: Mapping[str, Any] | None) -> list[str]:
     for segment in Schedule.from_record(**record).segments:
         is_flat = segment.start_lr == segment.end_lr
         change = f"{segment.end_lr:g}" if is_flat else f"{segment.start_lr:g} → {segment.end_lr:g} ({segment.shape})"
-        lines.append(f"{segment.name}: {change} over {segment.num_steps} steps")
+        steps = "1 step" if segment.num_steps == 1 else f"{segment.num_steps} steps"
+        lines.append(f"{segment.name}: {change} over {steps}")
     return lines
 
 

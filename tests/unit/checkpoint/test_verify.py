@@ -68,7 +68,7 @@ def test_a_flipped_bit_is_found_although_the_size_is_right(tmp_path: Path) -> No
     for name, content in FILES.items():
         check_file(folder / name, len(content), state.checksums[name])
         flip_bit(folder / name)
-        with pytest.raises(CheckpointError, match=f"{name}: damaged: its content differs from the checksum"):
+        with pytest.raises(CheckpointError, match=f"{name}: damaged: its content does not match the checksum"):
             check_file(folder / name, len(content), state.checksums[name])
     with pytest.raises(CheckpointError, match="of an unknown kind; update ascend_cpt"):
         check_file(folder / name, len(content), "md5:00")
@@ -79,7 +79,7 @@ def test_a_changed_state_file_is_refused(tmp_path: Path) -> None:
     path = folder / STATE_NAME
     assert read_state(folder).fingerprint["phases"] == [["a", 0, 1]]
     path.write_text(path.read_text().replace('"position": 10', '"position": 11'))
-    with pytest.raises(CheckpointError, match="cpt_state.json: damaged: its content differs from its checksum"):
+    with pytest.raises(CheckpointError, match="cpt_state.json: damaged: its content does not match its checksum"):
         read_state(folder)
 
 
@@ -99,10 +99,10 @@ def set_files(names: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_files({"../../evil.txt": 1}), "'../../evil.txt' is not the plain name of a file"),
-        (set_files({"/etc/passwd": 1}), "'/etc/passwd' is not the plain name of a file"),
-        (set_files({"a\0b": 1}), r"'a\\x00b' is not the plain name"),
-        (set_files({"\x1b[2J": 1}), r"'\\x1b\[2J' is not the plain name"),
+        (set_files({"../../evil.txt": 1}), "'../../evil.txt' is not a plain file name"),
+        (set_files({"/etc/passwd": 1}), "'/etc/passwd' is not a plain file name"),
+        (set_files({"a\0b": 1}), r"'a\\x00b' is not a plain file name"),
+        (set_files({"\x1b[2J": 1}), r"'\\x1b\[2J' is not a plain file name"),
         (set_files({STATE_NAME: 1}), "'cpt_state.json' with 1 bytes is not a file of a checkpoint"),
         (set_files({"a": -1}), "'a' with -1 bytes"),
         (set_files({"a": "1"}), r"files\['a'\]: expected int, got '1'"),

@@ -157,12 +157,12 @@ def test_tasks(tmp_path: Path) -> None:
         ("a: &a\n  b: {c: *a}", "line 1: an alias is used within its own anchor"),
         (
             "a0: &a0 [1]\n" + "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20)),
-            "more than 100000 values, with those that aliases repeat",
+            "more than 100000 values, including those repeated by aliases",
         ),
         (
             "a0: &a0 {b: 1}\n"
             + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 20)),
-            "more than 100000 values, with those that aliases repeat",
+            "more than 100000 values, including those repeated by aliases",
         ),
         ('a: "x\\0y"', "line 1: a text contains a NUL character"),
         ('"x\\0y": 1', "line 1: a text contains a NUL character"),

@@ -58,7 +58,7 @@ def test_the_limit_is_a_fraction_of_the_records() -> None:
     rejects = [make_reject("a.jsonl", 0, 12), make_reject("a.jsonl", 9, 13, "empty")]
     results = [make_result(1998, rejects)]
     check_rejects("out", rejects, results, 0.001)
-    with pytest.raises(DataError, match=r"2 of 2000 records are bad \(1 empty, 1 malformed\).* first is a.jsonl:12"):
+    with pytest.raises(DataError, match=r"2 of 2000 records rejected \(1 empty, 1 malformed\).* first is a.jsonl:12"):
         check_rejects("out", rejects, results, 0.0009)
     check_rejects("out", [], [make_result(5, [])], 0.0)
     with pytest.raises(DataError, match=r"and all are listed in out\.rejects"):

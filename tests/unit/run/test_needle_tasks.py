@@ -111,7 +111,7 @@ def test_needle_tasks_are_loaded_with_the_other_ones(packed: Path, tmp_path: Pat
 def test_dataset_of_another_tokenizer(packed: Path) -> None:
     other = dataclasses.replace(INFO, fingerprint="y", name="other")
     with pytest.raises(
-        ConfigError, match=r"task find: .*books was packed with another tokenizer \(x\) than .* \(other"
+        ConfigError, match=r"task find: .*books was packed with a different tokenizer \(x\) than .* \(other"
     ):
         open_needle_task(
             "find", TaskConfig(path=str(packed), kind="needle"), encode, other, seq_length=512, add_prefix=False

@@ -32,7 +32,7 @@ from tests.unit.checkpoint.test_verify import flip_bit, save
 from tests.unit.cluster.job.test_channel import run_all
 
 MODEL, OPTIMIZER = "cpt-model-0000000-0000001.safetensors", "cpt-opt-0000000-0000001.safetensors"
-DIFFERS = "damaged: its content differs from the checksum with which it was saved"
+DIFFERS = "damaged: its content does not match the checksum recorded when it was saved"
 
 
 @pytest.fixture

@@ -240,7 +240,7 @@ def test_few_examples(tmp_path: Path) -> None:
     dev = write(tmp_path / "dev.jsonl", [{**MMLU, "question": "Who?"}])
     message = fail(path, few_shot=2, few_shot_path=dev)
     assert "2 problems" in message, "one for each subject"
-    assert f"{dev}: has 1 examples of subject 'high school physics'; few_shot is 2" in message
+    assert f"{dev}: has 1 example of subject 'high school physics'; few_shot is 2" in message
     assert f"{dev}: has 0 examples of subject 'law'; few_shot is 2" in message
 
 

@@ -249,13 +249,13 @@ def test_lengths_without_room() -> None:
     lines = str(caught.value).splitlines()
     assert lines[0] == "task needle: 2 problems:" and len(lines) == 3
     match = re.fullmatch(
-        r"  task needle: 100 tokens are too short for a needle, its question and 11 depths; use at least (\d+)",
+        r"  task needle: 100 tokens are too few for a needle, its question and 11 depths; use at least (\d+)",
         lines[2],
     )
     assert match is not None
     least = int(match[1])
     assert 200 < least < 300
-    with pytest.raises(DataError, match="task needle: 128 tokens are too short"):
+    with pytest.raises(DataError, match="task needle: 128 tokens are too few"):
         load(seq_length=128)
 
 

@@ -115,7 +115,7 @@ def test_the_mean_of_checkpoints(tmp_path: Path) -> None:
         np.testing.assert_array_equal(mean.read(name), 2 * first.read(name))
     other = MindFormersFolder(tmp_path / "checkpoint1")
     other.tensors.popitem()
-    with pytest.raises(CheckpointError, match="checkpoint1: not the same tensors"):
+    with pytest.raises(CheckpointError, match="checkpoint1: does not have the same tensors"):
         MeanOfFolders([folders[0], other])
 
 

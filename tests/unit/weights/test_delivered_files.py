@@ -79,7 +79,7 @@ def test_a_good_header_with_tensors_in_any_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(file.read("a"), data[:2].reshape(2, 1))
     np.testing.assert_array_equal(file.read("b"), data[2:])
     path.write_bytes(path.read_bytes()[:-56])
-    with pytest.raises(CheckpointError, match="was truncated while it was read"):
+    with pytest.raises(CheckpointError, match="was truncated while it was being read"):
         file.read("b")
 
 
@@ -107,12 +107,12 @@ def copy_model(tmp_path: Path, places: object) -> Path:
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({"a": "../outside.safetensors"}, "'../outside.safetensors' is not the plain name of a file"),
-        ({"a": "/outside.safetensors"}, "'/outside.safetensors' is not the plain name of a file"),
-        ({"a": "sub/inside.safetensors"}, "is not the plain name of a file"),
-        ({"a": "x\0y"}, "is not the plain name of a file"),
-        ({"a": 3}, "3 is not the plain name of a file"),
-        ({"a": ["x"]}, "a list is not the plain name of a file"),
+        ({"a": "../outside.safetensors"}, "'../outside.safetensors' is not a plain file name"),
+        ({"a": "/outside.safetensors"}, "'/outside.safetensors' is not a plain file name"),
+        ({"a": "sub/inside.safetensors"}, "is not a plain file name"),
+        ({"a": "x\0y"}, "is not a plain file name"),
+        ({"a": 3}, "3 is not a plain file name"),
+        ({"a": ["x"]}, "a list is not a plain file name"),
         ([1], "no weight_map"),
         ("[" * 5000, "nested deeper than 64"),
         ("3", "is not a JSON object"),
@@ -179,7 +179,7 @@ def test_a_shard_map_names_files_of_its_folder_only(tmp_path: Path) -> None:
     shutil.copy(path.parent / "cpt-model-0000000-0000002.safetensors", tmp_path)
     metadata["storage_data"]["('w', (0,))"][0]["file_name"] = "../cpt-model-0000000-0000002.safetensors"
     path.write_text(json.dumps(metadata))
-    with pytest.raises(CheckpointError, match="metadata.json: damaged: .*is not the plain name of a file"):
+    with pytest.raises(CheckpointError, match="metadata.json: damaged: .*is not a plain file name"):
         MindFormersFolder(path.parent)
 
 

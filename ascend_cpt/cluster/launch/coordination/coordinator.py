@@ -103,7 +103,7 @@ class Coordinator(threading.Thread):
                     self._serve_once()
                 except Exception as error:
                     self._num_errors += 1
-                    print_status(f"warning: the coordinator goes on after an error: {type(error).__name__}: {error}")
+                    print_status(f"warning: the coordinator continues after an error: {type(error).__name__}: {error}")
                     if self._num_errors > MAX_ERRORS:
                         raise
         except Exception as error:
@@ -149,8 +149,8 @@ class Coordinator(threading.Thread):
     def _report_refusals(self) -> None:
         refusals = self._server.refusals
         print_status(
-            f"warning: refused {refusals.count} connections to port {self._settings.launcher_port} that did not know "
-            f"this job's secret, the last from {refusals.last_host}"
+            f"warning: connections refused on port {self._settings.launcher_port}: {refusals.count} without this job's "
+            f"secret, the last from {refusals.last_host}"
         )
         refusals.count = 0
 

@@ -103,7 +103,7 @@ class _CoordinatorRunner:
         if self.coordinator.is_alive() or not self.coordinator.failure:
             return
         failure = self.coordinator.failure
-        print_status(f"the coordinator failed ({type(failure).__name__}: {failure}) and is started again")
+        print_status(f"the coordinator failed ({type(failure).__name__}: {failure}) and is being restarted")
         self.coordinator = self._start()
 
 

@@ -34,7 +34,7 @@ _STOP_SIGNAL = one_of(*(int(number) for number in FORWARDED_SIGNALS))
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """The sender still runs."""
+    """The sender is still running."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,7 @@ class RestartPolicy:
             return RestartDecision(
                 again=False,
                 code=outcome.code,
-                message=f"no restart: the limit of {self._max_restarts} restarts is reached",
+                message=f"no restart: the limit is reached (--max-restarts {self._max_restarts})",
             )
         self._num_restarts += 1
         advanced = outcome.step is not None and outcome.step > self._furthest_step

@@ -241,8 +241,8 @@ class Supervisor:
         number = self._received[0]
         self._client.announce_stop(number)
         print_status(
-            f"{name_signal(number)}: stopping {len(self._ranks)} workers, which have {self._settings.stop_grace_s} s "
-            "to save (send it again to kill them)"
+            f"{name_signal(number)}: stopping the workers, which have {self._settings.stop_grace_s} s to save (send it "
+            "again to kill them)"
         )
         # Workers save on SIGTERM; SIGHUP is treated the same.
         self._signal_workers(signal.SIGTERM if number == signal.SIGHUP else number)
@@ -251,8 +251,8 @@ class Supervisor:
         self._follower.pump(at_end=True)
         if self._ranks:
             print_status(
-                f"{len(self._ranks)} workers did not exit in time and were killed; the next start resumes from the "
-                "newest checkpoint"
+                f"workers that did not exit in time and were killed: {len(self._ranks)}; the next start resumes from "
+                "the newest checkpoint"
             )
         return Outcome(end=End.STOPPED, code=128 + number)
 

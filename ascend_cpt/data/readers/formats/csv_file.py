@@ -1,4 +1,4 @@
-"""CSV and TSV with a header line. Quoted fields can contain line ends, so files are always read from the start."""
+"""CSV and TSV with a header line. Quoted fields can contain line breaks, so files are always read from the start."""
 
 from __future__ import annotations
 

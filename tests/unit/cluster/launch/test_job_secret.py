@@ -93,7 +93,7 @@ def test_unusable_files_are_one_line(tmp_path: Path, file: Path) -> None:
         read_secret_file(tmp_path / "fifo")
     for content in (b"", b"short\n", b"x" * 5000):
         file.write_bytes(content)
-        with pytest.raises(ClusterError, match="a job secret has 32 to 4096 bytes") as caught:
+        with pytest.raises(ClusterError, match="a job secret must have 32 to 4096 bytes") as caught:
             read_secret_file(file)
         assert "short" not in str(caught.value)
 

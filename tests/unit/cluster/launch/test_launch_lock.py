@@ -97,14 +97,14 @@ def test_links_are_not_followed(tmp_path: Path, folder: Path) -> None:
     path.unlink()
     folder.rmdir()
     folder.symlink_to(tmp_path)
-    with pytest.raises(ClusterError, match="must be a folder of this user that no other can write to"):
+    with pytest.raises(ClusterError, match="must be a folder that belongs to you and that no one else can write to"):
         find_runtime_folder()
 
 
 def test_a_folder_that_others_can_write_to_is_refused(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o770)
-    with pytest.raises(ClusterError, match="must be a folder of this user"):
+    with pytest.raises(ClusterError, match="must be a folder that belongs to you"):
         find_runtime_folder()
 
 
@@ -117,4 +117,4 @@ def test_without_locks_the_launch_goes_on(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with hold_launch_lock(make_settings(9001)), hold_launch_lock(make_settings(9002)):
         assert len(list(folder.iterdir())) == 2, "no lock: no file is known to be abandoned"
-    assert "its file system has no locks" in capsys.readouterr().err
+    assert "its file system does not support locks" in capsys.readouterr().err

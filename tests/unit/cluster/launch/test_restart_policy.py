@@ -29,7 +29,7 @@ def test_restarts_counted_by_another_node_count_even_above_the_limit() -> None:
     policy = RestartPolicy(2, 5)
     policy.count_earlier(6)
     decision = policy.decide(make_failure(step=3))
-    assert (decision.again, decision.message) == (False, "no restart: the limit of 2 restarts is reached")
+    assert (decision.again, decision.message) == (False, "no restart: the limit is reached (--max-restarts 2)")
 
 
 def test_a_crash_is_restarted_until_the_number_is_used_up() -> None:
@@ -40,7 +40,7 @@ def test_a_crash_is_restarted_until_the_number_is_used_up() -> None:
     assert (decision.again, decision.code, decision.message) == (
         False,
         1,
-        "no restart: the limit of 2 restarts is reached",
+        "no restart: the limit is reached (--max-restarts 2)",
     )
 
 

@@ -59,9 +59,9 @@ def record(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file": "../y.mindrecord0"}, "'../y.mindrecord0' is not the plain name of a file"),
-        ({"index_file": "/y.db"}, "'/y.db' is not the plain name of a file"),
-        ({"file": "x\0"}, "is not the plain name of a file"),
+        ({"file": "../y.mindrecord0"}, "'../y.mindrecord0' is not a plain file name"),
+        ({"index_file": "/y.db"}, "'/y.db' is not a plain file name"),
+        ({"file": "x\0"}, "is not a plain file name"),
         ({"num_rows": -1}, "a count is negative"),
         ({"num_rows": "1"}, r"shards\[0\].num_rows: expected int, got '1'"),
         ({"size_bytes": None}, r"shards\[0\].size_bytes: expected int, got None"),

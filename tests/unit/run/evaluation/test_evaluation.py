@@ -210,7 +210,7 @@ def test_checkpoints_without_all_records_are_pending(tmp_path: Path) -> None:
 
 
 def test_one_watcher_at_a_time_and_its_request(tmp_path: Path) -> None:
-    with hold_watch_lock(tmp_path), pytest.raises(CheckpointError, match="another process already evaluates"):
+    with hold_watch_lock(tmp_path), pytest.raises(CheckpointError, match="another process is already evaluating"):
         with hold_watch_lock(tmp_path):
             pass
     with hold_watch_lock(tmp_path):
