@@ -1,0 +1,120 @@
+"""Goodput: the share of a run's wall time in which steps were computed that the run kept."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ascend_cpt.monitor.goodput.timeline import ENDING, FIRST_STEP, STEPS, Interval
+
+# In the order in which they are shown.
+CATEGORIES = {
+    "steps": "steps that the run kept",
+    "data": "waiting for data",
+    "lost": "steps computed again after a restart",
+    "compiling": "compiling",
+    "starting": "starting",
+    "waiting": "waiting for the other processes",
+    "validation": "validation",
+    "saving": "saving",
+    "ending": "ending",
+    "down": "not running",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goodput:
+    """Where the wall time of a run went, over all its launches."""
+
+    wall_s: float
+    """From the start of the first launch to the last record, in seconds."""
+    seconds: dict[str, float]
+    """Category → seconds; the sum is `wall_s`."""
+    num_launches: int
+    num_interruptions: int
+    """Launches that ended without an orderly end and were followed by another one."""
+    mean_time_between_interruptions_s: float | None
+    """Time in which the run was up, per interruption; None without one."""
+    mean_recovery_s: float | None
+    """Mean time from an interruption to the end of the first step after it; None without one."""
+
+    @property
+    def share(self) -> float:
+        """Goodput, 0 to 1."""
+        return self.seconds["steps"] / self.wall_s if self.wall_s else 0.0
+
+    def describe(self) -> str:
+        """Return one line: goodput, and the other categories with more than 0.05 % of the time."""
+        shares = {name: seconds / self.wall_s if self.wall_s else 0.0 for name, seconds in self.seconds.items()}
+        others = sorted((name for name in shares if name != "steps"), key=lambda name: -shares[name])
+        parts = [f"{_LABELS.get(name, name)} {shares[name]:.1%}" for name in others if shares[name] >= 0.0005]
+        return f"goodput {self.share:.1%}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+_LABELS = {"lost": "lost steps", "data": "data wait", "down": "not running"}
+
+
+def compute_goodput(intervals: Sequence[Interval]) -> Goodput | None:
+    """Return the goodput of a run from the intervals of its launches, in order; None without any."""
+    if not intervals:
+        return None
+    launches: dict[float, list[Interval]] = {}
+    for interval in intervals:
+        launches.setdefault(interval.launch_s, []).append(interval)
+    ordered = [launches[key] for key in sorted(launches)]
+    seconds = dict.fromkeys(CATEGORIES, 0.0)
+    recoveries = []
+    end_s = ordered[0][0].start_s
+    for index, launch in enumerate(ordered):
+        seconds["down"] += max(0.0, launch[0].start_s - end_s)
+        later = [following[0].from_step for following in ordered[index + 1 :]]
+        step_s = _find_step_time(launch) or _find_step_time(intervals) or 0.0
+        for interval in launch:
+            # Two processes can overlap: the old one was ending while the new one started.
+            start_s = max(end_s, interval.start_s)
+            length_s = max(0.0, interval.end_s - start_s)
+            _add(seconds, interval, length_s, kept_until=min(later, default=None), step_s=step_s)
+            end_s = max(end_s, interval.end_s)
+        if later and launch[-1].part != ENDING:
+            restarted = next((item.end_s for item in ordered[index + 1] if item.part == FIRST_STEP), None)
+            recoveries.append(None if restarted is None else restarted - launch[-1].end_s)
+    wall_s = end_s - ordered[0][0].start_s
+    done = [seconds for seconds in recoveries if seconds is not None]
+    return Goodput(
+        wall_s=wall_s,
+        seconds=seconds,
+        num_launches=len(ordered),
+        num_interruptions=len(recoveries),
+        mean_time_between_interruptions_s=(wall_s - seconds["down"]) / len(recoveries) if recoveries else None,
+        mean_recovery_s=statistics.mean(done) if done else None,
+    )
+
+
+def _add(
+    seconds: dict[str, float], interval: Interval, length_s: float, *, kept_until: int | None, step_s: float
+) -> None:
+    if interval.part not in (STEPS, FIRST_STEP):
+        seconds[interval.part] += length_s
+        return
+    working_s = length_s
+    if interval.part == FIRST_STEP:
+        working_s = min(length_s, step_s)
+        seconds["compiling"] += length_s - working_s
+    num_steps = interval.last_step - interval.first_step + 1
+    num_kept = num_steps if kept_until is None else min(num_steps, max(0, kept_until - interval.first_step + 1))
+    share = num_kept / num_steps
+    data_s = min(interval.data_s, working_s) if interval.part == STEPS else 0.0
+    seconds["lost"] += working_s * (1 - share)
+    seconds["data"] += data_s * share
+    seconds["steps"] += (working_s - data_s) * share
+
+
+def _find_step_time(intervals: Sequence[Interval]) -> float | None:
+    """Return the median time of a step in seconds, without first steps; None without other ones."""
+    times = [
+        (interval.end_s - interval.start_s) / (interval.last_step - interval.first_step + 1)
+        for interval in intervals
+        if interval.part == STEPS
+    ]
+    return statistics.median(times) if times else None

@@ -1,0 +1,113 @@
+"""What the process that reports a run did at every moment, appended to `timeline.jsonl` in the run folder.
+
+A line is an interval. The intervals of a launch follow each other without gaps, so their sum is the wall time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "timeline.jsonl"
+# Steps are written together. A process that is killed loses what it has not written.
+WRITE_EVERY_S = 5.0
+STEPS, FIRST_STEP, ENDING = "steps", "first_step", "ending"
+PARTS = ("starting", "waiting", "validation", FIRST_STEP, STEPS, "saving", ENDING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """What was done from `start_s` to `end_s` (seconds since the epoch)."""
+
+    launch_s: float
+    """Start of the process, which identifies the launch."""
+    start_s: float
+    end_s: float
+    part: str
+    """One of `PARTS`."""
+    from_step: int
+    """The step that the launch started from."""
+    first_step: int = 0
+    last_step: int = 0
+    """Steps done, both included; 0 if none."""
+    data_s: float = 0.0
+    """Part of the time in which the steps waited for data."""
+
+
+class Timeline:
+    """Writes the intervals of one launch.
+
+    Args:
+        path: The file; None writes nothing.
+        started_s: Start of the process in seconds since the epoch.
+        from_step: The step that the launch starts from.
+        read_clock: Returns the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self, path: Path | None, *, started_s: float, from_step: int, read_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path, self._launch_s, self._from_step, self._read_clock = path, started_s, from_step, read_clock
+        self._last_s = started_s
+        self._pending: Interval | None = None
+
+    def end(self, part: str, *, at_s: float | None = None, step: int = 0, data_s: float = 0.0) -> None:
+        """Record that the time since the last call, or since the start of the process, was spent on `part`.
+
+        Args:
+            part: One of `PARTS`.
+            at_s: End of the interval in seconds since the epoch; default: now.
+            step: The step that was done in it.
+            data_s: Part of the time in which it waited for data.
+        """
+        if self._path is None:
+            return
+        # The clock may be set back; intervals never overlap.
+        end_s = max(self._last_s, self._read_clock() if at_s is None else at_s)
+        pending = self._pending
+        first, start_s = step, self._last_s
+        if pending is not None and part == STEPS == pending.part and step == pending.last_step + 1:
+            first, start_s, data_s = pending.first_step, pending.start_s, data_s + pending.data_s
+            self._pending = None
+        self.flush()
+        self._pending = Interval(
+            launch_s=self._launch_s,
+            start_s=start_s,
+            end_s=end_s,
+            part=part,
+            from_step=self._from_step,
+            first_step=first,
+            last_step=step,
+            data_s=data_s,
+        )
+        self._last_s = end_s
+        if part != STEPS or end_s - start_s >= WRITE_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append what is not written yet."""
+        if self._pending is not None and self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(self._pending)) + "\n")
+        self._pending = None
+
+
+def read_timeline(path: Path) -> list[Interval]:
+    """Return the intervals of all launches in order; lines that are incomplete after a crash are skipped."""
+    return sorted(_read_lines(path), key=lambda interval: interval.start_s) if path.is_file() else []
+
+
+def _read_lines(path: Path) -> Iterator[Interval]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                values: dict[str, Any] = json.loads(line)
+                interval = Interval(**values)
+                if interval.part in PARTS and interval.end_s >= interval.start_s:
+                    yield interval
+            except (ValueError, TypeError):
+                continue
