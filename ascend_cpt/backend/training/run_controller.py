@@ -41,10 +41,11 @@ class RunController(Callback):
         sinks: SinkGroup,
         monitor: StepMonitor,
         stop_file: Path | None = None,
+        saves: bool = True,
     ) -> None:
         super().__init__()
         self._total_steps, self._initial_step = total_steps, initial_step
-        self._writer, self._save_every = writer, save_every_steps
+        self._writer, self._save_every, self._saves = writer, save_every_steps, saves
         self._build_evaluator, self._validate_every = build_evaluator, validate_every_steps
         self._evaluator: Evaluator | None = None
         self._stop_at_step = stop_at_step
@@ -114,7 +115,7 @@ class RunController(Callback):
             stopping = self._validate(step)
         ends = bool(last or stopping or request or stopped_by_evaluation)
         if ends or _is_due(step, self._save_every):
-            folder = self._writer.save(step, cb_params, wait=ends)
+            folder = self._writer.save(step, cb_params, wait=ends) if self._saves else "nothing (cpt.checkpoint.save)"
             if stopping:
                 self._ending = _make_alarm_error(stopping, f"; saved in {folder}")
             elif stopped_by_evaluation:
