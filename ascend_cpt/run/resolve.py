@@ -84,7 +84,7 @@ def resolve(
         + find_refusals(config, layout)
         + find_monitoring_problems(config, layout)
         + find_checkpoint_problems(config)
-        + find_environment_problems(config),
+        + find_environment_problems(config, layout),
     )
     source_sets = _list_datasets(config, sources, {})
     sets = config.cpt.validation.sets if config.cpt.validation else {}

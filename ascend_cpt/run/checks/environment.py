@@ -1,4 +1,4 @@
-"""`cpt.environment`: variables that the libraries read in the training processes."""
+"""Checks of `cpt.environment`, variables that the libraries read in the training processes, and `cpt.compile_cache`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.errors import ConfigError
 
@@ -18,9 +19,14 @@ KNOWN = (
 )
 
 
-def find_environment_problems(config: RunConfig) -> list[str]:
-    """Return a problem for every variable that may not be set, and for every value that is not text or a number."""
+def find_environment_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
+    """Return a problem for every variable that may not be set, every wrong value, and a cache that would not work."""
     problems = []
+    if config.cpt.compile_cache and not uses_cpu(config) and layout.world_size > 1:
+        problems.append(
+            f"{config.locate('cpt', 'compile_cache')}: cpt.compile_cache: remove it; a graph that MindSpore 2.9 loads "
+            "from its cache lacks the layouts of the parameters, which a job of several devices needs for checkpoints"
+        )
     for name, value in config.cpt.environment.items():
         where = f"{config.locate('cpt', 'environment', name)}: cpt.environment.{name}"
         if name not in KNOWN:
