@@ -115,14 +115,16 @@ class RunController(Callback):
             stopping = self._validate(step)
         ends = bool(last or stopping or request or stopped_by_evaluation)
         if ends or _is_due(step, self._save_every):
-            folder = self._writer.save(step, cb_params, wait=ends) if self._saves else "nothing (cpt.checkpoint.save)"
+            saved = "nothing saved (cpt.checkpoint.save is False)"
+            if self._saves:
+                saved = f"saved in {self._writer.save(step, cb_params, wait=ends)}"
             if stopping:
-                self._ending = _make_alarm_error(stopping, f"; saved in {folder}")
+                self._ending = _make_alarm_error(stopping, f"; {saved}")
             elif stopped_by_evaluation:
-                self._ending = self._take_stop_request(folder)
+                self._ending = self._take_stop_request(saved)
             elif request:
                 self._ending = StoppedBySignal(
-                    f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; run the "
+                    f"stopped by {request.name} after step {step} of {self._total_steps}; {saved}; run the "
                     "same command to resume",
                     request,
                 )
@@ -142,14 +144,14 @@ class RunController(Callback):
         is_requested = self._stop_file is not None and self._stop_file.is_file()
         return find_request(self._num_ranks, is_stop_requested=is_requested)
 
-    def _take_stop_request(self, folder: object) -> RunStopped:
+    def _take_stop_request(self, saved: str) -> RunStopped:
         """Return the error of a stop that tools/evaluate.py requested, and remove the request."""
         message = "an alarm of tools/evaluate.py"
         if self._stop_file is not None:
             message = take_stop_request(self._stop_file.parent) or message
         if self._removes_requests and self._stop_file is not None:
             self._stop_file.unlink(missing_ok=True)
-        return RunStopped(f"{message}; saved in {folder}")
+        return RunStopped(f"{message}; {saved}")
 
     def _validate(self, step: int) -> list[AlarmVerdict]:
         """Write the losses of all sets; return the verdicts that stop the run, the same on all ranks."""

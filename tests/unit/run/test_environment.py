@@ -13,6 +13,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.monitor.record import to_scalars, to_values
 from ascend_cpt.monitor.sinks import format_start
+from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems
 from ascend_cpt.run.checks.environment import find_environment_problems, set_environment
 from ascend_cpt.run.start_clock import StartClock
 
@@ -47,6 +48,15 @@ def test_the_shell_must_not_contradict() -> None:
 def test_where_the_compile_cache_works(tmp_path: Path, layout: ParallelLayout, device: str, refused: int) -> None:
     assert len(find_problems(tmp_path, "compile_cache: True", layout, device)) == refused
     assert not find_problems(tmp_path, "compile_cache: False", TWO)
+
+
+@pytest.mark.parametrize(("needing", "num_problems"), [("", 0), (", export: {to: /tmp/x}", 1)])
+def test_a_run_that_saves_nothing_has_nothing_to_export(tmp_path: Path, needing: str, num_problems: int) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"cpt: {{seq_length: 8, global_batch_size: 2, checkpoint: {{save: False}}{needing}}}\n")
+    problems = find_checkpoint_problems(load_config(path))
+    assert len(problems) == num_problems
+    assert all("cpt.export need checkpoints; remove one of them" in problem for problem in problems)
 
 
 def test_start_clock_adds_up_parts(monkeypatch: pytest.MonkeyPatch) -> None:
