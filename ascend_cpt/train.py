@@ -6,8 +6,10 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,14 +18,16 @@ from ascend_cpt.backend.training.trainer import Launch, train
 from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
-from ascend_cpt.cluster.job.channel import join_job
+from ascend_cpt.cluster.job.channel import JobChannel, join_job
 from ascend_cpt.cluster.job.launcher_files import report_own_stop, report_stacks_on_request
 from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
 from ascend_cpt.monitor.picture import draw_losses, draw_needles
+from ascend_cpt.run.checks.environment import set_environment
 from ascend_cpt.run.checks.job import check_job
+from ascend_cpt.run.compile_cache import find_cache_folder, prepare_cache
 from ascend_cpt.run.evaluation.tasks import describe_tasks, load_run_tasks
 from ascend_cpt.run.export.at_end import export_at_end
 from ascend_cpt.run.export.target import check_target
@@ -31,6 +35,7 @@ from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.run.start_clock import StartClock
 from ascend_cpt.run.starting_point import Start, choose_start
 from ascend_cpt.run.summary import describe, describe_end, describe_start
 
@@ -50,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if is_scheduler():
         serve_workers()
         return 0
+    clock = StartClock()
     process = read_process(args.world_size if args.dry_run else None)
     if args.dry_run:
         run = load_run_of_arguments(args, process)
@@ -58,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         save_plan_picture(run)
         return 0
     with join_job(process.rank, process.world_size) as channel:
+        clock.end("import")
         run = load_run_of_arguments(args, process)
+        set_environment(run.config.cpt.environment, os.environ)
         make_run_folder(run.run_dir)
         check_job(run, channel)
         # One process per run folder holds the lock, so that a second launch fails.
@@ -66,9 +74,13 @@ def main(argv: list[str] | None = None) -> int:
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with report_full_disk(run.run_dir, "writing to the run folder"), lock:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
+            sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
+            cache = choose_compile_cache(run, sections, channel)
             # Training does not use the channel, so its port need not stay open.
             channel.close()
-            return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
+            clock.end("data")
+            launch = partial(Launch, clock=clock, compile_cache=cache, is_first_on_node=channel.is_first_on_node)
+            return train_run(run, start, sections, args, process, launch)
 
 
 def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
@@ -89,7 +101,12 @@ def load_run_of_arguments(args: argparse.Namespace, process: Process) -> Resolve
 
 
 def train_run(
-    run: ResolvedRun, start: Start, args: argparse.Namespace, process: Process, *, is_first_on_node: bool
+    run: ResolvedRun,
+    start: Start,
+    sections: dict[str, Any],
+    args: argparse.Namespace,
+    process: Process,
+    make_launch: Callable[..., Launch],
 ) -> int:
     """Compile and train. Returns the exit code."""
     for line in start.warnings if process.rank == 0 else ():
@@ -107,7 +124,6 @@ def train_run(
             "step, or drop the flag to train to the end"
         )
     tasks = load_run_tasks(run)
-    sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
     heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
     # Every rank writes the same text atomically, so no rank has to wait for another.
     write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
@@ -118,12 +134,11 @@ def train_run(
             if process.rank == 0:
                 lines = [describe(run), *describe_tasks(tasks, run.budget.seq_length), describe_start(start)]
                 print("\n".join(lines), file=console, flush=True)
-            launch = Launch(
+            launch = make_launch(
                 resolved_yaml=run.run_dir / RESOLVED_NAME,
                 initial_step=start.step,
                 stop_at_step=args.stop_at_step,
                 console=console,
-                is_first_on_node=is_first_on_node,
                 tasks=tasks,
             )
             train(run, launch)
@@ -139,6 +154,23 @@ def train_run(
         print(f"rank {process.rank} failed; the output of MindFormers and MindSpore is in {log_path}", file=sys.stderr)
         raise
     return 0
+
+
+def choose_compile_cache(run: ResolvedRun, sections: dict[str, Any], channel: JobChannel) -> Path | None:
+    """Return the folder of the compiled graphs, prepared for all processes; None if the run has no cache."""
+    if not run.config.cpt.compile_cache:
+        return None
+    folder = find_cache_folder(
+        run.run_dir,
+        sections,
+        run.config.tree.data["cpt"],
+        world_size=run.layout.world_size,
+        environ=os.environ,
+    )
+    is_loaded = prepare_cache(folder, channel)
+    if channel.rank == 0:
+        print(f"compile  {'the graph is loaded from' if is_loaded else 'the graph is saved in'} {folder}", flush=True)
+    return folder
 
 
 def export_run(run: ResolvedRun, console: TextIO) -> None:

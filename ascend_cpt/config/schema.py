@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from ascend_cpt.config.monitoring_schema import GuardConfig, MonitorConfig, ValidationConfig
 from ascend_cpt.config.values import Interval
@@ -132,6 +132,8 @@ class CheckpointConfig:
     """Checkpoints at multiples of this interval are never deleted."""
     keep_best: KeepBestConfig | None = None
     """The best checkpoints are never deleted, and the best one can be opened as `RUN/best`."""
+    save: bool = True
+    """False saves nothing, not even at the last step: for measuring speed, as tools/tune.py does."""
     background: bool = False
     """Write checkpoints in the background, from a copy of model and optimizer state in host memory."""
     verify: bool = True
@@ -198,5 +200,9 @@ class CptConfig:
     """Guards against bad updates."""
     storage: StorageConfig = field(default_factory=StorageConfig)
     """Shared or node-local storage."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Environment variables of the training processes, such as HCCL_BUFFSIZE (run/checks/environment.py)."""
+    compile_cache: bool = False
+    """Keep the compiled training step in the run folder, and load it when the unchanged run is started again."""
     pad_length: int | None = None
     """Accepted but has no effect: rows are packed to `seq_length`, and only the last row of each file is padded."""

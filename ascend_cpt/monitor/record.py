@@ -40,6 +40,8 @@ class StepRecord:
     skipped: str = ""
     num_skipped: int = 0
     """Skipped steps of the run so far."""
+    peak_memory_bytes: int | None = None
+    """Most memory that tensors took so far on the device of the reporting rank; None on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +103,36 @@ class DataRecord:
     """Epochs of each source."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartRecord:
+    """Time from the start of the process to the end of the first step of a launch, in parts (seconds)."""
+
+    step: int
+    """The first step of the launch."""
+    total_s: float
+    """Sum of the parts."""
+    import_s: float
+    """Importing packages, opening the device, and connecting to the other processes."""
+    data_s: float
+    """Reading and checking configuration, datasets and checkpoints, with their checksums."""
+    weights_s: float
+    """Building the network and loading the weights. With several devices MindFormers may compile here."""
+    validation_s: float
+    """Validation before the first step, with the compilation of its graph, and waiting for the first batch."""
+    compile_s: float
+    """The first step: compilation, or loading from the compile cache, and the step itself."""
+
+
 Judged = ValidationRecord | TaskRecord
 """Records with a baseline and an alarm."""
-Record = StepRecord | ValidationRecord | TaskRecord | DataRecord
-KINDS: dict[type, str] = {StepRecord: "step", ValidationRecord: "validation", TaskRecord: "task", DataRecord: "data"}
+Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord
+KINDS: dict[type, str] = {
+    StepRecord: "step",
+    ValidationRecord: "validation",
+    TaskRecord: "task",
+    DataRecord: "data",
+    StartRecord: "start",
+}
 
 
 def to_values(record: Record) -> dict[str, Any]:
@@ -156,6 +184,8 @@ def to_scalars(record: Record) -> dict[str, float]:
             for source, tokens in by_source.items():
                 totals[f"tokens/{source}"] = totals.get(f"tokens/{source}", 0) + tokens
         return totals | {f"epochs/{source}": epochs for source, epochs in record.epochs.items()}
+    if isinstance(record, StartRecord):
+        return {f"start/{name}": value for name, value in vars(record).items() if name != "step"}
     numbers = {
         "train/loss": record.loss,
         "train/learning_rate": record.learning_rate,

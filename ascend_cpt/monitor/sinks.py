@@ -15,6 +15,7 @@ from ascend_cpt.monitor.history import read_lines
 from ascend_cpt.monitor.record import (
     DataRecord,
     Record,
+    StartRecord,
     StepRecord,
     TaskRecord,
     ValidationRecord,
@@ -87,6 +88,8 @@ class ConsoleSink:
             print(format_validation(record), file=self._stream, flush=True)
         elif isinstance(record, TaskRecord):
             print(format_task(record), file=self._stream, flush=True)
+        elif isinstance(record, StartRecord):
+            print(format_start(record), file=self._stream, flush=True)
         elif isinstance(record, StepRecord) and (
             record.step % self._every == 0 or record.step in (1, record.total_steps) or record.skipped
         ):
@@ -154,6 +157,21 @@ def format_task(record: TaskRecord) -> str:
         if metric != record.metric and not is_cell(metric)
     ]
     return line + "".join(others) + f"  {record.num_items} items" + ("  ALARM" if record.alarm else "")
+
+
+def format_start(record: StartRecord) -> str:
+    """Return the line with the time to the first step and its parts."""
+    parts = [
+        f"{name} {seconds:.1f} s"
+        for name, seconds in (
+            ("import", record.import_s),
+            ("data", record.data_s),
+            ("weights", record.weights_s),
+            ("validation", record.validation_s),
+            ("compile and step", record.compile_s),
+        )
+    ]
+    return f"first step after {record.total_s:.1f} s: {', '.join(parts)}"
 
 
 def format_account(record: DataRecord) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.history import read_metrics
-from ascend_cpt.monitor.record import DataRecord
-from ascend_cpt.monitor.sinks import format_account
+from ascend_cpt.monitor.record import DataRecord, StartRecord
+from ascend_cpt.monitor.sinks import format_account, format_start
 
 
 def summarize_run(run_dir: Path) -> list[str]:
@@ -32,6 +32,7 @@ def summarize_run(run_dir: Path) -> list[str]:
     lines.extend(_describe_task(name, points) for name, points in collect_by_name(records, "task").items())
     if last.get("num_skipped"):
         lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
+    lines.extend(f"  last start       {line}" for line in _describe_start(records))
     lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():
@@ -48,6 +49,13 @@ def collect_by_name(records: list[dict[str, Any]], kind: str) -> dict[str, list[
         if record["kind"] == kind:
             found.setdefault(record["name"], []).append(record)
     return found
+
+
+def _describe_start(records: list[dict[str, Any]]) -> list[str]:
+    starts = [record for record in records if record["kind"] == "start"]
+    if not starts:
+        return []
+    return [format_start(StartRecord(**{key: value for key, value in starts[-1].items() if key != "kind"}))]
 
 
 def _describe_data(records: list[dict[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifes
 from ascend_cpt.errors import DataError
 from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems, note_keep_best
 from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems
+from ascend_cpt.run.checks.environment import find_environment_problems
 from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.document_attention import find_boundary_problems
@@ -82,7 +83,8 @@ def resolve(
         find_model_problems(config, layout)
         + find_refusals(config, layout)
         + find_monitoring_problems(config, layout)
-        + find_checkpoint_problems(config),
+        + find_checkpoint_problems(config)
+        + find_environment_problems(config, layout),
     )
     source_sets = _list_datasets(config, sources, {})
     sets = config.cpt.validation.sets if config.cpt.validation else {}

@@ -87,6 +87,8 @@ def describe_data(run: ResolvedRun) -> list[str]:
 
 def describe_disk(run: ResolvedRun) -> str:
     """Return a line with the size of a checkpoint and the maximum disk space of the run."""
+    if not run.config.cpt.checkpoint.save:
+        return "disk     nothing is saved (cpt.checkpoint.save is False)"
     checkpoints = count_checkpoints(run, run.budget.total_steps)
     export = f" with an export of {format_bytes(checkpoints.export_bytes)}" if checkpoints.export_bytes else ""
     return (

@@ -26,7 +26,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     ),
     "cluster": ({"messages", "node"}, {"job"}, {"launch"}),
     "run": (
-        {"document_attention", "resolve_recipe", "verified"},
+        {"compile_cache", "document_attention", "resolve_recipe", "start_clock", "verified"},
         {"resolved_run"},
         {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"evaluation"},
@@ -35,7 +35,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"summary", "export"},
     ),
     "backend": (
-        {"collectives", "cpu", "models", "mindformers_keys"},
+        {"collectives", "compile_cache", "cpu", "models", "mindformers_keys"},
         {"checkpointing", "inference"},
         {"training"},
         {"evaluation_network", "simulated_rank"},

@@ -22,7 +22,7 @@ LAYERS = (
     {"data", "recipe", "tasks", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
-    {"rehearsal", "simulate", "train"},
+    {"rehearsal", "simulate", "train", "tune"},
     {"train_stages", "evaluate"},
 )
 LAYER_INDEX = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}

@@ -41,6 +41,7 @@ from ascend_cpt.run.checks.job import list_software
 from ascend_cpt.run.evaluation.watching import STOP_NAME
 from ascend_cpt.run.export.base_weights import describe_base
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
+from ascend_cpt.run.start_clock import StartClock
 from ascend_cpt.tasks.load import Task
 
 
@@ -54,6 +55,7 @@ def build_callbacks(
     data_rank: int,
     is_first_on_node: bool,
     tasks: Sequence[Task] = (),
+    clock: StartClock | None = None,
 ) -> list[Callback]:
     """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
 
@@ -79,16 +81,13 @@ def build_callbacks(
     monitor = StepMonitor(
         budget=budget,
         initial_step=initial_step,
-        speed=Speed(
-            num_devices=run.layout.world_size,
-            flops_per_token=count_training_flops_per_token(read_sizes(run.model), budget.seq_length),
-            peak_flops=find_peak_flops(_get_device_name(run)),
-        ),
+        speed=_make_speed(run),
         phases=phases,
         guard=StepGuard(judge, run_dir=run.run_dir, list_rows=run.list_rows, reports=reports),
         account=_open_account(run, phases, history.account) if reports else None,
         sinks=sinks,
         gives_loss=reports if run.layout.pipeline_parallel > 1 else None,
+        clock=clock,
     )
     validation = cpt.validation
     controller = RunController(
@@ -96,6 +95,7 @@ def build_callbacks(
         initial_step=initial_step,
         writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
+        saves=cpt.checkpoint.save,
         build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if validation else None,
         validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
@@ -108,6 +108,14 @@ def build_callbacks(
         stop_file=run.run_dir / STOP_NAME,
     )
     return [monitor, controller]
+
+
+def _make_speed(run: ResolvedRun) -> Speed:
+    return Speed(
+        num_devices=run.layout.world_size,
+        flops_per_token=count_training_flops_per_token(read_sizes(run.model), run.budget.seq_length),
+        peak_flops=find_peak_flops(_get_device_name(run)),
+    )
 
 
 def _build_alarm(run: ResolvedRun, tasks: Sequence[Task]) -> ForgettingAlarm:

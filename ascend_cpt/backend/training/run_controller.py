@@ -41,10 +41,11 @@ class RunController(Callback):
         sinks: SinkGroup,
         monitor: StepMonitor,
         stop_file: Path | None = None,
+        saves: bool = True,
     ) -> None:
         super().__init__()
         self._total_steps, self._initial_step = total_steps, initial_step
-        self._writer, self._save_every = writer, save_every_steps
+        self._writer, self._save_every, self._saves = writer, save_every_steps, saves
         self._build_evaluator, self._validate_every = build_evaluator, validate_every_steps
         self._evaluator: Evaluator | None = None
         self._stop_at_step = stop_at_step
@@ -114,15 +115,17 @@ class RunController(Callback):
             stopping = self._validate(step)
         ends = bool(last or stopping or request or stopped_by_evaluation)
         if ends or _is_due(step, self._save_every):
-            with reporting_activity("saving", is_reporting=self._reports_to_launcher):
-                folder = self._writer.save(step, cb_params, wait=ends)
+            saved = "nothing saved (cpt.checkpoint.save is False)"
+            if self._saves:
+                with reporting_activity("saving", is_reporting=self._reports_to_launcher):
+                    saved = f"saved in {self._writer.save(step, cb_params, wait=ends)}"
             if stopping:
-                self._ending = _make_alarm_error(stopping, f"; saved in {folder}")
+                self._ending = _make_alarm_error(stopping, f"; {saved}")
             elif stopped_by_evaluation:
-                self._ending = self._take_stop_request(folder)
+                self._ending = self._take_stop_request(saved)
             elif request:
                 self._ending = StoppedBySignal(
-                    f"stopped by {request.name} after step {step} of {self._total_steps}; saved in {folder}; run the "
+                    f"stopped by {request.name} after step {step} of {self._total_steps}; {saved}; run the "
                     "same command to resume",
                     request,
                 )
@@ -144,14 +147,14 @@ class RunController(Callback):
         is_requested = self._stop_file is not None and self._stop_file.is_file()
         return find_request(self._num_ranks, is_stop_requested=is_requested)
 
-    def _take_stop_request(self, folder: object) -> RunStopped:
+    def _take_stop_request(self, saved: str) -> RunStopped:
         """Return the error of a stop that tools/evaluate.py requested, and remove the request."""
         message = "an alarm of tools/evaluate.py"
         if self._stop_file is not None:
             message = take_stop_request(self._stop_file.parent) or message
         if self._removes_requests and self._stop_file is not None:
             self._stop_file.unlink(missing_ok=True)
-        return RunStopped(f"{message}; saved in {folder}")
+        return RunStopped(f"{message}; {saved}")
 
     def _validate(self, step: int) -> list[AlarmVerdict]:
         """Write the losses of all sets; return the verdicts that stop the run, the same on all ranks."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import mindspore as ms
 import numpy as np
 from mindspore import RunContext
 from mindspore.train import Callback
@@ -18,6 +19,7 @@ from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
 from ascend_cpt.monitor.record import StepRecord
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.recipe.budget import Budget
+from ascend_cpt.run.start_clock import StartClock
 
 RATE_STEPS = 20
 
@@ -41,12 +43,20 @@ class Speed:
         return tokens_per_s * self.flops_per_token / (self.num_devices * self.peak_flops)
 
 
+def read_peak_memory() -> int | None:
+    """Return the most memory in bytes that tensors of this process took on its device so far; None on a CPU."""
+    if ms.get_context("device_target") == "CPU":
+        return None
+    return int(ms.runtime.max_memory_allocated())
+
+
 class StepMonitor(Callback):
     """Builds a record from MindFormers' step outputs, applies the guards and writes it to the sinks.
 
     Args:
         gives_loss: With pipeline stages, whether this rank's loss is that of the run: only the last stage has one. None
             without stages, where every rank has a loss.
+        clock: Its parts are recorded after the first step.
     """
 
     def __init__(
@@ -60,6 +70,7 @@ class StepMonitor(Callback):
         account: DataAccount | None,
         sinks: SinkGroup,
         gives_loss: bool | None = None,
+        clock: StartClock | None = None,
     ) -> None:
         super().__init__()
         self._budget, self._initial_step, self._speed, self._gives_loss = budget, initial_step, speed, gives_loss
@@ -67,16 +78,21 @@ class StepMonitor(Callback):
         self._last_end_s = self._begin_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=RATE_STEPS)
         self._num_steps = 0
+        self._clock = clock
         self.ending: RunStopped | None = None
         """Why a guard ended the run, to be raised after the training loop has released its data queue."""
 
     def on_train_begin(self, run_context: RunContext) -> None:
         """Set the limits of the first step and start the clock."""
         self._guard.set_limits(run_context.original_args().network)
+        if self._clock is not None:
+            self._clock.end("weights")
         self.mark_step_over()
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
         """Note the time at which the batch is available."""
+        if self._clock is not None and self._num_steps == 0:
+            self._clock.end("validation")
         self._begin_s = time.perf_counter()
 
     def on_train_step_end(self, run_context: RunContext) -> None:
@@ -95,6 +111,9 @@ class StepMonitor(Callback):
             grad_norm=norm_value,
             is_skipped=bool(np.any(is_skipped.asnumpy())),
         )
+        if self._clock is not None and self._num_steps == 0:
+            self._clock.end("compile")
+            self._sinks.write(self._clock.make_record(step))
         rate = self._measure_rate(end_s - self._last_end_s)
         in_sink = bool(getattr(cb_params, "dataset_sink_mode", False))
         record = StepRecord(
@@ -114,6 +133,7 @@ class StepMonitor(Callback):
             phase=self._name_phase(step),
             skipped=verdict.skipped,
             num_skipped=self._guard.num_skipped,
+            peak_memory_bytes=read_peak_memory(),
         )
         self._sinks.write(record)
         if self._account is not None and (verdict.stop or is_tally_due(step, record.total_steps, self._phases)):

@@ -12,6 +12,7 @@ from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.run.start_clock import StartClock
 from ascend_cpt.tasks.load import Task
 
 
@@ -25,6 +26,10 @@ class Launch:
     console: TextIO
     is_first_on_node: bool
     tasks: tuple[Task, ...] = ()
+    compile_cache: Path | None = None
+    """Where this run's compiled training step is loaded from or saved to; None without a cache."""
+    clock: StartClock | None = None
+    """Measures the parts of the time to the first step."""
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:
@@ -64,6 +69,8 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     set_output_path(str(run.run_dir.absolute()))
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
+    if launch.clock is not None:
+        launch.clock.end("import")
     if not cpu and not run.config.cpt.storage.shared:
         from ascend_cpt.backend.checkpointing.node_local import use_own_shards
         from ascend_cpt.backend.checkpointing.writer import PREFIX
@@ -75,6 +82,11 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
     use_headers()
     require_optimizer_state()
+    if launch.compile_cache is not None:
+        from ascend_cpt.backend.collectives import get_rank_and_size
+        from ascend_cpt.backend.compile_cache import cache_training_graph
+
+        cache_training_graph(launch.compile_cache, get_rank_and_size(run.layout.world_size > 1)[0])
     callbacks = _build_callbacks(run, launch)
     controller = callbacks[-1]
     stop_signals.install(launch.console)
@@ -103,6 +115,7 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
         data_rank=get_data_rank(run.layout, rank),
         is_first_on_node=launch.is_first_on_node,
         tasks=launch.tasks,
+        clock=launch.clock,
     )
 
 

@@ -16,7 +16,7 @@ EXPORTED_CHECKPOINTS = ("last", "best")
 
 def find_checkpoint_problems(config: RunConfig) -> list[str]:
     """Return a problem for every setting of keep_best and export that cannot work."""
-    return _check_keep_best(config) + _check_export(config)
+    return _check_save(config) + _check_keep_best(config) + _check_export(config)
 
 
 def note_keep_best(config: RunConfig, budget: Budget) -> tuple[str, ...]:
@@ -37,6 +37,16 @@ def note_keep_best(config: RunConfig, budget: Budget) -> tuple[str, ...]:
         f"warning: {where}: only the last checkpoint is saved at a step with a validation ({intervals}); make one "
         "interval a multiple of the other",
     )
+
+
+def _check_save(config: RunConfig) -> list[str]:
+    cpt = config.cpt
+    needing = {"cpt.export": cpt.export, "cpt.checkpoint.keep_best": cpt.checkpoint.keep_best}
+    names = [name for name, value in needing.items() if value is not None]
+    if cpt.checkpoint.save or not names:
+        return []
+    where = f"{config.locate('cpt', 'checkpoint', 'save')}: cpt.checkpoint.save"
+    return [f"{where}: False saves nothing, but {' and '.join(names)} need checkpoints; remove one of them"]
 
 
 def _check_keep_best(config: RunConfig) -> list[str]:

@@ -1,0 +1,42 @@
+"""Measures the time from the start of a process to the end of its first step, in parts."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+from ascend_cpt.monitor.record import StartRecord
+
+PARTS = ("import", "data", "weights", "validation", "compile")
+
+
+class StartClock:
+    """Adds up the time of each part.
+
+    Args:
+        started_s: Start of the process, in seconds since the epoch; default: as the kernel recorded it.
+    """
+
+    def __init__(self, started_s: float | None = None) -> None:
+        self._last_s = psutil.Process().create_time() if started_s is None else started_s
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+
+    def end(self, part: str) -> None:
+        """Add the time since the last call, or since the start of the process, to one of the parts."""
+        now_s = time.time()
+        self._seconds[part] += max(0.0, now_s - self._last_s)
+        self._last_s = now_s
+
+    def make_record(self, step: int) -> StartRecord:
+        """Return the parts so far; `step` is the first step of the launch."""
+        seconds = self._seconds
+        return StartRecord(
+            step=step,
+            total_s=sum(seconds.values()),
+            import_s=seconds["import"],
+            data_s=seconds["data"],
+            weights_s=seconds["weights"],
+            validation_s=seconds["validation"],
+            compile_s=seconds["compile"],
+        )
