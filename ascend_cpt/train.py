@@ -6,8 +6,9 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
+from ascend_cpt.monitor.goodput.account import compute_goodput
+from ascend_cpt.monitor.goodput.timeline import ENDING, Timeline, read_timeline
+from ascend_cpt.monitor.goodput.timeline import FILE_NAME as TIMELINE_NAME
 from ascend_cpt.monitor.picture import draw_losses, draw_needles
 from ascend_cpt.run.checks.environment import set_environment
 from ascend_cpt.run.checks.job import check_job
@@ -56,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         serve_workers()
         return 0
     clock = StartClock()
+    started_s, joining_s = clock.last_s, time.time()
     process = read_process(args.world_size if args.dry_run else None)
     if args.dry_run:
         run = load_run_of_arguments(args, process)
@@ -65,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with join_job(process.rank, process.world_size) as channel:
         clock.end("import")
+        joined_s = time.time()
         run = load_run_of_arguments(args, process)
         set_environment(run.config.cpt.environment, os.environ)
         make_run_folder(run.run_dir)
@@ -79,8 +85,33 @@ def main(argv: list[str] | None = None) -> int:
             # Training does not use the channel, so its port need not stay open.
             channel.close()
             clock.end("data")
-            launch = partial(Launch, clock=clock, compile_cache=cache, is_first_on_node=channel.is_first_on_node)
-            return train_run(run, start, sections, args, process, launch)
+            path = run.run_dir / TIMELINE_NAME if process.rank == run.report_rank else None
+            timeline = Timeline(path, started_s=started_s, from_step=start.step)
+            timeline.end("starting", at_s=joining_s)
+            timeline.end("waiting", at_s=joined_s)
+            launch = partial(
+                Launch,
+                clock=clock,
+                timeline=timeline,
+                compile_cache=cache,
+                is_first_on_node=channel.is_first_on_node,
+            )
+            with ending(timeline):
+                return train_run(run, start, sections, args, process, launch)
+
+
+@contextmanager
+def ending(timeline: Timeline) -> Iterator[None]:
+    """Record the end of the launch, unless it fails: guards, alarms and signals end a run in an orderly way."""
+    try:
+        yield
+    except CptError:
+        timeline.end(ENDING)
+        raise
+    else:
+        timeline.end(ENDING)
+    finally:
+        timeline.flush()
 
 
 def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
@@ -146,6 +177,8 @@ def train_run(
                 draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
                 draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
                 print(describe_end(run, args.stop_at_step), file=console)
+                if goodput := compute_goodput(read_timeline(run.run_dir / TIMELINE_NAME)):
+                    print(f"time     {goodput.describe()}", file=console, flush=True)
                 if args.stop_at_step is None or args.stop_at_step >= run.budget.total_steps:
                     export_run(run, console)
     except CptError:

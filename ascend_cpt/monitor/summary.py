@@ -7,9 +7,11 @@ from typing import Any
 
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
+from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.record import DataRecord, StartRecord
-from ascend_cpt.monitor.sinks import format_account, format_start
+from ascend_cpt.monitor.sinks import format_account, format_duration, format_start
 
 
 def summarize_run(run_dir: Path) -> list[str]:
@@ -33,6 +35,8 @@ def summarize_run(run_dir: Path) -> list[str]:
     if last.get("num_skipped"):
         lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  last start       {line}" for line in _describe_start(records))
+    if goodput := compute_goodput(read_timeline(run_dir / FILE_NAME)):
+        lines.extend(f"  {line}" for line in _describe_goodput(goodput))
     lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():
@@ -49,6 +53,14 @@ def collect_by_name(records: list[dict[str, Any]], kind: str) -> dict[str, list[
         if record["kind"] == kind:
             found.setdefault(record["name"], []).append(record)
     return found
+
+
+def _describe_goodput(goodput: Goodput) -> list[str]:
+    launches = f" in {goodput.num_launches} launches" if goodput.num_launches > 1 else ""
+    lines = [f"time             {format_duration(goodput.wall_s)}{launches}: {goodput.describe()}"]
+    if interruptions := goodput.describe_interruptions():
+        lines.append(f"interruptions    {interruptions}")
+    return lines
 
 
 def _describe_start(records: list[dict[str, Any]]) -> list[str]:

@@ -19,14 +19,15 @@ class StartClock:
     """
 
     def __init__(self, started_s: float | None = None) -> None:
-        self._last_s = psutil.Process().create_time() if started_s is None else started_s
+        self.last_s = psutil.Process().create_time() if started_s is None else started_s
+        """End of the last part, at first the start of the process."""
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     def end(self, part: str) -> None:
         """Add the time since the last call, or since the start of the process, to one of the parts."""
         now_s = time.time()
-        self._seconds[part] += max(0.0, now_s - self._last_s)
-        self._last_s = now_s
+        self._seconds[part] += max(0.0, now_s - self.last_s)
+        self.last_s = now_s
 
     def make_record(self, step: int) -> StartRecord:
         """Return the parts so far; `step` is the first step of the launch."""

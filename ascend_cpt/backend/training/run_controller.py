@@ -17,6 +17,7 @@ from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.cluster.job.launcher_files import report_activity, report_step, reporting_activity
 from ascend_cpt.errors import CptError, RunStopped
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop
+from ascend_cpt.monitor.goodput.timeline import Timeline
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.run.evaluation.watching import take_stop_request
 
@@ -42,12 +43,14 @@ class RunController(Callback):
         monitor: StepMonitor,
         stop_file: Path | None = None,
         saves: bool = True,
+        timeline: Timeline | None = None,
     ) -> None:
         super().__init__()
         self._total_steps, self._initial_step = total_steps, initial_step
         self._writer, self._save_every, self._saves = writer, save_every_steps, saves
         self._build_evaluator, self._validate_every = build_evaluator, validate_every_steps
         self._evaluator: Evaluator | None = None
+        self._timeline = timeline
         self._stop_at_step = stop_at_step
         self._num_ranks, self._reports_to_launcher = num_ranks, reports_to_launcher
         self._alarm, self._recorded_validations = alarm, recorded_validations
@@ -119,6 +122,8 @@ class RunController(Callback):
             if self._saves:
                 with reporting_activity("saving", is_reporting=self._reports_to_launcher):
                     saved = f"saved in {self._writer.save(step, cb_params, wait=ends)}"
+                if self._timeline is not None:
+                    self._timeline.end("saving")
             if stopping:
                 self._ending = _make_alarm_error(stopping, f"; {saved}")
             elif stopped_by_evaluation:
@@ -162,6 +167,8 @@ class RunController(Callback):
             return []
         with reporting_activity("validating", is_reporting=self._reports_to_launcher):
             verdicts = [self._alarm.judge(record) for record in self._evaluator.evaluate(step)]
+        if self._timeline is not None:
+            self._timeline.end("validation")
         for verdict in verdicts:
             self._sinks.write(verdict.record)
             if verdict.message and not verdict.stop and self._sinks:

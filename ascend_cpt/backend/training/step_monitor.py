@@ -16,6 +16,7 @@ from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.training.spike_guards import StepGuard
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
+from ascend_cpt.monitor.goodput.timeline import FIRST_STEP, STEPS, Timeline
 from ascend_cpt.monitor.record import StepRecord
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.recipe.budget import Budget
@@ -57,6 +58,7 @@ class StepMonitor(Callback):
         gives_loss: With pipeline stages, whether this rank's loss is that of the run: only the last stage has one. None
             without stages, where every rank has a loss.
         clock: Its parts are recorded after the first step.
+        timeline: Every step is recorded in it.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class StepMonitor(Callback):
         sinks: SinkGroup,
         gives_loss: bool | None = None,
         clock: StartClock | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         super().__init__()
         self._budget, self._initial_step, self._speed, self._gives_loss = budget, initial_step, speed, gives_loss
@@ -78,7 +81,7 @@ class StepMonitor(Callback):
         self._last_end_s = self._begin_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=RATE_STEPS)
         self._num_steps = 0
-        self._clock = clock
+        self._clock, self._timeline = clock, timeline
         self.ending: RunStopped | None = None
         """Why a guard ended the run, to be raised after the training loop has released its data queue."""
 
@@ -87,6 +90,8 @@ class StepMonitor(Callback):
         self._guard.set_limits(run_context.original_args().network)
         if self._clock is not None:
             self._clock.end("weights")
+        if self._timeline is not None:
+            self._timeline.end("starting")
         self.mark_step_over()
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
@@ -114,6 +119,9 @@ class StepMonitor(Callback):
         if self._clock is not None and self._num_steps == 0:
             self._clock.end("compile")
             self._sinks.write(self._clock.make_record(step))
+        if self._timeline is not None:
+            part = STEPS if self._num_steps else FIRST_STEP
+            self._timeline.end(part, step=step, data_s=max(0.0, self._begin_s - self._last_end_s))
         rate = self._measure_rate(end_s - self._last_end_s)
         in_sink = bool(getattr(cb_params, "dataset_sink_mode", False))
         record = StepRecord(

@@ -11,6 +11,7 @@ from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
+from ascend_cpt.monitor.goodput.timeline import Timeline
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.start_clock import StartClock
 from ascend_cpt.tasks.load import Task
@@ -30,6 +31,8 @@ class Launch:
     """Where this run's compiled training step is loaded from or saved to; None without a cache."""
     clock: StartClock | None = None
     """Measures the parts of the time to the first step."""
+    timeline: Timeline | None = None
+    """Records what the time of the run is spent on."""
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:
@@ -116,6 +119,7 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
         is_first_on_node=launch.is_first_on_node,
         tasks=launch.tasks,
         clock=launch.clock,
+        timeline=launch.timeline,
     )
 
 

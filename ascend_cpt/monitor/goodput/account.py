@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ascend_cpt.monitor.goodput.timeline import ENDING, FIRST_STEP, STEPS, Interval
+from ascend_cpt.monitor.sinks import format_duration
 
 # In the order in which they are shown.
 CATEGORIES = {
@@ -50,6 +51,14 @@ class Goodput:
         others = sorted((name for name in shares if name != "steps"), key=lambda name: -shares[name])
         parts = [f"{_LABELS.get(name, name)} {shares[name]:.1%}" for name in others if shares[name] >= 0.0005]
         return f"goodput {self.share:.1%}" + (f" ({', '.join(parts)})" if parts else "")
+
+    def describe_interruptions(self) -> str:
+        """Return their number, the time between them and the time to recover; empty without any."""
+        between, recovery = self.mean_time_between_interruptions_s, self.mean_recovery_s
+        if between is None:
+            return ""
+        text = f"{self.num_interruptions}, {format_duration(between)} between them on average"
+        return text if recovery is None else f"{text}, {format_duration(recovery)} until the first step after one"
 
 
 _LABELS = {"lost": "lost steps", "data": "data wait", "down": "not running"}

@@ -14,6 +14,8 @@ import orjson
 from numpy.typing import NDArray
 
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
+from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_run_info
 from ascend_cpt.monitor.summary import collect_by_name
 
@@ -40,6 +42,8 @@ class RunData:
     tasks: Mapping[str, Sequence[Mapping[str, Any]]]
     account: Mapping[str, Any] | None
     info: Mapping[str, Any]
+    goodput: Goodput | None = None
+    """None for a run without a timeline."""
 
 
 def load_run(run_dir: Path) -> RunData:
@@ -84,6 +88,7 @@ def load_run(run_dir: Path) -> RunData:
         tasks=collect_by_name(records, "task"),
         account=account,
         info=read_run_info(run_dir),
+        goodput=compute_goodput(read_timeline(run_dir / FILE_NAME)),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
+from ascend_cpt.monitor.goodput.account import Goodput
 from ascend_cpt.monitor.record import Record
 from ascend_cpt.monitor.report.heat_tables import render_heat_maps
 from ascend_cpt.monitor.report.page import PAGE
@@ -157,6 +158,8 @@ def _render_summary(run: RunData) -> str:
         ("Steps", f"{int(steps[-1]):,} of {int(columns['total_steps'][-1]):,}"),
         ("Tokens", f"{format_count(int(columns['tokens'][-1]))} ({format_count(_tokens_per_step(run))} per step)"),
         ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),
+        ("Goodput", _format_goodput(run.goodput)),
+        ("Interruptions", run.goodput.describe_interruptions() if run.goodput else ""),
         ("Training loss", f"{losses[0]:.4f} at step {int(steps[0])} → {losses[-1]:.4f} at step {int(steps[-1])}"),
         *((f"Validation: {name}", _format_validation(points)) for name, points in run.validation.items()),
         ("Speed", f"{format_count(float(np.nanmedian(columns['tokens_per_s'])))} tokens/s{_format_compute(columns)}"),
@@ -170,6 +173,12 @@ def _render_summary(run: RunData) -> str:
     ]
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts if text)
     return f'<table class="facts">{rows}</table>'
+
+
+def _format_goodput(goodput: Goodput | None) -> str:
+    if goodput is None:
+        return ""
+    return f"{goodput.describe().removeprefix('goodput ')} of {format_duration(goodput.wall_s)}"
 
 
 def _format_validation(points: Sequence[Mapping[str, Any]]) -> str:
