@@ -196,7 +196,8 @@ def _stop(job: subprocess.Popen[bytes]) -> None:
 
 def find_reason(console: str, code: int) -> str:
     """Return the first error line of a job's output, or else its last line."""
-    lines = [line.strip() for line in console.splitlines() if line.strip()]
+    # MindSpore draws rules of dashes within its messages.
+    lines = [line for text in console.splitlines() if (line := text.strip()).strip("-")]
     for is_reason in (
         lambda line: line.startswith("error:"),
         lambda line: bool(_EXCEPTION.match(line)),
@@ -204,8 +205,12 @@ def find_reason(console: str, code: int) -> str:
     ):
         for index, line in enumerate(lines):
             if is_reason(line):
-                more = lines[index + 1] if line.endswith(":") and index + 1 < len(lines) else ""
-                return f"{line} {more}".strip()[:MAX_REASON_CHARACTERS]
+                reason = line
+                for more in lines[index + 1 :]:
+                    if not reason.endswith(":"):
+                        break
+                    reason = f"{reason} {more.removeprefix('- ')}"
+                return reason[:MAX_REASON_CHARACTERS]
     return f"exit code {code}: {lines[-1] if lines else 'no output'}"[:MAX_REASON_CHARACTERS]
 
 

@@ -191,6 +191,10 @@ def test_drift_and_noise() -> None:
     [
         ("error: 2 problems:\n  a.yaml:1: x: unknown\nerror: b", "error: 2 problems: a.yaml:1: x: unknown"),
         ("step 1\nTypeError: bad\nValueError: worse", "TypeError: bad"),
+        (
+            "RuntimeError: \n-----\n- Kernel select failed:\n-----\nUnsupported op [Swiglu] on CPU\n\n-----\n- Stack:",
+            "RuntimeError: Kernel select failed: Unsupported op [Swiglu] on CPU",
+        ),
         ("step 1\nworker 3 was killed by SIGKILL; its log: x", "worker 3 was killed by SIGKILL; its log: x"),
         ("one\ntwo\n", "exit code 7: two"),
     ],
