@@ -82,6 +82,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         _describe_sources(files),
         tokenizer.info,
         None if filters is None else filters.describe(),
+        files[0].format if any(file.is_format_named for file in files) else None,
     )
     with workspace.lock_output(settings):
         finished = workspace.find_finished(settings, identity)

@@ -11,7 +11,7 @@ from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, derive_layout
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.config.task_schema import TaskConfig
-from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, NoManifestError, check_shards, load_manifest
 from ascend_cpt.errors import DataError
 from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems, note_keep_best
 from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems
@@ -146,5 +146,16 @@ def open_datasets(
             check_shards(opened[name])
         except DataError as error:
             where = f"{config.locate(*section.split('.'), name)}: {section}.{name}"
+            if isinstance(error, NoManifestError):
+                raise DataError(f"{where}: {error.explain(error.data_path, find_tokenizer(config))}") from None
             raise DataError(f"{where}: {error} (paths are relative to {Path.cwd()})") from None
     return opened
+
+
+def find_tokenizer(config: RunConfig) -> str | None:
+    """Return the tokenizer of the run's tasks or else of its initial weights; None if neither has one."""
+    validation = config.cpt.validation
+    if validation is not None and validation.tokenizer:
+        return validation.tokenizer
+    weights = config.initial_weights
+    return weights if weights and (Path(weights) / "tokenizer.json").is_file() else None

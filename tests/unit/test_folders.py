@@ -16,9 +16,9 @@ MAX_FILES = 12
 # Each level may import the ones before it. Files and folders of one level do not import each other.
 LEVELS: dict[str, tuple[set[str], ...]] = {
     "data": (
-        {"tokenizing"},
+        {"tokenizing", "dataset_files"},
         {"packed"},
-        {"readers", "inspection", "sample"},
+        {"readers", "inspection", "sample", "adoption"},
         {"settings", "preview", "shards"},
         {"identity", "rejects", "selection"},
         {"workspace"},
