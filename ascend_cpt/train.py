@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
-from ascend_cpt.cluster.job.launcher_files import report_own_stop
-from ascend_cpt.config.loader import RunConfig, parse_assignments
+from ascend_cpt.cluster.job.launcher_files import report_own_stop, report_ready, wait_until_ready
+from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
@@ -29,6 +30,7 @@ from ascend_cpt.run.export.at_end import export_at_end
 from ascend_cpt.run.export.target import check_target
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
+from ascend_cpt.run.raw_sources import find_raw_sources, pack_raw_sources
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
@@ -48,17 +50,21 @@ def main(argv: list[str] | None = None) -> int:
     """Train, or with --dry-run print what would be trained. Returns the exit code."""
     args = parse_arguments(argv)
     if is_scheduler():
-        serve_workers()
+        # The time limit of the rendezvous must not include packing, or comparing data with its checksums.
+        serve_workers(wait_until_ready)
         return 0
     process = read_process(args.world_size if args.dry_run else None)
     if args.dry_run:
+        if not describe_raw_sources(load_config_of_arguments(args, process)):
+            return 0
         run = load_run_of_arguments(args, process)
         start = choose_start(run, args.resume_training, extend=args.extend)
         print(f"{describe(run)}\n{describe_start(start)}")
         save_plan_picture(run)
         return 0
     with join_job(process.rank, process.world_size) as channel:
-        run = load_run_of_arguments(args, process)
+        packed = pack_raw_sources(load_config_of_arguments(args, process), channel, print_line)
+        run = load_run_of_arguments(args, process, packed)
         make_run_folder(run.run_dir)
         check_job(run, channel)
         # One process per run folder holds the lock, so that a second launch fails.
@@ -68,11 +74,26 @@ def main(argv: list[str] | None = None) -> int:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
             # Training does not use the channel, so its port need not stay open.
             channel.close()
+            if process.rank == 0:
+                report_ready()
             return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
 
 
-def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
-    """Return the run of the command line and its configuration.
+def load_config_of_arguments(args: argparse.Namespace, process: Process) -> RunConfig:
+    """Return the configuration with the overrides of the command line.
+
+    Raises:
+        ConfigError: when it is invalid, or inconsistent with the launch.
+    """
+    config = load_config(args.config, collect_overrides(args), list_replaced(args))
+    check_launch(config, args, process)
+    return config
+
+
+def load_run_of_arguments(
+    args: argparse.Namespace, process: Process, packed: Mapping[str, str] | None = None
+) -> ResolvedRun:
+    """Return the run of the command line and its configuration; `packed` as for `load_run`.
 
     Raises:
         CptError: when they are invalid.
@@ -81,11 +102,33 @@ def load_run_of_arguments(args: argparse.Namespace, process: Process) -> Resolve
         args.config,
         collect_overrides(args),
         world_size=process.world_size,
-        replace=("cpt.sources",) if args.train_dataset_dir else (),
+        replace=list_replaced(args),
         check_config=lambda config: check_launch(config, args, process),
+        packed=packed,
     )
     check_target(run)
     return run
+
+
+def print_line(line: str) -> None:
+    """Print a line at once, so that the launcher shows it."""
+    print(line, flush=True)
+
+
+def list_replaced(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the sections of the configuration that the command line replaces."""
+    return ("cpt.sources",) if args.train_dataset_dir else ()
+
+
+def describe_raw_sources(config: RunConfig) -> bool:
+    """Print what would be packed; return whether all sources are packed, so that the run can be planned."""
+    sources = find_raw_sources(config)
+    for source in sources:
+        print(source.describe())
+    if all(source.is_packed for source in sources):
+        return True
+    print("plan     needs the packed data; the same command without --dry-run packs it before it trains")
+    return False
 
 
 def train_run(

@@ -1,4 +1,4 @@
-"""Datasets of other programs: files of MindSpore's writer are adopted, and training as on MindFormers' page reads them."""
+"""Datasets of other programs: files of MindSpore's writer are adopted, and training reads them."""
 
 from __future__ import annotations
 

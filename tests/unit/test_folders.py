@@ -23,10 +23,11 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"identity", "rejects", "selection"},
         {"workspace"},
         {"pipeline"},
+        {"pack_program"},
     ),
     "cluster": ({"messages", "node"}, {"job"}, {"launch"}),
     "run": (
-        {"document_attention", "resolve_recipe", "verified"},
+        {"document_attention", "raw_sources", "resolve_recipe", "verified"},
         {"resolved_run"},
         {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"evaluation"},
