@@ -88,9 +88,10 @@ def show_manifest(manifest: Manifest) -> None:
         ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
         for counts in (manifest.rejected, manifest.left_out)
     )
+    size = f"{manifest.text_bytes} bytes" if manifest.text_bytes else "unknown size"
     print(f"{manifest.path}")
     print(f"  {manifest.output_format}: {manifest.num_rows} {rows}, {manifest.num_tokens} tokens")
-    print(f"  {manifest.num_documents} documents of {manifest.text_bytes} bytes, from {manifest.num_records} records")
+    print(f"  {manifest.num_documents} documents of {size}, from {manifest.num_records} records")
     print(f"  rejected: {rejected}; filtered: {manifest.num_filtered}; dropped tokens: {manifest.dropped_tokens}")
     print(f"  dropped documents: {left_out}")
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,11 @@ from ascend_cpt.data.packed.token_stream import iter_columns, read_layout
 from tests.integration.conftest import EOD_ID, SEQ_LENGTH, VOCAB_SIZE, read_history, run_command
 
 ADOPT = [sys.executable, "tools/inspect_data.py", "adopt"]
+
+
+def train(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Train in one process. Compiling takes minutes on a busy machine."""
+    return run_command([sys.executable, "run_cpt.py", "--config", str(config), *arguments], timeout_s=900)
 
 
 def write(path: Path, columns: dict[str, tuple[str, Any]], num_files: int = 1) -> None:
@@ -66,7 +72,7 @@ def test_files_of_mindspore_are_read_as_mindspore_reads_them(tmp_path: Path, tok
 @pytest.mark.slow
 @pytest.mark.parametrize("has_labels", [False, True])
 def test_training_on_a_dataset_of_mindformers(
-    tmp_path: Path, tokenizer: Path, write_config: Callable[..., Path], train: Callable[..., Any], has_labels: bool
+    tmp_path: Path, tokenizer: Path, write_config: Callable[..., Path], has_labels: bool
 ) -> None:
     """The command of MindFormers' page names the command to run, and trains once that was run."""
     length = SEQ_LENGTH if has_labels else SEQ_LENGTH + 1

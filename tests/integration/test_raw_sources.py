@@ -29,6 +29,11 @@ class Slow:
 Write = Callable[..., Path]
 
 
+def train(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Train in one process. Compiling takes minutes on a busy machine."""
+    return run_command([sys.executable, "run_cpt.py", "--config", str(config), *arguments], timeout_s=900)
+
+
 @pytest.fixture
 def write(tmp_path: Path, tokenizer: Path, write_config: Callable[..., Path]) -> Write:
     """Return a function that writes a configuration with a source of raw text; arguments are keys of `raw`."""
@@ -52,7 +57,7 @@ def find_packed(output: Path) -> list[Path]:
     return list((output / "packed").glob("web-*/data_text_document.manifest.json"))
 
 
-def test_a_dry_run_packs_nothing(tmp_path: Path, write: Write, train: Callable[..., Any]) -> None:
+def test_a_dry_run_packs_nothing(tmp_path: Path, write: Write) -> None:
     result = train(write(), "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "raw      web: 1 json files, " in result.stdout
@@ -61,9 +66,7 @@ def test_a_dry_run_packs_nothing(tmp_path: Path, write: Write, train: Callable[.
 
 
 @pytest.mark.slow
-def test_packs_then_trains_and_the_second_start_uses_the_cache(
-    tmp_path: Path, write: Write, train: Callable[..., Any]
-) -> None:
+def test_packs_then_trains_and_the_second_start_uses_the_cache(tmp_path: Path, write: Write) -> None:
     config, output = write(), tmp_path / "output"
     first = train(config, "--stop-at-step", "5")
     assert first.returncode == 0, first.stderr
@@ -81,9 +84,7 @@ def test_packs_then_trains_and_the_second_start_uses_the_cache(
 
 
 @pytest.mark.slow
-def test_nothing_half_packed_is_trusted(
-    tmp_path: Path, write: Write, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_half_packed_is_trusted(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is killed while it packs. The same command then packs what is missing and trains."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     config, output = write(handler_name="slow_handler:Slow", workers=1), tmp_path / "output"
@@ -113,7 +114,7 @@ def test_packing_longer_than_the_cluster_timeout(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     config = write(handler_name="slow_handler:Slow", workers=1)
     form = ["2", str(free_ports[0]), str(tmp_path / "logs"), "False", "30"]
-    result = run_command(["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", *form], timeout_s=400)
+    result = run_command(["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", *form], timeout_s=900)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert result.stdout.count("packed 200 documents") == 1
     assert count_steps(tmp_path / "output") == 20

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import pytest
 import yaml
 
 from ascend_cpt.cluster.job.channel import JobChannel
+from ascend_cpt.cluster.job.launcher_files import PROGRESS_FILE, report_ready, wait_until_ready
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.packed.manifest import load_manifest
 from ascend_cpt.errors import CptError, DataError
 from ascend_cpt.run.raw_sources import find_raw_sources, pack_raw_sources
 from ascend_cpt.run.resolve import load_run
+from tests.ports import find_free_port
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TOKENIZER = REPOSITORY / "tests/reference/tasks"
@@ -133,3 +137,50 @@ def test_an_error_of_the_packing_process_is_one_line(write: Write, tmp_path: Pat
     with pytest.raises(DataError, match="cpt.sources.web.raw: .*body"):
         pack(path)
     assert not Path(find_prefix(path) + ".manifest.json").exists()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_one_process_or_one_on_each_node_packs(write: Write, tmp_path: Path, shared: bool) -> None:
+    """Ranks 0 and 1 are on node 0, rank 2 is on node 1, with a folder of its own unless storage is shared."""
+    path, port, shown = write(), find_free_port(), []
+
+    def run(rank: int) -> dict[str, str]:
+        folder = tmp_path / f"node{0 if shared else rank // 2}"
+        config = load_config(path, {"output_dir": str(folder), "cpt.storage.shared": shared})
+        address = ("127.0.0.1", port)
+        with JobChannel(rank=rank, size=3, node=rank // 2, address=address, key=b"k" * 32) as channel:
+            return pack_raw_sources(config, channel, lambda line: shown.append((rank, line)))
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(run, range(3)))
+    assert sorted({rank for rank, _ in shown}) == ([0] if shared else [0, 2])
+    assert results[0] == results[1]
+    assert (results[2] == results[0]) is shared
+    manifests = [load_manifest(result["web"]) for result in results]
+    assert len({manifest.digest for manifest in manifests}) == 1
+
+
+def test_the_scheduler_waits_for_rank_0(tmp_path: Path) -> None:
+    environ = {PROGRESS_FILE: str(tmp_path / "last_step")}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_until_ready, environ)
+        time.sleep(0.3)
+        assert not waiting.done()
+        report_ready(environ)
+        waiting.result(timeout=10)
+    wait_until_ready({})  # without a launcher there is nothing to wait for
+
+
+def test_only_a_manifest_makes_a_packed_dataset(write: Write) -> None:
+    """What a killed run leaves: the data files may be in place, but the manifest is written last."""
+    path = write()
+    prefix = pack(path)["web"]
+    manifest = Path(f"{prefix}.manifest.json")
+    expected = manifest.read_bytes()
+    manifest.unlink()
+    data = Path(f"{prefix}.mindrecord0")
+    data.write_bytes(data.read_bytes()[:1000])
+    assert not find_raw_sources(load_config(path))[0].is_packed
+    pack(path)
+    assert manifest.read_bytes() == expected
+    assert load_run(path, {}, world_size=1).sources[0].num_rows == load_manifest(prefix).num_rows
