@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,13 @@ from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import JobChannel, join_job
-from ascend_cpt.cluster.job.launcher_files import report_own_stop, report_stacks_on_request
-from ascend_cpt.config.loader import RunConfig, parse_assignments
+from ascend_cpt.cluster.job.launcher_files import (
+    report_own_stop,
+    report_ready,
+    report_stacks_on_request,
+    wait_until_ready,
+)
+from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
@@ -37,6 +42,7 @@ from ascend_cpt.run.export.at_end import export_at_end
 from ascend_cpt.run.export.target import check_target
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
+from ascend_cpt.run.raw_sources import find_raw_sources, pack_raw_sources
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.start_clock import StartClock
@@ -57,12 +63,15 @@ def main(argv: list[str] | None = None) -> int:
     """Train, or with --dry-run print what would be trained. Returns the exit code."""
     args = parse_arguments(argv)
     if is_scheduler():
-        serve_workers()
+        # The time limit of the rendezvous must not include packing, or comparing data with its checksums.
+        serve_workers(wait_until_ready)
         return 0
     clock = StartClock()
     started_s, joining_s = clock.last_s, time.time()
     process = read_process(args.world_size if args.dry_run else None)
     if args.dry_run:
+        if not describe_raw_sources(load_config_of_arguments(args, process)):
+            return 0
         run = load_run_of_arguments(args, process)
         start = choose_start(run, args.resume_training, extend=args.extend)
         print(f"{describe(run)}\n{describe_start(start)}")
@@ -71,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     with join_job(process.rank, process.world_size) as channel:
         clock.end("import")
         joined_s = time.time()
-        run = load_run_of_arguments(args, process)
+        packed = pack_raw_sources(load_config_of_arguments(args, process), channel, print_line)
+        run = load_run_of_arguments(args, process, packed)
         set_environment(run.config.cpt.environment, os.environ)
         make_run_folder(run.run_dir)
         check_job(run, channel)
@@ -84,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
             cache = choose_compile_cache(run, sections, channel)
             # Training does not use the channel, so its port need not stay open.
             channel.close()
+            if process.rank == 0:
+                report_ready()
             clock.end("data")
             path = run.run_dir / TIMELINE_NAME if process.rank == run.report_rank else None
             timeline = Timeline(path, started_s=started_s, from_step=start.step)
@@ -114,8 +126,21 @@ def ending(timeline: Timeline) -> Iterator[None]:
         timeline.flush()
 
 
-def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
-    """Return the run that the command line and its configuration describe.
+def load_config_of_arguments(args: argparse.Namespace, process: Process) -> RunConfig:
+    """Return the configuration with the overrides of the command line.
+
+    Raises:
+        ConfigError: when it is invalid, or inconsistent with the launch.
+    """
+    config = load_config(args.config, collect_overrides(args), list_replaced(args))
+    check_launch(config, args, process)
+    return config
+
+
+def load_run_of_arguments(
+    args: argparse.Namespace, process: Process, packed: Mapping[str, str] | None = None
+) -> ResolvedRun:
+    """Return the run of the command line and its configuration; `packed` as for `load_run`.
 
     Raises:
         CptError: when they are invalid.
@@ -124,11 +149,33 @@ def load_run_of_arguments(args: argparse.Namespace, process: Process) -> Resolve
         args.config,
         collect_overrides(args),
         world_size=process.world_size,
-        replace=("cpt.sources",) if args.train_dataset_dir else (),
+        replace=list_replaced(args),
         check_config=lambda config: check_launch(config, args, process),
+        packed=packed,
     )
     check_target(run)
     return run
+
+
+def print_line(line: str) -> None:
+    """Print a line at once, so that the launcher shows it."""
+    print(line, flush=True)
+
+
+def list_replaced(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the sections of the configuration that the command line replaces."""
+    return ("cpt.sources",) if args.train_dataset_dir else ()
+
+
+def describe_raw_sources(config: RunConfig) -> bool:
+    """Print what would be packed; return whether all sources are packed, so that the run can be planned."""
+    sources = find_raw_sources(config)
+    for source in sources:
+        print(source.describe())
+    if all(source.is_packed for source in sources):
+        return True
+    print("plan     needs the packed data; the same command without --dry-run packs it before it trains")
+    return False
 
 
 def train_run(

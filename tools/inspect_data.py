@@ -4,6 +4,9 @@
     python tools/inspect_data.py data/corpus_text_document --samples 3 --tokenizer /models/Qwen3-8B-Base
     python tools/inspect_data.py megatron_text_document --convert data/corpus --tokenizer /models/Qwen3-8B-Base \\
         --seq-length 4096
+    python tools/inspect_data.py adopt wiki4096.mindrecord --tokenizer /models/llama2/tokenizer.model
+
+`adopt` writes the manifest of a dataset made by MindFormers, MindSpeed-LLM or Megatron; see `adopt --help`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.data.adoption.settings import AdoptSettings
 from ascend_cpt.data.packed.manifest import Manifest, load_manifest
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError, run_command
@@ -23,7 +27,7 @@ from ascend_cpt.terminal_text import strip_controls
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the parsed command line."""
+    """Return the parsed command line, without the subcommand `adopt`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("prefix", help="prefix of the dataset, its manifest, or the folder of a single dataset")
@@ -44,17 +48,50 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def parse_adopt(arguments: list[str]) -> AdoptSettings:
+    """Return the settings of `adopt` from its command line."""
+    parser = argparse.ArgumentParser(
+        prog="inspect_data.py adopt",
+        description="Check a packed dataset without a manifest (MindRecord, or .bin and .idx) and write the manifest "
+        "that training needs. The data files are not changed.",
+    )
+    add = parser.add_argument
+    add("path", type=Path, help="a data file of the dataset, its prefix, or a folder with only this dataset")
+    add("--tokenizer", required=True, metavar="PATH", help="the tokenizer it was made with: folder or model file")
+    add("--tokenizer-type", choices=TOKENIZER_TYPES, help="[by its name: a folder, *.tiktoken or SentencePiece]")
+    add("--eod-token", help="end-of-document token [the tokenizer's eos_token]")
+    add(
+        "--seq-length",
+        type=int,
+        help="trained tokens per row: as many as a row has ids, or one less [whichever is even]",
+    )
+    add("--pad-id", type=int, help="id with which rows are padded at the end [the tokenizer's padding token]")
+    add("--ignore-labels", action="store_true", help="train on every token, whatever the column of labels says")
+    args = parser.parse_args(arguments)
+    return AdoptSettings(
+        path=args.path,
+        tokenizer_path=args.tokenizer,
+        tokenizer_type=args.tokenizer_type,
+        eod_token=args.eod_token,
+        seq_length=args.seq_length,
+        pad_id=args.pad_id,
+        ignore_labels=args.ignore_labels,
+    )
+
+
 def show_manifest(manifest: Manifest) -> None:
     """Print a summary of the manifest."""
     tokenizer = manifest.tokenizer
-    rows = f"rows of {manifest.seq_length} + 1" if manifest.seq_length else "documents"
+    extra = "" if manifest.lacks_last_label else " + 1"
+    rows = f"rows of {manifest.seq_length}{extra}" if manifest.seq_length else "documents"
     rejected, left_out = (
         ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "none"
         for counts in (manifest.rejected, manifest.left_out)
     )
+    size = f"{manifest.text_bytes} bytes" if manifest.text_bytes else "unknown size"
     print(f"{manifest.path}")
     print(f"  {manifest.output_format}: {manifest.num_rows} {rows}, {manifest.num_tokens} tokens")
-    print(f"  {manifest.num_documents} documents of {manifest.text_bytes} bytes, from {manifest.num_records} records")
+    print(f"  {manifest.num_documents} documents of {size}, from {manifest.num_records} records")
     print(f"  rejected: {rejected}; filtered: {manifest.num_filtered}; dropped tokens: {manifest.dropped_tokens}")
     print(f"  dropped documents: {left_out}")
     print(
@@ -108,8 +145,13 @@ def convert(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run the command."""
-    args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if sys.argv[1:2] == ["adopt"]:
+        from ascend_cpt.data.adoption.adopt import adopt
+
+        show_manifest(adopt(parse_adopt(sys.argv[2:])))
+        return
+    args = parse_args()
     if args.convert:
         convert(args)
         return

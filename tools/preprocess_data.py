@@ -38,7 +38,7 @@ def parse_args() -> PreprocessSettings:
     add(
         "--format",
         choices=INPUT_FORMATS,
-        help="read only files of this format; required for folders with several",
+        help="format of files with other endings; in folders, read only files of this format",
     )
     add(
         "--json-keys",

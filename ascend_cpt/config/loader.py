@@ -66,6 +66,7 @@ def load_config(
     cpt = _build(CptConfig, tree.data["cpt"], ("cpt",), tree, problems)
     raise_problems(path, problems)
     assert isinstance(cpt, CptConfig)
+    raise_problems(path, _find_source_problems(cpt, tree))
     return RunConfig(path=path, cpt=cpt, mindformers=sections, tree=tree)
 
 
@@ -93,6 +94,15 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"--set {assignment}: {error}") from None
     return overrides
+
+
+def _find_source_problems(cpt: CptConfig, tree: YamlTree) -> list[str]:
+    """Return a problem for each source that has not exactly one of `path` and `raw`."""
+    return [
+        f"{tree.locate(('cpt', 'sources', name))}: cpt.sources.{name}: give either path (packed data) or raw (text)"
+        for name, source in cpt.sources.items()
+        if bool(source.path) == (source.raw is not None)
+    ]
 
 
 def _remove_key(data: dict[str, Any], keys: list[str]) -> None:
@@ -159,6 +169,8 @@ def convert_value(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, path, tree, problems)
     if origin is tuple:
+        if isinstance(value, str) and typing.get_args(hint)[0] is str:
+            value = [value]
         if not isinstance(value, (list, tuple)):
             problems.append(f"{tree.locate(path)}: {'.'.join(path)}: expected a list, got {value!r}")
             return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from ascend_cpt.config.monitoring_schema import GuardConfig, MonitorConfig, ValidationConfig
+from ascend_cpt.config.raw_schema import RawConfig
 from ascend_cpt.config.values import Interval
 
 Tokens = Annotated[int, "tokens"]
@@ -20,10 +21,12 @@ NotNegative = Annotated[int, "not negative"]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """A dataset packed by tools/preprocess_data.py."""
+    """A packed dataset, or text to pack. Set either `path` or `raw`."""
 
-    path: str
-    """Prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder that contains one manifest."""
+    path: str = ""
+    """Prefix of the dataset (`.../corpus_text_document`), its manifest, one of its files, or its folder."""
+    raw: RawConfig | None = None
+    """Text that is packed once before training."""
     max_epochs: float | None = None
     """Maximum number of passes over it in the run; default: no limit."""
 

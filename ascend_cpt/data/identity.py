@@ -38,11 +38,16 @@ def make_identity(
     sources: Sequence[SourceFile],
     tokenizer: TokenizerInfo,
     filters: dict[str, Any] | None,
+    named_format: str | None = None,
 ) -> Identity:
-    """Return the identity of the dataset that this run creates; `handler` and `filters` are descriptions."""
+    """Return the identity of the dataset that this run creates.
+
+    `handler` and `filters` are descriptions; `named_format` is the format of the input if it is not that of its ending.
+    """
     record = {
         "settings": {key: getattr(settings, name) for key, name in _DECISIVE_SETTINGS.items()}
         | {"handler": handler, "filters": filters}
+        | ({} if named_format is None else {"format": named_format})
         | ({} if settings.max_record_bytes is None else {"max_record_bytes": settings.max_record_bytes}),
         "sources": [dataclasses.asdict(source) for source in sources],
         "tokenizer": dataclasses.asdict(tokenizer),

@@ -160,7 +160,7 @@ def _marks_documents(manifest: Manifest) -> bool:
 
 def _verify_rows(manifest: Manifest, shard: Shard, path: Path) -> None:
     assert manifest.seq_length is not None
-    row_tokens, num_rows, last = manifest.seq_length + 1, 0, np.empty(0, np.int32)
+    row_tokens, num_rows, last = manifest.row_tokens, 0, np.empty(0, np.int32)
     for rows in iter_rows(path):
         if rows.dtype != np.int32 or rows.shape[1:] != (row_tokens,):
             raise DataError(

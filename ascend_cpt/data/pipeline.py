@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ascend_cpt import __version__
@@ -31,7 +32,7 @@ from ascend_cpt.data.readers.input_files import InputFile, find_input_files, fin
 from ascend_cpt.data.readers.spans import split_input
 from ascend_cpt.data.rejects import add_counts, check_rejects, write_rejects
 from ascend_cpt.data.selection.choose_documents import select_documents
-from ascend_cpt.data.selection.datatrove_filters import check_installed, load_filters
+from ascend_cpt.data.selection.datatrove_filters import FilterSettings, check_installed, load_filters
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.shards.batches import INDEXED_FORMAT
 from ascend_cpt.data.shards.documents import LISTING_FILE
@@ -50,22 +51,26 @@ logger = logging.getLogger(__name__)
 _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoken", "sentencepiece", "tiktoken")
 
 
-def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Manifest]:
-    """Pack the input into one dataset per key and return their manifests.
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Input, tokenizer and filters of a run, and the identity of the dataset that it creates."""
 
-    With `sub_range` only those shards are packed and no manifest is written. With `fork` workers are forked from this
-    process, which starts them faster but is only safe in a process without other threads and without MindSpore.
+    files: list[InputFile]
+    handler: Handler
+    options: ReadOptions
+    tokenizer: TokenizerFile
+    filters: FilterSettings | None
+    identity: Identity
 
-    A complete dataset of the same input and settings is reused.
+
+def prepare(settings: PreprocessSettings) -> Preparation:
+    """Find the input files with fingerprints of their content, and open the tokenizer. Nothing is written.
 
     Raises:
-        DataError: bad input, too many bad records, or existing output that differs.
+        DataError: no input, or an unusable handler, tokenizer or filter file.
     """
-    # There is one process per core; additional threads in libraries would compete with them.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
-    fork = fork and is_built_in(handler)
     options = _make_read_options(settings, handler)
     tokenizer = open_tokenizer(
         settings.tokenizer_type,
@@ -82,7 +87,30 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         _describe_sources(files),
         tokenizer.info,
         None if filters is None else filters.describe(),
+        files[0].format if any(file.is_format_named for file in files) else None,
     )
+    return Preparation(
+        files=files, handler=handler, options=options, tokenizer=tokenizer, filters=filters, identity=identity
+    )
+
+
+def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Manifest]:
+    """Pack the input into one dataset per key and return their manifests.
+
+    With `sub_range` only those shards are packed and no manifest is written. With `fork` workers are forked from this
+    process, which starts them faster but is only safe in a process without other threads and without MindSpore.
+
+    A complete dataset of the same input and settings is reused.
+
+    Raises:
+        DataError: bad input, too many bad records, or existing output that differs.
+    """
+    # There is one process per core; additional threads in libraries would compete with them.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    prepared = prepare(settings)
+    files, handler, options = prepared.files, prepared.handler, prepared.options
+    tokenizer, filters, identity = prepared.tokenizer, prepared.filters, prepared.identity
+    fork = fork and is_built_in(handler)
     with workspace.lock_output(settings):
         finished = workspace.find_finished(settings, identity)
         if finished:

@@ -133,9 +133,9 @@ def draw_rows(name: str, num_rows: int, seq_length: int, vocabulary: Vocabulary,
 
 
 def has_dataset(source: str) -> bool:
-    """Return whether anything exists at the path of a dataset."""
+    """Return whether anything exists at the path of a dataset; text that is packed later has no path."""
     path = Path(source)
-    return path.is_file() or manifest_path(path).is_file() or path.is_dir()
+    return bool(source) and (path.is_file() or manifest_path(path).is_file() or path.is_dir())
 
 
 def _iter_rows(manifest: Manifest, num_rows: int, seq_length: int) -> Iterator[Rows]:

@@ -33,7 +33,7 @@ def resolve_user_run(config: RunConfig, num_nodes: int | None, devices_per_node:
     world_size = choose_world_size(config, num_nodes, devices_per_node)
     sources, sets = config.cpt.sources, config.cpt.validation.sets if config.cpt.validation else {}
     paths = [entry.path for entry in sources.values()] + [entry.path for entry in sets.values()]
-    if paths and all(map(has_dataset, paths)):
+    if paths and all(paths) and all(map(has_dataset, paths)):
         run = resolve(
             config,
             world_size=world_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, derive_layout
 from ascend_cpt.config.schema import SourceConfig
 from ascend_cpt.config.task_schema import TaskConfig
-from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, NoManifestError, check_shards, load_manifest
 from ascend_cpt.errors import DataError
 from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems, note_keep_best
 from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems
@@ -19,6 +20,7 @@ from ascend_cpt.run.checks.environment import find_environment_problems
 from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.document_attention import find_boundary_problems
+from ascend_cpt.run.raw_sources import find_raw_sources, find_tokenizer
 from ascend_cpt.run.resolve_recipe import resolve_recipe
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.tasks.check import NEEDLE
@@ -31,6 +33,7 @@ def load_run(
     world_size: int,
     replace: Sequence[str] = (),
     check_config: Callable[[RunConfig], None] | None = None,
+    packed: Mapping[str, str] | None = None,
 ) -> ResolvedRun:
     """Load a configuration, open its datasets and resolve the run.
 
@@ -40,6 +43,7 @@ def load_run(
         world_size: Devices of the launch.
         replace: Dotted keys whose section `overrides` replaces instead of merging into it.
         check_config: Called with the loaded configuration before datasets are opened; may raise ConfigError.
+        packed: Prefixes of the packed datasets of sources of raw text; default: they are looked up in the cache.
 
     Raises:
         CptError: naming every problem of the first check that fails.
@@ -54,7 +58,7 @@ def load_run(
     return resolve(
         config,
         world_size=world_size,
-        sources=open_datasets(config, "cpt.sources", config.cpt.sources),
+        sources=open_datasets(config, "cpt.sources", _name_datasets(config, packed)),
         validation=open_datasets(config, f"cpt.{VALIDATION}", sets),
     )
 
@@ -107,6 +111,28 @@ def resolve(
     )
 
 
+def _name_datasets(config: RunConfig, packed: Mapping[str, str] | None) -> dict[str, SourceConfig]:
+    """Return the sources, with the paths of the packed datasets of raw text.
+
+    Raises:
+        CptError: when raw text is not packed yet, or cannot be read.
+    """
+    if packed is None:
+        packed = {}
+        for source in find_raw_sources(config):
+            if not source.is_packed:
+                where = config.locate("cpt", "sources", source.name)
+                raise DataError(
+                    f"{where}: cpt.sources.{source.name}: the text of raw is not packed yet; run_cpt.py --config "
+                    f"{config.path} packs it before it trains"
+                )
+            packed[source.name] = source.prefix
+    return {
+        name: dataclasses.replace(entry, path=packed[name]) if entry.raw is not None else entry
+        for name, entry in config.cpt.sources.items()
+    }
+
+
 def _find_data_problems(
     config: RunConfig, layout: ParallelLayout, sources: tuple[Dataset, ...], validation: tuple[Dataset, ...]
 ) -> list[str]:
@@ -148,5 +174,7 @@ def open_datasets(
             check_shards(opened[name])
         except DataError as error:
             where = f"{config.locate(*section.split('.'), name)}: {section}.{name}"
+            if isinstance(error, NoManifestError):
+                raise DataError(f"{where}: {error.explain(error.data_path, find_tokenizer(config))}") from None
             raise DataError(f"{where}: {error} (paths are relative to {Path.cwd()})") from None
     return opened

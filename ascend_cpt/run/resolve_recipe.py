@@ -277,7 +277,7 @@ def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], lis
     problems, notes = [], []
     for name, drawn in order.count(0, order.total_rows).items():
         epochs = drawn / order.num_rows[name]
-        limit = config.cpt.sources.get(name, SourceConfig(path="")).max_epochs
+        limit = config.cpt.sources.get(name, SourceConfig()).max_epochs
         have, need = (format_count(rows * config.cpt.seq_length) for rows in (order.num_rows[name], drawn))
         if limit is not None and epochs > limit:
             problems.append(

@@ -108,6 +108,14 @@ FLAGS: dict[str, list[str]] = {
         "--verify",
         "--workers",
     ],
+    "tools/inspect_data.py adopt": [
+        "--eod-token",
+        "--ignore-labels",
+        "--pad-id",
+        "--seq-length",
+        "--tokenizer",
+        "--tokenizer-type",
+    ],
     "tools/make_sample_corpus.py": [
         "--output-dir",
         "--overwrite",
@@ -209,23 +217,29 @@ def collect(parser, name, found):
     return found
 
 def dump_and_exit(self, *args, **kwargs):
-    print(json.dumps(collect(self, sys.argv[0], {})))
+    print(json.dumps(collect(self, " ".join(sys.argv), {})))
     sys.exit(0)
 
 argparse.ArgumentParser.parse_known_args = dump_and_exit
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# Its argument without a subcommand is a dataset, so argparse does not know the subcommand.
+COMMANDS = ["tools/inspect_data.py adopt"]
 PROGRAMS = ["run_cpt.py", *sorted(path.relative_to(REPO_ROOT).as_posix() for path in REPO_ROOT.glob("tools/*.py"))]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, *COMMANDS])
 def test_flags_of_a_program(program: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", DUMP_FLAGS, program], cwd=REPO_ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", DUMP_FLAGS, *program.split()], cwd=REPO_ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    expected = {name: flags for name, flags in FLAGS.items() if name.split()[0] == program}
+    expected = {
+        name: flags
+        for name, flags in FLAGS.items()
+        if name == program or (name.startswith(f"{program} ") and name not in COMMANDS)
+    }
     assert expected, f"{program} has no entry in FLAGS"
     assert json.loads(result.stdout) == expected
 

@@ -16,17 +16,18 @@ MAX_FILES = 12
 # Each level may import the ones before it. Files and folders of one level do not import each other.
 LEVELS: dict[str, tuple[set[str], ...]] = {
     "data": (
-        {"tokenizing"},
+        {"tokenizing", "dataset_files"},
         {"packed"},
-        {"readers", "inspection", "sample"},
+        {"readers", "inspection", "sample", "adoption"},
         {"settings", "preview", "shards"},
         {"identity", "rejects", "selection"},
         {"workspace"},
         {"pipeline"},
+        {"pack_program"},
     ),
     "cluster": ({"messages", "node"}, {"job"}, {"launch"}),
     "run": (
-        {"compile_cache", "document_attention", "resolve_recipe", "start_clock", "verified"},
+        {"compile_cache", "document_attention", "raw_sources", "resolve_recipe", "start_clock", "verified"},
         {"resolved_run"},
         {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"evaluation"},

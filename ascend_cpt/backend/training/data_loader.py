@@ -39,7 +39,9 @@ class MindRecordRows:
         shards = [shard for shard in manifest.shards if shard.num_rows]
         self._files = [str(manifest.folder / shard.file) for shard in shards]
         self._starts = np.cumsum([0, *(shard.num_rows for shard in shards)])
-        self._row_length = None if manifest.seq_length is None else manifest.seq_length + 1
+        self._row_length = manifest.row_tokens
+        # The missing label of the last token of a shorter row is masked in the loss, as padding is.
+        self._missing = np.full((1, 1 if manifest.lacks_last_label else 0), manifest.tokenizer.pad_id, np.int32)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
@@ -61,7 +63,8 @@ class MindRecordRows:
                 f"{self._files[0]}: {len(found)} of {len(unique)} rows found; the files do not match their manifest; "
                 "copy the dataset again, or pack it again"
             )
-        return np.stack(found)[inverse]
+        read = np.stack(found)[inverse]
+        return np.hstack((read, np.repeat(self._missing, len(read), axis=0)))
 
 
 class PackedRows:

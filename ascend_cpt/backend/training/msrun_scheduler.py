@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 
 def is_scheduler() -> bool:
@@ -10,10 +11,14 @@ def is_scheduler() -> bool:
     return os.environ.get("MS_ROLE") == "MS_SCHED"
 
 
-def serve_workers() -> None:
-    """Run the rendezvous of the workers; returns when the last one has exited."""
+def serve_workers(wait: Callable[[], None] = lambda: None) -> None:
+    """Run the rendezvous of the workers; returns when the last one has exited.
+
+    The rendezvous fails when not all workers have connected within the cluster timeout, which begins after `wait`.
+    """
     import mindspore as ms
     from mindspore.communication import init
 
     ms.set_device("CPU")  # whatever the workers use, the scheduler needs no device
+    wait()
     init("mccl")

@@ -1,6 +1,7 @@
 """Files through which workers report to the launcher of their node.
 
-They hold the last finished step, work between steps that takes long, stacks on request, and a deliberate stop.
+They hold the last finished step, work between steps that takes long, stacks on request, and a deliberate stop. Another
+one lets msrun's scheduler wait until rank 0 is about to train.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import faulthandler
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -17,6 +19,9 @@ PROGRESS_FILE = "ASCEND_CPT_PROGRESS_FILE"
 STOP_FILE = "ASCEND_CPT_STOP_FILE"
 STACKS_DIR = "ASCEND_CPT_STACKS_DIR"
 STACKS_SIGNAL = signal.SIGUSR1
+READY_NAME = "ready_to_train"
+"""Name of the file for the scheduler, beside the progress file."""
+_POLL_S = 0.1
 
 _stacks: list[IO[str]] = []  # open as long as the process runs
 
@@ -77,6 +82,19 @@ def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
     """
     if name := environ.get(STOP_FILE):
         Path(name).touch()
+
+
+def report_ready(environ: Mapping[str, str] = os.environ) -> None:
+    """Record that data and checkpoint are ready. Rank 0 calls this before training; nothing without a launcher."""
+    if name := environ.get(PROGRESS_FILE):
+        Path(name).with_name(READY_NAME).touch()
+
+
+def wait_until_ready(environ: Mapping[str, str] = os.environ) -> None:
+    """Wait for `report_ready` of rank 0, on the same node. If that never happens, the launcher ends this process."""
+    if name := environ.get(PROGRESS_FILE):
+        while not Path(name).with_name(READY_NAME).exists():
+            time.sleep(_POLL_S)
 
 
 def _write(path: str | Path, text: str) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ascend_cpt.data.dataset_files import MANIFEST_SUFFIX, find_data_files, strip_ending
 from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import DataError
@@ -20,7 +22,6 @@ from ascend_cpt.files import write_text
 from ascend_cpt.strict_json import JsonError, build, check_plain_name, read_json_object, shorten
 
 FORMAT_VERSION = 1
-MANIFEST_SUFFIX = ".manifest.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class Manifest:
     """Trained tokens per row; a row has one more token. None for `mmap`."""
     tokenizer: TokenizerInfo
     shards: tuple[Shard, ...]
+    lacks_last_label: bool = False
+    """Rows have `seq_length` tokens instead of one more, so their last token has no label: an adopted dataset."""
     sources: tuple[SourceFile, ...] = ()
     num_records: int = 0
     """Number of input records."""
@@ -93,6 +96,12 @@ class Manifest:
         """Folder of the shard files."""
         assert self.path is not None, "a manifest has a folder after it was read or written"
         return self.path.parent
+
+    @property
+    def row_tokens(self) -> int:
+        """Ids in a row of a MindRecord dataset."""
+        assert self.seq_length is not None
+        return self.seq_length + (0 if self.lacks_last_label else 1)
 
     @property
     def num_rows(self) -> int:
@@ -139,6 +148,23 @@ class Manifest:
         return hashlib.sha256(_dump_canonical(record)).hexdigest()
 
 
+class NoManifestError(DataError):
+    """A dataset that was not packed by this package has no manifest."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(self.explain(path))
+        self.data_path = path
+
+    @staticmethod
+    def explain(path: Path, tokenizer: str | None = None) -> str:
+        """Return the message for the dataset at `path`, with the command that writes its manifest."""
+        command = f"python tools/inspect_data.py adopt {shlex.quote(str(path))} --tokenizer "
+        return (
+            f"{path}: has no manifest, so its tokenizer and checksums are unknown; write one with: {command}"
+            f"{shlex.quote(tokenizer) if tokenizer else 'TOKENIZER (the folder or model file it was made with)'}"
+        )
+
+
 def write_manifest(manifest: Manifest, path: str | Path) -> Manifest:
     """Write `manifest` to `path` atomically and return it with its path set."""
     path = Path(path)
@@ -150,7 +176,8 @@ def write_manifest(manifest: Manifest, path: str | Path) -> Manifest:
 def load_manifest(prefix: str | Path) -> Manifest:
     """Read the manifest of the dataset at `prefix`.
 
-    `prefix` is the prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder with one manifest.
+    `prefix` is the prefix of the dataset (`.../corpus_text_document`), its manifest, one of its files, or a folder with
+    one manifest.
 
     Raises:
         DataError: no dataset, several datasets, or an invalid manifest.
@@ -188,9 +215,14 @@ def find_manifest(prefix: str | Path) -> Path:
     beside = manifest_path(path)
     if beside.is_file():
         return beside
+    of_file = manifest_path(strip_ending(path))
+    if of_file.is_file():
+        return of_file
+    found = sorted(path.glob("*" + MANIFEST_SUFFIX)) if path.is_dir() else []
+    if not found and find_data_files(path):
+        raise NoManifestError(path)
     if not path.is_dir():
         raise DataError(f"{path}: no packed dataset here (looked for {beside}); make it with tools/preprocess_data.py")
-    found = sorted(path.glob("*" + MANIFEST_SUFFIX))
     if not found:
         raise DataError(f"{path}: contains no packed dataset (*{MANIFEST_SUFFIX}); make one with preprocess_data.py")
     if len(found) > 1:
@@ -233,6 +265,8 @@ def check_shards(manifest: Manifest, *, checksums: bool = False) -> None:
 def _to_record(manifest: Manifest) -> dict[str, Any]:
     record = dataclasses.asdict(manifest)
     del record["path"]
+    if not manifest.lacks_last_label:  # unknown to earlier versions
+        del record["lacks_last_label"]
     record["totals"] = {
         name: getattr(manifest, name)
         for name in ("num_rows", "num_tokens", "num_documents", "text_bytes", "dropped_tokens")

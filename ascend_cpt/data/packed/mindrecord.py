@@ -77,9 +77,9 @@ def iter_rows(path: Path, batch_rows: int = 1024) -> Iterator[npt.NDArray[np.int
     if not count_rows(path):
         return  # MindDataset fails on an empty file
     try:
-        dataset = MindDataset(str(path), columns_list=[COLUMN], shuffle=False).batch(batch_rows)
+        dataset = MindDataset([str(path)], columns_list=[COLUMN], shuffle=False).batch(batch_rows)
         for (rows,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
-            yield rows
+            yield rows.astype(np.int32, copy=False)  # an adopted file may have int64
     except RuntimeError as error:
         raise DataError(f"{path}: MindRecord cannot be read: {_describe(error)}") from error
 

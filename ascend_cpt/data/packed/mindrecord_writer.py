@@ -257,7 +257,8 @@ def unpack_row(entry: bytes) -> npt.NDArray[np.int32]:
     found = np.zeros(length, np.int32)
     for place in range(4):
         found |= np.where(widths > place, packed[starts + place] << 8 * place, 0).astype(np.int32)
-    return found
+    unused_bits = (8 * (4 - widths)).astype(np.int32)
+    return (found << unused_bits) >> unused_bits  # extends the sign: labels of other datasets may be negative
 
 
 def check_sizes(head: bytes, size_bytes: int, length: int | None = None) -> npt.NDArray[np.intp]:

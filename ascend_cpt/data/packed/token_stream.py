@@ -5,23 +5,59 @@ Rows do not overlap, so the tokens of a dataset are those of its rows in order, 
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ascend_cpt.data.packed import mindrecord_writer
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader
-from ascend_cpt.data.packed.mindrecord_writer import HEAD_BYTES, HEADER_BYTES, INDEX_SUFFIX, check_sizes, unpack_row
+from ascend_cpt.data.packed.mindrecord_writer import COLUMN, HEAD_BYTES, INDEX_SUFFIX, check_sizes, unpack_row
 from ascend_cpt.errors import DataError
 
 Tokens = npt.NDArray[np.int32]
+_SIZE_BYTES = 8
+_MAX_HEADER_BYTES = 1 << 30
 _PLACES = "SELECT PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileLayout:
+    """The layout of a MindRecord file, from its header."""
+
+    header_bytes: int
+    page_bytes: int
+    names: tuple[str, ...]
+    """Names of the files of its set, of which it is one."""
+    arrays: Mapping[str, str]
+    """Array columns and their types (`int32`, `int64`, `float32`, `bytes`), in the order in which a row has them."""
+
+    def split_row(self, entry: bytes) -> dict[str, bytes]:
+        """Return the array columns of a row, each as an entry of `pack_rows` if it has whole numbers.
+
+        Raises:
+            ValueError: the sizes within the entry are not possible.
+        """
+        if len(self.arrays) == 1:
+            return dict.fromkeys(self.arrays, entry)
+        found, begin = {}, _SIZE_BYTES
+        for name in self.arrays:
+            size = int.from_bytes(entry[begin : begin + _SIZE_BYTES], "big")
+            end = begin + _SIZE_BYTES + size
+            if end > len(entry):
+                raise ValueError("a row is damaged")
+            found[name] = size.to_bytes(_SIZE_BYTES, "little") + entry[begin + _SIZE_BYTES : end]
+            begin = end
+        if begin != len(entry) or int.from_bytes(entry[:_SIZE_BYTES], "little") != len(entry) - _SIZE_BYTES:
+            raise ValueError("a row is damaged")
+        return found
 
 
 class TokenStream:
@@ -66,21 +102,72 @@ class TokenStream:
 
     def _read_shard(self, number: int, start: int, count: int) -> Tokens:
         assert self._manifest.seq_length is not None
-        row_length = self._manifest.seq_length + 1
+        row_length = self._manifest.row_tokens
         first, last = start // row_length, (start + count - 1) // row_length
         rows = read_rows(self._manifest.folder / self._manifest.shards[number].file, first, last)
         return rows.reshape(-1)[start - first * row_length :][:count]
 
 
 def read_rows(path: Path, first: int, last: int) -> Tokens:
-    """Return the rows `first` to `last` (inclusive) of a MindRecord file of this package, [num_rows, row_length].
+    """Return the rows `first` to `last` (inclusive) of a MindRecord file, [num_rows, row_length].
 
     Raises:
         DataError: the file cannot be read, or has fewer rows.
     """
+    return np.stack([row[COLUMN] for row in iter_columns(path, [COLUMN], range(first, last + 1))])
+
+
+def iter_columns(path: Path, names: Iterable[str], rows: Iterable[int] | None = None) -> Iterator[dict[str, Tokens]]:
+    """Yield columns of whole numbers of the rows of a MindRecord file, of all rows if None.
+
+    Raises:
+        DataError: the file cannot be read, has fewer rows, or has numbers of more than 32 bits.
+    """
     with _reporting_damage(path), path.open("rb") as file:
-        places = _find_entries(path, range(first, last + 1))
-        return np.stack([unpack_row(os.pread(file.fileno(), size, offset)) for offset, size in places])
+        layout = read_layout(path)
+        for offset, size in _find_entries(path, rows):
+            entries = layout.split_row(os.pread(file.fileno(), size, offset))
+            yield {name: unpack_row(entries[name]) for name in names}
+
+
+def count_entries(path: Path) -> int:
+    """Return the number of rows of a MindRecord file. Raises DataError when its index cannot be read."""
+    with _reporting_damage(path):
+        return len(_find_entries(path, None))
+
+
+def read_layout(path: Path) -> FileLayout:
+    """Return the layout of a MindRecord file.
+
+    Raises:
+        DataError: the header cannot be read.
+    """
+    with _reporting_damage(path):
+        status = path.stat()
+        return _read_layout(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_layout(path: Path, size_bytes: int, _mtime_ns: int) -> FileLayout:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_SIZE_BYTES), "little")
+        if not 0 < length <= min(size_bytes, _MAX_HEADER_BYTES):
+            raise ValueError("not a MindRecord file")
+        try:
+            header = json.loads(file.read(length))
+            schema = header["schema"][0]
+            layout = FileLayout(
+                header_bytes=header["header_size"],
+                page_bytes=header["page_size"],
+                names=tuple(header["shard_addresses"]),
+                arrays={name: schema["schema"][name]["type"] for name in schema["blob_fields"]},
+            )
+        except (RecursionError, LookupError, TypeError) as error:
+            raise ValueError("its header is damaged") from error
+    sizes = (layout.header_bytes, layout.page_bytes)
+    if not layout.arrays or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("its header is damaged")
+    return layout
 
 
 def check_rows(path: Path, rows: Iterable[int] | None = None, row_length: int | None = None) -> None:
@@ -89,7 +176,7 @@ def check_rows(path: Path, rows: Iterable[int] | None = None, row_length: int | 
     A damaged size ends the process with a segmentation fault there. Values of ids are not checked.
 
     Args:
-        path: A MindRecord file of this package.
+        path: A MindRecord file.
         rows: Numbers of the rows to check; all if None.
         row_length: The number of ids that a row must have, if known.
 
@@ -97,8 +184,13 @@ def check_rows(path: Path, rows: Iterable[int] | None = None, row_length: int | 
         DataError: a row is damaged, or the file cannot be read or has fewer rows.
     """
     with _reporting_damage(path), path.open("rb") as file:
+        layout = read_layout(path)
         for offset, size in _find_entries(path, rows):
-            head = os.pread(file.fileno(), min(size, HEAD_BYTES + size // 4 + 1), offset)
+            if len(layout.arrays) == 1:
+                head = os.pread(file.fileno(), min(size, HEAD_BYTES + size // 4 + 1), offset)
+            else:
+                head = layout.split_row(os.pread(file.fileno(), size, offset))[COLUMN]
+                size = len(head)
             check_sizes(head, size, row_length)
 
 
@@ -122,10 +214,10 @@ def _find_entries(path: Path, rows: Iterable[int] | None) -> list[tuple[int, int
                 raise DataError(
                     f"{path}: has {len(places)} of the rows {wanted[0]} to {wanted[-1]}; copy it again with its index"
                 )
-    file_bytes = path.stat().st_size
+    layout, file_bytes = read_layout(path), path.stat().st_size
     entries = []
     for page, begin, end in places:
-        offset = HEADER_BYTES + mindrecord_writer.PAGE_BYTES * page + begin
+        offset = layout.header_bytes + layout.page_bytes * page + begin
         if not (begin >= 0 and page >= 0 and begin < end and offset + end - begin <= file_bytes):
             raise ValueError("a row is outside the file")
         entries.append((offset, end - begin))
@@ -136,7 +228,7 @@ def _find_entries(path: Path, rows: Iterable[int] | None) -> list[tuple[int, int
 def _reporting_damage(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, sqlite3.Error, TypeError, ValueError) as error:
+    except (OSError, sqlite3.Error, LookupError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read ({error}); copy it again with its index") from error

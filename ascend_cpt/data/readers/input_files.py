@@ -18,11 +18,14 @@ FORMATS = {
     ".json": "json",
     ".jsonl": "json",
     ".txt": "txt",
+    ".tokens": "txt",
+    ".raw": "txt",
     ".arrow": "arrow",
     ".feather": "arrow",
     ".idx": "indexed",
 }
-"""File ending (lower case) → format. `.json` and `.jsonl` are the same format, an array or lines."""
+"""File ending (lower case) → format. `.json` and `.jsonl` are the same format, an array or lines. WikiText has
+`.tokens` and `.raw`."""
 
 COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
 COMPRESSIBLE = frozenset({"csv", "tsv", "json", "txt"})
@@ -44,6 +47,8 @@ class InputFile:
     size_bytes: int
     compression: str = ""
     """`gz`, `zst` or empty."""
+    is_format_named: bool = False
+    """Whether `format` was given, instead of that of the ending."""
 
 
 def find_input_files(patterns: Sequence[str], *, only_format: str | None = None) -> list[InputFile]:
@@ -51,7 +56,8 @@ def find_input_files(patterns: Sequence[str], *, only_format: str | None = None)
 
     Hidden files, files with unknown endings and files that are not regular (pipes, devices) in folders are skipped; a
     file given by name must be regular and have a known ending. A file with several paths (links) is returned once,
-    under the first. With `only_format` files of other formats are skipped as well.
+    under the first. With `only_format` files of other formats are skipped as well; a file given by name has that format
+    whatever its ending, and a file that matches a glob has it if its ending is unknown.
 
     Raises:
         DataError: no such file, no file with a known format, or mixed formats.
@@ -108,9 +114,12 @@ def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
         found = [_describe(file, path) for file in walk(path)]
     elif exists:
         check_regular(path, os.stat(path))
-        found = [_describe(path, path.parent)]
+        found = [_describe(path, path.parent, named_format=only_format)]
         if found == [None]:
-            raise DataError(f"{pattern}: unknown file extension; known: {_known_endings()}")
+            raise DataError(
+                f"{pattern}: unknown file extension {path.suffix!r} (known: {_known_endings()}); name the format with "
+                "--format, for example --format txt"
+            )
     else:
         matches = expand(pattern)
         if not matches:
@@ -119,7 +128,9 @@ def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
             description
             for match in map(Path, matches)
             for description in (
-                [_describe(file, match) for file in walk(match)] if match.is_dir() else [_describe(match)]
+                [_describe(file, match) for file in walk(match)]
+                if match.is_dir()
+                else [_describe(match, unknown_format=only_format)]
             )
         ]
     files = [file for file in found if file is not None and only_format in (None, file.format)]
@@ -129,13 +140,29 @@ def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
     return files
 
 
-def _describe(path: Path, root: Path | None = None) -> InputFile | None:
-    """Return the description of a file, None if its ending is unknown or it is not a regular file."""
+def _describe(
+    path: Path, root: Path | None = None, *, named_format: str | None = None, unknown_format: str | None = None
+) -> InputFile | None:
+    """Return the description of a file, None if its format is unknown or it is not a regular file.
+
+    Args:
+        path: The file.
+        root: The input folder.
+        named_format: The format, instead of that of the ending.
+        unknown_format: The format if the ending is unknown.
+    """
     ending = path.suffix.lower()
     compression = COMPRESSIONS.get(ending, "")
-    format_name = FORMATS.get(Path(path.stem).suffix.lower() if compression else ending)
-    if format_name is None or (compression and format_name not in COMPRESSIBLE):
+    by_ending = FORMATS.get(Path(path.stem).suffix.lower() if compression else ending)
+    format_name = named_format or by_ending or unknown_format
+    if format_name == "indexed" and by_ending != "indexed":
+        raise DataError(f"{path}: not the .idx file of an indexed dataset; give the .idx file, beside its .bin file")
+    if format_name is None:
         return None
+    if compression and format_name not in COMPRESSIBLE:
+        if named_format is None:
+            return None
+        raise DataError(f"{path}: a compressed {format_name} file cannot be read; decompress it")
     name = path.relative_to(root).as_posix() if root else path.name
     name = os.fsencode(name).decode("utf-8", "replace")  # the manifest is UTF-8, but a file name need not be
     try:
@@ -145,7 +172,14 @@ def _describe(path: Path, root: Path | None = None) -> InputFile | None:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     with open_regular(path) as stream:
         size_bytes = os.fstat(stream.fileno()).st_size
-    return InputFile(path=str(path), name=name, format=format_name, size_bytes=size_bytes, compression=compression)
+    return InputFile(
+        path=str(path),
+        name=name,
+        format=format_name,
+        size_bytes=size_bytes,
+        compression=compression,
+        is_format_named=format_name != by_ending,
+    )
 
 
 def _known_endings() -> str:

@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import TextIO
 
+from ascend_cpt.cluster.job.launcher_files import READY_NAME
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
 from ascend_cpt.terminal_text import strip_controls
@@ -142,7 +143,7 @@ def archive_logs(log_dir: Path) -> Path | None:
 
     Only files written by a launch are moved; the folder may hold other files.
     """
-    names = ("worker_*.log", "scheduler.log", "msrun.log", "last_step", "stopped_itself")
+    names = ("worker_*.log", "scheduler.log", "msrun.log", "last_step", "stopped_itself", READY_NAME)
     logs = [path for name in names for path in sorted(log_dir.glob(name))]
     if not logs:
         return None

@@ -122,3 +122,32 @@ def test_the_data_of_an_index_must_be_a_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.bin")
     with pytest.raises(DataError, match=r"a\.bin: a named pipe, not a regular file"):
         fingerprint_file(find_input_files([str(tmp_path / "a.idx")])[0])
+
+
+def formats(*patterns: object, only_format: str | None = None) -> dict[str, str]:
+    found = find_input_files([str(pattern) for pattern in patterns], only_format=only_format)
+    return {file.name: file.format for file in found}
+
+
+def test_files_of_wikitext(tmp_path: Path) -> None:
+    make(tmp_path, "wiki.train.tokens", "wiki.valid.raw", "wiki.test.raw.gz")
+    assert formats(tmp_path) == {"wiki.train.tokens": "txt", "wiki.valid.raw": "txt", "wiki.test.raw.gz": "txt"}
+
+
+def test_the_format_overrides_the_ending(tmp_path: Path) -> None:
+    make(tmp_path, "a.dump", "b.json", "c.dump.gz", "d.gz", "README", "e.csv")
+    for name in ("a.dump", "b.json", "c.dump.gz", "d.gz", "README"):
+        assert formats(tmp_path / name, only_format="txt") == {name: "txt"}
+    assert formats(tmp_path / "*.dump*", only_format="json") == {"a.dump": "json", "c.dump.gz": "json"}
+    assert formats(tmp_path / "[be].*", only_format="csv") == {"e.csv": "csv"}, "known endings of a glob are filtered"
+    assert formats(tmp_path, only_format="json") == {"b.json": "json"}, "as are the files of a folder"
+
+
+def test_an_unknown_ending_names_the_flag(tmp_path: Path) -> None:
+    make(tmp_path, "a.dump", "b.dump.gz")
+    with pytest.raises(DataError, match=r"a.dump: unknown file extension '.dump' \(known: .*\); .*--format txt"):
+        formats(tmp_path / "a.dump")
+    with pytest.raises(DataError, match="a compressed parquet file cannot be read"):
+        formats(tmp_path / "b.dump.gz", only_format="parquet")
+    with pytest.raises(DataError, match="give the .idx file"):
+        formats(tmp_path / "a.dump", only_format="indexed")

@@ -1,0 +1,1 @@
+"""Writes manifests for packed datasets that other programs made."""
