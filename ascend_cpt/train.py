@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import os
 import sys
@@ -18,6 +19,7 @@ from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
+from ascend_cpt.config.foreign_flags import TRAIN_FLAGS, ExplainingParser
 from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
@@ -29,6 +31,7 @@ from ascend_cpt.run.export.at_end import export_at_end
 from ascend_cpt.run.export.target import check_target
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
+from ascend_cpt.run.planning.dry_run import load_dry_run, parse_assumed
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
@@ -51,9 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         serve_workers()
         return 0
     process = read_process(args.world_size if args.dry_run else None)
+    if args.assume and not args.dry_run:
+        raise ConfigError("--assume: needs --dry-run; training reads the sizes of the datasets")
     if args.dry_run:
-        run = load_run_of_arguments(args, process)
-        start = choose_start(run, args.resume_training, extend=args.extend)
+        run = load_dry_run_of_arguments(args, process)
+        start = choose_start(run, args.resume_training, extend=args.extend, dry=True)
         print(f"{describe(run)}\n{describe_start(start)}")
         save_plan_picture(run)
         return 0
@@ -83,6 +88,28 @@ def load_run_of_arguments(args: argparse.Namespace, process: Process) -> Resolve
         world_size=process.world_size,
         replace=("cpt.sources",) if args.train_dataset_dir else (),
         check_config=lambda config: check_launch(config, args, process),
+    )
+    check_target(run)
+    return run
+
+
+def load_dry_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
+    """Return the run of the command line for `--dry-run`; the datasets may be missing.
+
+    Raises:
+        CptError: when command line or configuration are invalid.
+    """
+
+    def check(config: RunConfig, world_size: int) -> None:
+        check_launch(config, args, dataclasses.replace(process, world_size=world_size))
+
+    run = load_dry_run(
+        args.config,
+        collect_overrides(args),
+        world_size=process.world_size if process.launched else args.world_size,
+        replace=("cpt.sources",) if args.train_dataset_dir else (),
+        assumed=parse_assumed(args.assume) if args.assume else {},
+        check_config=check,
     )
     check_target(run)
     return run
@@ -155,7 +182,8 @@ def export_run(run: ResolvedRun, console: TextIO) -> None:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
+    parser = ExplainingParser(
+        explanations=TRAIN_FLAGS,
         prog="run_cpt.py",
         description="Continue the pretraining of a model on Ascend NPUs or, for small models, on CPUs.",
         epilog='Example: bash scripts/msrun_launcher.sh "run_cpt.py --config configs/qwen3/cpt_qwen3_tiny.yaml" 2',
@@ -203,7 +231,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "cpt.storage.verify_data: false)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
-    parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices [those of parallel_config]"
+    )
+    parser.add_argument(
+        "--assume",
+        metavar="NAME=TOKENS,...",
+        help="with --dry-run: sizes of datasets that are not here, such as web=200B,qa=2.8B",
+    )
     return parser.parse_args(argv)
 
 
@@ -251,7 +286,8 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
     """
     if args.run_mode == "predict":
         raise ConfigError(
-            "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf"
+            "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf, and "
+            "generate text from it with tools/generate.py"
         )
     if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
         raise ConfigError(f"--world-size {args.world_size}: needs --dry-run and must be at least 1")

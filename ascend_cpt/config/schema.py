@@ -163,6 +163,16 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchStageConfig:
+    """A stage of a batch ramp. The last one has no `until` and lasts until the end of the run."""
+
+    until: Tokens | None = None
+    """End of the stage, in tokens from the start of the run."""
+    size: Positive
+    """Rows per optimizer step over all devices."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CptConfig:
     """Configuration of a continued-pretraining run."""
 
@@ -174,8 +184,9 @@ class CptConfig:
     """Tokens per training row; must be the sequence length with which the datasets were packed."""
     document_attention: str = "across"
     """`across`: a token attends to all earlier tokens of its row; `within`: only to those of its own document."""
-    global_batch_size: Positive
-    """Rows per optimizer step over all devices."""
+    global_batch_size: Positive | tuple[BatchStageConfig, ...] | None = None
+    """Rows per optimizer step over all devices, or a ramp (a list of stages). Default: `runner_config.batch_size` ×
+    data parallel × accumulation steps."""
     train_tokens: Tokens | None = None
     """Token budget; default: the sum of the phases, or `runner_config.epochs` passes over the data."""
     schedule: ScheduleConfig | None = None

@@ -41,7 +41,8 @@ class Dataset:
 class ResolvedRun:
     """A run with all numbers resolved. `schedule` is None if MindFormers' `lr_schedule` is used.
 
-    `notes` are lines to print: defaults filled in, rounding, warnings.
+    `notes` are lines to print: defaults filled in, rounding, warnings. `open_sources` are those whose size a dry run
+    does not know.
     """
 
     config: RunConfig
@@ -54,6 +55,7 @@ class ResolvedRun:
     seed: int
     order: SampleOrder
     notes: tuple[str, ...] = ()
+    open_sources: frozenset[str] = frozenset()
 
     @property
     def phases(self) -> tuple[Phase, ...]:

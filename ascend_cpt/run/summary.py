@@ -76,10 +76,10 @@ def describe_data(run: ResolvedRun) -> list[str]:
     drawn = run.count_source_rows(0, run.budget.total_steps)
     for source in run.sources:
         rows = drawn[source.name]
-        lines.append(
-            f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens = "
-            f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
-        )
+        epochs = f" = {rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
+        if source.name in run.open_sources:
+            epochs = ", its size is open"
+        lines.append(f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens{epochs}")
     return lines
 
 

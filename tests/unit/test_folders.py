@@ -26,7 +26,8 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     ),
     "cluster": ({"messages", "node"}, {"job"}, {"launch"}),
     "run": (
-        {"document_attention", "resolve_recipe", "verified"},
+        {"document_attention", "recipe", "verified"},
+        {"resolve_recipe"},
         {"resolved_run"},
         {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"evaluation"},

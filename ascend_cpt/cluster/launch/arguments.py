@@ -266,7 +266,11 @@ def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
     for candidate in candidates:
         if candidate.is_file():
             return candidate.absolute(), tuple(words[1:])
-    raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT})")
+    hint = ""
+    if re.fullmatch(r"run_\w+\.py", Path(words[0]).name):
+        # MindFormers' run_mindformer.py and the scripts of its models, such as run_llama3.py.
+        hint = "; training here is run_cpt.py, which takes MindFormers' flags: put it in their place"
+    raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT}){hint}")
 
 
 def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:

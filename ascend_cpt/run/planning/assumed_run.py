@@ -57,7 +57,7 @@ def resolve_with_placeholders(config: RunConfig, world_size: int) -> ResolvedRun
         ConfigError: naming every problem.
     """
     cpt = config.cpt
-    placeholder = _make_placeholder_manifest(config)
+    placeholder = make_placeholder_manifest(config)
     sets = cpt.validation.sets if cpt.validation else {}
     return resolve(
         config,
@@ -73,12 +73,12 @@ def has_token_budget(config: RunConfig) -> bool:
     return cpt.train_tokens is not None or (bool(cpt.phases) and all(phase.tokens for phase in cpt.phases))
 
 
-def _make_placeholder_manifest(config: RunConfig) -> Manifest:
-    """Return the manifest of a dataset that fits the configuration and is large enough."""
+def make_placeholder_manifest(config: RunConfig, num_tokens: int = NUM_ASSUMED_TOKENS) -> Manifest:
+    """Return the manifest of a dataset of `num_tokens` tokens (rounded down to rows) that fits the configuration."""
     model = config.mindformers.get("model", {}).get("model_config") or {}
     vocab_size = int(model.get("vocab_size") or 2)
     pad_id = model.get("pad_token_id", vocab_size - 1)
-    num_rows = NUM_ASSUMED_TOKENS // config.cpt.seq_length
+    num_rows = num_tokens // config.cpt.seq_length
     shard = Shard(
         file="assumed",
         size_bytes=0,
@@ -87,7 +87,7 @@ def _make_placeholder_manifest(config: RunConfig) -> Manifest:
         index_size_bytes=0,
         index_sha256="",
         num_rows=num_rows,
-        num_tokens=NUM_ASSUMED_TOKENS,
+        num_tokens=num_tokens,
         num_documents=num_rows,
         text_bytes=0,
     )
