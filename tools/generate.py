@@ -14,6 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.backend.inference.sampling import Sampling
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TYPE_HELP, parse_tokenizer_type
 from ascend_cpt.errors import run_command

@@ -16,6 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.data.packed.manifest import Manifest, load_manifest
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TYPE_HELP, parse_tokenizer_type
 from ascend_cpt.errors import DataError, run_command

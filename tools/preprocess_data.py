@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.config.foreign_flags import PREPROCESS_FLAGS, ExplainingParser
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.settings import (

@@ -196,7 +196,7 @@ def test_the_conversion_script_sources_cann(tmp_path: Path) -> None:
     env_script = tmp_path / "set_env.sh"
     env_script.write_text('export SEEN="${UNSET_VARIABLE}x"; echo "sourced $SEEN"\n', encoding="utf-8")
     python = tmp_path / "python"
-    python.write_text('#!/usr/bin/env bash\necho "python $SEEN"\n', encoding="utf-8")
+    python.write_text('#!/usr/bin/env bash\n[[ $1 == *installed.py ]] || echo "python $SEEN"\n', encoding="utf-8")
     python.chmod(0o755)
     variables = {"CANN_ENV": str(env_script), "ASCEND_CPT_PYTHON": str(python), "INPUT": "a", "TOKENIZER": "b"}
     result = subprocess.run(

@@ -90,7 +90,7 @@ Several nodes need the same secret on every node: by default the file ~/.config/
 
 Defaults come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
 MASTER_PORT, NODE_RANK; or from the variables of Slurm (srun), Volcano, MindX, ModelArts or PAI.
-DRY_RUN=1 prints the msrun command without running it."""
+DRY_RUN=1 prints the msrun command, or why the launch would be refused, without running it."""
 
 
 class UsageError(ClusterError):
