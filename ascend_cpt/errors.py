@@ -54,10 +54,9 @@ class ExportError(CptError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's `main` and return its exit code.
 
-    A `CptError`, or a package that is not installed, is printed as one line (`error: ...`) and gives 2; an interrupt gives
-    130; a closed output pipe
-    (`| head`) gives 1; anything else prints its traceback and gives 1. With `ASCEND_CPT_TRACEBACK=1` user
-    errors also print their traceback.
+    A `CptError`, or a package that is not installed, is printed as one line (`error: ...`) and gives 2; an interrupt
+    gives 130; a closed output pipe (`| head`) gives 1; anything else prints its traceback and gives 1. With
+    `ASCEND_CPT_TRACEBACK=1` user errors also print their traceback.
     """
     try:
         code = main() or EXIT_OK

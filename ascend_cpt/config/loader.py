@@ -153,9 +153,11 @@ def convert_value(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems
         if value is None:
             return None
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        lists = [arg for arg in inner if typing.get_origin(arg) is tuple]
-        chosen = lists[0] if lists and isinstance(value, list) else inner[0]
-        return convert_value(chosen, value, path, tree, problems)
+        for arg in inner[1:]:
+            is_list = typing.get_origin(arg) is tuple and isinstance(value, list)
+            if is_list or (dataclasses.is_dataclass(arg) and isinstance(value, Mapping)):
+                return convert_value(arg, value, path, tree, problems)
+        return convert_value(inner[0], value, path, tree, problems)
     if hint is Interval:
         return _try(parse_interval, value, path, tree, problems)
     if hint is Patience:

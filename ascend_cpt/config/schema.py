@@ -26,6 +26,8 @@ class SourceConfig:
     """Prefix of the dataset (`.../corpus_text_document`), its manifest, or a folder that contains one manifest."""
     max_epochs: float | None = None
     """Maximum number of passes over it in the run; default: no limit."""
+    max_tokens: Tokens | None = None
+    """Train on a random subset of this size, in whole rows; default: all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,14 @@ class UntilConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochsConfig:
+    """The share of a source in a phase by its number of passes over the source."""
+
+    epochs: float
+    """Passes over the source in the phase; need not be whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
     """A part of the run with its own blend. The last phase lasts until the end of the run."""
 
@@ -94,8 +104,12 @@ class PhaseConfig:
     """Length of the phase in tokens."""
     until: UntilConfig | None = None
     """End of the phase, instead of `tokens`."""
-    blend: dict[str, float] = field(default_factory=dict)
-    """Weight of each source in the phase; the sum need not be 1. Optional with a single source."""
+    blend: dict[str, float | EpochsConfig] = field(default_factory=dict)
+    """Weight of each source in the phase; the sum need not be 1. Optional with a single source. `{epochs: 1.5}` instead
+    of a weight: passes over this source; the weights divide the rest. With epochs for all sources the phase needs no
+    length."""
+    upweight: dict[str, float] = field(default_factory=dict)
+    """Instead of `blend`: all sources by size, those named here multiplied by a factor."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from ascend_cpt.config.loader import RunConfig, raise_problems
 from ascend_cpt.config.parallel_layout import ParallelLayout
@@ -13,12 +12,12 @@ from ascend_cpt.config.schema import PhaseConfig, SourceConfig
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.config.values import Patience, format_count
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.recipe.blend import normalize_shares
-from ascend_cpt.recipe.budget import Budget
+from ascend_cpt.recipe.budget import BatchSteps, Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.presets import find_preset, resolve_schedule
 from ascend_cpt.recipe.schedule import Schedule, find_lr_fraction
 from ascend_cpt.run.recipe.batch import place_stages, resolve_batch
+from ascend_cpt.run.recipe.blends import fill_lengths, resolve_blend
 
 MANY_EPOCHS = 4  # up to here repeated data are about as good as new data: Muennighoff et al., arXiv 2305.16264
 
@@ -37,7 +36,13 @@ class ResolvedRecipe:
     notes: tuple[str, ...]
 
 
-def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str, int], seed: int) -> ResolvedRecipe:
+def resolve_recipe(
+    config: RunConfig,
+    layout: ParallelLayout,
+    num_rows: dict[str, int],
+    seed: int,
+    pool_rows: dict[str, int] | None = None,
+) -> ResolvedRecipe:
     """Resolve batch, steps, learning rate, phases and row order, in this sequence.
 
     Args:
@@ -45,17 +50,26 @@ def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str
         layout: Its parallel layout.
         num_rows: Rows of each source.
         seed: Of the row order.
+        pool_rows: For each source with `max_tokens`, the rows of the dataset from which its subset is chosen.
 
     Raises:
         ConfigError: naming every problem of the first part that has any.
     """
+    config = fill_lengths(config, num_rows)
     budget = _resolve_budget(config, layout, sum(num_rows.values()))
     raise_problems(config.path, _find_interval_problems(config, budget))
     schedule, notes = _resolve_rate(config, budget, sum(num_rows.values()))
     if schedule is not None:
         budget = dataclasses.replace(budget, warmup_steps=schedule.warmup_steps)
     phases = _resolve_phases(config, budget, schedule, num_rows)
-    order = SampleOrder(num_rows=num_rows, phases=phases, global_batch_size=budget.global_batch_size, seed=seed)
+    order = SampleOrder(
+        num_rows=num_rows,
+        phases=phases,
+        global_batch_size=budget.global_batch_size,
+        seed=seed,
+        pool_rows=pool_rows or {},
+        ramp=BatchSteps.of(budget.ramp) if budget.ramp else None,
+    )
     problems, epoch_notes = _check_epochs(config, order)
     raise_problems(config.path, problems)
     notes += _note_rounding(config, budget, phases) + epoch_notes + _note_intervals(config, budget)
@@ -152,7 +166,8 @@ def _resolve_phases(
                     f"would end at step {stop}, which is not between its start at step {first} and the end of the run "
                     f"at step {budget.total_steps}; the phases after it need steps too"
                 )
-            shares = _resolve_blend(config, phase, num_rows)
+            rows = budget.count_rows(stop) - budget.count_rows(first)
+            shares = resolve_blend(config, phase, num_rows, rows)
         except ValueError as error:
             problems.append(f"{where}: {error}")
             break
@@ -172,7 +187,8 @@ def _find_name_problems(config: RunConfig, phases: tuple[PhaseConfig, ...], num_
             )
     used: set[str] = set()
     for index, phase in enumerate(phases):
-        used |= set(phase.blend) or (set(num_rows) if len(num_rows) == 1 or not config.cpt.phases else set())
+        uses_all = len(num_rows) == 1 or not config.cpt.phases or bool(phase.upweight)
+        used |= set(phase.blend) or (set(num_rows) if uses_all else set())
         for source in phase.blend:
             if source not in num_rows:
                 where = config.locate("cpt", "phases", str(index), "blend", source)
@@ -221,30 +237,6 @@ def _find_stop(
     if not is_last:
         raise ValueError("has no end; add tokens, or until: {lr_fraction: 0.2}")
     return budget.total_steps
-
-
-def _resolve_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, Fraction] | None:
-    """Return the shares of a phase's sources including replay; None if all rows are shuffled together.
-
-    Sorted by name, so that the row order does not depend on the order of the keys.
-    """
-    replay = config.cpt.replay
-    weights: Mapping[str, float] = phase.blend
-    if not weights:
-        others = {name: rows for name, rows in num_rows.items() if replay is None or name != replay.source}
-        if config.cpt.phases and len(others) > 1:
-            raise ValueError(f"has no blend; give the weight of each source ({', '.join(others)})")
-        if replay is None and not config.cpt.phases and len(others) > 1:
-            return None
-        weights = others
-    if replay is None:
-        return normalize_shares(dict(sorted(weights.items())))
-    if not weights:
-        raise ValueError(f"has no source other than the replayed {replay.source}; add one")
-    fraction = Fraction(str(replay.fraction))
-    total = sum(Fraction(str(weight)) for weight in weights.values())
-    scaled = {name: Fraction(str(weight)) / total * (1 - fraction) for name, weight in weights.items()}
-    return normalize_shares(dict(sorted({**scaled, replay.source: fraction}.items())))
 
 
 def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import uses_cpu
-from ascend_cpt.config.schema import SourceConfig
+from ascend_cpt.config.schema import EpochsConfig, SourceConfig
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.config.values import format_count, parse_count
 from ascend_cpt.data.packed.manifest import Manifest, manifest_path
@@ -57,11 +57,16 @@ def load_dry_run(
     sets = cpt.validation.sets if cpt.validation else {}
     missing = [name for name, source in cpt.sources.items() if _is_missing(source)]
     _check_assumed(config, assumed, missing)
+    # A subset has a known size.
+    assumed = {name: cpt.sources[name].max_tokens or 0 for name in missing if cpt.sources[name].max_tokens} | dict(
+        assumed
+    )
     here = {name: source for name, source in cpt.sources.items() if name not in missing}
     opened = open_datasets(config, "cpt.sources", here)
     opened_sets = open_datasets(config, "cpt.validation.sets", {n: s for n, s in sets.items() if not _is_missing(s)})
     example = next(iter((*opened.values(), *opened_sets.values())), None)
     is_open = [name for name in missing if name not in assumed]
+    _check_known(config, is_open)
     open_tokens = NUM_ASSUMED_TOKENS if has_token_budget(config) else NUM_EPOCH_TOKENS
     sources = {
         name: opened.get(name) or _assume(config, assumed.get(name, open_tokens), example) for name in cpt.sources
@@ -123,6 +128,17 @@ def _check_assumed(config: RunConfig, assumed: Mapping[str, int], missing: list[
             raise ConfigError(f"--assume {name}: its dataset is here; remove it, its size is known")
         if tokens < config.cpt.seq_length:
             raise ConfigError(f"--assume {name}={tokens}: less than a row of {config.cpt.seq_length} tokens")
+
+
+def _check_known(config: RunConfig, is_open: list[str]) -> None:
+    """Check that the blend of no phase depends on a size that is open."""
+    for index, phase in enumerate(config.cpt.phases):
+        for name in is_open:
+            if isinstance(phase.blend.get(name), EpochsConfig) or phase.upweight:
+                raise ConfigError(
+                    f"{config.locate('cpt', 'phases', str(index))}: cpt.phases[{index}] ({phase.name}): the blend "
+                    f"depends on the size of {name}, which is not here; give --assume {name}=TOKENS"
+                )
 
 
 def _assume(config: RunConfig, num_tokens: int, example: Manifest | None) -> Manifest:
