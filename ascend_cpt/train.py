@@ -18,7 +18,7 @@ from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import join_job
-from ascend_cpt.cluster.job.launcher_files import report_own_stop
+from ascend_cpt.cluster.job.launcher_files import report_own_stop, request_continuation
 from ascend_cpt.config.foreign_flags import TRAIN_FLAGS, ExplainingParser
 from ascend_cpt.config.loader import RunConfig, parse_assignments
 from ascend_cpt.errors import ConfigError, CptError
@@ -36,6 +36,9 @@ from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
 from ascend_cpt.run.summary import describe, describe_end, describe_start
+
+CONTINUES = -1
+"""Result of `train_run` when the run continues in a new process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,22 @@ def main(argv: list[str] | None = None) -> int:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
             # Training does not use the channel, so its port need not stay open.
             channel.close()
-            return train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
+            code = train_run(run, start, args, process, is_first_on_node=channel.is_first_on_node)
+    return continue_run(run, process) if code == CONTINUES else code
+
+
+def continue_run(run: ResolvedRun, process: Process) -> int:
+    """Start this program again from the checkpoint at which the batch changes; its graph has one batch size.
+
+    Under the launcher all processes of the job end first, and it starts them again.
+    """
+    sys.stdout.flush()
+    if request_continuation():
+        return 0
+    if process.launched:
+        print(f"{run.run_dir}: the batch size changes here; run the same command again to continue", flush=True)
+        return 0
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def load_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
@@ -118,7 +136,8 @@ def load_dry_run_of_arguments(args: argparse.Namespace, process: Process) -> Res
 def train_run(
     run: ResolvedRun, start: Start, args: argparse.Namespace, process: Process, *, is_first_on_node: bool
 ) -> int:
-    """Compile and train. Returns the exit code."""
+    """Compile and train. Returns the exit code, or CONTINUES at the end of a stage of a batch ramp."""
+    check_ramp(run, args)
     for line in start.warnings if process.rank == 0 else ():
         print(f"warning: skipped an unusable checkpoint: {line}", file=sys.stderr)
     if start.step >= run.budget.total_steps:
@@ -133,6 +152,11 @@ def train_run(
             f"--stop-at-step {args.stop_at_step}: the run is already at step {start.step}; give a later "
             "step, or drop the flag to train to the end"
         )
+    run = run.at_step(start.step)
+    stage_end = run.budget.find_stage_end(start.step)
+    stop_at_step, continues = args.stop_at_step, False
+    if stage_end < run.budget.total_steps and (stop_at_step is None or stage_end < stop_at_step):
+        stop_at_step, continues = stage_end, True
     tasks = load_run_tasks(run)
     sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
     heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
@@ -147,7 +171,7 @@ def train_run(
             launch = Launch(
                 resolved_yaml=run.run_dir / RESOLVED_NAME,
                 initial_step=start.step,
-                stop_at_step=args.stop_at_step,
+                stop_at_step=stop_at_step,
                 console=console,
                 is_first_on_node=is_first_on_node,
                 tasks=tasks,
@@ -156,15 +180,29 @@ def train_run(
             if process.rank == run.report_rank:
                 draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
                 draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
-                print(describe_end(run, args.stop_at_step), file=console)
-                if args.stop_at_step is None or args.stop_at_step >= run.budget.total_steps:
+                print(describe_end(run, stop_at_step, continues=continues), file=console, flush=True)
+                if stop_at_step is None or stop_at_step >= run.budget.total_steps:
                     export_run(run, console)
     except CptError:
         raise
     except Exception:
         print(f"rank {process.rank} failed; the output of MindFormers and MindSpore is in {log_path}", file=sys.stderr)
         raise
-    return 0
+    return CONTINUES if continues else 0
+
+
+def check_ramp(run: ResolvedRun, args: argparse.Namespace) -> None:
+    """Check that a run with a batch ramp resumes from its newest checkpoint: it is started again at each batch size.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    given = args.resume_training or str(run.config.mindformers.get("resume_training", "auto"))
+    if run.budget.ramp and given.lower() not in ("auto", "true", "none"):
+        raise ConfigError(
+            f"--resume_training {given}: a run with a batch ramp continues from its newest checkpoint; remove it, or "
+            "start another run with --set cpt.run_name=NAME"
+        )
 
 
 def export_run(run: ResolvedRun, console: TextIO) -> None:

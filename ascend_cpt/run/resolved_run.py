@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,14 @@ class ResolvedRun:
     order: SampleOrder
     notes: tuple[str, ...] = ()
     open_sources: frozenset[str] = frozenset()
+    ramp_step: int | None = None
+    """With a batch ramp, a step with the batch of `budget`; None without one."""
+
+    def at_step(self, step: int) -> ResolvedRun:
+        """Return the run with the batch of step `step`, counted from 0; without a batch ramp the run itself."""
+        if not self.budget.ramp:
+            return self
+        return dataclasses.replace(self, budget=self.budget.at(step), ramp_step=step)
 
     @property
     def phases(self) -> tuple[Phase, ...]:

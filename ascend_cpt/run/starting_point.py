@@ -170,10 +170,9 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
             "raise cpt.train_tokens or add a phase"
         )
     _check_same_rows(chosen, saved, current)
-    tokens = run.budget.tokens_per_step
     notes = [
         f"extended at step {state.step}: {state.total_steps} → {run.budget.total_steps} steps "
-        f"({format_count(state.total_steps * tokens)} → {format_count(run.budget.total_tokens)} tokens)"
+        f"({format_count(run.budget.count_tokens(state.total_steps))} → {format_count(run.budget.total_tokens)} tokens)"
     ]
     if run.schedule is not None and saved.get("schedule"):
         before = learning_rate_at(Schedule.from_record(**saved["schedule"]), state.step - 1)

@@ -103,7 +103,7 @@ class StepMonitor(Callback):
             loss=loss_value,
             learning_rate=float(np.mean(learning_rate.asnumpy())),
             grad_norm=norm_value,
-            tokens=step * self._budget.tokens_per_step,
+            tokens=self._budget.count_tokens(step),
             step_time_s=end_s - self._last_end_s,
             tokens_per_s=rate,
             tokens_per_s_per_device=rate / self._speed.num_devices,

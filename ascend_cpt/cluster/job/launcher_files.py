@@ -1,4 +1,4 @@
-"""Files through which workers report to the launcher of their node: the last finished step, and a deliberate stop."""
+"""Files through which workers report to the launcher of their node: the last finished step, and a deliberate end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 PROGRESS_FILE = "ASCEND_CPT_PROGRESS_FILE"
 STOP_FILE = "ASCEND_CPT_STOP_FILE"
+CONTINUE_FILE = "ASCEND_CPT_CONTINUE_FILE"
 
 
 def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
@@ -35,3 +36,14 @@ def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
     """
     if name := environ.get(STOP_FILE):
         Path(name).touch()
+
+
+def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:
+    """Ask the launcher to start the job again once all its workers have succeeded; return whether there is one.
+
+    Called by every process of the job.
+    """
+    name = environ.get(CONTINUE_FILE)
+    if name:
+        Path(name).touch()
+    return bool(name)

@@ -148,6 +148,11 @@ class LaunchSettings:
         """File that a worker of this node creates when the run stops deliberately."""
         return self.log_dir / "stopped_itself"
 
+    @property
+    def continue_file(self) -> Path:
+        """File that the workers of this node create when the job is to be started again after they have ended."""
+        return self.log_dir / "continues"
+
 
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchSettings:
     """Return the settings for `arguments` (CMD first, options anywhere); relative paths are resolved against `folder`.

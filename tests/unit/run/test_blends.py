@@ -104,8 +104,8 @@ def test_a_subset_in_a_blend_and_a_limit_of_its_epochs(resolve_run: ResolveRun) 
             "the epochs of web are 2.05M tokens, but the phase has 2.05M; lower them",
         ),
         (
-            {"phases": phases({"web": {"epochs": 0.2}, "code": {"epochs": 1}, "qa": {"epochs": 1}})},
-            "all sources are given by epochs, which are 1.66M tokens, but the phase has 2.05M",
+            {"phases": phases({name: {"epochs": 0.5} for name in ("web", "code", "qa")}, tokens=2_048_000)},
+            "all sources are given by epochs, which are 1.86M tokens, but the phase has 2.05M",
         ),
         ({"phases": phases({"web": 1}, upweight={"code": 2})}, "has both blend and upweight; keep one"),
         ({"phases": phases({}, upweight={"cod": 2})}, "upweight.cod: no such source; did you mean 'code'?"),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ascend_cpt.cluster.job.launcher_files import PROGRESS_FILE, STOP_FILE
+from ascend_cpt.cluster.job.launcher_files import CONTINUE_FILE, PROGRESS_FILE, STOP_FILE
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings
 from ascend_cpt.cluster.launch.workers import worker_entry
 from ascend_cpt.cluster.messages.address import LOOPBACK
@@ -63,6 +63,7 @@ def build_environment(settings: LaunchSettings, environ: Mapping[str, str], key_
         worker_entry.NODE_RANK: str(settings.node_rank),
         PROGRESS_FILE: str(settings.progress_file),
         STOP_FILE: str(settings.stop_file),
+        CONTINUE_FILE: str(settings.continue_file),
         worker_entry.WORKER_PYTHON: sys.executable,
         CHANNEL_KEY_VARIABLE: str(key_file),
         CHANNEL_HOST_VARIABLE: settings.master_addr if settings.num_nodes > 1 else LOOPBACK,
