@@ -139,7 +139,7 @@ class RunRows:
         batch, within = np.divmod(items, self._batch_size)
         positions = self._origin + (batch * self._num_ranks + self._rank) * self._batch_size + within
         # Items of steps with another size are skipped or prefetched, but not trained on.
-        return positions if self._origin == 0 else np.clip(positions, 0, self._order.total_rows - 1)
+        return positions if self._order.ramp is None else np.clip(positions, 0, self._order.total_rows - 1)
 
 
 @contextmanager
