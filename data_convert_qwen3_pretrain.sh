@@ -9,6 +9,16 @@
 # are passed on and take precedence, e.g. `--seq-length 8192 --no-append-eod`. `--help` lists them.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/scripts/python_env.sh" || exit
+require_env mindspore || exit
+
+# On an NPU server, as MindSpeed-LLM's script does. CANN's file reads variables that may not be set.
+CANN_ENV="${CANN_ENV:-/usr/local/Ascend/ascend-toolkit/set_env.sh}"
+if [[ -f "$CANN_ENV" ]]; then
+    set +u
+    # shellcheck source=/dev/null
+    source "$CANN_ENV"
+    set -u
+fi
 
 SAMPLE="$REPO_ROOT/data/sample"
 INPUT="${INPUT:-$SAMPLE/general/train.parquet}"                      # file, folder or glob

@@ -7,6 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.errors import run_command
 from ascend_cpt.softnpu.environment import enter
 

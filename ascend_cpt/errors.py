@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from ascend_cpt.installed import explain_missing
 from ascend_cpt.terminal_text import strip_controls
 
 EXIT_OK = 0
@@ -53,9 +54,9 @@ class ExportError(CptError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's `main` and return its exit code.
 
-    A `CptError` is printed as one line (`error: ...`) and gives 2; an interrupt gives 130; a closed output pipe
-    (`| head`) gives 1; anything else prints its traceback and gives 1. With `ASCEND_CPT_TRACEBACK=1` user
-    errors also print their traceback.
+    A `CptError`, or a package that is not installed, is printed as one line (`error: ...`) and gives 2; an interrupt
+    gives 130; a closed output pipe (`| head`) gives 1; anything else prints its traceback and gives 1. With
+    `ASCEND_CPT_TRACEBACK=1` user errors also print their traceback.
     """
     try:
         code = main() or EXIT_OK
@@ -66,6 +67,14 @@ def run_command(main: Callable[[], int | None]) -> int:
             traceback.print_exc()
         print(f"error: {strip_controls(str(error))}", file=sys.stderr, flush=True)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] == "ascend_cpt":
+            traceback.print_exc()
+            return EXIT_FAILURE
+        if os.environ.get("ASCEND_CPT_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(explain_missing([error.name.partition(".")[0]]), file=sys.stderr, flush=True)
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130

@@ -41,8 +41,8 @@ from ascend_cpt.run.evaluation.watching import (
     list_pending,
     request_stop,
 )
+from ascend_cpt.run.launch.command_line import Process, read_process
 from ascend_cpt.run.verified import Verifier
-from ascend_cpt.train import Process, read_process
 
 if TYPE_CHECKING:
     from ascend_cpt.backend.evaluation_network import EvaluationNetwork

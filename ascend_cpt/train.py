@@ -7,9 +7,8 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,9 +23,10 @@ from ascend_cpt.cluster.job.launcher_files import (
     report_own_stop,
     report_ready,
     report_stacks_on_request,
+    request_continuation,
     wait_until_ready,
 )
-from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
+from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.console import captured_output
@@ -36,27 +36,30 @@ from ascend_cpt.monitor.goodput.timeline import FILE_NAME as TIMELINE_NAME
 from ascend_cpt.monitor.picture import draw_losses, draw_needles
 from ascend_cpt.run.checks.environment import set_environment
 from ascend_cpt.run.checks.job import check_job
-from ascend_cpt.run.compile_cache import find_cache_folder, prepare_cache
 from ascend_cpt.run.evaluation.tasks import describe_tasks, load_run_tasks
 from ascend_cpt.run.export.at_end import export_at_end
-from ascend_cpt.run.export.target import check_target
+from ascend_cpt.run.launch.command_line import (
+    Process,
+    check_ramp,
+    collect_overrides,
+    list_replaced,
+    load_config_of_arguments,
+    load_dry_run_of_arguments,
+    load_run_of_arguments,
+    parse_arguments,
+    read_process,
+)
+from ascend_cpt.run.launch.compile_cache import find_cache_folder, prepare_cache
+from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
 from ascend_cpt.run.raw_sources import find_raw_sources, pack_raw_sources
-from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
-from ascend_cpt.run.start_clock import StartClock
 from ascend_cpt.run.starting_point import Start, choose_start
 from ascend_cpt.run.summary import describe, describe_end, describe_start
 
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """The rank and world size of this process, from msrun's environment variables."""
-
-    rank: int
-    world_size: int
-    launched: bool
+CONTINUES = -1
+"""Result of `train_run` when the run continues in a new process."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,11 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     clock = StartClock()
     started_s, joining_s = clock.last_s, time.time()
     process = read_process(args.world_size if args.dry_run else None)
+    if args.assume and not args.dry_run:
+        raise ConfigError("--assume: needs --dry-run; training reads the sizes of the datasets")
     if args.dry_run:
-        if not describe_raw_sources(load_config_of_arguments(args, process)):
+        if not describe_raw_sources(load_config(args.config, collect_overrides(args), list_replaced(args))):
             return 0
-        run = load_run_of_arguments(args, process)
-        start = choose_start(run, args.resume_training, extend=args.extend)
+        run = load_dry_run_of_arguments(args, process)
+        start = choose_start(run, args.resume_training, extend=args.extend, dry=True)
         print(f"{describe(run)}\n{describe_start(start)}")
         save_plan_picture(run)
         return 0
@@ -90,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with report_full_disk(run.run_dir, "writing to the run folder"), lock:
             start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
-            sections = make_mindformers_config(run, resume_from=start.resume_from, init_from=start.init_from)
+            stage = run.at_step(min(start.step, run.budget.total_steps - 1))
+            sections = make_mindformers_config(stage, resume_from=start.resume_from, init_from=start.init_from)
             cache = choose_compile_cache(run, sections, channel)
             # Training does not use the channel, so its port need not stay open.
             channel.close()
@@ -109,7 +115,8 @@ def main(argv: list[str] | None = None) -> int:
                 is_first_on_node=channel.is_first_on_node,
             )
             with ending(timeline):
-                return train_run(run, start, sections, args, process, launch)
+                code = train_run(run, start, sections, args, process, launch)
+    return continue_run(run, process) if code == CONTINUES else code
 
 
 @contextmanager
@@ -126,45 +133,23 @@ def ending(timeline: Timeline) -> Iterator[None]:
         timeline.flush()
 
 
-def load_config_of_arguments(args: argparse.Namespace, process: Process) -> RunConfig:
-    """Return the configuration with the overrides of the command line.
+def continue_run(run: ResolvedRun, process: Process) -> int:
+    """Start this program again from the checkpoint at which the batch changes; its graph has one batch size.
 
-    Raises:
-        ConfigError: when it is invalid, or inconsistent with the launch.
+    Under the launcher all processes of the job end first, and it starts them again.
     """
-    config = load_config(args.config, collect_overrides(args), list_replaced(args))
-    check_launch(config, args, process)
-    return config
-
-
-def load_run_of_arguments(
-    args: argparse.Namespace, process: Process, packed: Mapping[str, str] | None = None
-) -> ResolvedRun:
-    """Return the run of the command line and its configuration; `packed` as for `load_run`.
-
-    Raises:
-        CptError: when they are invalid.
-    """
-    run = load_run(
-        args.config,
-        collect_overrides(args),
-        world_size=process.world_size,
-        replace=list_replaced(args),
-        check_config=lambda config: check_launch(config, args, process),
-        packed=packed,
-    )
-    check_target(run)
-    return run
+    sys.stdout.flush()
+    if request_continuation():
+        return 0
+    if process.launched:
+        print(f"{run.run_dir}: the batch size changes here; run the same command again to continue", flush=True)
+        return 0
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def print_line(line: str) -> None:
     """Print a line at once, so that the launcher shows it."""
     print(line, flush=True)
-
-
-def list_replaced(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the sections of the configuration that the command line replaces."""
-    return ("cpt.sources",) if args.train_dataset_dir else ()
 
 
 def describe_raw_sources(config: RunConfig) -> bool:
@@ -186,7 +171,8 @@ def train_run(
     process: Process,
     make_launch: Callable[..., Launch],
 ) -> int:
-    """Compile and train. Returns the exit code."""
+    """Compile and train. Returns the exit code, or CONTINUES at the end of a stage of a batch ramp."""
+    check_ramp(run, args)
     for line in start.warnings if process.rank == 0 else ():
         print(f"warning: skipped an unusable checkpoint: {line}", file=sys.stderr)
     if start.step >= run.budget.total_steps:
@@ -201,6 +187,11 @@ def train_run(
             f"--stop-at-step {args.stop_at_step}: the run is already at step {start.step}; give a later "
             "step, or drop the flag to train to the end"
         )
+    run = run.at_step(start.step)
+    stage_end = run.budget.find_stage_end(start.step)
+    stop_at_step, continues = args.stop_at_step, False
+    if stage_end < run.budget.total_steps and (stop_at_step is None or stage_end < stop_at_step):
+        stop_at_step, continues = stage_end, True
     tasks = load_run_tasks(run)
     heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
     # Every rank writes the same text atomically, so no rank has to wait for another.
@@ -215,7 +206,7 @@ def train_run(
             launch = make_launch(
                 resolved_yaml=run.run_dir / RESOLVED_NAME,
                 initial_step=start.step,
-                stop_at_step=args.stop_at_step,
+                stop_at_step=stop_at_step,
                 console=console,
                 tasks=tasks,
             )
@@ -223,17 +214,17 @@ def train_run(
             if process.rank == run.report_rank:
                 draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
                 draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
-                print(describe_end(run, args.stop_at_step), file=console)
+                print(describe_end(run, stop_at_step, continues=continues), file=console, flush=True)
                 if goodput := compute_goodput(read_timeline(run.run_dir / TIMELINE_NAME)):
                     print(f"time     {goodput.describe()}", file=console, flush=True)
-                if args.stop_at_step is None or args.stop_at_step >= run.budget.total_steps:
+                if stop_at_step is None or stop_at_step >= run.budget.total_steps:
                     export_run(run, console)
     except CptError:
         raise
     except Exception:
         print(f"rank {process.rank} failed; the output of MindFormers and MindSpore is in {log_path}", file=sys.stderr)
         raise
-    return 0
+    return CONTINUES if continues else 0
 
 
 def choose_compile_cache(run: ResolvedRun, sections: dict[str, Any], channel: JobChannel) -> Path | None:
@@ -264,129 +255,6 @@ def export_run(run: ResolvedRun, console: TextIO) -> None:
     except Exception:
         report_own_stop()
         raise
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Return the parsed command line."""
-    parser = argparse.ArgumentParser(
-        prog="run_cpt.py",
-        description="Continue the pretraining of a model on Ascend NPUs or, for small models, on CPUs.",
-        epilog='Example: bash scripts/msrun_launcher.sh "run_cpt.py --config configs/qwen3/cpt_qwen3_tiny.yaml" 2',
-    )
-    parser.add_argument("--config", required=True, metavar="YAML", help="configuration file")
-    parser.add_argument(
-        "--train_dataset_dir",
-        "--train_dataset",
-        metavar="PATH",
-        help="packed dataset to train on (replaces cpt.sources)",
-    )
-    parser.add_argument("--load_checkpoint", metavar="PATH", help="start from these weights (like cpt.init_from)")
-    parser.add_argument("--output_dir", metavar="PATH", help="parent of the run folders (default: the configuration's)")
-    parser.add_argument(
-        "--use_parallel", type=parse_bool, metavar="BOOL", help="several workers (default: as launched)"
-    )
-    parser.add_argument(
-        "--run_mode", choices=["train", "finetune", "predict"], default="train", help="finetune is the same as train"
-    )
-    parser.add_argument(
-        "--resume_training",
-        metavar="auto|PATH|never",
-        help="continue from the newest complete checkpoint (auto or True, the default), from PATH, or never (False)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
-    )
-    parser.add_argument(
-        "--stop-at-step", type=int, metavar="N", help="save and stop after step N; run again to continue"
-    )
-    parser.add_argument(
-        "--no-shared-storage",
-        action="store_true",
-        help="every node has its own copy of the data and its own output (like cpt.storage.shared: false)",
-    )
-    parser.add_argument(
-        "--extend",
-        action="store_true",
-        help="continue a run that was extended with more tokens or phases",
-    )
-    parser.add_argument(
-        "--no-verify",
-        action="store_true",
-        help="start without verifying the checksums of the checkpoint and the data (like cpt.checkpoint.verify: false "
-        "and cpt.storage.verify_data: false)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
-    parser.add_argument("--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices")
-    return parser.parse_args(argv)
-
-
-def parse_bool(text: str) -> bool:
-    """Parse a boolean: true, yes, 1, false, no or 0.
-
-    Raises:
-        argparse.ArgumentTypeError: for any other text.
-    """
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
-    return words[text.lower()]
-
-
-def read_process(world_size: int | None = None) -> Process:
-    """Return the process that msrun's environment variables describe, or a single process if they are not set."""
-    size = os.environ.get("RANK_SIZE") or os.environ.get("MS_WORKER_NUM")
-    launched = bool(size) and bool(os.environ.get("MS_SCHED_HOST"))
-    rank = int(os.environ.get("RANK_ID", "0")) if launched else 0
-    return Process(rank=rank, world_size=world_size or (int(size or 1) if launched else 1), launched=launched)
-
-
-def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Return dotted key → value for everything set on the command line."""
-    overrides = parse_assignments(args.set)
-    if args.train_dataset_dir:
-        overrides["cpt.sources"] = {"train": {"path": args.train_dataset_dir}}
-    if args.no_shared_storage:
-        overrides["cpt.storage.shared"] = False
-    if args.no_verify:
-        overrides.update({"cpt.checkpoint.verify": False, "cpt.storage.verify_data": False})
-    if args.output_dir:
-        overrides["output_dir"] = args.output_dir
-    if args.load_checkpoint:
-        overrides["load_checkpoint"] = args.load_checkpoint
-    return overrides
-
-
-def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) -> None:
-    """Check that command line, configuration and launch are consistent.
-
-    Raises:
-        ConfigError: when they contradict each other.
-    """
-    if args.run_mode == "predict":
-        raise ConfigError(
-            "--run_mode predict: this program only trains; for inference, export the checkpoint with "
-            "tools/convert_weights.py to-hf"
-        )
-    if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
-        raise ConfigError(f"--world-size {args.world_size}: needs --dry-run and must be at least 1")
-    use_parallel = args.use_parallel if args.use_parallel is not None else config.mindformers.get("use_parallel")
-    if args.use_parallel and not process.launched:
-        raise ConfigError("--use_parallel True needs several workers: start with bash scripts/msrun_launcher.sh")
-    if use_parallel is False and process.world_size > 1:
-        raise ConfigError(
-            f"use_parallel is False, but the launch has {process.world_size} workers; remove use_parallel or "
-            "launch one worker"
-        )
-    if not config.cpt.sources:
-        raise ConfigError(f"{config.path}: cpt.sources is empty; add a dataset or give --train_dataset_dir")
-    if config.cpt.init_from and config.mindformers.get("load_checkpoint"):
-        raise ConfigError(
-            f"cpt.init_from ({config.locate('cpt', 'init_from')}) and load_checkpoint "
-            f"({config.locate('load_checkpoint')}) are both set; keep one, or replace the first "
-            "with --set cpt.init_from=PATH"
-        )
-    if args.stop_at_step is not None and args.stop_at_step < 1:
-        raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
 
 
 def save_plan_picture(run: ResolvedRun) -> None:

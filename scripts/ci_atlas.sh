@@ -11,6 +11,7 @@ set -euo pipefail
 # shellcheck source=scripts/python_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
 cd "$REPO_ROOT"
+require_env mindspore mindformers pytest
 
 run() {
     echo "+ $*"

@@ -8,5 +8,6 @@ set -euo pipefail
 
 # shellcheck source=scripts/python_env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh"
+require_env mindspore mindformers
 
 PYTHONPATH="$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -m ascend_cpt.cluster.launch.main "$@"

@@ -5,6 +5,7 @@
 # SEQ_LENGTH (default 256) is the row length; arguments are passed to tools/preprocess_data.py.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/python_env.sh" || exit
+require_env mindspore || exit
 
 SAMPLE="$REPO_ROOT/data/sample"
 "$PYTHON" "$REPO_ROOT/tools/make_sample_corpus.py" --output-dir "$SAMPLE"

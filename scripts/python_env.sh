@@ -5,7 +5,8 @@
 #
 # Sets REPO_ROOT (this repository) and PYTHON, neither exported: $ASCEND_CPT_PYTHON, else .venv of the repository, else
 # python3 or python on the PATH. Returns 2 with an error line if there is none.
-# Defines `ensure_env [extra ...]`, which makes PYTHON an environment with the pinned dependencies.
+# Defines `ensure_env [extra ...]`, which makes PYTHON an environment with the pinned dependencies, and `require_env`, which checks
+# that it is one.
 
 REPO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -37,6 +38,11 @@ find_base_python() {
     echo "error: no Python 3.10 or 3.11 with venv found (mindspore 2.9.0 has no wheels for others); install one (Debian:" \
         "apt install python3.11 python3.11-venv; or pyenv install 3.11), or set ASCEND_CPT_PYTHON" >&2
     return 2
+}
+
+# require_env [module ...]: without the packages, or one of these modules, one error line and 2. Needs about 0.1 s.
+require_env() {
+    "$PYTHON" "$REPO_ROOT/ascend_cpt/installed.py" "$@"
 }
 
 # Prints one line for each pinned package that is missing or has another version; returns 2 if any is missing.

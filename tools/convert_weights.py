@@ -19,6 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 from ascend_cpt.run.export.model_card import make_card
 from ascend_cpt.run.trained_model import TrainedModel, open_trained

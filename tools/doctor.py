@@ -13,6 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require("psutil")
+
 from ascend_cpt.cluster.launch.arguments import parse_launch
 from ascend_cpt.cluster.launch.examine import examine_launch
 from ascend_cpt.cluster.node.doctor import Level, Node, examine

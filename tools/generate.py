@@ -14,8 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.backend.inference.sampling import Sampling
-from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
+from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TYPE_HELP, parse_tokenizer_type
 from ascend_cpt.errors import run_command
 from ascend_cpt.monitor.console import captured_output
 
@@ -31,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the text to continue")
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="tokenizer folder or model file [from MODEL]")
-    parser.add_argument("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
+    parser.add_argument(
+        "--tokenizer-type", type=parse_tokenizer_type, default=HUGGING_FACE, metavar="TYPE", help=TYPE_HELP
+    )
     parser.add_argument("--num-tokens", type=int, default=50, metavar="N", help="maximum new tokens [%(default)s]")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 selects the most likely token [%(default)s]")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling threshold [%(default)s]")

@@ -19,9 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.data.adoption.settings import AdoptSettings
 from ascend_cpt.data.packed.manifest import Manifest, load_manifest
-from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
+from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TYPE_HELP, parse_tokenizer_type
 from ascend_cpt.errors import DataError, run_command
 from ascend_cpt.terminal_text import strip_controls
 
@@ -36,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     add("--histogram", action="store_true", help="show a histogram of document lengths")
     add("--png", type=Path, metavar="FILE", help="plot document lengths and token frequencies")
     add("--tokenizer", metavar="PATH", help="the tokenizer of the dataset: folder or model file")
-    add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
+    add("--tokenizer-type", type=parse_tokenizer_type, default=HUGGING_FACE, metavar="TYPE", help=TYPE_HELP)
     add = parser.add_argument_group("conversion of an indexed dataset (.bin, .idx) to MindRecord").add_argument
     add("--convert", metavar="OUTPUT_PREFIX", help="folder and name prefix of the output files")
     add("--seq-length", type=int, default=0, help="trained tokens per row")
@@ -58,7 +62,12 @@ def parse_adopt(arguments: list[str]) -> AdoptSettings:
     add = parser.add_argument
     add("path", type=Path, help="a data file of the dataset, its prefix, or a folder with only this dataset")
     add("--tokenizer", required=True, metavar="PATH", help="the tokenizer it was made with: folder or model file")
-    add("--tokenizer-type", choices=TOKENIZER_TYPES, help="[by its name: a folder, *.tiktoken or SentencePiece]")
+    add(
+        "--tokenizer-type",
+        type=parse_tokenizer_type,
+        metavar="TYPE",
+        help="[by its name: a folder, *.tiktoken or SentencePiece]",
+    )
     add("--eod-token", help="end-of-document token [the tokenizer's eos_token]")
     add(
         "--seq-length",

@@ -14,6 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.config.loader import parse_assignments
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, ConfigError, run_command
 from ascend_cpt.plan.case import GIGABYTE

@@ -17,6 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
+from ascend_cpt.config.foreign_flags import PREPROCESS_FLAGS, ExplainingParser
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.settings import (
     INPUT_FORMATS,
@@ -26,13 +31,22 @@ from ascend_cpt.data.settings import (
     TXT_DOCUMENTS,
     PreprocessSettings,
 )
-from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
+from ascend_cpt.data.tokenizing.names import (
+    ENGINES,
+    HUGGING_FACE,
+    TOKENIZER_TYPES,
+    TYPE_HELP,
+    find_named_tokenizer,
+    parse_tokenizer_type,
+)
 from ascend_cpt.errors import DataError, run_command
 
 
 def parse_args() -> PreprocessSettings:
     """Return the settings given on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ExplainingParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, explanations=PREPROCESS_FLAGS
+    )
     add = parser.add_argument_group("input").add_argument
     add("--input", nargs="+", required=True, metavar="PATH", help="files, folders (walked recursively) or globs")
     add(
@@ -78,7 +92,7 @@ def parse_args() -> PreprocessSettings:
     )
 
     add = parser.add_argument_group("tokenizer").add_argument
-    add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
+    add("--tokenizer-type", default=HUGGING_FACE, metavar="TYPE", help=TYPE_HELP)
     add("--tokenizer-name-or-path", metavar="FOLDER", help=f"Hugging Face folder with tokenizer.json ({HUGGING_FACE})")
     add("--tokenizer-model", metavar="FILE", help="tokenizer.model or qwen.tiktoken (the other types)")
     add(
@@ -100,11 +114,12 @@ def parse_args() -> PreprocessSettings:
     add("--output-prefix", required=True, help="folder and name prefix of the output files")
     add("--output-format", choices=OUTPUT_FORMATS, default="mindrecord", help="[%(default)s]")
     add("--dataset-name", help="name of the files, instead of {output-prefix}_{key}_document")
-    add("--seq-length", type=int, default=0, help="trained tokens per row; a row has one more (not for mmap)")
+    add("--seq-length", type=int, help="trained tokens per row; a row has one more (not for mmap)")
     add("--n-subs", type=int, default=1, help="number of shards, each packed to one file [%(default)s]")
     add("--workers", type=int, default=os.cpu_count() or 1, help="parallel processes [cores: %(default)s]")
     add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a shard [%(default)s]")
     add("--overwrite", action="store_true", help="replace existing output that differs from this run's")
+    add("--log-interval", type=int, metavar="N", help="accepted but has no effect: progress is printed by time")
 
     add = parser.add_argument_group("several machines").add_argument
     add("--engine", choices=RUN_ENGINES, default="local", help="how to run the shards [%(default)s]")
@@ -116,6 +131,7 @@ def parse_args() -> PreprocessSettings:
         help="pack only shards A to B - 1; run without it to finish",
     )
     args = parser.parse_args()
+    tokenizer_type, tokenizer_path = choose_tokenizer(args)
 
     return PreprocessSettings(
         inputs=tuple(args.input),
@@ -127,8 +143,8 @@ def parse_args() -> PreprocessSettings:
         filters_path=args.filters,
         max_bad_fraction=args.max_bad_fraction,
         max_record_bytes=args.max_record_bytes,
-        tokenizer_type=args.tokenizer_type,
-        tokenizer_path=choose_tokenizer_path(args),
+        tokenizer_type=tokenizer_type,
+        tokenizer_path=tokenizer_path,
         tokenizer_engine=args.tokenizer_engine,
         append_eod=args.append_eod,
         append_bos=args.append_bos,
@@ -137,7 +153,7 @@ def parse_args() -> PreprocessSettings:
         output_prefix=args.output_prefix,
         output_format=args.output_format,
         dataset_name=args.dataset_name,
-        seq_length=args.seq_length,
+        seq_length=choose_seq_length(args),
         num_shards=args.n_subs,
         workers=args.workers,
         engine=args.engine,
@@ -154,16 +170,32 @@ def parse_range(text: str) -> tuple[int, int]:
     return int(first), int(after)
 
 
-def choose_tokenizer_path(args: argparse.Namespace) -> str:
-    """Return the folder of a Hugging Face tokenizer, or the model file of another type."""
-    flag, path = (
-        ("--tokenizer-name-or-path", args.tokenizer_name_or_path)
-        if args.tokenizer_type == HUGGING_FACE
-        else ("--tokenizer-model", args.tokenizer_model)
-    )
+def choose_seq_length(args: argparse.Namespace) -> int:
+    """Return the trained tokens per row; 0 for mmap, which has no rows."""
+    if args.seq_length is None and args.output_format == "mindrecord":
+        raise DataError("--seq-length: missing; give the trained tokens per row, cpt.seq_length of the run (4096)")
+    return int(args.seq_length or 0)
+
+
+def choose_tokenizer(args: argparse.Namespace) -> tuple[str, str]:
+    """Return the type and path of the tokenizer: a Hugging Face folder, or the model file of another type."""
+    try:
+        kind = parse_tokenizer_type(args.tokenizer_type)
+    except argparse.ArgumentTypeError as error:
+        raise DataError(f"--tokenizer-type: {error}") from None
+    flags = {
+        "--tokenizer-name-or-path": args.tokenizer_name_or_path,
+        "--tokenizer-model": args.tokenizer_model,
+    }
+    first, second = flags if kind == HUGGING_FACE else reversed(flags)
+    if args.tokenizer_type in TOKENIZER_TYPES:
+        if not flags[first]:
+            raise DataError(f"{first}: needed with --tokenizer-type {kind}")
+        return kind, str(flags[first])
+    path = flags[first] or flags[second]
     if not path:
-        raise DataError(f"{flag}: needed with --tokenizer-type {args.tokenizer_type}")
-    return str(path)
+        raise DataError(f"{first}: needed with --tokenizer-type {args.tokenizer_type}")
+    return find_named_tokenizer(kind, path)
 
 
 def describe_rows(manifest: Manifest) -> str:

@@ -2,8 +2,8 @@
 
 MindSpore's compile cache numbers the graphs of a process and loads them by number in the next one. It compares neither
 configuration nor graph: with another learning rate or weight decay, it silently loads the old graph. Therefore the
-cache is enabled for one graph only, the training step, and `run/compile_cache.py` chooses the folder from everything
-that the graph depends on.
+cache is enabled for one graph only, the training step, and `run/launch/compile_cache.py` chooses the folder from
+everything that the graph depends on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.graph.api import _cell_graph_executor
 
-from ascend_cpt.run.compile_cache import mark_complete
+from ascend_cpt.run.launch.compile_cache import mark_complete
 
 
 def cache_training_graph(folder: Path, rank: int) -> None:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ascend_cpt.config.names import KeyPath, rename_keys
 from ascend_cpt.config.schema import CptConfig, NotNegative, Positive, Tokens
 from ascend_cpt.config.sections import check_sections, nearest
 from ascend_cpt.config.values import Interval, Patience, parse_count, parse_float, parse_interval, parse_patience
-from ascend_cpt.config.yaml_file import KeyPath, YamlTree, load_yaml_tree, merge_trees, parse_yaml_value
+from ascend_cpt.config.yaml_file import YamlTree, load_yaml_tree, merge_trees, parse_yaml_value
 from ascend_cpt.errors import ConfigError
 
 COMMAND_LINE = "command line"
@@ -124,6 +125,7 @@ def _overrides_to_tree(overrides: Mapping[str, Any]) -> YamlTree:
         node[keys[-1]] = value
         for length in range(1, len(keys) + 1):
             origins.setdefault(keys[:length], COMMAND_LINE)
+    rename_keys(data, origins)
     return YamlTree(data=data, origins=origins)
 
 
@@ -161,6 +163,10 @@ def convert_value(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems
         if value is None:
             return None
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        for arg in inner[1:]:
+            is_list = typing.get_origin(arg) is tuple and isinstance(value, list)
+            if is_list or (dataclasses.is_dataclass(arg) and isinstance(value, Mapping)):
+                return convert_value(arg, value, path, tree, problems)
         return convert_value(inner[0], value, path, tree, problems)
     if hint is Interval:
         return _try(parse_interval, value, path, tree, problems)

@@ -29,6 +29,8 @@ class SourceConfig:
     """Text that is packed once before training."""
     max_epochs: float | None = None
     """Maximum number of passes over it in the run; default: no limit."""
+    max_tokens: Tokens | None = None
+    """Train on a random subset of this size, in whole rows; default: all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,14 @@ class UntilConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochsConfig:
+    """The share of a source in a phase by its number of passes over the source."""
+
+    epochs: float
+    """Passes over the source in the phase; need not be whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
     """A part of the run with its own blend. The last phase lasts until the end of the run."""
 
@@ -97,8 +107,12 @@ class PhaseConfig:
     """Length of the phase in tokens."""
     until: UntilConfig | None = None
     """End of the phase, instead of `tokens`."""
-    blend: dict[str, float] = field(default_factory=dict)
-    """Weight of each source in the phase; the sum need not be 1. Optional with a single source."""
+    blend: dict[str, float | EpochsConfig] = field(default_factory=dict)
+    """Weight of each source in the phase; the sum need not be 1. Optional with a single source. `{epochs: 1.5}` instead
+    of a weight: passes over this source; the weights divide the rest. With epochs for all sources the phase needs no
+    length."""
+    upweight: dict[str, float] = field(default_factory=dict)
+    """Instead of `blend`: all sources by size, those named here multiplied by a factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +182,16 @@ class StorageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchStageConfig:
+    """A stage of a batch ramp. The last one has no `until` and lasts until the end of the run."""
+
+    until: Tokens | None = None
+    """End of the stage, in tokens from the start of the run."""
+    size: Positive
+    """Rows per optimizer step over all devices."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CptConfig:
     """Configuration of a continued-pretraining run."""
 
@@ -179,8 +203,9 @@ class CptConfig:
     """Tokens per training row; must be the sequence length with which the datasets were packed."""
     document_attention: str = "across"
     """`across`: a token attends to all earlier tokens of its row; `within`: only to those of its own document."""
-    global_batch_size: Positive
-    """Rows per optimizer step over all devices."""
+    global_batch_size: Positive | tuple[BatchStageConfig, ...] | None = None
+    """Rows per optimizer step over all devices, or a ramp (a list of stages). Default: `runner_config.batch_size` ×
+    data parallel × accumulation steps."""
     train_tokens: Tokens | None = None
     """Token budget; default: the sum of the phases, or `runner_config.epochs` passes over the data."""
     schedule: ScheduleConfig | None = None

@@ -10,8 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ascend_cpt.config.names import KeyPath
 from ascend_cpt.config.values import parse_float
-from ascend_cpt.config.yaml_file import KeyPath, YamlTree
+from ascend_cpt.config.yaml_file import YamlTree
 
 KEY_TABLE_PATH = Path(__file__).with_name("mindformers_keys.json")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ascend_cpt.config.names import KeyPath, rename_keys
 from ascend_cpt.errors import ConfigError
 
 BASE_KEY = "base_config"
@@ -20,8 +21,6 @@ MAX_BASE_DEPTH = 8
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
 MAX_NODES = 100_000  # aliases count each time, because the data is expanded where they are used
-
-KeyPath = tuple[str, ...]
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,6 +99,7 @@ def _load_one(path: Path) -> YamlTree:
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(data).__name__}")
     origins: dict[KeyPath, str] = {(): str(path)}
     _collect_origins(node, (), path, origins)
+    rename_keys(data, origins)
     return YamlTree(data=data, origins=origins)
 
 

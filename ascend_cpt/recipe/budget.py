@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchStage:
+    """A part of the run with one batch size; it ends where the next stage or the run ends."""
+
+    first_step: int
+    global_batch_size: int
+    micro_batch_size: int
+    num_accumulation_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Size of a run in steps and batches."""
+    """Size of a run in steps and batches.
+
+    With a batch ramp `ramp` has all its stages, and the batch is that of one of them: of the last one, unless `at`
+    chose another. Without one it is empty.
+    """
 
     seq_length: int
     global_batch_size: int
@@ -15,6 +32,7 @@ class Budget:
     num_accumulation_steps: int
     total_steps: int
     warmup_steps: int = 0
+    ramp: tuple[BatchStage, ...] = ()
 
     @property
     def tokens_per_step(self) -> int:
@@ -24,7 +42,85 @@ class Budget:
     @property
     def total_tokens(self) -> int:
         """Tokens in the whole run."""
-        return self.total_steps * self.tokens_per_step
+        return self.count_rows(self.total_steps) * self.seq_length
+
+    def at(self, step: int) -> Budget:
+        """Return the budget with the batch of step `step`, counted from 0."""
+        if not self.ramp:
+            return self
+        stage = self.ramp[self._find_stage(step)]
+        return dataclasses.replace(
+            self,
+            global_batch_size=stage.global_batch_size,
+            micro_batch_size=stage.micro_batch_size,
+            num_accumulation_steps=stage.num_accumulation_steps,
+        )
+
+    def find_stage_end(self, step: int) -> int:
+        """Return the step before which the batch of step `step` ends: the next stage's first, or the run's end."""
+        later = [stage.first_step for stage in self.ramp if stage.first_step > step]
+        return later[0] if later else self.total_steps
+
+    def count_rows(self, step: int) -> int:
+        """Return the rows of the first `step` steps, over all devices."""
+        if not self.ramp:
+            return step * self.global_batch_size
+        return BatchSteps.of(self.ramp).first_position(step)
+
+    def count_tokens(self, step: int) -> int:
+        """Return the tokens of the first `step` steps."""
+        return self.count_rows(step) * self.seq_length
+
+    def count_steps_within(self, tokens: int, *, first_step: int = 0) -> int:
+        """Return the step before which `tokens` tokens from step `first_step` on have been trained, in whole steps.
+
+        Raises:
+            ValueError: less than one step; the message has the number of tokens needed.
+        """
+        if not self.ramp:
+            return first_step + count_steps(tokens, self.tokens_per_step)
+        first = self.at(first_step).tokens_per_step
+        if tokens < first:
+            count_steps(tokens, first)
+        rows = self.count_rows(first_step) + tokens // self.seq_length
+        return BatchSteps.of(self.ramp).count_steps(rows)
+
+    def _find_stage(self, step: int) -> int:
+        return bisect_right([stage.first_step for stage in self.ramp], step) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSteps:
+    """Converts steps to row positions: from `first_steps[i]` on, a step has `sizes[i]` rows."""
+
+    first_steps: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @staticmethod
+    def of(stages: Sequence[BatchStage]) -> BatchSteps:
+        """Return the steps of a ramp."""
+        return BatchSteps(
+            first_steps=tuple(stage.first_step for stage in stages),
+            sizes=tuple(stage.global_batch_size for stage in stages),
+        )
+
+    def first_position(self, step: int) -> int:
+        """Return the number of rows in the first `step` steps."""
+        position = 0
+        for first, stop, size in zip(self.first_steps, (*self.first_steps[1:], None), self.sizes, strict=True):
+            if step > first:
+                position += (min(step, stop) if stop is not None else step) * size - first * size
+        return position
+
+    def count_steps(self, rows: int) -> int:
+        """Return the number of whole steps in the first `rows` rows."""
+        steps = 0
+        for first, stop, size in zip(self.first_steps, (*self.first_steps[1:], None), self.sizes, strict=True):
+            inside = (rows - self.first_position(first)) // size
+            if inside < 0:
+                break
+            steps = first + inside if stop is None else min(first + inside, stop)
+        return steps
 
 
 def count_steps(tokens: int, tokens_per_step: int, *, minimum: int = 1) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.recipe.blend import Blend
+from ascend_cpt.recipe.budget import BatchSteps
 from ascend_cpt.recipe.order import RowOrder
 
 ROWS_AT_ONCE = 1 << 20
@@ -41,32 +42,44 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOrder:
-    """The rows of a whole run: `num_rows` of each source, in a fixed order, and consecutive phases from step 0."""
+    """The rows of a whole run: `num_rows` of each source, in a fixed order, and consecutive phases from step 0.
+
+    A source in `pool_rows` is a random subset of that many rows. With a batch ramp, `ramp` has the rows of each step,
+    and `global_batch_size` is the last size.
+    """
 
     num_rows: dict[str, int]
     phases: tuple[Phase, ...]
     global_batch_size: int
     seed: int
+    pool_rows: dict[str, int] = field(default_factory=dict)
+    ramp: BatchSteps | None = None
 
     def __post_init__(self) -> None:
         """Assert what resolving the configuration guarantees."""
         assert all(rows > 0 for rows in self.num_rows.values())
+        assert all(self.num_rows[name] <= rows for name, rows in self.pool_rows.items())
         assert [phase.first_step for phase in self.phases] == [0, *(phase.stop_step for phase in self.phases[:-1])]
         assert len(self.phases) == 1 or all(phase.shares is not None for phase in self.phases)
 
     @property
     def total_rows(self) -> int:
         """Number of rows in the whole run, over all ranks."""
-        return self.phases[-1].stop_step * self.global_batch_size
+        return self.first_position(self.phases[-1].stop_step)
+
+    def first_position(self, step: int) -> int:
+        """Return the position of the first row of a step, counted from 0: the number of rows before it."""
+        return self.ramp.first_position(step) if self.ramp is not None else step * self.global_batch_size
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the source number and the row within the source (both int64) at each position (int64, from 0)."""
         positions = np.asarray(positions, dtype=np.int64)
         if self.phases[0].shares is None:
-            return self._locate_shuffled_together(positions)
+            sources, rows = self._locate_shuffled_together(positions)
+            return sources, self._choose_from_pools(sources, rows)
         sources, ordinals = np.empty_like(positions), np.empty_like(positions)
         for index, phase in enumerate(self.phases):
-            start, stop = (step * self.global_batch_size for step in (phase.first_step, phase.stop_step))
+            start, stop = (self.first_position(step) for step in (phase.first_step, phase.stop_step))
             inside = (positions >= start) & (positions < stop)
             if inside.any():
                 local, drawn = self._blends[index].locate(positions[inside] - start)
@@ -79,7 +92,19 @@ class SampleOrder:
             if chosen.any():
                 order = RowOrder(num_rows=num_rows, seed=zlib.crc32(f"{self.seed}:{name}".encode()))
                 rows[chosen] = order.rows_at(ordinals[chosen])
-        return sources, rows
+        return sources, self._choose_from_pools(sources, rows)
+
+    def _choose_from_pools(self, sources: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Map the rows of sources that are subsets to rows of their datasets: row k is the k-th of a permutation."""
+        if not self.pool_rows:
+            return rows
+        rows = rows.copy()
+        for number, name in enumerate(self.num_rows):
+            chosen = sources == number
+            if name in self.pool_rows and chosen.any():
+                pool = RowOrder(num_rows=self.pool_rows[name], seed=zlib.crc32(f"{self.seed}:{name}:subset".encode()))
+                rows[chosen] = pool.rows_at(rows[chosen])
+        return rows
 
     def count(self, first_position: int, stop_position: int) -> dict[str, int]:
         """Return the number of rows of each source from `first_position` to `stop_position` (exclusive)."""
@@ -114,14 +139,15 @@ class SampleOrder:
         drawn = [np.zeros(len(self.num_rows), dtype=np.int64)]
         for index, phase in enumerate(self.phases[:-1]):
             counts = drawn[-1].copy()
-            counts[self._source_numbers[index]] += self._blends[index].count(phase.num_steps * self.global_batch_size)
+            rows = self.first_position(phase.stop_step) - self.first_position(phase.first_step)
+            counts[self._source_numbers[index]] += self._blends[index].count(rows)
             drawn.append(counts)
         return drawn
 
     def _count_before(self, position: int) -> np.ndarray:
         counts = np.zeros(len(self.num_rows), dtype=np.int64)
         for index, phase in enumerate(self.phases):
-            first, stop = (step * self.global_batch_size for step in (phase.first_step, phase.stop_step))
+            first, stop = (self.first_position(step) for step in (phase.first_step, phase.stop_step))
             if position > first:
                 counts[self._source_numbers[index]] += self._blends[index].count(min(position, stop) - first)
         return counts
@@ -158,7 +184,7 @@ class SampleOrder:
 
     def to_record(self) -> dict[str, Any]:
         """Return the order as plain values, for YAML and JSON."""
-        return {
+        record = {
             "num_rows": [[name, rows] for name, rows in self.num_rows.items()],
             "phases": [
                 [
@@ -172,11 +198,17 @@ class SampleOrder:
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,
         }
+        if self.pool_rows:
+            record["pool_rows"] = [[name, rows] for name, rows in self.pool_rows.items()]
+        if self.ramp is not None:
+            record["ramp"] = [list(stage) for stage in zip(self.ramp.first_steps, self.ramp.sizes, strict=True)]
+        return record
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> SampleOrder:
         """Return the order from the output of `to_record`."""
         phases: Sequence[Any] = record["phases"]
+        ramp: Sequence[Any] = record.get("ramp") or ()
         return SampleOrder(
             num_rows={name: int(rows) for name, rows in record["num_rows"]},
             phases=tuple(
@@ -190,4 +222,8 @@ class SampleOrder:
             ),
             global_batch_size=record["global_batch_size"],
             seed=record["seed"],
+            pool_rows={name: int(rows) for name, rows in record.get("pool_rows") or ()},
+            ramp=BatchSteps(first_steps=tuple(first for first, _ in ramp), sizes=tuple(size for _, size in ramp))
+            if ramp
+            else None,
         )

@@ -6,7 +6,9 @@ They are meant for different situations and contradict each other.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from ascend_cpt.config.schema import BatchScalingConfig, ScheduleConfig
 from ascend_cpt.config.values import format_count
@@ -99,7 +101,12 @@ PRESETS = {"reuse": REUSE, "rewarm": REWARM, "gentle": GENTLE, "wsd": WSD}
 
 
 def resolve_schedule(
-    config: ScheduleConfig, *, total_steps: int, tokens_per_step: int, num_epochs: float
+    config: ScheduleConfig,
+    *,
+    total_steps: int,
+    tokens_per_step: int,
+    num_epochs: float,
+    count_warmup_steps: Callable[[int], int] | None = None,
 ) -> tuple[Schedule, list[str]]:
     """Return the schedule of a run, and notes on derived and scaled values and on unusual settings.
 
@@ -108,6 +115,7 @@ def resolve_schedule(
         total_steps: Number of steps of the run.
         tokens_per_step: Tokens per optimizer step.
         num_epochs: Number of passes over all data.
+        count_warmup_steps: Converts the tokens of the warmup to steps, for a run whose first steps are smaller.
 
     Raises:
         ValueError: a key is missing or inconsistent; the message starts with the key where there is one.
@@ -130,15 +138,10 @@ def resolve_schedule(
             f"batch scaling: √({format_count(tokens_per_step)} / {format_count(config.batch_scaling.base_tokens)} "
             f"tokens per step) = {factor:.4g}: peak {peak_lr:g}, final {final_lr:g}"
         )
-    warmup_steps = _resolve_warmup(config, preset, total_steps, tokens_per_step, num_epochs, notes)
-    decay_steps = _count_part(
-        "decay",
-        config.decay_tokens,
-        config.decay_share,
-        total_steps,
-        tokens_per_step,
-        preset.decay_share if preset else None,
-    )
+    count_last = partial(count_steps, tokens_per_step=tokens_per_step)
+    warmup_steps = _resolve_warmup(config, preset, total_steps, count_warmup_steps or count_last, num_epochs, notes)
+    decay_share = preset.decay_share if preset else None
+    decay_steps = _count_part("decay", config.decay_tokens, config.decay_share, total_steps, count_last, decay_share)
     if kind == "wsd" and decay_steps is None:
         raise ValueError(
             "decay_share: missing; set the share of the tokens over which the rate decays, for example 0.1"
@@ -159,7 +162,7 @@ def resolve_schedule(
         warmup_steps=warmup_steps,
         decay_steps=decay_steps,
         decay_shape=config.decay_shape or "linear",
-        cooldown_steps=_count_part("cooldown", config.cooldown_tokens, None, total_steps, tokens_per_step, None),
+        cooldown_steps=_count_part("cooldown", config.cooldown_tokens, None, total_steps, count_last, None),
         constant_lr=constant_lr,
         cycles=config.cycles,
     )
@@ -214,7 +217,7 @@ def _resolve_warmup(
     config: ScheduleConfig,
     preset: Preset | None,
     total_steps: int,
-    tokens_per_step: int,
+    count_tokens: Callable[[int], int],
     num_epochs: float,
     notes: list[str],
 ) -> int:
@@ -230,9 +233,7 @@ def _resolve_warmup(
                     f"epochs is too long; it is limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
                     "cpt.schedule.warmup_share for another length"
                 )
-    steps = _count_part(
-        "warmup", config.warmup_tokens, config.warmup_share, total_steps, tokens_per_step, default_share
-    )
+    steps = _count_part("warmup", config.warmup_tokens, config.warmup_share, total_steps, count_tokens, default_share)
     if preset is REUSE and steps:
         notes.append(f"warning: preset reuse has no warmup; all warmups tried were worse ({preset.source})")
     return steps or 0
@@ -243,7 +244,7 @@ def _count_part(
     tokens: int | None,
     share: float | None,
     total_steps: int,
-    tokens_per_step: int,
+    count_tokens: Callable[[int], int],
     default_share: float | None,
 ) -> int | None:
     """Return the length of a part of the run in steps, at least 1 unless set to 0; None if no length is set."""
@@ -251,7 +252,7 @@ def _count_part(
         raise ValueError(f"{name}_tokens and {name}_share are both set; keep one")
     if tokens is not None:
         try:
-            return count_steps(tokens, tokens_per_step) if tokens else 0
+            return count_tokens(tokens) if tokens else 0
         except ValueError as error:
             raise ValueError(f"{name}_tokens: {error}") from None
     if share is None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from ascend_cpt.recipe.phases import Phase
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 RUN_NAME = "rehearsal"
@@ -45,13 +46,14 @@ def shrink_recipe(
     small["train_tokens"] = NUM_STEPS * tokens
     if cpt.get("phases"):
         small.pop("train_tokens")
-        small["phases"] = _shrink_phases(cpt["phases"], tokens)
+        small["phases"] = _shrink_phases(cpt["phases"], run, tokens)
         used = {name for phase in small["phases"] for name in phase.get("blend") or {}}
         used |= {cpt["replay"]["source"]} if cpt.get("replay") else set()
         if used:
             small["sources"] = {name: entry for name, entry in small["sources"].items() if name in used}
     for entry in small.get("sources", {}).values():
         entry.pop("max_epochs", None)
+        entry.pop("max_tokens", None)
     if small.get("schedule"):
         small["schedule"] = _shrink_schedule(small["schedule"], run, tokens)
     # Tasks are left out: their items need the vocabulary of the real model.
@@ -74,14 +76,28 @@ def shrink_lr_schedule(section: Mapping[str, Any]) -> dict[str, Any]:
     return small
 
 
-def _shrink_phases(phases: list[dict[str, Any]], tokens_per_step: int) -> list[dict[str, Any]]:
-    """Return the first phases, with the steps spread evenly over them."""
+def _shrink_phases(phases: list[dict[str, Any]], run: ResolvedRun, tokens_per_step: int) -> list[dict[str, Any]]:
+    """Return the first phases, with the steps spread evenly over them; blends by epochs or by size become weights."""
     kept = phases[:NUM_STEPS]
     steps = [NUM_STEPS // len(kept) + (index < NUM_STEPS % len(kept)) for index in range(len(kept))]
     return [
-        {key: value for key, value in phase.items() if key != "until"} | {"tokens": num * tokens_per_step}
-        for phase, num in zip(kept, steps, strict=True)
+        {key: value for key, value in phase.items() if key not in ("until", "upweight")}
+        | {"tokens": num * tokens_per_step}
+        | _shrink_blend(phase, run, resolved)
+        for phase, resolved, num in zip(kept, run.phases, steps, strict=False)
     ]
+
+
+def _shrink_blend(phase: dict[str, Any], run: ResolvedRun, resolved: Phase) -> dict[str, Any]:
+    by_size = phase.get("upweight") or any(isinstance(weight, dict) for weight in (phase.get("blend") or {}).values())
+    if not by_size or resolved.shares is None:
+        return {}
+    replay = run.config.cpt.replay
+    return {
+        "blend": {
+            name: float(share) for name, share in resolved.shares.items() if replay is None or name != replay.source
+        }
+    }
 
 
 def _shrink_schedule(schedule: dict[str, Any], run: ResolvedRun, tokens_per_step: int) -> dict[str, Any]:

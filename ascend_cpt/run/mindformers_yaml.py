@@ -98,12 +98,13 @@ def make_mindformers_config(
 
 def compile_loader(run: ResolvedRun) -> dict[str, Any]:
     """Return the arguments of the training data loader."""
-    return {
+    loader = {
         "manifests": [str(source.manifest.path) for source in run.sources],
         "digests": [source.manifest.digest for source in run.sources],
         "row_format": run.row_format.to_record(),
         "sample_order": run.order.to_record(),
     }
+    return loader if run.ramp_step is None else {**loader, "ramp_step": run.ramp_step}
 
 
 def _compile_parallel_config(run: ResolvedRun, section: dict[str, Any]) -> dict[str, Any]:

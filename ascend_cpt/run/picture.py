@@ -26,21 +26,20 @@ def draw_plan(run: ResolvedRun, picture_path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
-    tokens_per_step = run.budget.tokens_per_step
     figure, (rate_axes, blend_axes) = plt.subplots(
         2, 1, figsize=(9, 6), sharex=True, height_ratios=[3, 2], constrained_layout=True
     )
     if run.schedule is not None:
         steps = np.unique(np.linspace(0, run.budget.total_steps - 1, NUM_POINTS).astype(int))
         rates = [learning_rate_at(run.schedule, int(step)) for step in steps]
-        rate_axes.plot(steps * tokens_per_step, rates, color="black", lw=1.5)
+        rate_axes.plot([run.budget.count_tokens(int(step)) for step in steps], rates, color="black", lw=1.5)
     rate_axes.set_ylabel("learning rate")
     rate_axes.set_ylim(bottom=0)
     rate_axes.grid(alpha=0.3)
     rate_axes.set_title(f"{run.run_dir.name}: {run.budget.total_steps} steps")
     colors = {source.name: f"C{index % 10}" for index, source in enumerate(run.sources)}
     for index, phase in enumerate(run.phases):
-        start, stop = phase.first_step * tokens_per_step, phase.stop_step * tokens_per_step
+        start, stop = (run.budget.count_tokens(step) for step in (phase.first_step, phase.stop_step))
         rate_axes.axvspan(start, stop, color="0.85" if index % 2 else "0.95", lw=0)
         rate_axes.annotate(
             phase.name, ((start + stop) / 2, 0.97), xycoords=("data", "axes fraction"), ha="center", va="top"

@@ -58,7 +58,7 @@ def load_run(
     return resolve(
         config,
         world_size=world_size,
-        sources=open_datasets(config, "cpt.sources", _name_datasets(config, packed)),
+        sources=open_datasets(config, "cpt.sources", name_datasets(config, packed)),
         validation=open_datasets(config, f"cpt.{VALIDATION}", sets),
     )
 
@@ -90,12 +90,22 @@ def resolve(
         + find_checkpoint_problems(config)
         + find_environment_problems(config, layout),
     )
-    source_sets = _list_datasets(config, sources, {})
+    raise_problems(config.path, _find_subset_problems(config))
+    subsets = {
+        name: source.max_tokens // config.cpt.seq_length
+        for name, source in config.cpt.sources.items()
+        if source.max_tokens is not None
+    }
+    source_sets = _list_datasets(config, sources, {}, subsets)
     sets = config.cpt.validation.sets if config.cpt.validation else {}
-    validation_sets = _list_datasets(config, validation or {}, {name: entry.seq_length for name, entry in sets.items()})
+    validation_sets = _list_datasets(
+        config, validation or {}, {name: entry.seq_length for name, entry in sets.items()}, {}
+    )
     raise_problems(config.path, _find_data_problems(config, layout, source_sets, validation_sets))
     seed = config.mindformers.get("seed", 42)
-    recipe = resolve_recipe(config, layout, {source.name: source.num_rows for source in source_sets}, seed)
+    pool_rows = {source.name: source.pool_rows for source in source_sets if source.num_rows < source.pool_rows}
+    num_rows = {source.name: source.num_rows for source in source_sets}
+    recipe = resolve_recipe(config, layout, num_rows, seed, pool_rows)
     output_dir = Path(config.mindformers.get("output_dir") or "output")
     return ResolvedRun(
         config=config,
@@ -111,7 +121,7 @@ def resolve(
     )
 
 
-def _name_datasets(config: RunConfig, packed: Mapping[str, str] | None) -> dict[str, SourceConfig]:
+def name_datasets(config: RunConfig, packed: Mapping[str, str] | None) -> dict[str, SourceConfig]:
     """Return the sources, with the paths of the packed datasets of raw text.
 
     Raises:
@@ -133,6 +143,15 @@ def _name_datasets(config: RunConfig, packed: Mapping[str, str] | None) -> dict[
     }
 
 
+def _find_subset_problems(config: RunConfig) -> list[str]:
+    return [
+        f"{config.locate('cpt', 'sources', name, 'max_tokens')}: cpt.sources.{name}.max_tokens: {source.max_tokens} is "
+        f"less than a row of {config.cpt.seq_length} tokens"
+        for name, source in config.cpt.sources.items()
+        if source.max_tokens is not None and source.max_tokens < config.cpt.seq_length
+    ]
+
+
 def _find_data_problems(
     config: RunConfig, layout: ParallelLayout, sources: tuple[Dataset, ...], validation: tuple[Dataset, ...]
 ) -> list[str]:
@@ -146,14 +165,18 @@ def _find_data_problems(
 
 
 def _list_datasets(
-    config: RunConfig, manifests: Mapping[str, Manifest], lengths: Mapping[str, int | None]
+    config: RunConfig,
+    manifests: Mapping[str, Manifest],
+    lengths: Mapping[str, int | None],
+    subsets: Mapping[str, int],
 ) -> tuple[Dataset, ...]:
-    """Return the datasets with their row lengths: as configured, else as packed, else the run's."""
+    """Return the datasets with their row lengths: as configured, else as packed, else the run's; and their subsets."""
     return tuple(
         Dataset(
             name=name,
             manifest=manifest,
             seq_length=lengths.get(name) or manifest.seq_length or config.cpt.seq_length,
+            max_rows=subsets.get(name),
         )
         for name, manifest in manifests.items()
     )

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from ascend_cpt.config.loader import RunConfig, raise_problems
-from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.schema import PhaseConfig, SourceConfig
 from ascend_cpt.config.sections import nearest
-from ascend_cpt.config.values import Interval, Patience, format_count
+from ascend_cpt.config.values import Patience, format_count
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.recipe.blend import normalize_shares
-from ascend_cpt.recipe.budget import Budget, count_steps, split_global_batch
+from ascend_cpt.recipe.budget import BatchSteps, Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.presets import find_preset, resolve_schedule
 from ascend_cpt.recipe.schedule import Schedule, find_lr_fraction
+from ascend_cpt.run.recipe.batch import place_stages, resolve_batch
+from ascend_cpt.run.recipe.blends import fill_lengths, resolve_blend
 
 MANY_EPOCHS = 4  # up to here repeated data are about as good as new data: Muennighoff et al., arXiv 2305.16264
 
@@ -36,7 +36,13 @@ class ResolvedRecipe:
     notes: tuple[str, ...]
 
 
-def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str, int], seed: int) -> ResolvedRecipe:
+def resolve_recipe(
+    config: RunConfig,
+    layout: ParallelLayout,
+    num_rows: dict[str, int],
+    seed: int,
+    pool_rows: dict[str, int] | None = None,
+) -> ResolvedRecipe:
     """Resolve batch, steps, learning rate, phases and row order, in this sequence.
 
     Args:
@@ -44,73 +50,52 @@ def resolve_recipe(config: RunConfig, layout: ParallelLayout, num_rows: dict[str
         layout: Its parallel layout.
         num_rows: Rows of each source.
         seed: Seed of the row order.
+        pool_rows: For each source with `max_tokens`, the rows of the dataset from which its subset is chosen.
 
     Raises:
         ConfigError: naming every problem of the first part that has any.
     """
+    config = fill_lengths(config, num_rows)
     budget = _resolve_budget(config, layout, sum(num_rows.values()))
     raise_problems(config.path, _find_interval_problems(config, budget))
     schedule, notes = _resolve_rate(config, budget, sum(num_rows.values()))
     if schedule is not None:
         budget = dataclasses.replace(budget, warmup_steps=schedule.warmup_steps)
     phases = _resolve_phases(config, budget, schedule, num_rows)
-    order = SampleOrder(num_rows=num_rows, phases=phases, global_batch_size=budget.global_batch_size, seed=seed)
+    order = SampleOrder(
+        num_rows=num_rows,
+        phases=phases,
+        global_batch_size=budget.global_batch_size,
+        seed=seed,
+        pool_rows=pool_rows or {},
+        ramp=BatchSteps.of(budget.ramp) if budget.ramp else None,
+    )
     problems, epoch_notes = _check_epochs(config, order)
     raise_problems(config.path, problems)
-    notes += _note_rounding(config, budget, phases) + epoch_notes + _note_advice(config)
+    notes += _note_rounding(config, budget, phases) + epoch_notes + _note_intervals(config, budget)
+    notes += _note_advice(config)
     return ResolvedRecipe(budget=budget, schedule=schedule, order=order, notes=tuple(notes))
 
 
 def _resolve_budget(config: RunConfig, layout: ParallelLayout, num_rows: int) -> Budget:
     """Return batch and number of steps. `num_rows` counts the rows of all sources."""
-    micro, accumulation = _split_batch(config, layout)
-    tokens_per_step = config.cpt.global_batch_size * config.cpt.seq_length
+    sizes = resolve_batch(config, layout)
+    last = sizes[-1]
     tokens, where = _choose_total_tokens(config, num_rows)
+    ramp = place_stages(config, sizes, tokens) if len(sizes) > 1 else ()
+    budget = Budget(
+        seq_length=config.cpt.seq_length,
+        global_batch_size=last.global_batch_size,
+        micro_batch_size=last.micro_batch_size,
+        num_accumulation_steps=last.num_accumulation_steps,
+        total_steps=0,
+        ramp=ramp,
+    )
     try:
-        total_steps = count_steps(tokens, tokens_per_step)
+        total_steps = budget.count_steps_within(tokens)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return Budget(
-        seq_length=config.cpt.seq_length,
-        global_batch_size=config.cpt.global_batch_size,
-        micro_batch_size=micro,
-        num_accumulation_steps=accumulation,
-        total_steps=total_steps,
-    )
-
-
-def _split_batch(config: RunConfig, layout: ParallelLayout) -> tuple[int, int]:
-    """Return the rows of a micro batch and the micro batches of a step."""
-    problems: list[str] = []
-    sections, cpt = config.mindformers, config.cpt
-    runner = sections.get("runner_config") or {}
-    where = config.locate("cpt", "global_batch_size")
-    accumulation = runner.get("gradient_accumulation_steps")
-    if layout.pipeline_parallel > 1:
-        accumulation = (sections.get("parallel_config") or {}).get("micro_batch_num", accumulation)
-    try:
-        micro, steps = split_global_batch(
-            cpt.global_batch_size, layout.data_parallel, runner.get("batch_size"), accumulation
-        )
-    except ValueError as error:
-        raise ConfigError(f"{where}: cpt.{error}") from None
-    if steps > 1 and uses_cpu(config):
-        problems.append(
-            f"{where}: a CPU run cannot accumulate gradients (got {steps} micro batches): "
-            "MindFormers would drop them; remove runner_config.batch_size and gradient_accumulation_steps"
-        )
-    elif steps > 1 and layout.world_size == 1:
-        problems.append(
-            f"{where}: one device cannot accumulate gradients (got {steps} micro batches): "
-            "MindFormers would drop them; set cpt.global_batch_size to runner_config.batch_size"
-        )
-    if layout.pipeline_parallel > 1 and steps < layout.pipeline_parallel:
-        problems.append(
-            f"{where}: pipeline_stage {layout.pipeline_parallel} needs at least as many micro batches, got {steps}; "
-            "raise cpt.global_batch_size or lower runner_config.batch_size"
-        )
-    raise_problems(config.path, problems)
-    return micro, steps
+    return dataclasses.replace(budget, total_steps=total_steps)
 
 
 def _choose_total_tokens(config: RunConfig, num_rows: int) -> tuple[int, str]:
@@ -141,10 +126,14 @@ def _resolve_rate(config: RunConfig, budget: Budget, num_rows: int) -> tuple[Sch
         return None, []
     if has_section:
         raise ConfigError(f"{where} and lr_schedule ({config.locate('lr_schedule')}) are both set; keep one")
-    num_epochs = budget.total_steps * budget.global_batch_size / num_rows
+    num_epochs = budget.count_rows(budget.total_steps) / num_rows
     try:
         return resolve_schedule(
-            schedule, total_steps=budget.total_steps, tokens_per_step=budget.tokens_per_step, num_epochs=num_epochs
+            schedule,
+            total_steps=budget.total_steps,
+            tokens_per_step=budget.tokens_per_step,
+            num_epochs=num_epochs,
+            count_warmup_steps=budget.count_steps_within,
         )
     except ValueError as error:
         key = str(error).partition(":")[0].partition(".")[0]
@@ -177,7 +166,8 @@ def _resolve_phases(
                     f"would end at step {stop}, which is not between its start at step {first} and the end of the run "
                     f"at step {budget.total_steps}; the phases after it need steps too"
                 )
-            shares = _resolve_blend(config, phase, num_rows)
+            rows = budget.count_rows(stop) - budget.count_rows(first)
+            shares = resolve_blend(config, phase, num_rows, rows)
         except ValueError as error:
             problems.append(f"{where}: {error}")
             break
@@ -197,7 +187,8 @@ def _find_name_problems(config: RunConfig, phases: tuple[PhaseConfig, ...], num_
             )
     used: set[str] = set()
     for index, phase in enumerate(phases):
-        used |= set(phase.blend) or (set(num_rows) if len(num_rows) == 1 or not config.cpt.phases else set())
+        uses_all = len(num_rows) == 1 or not config.cpt.phases or bool(phase.upweight)
+        used |= set(phase.blend) or (set(num_rows) if uses_all else set())
         for source in phase.blend:
             if source not in num_rows:
                 where = config.locate("cpt", "phases", str(index), "blend", source)
@@ -232,9 +223,9 @@ def _find_stop(
     if sum(given) > 1 or (until is not None and not any(given)):
         raise ValueError("set exactly one end: tokens, or until with tokens or lr_fraction")
     if phase.tokens is not None:
-        return first + count_steps(phase.tokens, budget.tokens_per_step)
+        return budget.count_steps_within(phase.tokens, first_step=first)
     if until is not None and until.tokens is not None:
-        return count_steps(until.tokens, budget.tokens_per_step)
+        return budget.count_steps_within(until.tokens)
     fraction = until.lr_fraction if until is not None else None
     preset = find_preset(config.cpt.schedule) if config.cpt.schedule is not None else None
     if fraction is None and not is_last and preset is not None and len(config.cpt.phases) == 2:
@@ -246,30 +237,6 @@ def _find_stop(
     if not is_last:
         raise ValueError("has no end; add tokens, or until: {lr_fraction: 0.2}")
     return budget.total_steps
-
-
-def _resolve_blend(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, Fraction] | None:
-    """Return the shares of a phase's sources including replay; None if all rows are shuffled together.
-
-    Sorted by name, so that the row order does not depend on the order of the keys.
-    """
-    replay = config.cpt.replay
-    weights: Mapping[str, float] = phase.blend
-    if not weights:
-        others = {name: rows for name, rows in num_rows.items() if replay is None or name != replay.source}
-        if config.cpt.phases and len(others) > 1:
-            raise ValueError(f"has no blend; give the weight of each source ({', '.join(others)})")
-        if replay is None and not config.cpt.phases and len(others) > 1:
-            return None
-        weights = others
-    if replay is None:
-        return normalize_shares(dict(sorted(weights.items())))
-    if not weights:
-        raise ValueError(f"has no source other than the replayed {replay.source}; add one")
-    fraction = Fraction(str(replay.fraction))
-    total = sum(Fraction(str(weight)) for weight in weights.values())
-    scaled = {name: Fraction(str(weight)) / total * (1 - fraction) for name, weight in weights.items()}
-    return normalize_shares(dict(sorted({**scaled, replay.source: fraction}.items())))
 
 
 def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], list[str]]:
@@ -294,21 +261,28 @@ def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], lis
 
 
 def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
-    """Return a problem for each interval that is longer than the run, and so would only take effect at its end."""
-    problems: list[str] = []
+    """Return a problem for a validation interval that is longer than the run, or a patience that cannot be used up."""
     cpt = config.cpt
-    verbs = {"checkpoint": "save", "validation": "validate"}
-    intervals: dict[tuple[str, str], Interval | None] = {("checkpoint", "every"): cpt.checkpoint.every}
-    if cpt.validation is not None:
-        intervals["validation", "every"] = cpt.validation.every
-    for keys, interval in intervals.items():
-        if interval is not None and interval.to_steps(budget.tokens_per_step) > budget.total_steps:
-            problems.append(
-                f"{config.locate('cpt', *keys)}: cpt.{'.'.join(keys)}: {interval} is longer than the run of "
-                f"{budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove "
-                f"the key to {verbs[keys[0]]} only at the end"
-            )
-    return problems or _find_patience_problems(config, budget)
+    interval = cpt.validation.every if cpt.validation is not None else None
+    if interval is not None and interval.to_steps(budget.tokens_per_step) > budget.total_steps:
+        return [
+            f"{config.locate('cpt', 'validation', 'every')}: cpt.validation.every: {interval} is longer than the run "
+            f"of {budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); lower it, or remove the key "
+            "to validate only at the end"
+        ]
+    return _find_patience_problems(config, budget)
+
+
+def _note_intervals(config: RunConfig, budget: Budget) -> list[str]:
+    """Return a warning if the first interval of the checkpoints is longer than the run."""
+    every = config.cpt.checkpoint.every
+    if every is None or every.to_steps(budget.tokens_per_step) <= budget.total_steps:
+        return []
+    return [
+        f"warning: {config.locate('cpt', 'checkpoint', 'every')}: cpt.checkpoint.every: {every} is longer than the run "
+        f"of {budget.total_steps} steps ({format_count(budget.total_tokens)} tokens); the only checkpoint is saved at "
+        "its end"
+    ]
 
 
 def _find_patience_problems(config: RunConfig, budget: Budget) -> list[str]:
@@ -340,19 +314,21 @@ def _find_patience_problems(config: RunConfig, budget: Budget) -> list[str]:
 
 def _note_rounding(config: RunConfig, budget: Budget, phases: tuple[Phase, ...]) -> list[str]:
     """Return a line for every number of tokens that was rounded to whole steps."""
-    per_step = budget.tokens_per_step
-    requested: list[tuple[str, int | None, int]] = [("train_tokens", config.cpt.train_tokens, budget.total_steps)]
-    if config.cpt.schedule is not None and config.cpt.schedule.warmup_tokens:
-        requested.append(("warmup_tokens", config.cpt.schedule.warmup_tokens, budget.warmup_steps))
-    for given, phase in zip(config.cpt.phases, phases, strict=False):
-        requested.append((f"tokens of phase {phase.name}", given.tokens, phase.num_steps))
-        if given.until is not None:
-            requested.append((f"end of phase {phase.name}", given.until.tokens, phase.stop_step))
-    return [
-        f"rounded: {name} {tokens:,} → {steps:,} steps = {steps * per_step:,} tokens"
-        for name, tokens, steps in requested
-        if tokens is not None and tokens != steps * per_step
+    requested: list[tuple[str, int | None, int, int]] = [
+        ("train_tokens", config.cpt.train_tokens, 0, budget.total_steps)
     ]
+    if config.cpt.schedule is not None and config.cpt.schedule.warmup_tokens:
+        requested.append(("warmup_tokens", config.cpt.schedule.warmup_tokens, 0, budget.warmup_steps))
+    for given, phase in zip(config.cpt.phases, phases, strict=False):
+        requested.append((f"tokens of phase {phase.name}", given.tokens, phase.first_step, phase.stop_step))
+        if given.until is not None:
+            requested.append((f"end of phase {phase.name}", given.until.tokens, 0, phase.stop_step))
+    notes = []
+    for name, tokens, first, stop in requested:
+        trained = budget.count_tokens(stop) - budget.count_tokens(first)
+        if tokens is not None and tokens != trained:
+            notes.append(f"rounded: {name} {tokens:,} → {stop - first:,} steps = {trained:,} tokens")
+    return notes
 
 
 def _note_advice(config: RunConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,17 @@ class Dataset:
     manifest: Manifest
     seq_length: int
     """Trained tokens per row; an mmap dataset is cut into rows of this length."""
+    max_rows: int | None = None
+    """Rows of the subset that is trained on; None for all rows."""
 
     @property
     def num_rows(self) -> int:
-        """Number of rows."""
+        """Number of rows that are used."""
+        return self.pool_rows if self.max_rows is None else min(self.pool_rows, self.max_rows)
+
+    @property
+    def pool_rows(self) -> int:
+        """Number of rows of the dataset."""
         return count_rows(self.manifest, self.seq_length)
 
 
@@ -41,7 +49,8 @@ class Dataset:
 class ResolvedRun:
     """A run with all numbers resolved. `schedule` is None if MindFormers' `lr_schedule` is used.
 
-    `notes` are lines to print: defaults filled in, rounding, warnings.
+    `notes` are lines to print: defaults filled in, rounding, warnings. `open_sources` are those whose size a dry run
+    does not know.
     """
 
     config: RunConfig
@@ -54,6 +63,15 @@ class ResolvedRun:
     seed: int
     order: SampleOrder
     notes: tuple[str, ...] = ()
+    open_sources: frozenset[str] = frozenset()
+    ramp_step: int | None = None
+    """With a batch ramp, a step with the batch of `budget`; None without one."""
+
+    def at_step(self, step: int) -> ResolvedRun:
+        """Return the run with the batch of step `step`, counted from 0; without a batch ramp the run itself."""
+        if not self.budget.ramp:
+            return self
+        return dataclasses.replace(self, budget=self.budget.at(step), ramp_step=step)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -62,13 +80,12 @@ class ResolvedRun:
 
     def count_source_rows(self, first_step: int, stop_step: int) -> dict[str, int]:
         """Return the rows of each source in the steps `first_step` to `stop_step` (excluded)."""
-        batch = self.budget.global_batch_size
-        return self.order.count(first_step * batch, stop_step * batch)
+        return self.order.count(self.order.first_position(first_step), self.order.first_position(stop_step))
 
     def list_rows(self, step: int) -> list[tuple[str, int]]:
         """Return (source, row number in it) for every row of the global batch of `step`, counted from 0."""
-        batch = self.budget.global_batch_size
-        sources, rows = self.order.locate(np.arange(step * batch, (step + 1) * batch))
+        positions = np.arange(self.order.first_position(step), self.order.first_position(step + 1))
+        sources, rows = self.order.locate(positions)
         names = list(self.order.num_rows)
         return [(names[source], int(row)) for source, row in zip(sources, rows, strict=True)]
 
@@ -97,17 +114,20 @@ class ResolvedRun:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the values that must not change when a run is resumed."""
+        subsets = [[name, self.order.num_rows[name]] for name in self.order.pool_rows]
+        ramp = self.order.to_record().get("ramp")
         return {
             "model": dict(self.model),
             # A list: row numbers depend on the order of the sources.
             "sources": [[source.name, source.manifest.digest] for source in self.sources],
             "seq_length": self.budget.seq_length,
             "document_attention": self.config.cpt.document_attention,
-            "global_batch_size": self.budget.global_batch_size,
+            "global_batch_size": ramp or self.order.global_batch_size,
             "total_steps": self.budget.total_steps,
             "schedule": self.schedule.to_record() if self.schedule else None,
             "phases": self.order.to_record()["phases"],
             "seed": self.seed,
+            **({"subsets": subsets} if subsets else {}),
             **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
         }
 

@@ -46,7 +46,12 @@ class Start:
 
 
 def choose_start(
-    run: ResolvedRun, resume_training: str | None, *, extend: bool = False, channel: JobChannel | None = None
+    run: ResolvedRun,
+    resume_training: str | None,
+    *,
+    extend: bool = False,
+    channel: JobChannel | None = None,
+    dry: bool = False,
 ) -> Start:
     """Return the starting point of the run; with a `channel`, all processes of the job choose the same one.
 
@@ -58,6 +63,7 @@ def choose_start(
         resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
         extend: Accept a run that is longer, or has more phases, than when its checkpoint was saved.
         channel: The channel to the other processes, in a launched job.
+        dry: Whether the initial weights may be missing on this machine.
 
     Raises:
         ConfigError: when no initial weights are configured.
@@ -70,7 +76,7 @@ def choose_start(
         shared=storage.shared or channel is None,
         enabled=run.config.cpt.checkpoint.verify and channel is not None,
     )
-    start = _choose(run, resume_training, extend, verifier)
+    start = _choose(run, resume_training, extend, verifier, dry)
     if channel is not None:
         weights = start.resume_from.folder if start.resume_from else start.init_from
         facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
@@ -89,12 +95,12 @@ def identify_weights(folder: Path) -> str:
     return f"{len(sizes)} files, {hash_values(sizes)}"
 
 
-def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, verifier: Verifier) -> Start:
+def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, verifier: Verifier, dry: bool) -> Start:
     chosen, skipped = _choose_checkpoint(run, resume_training, verifier)
     if chosen is None:
         if extend:
             raise CheckpointError(f"{run.run_dir}: no checkpoint to extend; remove --extend")
-        return _choose_weights(run, skipped, verifier)
+        return _choose_weights(run, skipped, verifier, dry)
     differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
     notes = verifier.note_unverified(chosen)
     if differences and extend:
@@ -164,10 +170,9 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
             "raise cpt.train_tokens or add a phase"
         )
     _check_same_rows(chosen, saved, current)
-    tokens = run.budget.tokens_per_step
     notes = [
         f"extended at step {state.step}: {state.total_steps} → {run.budget.total_steps} steps "
-        f"({format_count(state.total_steps * tokens)} → {format_count(run.budget.total_tokens)} tokens)"
+        f"({format_count(run.budget.count_tokens(state.total_steps))} → {format_count(run.budget.total_tokens)} tokens)"
     ]
     if run.schedule is not None and saved.get("schedule"):
         before = learning_rate_at(Schedule.from_record(**saved["schedule"]), state.step - 1)
@@ -234,7 +239,7 @@ def _name_phases(phases: list[tuple[int, int, Any]]) -> str:
     )
 
 
-def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifier) -> Start:
+def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifier, dry: bool) -> Start:
     config = run.config
     requested = config.initial_weights
     if not requested:
@@ -244,6 +249,8 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifi
         )
     if requested == RANDOM_INIT:
         return Start(warnings=skipped)
+    if dry and not Path(requested).exists():
+        return Start(init_from=Path(requested), notes=("warning: these weights are not here",), warnings=skipped)
     if is_hf_folder(Path(requested)):
         open_checked(Path(requested), run.model)
         return Start(init_from=Path(requested), warnings=skipped)

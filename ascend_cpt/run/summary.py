@@ -16,16 +16,12 @@ def describe(run: ResolvedRun) -> str:
     budget, layout = run.budget, run.layout
     model = run.model
     sizes = f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
-    accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
     lines = [
         f"run      {run.run_dir}",
         f"model    {model['model_type']}: {sizes}",
         f"layout   {layout.world_size} device{'' if layout.world_size == 1 else 's'} = data {layout.data_parallel} × "
         f"tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
-        f"batch    {format_rows(budget.global_batch_size)} × {budget.seq_length} tokens = "
-        f"{format_count(budget.tokens_per_step)} tokens per step "
-        f"({format_rows(budget.micro_batch_size)} × {layout.data_parallel} "
-        f"rank{'' if layout.data_parallel == 1 else 's'}{accumulation})",
+        *_describe_batch(run),
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
         f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
         *describe_rate(run),
@@ -40,6 +36,22 @@ def describe(run: ResolvedRun) -> str:
         lines.append(f"export   the {export.checkpoint} checkpoint to {export.to}, after the last step")
     lines += [f"note     {note}" for note in run.notes]
     return "\n".join(lines)
+
+
+def _describe_batch(run: ResolvedRun) -> list[str]:
+    """Return a line for each batch size of the run."""
+    lines = []
+    for stage in run.budget.ramp or (None,):
+        budget = run.budget if stage is None else run.budget.at(stage.first_step)
+        accumulation = f" × {budget.num_accumulation_steps} accumulation" if budget.num_accumulation_steps > 1 else ""
+        since = "" if stage is None else f"{_at(run, stage.first_step)}: "
+        lines.append(
+            f"batch    {since}{format_rows(budget.global_batch_size)} × {budget.seq_length} tokens = "
+            f"{format_count(budget.tokens_per_step)} tokens per step "
+            f"({format_rows(budget.micro_batch_size)} × {run.layout.data_parallel} "
+            f"rank{'' if run.layout.data_parallel == 1 else 's'}{accumulation})"
+        )
+    return lines
 
 
 def describe_rate(run: ResolvedRun) -> list[str]:
@@ -59,7 +71,7 @@ def describe_rate(run: ResolvedRun) -> list[str]:
 
 def describe_data(run: ResolvedRun) -> list[str]:
     """Return a line for each phase with its data, and a line for each source with its epochs."""
-    lines = []
+    lines, budget = [], run.budget
     for phase in run.phases:
         counts = run.count_source_rows(phase.first_step, phase.stop_step)
         total = sum(counts.values())
@@ -71,17 +83,18 @@ def describe_data(run: ResolvedRun) -> list[str]:
         rate = ""
         if run.schedule is not None:
             rate = f", rate {learning_rate_at(run.schedule, phase.first_step):.3g} at its start"
+        tokens = format_count(budget.count_tokens(phase.stop_step) - budget.count_tokens(phase.first_step))
         lines.append(
-            f"phase    {phase.name}: {_at(run, phase.first_step)} to {phase.stop_step}, "
-            f"{format_count(phase.num_steps * run.budget.tokens_per_step)} tokens{rate}: {', '.join(parts)}"
+            f"phase    {phase.name}: {_at(run, phase.first_step)} to {phase.stop_step}, {tokens} tokens{rate}: "
+            f"{', '.join(parts)}"
         )
     drawn = run.count_source_rows(0, run.budget.total_steps)
     for source in run.sources:
         rows = drawn[source.name]
-        lines.append(
-            f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens = "
-            f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
-        )
+        epochs = f" = {rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
+        if source.name in run.open_sources:
+            epochs = ", its size is open"
+        lines.append(f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens{epochs}")
     return lines
 
 
@@ -99,7 +112,7 @@ def describe_disk(run: ResolvedRun) -> str:
 
 
 def _at(run: ResolvedRun, step: int) -> str:
-    return f"from step {step} ({format_count(step * run.budget.tokens_per_step)})"
+    return f"from step {step} ({format_count(run.budget.count_tokens(step))})"
 
 
 def describe_start(start: Start) -> str:
@@ -124,9 +137,12 @@ def describe_hf_folder(folder: HfFolder) -> str:
     return f"{len(used)} tensors, {format_count(num_parameters)} parameters, none missing{rest}"
 
 
-def describe_end(run: ResolvedRun, stop_at_step: int | None) -> str:
-    """Return a line with how the run ended and where its files are."""
+def describe_end(run: ResolvedRun, stop_at_step: int | None, *, continues: bool = False) -> str:
+    """Return a line with how the run ended, or with what it `continues`, and where its files are."""
     total = run.budget.total_steps
+    if continues and stop_at_step is not None:
+        rows = run.budget.at(stop_at_step).global_batch_size
+        return f"batch    from step {stop_at_step} on {format_rows(rows)}: starting again from the checkpoint"
     files = f"checkpoints, metrics.jsonl and loss.png are in {run.run_dir}"
     if stop_at_step is not None and stop_at_step < total:
         return f"stopped  after step {stop_at_step} of {total}; run without --stop-at-step to continue; {files}"

@@ -113,7 +113,7 @@ def test_resume_errors_and_damaged_checkpoints(
         (["--set", "parallel_config.model_parallel=2"], "data parallel only"),
         (["--output_dir", "/proc/nowhere"], "cannot be written"),
         (["--world-size", "4"], "needs --dry-run"),
-        (["--dry-run", "--set", "cpt.init_from=nowhere"], "no such checkpoint"),
+        (["--dry-run", "--assume", "nothing=1B"], "--assume nothing: no such source"),
     ],
 )
 def test_bad_input_gives_a_one_line_error(

@@ -17,6 +17,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 # Program, with its subcommand if any → flags. --help is not listed.
 FLAGS: dict[str, list[str]] = {
     "run_cpt.py": [
+        "--assume",
         "--config",
         "--dry-run",
         "--extend",
@@ -149,6 +150,7 @@ FLAGS: dict[str, list[str]] = {
         "--handler-name",
         "--input",
         "--json-keys",
+        "--log-interval",
         "--max-bad-fraction",
         "--max-record-bytes",
         "--n-subs",

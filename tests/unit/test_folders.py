@@ -27,13 +27,15 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     ),
     "cluster": ({"messages", "node"}, {"job"}, {"launch"}),
     "run": (
-        {"compile_cache", "document_attention", "raw_sources", "resolve_recipe", "start_clock", "verified"},
+        {"document_attention", "raw_sources", "recipe", "verified"},
+        {"resolve_recipe"},
         {"resolved_run"},
         {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"evaluation"},
         {"resolve"},
         {"planning"},
         {"summary", "export"},
+        {"launch"},
     ),
     "backend": (
         {"collectives", "compile_cache", "cpu", "models", "mindformers_keys"},

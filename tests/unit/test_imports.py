@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 60
 
 # Each layer may import the layers below it; folders of one layer do not import each other.
 LAYERS = (
-    {"terminal_text", "locks"},
+    {"terminal_text", "locks", "installed"},
     {"errors", "files", "devices", "processes", "strict_json"},
     {"config", "model", "softnpu"},
     {"data", "recipe", "tasks", "weights", "monitor", "checkpoint", "cluster", "plan"},

@@ -163,7 +163,7 @@ def test_a_missing_python_is_one_clear_line(clone: Clone) -> None:
 
 def test_with_the_variable_missing_packages_are_named_and_not_installed(clone: Clone) -> None:
     shutil.copytree(REPO_ROOT / "ascend_cpt/cluster", clone.root / "ascend_cpt/cluster")
-    for name in ("__init__.py", "errors.py", "terminal_text.py"):
+    for name in ("__init__.py", "errors.py", "installed.py", "terminal_text.py"):
         shutil.copy(REPO_ROOT / "ascend_cpt" / name, clone.root / "ascend_cpt")
     (clone.root / "requirements/base.txt").write_text("no-such-package==1.0\npytest==0.1\n")
     result = clone.run("ensure_env", ASCEND_CPT_PYTHON=sys.executable)

@@ -28,6 +28,7 @@ from ascend_cpt.checkpoint.locate import remove_old_checkpoints
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, write_state
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import sync_folder, write_text
+from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class CheckpointWriter:
         root: Path,
         *,
         initial_state: RunState,
-        global_batch_size: int,
+        budget: Budget,
         keep_last: int,
         keep_every_steps: int | None,
         keep_best: KeepBest | None = None,
@@ -77,7 +78,7 @@ class CheckpointWriter:
         background: bool = False,
     ) -> None:
         self._root, self._state = root, initial_state
-        self._global_batch_size = global_batch_size
+        self._budget = budget
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
         self._keep_best = keep_best
         self._shared, self._completes = shared, completes
@@ -167,7 +168,8 @@ class CheckpointWriter:
             epoch_num=cb_params.cur_epoch_num,
             global_step=int(wrapper.optimizer.global_step.asnumpy().reshape(-1)[0]),
             loss_scale=float(cb_params.net_outputs[2].asnumpy().reshape(-1)[0]),
-            global_batch_size=self._global_batch_size,
+            # Of the next step: MindFormers rescales the step of a checkpoint with another size than that of the launch.
+            global_batch_size=self._budget.at(step).global_batch_size,
         )
         if is_pure_data_parallel():
             return self._save_whole(folder, wrapper, common) if self._completes else ()
@@ -241,7 +243,7 @@ class CheckpointWriter:
         # After a power failure the state must not exist without its files: older steps are deleted next.
         for parent in (folder, self._root, self._root.parent):
             sync_folder(parent)
-        rows = step * self._global_batch_size
+        rows = self._budget.count_rows(step)
         state = dataclasses.replace(
             self._state,
             step=step,

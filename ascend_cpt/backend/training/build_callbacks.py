@@ -41,8 +41,8 @@ from ascend_cpt.recipe.phases import Phase
 from ascend_cpt.run.checks.job import list_software
 from ascend_cpt.run.evaluation.watching import STOP_NAME
 from ascend_cpt.run.export.base_weights import describe_base
+from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
-from ascend_cpt.run.start_clock import StartClock
 from ascend_cpt.tasks.load import Task
 
 
@@ -148,7 +148,7 @@ def describe_run(run: ResolvedRun) -> RunInfo:
         flops_per_token=count_training_flops_per_token(sizes, budget.seq_length),
         peak_flops=find_peak_flops(device_name),
         total_steps=budget.total_steps,
-        tokens_per_step=budget.tokens_per_step,
+        tokens_per_step=budget.total_tokens // budget.total_steps,
         phases=[
             {
                 "name": phase.name,
@@ -173,15 +173,14 @@ def describe_run(run: ResolvedRun) -> RunInfo:
 
 def _plan_tokens(run: ResolvedRun, phase: Phase) -> dict[str, int]:
     """Return the tokens of each source in a phase; expected values where all rows are shuffled together."""
-    batch, length = run.budget.global_batch_size, run.budget.seq_length
+    length = run.budget.seq_length
     if phase.shares is not None:
         rows = run.count_source_rows(phase.first_step, phase.stop_step)
         return {source: rows[source] * length for source in phase.shares}
     # Exact numbers would require going through every row of the phase.
     total_rows = sum(source.num_rows for source in run.sources)
-    return {
-        source.name: round(phase.num_steps * batch * source.num_rows / total_rows) * length for source in run.sources
-    }
+    num_rows = run.budget.count_rows(phase.stop_step) - run.budget.count_rows(phase.first_step)
+    return {source.name: round(num_rows * source.num_rows / total_rows) * length for source in run.sources}
 
 
 def _get_device_name(run: ResolvedRun) -> str:
@@ -281,7 +280,7 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
         initial_state=RunState(
             step=0, total_steps=budget.total_steps, tokens=0, position=0, fingerprint=run.fingerprint()
         ),
-        global_batch_size=budget.global_batch_size,
+        budget=budget,
         keep_last=checkpoint.keep_last,
         keep_every_steps=to_steps(checkpoint.keep_every, budget.tokens_per_step),
         keep_best=_build_keep_best(run),

@@ -91,7 +91,11 @@ class PackedRows:
 
 
 class RunRows:
-    """The rows of one rank as a random-access source: item i is its i-th row of the run."""
+    """The rows of one rank as a random-access source: item i is its i-th row of the run.
+
+    With a batch ramp the items are numbered as if all steps had the size of step `ramp_step`, because MindFormers skips
+    the trained steps of a resumed run by one size. Only the items of steps with this size are trained on.
+    """
 
     def __init__(
         self,
@@ -102,11 +106,17 @@ class RunRows:
         num_ranks: int,
         batch_size: int,
         row_format: RowFormat,
+        ramp_step: int | None = None,
     ) -> None:
-        assert order.total_rows % (num_ranks * batch_size) == 0, "the run is a whole number of global batches"
         self._rows, self._order, self._format = rows, order, row_format
         self._rank, self._num_ranks, self._batch_size = rank, num_ranks, batch_size
-        self._num_items = order.total_rows // num_ranks
+        first = 0 if ramp_step is None else ramp_step
+        self._rows_per_step = order.first_position(first + 1) - order.first_position(first)
+        assert self._rows_per_step % (num_ranks * batch_size) == 0 or ramp_step is None
+        self._num_items = order.phases[-1].stop_step * self._rows_per_step // num_ranks
+        assert self._num_items % batch_size == 0, "the run is a whole number of global batches"
+        # The position of the run at which step 0 would be if all steps had this size.
+        self._origin = order.first_position(first) - first * self._rows_per_step
         self._window_start, self._window = 0, np.empty((0, 0), dtype=np.int32)
 
     def __len__(self) -> int:
@@ -130,8 +140,10 @@ class RunRows:
 
     def to_positions(self, items: np.ndarray) -> np.ndarray:
         """Return the positions in the run (int64) of this rank's items: its slice of every global batch."""
-        step, within = np.divmod(items, self._batch_size)
-        return (step * self._num_ranks + self._rank) * self._batch_size + within
+        batch, within = np.divmod(items, self._batch_size)
+        positions = self._origin + (batch * self._num_ranks + self._rank) * self._batch_size + within
+        # Items of steps with another size are skipped or prefetched, but not trained on.
+        return positions if self._order.ramp is None else np.clip(positions, 0, self._order.total_rows - 1)
 
 
 @contextmanager
@@ -171,6 +183,7 @@ class CptPackedDataLoader:
         sample_order: dict[str, Any],
         column_names: list[str],
         batch_size: int,
+        ramp_step: int | None = None,
         shard_id: int | None = None,
         num_shards: int | None = None,
         **_unused: object,
@@ -186,6 +199,7 @@ class CptPackedDataLoader:
             num_ranks=num_shards or 1,
             batch_size=batch_size,
             row_format=resolved,
+            ramp_step=ramp_step,
         )
         return ds.GeneratorDataset(source, column_names=column_names, shuffle=False, num_parallel_workers=1)
 

@@ -20,7 +20,7 @@ from ascend_cpt.monitor.goodput.timeline import FIRST_STEP, STEPS, Timeline
 from ascend_cpt.monitor.record import StepRecord
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.recipe.budget import Budget
-from ascend_cpt.run.start_clock import StartClock
+from ascend_cpt.run.launch.start_clock import StartClock
 
 RATE_STEPS = 20
 
@@ -130,7 +130,7 @@ class StepMonitor(Callback):
             loss=loss_value,
             learning_rate=float(np.mean(learning_rate.asnumpy())),
             grad_norm=norm_value,
-            tokens=step * self._budget.tokens_per_step,
+            tokens=self._budget.count_tokens(step),
             step_time_s=end_s - self._last_end_s,
             tokens_per_s=rate,
             tokens_per_s_per_device=rate / self._speed.num_devices,

@@ -12,8 +12,8 @@ from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.monitor.goodput.timeline import Timeline
+from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.resolved_run import ResolvedRun
-from ascend_cpt.run.start_clock import StartClock
 from ascend_cpt.tasks.load import Task
 
 

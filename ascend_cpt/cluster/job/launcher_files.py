@@ -1,6 +1,6 @@
 """Files through which workers report to the launcher of their node.
 
-They hold the last finished step, work between steps that takes long, stacks on request, and a deliberate stop. Another
+They hold the last finished step, work between steps that takes long, stacks on request, and a deliberate end. Another
 one lets msrun's scheduler wait until rank 0 is about to train.
 """
 
@@ -17,6 +17,7 @@ from typing import IO
 
 PROGRESS_FILE = "ASCEND_CPT_PROGRESS_FILE"
 STOP_FILE = "ASCEND_CPT_STOP_FILE"
+CONTINUE_FILE = "ASCEND_CPT_CONTINUE_FILE"
 STACKS_DIR = "ASCEND_CPT_STACKS_DIR"
 STACKS_SIGNAL = signal.SIGUSR1
 READY_NAME = "ready_to_train"
@@ -82,6 +83,17 @@ def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
     """
     if name := environ.get(STOP_FILE):
         Path(name).touch()
+
+
+def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:
+    """Ask the launcher to start the job again once all its workers have succeeded; return whether there is one.
+
+    Called by every process of the job.
+    """
+    name = environ.get(CONTINUE_FILE)
+    if name:
+        Path(name).touch()
+    return bool(name)
 
 
 def report_ready(environ: Mapping[str, str] = os.environ) -> None:

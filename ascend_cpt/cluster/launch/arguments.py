@@ -98,7 +98,7 @@ Several nodes need the same secret on every node: by default the file ~/.config/
 
 Defaults come from the environment: WORLD_SIZE (workers), NNODES, NPUS_PER_NODE or GPUS_PER_NODE, MASTER_ADDR,
 MASTER_PORT, NODE_RANK; or from the variables of Slurm (srun), Volcano, MindX, ModelArts or PAI.
-DRY_RUN=1 prints the msrun command without running it."""
+DRY_RUN=1 prints the msrun command, or why the launch would be refused, without running it."""
 
 
 class UsageError(ClusterError):
@@ -156,6 +156,11 @@ class LaunchSettings:
     def stop_file(self) -> Path:
         """File that a worker of this node creates when the run stops deliberately."""
         return self.log_dir / "stopped_itself"
+
+    @property
+    def continue_file(self) -> Path:
+        """File that the workers of this node create when the job is to be started again after they have ended."""
+        return self.log_dir / "continues"
 
 
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchSettings:
@@ -276,7 +281,11 @@ def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
     for candidate in candidates:
         if candidate.is_file():
             return candidate.absolute(), tuple(words[1:])
-    raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT})")
+    hint = ""
+    if re.fullmatch(r"run_\w+\.py", Path(words[0]).name):
+        # MindFormers' run_mindformer.py and the scripts of its models, such as run_llama3.py.
+        hint = "; training here is run_cpt.py, which takes MindFormers' flags: put it in their place"
+    raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT}){hint}")
 
 
 def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:

@@ -6,15 +6,16 @@ import os
 import sys
 from pathlib import Path
 
-from ascend_cpt.cluster.launch.arguments import USAGE, UsageError, parse_launch
+from ascend_cpt.cluster.launch.arguments import USAGE, LaunchSettings, UsageError, parse_launch
 from ascend_cpt.cluster.launch.coordination.attempts import run_job
 from ascend_cpt.cluster.launch.examine import examine_before_launch
 from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, find_secret, hold_channel_key
 from ascend_cpt.cluster.launch.launch_lock import hold_launch_lock
-from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers
+from ascend_cpt.cluster.launch.preflight import check_dry_run, check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.schedulers import find_scheduler
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.command import build_command, build_environment, format_command
+from ascend_cpt.cluster.messages.secret import STANDARD_INPUT
 from ascend_cpt.errors import EXIT_OK, run_command
 
 
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print_status(f"started by {scheduler.name}: {node}")
     command = build_command(settings)
     if os.environ.get("DRY_RUN") == "1":
+        check_launch(settings)
         print(format_command(command))
         return EXIT_OK
     secret = find_secret(settings.secret_source, os.environ, num_nodes=settings.num_nodes)
@@ -51,6 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
             print_status(f"warning: process {process} from an earlier launch is still running; end it with: kill {pid}")
         examine_before_launch(settings, os.environ)
         return run_job(settings, command, build_environment(settings, os.environ, key_file), secret.launcher_key)
+
+
+def check_launch(settings: LaunchSettings) -> None:
+    """Raise ClusterError for what the launch would refuse at once; the state of the node is not examined."""
+    if settings.secret_source.path != STANDARD_INPUT:
+        find_secret(settings.secret_source, os.environ, num_nodes=settings.num_nodes)
+    if warning := check_dry_run(settings, os.environ):
+        print_status(f"warning: on this machine the launch would be refused: {warning}")
 
 
 if __name__ == "__main__":

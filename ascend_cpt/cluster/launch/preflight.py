@@ -20,6 +20,13 @@ MAX_COMMAND_CHARACTERS = 100
 
 def check_master(settings: LaunchSettings, environ: Mapping[str, str]) -> None:
     """Raise ClusterError when MASTER_ADDR:MASTER_PORT cannot work, as far as can be checked on this node."""
+    check_reachable(settings, environ)
+    if settings.node_rank == 0 and settings.num_workers > 1:
+        check_port(resolve_address(settings.master_addr), settings)
+
+
+def check_reachable(settings: LaunchSettings, environ: Mapping[str, str]) -> None:
+    """Raise ClusterError when the other nodes cannot reach MASTER_ADDR, because it is a loopback address."""
     address = resolve_address(settings.master_addr)
     if settings.num_nodes > 1 and address.is_loopback and environ.get(ALLOW_LOCAL_MASTER) != "1":
         raise ClusterError(
@@ -27,8 +34,24 @@ def check_master(settings: LaunchSettings, environ: Mapping[str, str]) -> None:
             "give an address of node 0 that the other nodes can reach "
             f"({ALLOW_LOCAL_MASTER}=1 allows several nodes on one machine)"
         )
-    if settings.node_rank == 0 and settings.num_workers > 1:
-        check_port(address, settings)
+
+
+def check_dry_run(settings: LaunchSettings, environ: Mapping[str, str]) -> str:
+    """Return a warning when the master cannot work on this machine, which need not be the one of the launch.
+
+    Raises:
+        ClusterError: the launch would be refused on any machine.
+    """
+    try:
+        resolve_address(settings.master_addr)
+    except ClusterError as error:
+        return str(error)
+    check_reachable(settings, environ)
+    try:
+        check_master(settings, environ)
+    except ClusterError as error:
+        return str(error)
+    return ""
 
 
 def resolve_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -10,7 +10,7 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.network_inputs import DOCUMENT_ATTENTION
-from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TOKENIZER_TYPES
+from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TYPE_HELP, parse_tokenizer_type
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.evaluation.plan import EvaluationSettings, read_settings
 from ascend_cpt.tasks.check import find_task_problems
@@ -79,7 +79,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--validation", action="append", default=[], metavar="NAME=PATH", help="a packed dataset; may be repeated")
     add("--task", action="append", default=[], metavar="NAME=KIND:PATH", help="a task file; may be repeated")
     add("--tokenizer", type=Path, metavar="PATH", help="tokenizer of the tasks [from the configuration or MODEL]")
-    add("--tokenizer-type", choices=TOKENIZER_TYPES, default=HUGGING_FACE, help="[%(default)s]")
+    add("--tokenizer-type", type=parse_tokenizer_type, default=HUGGING_FACE, metavar="TYPE", help=TYPE_HELP)
     add("--max-rows", type=int, metavar="N", help="rows per validation set, spread over it [all]")
     add("--seq-length", type=int, metavar="N", help="tokens per row [the configuration's, or that of the data]")
     add("--batch-size", type=int, default=1, metavar="N", help="rows per device and forward pass [%(default)s]")

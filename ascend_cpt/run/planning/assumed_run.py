@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.config.schema import EpochsConfig
 from ascend_cpt.data.packed.manifest import Manifest, Shard
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import ConfigError
@@ -13,6 +14,7 @@ from ascend_cpt.run.resolve import resolve
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 NUM_ASSUMED_TOKENS = 10**12
+SMALL_PART = 10_000
 
 
 def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node: int) -> int:
@@ -57,28 +59,37 @@ def resolve_with_placeholders(config: RunConfig, world_size: int) -> ResolvedRun
         ConfigError: naming every problem.
     """
     cpt = config.cpt
-    placeholder = _make_placeholder_manifest(config)
+    placeholder = make_placeholder_manifest(config)
+    # A source that is given by its epochs must be smaller than its phase.
+    small = make_placeholder_manifest(config, max(cpt.seq_length, (_find_budget(config) or 0) // SMALL_PART))
+    by_epochs = {name for phase in cpt.phases for name, one in phase.blend.items() if isinstance(one, EpochsConfig)}
     sets = cpt.validation.sets if cpt.validation else {}
     return resolve(
         config,
         world_size=world_size,
-        sources=dict.fromkeys(cpt.sources or ("assumed",), placeholder),
+        sources={name: small if name in by_epochs else placeholder for name in cpt.sources or ("assumed",)},
         validation=dict.fromkeys(sets, placeholder),
     )
 
 
 def has_token_budget(config: RunConfig) -> bool:
     """Return whether the budget is given in tokens; a number of epochs needs the datasets."""
+    return _find_budget(config) is not None
+
+
+def _find_budget(config: RunConfig) -> int | None:
     cpt = config.cpt
-    return cpt.train_tokens is not None or (bool(cpt.phases) and all(phase.tokens for phase in cpt.phases))
+    if cpt.train_tokens is None and cpt.phases and all(phase.tokens for phase in cpt.phases):
+        return sum(phase.tokens or 0 for phase in cpt.phases)
+    return cpt.train_tokens
 
 
-def _make_placeholder_manifest(config: RunConfig) -> Manifest:
-    """Return the manifest of a dataset that fits the configuration and is large enough."""
+def make_placeholder_manifest(config: RunConfig, num_tokens: int = NUM_ASSUMED_TOKENS) -> Manifest:
+    """Return the manifest of a dataset of `num_tokens` tokens (rounded down to rows) that fits the configuration."""
     model = config.mindformers.get("model", {}).get("model_config") or {}
     vocab_size = int(model.get("vocab_size") or 2)
     pad_id = model.get("pad_token_id", vocab_size - 1)
-    num_rows = NUM_ASSUMED_TOKENS // config.cpt.seq_length
+    num_rows = num_tokens // config.cpt.seq_length
     shard = Shard(
         file="assumed",
         size_bytes=0,
@@ -87,7 +98,7 @@ def _make_placeholder_manifest(config: RunConfig) -> Manifest:
         index_size_bytes=0,
         index_sha256="",
         num_rows=num_rows,
-        num_tokens=NUM_ASSUMED_TOKENS,
+        num_tokens=num_tokens,
         num_documents=num_rows,
         text_bytes=0,
     )

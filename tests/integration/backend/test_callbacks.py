@@ -102,7 +102,7 @@ def make_writer(root: Path, *, keep_last: int, background: bool = False) -> Chec
     return CheckpointWriter(
         root,
         initial_state=RunState(step=0, total_steps=10, tokens=0, position=0, fingerprint={"seq_length": 4}),
-        global_batch_size=2,
+        budget=Budget(seq_length=4, global_batch_size=2, micro_batch_size=2, num_accumulation_steps=1, total_steps=10),
         keep_last=keep_last,
         keep_every_steps=None,
         shared=True,

@@ -16,6 +16,7 @@ from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat
 from ascend_cpt.data.tokenizing.base import Encoded
 from ascend_cpt.errors import DataError
 from ascend_cpt.recipe.blend import normalize_shares
+from ascend_cpt.recipe.budget import BatchSteps
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 
 SEQ_LENGTH = 64
@@ -42,6 +43,35 @@ def test_ranks_share_every_global_batch_exactly(packed: Path, num_ranks: int) ->
         items = np.arange(step * per_step, (step + 1) * per_step)
         positions = np.concatenate([rank.to_positions(items) for rank in ranks])
         assert positions.tolist() == list(range(step * 8, (step + 1) * 8))
+
+
+@pytest.mark.parametrize(("num_ranks", "micro"), [(1, 4), (2, 2), (4, 1), (2, 1)])
+def test_ranks_share_the_batches_of_a_ramp(packed: Path, num_ranks: int, micro: int) -> None:
+    ramp = BatchSteps(first_steps=(0, 5, 9), sizes=(8, 4, 12))
+    phase = Phase(name="train", first_step=0, stop_step=12)
+    order = SampleOrder(num_rows={"train": 100}, phases=(phase,), global_batch_size=12, seed=7, ramp=ramp)
+    rows = PackedRows([load_manifest(packed)], SEQ_LENGTH)
+    trained: list[int] = []
+    for first, stop, size in ((0, 5, 8), (5, 9, 4), (9, 12, 12)):
+        ranks = [
+            RunRows(
+                rows,
+                order,
+                rank=rank,
+                num_ranks=num_ranks,
+                batch_size=micro,
+                row_format=ROW_FORMAT,
+                ramp_step=stop - 1,
+            )
+            for rank in range(num_ranks)
+        ]
+        per_step = size // num_ranks
+        assert len(ranks[0]) == 12 * per_step
+        assert all(0 <= position < order.total_rows for position in ranks[0].to_positions(np.arange(12 * per_step)))
+        for step in range(first, stop):
+            items = np.arange(step * per_step, (step + 1) * per_step)
+            trained += sorted(np.concatenate([rank.to_positions(items) for rank in ranks]).tolist())
+    assert trained == list(range(order.total_rows)) == list(range(5 * 8 + 4 * 4 + 3 * 12))
 
 
 def test_rows_are_read_in_run_order(packed: Path) -> None:

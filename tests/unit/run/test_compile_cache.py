@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ascend_cpt.cluster.job.channel import JobChannel
-from ascend_cpt.run.compile_cache import find_cache_folder, hash_code, is_complete, mark_complete, prepare_cache
+from ascend_cpt.run.launch.compile_cache import find_cache_folder, hash_code, is_complete, mark_complete, prepare_cache
 
 SECTIONS: dict[str, Any] = {
     "optimizer": {"weight_decay": 0.1},

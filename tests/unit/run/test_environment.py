@@ -15,7 +15,7 @@ from ascend_cpt.monitor.record import to_scalars, to_values
 from ascend_cpt.monitor.sinks import format_start
 from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems
 from ascend_cpt.run.checks.environment import find_environment_problems, set_environment
-from ascend_cpt.run.start_clock import StartClock
+from ascend_cpt.run.launch.start_clock import StartClock
 
 ONE, TWO = (ParallelLayout(world_size=size, data_parallel=size) for size in (1, 2))
 

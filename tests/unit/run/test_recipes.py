@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.config.loader import load_config, parse_assignments
+from ascend_cpt.config.values import Interval
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.recipe.schedule import learning_rate_at
@@ -61,9 +62,12 @@ def test_pai_has_50_steps_5_of_them_warmup(resolve_run: ResolveRun) -> None:
     assert any("unused: pad_length 128" in note for note in run.notes)
 
 
-def test_save_interval_longer_than_the_pai_run_is_refused(resolve_run: ResolveRun) -> None:
-    with pytest.raises(ConfigError, match="checkpoint.every: 1000 steps is longer than the run of 50 steps"):
-        resolve_run("pai_qwen2_72b", 32, "cpt.checkpoint.every=1000 steps")
+def test_save_interval_longer_than_the_pai_run_is_a_warning(resolve_run: ResolveRun) -> None:
+    run = resolve_run("pai_qwen2_72b", 32)
+    assert run.config.cpt.checkpoint.every == Interval(count=1000, unit="steps")
+    warnings = [note for note in run.notes if "cpt.checkpoint.every" in note]
+    assert len(warnings) == 1
+    assert "1000 steps is longer than the run of 50 steps (1.64M tokens); the only checkpoint is saved" in warnings[0]
 
 
 def test_wikitext_follows_from_epochs(resolve_run: ResolveRun) -> None:

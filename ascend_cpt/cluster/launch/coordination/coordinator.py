@@ -301,4 +301,12 @@ class Coordinator(threading.Thread):
 
 # Priority of outcomes when choosing the root cause, lowest first. A killed process makes others fail, possibly with an
 # error message of their own.
-_CAUSE_PRIORITY = {End.STOPPED: 0, End.KILLED: 1, End.FINAL: 2, End.FAILED: 2, End.CANCELLED: 3, End.DONE: 4}
+_CAUSE_PRIORITY = {
+    End.STOPPED: 0,
+    End.KILLED: 1,
+    End.FINAL: 2,
+    End.FAILED: 2,
+    End.CANCELLED: 3,
+    End.CONTINUES: 4,
+    End.DONE: 5,
+}

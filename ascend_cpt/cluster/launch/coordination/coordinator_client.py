@@ -214,10 +214,10 @@ class RemoteCoordinatorClient:
             message = self._next_message(POLL_S)
             if isinstance(message, Decision):
                 decision = message.to_decision()
-                self._num_restarts += decision.again
+                self._num_restarts += decision.again and outcome.end is not End.CONTINUES
                 return decision
             self._handle_signal(message)
-            if isinstance(message, Cancel) and outcome.end is End.DONE:
+            if isinstance(message, Cancel) and outcome.end in (End.DONE, End.CONTINUES):
                 _print_cause(message)
             if self._requests.received:
                 self.announce_stop(self._requests.received[0])

@@ -72,7 +72,7 @@ def read_outcome(value: Any) -> Outcome:
         InvalidRecord: for anything else, and for an exit code that does not fit: 0 means that all workers succeeded.
     """
     record = read_record(OutcomeRecord, value)
-    if (record.code == 0) != (record.end == End.DONE.value):
+    if (record.code == 0) != (record.end in (End.DONE.value, End.CONTINUES.value)):
         raise InvalidRecord("an exit code that contradicts the outcome")
     return Outcome(**(vars(record) | {"end": End(record.end)}))
 

@@ -16,6 +16,7 @@ class End(str, Enum):
     """Why an attempt ended on a node."""
 
     DONE = "done"
+    CONTINUES = "continues"  # all workers succeeded, and the job goes on in new ones
     FAILED = "failed"  # a crash: the same step may fail again
     KILLED = "killed"  # from outside, not caused by the step
     FINAL = "final"  # a user error or a deliberate stop: a restart would end the same way
@@ -39,6 +40,7 @@ class Outcome:
 
 
 DONE = Outcome(end=End.DONE, code=EXIT_OK)
+CONTINUES = Outcome(end=End.CONTINUES, code=EXIT_OK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,9 @@ class RestartPolicy:
 
     def decide(self, outcome: Outcome) -> RestartDecision:
         """Return the decision for `outcome`, the root cause of the attempt's end."""
+        if outcome.end is End.CONTINUES:
+            self._last_failure = None
+            return RestartDecision(again=True, message=f"the job continues after step {outcome.step}")
         if outcome.end not in (End.FAILED, End.KILLED) or self._max_restarts == 0:
             return RestartDecision(again=False, code=outcome.code)
         last, self._last_failure = self._last_failure, outcome

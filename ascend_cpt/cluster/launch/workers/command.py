@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ascend_cpt.cluster.job.launcher_files import PROGRESS_FILE, STACKS_DIR, STOP_FILE
+from ascend_cpt.cluster.job.launcher_files import CONTINUE_FILE, PROGRESS_FILE, STACKS_DIR, STOP_FILE
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings
 from ascend_cpt.cluster.launch.workers import worker_entry
 from ascend_cpt.cluster.messages.address import LOOPBACK
@@ -64,6 +64,7 @@ def build_environment(settings: LaunchSettings, environ: Mapping[str, str], key_
         PROGRESS_FILE: str(settings.progress_file),
         STOP_FILE: str(settings.stop_file),
         STACKS_DIR: str(settings.log_dir),
+        CONTINUE_FILE: str(settings.continue_file),
         worker_entry.WORKER_PYTHON: sys.executable,
         CHANNEL_KEY_VARIABLE: str(key_file),
         CHANNEL_HOST_VARIABLE: settings.master_addr if settings.num_nodes > 1 else LOOPBACK,

@@ -22,7 +22,7 @@ import psutil
 from ascend_cpt.cluster.job.launcher_files import read_step
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient
-from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, count_memory_kills
+from ascend_cpt.cluster.launch.coordination.restart_policy import CONTINUES, DONE, End, Outcome, count_memory_kills
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.hang_diagnosis import (
@@ -83,6 +83,7 @@ class Supervisor:
         return replace(outcome, step=read_step(self._settings.progress_file))
 
     def _start(self) -> None:
+        self._settings.continue_file.unlink(missing_ok=True)
         alone = self._settings.num_workers == 1
         log = self._settings.worker_log(0) if alone else self._settings.msrun_log
         with log.open("wb") as output:
@@ -124,7 +125,9 @@ class Supervisor:
         # A scheduler failure does not matter once all workers have succeeded.
         if self._failures or (self._scheduler_code and self._ranks):
             return self._report_failure()
-        return Outcome(end=End.CANCELLED, code=EXIT_FAILURE) if self._client.is_cancelled() else DONE
+        if self._client.is_cancelled():
+            return Outcome(end=End.CANCELLED, code=EXIT_FAILURE)
+        return CONTINUES if self._settings.continue_file.exists() else DONE
 
     def _must_end(self) -> bool:
         return bool(self._received) or self._client.is_cancelled()

@@ -1,0 +1,97 @@
+"""Flags of MindSpeed-LLM and Megatron-LM that have another name or place here; the error for them names it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import NoReturn
+
+_EMBEDDING = "model.model_config.vocab_size of the run sets the size of the embedding; remove it"
+_INSTRUCTIONS = "instruction data cannot be packed here; remove it, or pack plain documents"
+
+PREPROCESS_FLAGS = {
+    "--dataset-impl": "--output-format mmap writes .bin and .idx",
+    "--streaming": "all formats are streamed; remove it",
+    "--cache-dir": "no cache is written; remove it",
+    "--overwrite-cache": "no cache is written; remove it",
+    "--hf-datasets-params": "give the files or the folder with --input",
+    "--datasets": "give the files or the folder with --input",
+    "--split-sentences": "documents are not split into sentences; remove it",
+    "--keep-newlines": "documents are not split into sentences; remove it",
+    "--lang": "documents are not split into sentences; remove it",
+    "--pad-vocab-size-to": _EMBEDDING,
+    "--make-vocab-size-divisible-by": _EMBEDDING,
+    "--tokenizer-not-use-fast": "ids are compared with those of the reference library; remove it",
+    "--vocab-file": "give the folder with tokenizer.json with --tokenizer-name-or-path",
+    "--merge-file": "give the folder with tokenizer.json with --tokenizer-name-or-path",
+    "--merge-group-keys": "the shards of a dataset are used together; remove it",
+    "--partitions": "use --n-subs",
+    "--keep-sequential-samples": "documents keep their order; remove it",
+    "--prompt-type": _INSTRUCTIONS,
+    "--prompt-type-path": _INSTRUCTIONS,
+    "--enable-thinking": _INSTRUCTIONS,
+    "--reward-tokens": _INSTRUCTIONS,
+    "--placeholder-token": _INSTRUCTIONS,
+    "--map-keys": _INSTRUCTIONS,
+    "--pack": "documents are always packed into rows; remove it",
+    "--neat-pack": "documents are always packed into rows; set cpt.document_attention: within for the mask",
+}
+
+TRAIN_FLAGS = {
+    "--train-iters": "cpt.train_tokens = iterations × global batch × sequence length",
+    "--train-samples": "cpt.train_tokens = samples × sequence length",
+    "--lr": "cpt.schedule.peak_lr",
+    "--min-lr": "cpt.schedule.final_lr",
+    "--lr-decay-style": "cpt.schedule.kind",
+    "--lr-warmup-fraction": "cpt.schedule.warmup_share",
+    "--lr-warmup-iters": "cpt.schedule.warmup_tokens",
+    "--lr-decay-iters": "cpt.train_tokens; the rate decays over the whole run",
+    "--micro-batch-size": "runner_config.batch_size",
+    "--global-batch-size": "cpt.global_batch_size",
+    "--rampup-batch-size": "cpt.global_batch_size, a list of {until, size}",
+    "--seq-length": "cpt.seq_length",
+    "--max-position-embeddings": "model.model_config.max_position_embeddings",
+    "--tensor-model-parallel-size": "parallel_config.model_parallel",
+    "--pipeline-model-parallel-size": "parallel_config.pipeline_stage",
+    "--context-parallel-size": "parallel_config.context_parallel",
+    "--sequence-parallel": "parallel_config.use_seq_parallel",
+    "--use-distributed-optimizer": "parallel.enable_parallel_optimizer",
+    "--data-path": "cpt.sources, or --train_dataset_dir for one dataset",
+    "--save": "output_dir",
+    "--save-interval": "cpt.checkpoint.every, for example '1000 steps'",
+    "--eval-interval": "cpt.validation.every, for example '1000 steps'",
+    "--eval-iters": "cpt.validation.max_rows",
+    "--log-interval": "cpt.monitor.print_every_steps; metrics.jsonl has every step",
+    "--weight-decay": "optimizer.weight_decay",
+    "--clip-grad": "runner_wrapper.max_grad_norm",
+    "--seed": "seed",
+    "--split": "cpt.validation.sets, datasets that are packed separately",
+    "--workers": "the number of workers is an argument of scripts/msrun_launcher.sh",
+    "--num-workers": "each rank reads its rows with one thread; remove it",
+    "--bf16": "bfloat16 is the default; model.model_config.compute_dtype",
+    "--reset-attention-mask": "cpt.document_attention: within",
+    "--finetune": "cpt.init_from",
+}
+
+
+class ExplainingParser(argparse.ArgumentParser):
+    """An argument parser whose error for a known flag of another program names what to use instead.
+
+    Args:
+        explanations: Flag → what to use instead.
+    """
+
+    def __init__(self, *args: object, explanations: Mapping[str, str], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self._explanations = explanations
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit with code 2."""
+        if message.startswith("unrecognized arguments:"):
+            flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+            known = [f"{flag}: here {self._explanations[flag]}" for flag in flags if flag in self._explanations]
+            unknown = [flag for flag in flags if flag not in self._explanations]
+            if known:
+                rest = [f"unknown: {', '.join(unknown)}"] if unknown else []
+                self.exit(2, f"error: flags of another program: {'; '.join([*known, *rest])}\n")
+        super().error(message)

@@ -1,0 +1,230 @@
+"""The command line of run_cpt.py: its arguments, and the run that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ascend_cpt.config.foreign_flags import TRAIN_FLAGS, ExplainingParser
+from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.run.export.target import check_target
+from ascend_cpt.run.planning.dry_run import load_dry_run, parse_assumed
+from ascend_cpt.run.resolve import load_run
+from ascend_cpt.run.resolved_run import ResolvedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """The rank and world size of this process, from msrun's environment variables."""
+
+    rank: int
+    world_size: int
+    launched: bool
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = ExplainingParser(
+        explanations=TRAIN_FLAGS,
+        prog="run_cpt.py",
+        description="Continue the pretraining of a model on Ascend NPUs or, for small models, on CPUs.",
+        epilog='Example: bash scripts/msrun_launcher.sh "run_cpt.py --config configs/qwen3/cpt_qwen3_tiny.yaml" 2',
+    )
+    parser.add_argument("--config", required=True, metavar="YAML", help="configuration file")
+    parser.add_argument(
+        "--train_dataset_dir",
+        "--train_dataset",
+        metavar="PATH",
+        help="packed dataset to train on (replaces cpt.sources)",
+    )
+    parser.add_argument("--load_checkpoint", metavar="PATH", help="start from these weights (like cpt.init_from)")
+    parser.add_argument("--output_dir", metavar="PATH", help="parent of the run folders (default: the configuration's)")
+    parser.add_argument(
+        "--use_parallel", type=parse_bool, metavar="BOOL", help="several workers (default: as launched)"
+    )
+    parser.add_argument(
+        "--run_mode", choices=["train", "finetune", "predict"], default="train", help="finetune is the same as train"
+    )
+    parser.add_argument(
+        "--resume_training",
+        metavar="auto|PATH|never",
+        help="continue from the newest complete checkpoint (auto or True, the default), from PATH, or never (False)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
+    )
+    parser.add_argument(
+        "--stop-at-step", type=int, metavar="N", help="save and stop after step N; run again to continue"
+    )
+    parser.add_argument(
+        "--no-shared-storage",
+        action="store_true",
+        help="every node has its own copy of the data and its own output (like cpt.storage.shared: false)",
+    )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="continue a run that was extended with more tokens or phases",
+    )
+    parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="start without verifying the checksums of the checkpoint and the data (like cpt.checkpoint.verify: false "
+        "and cpt.storage.verify_data: false)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices [those of parallel_config]"
+    )
+    parser.add_argument(
+        "--assume",
+        metavar="NAME=TOKENS,...",
+        help="with --dry-run: sizes of datasets that are not here, such as web=200B,qa=2.8B",
+    )
+    return parser.parse_args(argv)
+
+
+def parse_bool(text: str) -> bool:
+    """Parse a boolean: true, yes, 1, false, no or 0.
+
+    Raises:
+        argparse.ArgumentTypeError: for any other text.
+    """
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return words[text.lower()]
+
+
+def read_process(world_size: int | None = None) -> Process:
+    """Return the process that msrun's environment variables describe, or a single process if they are not set."""
+    size = os.environ.get("RANK_SIZE") or os.environ.get("MS_WORKER_NUM")
+    launched = bool(size) and bool(os.environ.get("MS_SCHED_HOST"))
+    rank = int(os.environ.get("RANK_ID", "0")) if launched else 0
+    return Process(rank=rank, world_size=world_size or (int(size or 1) if launched else 1), launched=launched)
+
+
+def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Return dotted key → value for everything set on the command line."""
+    overrides = parse_assignments(args.set)
+    if args.train_dataset_dir:
+        overrides["cpt.sources"] = {"train": {"path": args.train_dataset_dir}}
+    if args.no_shared_storage:
+        overrides["cpt.storage.shared"] = False
+    if args.no_verify:
+        overrides.update({"cpt.checkpoint.verify": False, "cpt.storage.verify_data": False})
+    if args.output_dir:
+        overrides["output_dir"] = args.output_dir
+    if args.load_checkpoint:
+        overrides["load_checkpoint"] = args.load_checkpoint
+    return overrides
+
+
+def list_replaced(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the sections of the configuration that the command line replaces."""
+    return ("cpt.sources",) if args.train_dataset_dir else ()
+
+
+def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) -> None:
+    """Check that command line, configuration and launch are consistent.
+
+    Raises:
+        ConfigError: when they contradict each other.
+    """
+    if args.run_mode == "predict":
+        raise ConfigError(
+            "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf, and "
+            "generate text from it with tools/generate.py"
+        )
+    if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
+        raise ConfigError(f"--world-size {args.world_size}: needs --dry-run and must be at least 1")
+    use_parallel = args.use_parallel if args.use_parallel is not None else config.mindformers.get("use_parallel")
+    if args.use_parallel and not process.launched:
+        raise ConfigError("--use_parallel True needs several workers: start with bash scripts/msrun_launcher.sh")
+    if use_parallel is False and process.world_size > 1:
+        raise ConfigError(
+            f"use_parallel is False, but the launch has {process.world_size} workers; remove use_parallel or "
+            "launch one worker"
+        )
+    if not config.cpt.sources:
+        raise ConfigError(f"{config.path}: cpt.sources is empty; add a dataset or give --train_dataset_dir")
+    if config.cpt.init_from and config.mindformers.get("load_checkpoint"):
+        raise ConfigError(
+            f"cpt.init_from ({config.locate('cpt', 'init_from')}) and load_checkpoint "
+            f"({config.locate('load_checkpoint')}) are both set; keep one, or replace the first "
+            "with --set cpt.init_from=PATH"
+        )
+    if args.stop_at_step is not None and args.stop_at_step < 1:
+        raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
+
+
+def check_ramp(run: ResolvedRun, args: argparse.Namespace) -> None:
+    """Check that a run with a batch ramp resumes from its newest checkpoint: it is started again at each batch size.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    given = args.resume_training or str(run.config.mindformers.get("resume_training", "auto"))
+    if run.budget.ramp and given.lower() not in ("auto", "true", "none"):
+        raise ConfigError(
+            f"--resume_training {given}: a run with a batch ramp continues from its newest checkpoint; remove it, or "
+            "start another run with --set cpt.run_name=NAME"
+        )
+
+
+def load_config_of_arguments(args: argparse.Namespace, process: Process) -> RunConfig:
+    """Return the configuration with the overrides of the command line.
+
+    Raises:
+        ConfigError: when it is invalid, or inconsistent with the launch.
+    """
+    config = load_config(args.config, collect_overrides(args), list_replaced(args))
+    check_launch(config, args, process)
+    return config
+
+
+def load_run_of_arguments(
+    args: argparse.Namespace, process: Process, packed: Mapping[str, str] | None = None
+) -> ResolvedRun:
+    """Return the run of the command line and its configuration; `packed` as for `load_run`.
+
+    Raises:
+        CptError: when they are invalid.
+    """
+    run = load_run(
+        args.config,
+        collect_overrides(args),
+        world_size=process.world_size,
+        replace=list_replaced(args),
+        check_config=lambda config: check_launch(config, args, process),
+        packed=packed,
+    )
+    check_target(run)
+    return run
+
+
+def load_dry_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
+    """Return the run of the command line for `--dry-run`; the datasets may be missing.
+
+    Raises:
+        CptError: when command line or configuration are invalid.
+    """
+
+    def check(config: RunConfig, world_size: int) -> None:
+        check_launch(config, args, dataclasses.replace(process, world_size=world_size))
+
+    run = load_dry_run(
+        args.config,
+        collect_overrides(args),
+        world_size=process.world_size if process.launched else args.world_size,
+        replace=("cpt.sources",) if args.train_dataset_dir else (),
+        assumed=parse_assumed(args.assume) if args.assume else {},
+        check_config=check,
+    )
+    check_target(run)
+    return run
