@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.manifest import Manifest, describe_packing
+from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.settings import (
     INPUT_FORMATS,
     OUTPUT_FORMATS,
@@ -103,7 +104,19 @@ def parse_args() -> PreprocessSettings:
     add("--seq-length", type=int, default=0, help="trained tokens per row; a row has one more (not for mmap)")
     add("--n-subs", type=int, default=1, help="number of shards, each packed to one file [%(default)s]")
     add("--workers", type=int, default=os.cpu_count() or 1, help="parallel processes [cores: %(default)s]")
-    add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a shard [%(default)s]")
+    add(
+        "--packing",
+        choices=PACKINGS,
+        default=CONCAT,
+        help="concat: one after the other; document: one per row, padded; best-fit: whole documents, little padding "
+        "[%(default)s]",
+    )
+    add(
+        "--tail",
+        choices=TAILS,
+        default="pad",
+        help="concat: pad or drop the last, incomplete row of a shard [%(default)s]",
+    )
     add("--overwrite", action="store_true", help="replace existing output that differs from this run's")
 
     add = parser.add_argument_group("several machines").add_argument
@@ -144,6 +157,7 @@ def parse_args() -> PreprocessSettings:
         ray_address=args.ray_address,
         sub_range=args.sub_range,
         tail=args.tail,
+        packing=args.packing,
         overwrite=args.overwrite,
     )
 
@@ -188,7 +202,8 @@ def main() -> None:
         print(
             f"{manifest.path}: {manifest.num_documents} documents, {manifest.num_tokens} tokens "
             f"in {describe_rows(manifest)}, "
-            f"{sum(manifest.rejected.values())} records rejected{describe_left_out(manifest)}"
+            f"{sum(manifest.rejected.values())} records rejected{describe_left_out(manifest)}\n"
+            f"  packing {describe_packing(manifest)}"
         )
 
 

@@ -175,6 +175,7 @@ def _make_tasks(
             engine=engine,
             layout=layout,
             output_format=settings.output_format,
+            packing=settings.packing,
             limits_tokenizer=settings.max_record_bytes is None,
         )
         for number, spans in enumerate(split_input(files, extents, settings.num_shards))
@@ -219,6 +220,7 @@ def _make_manifests(
             seq_length=settings.seq_length if settings.output_format == MINDRECORD else None,
             tokenizer=tokenizer.info,
             shards=shards[k],
+            packing=settings.packing,
             sources=tuple(SourceFile(**source) for source in identity["sources"]),
             num_records=sum(result.num_records for result in results),
             num_filtered=sum(result.num_filtered for result in results),

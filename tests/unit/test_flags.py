@@ -149,6 +149,7 @@ FLAGS: dict[str, list[str]] = {
         "--output-format",
         "--output-prefix",
         "--overwrite",
+        "--packing",
         "--parse-special-tokens",
         "--ray-address",
         "--seq-length",
