@@ -15,6 +15,7 @@ from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
 MAX_WARMUP_SHARE = 0.5
 """Upper limit on the warmup of per-epoch presets, as a share of the run."""
+SHORT_WARMUP_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Preset:
     final_over_peak: float
     warmup_share: float = 0.0
     warmup_per_epoch: bool = False
+    min_warmup_tokens: int = 0
+    """The warmup has at least so many tokens, but this minimum is at most SHORT_WARMUP_SHARE of the run."""
     decay_share: float | None = None
     switch_lr_fraction: float | None = None
     wants_replay: bool = False
@@ -74,12 +77,15 @@ GENTLE = Preset(
     final_over_peak=0.1,
     warmup_share=0.01,
     warmup_per_epoch=True,
+    min_warmup_tokens=100_000_000,
 )
 """For a small budget of a few billion tokens.
 
 Practitioners' rule of thumb: a tenth of the base model's peak (3e-4 → 3e-5 for 7B models), a warmup of 1 % of the
 tokens per epoch (1 epoch: 1 %, 3 epochs: 3 %), and rates scaled with the square root of the batch (`batch_scaling`).
-The rule gives no final rate; a tenth of the peak is common. The warmup is limited to MAX_WARMUP_SHARE.
+The rule gives no final rate; a tenth of the peak is common. It wants a longer warmup for less data, without a number:
+here a run below 10B tokens also has a warmup of 100M tokens (1 % of 10B), but at most a tenth of the run, which is the
+share in PAI's sample of 1.6M tokens. The warmup is limited to MAX_WARMUP_SHARE.
 """
 
 WSD = Preset(
@@ -230,12 +236,23 @@ def _resolve_warmup(
                     f"epochs is too long; it is limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
                     "cpt.schedule.warmup_share for another length"
                 )
+    minimum = _find_minimum_share(preset, total_steps * tokens_per_step)
+    if minimum > default_share:
+        default_share = minimum
+        if config.warmup_tokens is None and config.warmup_share is None:
+            notes.append(f"preset {config.preset}: a warmup of {minimum:.3g} of the run, because the run is short")
     steps = _count_part(
         "warmup", config.warmup_tokens, config.warmup_share, total_steps, tokens_per_step, default_share
     )
     if preset is REUSE and steps:
         notes.append(f"warning: preset reuse has no warmup; all warmups tried were worse ({preset.source})")
     return steps or 0
+
+
+def _find_minimum_share(preset: Preset | None, num_tokens: int) -> float:
+    if preset is None or not preset.min_warmup_tokens:
+        return 0.0
+    return min(preset.min_warmup_tokens / num_tokens, SHORT_WARMUP_SHARE)
 
 
 def _count_part(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ascend_cpt.config.values import format_bytes, format_count, format_rows
+from ascend_cpt.data.packed.packing import CONCAT
 from ascend_cpt.model.parameters import list_hf_shapes
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.run.planning.training_case import count_checkpoints
-from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.run.starting_point import Start
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
@@ -78,9 +79,15 @@ def describe_data(run: ResolvedRun) -> list[str]:
         rows = drawn[source.name]
         lines.append(
             f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens = "
-            f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
+            f"{rows / source.num_rows:.2f} epochs of {source.num_rows} rows{_describe_padding(source)}"
         )
     return lines
+
+
+def _describe_padding(source: Dataset) -> str:
+    if source.manifest.packing == CONCAT:
+        return ""
+    return f", packed by {source.manifest.packing}, {100 * source.manifest.padding_share:.1f} % padding"
 
 
 def describe_disk(run: ResolvedRun) -> str:

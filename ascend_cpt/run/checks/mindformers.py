@@ -39,6 +39,10 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
         "split",
     ),
     "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
+    "model.model_config.pet_config": (
+        (),
+        "LoRA, other adapters and freezing (freeze_include, freeze_exclude) are not supported: all weights are trained",
+    ),
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
     "model.model_config.use_eod_attn_mask_compression": ((False,), "set cpt.document_attention: within"),
 }
