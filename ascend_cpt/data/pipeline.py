@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoken", "sentencepiece", "tiktoken")
 
+_LARGE_INPUT_BYTES = 1 << 30
+"""Input from which more parts pay."""
+
 
 def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Manifest]:
     """Pack the input into one dataset per key and return their manifests.
@@ -100,6 +103,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
             sample = preview_texts(files, handler, settings.json_keys, options)
             engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
             logger.info("tokenizing with %s %s (%s)", engine.name, engine.version, engine.check)
+        _note_parts(settings, files)
         work = workspace.open_work_folder(settings, identity)
         tasks = _make_tasks(settings, identity, files, options, tokenizer, engine, work)
         tasks = select_documents(settings, tasks, filters, work, fork)
@@ -116,6 +120,19 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         shards = workspace.join_shards(settings, tasks, results)
         manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards)
         return workspace.commit(settings, tasks, manifests)
+
+
+def _note_parts(settings: PreprocessSettings, files: Sequence[InputFile]) -> None:
+    """Name --n-subs where it would save time."""
+    num_bytes = sum(file.size_bytes for file in files)
+    if settings.num_shards < settings.workers and num_bytes > _LARGE_INPUT_BYTES:
+        logger.info(
+            "note: %d of %d workers are used for %.1f GB, one per part; --n-subs %d uses all",
+            settings.num_shards,
+            settings.workers,
+            num_bytes / 1e9,
+            settings.workers,
+        )
 
 
 def _make_read_options(settings: PreprocessSettings, handler: Handler) -> ReadOptions:

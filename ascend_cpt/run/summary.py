@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from ascend_cpt.config.values import format_bytes, format_count, format_rows
 from ascend_cpt.data.packed.packing import CONCAT
-from ascend_cpt.model.parameters import list_hf_shapes
+from ascend_cpt.model.frozen import list_frozen
+from ascend_cpt.model.parameters import count_parameters, list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.run.planning.training_case import count_checkpoints
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
@@ -28,6 +32,7 @@ def describe(run: ResolvedRun) -> str:
         f"({format_rows(budget.micro_batch_size)} × {layout.data_parallel} ranks{accumulation})",
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
         f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
+        *describe_frozen(run),
         *describe_rate(run),
         *describe_data(run),
     ]
@@ -40,6 +45,20 @@ def describe(run: ResolvedRun) -> str:
         lines.append(f"export   the {export.checkpoint} checkpoint to {export.to}, after the last step")
     lines += [f"note     {note}" for note in run.notes]
     return "\n".join(lines)
+
+
+def describe_frozen(run: ResolvedRun) -> list[str]:
+    """Return a line with the number of weights that are not trained, if any."""
+    sizes = read_sizes(run.model)
+    frozen = list_frozen(sizes, run.model.get("pet_config"))
+    if not frozen:
+        return []
+    shapes = list_mindformers_shapes(sizes)
+    held, total = sum(math.prod(shapes[name]) for name in frozen), count_parameters(sizes)
+    return [
+        f"frozen   {len(frozen)} of {len(shapes)} tensors, {format_count(held)} of {format_count(total)} parameters; "
+        "the plan and the size of checkpoints count them as trained"
+    ]
 
 
 def describe_rate(run: ResolvedRun) -> list[str]:

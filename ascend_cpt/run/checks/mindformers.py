@@ -10,6 +10,8 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.model.families import ARCHITECTURES
+from ascend_cpt.model.frozen import find_freeze_problem
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 
 # Dotted key → values that it may have if present, and what to set instead.
@@ -39,10 +41,6 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
         "split",
     ),
     "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
-    "model.model_config.pet_config": (
-        (),
-        "LoRA, other adapters and freezing (freeze_include, freeze_exclude) are not supported: all weights are trained",
-    ),
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
     "model.model_config.use_eod_attn_mask_compression": ((False,), "set cpt.document_attention: within"),
 }
@@ -125,4 +123,10 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
             sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
             recompute=recompute.get("recompute"),
         )
-    return problems + [f"{config.locate('parallel_config')}: {problem}" for problem in found]
+    problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]
+    if not problems and model.get("pet_config") is not None:
+        problem = find_freeze_problem(read_sizes(model), model["pet_config"])
+        if problem:
+            where = config.locate("model", "model_config", "pet_config")
+            problems.append(f"{where}: model.model_config.pet_config: {problem}")
+    return problems
