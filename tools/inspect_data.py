@@ -24,7 +24,7 @@ from ascend_cpt.installed import require
 require()
 
 from ascend_cpt.data.adoption.settings import AdoptSettings
-from ascend_cpt.data.packed.manifest import Manifest, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, describe_packing, load_manifest
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, TYPE_HELP, parse_tokenizer_type
 from ascend_cpt.errors import DataError, run_command
 from ascend_cpt.terminal_text import strip_controls
@@ -101,6 +101,7 @@ def show_manifest(manifest: Manifest) -> None:
     print(f"{manifest.path}")
     print(f"  {manifest.output_format}: {manifest.num_rows} {rows}, {manifest.num_tokens} tokens")
     print(f"  {manifest.num_documents} documents of {size}, from {manifest.num_records} records")
+    print(f"  packing: {describe_packing(manifest)}")
     print(f"  rejected: {rejected}; filtered: {manifest.num_filtered}; dropped tokens: {manifest.dropped_tokens}")
     print(f"  dropped documents: {left_out}")
     print(

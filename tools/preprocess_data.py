@@ -22,7 +22,8 @@ from ascend_cpt.installed import require
 require()
 
 from ascend_cpt.config.foreign_flags import PREPROCESS_FLAGS, ExplainingParser
-from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.manifest import Manifest, describe_packing
+from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.settings import (
     INPUT_FORMATS,
     OUTPUT_FORMATS,
@@ -117,7 +118,19 @@ def parse_args() -> PreprocessSettings:
     add("--seq-length", type=int, help="trained tokens per row; a row has one more (not for mmap)")
     add("--n-subs", type=int, default=1, help="number of shards, each packed to one file [%(default)s]")
     add("--workers", type=int, default=os.cpu_count() or 1, help="parallel processes [cores: %(default)s]")
-    add("--tail", choices=TAILS, default="pad", help="pad or drop the last, incomplete row of a shard [%(default)s]")
+    add(
+        "--packing",
+        choices=PACKINGS,
+        default=CONCAT,
+        help="concat: one after the other; document: one per row, padded; best-fit: whole documents, little padding "
+        "[%(default)s]",
+    )
+    add(
+        "--tail",
+        choices=TAILS,
+        default="pad",
+        help="concat: pad or drop the last, incomplete row of a shard [%(default)s]",
+    )
     add("--overwrite", action="store_true", help="replace existing output that differs from this run's")
     add("--log-interval", type=int, metavar="N", help="accepted but has no effect: progress is printed by time")
 
@@ -160,6 +173,7 @@ def parse_args() -> PreprocessSettings:
         ray_address=args.ray_address,
         sub_range=args.sub_range,
         tail=args.tail,
+        packing=args.packing,
         overwrite=args.overwrite,
     )
 
@@ -221,7 +235,8 @@ def main() -> None:
         print(
             f"{manifest.path}: {manifest.num_documents} documents, {manifest.num_tokens} tokens "
             f"in {describe_rows(manifest)}, "
-            f"{sum(manifest.rejected.values())} records rejected{describe_left_out(manifest)}"
+            f"{sum(manifest.rejected.values())} records rejected{describe_left_out(manifest)}\n"
+            f"  packing {describe_packing(manifest)}"
         )
 
 

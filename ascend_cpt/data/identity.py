@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ascend_cpt.data.packed.manifest import Manifest, SourceFile
+from ascend_cpt.data.packed.packing import CONCAT
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 
@@ -48,7 +49,8 @@ def make_identity(
         "settings": {key: getattr(settings, name) for key, name in _DECISIVE_SETTINGS.items()}
         | {"handler": handler, "filters": filters}
         | ({} if named_format is None else {"format": named_format})
-        | ({} if settings.max_record_bytes is None else {"max_record_bytes": settings.max_record_bytes}),
+        | ({} if settings.max_record_bytes is None else {"max_record_bytes": settings.max_record_bytes})
+        | ({} if settings.packing == CONCAT else {"packing": settings.packing}),
         "sources": [dataclasses.asdict(source) for source in sources],
         "tokenizer": dataclasses.asdict(tokenizer),
     }

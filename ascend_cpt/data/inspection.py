@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ascend_cpt.data.packed.manifest import Manifest, Shard, check_shards
 from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader, iter_documents
 from ascend_cpt.data.packed.mindrecord import iter_rows
+from ascend_cpt.data.packed.packing import BEST_FIT, CONCAT, strip_padding
 from ascend_cpt.data.packed.shard_writers import MINDRECORD
 from ascend_cpt.errors import DataError
 
@@ -26,7 +27,7 @@ class Statistics:
     """Statistics of a dataset."""
 
     lengths: npt.NDArray[np.int64]
-    """Tokens per document including EOD; empty if documents are not separated by EOD."""
+    """Tokens per document including EOD (with best-fit packing, of each piece of a cut document); empty without EOD."""
     token_counts: npt.NDArray[np.int64]
     """Occurrences of each id without padding, shape [vocab_size]."""
 
@@ -48,6 +49,10 @@ def iter_stream(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
         for _, documents in iter_documents(reader, 0, len(reader), _BATCH_TOKENS):
             yield documents.ids
         return
+    if manifest.packing != CONCAT:
+        for rows in iter_rows(path):
+            yield strip_padding(rows, manifest.tokenizer.pad_id)
+        return
     num_left = shard.num_tokens
     for rows in iter_rows(path):
         stream = rows.reshape(-1)[:num_left]
@@ -56,7 +61,18 @@ def iter_stream(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
 
 
 def iter_shard_documents(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
-    """Yield the documents of a shard, each with its EOD; the last one may lack it."""
+    """Yield the documents of a shard, each with its EOD; the last one may lack it.
+
+    With best-fit packing the pieces of a cut document are in rows that do not follow each other; each piece is yielded
+    as a document.
+    """
+    if manifest.packing == BEST_FIT:
+        for rows in iter_rows(manifest.folder / shard.file):
+            for row in rows:
+                stream = strip_padding(row[None], manifest.tokenizer.pad_id)
+                ends = np.flatnonzero(stream == manifest.tokenizer.eod_id) + 1
+                yield from (part for part in np.split(stream, ends) if part.size)
+        return
     parts: list[Ids] = []
     for stream in iter_stream(manifest, shard):
         begin = 0
@@ -109,6 +125,9 @@ def compute_statistics(manifest: Manifest) -> Statistics:
             token_counts += np.bincount(stream, minlength=token_counts.size)
             ends.append(np.flatnonzero(stream == manifest.tokenizer.eod_id) + 1 + offset)
             offset += stream.size
+        if manifest.packing == BEST_FIT:
+            documents = iter_shard_documents(manifest, shard)
+            ends = [np.cumsum([0, *(document.size for document in documents)], dtype=np.int64)]
         lengths.append(np.diff(np.concatenate(ends)))
     marked = np.concatenate(lengths) if _marks_documents(manifest) else np.empty(0, np.int64)
     return Statistics(lengths=marked, token_counts=token_counts)

@@ -50,6 +50,9 @@ logger = logging.getLogger(__name__)
 
 _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoken", "sentencepiece", "tiktoken")
 
+_LARGE_INPUT_BYTES = 1 << 30
+"""Input from which more parts pay."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
@@ -128,6 +131,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
             sample = preview_texts(files, handler, settings.json_keys, options)
             engine = choose_engine(tokenizer, settings.tokenizer_engine, sample)
             logger.info("tokenizing with %s %s (%s)", engine.name, engine.version, engine.check)
+        _note_parts(settings, files)
         work = workspace.open_work_folder(settings, identity)
         tasks = _make_tasks(settings, identity, files, options, tokenizer, engine, work)
         tasks = select_documents(settings, tasks, filters, work, fork)
@@ -144,6 +148,19 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         shards = workspace.join_shards(settings, tasks, results)
         manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards)
         return workspace.commit(settings, tasks, manifests)
+
+
+def _note_parts(settings: PreprocessSettings, files: Sequence[InputFile]) -> None:
+    """Name --n-subs where it would save time."""
+    num_bytes = sum(file.size_bytes for file in files)
+    if settings.num_shards < settings.workers and num_bytes > _LARGE_INPUT_BYTES:
+        logger.info(
+            "note: %d of %d workers are used for %.1f GB, one per part; --n-subs %d uses all",
+            settings.num_shards,
+            settings.workers,
+            num_bytes / 1e9,
+            settings.workers,
+        )
 
 
 def _make_read_options(settings: PreprocessSettings, handler: Handler) -> ReadOptions:
@@ -203,6 +220,7 @@ def _make_tasks(
             engine=engine,
             layout=layout,
             output_format=settings.output_format,
+            packing=settings.packing,
             limits_tokenizer=settings.max_record_bytes is None,
         )
         for number, spans in enumerate(split_input(files, extents, settings.num_shards))
@@ -247,6 +265,7 @@ def _make_manifests(
             seq_length=settings.seq_length if settings.output_format == MINDRECORD else None,
             tokenizer=tokenizer.info,
             shards=shards[k],
+            packing=settings.packing,
             sources=tuple(SourceFile(**source) for source in identity["sources"]),
             num_records=sum(result.num_records for result in results),
             num_filtered=sum(result.num_filtered for result in results),

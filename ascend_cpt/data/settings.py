@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.readers.input_files import FORMATS
 from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
 from ascend_cpt.errors import DataError
@@ -48,6 +49,8 @@ class PreprocessSettings:
     eod_token: str | None = None
     parse_special_tokens: bool = False
     tail: str = "pad"
+    packing: str = CONCAT
+    """How documents are put into rows: one of `PACKINGS`."""
     txt_documents: str = "line"
     max_bad_fraction: float = 0.001
     max_record_bytes: int | None = None
@@ -66,6 +69,15 @@ class PreprocessSettings:
                 f"--seq-length {self.seq_length}: must be at least 1",
             ),
             (self.seq_length <= MAX_SEQ_LENGTH, f"--seq-length {self.seq_length}: must be at most {MAX_SEQ_LENGTH}"),
+            (
+                self.packing == CONCAT or self.output_format != "mmap",
+                f"--packing {self.packing}: an indexed dataset has whole documents, which training cuts into rows one "
+                "after the other; use --output-format mindrecord",
+            ),
+            (
+                self.packing == CONCAT or self.tail == "pad",
+                f"--tail {self.tail}: only with --packing {CONCAT}; with {self.packing} every row may be padded",
+            ),
             (self.num_shards >= 1, f"--n-subs {self.num_shards}: must be at least 1"),
             (self.num_shards <= MAX_SHARDS, f"--n-subs {self.num_shards}: must be at most {MAX_SHARDS}"),
             (self.workers >= 1, f"--workers {self.workers}: must be at least 1"),
@@ -103,6 +115,7 @@ class PreprocessSettings:
         if self.sub_range is not None and self.selects:
             raise DataError("--sub-range: --drop-duplicates and --filters need all documents; run without a range")
         assert self.engine in RUN_ENGINES
+        assert self.packing in PACKINGS
         assert self.tail in TAILS and self.txt_documents in TXT_DOCUMENTS and self.output_format in OUTPUT_FORMATS
         assert self.tokenizer_engine in ENGINES and self.tokenizer_type in TOKENIZER_TYPES
         assert self.input_format is None or self.input_format in INPUT_FORMATS

@@ -17,6 +17,7 @@ from ascend_cpt.recipe.schedule import Schedule, build_schedule
 
 MAX_WARMUP_SHARE = 0.5
 """Upper limit on the warmup of per-epoch presets, as a share of the run."""
+SHORT_WARMUP_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class Preset:
     final_over_peak: float
     warmup_share: float = 0.0
     warmup_per_epoch: bool = False
+    min_warmup_tokens: int = 0
+    """The warmup has at least so many tokens, but this minimum is at most SHORT_WARMUP_SHARE of the run."""
     decay_share: float | None = None
     switch_lr_fraction: float | None = None
     wants_replay: bool = False
@@ -76,12 +79,15 @@ GENTLE = Preset(
     final_over_peak=0.1,
     warmup_share=0.01,
     warmup_per_epoch=True,
+    min_warmup_tokens=100_000_000,
 )
 """For a small budget of a few billion tokens.
 
 Practitioners' rule of thumb: a tenth of the base model's peak (3e-4 → 3e-5 for 7B models), a warmup of 1 % of the
 tokens per epoch (1 epoch: 1 %, 3 epochs: 3 %), and rates scaled with the square root of the batch (`batch_scaling`).
-The rule gives no final rate; a tenth of the peak is common. The warmup is limited to MAX_WARMUP_SHARE.
+The rule gives no final rate; a tenth of the peak is common. It wants a longer warmup for less data, without a number:
+here a run below 10B tokens also has a warmup of 100M tokens (1 % of 10B), but at most a tenth of the run, which is the
+share in PAI's sample of 1.6M tokens. The warmup is limited to MAX_WARMUP_SHARE.
 """
 
 WSD = Preset(
@@ -139,7 +145,15 @@ def resolve_schedule(
             f"tokens per step) = {factor:.4g}: peak {peak_lr:g}, final {final_lr:g}"
         )
     count_last = partial(count_steps, tokens_per_step=tokens_per_step)
-    warmup_steps = _resolve_warmup(config, preset, total_steps, count_warmup_steps or count_last, num_epochs, notes)
+    warmup_steps = _resolve_warmup(
+        config,
+        preset,
+        total_steps,
+        total_steps * tokens_per_step,
+        count_warmup_steps or count_last,
+        num_epochs,
+        notes,
+    )
     decay_share = preset.decay_share if preset else None
     decay_steps = _count_part("decay", config.decay_tokens, config.decay_share, total_steps, count_last, decay_share)
     if kind == "wsd" and decay_steps is None:
@@ -217,6 +231,7 @@ def _resolve_warmup(
     config: ScheduleConfig,
     preset: Preset | None,
     total_steps: int,
+    num_tokens: int,
     count_tokens: Callable[[int], int],
     num_epochs: float,
     notes: list[str],
@@ -233,10 +248,21 @@ def _resolve_warmup(
                     f"epochs is too long; it is limited to {MAX_WARMUP_SHARE:.0%} of the run; set "
                     "cpt.schedule.warmup_share for another length"
                 )
+    minimum = _find_minimum_share(preset, num_tokens)
+    if minimum > default_share:
+        default_share = minimum
+        if config.warmup_tokens is None and config.warmup_share is None:
+            notes.append(f"preset {config.preset}: a warmup of {minimum:.3g} of the run, because the run is short")
     steps = _count_part("warmup", config.warmup_tokens, config.warmup_share, total_steps, count_tokens, default_share)
     if preset is REUSE and steps:
         notes.append(f"warning: preset reuse has no warmup; all warmups tried were worse ({preset.source})")
     return steps or 0
+
+
+def _find_minimum_share(preset: Preset | None, num_tokens: int) -> float:
+    if preset is None or not preset.min_warmup_tokens:
+        return 0.0
+    return min(preset.min_warmup_tokens / num_tokens, SHORT_WARMUP_SHARE)
 
 
 def _count_part(

@@ -90,6 +90,7 @@ def make_mindformers_config(
         }
     model = sections["model"]["model_config"]
     model.update(compile_row_settings(run.row_format))
+    model.pop("pet_config", None)  # the weights it freezes are frozen by the trainer, without MindFormers' adapters
     if run.layout.context_parallel > 1 and model.get("use_flash_attention") is None:
         # The model's own default is True, but MindFormers' check of context parallelism reads only the configuration.
         model["use_flash_attention"] = True

@@ -15,7 +15,7 @@ from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed.manifest import Manifest, NoManifestError, check_shards, load_manifest
 from ascend_cpt.errors import DataError
 from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems, note_keep_best
-from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems
+from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems, note_padding
 from ascend_cpt.run.checks.environment import find_environment_problems
 from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
@@ -117,7 +117,9 @@ def resolve(
         validation=validation_sets,
         seed=seed,
         order=recipe.order,
-        notes=recipe.notes + note_keep_best(config, recipe.budget),
+        notes=recipe.notes
+        + note_padding(config, recipe.budget, source_sets, recipe.order.count(0, recipe.order.total_rows))
+        + note_keep_best(config, recipe.budget),
     )
 
 

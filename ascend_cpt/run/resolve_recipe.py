@@ -20,6 +20,7 @@ from ascend_cpt.run.recipe.batch import place_stages, resolve_batch
 from ascend_cpt.run.recipe.blends import fill_lengths, resolve_blend
 
 MANY_EPOCHS = 4  # up to here repeated data are about as good as new data: Muennighoff et al., arXiv 2305.16264
+FEW_TOKENS = 1_000_000_000  # practitioners' rule: continued pretraining needs at least a few billion tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ def resolve_recipe(
     problems, epoch_notes = _check_epochs(config, order)
     raise_problems(config.path, problems)
     notes += _note_rounding(config, budget, phases) + epoch_notes + _note_intervals(config, budget)
-    notes += _note_advice(config)
+    notes += _note_advice(config, budget.total_tokens)
     return ResolvedRecipe(budget=budget, schedule=schedule, order=order, notes=tuple(notes))
 
 
@@ -331,9 +332,14 @@ def _note_rounding(config: RunConfig, budget: Budget, phases: tuple[Phase, ...])
     return notes
 
 
-def _note_advice(config: RunConfig) -> list[str]:
+def _note_advice(config: RunConfig, total_tokens: int) -> list[str]:
     """Return a line for each setting without effect, and warnings from the literature."""
     notes = []
+    if total_tokens < FEW_TOKENS and config.initial_weights not in (None, "random"):
+        notes.append(
+            f"warning: {format_count(total_tokens)} tokens: below about {format_count(FEW_TOKENS)}, supervised "
+            "fine-tuning may serve better than continued pretraining (docs/recipes.md)"
+        )
     schedule = config.cpt.schedule
     preset = find_preset(schedule) if schedule is not None else None
     if preset is not None and preset.wants_replay and config.cpt.replay is None and len(config.cpt.sources) == 1:

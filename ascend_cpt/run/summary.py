@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from ascend_cpt.config.values import format_bytes, format_count, format_rows
-from ascend_cpt.model.parameters import list_hf_shapes
+from ascend_cpt.data.packed.packing import CONCAT
+from ascend_cpt.model.frozen import list_frozen
+from ascend_cpt.model.parameters import count_parameters, list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.run.planning.training_case import count_checkpoints
-from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.run.starting_point import Start
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
 
@@ -24,6 +29,7 @@ def describe(run: ResolvedRun) -> str:
         *_describe_batch(run),
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
         f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",
+        *describe_frozen(run),
         *describe_rate(run),
         *describe_data(run),
     ]
@@ -52,6 +58,20 @@ def _describe_batch(run: ResolvedRun) -> list[str]:
             f"rank{'' if run.layout.data_parallel == 1 else 's'}{accumulation})"
         )
     return lines
+
+
+def describe_frozen(run: ResolvedRun) -> list[str]:
+    """Return a line with the number of weights that are not trained, if any."""
+    sizes = read_sizes(run.model)
+    frozen = list_frozen(sizes, run.model.get("pet_config"))
+    if not frozen:
+        return []
+    shapes = list_mindformers_shapes(sizes)
+    held, total = sum(math.prod(shapes[name]) for name in frozen), count_parameters(sizes)
+    return [
+        f"frozen   {len(frozen)} of {len(shapes)} tensors, {format_count(held)} of {format_count(total)} parameters; "
+        "the plan and the size of checkpoints count them as trained"
+    ]
 
 
 def describe_rate(run: ResolvedRun) -> list[str]:
@@ -91,11 +111,17 @@ def describe_data(run: ResolvedRun) -> list[str]:
     drawn = run.count_source_rows(0, run.budget.total_steps)
     for source in run.sources:
         rows = drawn[source.name]
-        epochs = f" = {rows / source.num_rows:.2f} epochs of {source.num_rows} rows"
+        epochs = f" = {rows / source.num_rows:.2f} epochs of {source.num_rows} rows{_describe_padding(source)}"
         if source.name in run.open_sources:
             epochs = ", its size is open"
         lines.append(f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens{epochs}")
     return lines
+
+
+def _describe_padding(source: Dataset) -> str:
+    if source.manifest.packing == CONCAT:
+        return ""
+    return f", packed by {source.manifest.packing}, {100 * source.manifest.padding_share:.1f} % padding"
 
 
 def describe_disk(run: ResolvedRun) -> str:

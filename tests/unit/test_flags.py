@@ -159,6 +159,7 @@ FLAGS: dict[str, list[str]] = {
         "--output-format",
         "--output-prefix",
         "--overwrite",
+        "--packing",
         "--parse-special-tokens",
         "--ray-address",
         "--seq-length",

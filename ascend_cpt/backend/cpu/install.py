@@ -10,7 +10,7 @@ from typing import Any
 import mindspore as ms
 from mindformers.wrapper.wrapper import MFTrainOneStepCell
 
-from ascend_cpt.backend.cpu import attention, kernels, overflow
+from ascend_cpt.backend.cpu import attention, kernels, loss, overflow
 
 logger = logging.getLogger(__name__)
 _is_installed = False
@@ -47,6 +47,7 @@ def install_cpu_kernels(*, keep_float16_cast: bool = False) -> None:
         (_import("tensor_parallel.layers").VocabParallelEmbedding, "embedding_func", kernels.look_up_embedding),
         (MFTrainOneStepCell, "start_overflow_check", overflow.start_overflow_check),
         (MFTrainOneStepCell, "get_overflow_status", overflow.get_overflow_status),
+        (_import("base_models.gpt.gpt_model"), "CrossEntropyLoss", loss.make_loss),
         _skip_parallel_groups(),
         _skip_core_binding(),
     )

@@ -22,6 +22,7 @@ from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.config.values import to_steps
+from ascend_cpt.data.packed.packing import CONCAT
 from ascend_cpt.devices import find_peak_flops
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
@@ -158,10 +159,7 @@ def describe_run(run: ResolvedRun) -> RunInfo:
             }
             for phase in run.phases
         ],
-        sources={
-            source.name: {"rows": source.num_rows, "tokens": source.num_rows * budget.seq_length}
-            for source in run.sources
-        },
+        sources={source.name: _describe_source(source, budget.seq_length) for source in run.sources},
         validation={dataset.name: _describe_set(run, dataset) for dataset in run.validation},
         tasks={
             name: {"max_drop": task.max_drop, "on_drop": task.on_drop}
@@ -169,6 +167,13 @@ def describe_run(run: ResolvedRun) -> RunInfo:
         },
         trackers={"sinks": list(run.config.cpt.monitor.sinks), "project": run.config.cpt.monitor.project},
     )
+
+
+def _describe_source(source: Dataset, seq_length: int) -> dict[str, Any]:
+    size = {"rows": source.num_rows, "tokens": source.num_rows * seq_length}
+    if source.manifest.packing == CONCAT:
+        return size
+    return size | {"packing": source.manifest.packing, "padding_share": source.manifest.padding_share}
 
 
 def _plan_tokens(run: ResolvedRun, phase: Phase) -> dict[str, int]:

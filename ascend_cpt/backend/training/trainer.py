@@ -11,6 +11,8 @@ from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
+from ascend_cpt.model.frozen import list_frozen
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.goodput.timeline import Timeline
 from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.resolved_run import ResolvedRun
@@ -83,6 +85,11 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
     from ascend_cpt.backend.checkpointing.header_metadata import use_headers
 
+    frozen = list_frozen(read_sizes(run.model), run.model.get("pet_config"))
+    if frozen:
+        from ascend_cpt.backend.models.freeze import freeze_weights
+
+        freeze_weights(frozen)
     use_headers()
     require_optimizer_state()
     if launch.compile_cache is not None:

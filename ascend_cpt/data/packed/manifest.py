@@ -16,6 +16,7 @@ from typing import Any
 
 from ascend_cpt.data.dataset_files import MANIFEST_SUFFIX, find_data_files, strip_ending
 from ascend_cpt.data.packed.checksum import checksum_file
+from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import DataError
 from ascend_cpt.files import write_text
@@ -47,6 +48,8 @@ class Shard:
     """Tokens without padding in the last row if it is padded, otherwise 0."""
     dropped_tokens: int = 0
     """Tokens of the last, incomplete row if it was dropped."""
+    num_cut_documents: int | None = None
+    """Documents with tokens in more than one row; None if unknown: mmap, or written by an earlier version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,9 @@ class Manifest:
     shards: tuple[Shard, ...]
     lacks_last_label: bool = False
     """Rows have `seq_length` tokens instead of one more, so their last token has no label: an adopted dataset."""
+    packing: str = CONCAT
+    """How documents were put into rows: `concat`, `document` or `best-fit`. Rows of an mmap dataset are cut in training
+    as by `concat`."""
     sources: tuple[SourceFile, ...] = ()
     num_records: int = 0
     """Number of input records."""
@@ -126,13 +132,31 @@ class Manifest:
         return sum(shard.dropped_tokens for shard in self.shards)
 
     @property
+    def num_cut_documents(self) -> int | None:
+        """Documents with tokens in more than one row; None if unknown."""
+        counts = [shard.num_cut_documents for shard in self.shards]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    @property
+    def padding_tokens(self) -> int:
+        """Padding in the rows; 0 for an mmap dataset."""
+        return 0 if self.seq_length is None else self.num_rows * self.row_tokens - self.num_tokens
+
+    @property
+    def padding_share(self) -> float:
+        """Share of padding among the tokens of all rows, from 0 to 1."""
+        return self.padding_tokens / max(1, self.num_tokens + self.padding_tokens)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the content, equal for datasets with the same rows and the same tokenizer.
 
-        Sources, settings, engine and versions are excluded, because they do not describe the content.
+        Sources, settings, packing, engine and versions are excluded, because they do not describe the content.
         """
         record = _to_record(self)
         for name in (
+            "packing",
             "sources",
             "num_records",
             "num_filtered",
@@ -145,6 +169,8 @@ class Manifest:
         ):
             record.pop(name)
         record["tokenizer"].pop("name")
+        for shard in record["shards"]:
+            shard.pop("num_cut_documents")
         return hashlib.sha256(_dump_canonical(record)).hexdigest()
 
 
@@ -163,6 +189,15 @@ class NoManifestError(DataError):
             f"{path}: has no manifest, so its tokenizer and checksums are unknown; write one with: {command}"
             f"{shlex.quote(tokenizer) if tokenizer else 'TOKENIZER (the folder or model file it was made with)'}"
         )
+
+
+def describe_packing(manifest: Manifest) -> str:
+    """Describe how documents were put into rows, with the share of cut documents and of padding."""
+    if manifest.seq_length is None:
+        return "whole documents, cut into rows in training"
+    num_cut = manifest.num_cut_documents
+    share = "unknown" if num_cut is None else f"{100 * num_cut / max(1, manifest.num_documents):.2f} %"
+    return f"{manifest.packing}: share of cut documents {share}, of padding {100 * manifest.padding_share:.2f} %"
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> Manifest:
@@ -269,7 +304,15 @@ def _to_record(manifest: Manifest) -> dict[str, Any]:
         del record["lacks_last_label"]
     record["totals"] = {
         name: getattr(manifest, name)
-        for name in ("num_rows", "num_tokens", "num_documents", "text_bytes", "dropped_tokens")
+        for name in (
+            "num_rows",
+            "num_tokens",
+            "num_documents",
+            "num_cut_documents",
+            "padding_tokens",
+            "text_bytes",
+            "dropped_tokens",
+        )
     }
     return record
 
@@ -283,6 +326,8 @@ def _from_record(record: dict[str, Any], path: Path) -> Manifest:
         counts = (shard.size_bytes, shard.index_size_bytes, shard.num_rows, shard.num_tokens, shard.tail_tokens)
         if min(counts) < 0:
             raise JsonError(f"{shard.file}: a count is negative")
+    if manifest.packing not in PACKINGS:
+        raise JsonError(f"packing: {shorten(manifest.packing)}")
     if manifest.output_format == "mindrecord" and (manifest.seq_length is None or manifest.seq_length < 1):
         raise JsonError(f"seq_length: {manifest.seq_length}")
     if manifest.output_format == "mmap" and len(manifest.shards) != 1:

@@ -12,12 +12,11 @@ from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.packed.manifest import Shard
 from ascend_cpt.data.packed.mindrecord import MindRecordWriter
 from ascend_cpt.data.packed.mindrecord_writer import INDEX_SUFFIX
-from ascend_cpt.data.packed.packing import Packer, RowLayout, add_special_tokens
+from ascend_cpt.data.packed.packing import RowLayout, add_special_tokens, make_packer
 from ascend_cpt.data.tokenizing.base import Encoded
 
 MINDRECORD = "mindrecord"
 MMAP = "mmap"
-_WRITTEN_TOKENS = 1 << 20
 
 
 class Output(Protocol):
@@ -31,36 +30,34 @@ class Output(Protocol):
     def close(self, num_documents: int, text_bytes: int) -> Shard: ...
 
 
-def open_output(output_format: str, path: Path, layout: RowLayout, vocab_size: int) -> Output:
+def open_output(output_format: str, path: Path, layout: RowLayout, packing: str, vocab_size: int) -> Output:
     """Open the data file `path` for writing."""
-    return MmapOutput(path, layout, vocab_size) if output_format == MMAP else MindRecordOutput(path, layout)
+    return MmapOutput(path, layout, vocab_size) if output_format == MMAP else MindRecordOutput(path, layout, packing)
 
 
 class MindRecordOutput:
     """Packs documents into rows and writes them to a MindRecord file."""
 
-    def __init__(self, path: Path, layout: RowLayout) -> None:
+    def __init__(self, path: Path, layout: RowLayout, packing: str) -> None:
         self.num_tokens = 0
         self._path = path
-        self._row_tokens = layout.seq_length + 1
-        self._packer = Packer(layout)
+        self._row_tokens = layout.row_tokens
+        self._packer = make_packer(packing, layout)
         self._writer = MindRecordWriter(path)
 
     def add(self, documents: Encoded) -> None:
-        rows = self._packer.add(documents)
-        # Writing takes several times the memory of the rows, which one long document can fill.
-        step = max(1, _WRITTEN_TOKENS // self._row_tokens)
-        for begin in range(0, len(rows), step):
-            self._writer.write(rows[begin : begin + step])
+        for rows in self._packer.add(documents):
+            self._writer.write(rows)
         self.num_tokens = self._packer.num_tokens
 
     def close(self, num_documents: int, text_bytes: int) -> Shard:
-        tail = self._packer.finish()
-        self._writer.write(tail.rows)
+        packer = self._packer
+        for rows in packer.finish():
+            self._writer.write(rows)
         self._writer.close()
-        num_tokens = self.num_tokens - tail.dropped_tokens
-        padding = self._row_tokens - tail.tail_tokens if tail.tail_tokens else 0
-        assert self._writer.num_rows * self._row_tokens == num_tokens + padding, "number of tokens does not match"
+        num_tokens = packer.num_tokens - packer.dropped_tokens
+        num_written = self._writer.num_rows * self._row_tokens
+        assert num_written == num_tokens + packer.padding_tokens, "number of tokens does not match"
         return make_shard(
             self._path,
             self._path.with_name(self._path.name + INDEX_SUFFIX),
@@ -68,8 +65,9 @@ class MindRecordOutput:
             num_tokens=num_tokens,
             num_documents=num_documents,
             text_bytes=text_bytes,
-            tail_tokens=tail.tail_tokens,
-            dropped_tokens=tail.dropped_tokens,
+            tail_tokens=packer.tail_tokens,
+            dropped_tokens=packer.dropped_tokens,
+            num_cut_documents=packer.num_cut_documents,
         )
 
 

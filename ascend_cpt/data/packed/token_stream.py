@@ -1,6 +1,6 @@
 """Random access to the tokens of a packed dataset, in either format, without MindSpore.
 
-Rows do not overlap, so the tokens of a dataset are those of its rows in order, without the padding at the end of files.
+Rows do not overlap, so the tokens of a dataset are those of its rows in order, without the padding at the end of rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader
 from ascend_cpt.data.packed.mindrecord_writer import COLUMN, HEAD_BYTES, INDEX_SUFFIX, check_sizes, unpack_row
+from ascend_cpt.data.packed.packing import CONCAT, strip_padding
 from ascend_cpt.errors import DataError
 
 Tokens = npt.NDArray[np.int32]
@@ -63,6 +64,9 @@ class FileLayout:
 class TokenStream:
     """The tokens of a dataset.
 
+    If rows may be padded (`packing` other than `concat`), no index has the position of each row: reading then begins at
+    the row in which `start` would be if all rows had equally many tokens, and continues at the first row after the end.
+
     Raises:
         DataError: an mmap dataset whose files do not match.
     """
@@ -92,6 +96,8 @@ class TokenStream:
         assert start >= 0 and start + count <= self.num_tokens
         if self._ids is not None:
             return self._ids[start : start + count].astype(np.int32)
+        if self._manifest.packing != CONCAT:
+            return self._read_padded(start, count)
         parts = [np.empty(0, np.int32)]
         while count:
             shard = int(np.searchsorted(self._starts, start, "right")) - 1
@@ -100,9 +106,30 @@ class TokenStream:
             start, count = start + taken, count - taken
         return np.concatenate(parts)
 
+    def _read_padded(self, start: int, count: int) -> Tokens:
+        shards = [shard for shard in self._manifest.shards if shard.num_rows]
+        first_rows = np.cumsum([0, *(shard.num_rows for shard in shards)])
+        num_rows = int(first_rows[-1])
+        row = start * num_rows // max(1, self.num_tokens)
+        parts, num_read = [np.empty(0, np.int32)], 0
+        while num_read < count:
+            number = int(np.searchsorted(first_rows, row, "right")) - 1
+            first = row - int(first_rows[number])
+            # At least as many rows as full ones would have these tokens.
+            wanted = -(-(count - num_read) // self._row_length)
+            last = min(first + wanted, shards[number].num_rows) - 1
+            rows = read_rows(self._manifest.folder / shards[number].file, first, last)
+            parts.append(strip_padding(rows, self._manifest.tokenizer.pad_id))
+            num_read += parts[-1].size
+            row = (row + last - first + 1) % num_rows
+        return np.concatenate(parts)[:count]
+
+    @property
+    def _row_length(self) -> int:
+        return self._manifest.row_tokens
+
     def _read_shard(self, number: int, start: int, count: int) -> Tokens:
-        assert self._manifest.seq_length is not None
-        row_length = self._manifest.row_tokens
+        row_length = self._row_length
         first, last = start // row_length, (start + count - 1) // row_length
         rows = read_rows(self._manifest.folder / self._manifest.shards[number].file, first, last)
         return rows.reshape(-1)[start - first * row_length :][:count]

@@ -101,7 +101,10 @@ def _count_kinds(rejects: Iterable[dict[str, Any]]) -> dict[str, int]:
 def _pack(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
     tally = Tally()
     vocab_size = task.tokenizer.info.vocab_size
-    outputs = [open_output(task.output_format, task.folder / name, task.layout, vocab_size) for name in task.file_names]
+    outputs = [
+        open_output(task.output_format, task.folder / name, task.layout, task.packing, vocab_size)
+        for name in task.file_names
+    ]
     text_bytes = [0] * len(outputs)
     for batch in iter_batches(task, tally):
         for k, output in enumerate(outputs):

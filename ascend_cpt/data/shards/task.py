@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ascend_cpt.data.packed.packing import RowLayout
+from ascend_cpt.data.packed.packing import CONCAT, RowLayout
 from ascend_cpt.data.readers.formats import ReadOptions
 from ascend_cpt.data.readers.spans import Span
 from ascend_cpt.data.tokenizing.base import TokenizerFile
@@ -31,6 +31,8 @@ class ShardTask:
     engine: EngineChoice
     layout: RowLayout
     output_format: str
+    packing: str = CONCAT
+    """How documents are put into rows."""
     limits_tokenizer: bool = True
     """Whether to reject texts for which the engine would need too much memory."""
     dropped: Path | None = None

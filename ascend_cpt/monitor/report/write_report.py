@@ -211,6 +211,12 @@ def _format_last_skip(skipped: Mapping[int, str]) -> str:
     return f"step {step} ({skipped[step]})"
 
 
+def _describe_size(source: Mapping[str, Any]) -> str:
+    """Return the tokens of a source, with the share of padding if rows are not concatenated documents."""
+    share = source.get("padding_share")
+    return format_count(source["tokens"]) + ("" if share is None else f", {share:.1%} padding")
+
+
 def _render_account(run: RunData) -> str:
     """Return the tables of the data: tokens trained on and planned, epochs."""
     if run.account is None:
@@ -228,7 +234,7 @@ def _render_account(run: RunData) -> str:
     sizes = run.info.get("sources", {})
     epochs = "".join(
         f"<tr><td>{html.escape(source)}</td><td>{passes:.2f}</td>"
-        f"<td>{format_count(sizes[source]['tokens']) if source in sizes else '–'}</td></tr>"
+        f"<td>{_describe_size(sizes[source]) if source in sizes else '–'}</td></tr>"
         for source, passes in run.account["epochs"].items()
     )
     return (

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ascend_cpt.config.loader import RunConfig
+from ascend_cpt.config.parallel_layout import uses_cpu
+from ascend_cpt.config.values import format_count
+from ascend_cpt.data.packed.packing import CONCAT
+from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.run.resolved_run import Dataset
 
 VALIDATION = "validation.sets"
+NOTED_PADDING = 0.02
+"""Share of padding in a run from which a warning is printed."""
 
 
 def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: str) -> list[str]:
@@ -85,3 +91,35 @@ def find_tokenizer_problems(config: RunConfig, datasets: Sequence[Dataset]) -> l
             "pack them again with the same one"
         )
     return problems
+
+
+def note_padding(
+    config: RunConfig, budget: Budget, sources: Sequence[Dataset], num_rows: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Return warnings about padded rows, if they are more than `NOTED_PADDING` of the run.
+
+    Args:
+        config: The run's configuration.
+        budget: Its batch and steps.
+        sources: Its sources.
+        num_rows: Rows of each source that the run trains on.
+    """
+    padded = {s.name: s.manifest.padding_share for s in sources if s.manifest.packing != CONCAT}
+    share = sum(num_rows[name] * part for name, part in padded.items()) / max(1, sum(num_rows.values()))
+    if share < NOTED_PADDING:
+        return ()
+    parts = ", ".join(f"{name} {100 * part:.1f} %" for name, part in padded.items())
+    total = budget.total_tokens
+    notes = [
+        f"warning: {100 * share:.1f} % of the tokens are padding ({parts}); budgets, intervals and tokens/s count it: "
+        f"of {format_count(total)} tokens about {format_count(round(total * (1 - share)))} are real; for "
+        f"{format_count(total)} real ones train on about {format_count(round(total / (1 - share)))}, or pack with "
+        "--packing best-fit"
+    ]
+    if budget.num_accumulation_steps > 1 and not uses_cpu(config):
+        notes.append(
+            f"warning: the {budget.num_accumulation_steps} micro batches of a step have equal weights, whatever their "
+            "padding: the loss is the mean over the real tokens of a micro batch on all data-parallel ranks, then over "
+            "the micro batches; larger micro batches or --packing best-fit reduce the difference"
+        )
+    return tuple(notes)

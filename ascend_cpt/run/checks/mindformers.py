@@ -10,6 +10,8 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.model.families import ARCHITECTURES
+from ascend_cpt.model.frozen import find_freeze_problem
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 
 # Dotted key → values that it may have if present, and what to set instead.
@@ -121,4 +123,10 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
             sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
             recompute=recompute.get("recompute"),
         )
-    return problems + [f"{config.locate('parallel_config')}: {problem}" for problem in found]
+    problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]
+    if not problems and model.get("pet_config") is not None:
+        problem = find_freeze_problem(read_sizes(model), model["pet_config"])
+        if problem:
+            where = config.locate("model", "model_config", "pet_config")
+            problems.append(f"{where}: model.model_config.pet_config: {problem}")
+    return problems

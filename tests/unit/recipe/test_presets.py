@@ -30,11 +30,27 @@ def test_rewarm() -> None:
 
 @pytest.mark.parametrize(("num_epochs", "warmup"), [(0.4, 10), (1, 10), (3, 30), (2.5, 30)])
 def test_gentle_has_a_warmup_of_one_percent_per_epoch(num_epochs: float, warmup: int) -> None:
-    assert resolve_preset(ScheduleConfig(preset="gentle", base_peak_lr=3e-4), num_epochs=num_epochs)[:3] == (
+    config = ScheduleConfig(preset="gentle", base_peak_lr=3e-4)
+    schedule, notes = resolve_schedule(config, total_steps=1000, tokens_per_step=10_000_000, num_epochs=num_epochs)
+    assert (schedule.peak_lr, schedule.final_lr, schedule.warmup_steps) == (
         pytest.approx(3e-5),
         pytest.approx(3e-6),
         warmup,
     )
+    assert not any("short" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "num_epochs", "warmup"), [(4e9, 1, 25), (4e9, 3, 30), (1e9, 1, 100), (1e8, 1, 100), (1e8, 12, 120)]
+)
+def test_gentle_has_a_longer_warmup_in_short_runs(tokens: float, num_epochs: float, warmup: int) -> None:
+    """100M tokens, as in a run of 10B tokens, but at most a tenth of the run."""
+    config = ScheduleConfig(preset="gentle", base_peak_lr=3e-4)
+    schedule, notes = resolve_schedule(
+        config, total_steps=1000, tokens_per_step=int(tokens) // 1000, num_epochs=num_epochs
+    )
+    assert schedule.warmup_steps == warmup
+    assert any("because the run is short" in note for note in notes) == (warmup > 10 * num_epochs)
 
 
 @pytest.mark.parametrize("num_epochs", [51, 100, 5000])

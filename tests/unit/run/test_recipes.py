@@ -93,7 +93,8 @@ def test_mindspeed_has_2000_steps(resolve_run: ResolveRun) -> None:
     assert (run.budget.total_steps, run.budget.warmup_steps) == (2000, 20)
     assert run.schedule is not None
     assert (run.schedule.peak_lr, run.schedule.final_lr) == (1.25e-6, 1.25e-7)
-    assert run.budget.num_accumulation_steps == 16
+    assert (run.layout.tensor_parallel, run.layout.pipeline_parallel) == (1, 4), "as printed"
+    assert run.budget.num_accumulation_steps == 32
 
 
 def test_nvidia_switches_at_a_fifth_of_the_peak(resolve_run: ResolveRun) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
             "MindFormers' Qwen3 ignores it; set rope_theta",
         ),
         ("runner_config.sink_size=10", 1, "runner_config.sink_size: remove it"),
+        (
+            "model.model_config.pet_config={pet_type: lora, lora_rank: 8}",
+            1,
+            "pet_config: lora_rank, pet_type: LoRA and other adapters are not supported; remove the section, or keep",
+        ),
+        ("model.model_config.pet_config={}", 1, "pet_config: freeze_include: must be a list of patterns"),
+        ("model.model_config.pet_config=lora", 1, "pet_config: must have freeze_include"),
+        (
+            "model.model_config.pet_config={freeze_include: [embeddings.wte]}",
+            1,
+            "freeze_include: 'embeddings.wte' matches no weight of the model; the closest one is ",
+        ),
+        ("model.model_config.pet_config={freeze_include: ['*']}", 1, "pet_config: all weights would be frozen"),
         ("checkpoint.load_path=x", 1, "checkpoint: remove it; set cpt.init_from"),
         ("use_skip_data_by_global_norm=True", 1, "use_skip_data_by_global_norm: remove it; set cpt.guards"),
         ("do_eval=True", 1, "do_eval: remove it; set cpt.validation"),
@@ -128,6 +142,31 @@ def test_steps_follow_from_epochs(make_manifest: Callable[..., Manifest]) -> Non
         "cpt.schedule.warmup_tokens=0",
     )
     assert run.budget.total_steps == 100 * 3 // 4
+
+
+def test_padding_is_named_with_the_real_tokens(make_manifest: Callable[..., Manifest]) -> None:
+    """Rows of one document each, 75 % padding: 292 steps are 299K tokens, of which a quarter is real."""
+    manifest = make_manifest(num_rows=1000)
+    (shard,) = manifest.shards
+    padded = dataclasses.replace(
+        manifest, packing="document", shards=(dataclasses.replace(shard, num_tokens=shard.num_tokens // 4),)
+    )
+    (note,) = (note for note in resolve_run(TINY, padded).notes if "padding" in note)
+    assert note == (
+        "warning: 75.0 % of the tokens are padding (code 75.0 %); budgets, intervals and tokens/s count it: of 299K "
+        "tokens about 74.8K are real; for 299K real ones train on about 1.2M, or pack with --packing best-fit"
+    )
+    tight = dataclasses.replace(padded, packing="best-fit", shards=(shard,))
+    assert not any("padding" in note for note in resolve_run(TINY, tight).notes)
+    config = load_config(BIG, parse_assignments(["cpt.global_batch_size=256"]))
+    (shard,) = big_manifest(make_manifest).shards
+    padded = dataclasses.replace(
+        big_manifest(make_manifest),
+        packing="document",
+        shards=(dataclasses.replace(shard, num_tokens=shard.num_tokens // 2),),
+    )
+    notes = resolve(config, world_size=64, sources=dict.fromkeys(config.cpt.sources, padded)).notes
+    assert any("micro batches of a step have equal weights" in note for note in notes)
 
 
 def test_fingerprint_contains_what_a_resume_depends_on(make_manifest: Callable[..., Manifest]) -> None:

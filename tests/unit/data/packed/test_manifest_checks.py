@@ -13,7 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ascend_cpt.data.packed.manifest import Manifest, Shard, SourceFile, load_manifest, manifest_path, write_manifest
+from ascend_cpt.data.packed.manifest import (
+    Manifest,
+    Shard,
+    SourceFile,
+    describe_packing,
+    load_manifest,
+    manifest_path,
+    write_manifest,
+)
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import DataError
 from tests.unit.weights.test_delivered_files import ODD_VALUES
@@ -37,11 +45,15 @@ def seal(record: dict[str, Any]) -> str:
     """Return the manifest as one who changes it on purpose would write it: with the right digest."""
     kept = dict(record)
     for name in (
-        "sources", "num_records", "num_filtered", "rejected", "left_out", "settings", "engine", "versions", "totals",
-        "digest",
+        "packing", "sources", "num_records", "num_filtered", "rejected", "left_out", "settings", "engine", "versions",
+        "totals", "digest",
     ):  # fmt: skip
         kept.pop(name, None)
     kept["tokenizer"] = {key: value for key, value in kept["tokenizer"].items() if key != "name"}
+    kept["shards"] = [
+        {key: value for key, value in shard.items() if key != "num_cut_documents"} if isinstance(shard, dict) else shard
+        for shard in kept["shards"]
+    ]
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return json.dumps({**record, "digest": hashlib.sha256(text.encode()).hexdigest()})
 
@@ -84,6 +96,7 @@ def test_a_changed_shard_is_refused(
         ({"output_format": "mmap", "shards": []}, "0 instead of the one pair of files"),
         ({"path": "/etc"}, "path: expected Path"),
         ({"tokenizer": []}, "tokenizer: expected an object"),
+        ({"packing": "first-fit"}, "packing: 'first-fit'"),
         ({"format_version": {}}, "manifest format a dict, expected 1"),
     ],
 )
@@ -94,6 +107,16 @@ def test_a_changed_manifest_is_refused(
     (tmp_path / "x.manifest.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(DataError, match=message):
         load_manifest(tmp_path / "x")
+
+
+def test_a_manifest_of_an_earlier_version_is_read(tmp_path: Path, record: dict[str, Any]) -> None:
+    """The digest, which a resumed run compares, has not changed with the entries about packing."""
+    del record["packing"], record["shards"][0]["num_cut_documents"]
+    record["digest"] = "cd8a9ae041079676a2f8c6bcb275b56f2fcf00ceefac61438866aaf5bee44a30"
+    (tmp_path / "x.manifest.json").write_text(json.dumps(record), encoding="utf-8")
+    manifest = load_manifest(tmp_path / "x")
+    assert manifest.packing == "concat" and manifest.num_cut_documents is None
+    assert describe_packing(manifest) == "concat: share of cut documents unknown, of padding 0.00 %"
 
 
 @pytest.mark.parametrize(

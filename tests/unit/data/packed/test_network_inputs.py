@@ -39,6 +39,20 @@ def test_a_shorter_row_is_padded_without_loss() -> None:
     assert inputs.dtype == labels.dtype == np.int32
 
 
+@pytest.mark.parametrize("boundaries", ["none", "mask", "ends"])
+def test_a_row_of_whole_documents_that_ends_in_padding(boundaries: str) -> None:
+    """Documents 5 6 EOD and 7 EOD: the padding has no loss, and no token of a document attends to it."""
+    row_format = make_format(boundaries)
+    columns = dict(zip(row_format.columns, row_format.make(row_of(5, 6, 0, 7, 0, 9, 9, 9, 9), 0), strict=True))
+    assert columns["input_ids"].tolist() == [5, 6, 0, 7, 0, 9, 9, 9]
+    assert columns["labels"].tolist() == [6, 0, 7, 0, *[IGNORE_LABEL] * 4]
+    if boundaries == "ends":
+        assert columns["actual_seq_len"].tolist() == [3, 5, *[8] * 6]
+    if boundaries == "mask":
+        assert columns["position_ids"].tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
+        assert columns["attention_mask"][0, :5, 5:].all(), "1 where a query must not attend"
+
+
 def test_positions_and_attention_restart_at_each_document() -> None:
     # Documents 1 2 EOD, 3 EOD and 4 5 6; the EOD is part of its document.
     row_format = make_format("mask")

@@ -1,0 +1,38 @@
+"""The language-model loss of several CPU processes: the mean over the labels of the whole global batch.
+
+Each process has MindFormers' mean over the labels of its own rows, and the gradients of the processes are averaged with
+equal weights. If rows are padded, processes have different numbers of labels. Here every process divides its sum by the
+mean number of labels per process, so that the average over the processes is the mean over all labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+from mindformers.parallel_core.training_graph.loss_func import CrossEntropyLoss
+from mindspore import Tensor, ops
+from mindspore.communication import get_group_size
+
+
+class GlobalMeanLoss(CrossEntropyLoss):
+    """Replaces CrossEntropyLoss in data parallel; the arguments and the shapes are the same."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM)
+        self.num_processes = get_group_size()
+
+    def construct(self, logits: Tensor, label: Tensor, input_mask: Tensor) -> Tensor:
+        """Return this process's part of the loss, float32 of shape (1,)."""
+        log_softmax, one_hot = self._log_softmax(logits, label)
+        losses = self._nllloss(log_softmax, one_hot)
+        mask = ops.cast(ops.reshape(input_mask, (-1,)), ms.float32)
+        num_labels = ops.stop_gradient(self.all_reduce(ops.reshape(self.sum2(mask), (1,))))
+        return self.sum2(self.mul2(losses, mask)) / ((num_labels + 1e-8) / self.num_processes)
+
+
+def make_loss(*args: Any, **kwargs: Any) -> CrossEntropyLoss:
+    """Return the loss cell of a network; replaces the class in MindFormers' GPTModel."""
+    is_parallel = ms.get_auto_parallel_context("parallel_mode") == ms.ParallelMode.DATA_PARALLEL
+    return GlobalMeanLoss(*args, **kwargs) if is_parallel else CrossEntropyLoss(*args, **kwargs)
