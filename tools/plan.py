@@ -8,9 +8,11 @@ python tools/plan.py configs/llama3/cpt_llama3_70b.yaml --compile --layers-per-s
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -21,10 +23,13 @@ require()
 from ascend_cpt.config.loader import parse_assignments
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, ConfigError, run_command
 from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.plan.estimate import Estimate
 from ascend_cpt.plan.machines import MACHINES
 from ascend_cpt.plan.picture import draw_plan
-from ascend_cpt.plan.report import render, render_suggestions, to_record
-from ascend_cpt.run.planning.plan_run import Cluster, plan_run, suggest_runs
+from ascend_cpt.plan.report import render, to_record
+from ascend_cpt.run.planning.measured import read_measured, read_run_speed, refit, render_changes_of, write_measured
+from ascend_cpt.run.planning.plan_run import Cluster, plan_run
+from ascend_cpt.run.planning.suggest_runs import OBJECTIVES, Goal, Suggestions, suggest_runs
 from ascend_cpt.simulate.compile_ranks import render_reports, reports_to_records, simulate_run
 
 STEPS = {"compile": 1, "simulate": 3}
@@ -43,8 +48,25 @@ def parse_arguments() -> argparse.Namespace:
     cluster.add_argument("--devices-per-node", type=int, default=8, metavar="N", help="devices per node (default: 8)")
     cluster.add_argument("--device", default="910B", metavar="NAME", help=f"{', '.join(MACHINES)} (default: 910B)")
     cluster.add_argument("--hbm", type=float, default=64, metavar="GB", help="memory of a device (default: 64)")
+    cluster.add_argument(
+        "--measured", type=Path, nargs="+", metavar="RUN", help="fit the speeds to these runs, and keep the result"
+    )
+    cluster.add_argument(
+        "--efficiencies",
+        type=Path,
+        metavar="JSON",
+        help="file of fitted speeds to use, or with --measured to write (then plan_efficiencies.json by default)",
+    )
     output = parser.add_argument_group("output")
-    output.add_argument("--suggest", action="store_true", help="also rank the layouts that fit")
+    output.add_argument("--suggest", action="store_true", help="rank the layouts that fit")
+    output.add_argument("--write", type=Path, metavar="YAML", help="write the configuration of the best layout")
+    output.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default="speed",
+        help="speed on these devices, cost in device hours on up to --nodes, or fewest nodes for --days",
+    )
+    output.add_argument("--days", type=float, metavar="N", help="deadline of the run for --objective cost or nodes")
     output.add_argument("--json", action="store_true", help="print JSON instead of text")
     output.add_argument("--picture", type=Path, metavar="PNG", help="plot memory and time to this file")
     compiling = parser.add_argument_group("compiling without NPUs")
@@ -66,13 +88,21 @@ def parse_arguments() -> argparse.Namespace:
     )
     compiling.add_argument("--log-dir", type=Path, metavar="DIR", help="keep the logs of the compiling processes")
     args = parser.parse_args()
-    for name in ("nodes", "devices_per_node", "hbm", "layers_per_stage", "timeout"):
+    for name in ("nodes", "devices_per_node", "hbm", "days", "layers_per_stage", "timeout"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
     for name in ("ranks", "layers_per_stage", "all_micro_batches", "log_dir"):
         if getattr(args, name) not in (None, False) and not (args.compile or args.simulate):
             parser.error(f"--{name.replace('_', '-')}: needs --compile or --simulate")
+    if not args.suggest:
+        for name, unset in (("write", None), ("objective", "speed"), ("days", None)):
+            if getattr(args, name) != unset:
+                parser.error(f"--{name}: needs --suggest")
+    if args.objective == "nodes" and args.days is None:
+        parser.error("--objective nodes: needs a deadline; add --days")
+    if args.objective == "speed" and args.days is not None:
+        parser.error("--days: needs --objective cost or nodes")
     return args
 
 
@@ -100,6 +130,48 @@ def make_folder(folder: Path, flag: str) -> None:
         raise ConfigError(f"{flag}: {folder} cannot be created ({error.strerror}); choose another folder") from None
 
 
+def apply_measured(args: argparse.Namespace, cluster: Cluster) -> Cluster:
+    """Return the cluster with the efficiencies of `--measured` or `--efficiencies`.
+
+    Raises:
+        ConfigError: when they were measured on another kind of machine.
+    """
+    if args.measured:
+        speeds = [read_run_speed(path) for path in args.measured]
+        measured, path = refit(speeds), args.efficiencies or Path("plan_efficiencies.json")
+        write_measured(path, measured, speeds)
+        print(f"{render_changes_of(speeds, measured)}\nwritten   {path}\n", file=sys.stderr)
+    elif args.efficiencies:
+        measured, path = read_measured(args.efficiencies), args.efficiencies
+    else:
+        return cluster
+    if measured.device != args.device:
+        raise ConfigError(f"{path}: measured on {measured.device}, but --device is {args.device}")
+    return dataclasses.replace(cluster, efficiency=measured.efficiency, band=measured.band)
+
+
+def suggest(args: argparse.Namespace, overrides: dict[str, Any], cluster: Cluster) -> Suggestions:
+    """Return the suggestions; write the configuration of the first one if asked to."""
+    goal = Goal(objective=args.objective, days=args.days)
+    suggestions = suggest_runs(args.config, overrides, cluster, goal)
+    if args.write:
+        print(f"written {suggestions.write(args.write)}", file=sys.stderr)
+    return suggestions
+
+
+def show_plan(args: argparse.Namespace, plan: Estimate, suggestions: Suggestions | None) -> None:
+    """Print and plot the plan, and print the suggestions."""
+    for flag, folder in (("--picture", args.picture and args.picture.parent), ("--log-dir", args.log_dir)):
+        if folder:
+            make_folder(folder, flag)
+    if args.picture:
+        draw_plan(plan, args.picture, title=args.config.stem)
+    if not args.json:
+        print(render(plan))
+        if suggestions is not None:
+            print(f"\n{suggestions.render()}")
+
+
 def main() -> int:
     """Print the plan and the results of compiling."""
     args = parse_arguments()
@@ -110,21 +182,18 @@ def main() -> int:
         device=args.device,
         device_bytes=int(args.hbm * GIGABYTE),
     )
+    cluster = apply_measured(args, cluster)
     overrides = parse_assignments(args.set)
+    suggestions = suggest(args, overrides, cluster) if args.suggest else None
+    if suggestions is not None and suggestions.given is None:
+        # The layout is impossible on these devices, so there is nothing else to show.
+        print(json.dumps(suggestions.to_records(), indent=1) if args.json else suggestions.render())
+        return EXIT_OK if suggestions.plans else EXIT_FAILURE
     run, plan = plan_run(args.config, overrides, cluster)
-    suggestions = suggest_runs(run, plan) if args.suggest else []
     record = to_record(plan)
-    if args.suggest:
-        record["suggestions"] = [to_record(suggestion) for suggestion in suggestions]
-    for flag, folder in (("--picture", args.picture and args.picture.parent), ("--log-dir", args.log_dir)):
-        if folder:
-            make_folder(folder, flag)
-    if args.picture:
-        draw_plan(plan, args.picture, title=args.config.stem)
-    if not args.json:
-        print(render(plan))
-        if args.suggest:
-            print(f"\n{render_suggestions(suggestions)}")
+    if suggestions is not None:
+        record["suggestions"] = suggestions.to_records()
+    show_plan(args, plan, suggestions)
     is_ok = plan.fits
     if args.compile or args.simulate:
         case, reports = simulate_run(

@@ -7,6 +7,7 @@ and key heads; f its MLP width; v its part of the vocabulary.
 from __future__ import annotations
 
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
+from ascend_cpt.plan.slices import QUERY_NORM
 
 # FlashAttention keeps maximum and sum of every row of every head, eight float32 each.
 SOFTMAX_BYTES_PER_ROW = 2 * 8 * FLOAT32_BYTES
@@ -18,12 +19,19 @@ def count_saved_bytes(case: TrainingCase, stage: int) -> int:
     recomputed = min(case.recomputed_layers[stage], case.layers_per_stage[stage])
     kept = case.layers_per_stage[stage] - recomputed
     per_micro_batch = recomputed * _count_layer_input_bytes(case) + kept * count_layer_bytes(case)
-    return per_micro_batch * count_micro_batches_in_flight(case, stage)
+    return int(per_micro_batch * count_micro_batches_in_flight(case, stage))
 
 
-def count_micro_batches_in_flight(case: TrainingCase, stage: int) -> int:
-    """Return the maximum number of micro batches in flight on a stage in the 1F1B schedule."""
-    return min(case.num_micro_batches, case.num_stages - stage)
+def count_micro_batches_in_flight(case: TrainingCase, stage: int) -> float:
+    """Return the maximum number of micro batches in flight on a stage in the 1F1B schedule.
+
+    With interleaving it is a fraction: a stage holds micro batches of parts of its layers.
+    """
+    stages, parts = case.num_stages, case.interleave
+    if parts == 1:
+        return min(case.num_micro_batches, stages - stage)
+    in_flight = ((parts - 1) * stages + 2 * (stages - 1 - stage) + 1) / parts
+    return min(case.num_micro_batches, in_flight)
 
 
 def count_layer_bytes(case: TrainingCase) -> int:
@@ -104,4 +112,4 @@ class _Widths:
         self.f = model.intermediate_size // tensor
         self.v = model.vocab_size // tensor
         self.heads = model.num_heads // tensor
-        self.normalizes_query_key = any(name.endswith("q_layernorm.weight") for name in case.parameters)
+        self.normalizes_query_key = QUERY_NORM in case.parameters

@@ -43,6 +43,15 @@ class TrainingCase:
     """Whether accumulated gradients are sharded, too (`gradient_accumulation_shard`)."""
     shard_threshold_bytes: int = 64 * KILOBYTE
     """Smaller parameters are not sharded over the data-parallel ranks."""
+    regathers_weights: bool = False
+    """Whether gathered weights are freed after forward (`parallel_optimizer_comm_recompute`)."""
+    swaps_optimizer: bool = False
+    """Whether the optimizer states are in the host's memory (`optimizer.swap`)."""
+    interleave: int = 1
+    """Parts of the model on every stage (`pp_interleave_num`). Runs of this program have one; published ones more."""
+    overlaps_exchange: bool = False
+    """Whether communication between tensor-parallel ranks overlaps with computation. Only in published runs:
+    MindFormers' legacy models with `fine_grain_interleave`, MindSpeed-LLM with `use-mc2`."""
     compresses_mask: bool = True
     """Whether attention uses a compressed mask instead of one of seq_length²."""
     residuals_in_float32: bool = False

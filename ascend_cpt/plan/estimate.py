@@ -8,7 +8,7 @@ from ascend_cpt.plan.case import GIGABYTE, TrainingCase
 from ascend_cpt.plan.checkpoints import Checkpoints
 from ascend_cpt.plan.machines import Machine
 from ascend_cpt.plan.memory import StageMemory, estimate_memory
-from ascend_cpt.plan.throughput import StepTime, estimate_step
+from ascend_cpt.plan.speed.throughput import StepTime, estimate_step
 
 # Assumptions, not measured on an NPU. On the simulated device fragmentation made MindSpore's pool 3 to 12 % larger than
 # the allocated memory, less for larger models.

@@ -6,13 +6,38 @@ from dataclasses import dataclass
 
 from ascend_cpt.devices import PEAK_FLOPS
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.plan.throughput import Efficiency
+from ascend_cpt.plan.speed.efficiency import Efficiency, ErrorBand
 
 GIGA = 10**9
 TERA = 10**12
 
-# Fitted to the seven figures marked in benchmarks/plan_figures.yaml; see docs/planning.md.
-PUBLISHED = Efficiency(matmul=0.835, attention=0.305, exchange=0.949, activation_passes=2.51, layer_s=1.83e-3)
+# Fitted to the figures marked in benchmarks/plan_figures.yaml by benchmarks/plan_fit.py; see docs/planning.md. The two
+# frameworks share the parameters of the hardware. Plans use those of MindFormers.
+EFFICIENCIES = {
+    "MindFormers": Efficiency(
+        matmul=0.770,
+        attention=0.299,
+        exchange=0.649,
+        activation_passes=3.41,
+        layer_s=0.957e-3,
+        step_s=0.0303,
+        data_hidden=0.595,
+        tensor_hidden=0.379,
+    ),
+    "MindSpeed-LLM": Efficiency(
+        matmul=0.770,
+        attention=0.299,
+        exchange=0.649,
+        activation_passes=5.77,
+        layer_s=0.501e-3,
+        step_s=0.0409,
+        data_hidden=0.595,
+        tensor_hidden=0.379,
+    ),
+}
+PUBLISHED = EFFICIENCIES["MindFormers"]
+# Errors on the figures of the families that the model was not fitted to.
+PUBLISHED_BAND = ErrorBand(median=0.08, high=0.19, num_figures=21, source="published, held-out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +51,11 @@ class Machine:
     """To all other devices of the node, one direction: seven HCCS links."""
     network_bytes_per_s: float = 25 * GIGA
     """To devices of other nodes, one direction: 200 Gb/s."""
+    host_bytes_per_s: float = 20 * GIGA
+    """To the host's memory: PCIe 4.0 × 16, shared by reading and writing (an assumption)."""
     devices_per_node: int = 8
     efficiency: Efficiency = PUBLISHED
+    band: ErrorBand = PUBLISHED_BAND
 
     @property
     def peak_flops(self) -> float:

@@ -16,7 +16,9 @@ from ascend_cpt.plan.activations import (
     count_saved_bytes,
 )
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
-from ascend_cpt.plan.slices import EMBEDDING, OUTPUT, ParameterSlice, slice_parameters
+from ascend_cpt.plan.slices import EMBEDDING, OUTPUT, ParameterSlice, count_slices
+
+Slices = list[tuple[ParameterSlice, int]]
 
 ADAM_STATES = 2  # first and second moment, float32
 # Unfused AdamW keeps the scaled gradient and both new moments of all parameters at the same time.
@@ -79,19 +81,20 @@ class StageMemory:
 
 def estimate_memory(case: TrainingCase) -> tuple[StageMemory, ...]:
     """Return the memory of every pipeline stage."""
-    return tuple(_estimate_stage(case, stage) for stage in range(case.num_stages))
+    return tuple(estimate_stage_memory(case, stage) for stage in range(case.num_stages))
 
 
-def _estimate_stage(case: TrainingCase, stage: int) -> StageMemory:
-    slices = slice_parameters(case, stage)
-    stored = sum(part.num_stored_elements for part in slices)
+def estimate_stage_memory(case: TrainingCase, stage: int) -> StageMemory:
+    """Return the memory of one pipeline stage."""
+    slices = count_slices(case, stage)
+    stored = sum(number * part.num_stored_elements for part, number in slices)
     return StageMemory(
         stage=stage,
         num_layers=case.layers_per_stage[stage],
-        num_parameters=sum(part.num_tensor_elements for part in slices),
+        num_parameters=sum(number * part.num_tensor_elements for part, number in slices),
         num_stored_parameters=stored,
         weights_bytes=stored * case.param_bytes,
-        optimizer_bytes=stored * ADAM_STATES * FLOAT32_BYTES,
+        optimizer_bytes=0 if case.swaps_optimizer else stored * ADAM_STATES * FLOAT32_BYTES,
         accumulated_bytes=_count_accumulated_bytes(case, slices) if case.accumulates else 0,
         training=max(_list_training_moments(case, stage, slices), key=lambda moment: moment.total_bytes),
         updating=max(_list_updating_moments(slices), key=lambda moment: moment.total_bytes),
@@ -104,16 +107,18 @@ def _count_mask_bytes(case: TrainingCase) -> int:
     return case.seq_length**2 * (case.compute_bytes + case.micro_batch_size)
 
 
-def _list_training_moments(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> list[Moment]:
+def _list_training_moments(case: TrainingCase, stage: int, slices: Slices) -> list[Moment]:
     in_flight = count_micro_batches_in_flight(case, stage)
     # The gathered embedding is freed after the forward pass of the last micro batch.
     gathered = sum(
-        _count_gathered_bytes(case, part)
-        for part in slices
+        number * _count_gathered_bytes(case, part)
+        for part, number in slices
         if part.name != EMBEDDING or case.num_micro_batches > in_flight
     )
     gathered += _count_tied_output_bytes(case, stage, slices)
-    stored = 0 if case.accumulates else FLOAT32_BYTES * sum(part.num_stored_elements for part in slices)
+    stored = (
+        0 if case.accumulates else FLOAT32_BYTES * sum(number * part.num_stored_elements for part, number in slices)
+    )
     backward = Moment(
         name="backward",
         gradients_bytes=stored,
@@ -130,10 +135,10 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: list[Paramete
     return [backward, loss]
 
 
-def _list_updating_moments(slices: list[ParameterSlice]) -> list[Moment]:
-    stored = sum(part.num_stored_elements for part in slices) * FLOAT32_BYTES
-    largest_tensor = max(part.num_tensor_elements for part in slices) * FLOAT32_BYTES
-    largest_stored = max(part.num_stored_elements for part in slices) * FLOAT32_BYTES
+def _list_updating_moments(slices: Slices) -> list[Moment]:
+    stored = sum(number * part.num_stored_elements for part, number in slices) * FLOAT32_BYTES
+    largest_tensor = max(part.num_tensor_elements for part, _ in slices) * FLOAT32_BYTES
+    largest_stored = max(part.num_stored_elements for part, _ in slices) * FLOAT32_BYTES
     return [
         # Gradients are scaled parameter by parameter, then reduced to the stored shard.
         Moment(name="reduce", gradients_bytes=stored + 2 * largest_tensor),
@@ -141,18 +146,19 @@ def _list_updating_moments(slices: list[ParameterSlice]) -> list[Moment]:
     ]
 
 
-def _count_accumulated_bytes(case: TrainingCase, slices: list[ParameterSlice]) -> int:
+def _count_accumulated_bytes(case: TrainingCase, slices: Slices) -> int:
     """Return the bytes of the accumulated gradients, which have the shape and dtype of the parameters."""
     return case.param_bytes * sum(
-        part.num_stored_elements if case.shards_gradients else part.num_tensor_elements for part in slices
+        number * (part.num_stored_elements if case.shards_gradients else part.num_tensor_elements)
+        for part, number in slices
     )
 
 
-def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: list[ParameterSlice]) -> int:
+def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: Slices) -> int:
     """Return the bytes of a tied embedding on the last stage; it is received if the first stage is another one."""
     if OUTPUT in case.parameters or stage != case.num_stages - 1:
         return 0
-    elements = next(part.num_tensor_elements for part in slices if part.name == EMBEDDING)
+    elements = next(part.num_tensor_elements for part, _ in slices if part.name == EMBEDDING)
     sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # received weight and a buffer of the same size
     return elements * (case.compute_bytes + sent)
 

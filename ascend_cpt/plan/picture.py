@@ -10,7 +10,7 @@ from ascend_cpt.plan.estimate import Estimate, reserve_bytes
 from ascend_cpt.plan.report import MEMORY_PARTS, split_memory
 
 BAR_WIDTH = 0.36
-COLORS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red", "tab:purple", "tab:gray")
+COLORS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red", "tab:purple", "tab:gray", "tab:olive")
 
 
 def draw_plan(plan: Estimate, path: Path, *, title: str) -> None:
@@ -25,7 +25,7 @@ def draw_plan(plan: Estimate, path: Path, *, title: str) -> None:
     bars = [(stage, moment) for stage in plan.stages for moment in (stage.training, stage.updating)]
     places = [stage.stage + (0.2 if moment is stage.updating else -0.2) for stage, moment in bars]
     bottom = [0.0] * len(bars)
-    for name, color in zip(MEMORY_PARTS, COLORS, strict=True):
+    for name, color in zip(MEMORY_PARTS, COLORS, strict=False):
         heights = [split_memory(stage, moment)[name] / GIGABYTE for stage, moment in bars]
         memory.bar(places, heights, width=BAR_WIDTH, bottom=bottom, label=name, color=color)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
@@ -40,6 +40,7 @@ def draw_plan(plan: Estimate, path: Path, *, title: str) -> None:
     left = 0.0
     parts = {
         "computing": plan.time.compute_s,
+        "fixed": plan.time.fixed_s,
         "tensor parallel": plan.time.tensor_exchange_s,
         "data parallel": plan.time.data_exchange_s,
         "pipeline": plan.time.pipeline_exchange_s,

@@ -10,7 +10,6 @@ from ascend_cpt.config.values import format_count, format_rows
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, needed_bytes, reserve_bytes
 from ascend_cpt.plan.memory import Moment, StageMemory
-from ascend_cpt.plan.suggest import make_offset
 
 MEMORY_PARTS = ("weights", "optimizer", "gradients", "activations", "communication", "constants")
 
@@ -30,43 +29,20 @@ def render(plan: Estimate) -> str:
         "",
         *_render_memory(plan),
         "",
-        f"time      {time.step_s:.2f} s per step: computing {_share(time.compute_s, plan)}, tensor parallel "
+        f"time      {time.step_s:.2f} s per step: computing {_share(time.compute_s, plan)}, fixed time of "
+        f"layers and step {_share(time.fixed_s, plan)}, tensor parallel "
         f"{_share(time.tensor_exchange_s, plan)}, data parallel {_share(time.data_exchange_s, plan)}, pipeline "
         f"{_share(time.pipeline_exchange_s, plan)}, bubble {_share(time.pipeline_bubble_s, plan)}, optimizer "
         f"{_share(time.update_s, plan)}",
         f"speed     {time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_device_s:,.0f} per device, MFU "
-        f"{time.model_flops_utilization:.0%} of {plan.machine.peak_flops / 1e12:.0f} TFLOPS (an estimate; for its "
-        "accuracy see docs/planning.md)",
+        f"{time.model_flops_utilization:.0%} of {plan.machine.peak_flops / 1e12:.0f} TFLOPS",
+        f"error     {plan.machine.band.describe()}",
         _render_budget(plan),
         f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} per checkpoint, at most "
         f"{plan.checkpoints.num_held} on disk at once: {format_gigabytes(plan.checkpoints.disk_bytes)}",
         _render_verdict(plan),
     ]
     return "\n".join(lines)
-
-
-def render_suggestions(plans: Sequence[Estimate]) -> str:
-    """Return layouts that fit as a table, with the configuration of the first."""
-    if not plans:
-        return "no layout fits on these devices; use more nodes"
-    rows = [["data", "tensor", "pipeline", "rows", "micro batches", "recompute", "GB", "tokens/s", "MFU", "days"]]
-    for plan in plans:
-        layout, case = plan.case.layout, plan.case
-        rows.append(
-            [
-                str(layout.data_parallel),
-                str(layout.tensor_parallel),
-                str(layout.pipeline_parallel),
-                str(case.micro_batch_size),
-                str(case.num_micro_batches),
-                "yes" if any(case.recomputed_layers) else "no",
-                f"{max(map(needed_bytes, plan.stages)) / GIGABYTE:.1f}",
-                f"{plan.time.tokens_per_s:,.0f}",
-                f"{plan.time.model_flops_utilization:.0%}",
-                "?" if plan.days is None else f"{plan.days:.1f}",
-            ]
-        )
-    return "\n".join([*_align(rows), "", *_render_settings(plans[0])])
 
 
 def to_record(plan: Estimate) -> dict[str, Any]:
@@ -81,6 +57,7 @@ def to_record(plan: Estimate) -> dict[str, Any]:
         "micro_batch_size": plan.case.micro_batch_size,
         "num_micro_batches": plan.case.num_micro_batches,
         "machine": plan.machine.name,
+        "error": dataclasses.asdict(plan.machine.band),
         "usable_bytes": plan.limits.usable_bytes,
         "stages": [
             {
@@ -94,6 +71,7 @@ def to_record(plan: Estimate) -> dict[str, Any]:
         "time": {
             **dataclasses.asdict(time),
             "step_s": time.step_s,
+            "fixed_share": time.fixed_s / time.step_s,
             "tokens_per_s": time.tokens_per_s,
             "tokens_per_device_s": time.tokens_per_device_s,
             "model_flops_utilization": time.model_flops_utilization,
@@ -130,7 +108,7 @@ def _render_memory(plan: Estimate) -> list[str]:
                     used if total <= limit_bytes else f"{used} (too large)",
                 ]
             )
-    return _align(rows)
+    return align(rows)
 
 
 def split_memory(stage: StageMemory, moment: Moment) -> dict[str, int]:
@@ -162,20 +140,6 @@ def _render_verdict(plan: Estimate) -> str:
     )
 
 
-def _render_settings(plan: Estimate) -> list[str]:
-    layout, case = plan.case.layout, plan.case
-    lines = [
-        "configuration of the first:",
-        f"  parallel_config: {{data_parallel: {layout.data_parallel}, model_parallel: {layout.tensor_parallel}, "
-        f"pipeline_stage: {layout.pipeline_parallel}, context_parallel: {layout.context_parallel}, "
-        f"use_seq_parallel: {case.sequence_parallel}}}",
-        f"  runner_config: {{batch_size: {case.micro_batch_size}}}",
-        f"  recompute_config: {{recompute: {any(case.recomputed_layers)}}}",
-    ]
-    offset = make_offset(case.model.num_layers, layout.pipeline_parallel)
-    return [*lines, f"  model: {{model_config: {{offset: {offset}}}}}"] if any(offset) else lines
-
-
 def _describe_recompute(plan: Estimate) -> str:
     case = plan.case
     if not any(case.recomputed_layers):
@@ -189,6 +153,7 @@ def _share(seconds: float, plan: Estimate) -> str:
     return f"{seconds / plan.time.step_s:.0%}"
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table with columns aligned to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

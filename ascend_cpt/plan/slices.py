@@ -8,7 +8,9 @@ that MindSpore compiles.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.plan.case import TrainingCase
@@ -17,6 +19,7 @@ EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
 FINAL_NORM = "decoder.final_layernorm.weight"
 LAYER_PREFIX = "decoder.layers."
+QUERY_NORM = f"{LAYER_PREFIX}0.self_attention.q_layernorm.weight"
 
 # Suffix of a parameter's name → the axis that tensor parallel shards. Other parameters are replicated.
 TENSOR_AXES = {
@@ -57,8 +60,46 @@ class ParameterSlice:
 
 def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
     """Return the slices of a pipeline stage's parameters on each of its ranks."""
+    rule = _make_rule(case)
     return [
-        _slice_parameter(case, name, shape) for name, shape in case.parameters.items() if is_in_stage(case, name, stage)
+        _slice_parameter(name, shape, rule) for name, shape in case.parameters.items() if is_in_stage(case, name, stage)
+    ]
+
+
+def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, int]]:
+    """Return the distinct slices of a stage and the number of parameters that have them.
+
+    All decoder layers are alike, so those of the first layer stand for the others. The search of layouts needs this to
+    be fast; `slice_parameters` names every parameter.
+    """
+    layers = case.layers_per_stage[stage]
+    return [
+        (part, layers if part.name.startswith(LAYER_PREFIX) else 1)
+        for part in _slice_distinct(_Parameters(case.parameters), _make_rule(case))
+        if part.name.startswith(LAYER_PREFIX) or is_in_stage(case, part.name, stage)
+    ]
+
+
+class _Parameters:
+    """Shapes of a model as a key of a cache: compared by identity, since cases of a search share one mapping."""
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self.shapes = shapes
+
+    def __hash__(self) -> int:
+        return id(self.shapes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Parameters) and other.shapes is self.shapes
+
+
+@lru_cache(maxsize=1024)
+def _slice_distinct(parameters: _Parameters, rule: _Rule) -> list[ParameterSlice]:
+    first = f"{LAYER_PREFIX}0."
+    return [
+        _slice_parameter(name, shape, rule)
+        for name, shape in parameters.shapes.items()
+        if name.startswith(first) or not name.startswith(LAYER_PREFIX)
     ]
 
 
@@ -78,23 +119,48 @@ def is_in_stage(case: TrainingCase, name: str, stage: int) -> bool:
     return first <= layer < first + case.layers_per_stage[stage]
 
 
-def _slice_parameter(case: TrainingCase, name: str, shape: Shape) -> ParameterSlice:
-    axis = next((axis for ending, axis in TENSOR_AXES.items() if name.endswith(ending)), None)
-    tensor = case.layout.tensor_parallel
-    replicas = case.layout.data_parallel * case.layout.context_parallel
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """What the slices of a parameter depend on, apart from its name and shape."""
+
+    tensor: int
+    replicas: int
+    shards_optimizer: bool
+    optimizer_shard_size: int | None
+    threshold_bytes: int
+    param_bytes: int
+    axes: tuple[tuple[str, int], ...]
+    """Part of the key, so that cached slices follow a changed `TENSOR_AXES`."""
+
+
+def _make_rule(case: TrainingCase) -> _Rule:
+    return _Rule(
+        tensor=case.layout.tensor_parallel,
+        replicas=case.layout.data_parallel * case.layout.context_parallel,
+        shards_optimizer=case.shards_optimizer,
+        optimizer_shard_size=case.optimizer_shard_size,
+        threshold_bytes=case.shard_threshold_bytes,
+        param_bytes=case.param_bytes,
+        axes=tuple(TENSOR_AXES.items()),
+    )
+
+
+def _slice_parameter(name: str, shape: Shape, rule: _Rule) -> ParameterSlice:
+    axis = next((axis for ending, axis in rule.axes if name.endswith(ending)), None)
+    replicas = rule.replicas
     cut = list(shape)
     if axis is None:
         # A parameter without tensor parallel is replicated on these ranks, which then shard its optimizer states too.
-        replicas *= tensor
+        replicas *= rule.tensor
     else:
-        assert cut[axis] % tensor == 0, f"{name}: {shape} is not divisible by model_parallel {tensor}"
-        cut[axis] //= tensor
+        assert cut[axis] % rule.tensor == 0, f"{name}: {shape} is not divisible by model_parallel {rule.tensor}"
+        cut[axis] //= rule.tensor
     stored = list(cut)
     # The threshold applies to the whole parameter, before tensor parallel.
-    num_bytes = math.prod(shape) * case.param_bytes
+    num_bytes = math.prod(shape) * rule.param_bytes
     # The configured size is a maximum; if it does not divide the number of replicas, the parameter is not sharded.
-    shards = min(case.optimizer_shard_size or replicas, replicas)
+    shards = min(rule.optimizer_shard_size or replicas, replicas)
     divides = replicas % shards == 0 and cut[0] % shards == 0
-    if case.shards_optimizer and num_bytes >= case.shard_threshold_bytes and divides:
+    if rule.shards_optimizer and num_bytes >= rule.threshold_bytes and divides:
         stored[0] //= shards
     return ParameterSlice(name=name, shape=shape, tensor_shape=tuple(cut), stored_shape=tuple(stored))

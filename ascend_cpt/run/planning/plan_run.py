@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate
-from ascend_cpt.plan.machines import find_machine
-from ascend_cpt.plan.suggest import suggest
+from ascend_cpt.plan.machines import Machine, find_machine
+from ascend_cpt.plan.speed.efficiency import Efficiency, ErrorBand
 from ascend_cpt.run.planning.assumed_run import choose_world_size, has_token_budget, resolve_without_data
 from ascend_cpt.run.planning.training_case import build_case, count_checkpoints
 from ascend_cpt.run.resolved_run import ResolvedRun
@@ -27,6 +27,21 @@ class Cluster:
     devices_per_node: int
     device: str
     device_bytes: int
+    efficiency: Efficiency | None = None
+    """Measured on this kind of machine; None uses the published one."""
+    band: ErrorBand | None = None
+    """Of the measured efficiency."""
+
+    def find_machine(self) -> Machine:
+        """Return the machine with the number of devices per node, and the measured efficiency.
+
+        Raises:
+            ConfigError: for an unknown device.
+        """
+        machine = dataclasses.replace(find_machine(self.device), devices_per_node=self.devices_per_node)
+        return dataclasses.replace(
+            machine, efficiency=self.efficiency or machine.efficiency, band=self.band or machine.band
+        )
 
 
 _POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)
@@ -38,10 +53,18 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
     Raises:
         ConfigError: naming every problem.
     """
-    config = load_config(path, overrides)
+    return plan_config(load_config(path, overrides), cluster)
+
+
+def plan_config(config: RunConfig, cluster: Cluster) -> tuple[ResolvedRun, Estimate]:
+    """Return the resolved run of a loaded configuration and its plan.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
     world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
     run = resolve_without_data(config, world_size)
-    machine = dataclasses.replace(find_machine(cluster.device), devices_per_node=cluster.devices_per_node)
+    machine = cluster.find_machine()
     is_length_known = has_token_budget(config)
     return run, estimate(
         build_case(run),
@@ -50,11 +73,6 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
         total_tokens=run.budget.total_tokens if is_length_known else None,
         checkpoints=count_checkpoints(run, run.budget.total_steps if is_length_known else None),
     )
-
-
-def suggest_runs(run: ResolvedRun, plan: Estimate) -> list[Estimate]:
-    """Return plans of the same run on the same devices that fit, fastest first."""
-    return suggest(plan)
 
 
 def _read_pool_bytes(run: ResolvedRun, cluster: Cluster) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.values import to_steps
 from ascend_cpt.model.parameters import count_parameters, list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
@@ -29,21 +31,42 @@ def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
 
 def build_case(run: ResolvedRun) -> TrainingCase:
     """Return the training case of a resolved run."""
-    sections, model = run.config.mindformers, run.model
+    sections = {**run.config.mindformers, "model": {"model_config": run.model}}
+    return build_case_of(
+        sections,
+        run.layout,
+        seq_length=run.budget.seq_length,
+        micro_batch_size=run.budget.micro_batch_size,
+        num_micro_batches=run.budget.num_accumulation_steps,
+        compresses_mask=bool(run.model.get("use_attn_mask_compression")) or run.row_format.boundaries == "ends",
+    )
+
+
+def build_case_of(
+    sections: Mapping[str, Any],
+    layout: ParallelLayout,
+    *,
+    seq_length: int,
+    micro_batch_size: int,
+    num_micro_batches: int,
+    compresses_mask: bool,
+) -> TrainingCase:
+    """Return the training case of MindFormers' sections."""
+    model = sections["model"]["model_config"]
     sizes = read_sizes(model)
     parallel = sections.get("parallel") or {}
     optimizer = parallel.get("parallel_optimizer_config") or {}
     shard_size = int(optimizer.get("optimizer_weight_shard_size") or -1)
-    layers = split_layers(sizes.num_layers, run.layout.pipeline_parallel, model.get("offset"))
+    layers = split_layers(sizes.num_layers, layout.pipeline_parallel, model.get("offset"))
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(
         model=sizes,
         parameters=list_mindformers_shapes(sizes),
-        layout=run.layout,
+        layout=layout,
         layers_per_stage=layers,
-        seq_length=run.budget.seq_length,
-        micro_batch_size=run.budget.micro_batch_size,
-        num_micro_batches=run.budget.num_accumulation_steps,
+        seq_length=seq_length,
+        micro_batch_size=micro_batch_size,
+        num_micro_batches=num_micro_batches,
         sequence_parallel=bool((sections.get("parallel_config") or {}).get("use_seq_parallel")),
         recomputed_layers=_read_recomputed_layers(recompute.get("recompute"), layers),
         recomputes_selected=bool(recompute.get("select_recompute")),
@@ -52,7 +75,9 @@ def build_case(run: ResolvedRun) -> TrainingCase:
         optimizer_shard_size=shard_size if shard_size > 1 else None,
         shards_gradients=bool(optimizer.get("gradient_accumulation_shard", False)),
         shard_threshold_bytes=int(optimizer.get("parallel_optimizer_threshold", 64)) * 1024,
-        compresses_mask=bool(model.get("use_attn_mask_compression")) or run.row_format.boundaries == "ends",
+        regathers_weights=bool(recompute.get("parallel_optimizer_comm_recompute", False)),
+        swaps_optimizer=bool((sections.get("optimizer") or {}).get("swap", False)),
+        compresses_mask=compresses_mask,
         residuals_in_float32=bool(model.get("fp32_residual_connection")),
         param_bytes=DTYPE_BYTES[str(model.get("params_dtype", "float32"))],
         compute_bytes=DTYPE_BYTES[str(model.get("compute_dtype", "bfloat16"))],

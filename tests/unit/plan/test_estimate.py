@@ -5,29 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.flops import count_training_flops_per_token
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
 from ascend_cpt.plan.checkpoints import plan_checkpoints
-from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
+from ascend_cpt.plan.estimate import Estimate, Limits, estimate
 from ascend_cpt.plan.machines import MACHINES, find_machine
 from ascend_cpt.plan.picture import draw_plan
-from ascend_cpt.plan.report import render, render_suggestions, to_record
-from ascend_cpt.plan.suggest import make_offset, suggest
-from ascend_cpt.plan.throughput import estimate_step
+from ascend_cpt.plan.report import render, to_record
+from ascend_cpt.plan.speed.figures import MINDFORMERS, Figure, load_figures
 
 MakeCase = Callable[..., TrainingCase]
-FIGURES = yaml.safe_load(
-    (Path(__file__).resolve().parents[3] / "benchmarks/plan_figures.yaml").read_text(encoding="utf-8")
-)
+FIGURES = load_figures(Path(__file__).resolve().parents[3] / "benchmarks/plan_figures.yaml")
 LIMITS = Limits(device_bytes=64 * GIGABYTE, pool_bytes=58 * GIGABYTE)
 
 
@@ -42,48 +36,12 @@ def plan_of(case: TrainingCase, limits: Limits = LIMITS) -> Estimate:
     return estimate(case, MACHINES["910B"], limits, total_tokens=10**9, checkpoints=checkpoints)
 
 
-def case_of(figure: dict[str, Any], make_case: MakeCase) -> TrainingCase:
-    """Return the case of a published figure."""
-    data, tensor, pipeline = figure["layout"]
-    family = "qwen2" if "qwen" in figure["model"] else "llama"
-    case = make_case(
-        (data, tensor, pipeline, 1),
-        model={**FIGURES["models"][figure["model"]], "model_type": family, "head_dim": None},
-        recompute=bool(figure["recompute"]),
-        offset=figure.get("offset"),
-        seq_length=figure["seq_length"],
-        micro_batch_size=figure.get("micro_batch_size", 1),
-        num_micro_batches=figure.get("micro_batches", 1),
-        sequence_parallel=figure.get("sequence_parallel", False),
-        recomputes_selected=figure.get("selected", False),
-        param_bytes=figure.get("param_bytes", 4),
-    )
-    return case
-
-
-def find_errors(make_case: MakeCase, *, calibrates: bool) -> list[float]:
-    errors = []
-    for figure in FIGURES["figures"]:
-        if figure.get("calibrates", False) == calibrates:
-            machine = find_machine(figure["device"])
-            time = estimate_step(case_of(figure, make_case), machine, machine.efficiency)
-            errors.append(time.tokens_per_device_s / figure["tokens_per_device_s"] - 1)
-    return errors
-
-
-def test_published_speeds(make_case: MakeCase) -> None:
-    calibrated, others = (find_errors(make_case, calibrates=which) for which in (True, False))
-    assert (len(calibrated), len(others)) == (7, 18)
-    assert statistics.median(map(abs, calibrated)) < 0.09
-    assert statistics.median(map(abs, others)) < 0.07
-    # docs/planning.md lists the worst: Qwen2 0.5B with 32K rows.
-    assert max(map(abs, others)) < 0.45
-    assert sorted(map(abs, others))[-2] < 0.25
-
-
-@pytest.mark.parametrize("figure", FIGURES["figures"], ids=lambda figure: f"{figure['model']}-{figure['seq_length']}")
-def test_published_runs_on_64_gb_fit(figure: dict[str, Any], make_case: MakeCase) -> None:
-    plan = plan_of(case_of(figure, make_case))
+@pytest.mark.parametrize(
+    "figure", [f for f in FIGURES if f.framework == MINDFORMERS], ids=lambda f: f"{f.name}-{f.device}"
+)
+def test_published_runs_on_64_gb_fit(figure: Figure) -> None:
+    """Upstream states that these ran. Only the peak counts: the reserve is this program's caution."""
+    plan = plan_of(figure.case)
     assert max(stage.peak_bytes for stage in plan.stages) < 64 * GIGABYTE
 
 
@@ -97,6 +55,7 @@ def test_parts_add_up_to_the_step_time(make_case: MakeCase) -> None:
     time = plan_of(make_case((2, 2, 4, 1), num_micro_batches=8)).time
     parts = (
         time.compute_s,
+        time.fixed_s,
         time.tensor_exchange_s,
         time.pipeline_bubble_s,
         time.pipeline_exchange_s,
@@ -104,7 +63,8 @@ def test_parts_add_up_to_the_step_time(make_case: MakeCase) -> None:
         time.update_s,
     )
     assert sum(parts) == pytest.approx(time.step_s) and min(parts) > 0
-    assert time.pipeline_bubble_s == pytest.approx((time.compute_s + time.tensor_exchange_s) * 3 / 8)
+    # The other three stages; the slowest is the last one, which has the loss.
+    assert 0.3 < time.pipeline_bubble_s / ((time.compute_s + time.fixed_s + time.tensor_exchange_s) * 3 / 8) < 1
     assert time.count_days(time.tokens) == pytest.approx(time.step_s / 86400)
 
 
@@ -117,27 +77,6 @@ def test_recomputation_takes_time_and_does_not_count_as_flops(make_case: MakeCas
 def test_unknown_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose one of 910B, 910B-pod"):
         find_machine("H100")
-
-
-def test_suggestions_fit_are_legal_and_sorted(make_case: MakeCase) -> None:
-    case = make_case((8, 1, 1, 1), num_micro_batches=4)
-    tight = dataclasses.replace(LIMITS, pool_bytes=int(5.5 * GIGABYTE))
-    plans = suggest(plan_of(case, tight))
-    assert plans
-    speeds = [plan.time.tokens_per_s for plan in plans]
-    assert speeds == sorted(speeds, reverse=True)
-    for plan in plans:
-        assert all(needed_bytes(stage) <= tight.usable_bytes for stage in plan.stages)
-        assert plan.case.tokens_per_step == case.tokens_per_step
-        assert 8 % plan.case.layout.tensor_parallel == 0 and plan.case.layout.world_size == 8
-    assert "parallel_config: {data_parallel:" in render_suggestions(plans)
-    assert "use more nodes" in render_suggestions([])
-
-
-@pytest.mark.parametrize(("num_layers", "num_stages", "offset"), [(8, 4, [0, 0, 0, 0]), (10, 4, [0, 1, 1, 0]),
-                                                                   (7, 4, [1, 1, 1, 0]), (5, 2, [1, 0])])  # fmt: skip
-def test_remaining_layers_go_to_the_middle_stages(num_layers: int, num_stages: int, offset: list[int]) -> None:
-    assert make_offset(num_layers, num_stages) == offset
 
 
 @pytest.mark.parametrize(
@@ -186,7 +125,15 @@ def test_best_checkpoints_and_an_export_take_disk_space() -> None:
 def test_report_record_and_picture(make_case: MakeCase, tmp_path: Path) -> None:
     plan = plan_of(make_case())
     text = render(plan)
-    for words in ("data 2 × tensor 2 × pipeline 2", "stage 1", "loss", "MFU", "days", "fits      yes"):
+    wanted = (
+        "data 2 × tensor 2 × pipeline 2",
+        "stage 1",
+        "loss",
+        "MFU",
+        "fixed time of layers and step",
+        "error     ±",
+    )
+    for words in (*wanted, "days", "fits      yes"):
         assert words in text
     record = json.loads(json.dumps(to_record(plan)))
     assert record["fits"] and record["stages"][1]["peak_bytes"] == plan.stages[1].peak_bytes

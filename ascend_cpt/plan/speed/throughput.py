@@ -8,12 +8,14 @@ docs/planning.md lists them with the errors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ascend_cpt.model.flops import count_layer_matmul_parameters, count_training_flops_per_token
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
-from ascend_cpt.plan.slices import slice_parameters
+from ascend_cpt.plan.slices import count_slices
+from ascend_cpt.plan.speed.efficiency import Efficiency
 
 BACKWARD_MATMUL = 2.0  # gradients of inputs and of weights
 BACKWARD_ATTENTION = 2.5  # FlashAttention recomputes the scores
@@ -22,8 +24,12 @@ FORWARD_EXCHANGES = 4
 BACKWARD_EXCHANGES = 4
 # Float32 tensors of the size of the logits, read or written by the loss and its gradient.
 LOGITS_PASSES = 14
+# Tensors of the size of the MLP's inner states, read or written to compute SiLU again (`select_recompute`).
+SELECTED_PASSES = 2
 # Float32 tensors of the size of the parameters, read or written by the optimizer.
 UPDATE_PASSES = 20
+# Both moments, read from the host and written back (`optimizer.swap`).
+SWAPPED_TENSORS = 4
 SECONDS_PER_DAY = 86400
 
 
@@ -39,21 +45,9 @@ class Rates(Protocol):
     @property
     def network_bytes_per_s(self) -> float: ...
     @property
+    def host_bytes_per_s(self) -> float: ...
+    @property
     def devices_per_node(self) -> int: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Efficiency:
-    """Fractions of the peak rates that are reached, and overheads."""
-
-    matmul: float
-    attention: float
-    exchange: float
-    """Of the link bandwidth; the rest is latency and communication not overlapped with computation."""
-    activation_passes: float
-    """Number of times that elementwise operators read or write a layer's activations in forward."""
-    layer_s: float
-    """Fixed time of a layer in forward, for launching its kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +56,16 @@ class StepTime:
 
     compute_s: float
     """Matrix products, attention, elementwise operators, recomputation."""
+    fixed_s: float
+    """Time that does not depend on the number of tokens: launching the kernels of every layer, and of the step."""
     tensor_exchange_s: float
     pipeline_bubble_s: float
+    """Time in which the slowest stage waits for the others to fill and drain the pipeline."""
     pipeline_exchange_s: float
     data_exchange_s: float
+    """The part that computation does not hide."""
     update_s: float
+    """The optimizer, with the transfer of states swapped to the host."""
     tokens: int
     num_devices: int
     model_flops: float
@@ -75,7 +74,7 @@ class StepTime:
 
     @property
     def step_s(self) -> float:
-        return self.compute_s + self.pipeline_bubble_s + self.exchange_s + self.update_s
+        return self.compute_s + self.fixed_s + self.pipeline_bubble_s + self.exchange_s + self.update_s
 
     @property
     def exchange_s(self) -> float:
@@ -101,27 +100,42 @@ class StepTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _StageTime:
+class StageTime:
+    """Seconds of one micro batch on a stage, forward and backward."""
+
     compute_s: float
+    fixed_s: float
     exchange_s: float
+
+    @property
+    def total_s(self) -> float:
+        return self.compute_s + self.fixed_s + self.exchange_s
 
 
 def estimate_step(case: TrainingCase, machine: Rates, efficiency: Efficiency) -> StepTime:
     """Return the time of one optimizer step."""
-    stages = [_estimate_stage(case, stage, machine, efficiency) for stage in range(case.num_stages)]
-    slowest = max(stages, key=lambda stage: stage.compute_s + stage.exchange_s)
-    bubble = (case.num_stages - 1) * (slowest.compute_s + slowest.exchange_s)
-    data_s, update_s = _estimate_update(case, machine, efficiency)
-    sends = 2 * case.num_micro_batches if case.num_stages > 1 else 0
+    stages = [estimate_stage(case, stage, machine, efficiency) for stage in range(case.num_stages)]
+    return combine_stages(case, stages, machine, efficiency)
+
+
+def combine_stages(case: TrainingCase, stages: Sequence[StageTime], machine: Rates, efficiency: Efficiency) -> StepTime:
+    """Return the time of one optimizer step whose stages take these times per micro batch."""
+    slowest = max(stages, key=lambda stage: stage.total_s)
+    # The first micro batch passes the other stages once; with interleaving a stage waits for one of its parts only.
+    bubble = (sum(stage.total_s for stage in stages) - slowest.total_s) / case.interleave
+    sends = 2 * case.num_micro_batches * case.interleave if case.num_stages > 1 else 0
     boundary_bytes = case.tokens_per_rank // _sequence_parts(case) * case.model.hidden_size * case.compute_bytes
-    pipeline_rate = _choose_rate(case, machine, case.layout.world_size) * efficiency.exchange
+    pipeline_rate = _choose_rate(machine, case.layout.world_size) * efficiency.exchange
+    data_s = _estimate_data_exchange(case, machine, efficiency)
     return StepTime(
         compute_s=case.num_micro_batches * slowest.compute_s,
+        fixed_s=case.num_micro_batches * slowest.fixed_s + efficiency.step_s,
         tensor_exchange_s=case.num_micro_batches * slowest.exchange_s,
         pipeline_bubble_s=bubble,
         pipeline_exchange_s=sends * boundary_bytes / pipeline_rate,
-        data_exchange_s=data_s,
-        update_s=update_s,
+        # Gradients are reduced while the last micro batch computes, weights are gathered while the first one does.
+        data_exchange_s=data_s - min(efficiency.data_hidden * data_s, slowest.compute_s),
+        update_s=_estimate_update(case, machine),
         tokens=case.tokens_per_step,
         num_devices=case.layout.world_size,
         model_flops=count_training_flops_per_token(case.model, case.seq_length) * case.tokens_per_step,
@@ -130,35 +144,46 @@ def estimate_step(case: TrainingCase, machine: Rates, efficiency: Efficiency) ->
 
 
 def _count_layer_attention(case: TrainingCase) -> float:
-    """Return forward FLOPs of scores and weighted values for one token, over half of the sequence on average."""
-    return 2.0 * case.seq_length * case.model.query_size
+    """Return forward FLOPs of scores and weighted values for one token, over half of the sequence on average.
+
+    Context parallelism splits rows into consecutive parts: the rank with the last one sees nearly the whole row.
+    """
+    parts = case.layout.context_parallel
+    return 2.0 * case.seq_length * case.model.query_size * (2 - 1 / parts)
 
 
-def _estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: Efficiency) -> _StageTime:
+def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: Efficiency) -> StageTime:
     """Return the times of one micro batch, forward and backward."""
     layers = case.layers_per_stage[stage]
     recomputed = min(case.recomputed_layers[stage], layers)
     tensor, tokens = case.layout.tensor_parallel, case.tokens_per_rank
     matmul = 2.0 * count_layer_matmul_parameters(case.model) * ((1 + BACKWARD_MATMUL) * layers + recomputed)
     attention = _count_layer_attention(case) * ((1 + BACKWARD_ATTENTION) * layers + recomputed)
-    logits_s = 0.0
+    moved = efficiency.activation_passes * _count_elementwise_bytes(case) * (3 * layers + recomputed)
+    if case.recomputes_selected:
+        inner = tokens / tensor * case.model.intermediate_size * case.compute_bytes
+        moved += SELECTED_PASSES * inner * (layers - recomputed)
     if stage == case.num_stages - 1:
         matmul += (1 + BACKWARD_MATMUL) * 2 * case.model.hidden_size * case.model.vocab_size
-        logits_bytes = tokens * case.model.vocab_size / tensor * FLOAT32_BYTES
-        logits_s = LOGITS_PASSES * logits_bytes / machine.memory_bytes_per_s
-    elementwise = efficiency.activation_passes * _count_elementwise_bytes(case) * (3 * layers + recomputed)
+        moved += LOGITS_PASSES * tokens * case.model.vocab_size / tensor * FLOAT32_BYTES
     compute_s = (
         tokens / tensor * matmul / (machine.peak_flops * efficiency.matmul)
         + tokens / tensor * attention / (machine.peak_flops * efficiency.attention)
-        + elementwise / machine.memory_bytes_per_s
-        + efficiency.layer_s * (3 * layers + recomputed)
-        + logits_s
+        + moved / machine.memory_bytes_per_s
     )
-    exchanges = (FORWARD_EXCHANGES + BACKWARD_EXCHANGES) * layers + (FORWARD_EXCHANGES - 1) * recomputed
+    # Also with `mp_comm_recompute: False`, which does not change the compiled graph.
+    again = (FORWARD_EXCHANGES - 1) * recomputed
+    exchanges = (FORWARD_EXCHANGES + BACKWARD_EXCHANGES) * layers + again
     exchange_bytes = tokens * case.model.hidden_size * case.compute_bytes * (tensor - 1) / tensor
-    rate = _choose_rate(case, machine, tensor) * efficiency.exchange
-    exchange_s = exchanges * exchange_bytes / rate + _estimate_context_exchange(case, layers, recomputed, rate)
-    return _StageTime(compute_s=compute_s, exchange_s=exchange_s)
+    rate = _choose_rate(machine, tensor) * efficiency.exchange
+    shown = 1 - efficiency.tensor_hidden if case.overlaps_exchange else 1.0
+    context_rate = _choose_rate(machine, tensor * case.layout.context_parallel) * efficiency.exchange
+    exchange_s = shown * exchanges * exchange_bytes / rate
+    return StageTime(
+        compute_s=compute_s,
+        fixed_s=efficiency.layer_s * (3 * layers + recomputed),
+        exchange_s=exchange_s + _estimate_context_exchange(case, layers, recomputed, context_rate),
+    )
 
 
 def _estimate_context_exchange(case: TrainingCase, layers: int, recomputed: int, rate: float) -> float:
@@ -175,22 +200,44 @@ def _count_elementwise_bytes(case: TrainingCase) -> float:
     return hidden + inner * case.compute_bytes
 
 
-def _estimate_update(case: TrainingCase, machine: Rates, efficiency: Efficiency) -> tuple[float, float]:
-    """Return seconds of data-parallel communication and of the optimizer, on the largest stage."""
-    slices = max(
-        (slice_parameters(case, stage) for stage in range(case.num_stages)),
-        key=lambda parts: sum(part.num_tensor_elements for part in parts),
-    )
-    tensor_elements = sum(part.num_tensor_elements for part in slices)
-    stored_elements = sum(part.num_stored_elements for part in slices)
+def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Efficiency) -> float:
+    """Return seconds of communication between data-parallel ranks, on the largest stage."""
     replicas = case.layout.data_parallel * case.layout.context_parallel
-    exchanged = tensor_elements * (FLOAT32_BYTES + case.compute_bytes) * (replicas - 1) / replicas
-    rate = _choose_rate(case, machine, case.layout.tensor_parallel * replicas) * efficiency.exchange
-    update_s = UPDATE_PASSES * stored_elements * FLOAT32_BYTES / machine.memory_bytes_per_s
-    return exchanged / rate, update_s
+    if replicas == 1:
+        return 0.0
+    elements = max(
+        sum(number * part.num_tensor_elements for part, number in count_slices(case, stage))
+        for stage in range(case.num_stages)
+    )
+    tensor = case.layout.tensor_parallel
+    shards = min(case.optimizer_shard_size or replicas, replicas) if case.shards_optimizer else 1
+    # Accumulated gradients are reduced once per step; sharded ones after every micro batch.
+    reductions = case.num_micro_batches if case.shards_gradients else 1
+    reduced_bytes = elements * FLOAT32_BYTES * (replicas - 1) / replicas * reductions
+    if shards < replicas:
+        # The gradients of the shards are then summed over the groups of ranks that hold the same ones.
+        groups = replicas // shards
+        reduced_bytes += elements / shards * FLOAT32_BYTES * (groups - 1) / groups
+    gathers = 1 + case.regathers_weights * case.num_micro_batches
+    gathered_bytes = elements * case.compute_bytes * (shards - 1) / shards * gathers
+    reduce_rate = _choose_rate(machine, tensor * replicas) * efficiency.exchange
+    gather_rate = _choose_rate(machine, tensor * shards) * efficiency.exchange
+    return reduced_bytes / reduce_rate + gathered_bytes / gather_rate
 
 
-def _choose_rate(case: TrainingCase, machine: Rates, group_span: int) -> float:
+def _estimate_update(case: TrainingCase, machine: Rates) -> float:
+    """Return seconds of the optimizer, on the largest stage."""
+    elements = max(
+        sum(number * part.num_stored_elements for part, number in count_slices(case, stage))
+        for stage in range(case.num_stages)
+    )
+    update_s = UPDATE_PASSES * elements * FLOAT32_BYTES / machine.memory_bytes_per_s
+    if case.swaps_optimizer:
+        update_s += SWAPPED_TENSORS * elements * FLOAT32_BYTES / machine.host_bytes_per_s
+    return update_s
+
+
+def _choose_rate(machine: Rates, group_span: int) -> float:
     """Return the bandwidth of a group of adjacent ranks: within a node or over the network."""
     return machine.node_bytes_per_s if group_span <= machine.devices_per_node else machine.network_bytes_per_s
 

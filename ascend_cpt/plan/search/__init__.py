@@ -1,0 +1,1 @@
+"""Search of layouts: candidates, recomputation and layers per stage, ranking."""

@@ -1,0 +1,108 @@
+"""Lists the layouts of a model on a cluster, without the layers and the recomputation of their stages.
+
+Left out, because it is never better in the plan: tensor parallelism without sequence parallelism. Left out, because the
+models do not support it: a vocabulary that is not split by tensor parallelism (`vocab_emb_dp`), and interleaved stages.
+Left out, because it has no effect on these models: `mp_comm_recompute`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import product
+
+from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.plan.case import TrainingCase, split_layers
+from ascend_cpt.plan.layout import NODE_DEVICES, cuts_nodes_unevenly
+
+MAX_MICRO_BATCH = 8
+MAX_CONTEXT = 8
+
+
+def list_layouts(case: TrainingCase, world_size: int, devices_per_node: int) -> Iterator[TrainingCase]:
+    """Yield every layout of the same model, sequence length and global batch with every number of rows.
+
+    Layers are spread evenly, and nothing is recomputed.
+    """
+    model = case.model
+    global_rows = case.tokens_per_step // case.seq_length
+    sizes = (model.num_heads, model.num_kv_heads, model.intermediate_size, model.vocab_size)
+    if world_size % NODE_DEVICES and NODE_DEVICES % world_size:
+        return
+    for tensor in divisors(min(devices_per_node, world_size)):
+        if world_size % tensor or any(size % tensor for size in sizes):
+            continue
+        for context, stages in product(divisors(world_size // tensor), repeat=2):
+            data = world_size // tensor // context // stages
+            is_whole = data * tensor * context * stages == world_size
+            if not is_whole or context > MAX_CONTEXT or stages > model.num_layers or global_rows % data:
+                continue
+            if case.seq_length % (tensor * context):
+                continue
+            layout = ParallelLayout(
+                world_size=world_size,
+                data_parallel=data,
+                tensor_parallel=tensor,
+                pipeline_parallel=stages,
+                context_parallel=context,
+            )
+            if not cuts_nodes_unevenly(layout):
+                yield from _list_rows(case, layout, global_rows // data)
+
+
+def _list_rows(case: TrainingCase, layout: ParallelLayout, rows_per_rank: int) -> Iterator[TrainingCase]:
+    stages = layout.pipeline_parallel
+    layers = spread_layers(case.model.num_layers, stages)
+    for micro in divisors(rows_per_rank):
+        num_micro = rows_per_rank // micro
+        if micro > MAX_MICRO_BATCH or (stages > 1 and num_micro < stages):
+            continue
+        yield dataclasses.replace(
+            case,
+            layout=layout,
+            layers_per_stage=layers,
+            micro_batch_size=micro,
+            num_micro_batches=num_micro,
+            sequence_parallel=layout.tensor_parallel > 1,
+            recomputed_layers=(0,) * stages,
+            recomputes_selected=False,
+            regathers_weights=False,
+            shards_optimizer=True,
+            optimizer_shard_size=None,
+            shards_gradients=False,
+            interleave=1,
+        )
+
+
+def list_switches(case: TrainingCase, devices_per_node: int) -> Iterator[TrainingCase]:
+    """Yield the layout with every combination of switches that trade memory for time."""
+    replicas = case.layout.data_parallel * case.layout.context_parallel
+    in_node = devices_per_node // case.layout.tensor_parallel
+    # Weights that are sharded within a node are gathered over its fast links.
+    sizes = [None, in_node] if 1 < in_node < replicas and replicas % in_node == 0 else [None]
+    gradients = (False, True) if replicas > 1 and case.accumulates else (False,)
+    for selected, size, sharded in product((False, True), sizes, gradients):
+        yield dataclasses.replace(
+            case,
+            recomputes_selected=selected,
+            optimizer_shard_size=size,
+            shards_gradients=sharded,
+        )
+
+
+def spread_layers(num_layers: int, num_stages: int) -> tuple[int, ...]:
+    """Return the layers of every stage: the even share, and the rest on the middle stages."""
+    return split_layers(num_layers, num_stages, make_offset(num_layers, num_stages))
+
+
+def make_offset(num_layers: int, num_stages: int) -> list[int]:
+    """Return the `offset` that assigns the remaining layers to the middle stages first, one each."""
+    extra = num_layers % num_stages
+    order = [*range(1, num_stages - 1), 0, num_stages - 1]
+    chosen = order[:extra]
+    return [int(stage in chosen) for stage in range(num_stages)]
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number in ascending order."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]

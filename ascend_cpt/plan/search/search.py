@@ -1,0 +1,95 @@
+"""Searches the fastest layouts of a model that fit on a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.estimate import Estimate, Limits, estimate
+from ascend_cpt.plan.machines import Machine
+from ascend_cpt.plan.search.candidates import list_layouts, list_switches
+from ascend_cpt.plan.search.stages import StageSolver
+from ascend_cpt.plan.speed.throughput import combine_stages, estimate_stage
+
+Accepts = Callable[[TrainingCase], bool]
+Shape = tuple[ParallelLayout, int]
+# Speeds that differ by less are equal for the order of switches: the simplest are tried first.
+MARGIN = 1e-6
+
+
+def find_fastest(
+    case: TrainingCase,
+    machine: Machine,
+    limits: Limits,
+    *,
+    world_size: int,
+    max_layouts: int = 10,
+    accepts: Accepts = lambda case: True,
+) -> list[TrainingCase]:
+    """Return the fastest case of each of the `max_layouts` fastest layouts and numbers of rows, fastest first.
+
+    Layouts are tried in the order of a bound: the speed with layers divided evenly and nothing recomputed. The search
+    ends when no bound exceeds the speeds found, so pruning loses nothing.
+
+    Args:
+        case: Gives the model, the sequence length and the global batch; its layout does not matter.
+        machine: The machine.
+        limits: Of the memory of a device.
+        world_size: Number of devices.
+        max_layouts: Length of the result.
+        accepts: Called with the best case of a layout; False drops it.
+    """
+    bounded = [
+        (bound_speed(layout, machine), layout) for layout in list_layouts(case, world_size, machine.devices_per_node)
+    ]
+    found: list[tuple[float, TrainingCase]] = []
+    for bound, layout in sorted(bounded, key=lambda pair: -pair[0]):
+        if len(found) == max_layouts and bound <= found[-1][0]:
+            break
+        floor = found[-1][0] if len(found) == max_layouts else 0.0
+        best = _solve_layout(layout, machine, limits, floor)
+        if best is not None and accepts(best[1]):
+            found = sorted([*found, best], key=lambda pair: -pair[0])[:max_layouts]
+    return [best for _, best in found]
+
+
+def bound_speed(case: TrainingCase, machine: Machine) -> float:
+    """Return tokens per second that no division into stages exceeds: equal times, unlimited memory."""
+    stages = [estimate_stage(case, stage, machine, machine.efficiency) for stage in range(case.num_stages)]
+    time = combine_stages(case, stages, machine, machine.efficiency)
+    slowest_s = max(stage.total_s for stage in stages)
+    mean_s = sum(stage.total_s for stage in stages) / len(stages)
+    # A step takes (micro batches - 1) × the slowest stage + every stage once.
+    gained_s = (case.num_micro_batches - 1) * (slowest_s - mean_s)
+    # Sharding the optimizer within a node can save the exchange over the network, at most all of it.
+    return time.tokens / (time.step_s - gained_s - time.data_exchange_s)
+
+
+def _solve_layout(
+    layout: TrainingCase, machine: Machine, limits: Limits, floor: float
+) -> tuple[float, TrainingCase] | None:
+    """Return the fastest case of a layout that exceeds `floor` tokens per second, with its speed."""
+    best: tuple[float, TrainingCase] | None = None
+    for case in list_switches(layout, machine.devices_per_node):
+        floor = max(floor, best[0] * (1 + MARGIN) if best else 0.0)
+        if bound_speed(case, machine) <= floor:
+            continue
+        solved = StageSolver(case=case, machine=machine, limits=limits).solve()
+        if solved is not None and solved[1].tokens_per_s > floor:
+            best = (solved[1].tokens_per_s, solved[0])
+    return best
+
+
+def estimate_as(plan: Estimate, case: TrainingCase) -> Estimate:
+    """Return the plan of the same run with another case."""
+    return estimate(case, plan.machine, plan.limits, total_tokens=plan.total_tokens, checkpoints=plan.checkpoints)
+
+
+def find_safe(plan: Estimate, share: float = 0.92) -> Estimate | None:
+    """Return the fastest plan on the same devices that uses at most `share` of the usable memory."""
+    usable = int(plan.limits.usable_bytes * share)
+    limits = dataclasses.replace(plan.limits, pool_bytes=usable)
+    cases = find_fastest(plan.case, plan.machine, limits, world_size=plan.case.layout.world_size, max_layouts=1)
+    return estimate_as(plan, cases[0]) if cases else None

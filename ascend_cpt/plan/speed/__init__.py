@@ -1,0 +1,1 @@
+"""The time of a training step: model, efficiencies and their fit to measured speeds."""

@@ -1,0 +1,138 @@
+"""The search of layouts: legal, fitting, nothing faster missed among those it lists, and recomputation by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from ascend_cpt.plan.case import GIGABYTE, TrainingCase
+from ascend_cpt.plan.checkpoints import plan_checkpoints
+from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
+from ascend_cpt.plan.machines import MACHINES
+from ascend_cpt.plan.memory import estimate_memory
+from ascend_cpt.plan.search.candidates import list_layouts, list_switches, make_offset
+from ascend_cpt.plan.search.clusters import find_cheapest, find_smallest, find_within
+from ascend_cpt.plan.search.search import bound_speed, estimate_as, find_fastest
+from ascend_cpt.plan.search.stages import StageSolver
+from ascend_cpt.plan.search.table import describe_by_stage, render_table
+from ascend_cpt.plan.slices import count_slices, slice_parameters
+from ascend_cpt.plan.speed.throughput import estimate_step
+
+MakeCase = Callable[..., TrainingCase]
+MACHINE = MACHINES["910B"]
+TIGHT = Limits(device_bytes=64 * GIGABYTE, pool_bytes=int(5.5 * GIGABYTE))
+
+
+def accept(case: TrainingCase) -> bool:
+    return True
+
+
+def plan_of(case: TrainingCase, limits: Limits = TIGHT) -> Estimate:
+    checkpoints = plan_checkpoints(10**9, 4, num_steps=10, save_every_steps=None, keep_last=1)
+    return estimate(case, MACHINE, limits, total_tokens=10**12, checkpoints=checkpoints)
+
+
+def test_found_cases_fit_are_legal_and_sorted(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), num_micro_batches=4)
+    found = find_fastest(case, MACHINE, TIGHT, world_size=8)
+    plans = [plan_of(other) for other in found]
+    speeds = [plan.time.tokens_per_s for plan in plans]
+    assert speeds == sorted(speeds, reverse=True) and len(speeds) == 10
+    for plan in plans:
+        assert plan.fits and plan.case.tokens_per_step == case.tokens_per_step
+        assert plan.case.layout.world_size == 8 and plan.case.interleave == 1
+        assert sum(plan.case.layers_per_stage) == 8
+    assert len({(plan.case.layout, plan.case.micro_batch_size) for plan in plans}) == 10
+
+
+def test_pruning_loses_nothing(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), num_micro_batches=2)
+    best = find_fastest(case, MACHINE, TIGHT, world_size=8, max_layouts=1)[0]
+    speeds = []
+    for layout in list_layouts(case, 8, 8):
+        for switched in list_switches(layout, 8):
+            solved = StageSolver(case=switched, machine=MACHINE, limits=TIGHT).solve()
+            if solved is not None:
+                speeds.append(solved[1].tokens_per_s)
+                assert solved[1].tokens_per_s <= bound_speed(layout, MACHINE) * (1 + 1e-9)
+    assert len(speeds) > 50
+    assert estimate_step(best, MACHINE, MACHINE.efficiency).tokens_per_s == pytest.approx(max(speeds))
+
+
+def test_as_few_layers_are_recomputed_as_memory_requires(make_case: MakeCase) -> None:
+    case = make_case((1, 1, 4, 1), num_micro_batches=8, recompute=False, model={"num_hidden_layers": 32})
+    limits = dataclasses.replace(TIGHT, pool_bytes=9 * GIGABYTE)
+    solved = StageSolver(case=case, machine=MACHINE, limits=limits).solve()
+    assert solved is not None
+    found = solved[0]
+    assert any(found.recomputed_layers)
+    for stage, count in enumerate(found.recomputed_layers):
+        assert needed_bytes(estimate_memory(found)[stage]) <= limits.usable_bytes
+        if count:
+            fewer = list(found.recomputed_layers)
+            fewer[stage] -= 1
+            memory = estimate_memory(dataclasses.replace(found, recomputed_layers=tuple(fewer)))[stage]
+            assert needed_bytes(memory) > limits.usable_bytes
+    # The first stage keeps most micro batches, the last one has the loss and so fewer layers.
+    assert found.layers_per_stage[-1] < max(found.layers_per_stage)
+
+
+def test_layers_move_away_from_the_slowest_stage(make_case: MakeCase) -> None:
+    case = make_case((1, 1, 4, 1), num_micro_batches=8, recompute=False, model={"num_hidden_layers": 32})
+    roomy = dataclasses.replace(TIGHT, pool_bytes=60 * GIGABYTE)
+    solved = StageSolver(case=case, machine=MACHINE, limits=roomy).solve()
+    assert solved is not None
+    assert solved[1].step_s < estimate_step(case, MACHINE, MACHINE.efficiency).step_s
+    assert solved[1].step_s == pytest.approx(estimate_step(solved[0], MACHINE, MACHINE.efficiency).step_s)
+
+
+@pytest.mark.parametrize("layout", [(2, 2, 2, 1), (8, 1, 1, 1), (1, 2, 4, 1)])
+def test_counted_slices_are_those_of_every_parameter(make_case: MakeCase, layout: tuple[int, int, int, int]) -> None:
+    case = make_case(layout, model={"tie_word_embeddings": True})
+    for stage in range(case.num_stages):
+        whole = [part.num_stored_elements for part in slice_parameters(case, stage)]
+        counted = [part.num_stored_elements for part, number in count_slices(case, stage) for _ in range(number)]
+        assert sorted(whole) == sorted(counted)
+
+
+def test_search_over_nodes(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), num_micro_batches=8)
+    # 2 GB: too small for one node.
+    small = dataclasses.replace(TIGHT, pool_bytes=int(1.45 * GIGABYTE))
+    found = find_smallest(plan_of(case, small), accept, more_than=0)
+    assert found is not None and found > 1
+    plan = plan_of(case)
+    cheapest = find_cheapest(plan, accept, max_nodes=2, days=None)
+    costs = [other.case.layout.world_size / other.time.tokens_per_s for other in cheapest]
+    assert costs == sorted(costs) and len(costs) > 1
+    by_nodes = sorted(cheapest, key=lambda other: other.case.layout.world_size)
+    assert by_nodes[0].days is not None and by_nodes[1].days is not None
+    deadline = (by_nodes[0].days + by_nodes[1].days) / 2
+    within = find_within(plan, accept, max_nodes=2, days=deadline)
+    assert within and {other.case.layout.world_size for other in within} == {16}
+    assert all(other.days is not None and other.days <= deadline for other in within)
+    assert not find_within(plan, accept, max_nodes=1, days=deadline)
+
+
+def test_refused_cases_are_not_found(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), num_micro_batches=4)
+    found = find_fastest(case, MACHINE, TIGHT, world_size=8, accepts=lambda other: other.layout.pipeline_parallel == 1)
+    assert found and all(other.layout.pipeline_parallel == 1 for other in found)
+
+
+def test_table_starts_with_the_given_layout_and_shows_gains(make_case: MakeCase) -> None:
+    plan = plan_of(make_case((2, 4, 1, 1), num_micro_batches=16))
+    assert plan.fits
+    best = estimate_as(plan, find_fastest(plan.case, MACHINE, TIGHT, world_size=8, max_layouts=1)[0])
+    lines = render_table(plan, [best]).splitlines()
+    gain = best.time.tokens_per_s / plan.time.tokens_per_s - 1
+    assert lines[1].split()[:2] == ["0", "given"] and f"{gain:+.0%}" in lines[2]
+    assert describe_by_stage([20, 20, 19, 21]) == "2×20,19,21"
+
+
+@pytest.mark.parametrize(("num_layers", "num_stages", "offset"), [(8, 4, [0, 0, 0, 0]), (10, 4, [0, 1, 1, 0]),
+                                                                   (7, 4, [1, 1, 1, 0]), (5, 2, [1, 0])])  # fmt: skip
+def test_remaining_layers_go_to_the_middle_stages(num_layers: int, num_stages: int, offset: list[int]) -> None:
+    assert make_offset(num_layers, num_stages) == offset
