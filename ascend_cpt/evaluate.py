@@ -31,6 +31,7 @@ from ascend_cpt.monitor.trackers import EvaluationTrackers
 from ascend_cpt.run.checks.job import verify_data
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.evaluation.command_line import collect_settings, parse_arguments
+from ascend_cpt.run.evaluation.needles import open_haystacks
 from ascend_cpt.run.evaluation.nodes import RunFolders, check_parts, choose_parts, follow, link_parts
 from ascend_cpt.run.evaluation.plan import EvaluationPlan, EvaluationSettings, make_plan, open_sets
 from ascend_cpt.run.evaluation.tasks import describe_tasks
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--set: changes a configuration; give --config")
     settings = collect_settings(args, config)
     run = follow(args.model) if args.watch else None
-    manifests = open_sets(settings)
+    datasets = [*open_sets(settings).values(), *open_haystacks(settings.tasks).values()]
     if config is not None and (problems := find_monitoring_problems(config, _ONE_DEVICE)):
         raise ConfigError("\n".join(problems))
     with join_job(process.rank, process.world_size) as channel, contextlib.ExitStack() as stack:
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("LOG_MF_PATH", str(logs))
         console = stack.enter_context(captured_output(logs / "mindformers.log"))
         if not args.no_verify:
-            verify_data(manifests.values() if channel.is_first_on_node else (), channel)
+            verify_data(datasets if channel.is_first_on_node else (), channel)
         work = _Work(args=args, settings=settings, process=process, channel=channel, console=console, scratch=logs)
         try:
             return work.run_once() if run is None else work.watch(run)

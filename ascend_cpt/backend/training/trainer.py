@@ -71,9 +71,10 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
     from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
-    from ascend_cpt.backend.checkpointing.header_metadata import use_headers
+    from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
 
     use_headers()
+    use_checked_shard_maps()
     require_optimizer_state()
     callbacks = _build_callbacks(run, launch)
     controller = callbacks[-1]

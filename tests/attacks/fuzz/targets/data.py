@@ -22,7 +22,7 @@ from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.data.packed import mindrecord_writer
 from ascend_cpt.data.packed.manifest import check_shards, load_manifest, manifest_path
 from ascend_cpt.data.packed.megatron_indexed import IndexedWriter
-from ascend_cpt.data.packed.mindrecord_writer import FormatWriter
+from ascend_cpt.data.packed.mindrecord_writer import HEADER_BYTES, FormatWriter
 from ascend_cpt.data.packed.shard_writers import make_shard
 from ascend_cpt.data.packed.token_stream import TokenStream, check_rows
 from ascend_cpt.data.packed.verified import verify_once
@@ -199,14 +199,9 @@ def complete_manifest(case: bytes) -> bytes:
 
 
 def prepare_manifest(folder: Path) -> Prepared:
-    seeds = []
-    for name in ("mindrecord", "mmap"):
-        (folder / name).mkdir()
-        seeds.append(manifest_path(write_dataset(folder / name, name)).read_bytes())
     both = folder / "both"
     both.mkdir()
-    for file in [*(folder / "mindrecord").iterdir(), *(folder / "mmap").iterdir()]:
-        (both / file.name).write_bytes(file.read_bytes())
+    seeds = [manifest_path(write_dataset(both, output_format)).read_bytes() for output_format in ("mindrecord", "mmap")]
 
     def run(case: bytes) -> None:
         manifest_path(both / "x").write_bytes(case)
@@ -235,22 +230,23 @@ def prepare_verified(folder: Path) -> Prepared:
 def prepare_mindrecord(folder: Path) -> Prepared:
     """A packed file or its index (SQLite) with its checksum forged; the first byte chooses the file."""
     prefix = write_dataset(folder, "mindrecord")
-    names = {b"d": "x.mindrecord0", b"i": "x.mindrecord0.db"}
-    seeds = [letter + (folder / name).read_bytes() for letter, name in names.items()]
-    good = {name: (folder / name).read_bytes() for name in names.values()}
+    data, index = folder / "x.mindrecord0", folder / "x.mindrecord0.db"
+    good = {b"d": data.read_bytes()[HEADER_BYTES:], b"i": index.read_bytes()}
     manifest = load_manifest(prefix)
 
     def run(case: bytes) -> None:
-        name = names.get(case[:1], "x.mindrecord0")
-        for other, content in good.items():
-            (folder / other).write_bytes(case[1:] if other == name else content)
+        index.write_bytes(case[1:] if case[:1] == b"i" else good[b"i"])
+        with data.open("r+b") as file:  # after the header, which is a hole of 16 MiB
+            file.truncate(HEADER_BYTES)
+            file.seek(HEADER_BYTES)
+            file.write(good[b"d"] if case[:1] == b"i" else case[1:])
         check_rows(folder / "x.mindrecord0", row_length=8)
         assert TokenStream(dataclasses.replace(manifest)).read(3, 20).shape == (20,)
 
     def mutate(random: Random, case: bytes) -> bytes:
         return case[:1] + mutate_bytes(random, case[1:])
 
-    return Prepared(seeds=seeds, mutate=mutate, run=run)
+    return Prepared(seeds=[letter + content for letter, content in good.items()], mutate=mutate, run=run)
 
 
 TASK_ITEMS = {

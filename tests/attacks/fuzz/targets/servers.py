@@ -1,4 +1,4 @@
-"""The coordinator and the job channel: what a peer that knows the secret may send, or an outsider instead of an answer."""
+"""The coordinator and the job channel: what a peer that knows the secret may send."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def prepare_state(folder: Path) -> Prepared:
         assert find_missing_ranks(checkpoint.state.files)
         assert list_weight_files(checkpoint.state).keys() <= checkpoint.state.files.keys()
         shares = [choose_share(checkpoint.state.files, index, 2) for index in range(2)]
-        assert sorted(sum(shares, [])) == sorted(checkpoint.state.files)
+        assert sorted([*shares[0], *shares[1]]) == sorted(checkpoint.state.files)
         describe_differences(checkpoint.state.fingerprint, FINGERPRINT)
         Verifier().find_damage(step)
         check_ranks(checkpoint, checkpoint.state.files)
