@@ -17,10 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ascend_cpt.data.packed.manifest import Manifest
+from ascend_cpt.data.packed.manifest import OUTPUT_FORMATS, Manifest
 from ascend_cpt.data.settings import (
     INPUT_FORMATS,
-    OUTPUT_FORMATS,
     RUN_ENGINES,
     TAILS,
     TXT_DOCUMENTS,

@@ -29,7 +29,7 @@ def describe_node(settings: LaunchSettings, environ: Mapping[str, str], *, limit
 
 
 def examine_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> list[Finding]:
-    """Check the master address and port and the job secret of several nodes, and look for processes of an earlier launch."""
+    """Check the master address and port and the job secret, and look for processes of an earlier launch."""
     found = []
     for pid in find_stale_workers():
         text = f"process {describe_process(pid)} from an earlier launch is still running"

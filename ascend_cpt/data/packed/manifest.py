@@ -21,6 +21,7 @@ from ascend_cpt.strict_json import JsonError, build, check_plain_name, read_json
 
 FORMAT_VERSION = 1
 MANIFEST_SUFFIX = ".manifest.json"
+OUTPUT_FORMATS = ("mindrecord", "mmap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +250,8 @@ def _from_record(record: dict[str, Any], path: Path) -> Manifest:
         counts = (shard.size_bytes, shard.index_size_bytes, shard.num_rows, shard.num_tokens, shard.tail_tokens)
         if min(counts) < 0:
             raise JsonError(f"{shard.file}: a count is negative")
+    if manifest.output_format not in OUTPUT_FORMATS:
+        raise JsonError(f"output_format: {shorten(manifest.output_format)} is none of {', '.join(OUTPUT_FORMATS)}")
     if manifest.output_format == "mindrecord" and (manifest.seq_length is None or manifest.seq_length < 1):
         raise JsonError(f"seq_length: {manifest.seq_length}")
     if manifest.output_format == "mmap" and len(manifest.shards) != 1:

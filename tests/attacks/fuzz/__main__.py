@@ -64,6 +64,8 @@ def run_all(targets: Sequence[Target], *, share: float, seed: int) -> list[Resul
         results.append(run_target(target, count, seed, partial(progress.report, target.name)))
         progress.finished += count
         print(describe(results[-1]), flush=True)
+        for finding in results[-1].findings:
+            print(f"--- {finding.target} case {finding.index}: {finding.text}{finding.case[:500]!r}", flush=True)
     return results
 
 
@@ -108,18 +110,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the cases (default: 0)")
     parser.add_argument("--target", choices=names, action="append", help="target; repeat for several (default: all)")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write shortened failing cases here")
-    parser.add_argument("--verbose", action="store_true", help="print the traceback of each failure")
     args = parser.parse_args()
     targets = [target for target in TARGETS if args.target is None or target.name in args.target]
     started_s = time.monotonic()
     results = run_all(targets, share=args.share, seed=args.seed)
-    for result in results:
-        for finding in result.findings:
-            print(f"--- {finding.target} case {finding.index}: {finding.where}\n{finding.case[:300]!r}")
-            if args.verbose:
-                print(finding.text)
-            if args.save:
-                print(f"saved {save(finding, targets, args.save)}")
+    if args.save:
+        for finding in (finding for result in results for finding in result.findings):
+            print(f"saved {save(finding, targets, args.save)}")
     problems = find_problems(results)
     print("\n".join(problems))
     print(

@@ -23,6 +23,7 @@ def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
     first_row = 0
     try:
         for batch in limit_batches(batches, options.max_record_bytes):
+            _validate(file, batch, full=False)
             extents.append(Extent(num_positions=batch.num_rows, weight=max(batch.nbytes, batch.num_rows)))
             first_row += batch.num_rows
     except MemoryError as error:
@@ -45,13 +46,18 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
         raise needs_too_much(file, first_row, options.max_record_bytes) from error
 
 
-def _validate(file: InputFile, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the batch; raise DataError if its offsets or lengths are impossible, because reading them could crash."""
+def _validate(file: InputFile, batch: pa.RecordBatch, *, full: bool = True) -> pa.RecordBatch:
+    """Return the batch; raise DataError if its offsets or lengths are impossible, because reading them could crash.
+
+    Without `full` only the sizes of the buffers are checked, which is enough to ask for the size of the batch.
+    """
     try:
         for column in batch.columns:
-            # Text that is not UTF-8 only rejects its row.
-            plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(column.type)
-            (column if plain is None else column.view(plain)).validate(full=True)
+            column.validate()
+            if full:
+                # Text that is not UTF-8 only rejects its row.
+                plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(column.type)
+                (column if plain is None else column.view(plain)).validate(full=True)
     except pa.ArrowException as error:
         raise DataError(f"{file.path}: a record batch is damaged: {one_line(error)}") from error
     return batch
@@ -70,7 +76,8 @@ def _open(file: InputFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         source.seek(0)
         with limited_memory(batch_limit_bytes(0)):
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-    except (pa.ArrowException, MemoryError, OSError) as error:
+        list(reader.schema.names)  # fails for names that are not UTF-8
+    except (pa.ArrowException, MemoryError, OSError, UnicodeError) as error:
         raise DataError(f"{file.path}: not a readable arrow file: {one_line(error)}") from error
     batches = (reader.get_batch(k) for k in range(reader.num_record_batches)) if is_file else iter(reader)
     return reader.schema, _describe_errors(file, batches)

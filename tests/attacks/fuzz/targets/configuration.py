@@ -158,6 +158,6 @@ TARGETS = (
     Target(name="yaml", num_cases=5_000, prepare=prepare_yaml),
     Target(name="shipped_yaml", num_cases=5_000, prepare=prepare_shipped),
     Target(name="stages", num_cases=5_000, prepare=prepare_stages),
-    Target(name="any_yaml", num_cases=8_000, prepare=prepare_any_yaml),
-    Target(name="values", num_cases=30_000, prepare=prepare_values),
+    Target(name="any_yaml", num_cases=6_000, prepare=prepare_any_yaml),
+    Target(name="values", num_cases=20_000, prepare=prepare_values),
 )

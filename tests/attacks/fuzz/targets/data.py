@@ -315,41 +315,41 @@ _ARROW = [make_arrow(stream, make_table()) for stream in (False, True)]
 _PARQUET = [make_parquet(), make_parquet(compression="zstd", row_group_size=2, data_page_version="2.0")]
 
 TARGETS = (
-    Target(name="jsonl", num_cases=8_000, prepare=prepare_reader(".jsonl", [JSONL], LINES)),
+    Target(name="jsonl", num_cases=5_000, prepare=prepare_reader(".jsonl", [JSONL], LINES)),
     Target(
         name="json_array",
-        num_cases=8_000,
+        num_cases=5_000,
         prepare=prepare_reader(".json", [ARRAY, b"[1]", b"{}"], one_of(mutate_json, mutate_bytes)),
     ),
-    Target(name="csv", num_cases=8_000, prepare=prepare_reader(".csv", [CSV], mutate_bytes)),
+    Target(name="csv", num_cases=5_000, prepare=prepare_reader(".csv", [CSV], mutate_bytes)),
     Target(name="tsv", num_cases=5_000, prepare=prepare_reader(".tsv", [CSV.replace(b",", b"\t")], mutate_bytes)),
-    Target(name="txt", num_cases=8_000, prepare=prepare_reader(".txt", [TXT], mutate_bytes)),
+    Target(name="txt", num_cases=5_000, prepare=prepare_reader(".txt", [TXT], mutate_bytes)),
     Target(
         name="paragraphs",
-        num_cases=8_000,
+        num_cases=5_000,
         prepare=prepare_reader(".txt", [TXT], mutate_bytes, txt_documents="blank-line"),
     ),
     Target(
         name="wikitext",
-        num_cases=8_000,
+        num_cases=5_000,
         prepare=prepare_reader(".txt", [TXT], mutate_bytes, joined=True, keep_blank_lines=True),
     ),
     Target(
         name="gz",
-        num_cases=6_000,
+        num_cases=5_000,
         prepare=prepare_reader(".jsonl.gz", [gz(JSONL)], recompressed(gz, gzip.decompress, LINES)),
     ),
     Target(
         name="zst",
-        num_cases=6_000,
+        num_cases=5_000,
         prepare=prepare_reader(".csv.zst", [zst(CSV)], recompressed(zst, unzst, mutate_bytes)),
     ),
     Target(name="parquet", num_cases=5_000, prepare=prepare_reader(".parquet", _PARQUET, mutate_bytes)),
     Target(name="arrow", num_cases=5_000, prepare=prepare_reader(".arrow", _ARROW, mutate_bytes)),
-    Target(name="indexed", num_cases=8_000, prepare=prepare_indexed),
-    Target(name="manifest", num_cases=12_000, prepare=prepare_manifest),
+    Target(name="indexed", num_cases=6_000, prepare=prepare_indexed),
+    Target(name="manifest", num_cases=6_000, prepare=prepare_manifest),
     Target(name="verified", num_cases=5_000, prepare=prepare_verified),
     Target(name="mindrecord", num_cases=5_000, prepare=prepare_mindrecord),
-    Target(name="tasks", num_cases=12_000, prepare=prepare_tasks),
+    Target(name="tasks", num_cases=8_000, prepare=prepare_tasks),
     Target(name="task_files", num_cases=5_000, prepare=prepare_task_files),
 )

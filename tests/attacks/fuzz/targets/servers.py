@@ -111,6 +111,6 @@ def prepare_channel(folder: Path) -> Prepared:
 
 
 TARGETS = (
-    Target(name="coordinator", num_cases=6_000, prepare=prepare_coordinator),
-    Target(name="channel", num_cases=6_000, prepare=prepare_channel),
+    Target(name="coordinator", num_cases=5_000, prepare=prepare_coordinator),
+    Target(name="channel", num_cases=5_000, prepare=prepare_channel),
 )

@@ -238,10 +238,10 @@ def prepare_secret(folder: Path) -> Prepared:
 
 
 TARGETS = (
-    Target(name="state", num_cases=20_000, prepare=prepare_state),
-    Target(name="metrics", num_cases=6_000, prepare=prepare_metrics),
-    Target(name="evaluations", num_cases=6_000, prepare=prepare_evaluations),
+    Target(name="state", num_cases=5_000, prepare=prepare_state),
+    Target(name="metrics", num_cases=5_000, prepare=prepare_metrics),
+    Target(name="evaluations", num_cases=5_000, prepare=prepare_evaluations),
     Target(name="report", num_cases=5_000, prepare=prepare_report),
-    Target(name="run_files", num_cases=10_000, prepare=prepare_run_files),
-    Target(name="secret", num_cases=15_000, prepare=prepare_secret),
+    Target(name="run_files", num_cases=8_000, prepare=prepare_run_files),
+    Target(name="secret", num_cases=8_000, prepare=prepare_secret),
 )

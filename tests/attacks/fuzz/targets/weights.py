@@ -135,8 +135,8 @@ def prepare_config(folder: Path) -> Prepared:
 
 
 TARGETS = (
-    Target(name="safetensors", num_cases=80_000, prepare=prepare_safetensors),
-    Target(name="index", num_cases=8_000, prepare=prepare_index),
-    Target(name="shard_map", num_cases=15_000, prepare=prepare_shard_map),
-    Target(name="model_config", num_cases=30_000, prepare=prepare_config),
+    Target(name="safetensors", num_cases=25_000, prepare=prepare_safetensors),
+    Target(name="index", num_cases=5_000, prepare=prepare_index),
+    Target(name="shard_map", num_cases=8_000, prepare=prepare_shard_map),
+    Target(name="model_config", num_cases=10_000, prepare=prepare_config),
 )
