@@ -74,9 +74,9 @@ def add_evaluations(judged: Iterable[dict[str, Any]], run_dir: Path) -> list[dic
     """Return validations and scores of a run with those of tools/evaluate.py that are missing, in step order."""
     found = list(judged)
     seen = {(record["kind"], record["step"], record["name"]) for record in found}
-    for record in read_evaluations(run_dir):
-        if (record["kind"], record["step"], record["name"]) not in seen:
-            found.append(record)
+    # A checkpoint that was written again is evaluated again: the last record of a step is that of the newer one.
+    evaluated = {(record["kind"], record["step"], record["name"]): record for record in read_evaluations(run_dir)}
+    found += [record for key, record in evaluated.items() if key not in seen]
     return sorted(found, key=lambda record: int(record["step"]))
 
 

@@ -143,7 +143,7 @@ def _read_all(run_dir: Path) -> None:
         lambda: read_values(path, "task", "arc"),
         lambda: summarize_run(run_dir),
         lambda: load_run(run_dir),
-        lambda: drop_recorded(run_dir, JUDGED),
+        lambda: drop_recorded(run_dir, JUDGED, "x"),
         lambda: add_evaluations([], run_dir),
         track,
         resume,
