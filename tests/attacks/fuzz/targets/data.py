@@ -311,7 +311,13 @@ def prepare_task_files(folder: Path) -> Prepared:
 
 
 LINES = by_lines(one_of(mutate_json, mutate_bytes))
-_ARROW = [make_arrow(stream, make_table()) for stream in (False, True)]
+_VIEWS = pa.table(
+    {
+        "text": pa.array(["a", "é" * 20, None], pa.string_view()),
+        "b": pa.array([b"x" * 30, b"", b"\xff"], pa.binary_view()),
+    }
+)
+_ARROW = [*(make_arrow(stream, make_table()) for stream in (False, True)), make_arrow(False, _VIEWS)]
 _PARQUET = [make_parquet(), make_parquet(compression="zstd", row_group_size=2, data_page_version="2.0")]
 
 TARGETS = (
