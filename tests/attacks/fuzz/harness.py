@@ -248,8 +248,8 @@ def read_memory_mb() -> float:
 
 def describe_place(error: BaseException) -> str:
     """Return the exception's name with the innermost line of the package, or of the target."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if f"{os.sep}ascend_cpt{os.sep}" in frame.filename] or list(frames)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name != _raise_hang.__name__]
+    own = [frame for frame in frames if f"{os.sep}ascend_cpt{os.sep}" in frame.filename] or frames
     path = Path(own[-1].filename)
     name = path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path
     return f"{type(error).__name__} at {name}:{own[-1].lineno}"
