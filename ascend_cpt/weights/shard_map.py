@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.strict_json import JsonError, check_plain_name, read_json_object, shorten
@@ -111,7 +111,7 @@ def _is_whole(value: Any, limit: int) -> bool:
     return type(value) is int and 0 <= value < limit
 
 
-def _are_sizes(values: Any) -> bool:
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
     return (
         isinstance(values, list)
         and len(values) <= _MAX_DIMENSIONS
