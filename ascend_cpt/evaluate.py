@@ -31,6 +31,7 @@ from ascend_cpt.monitor.trackers import EvaluationTrackers
 from ascend_cpt.run.checks.job import verify_data
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.evaluation.command_line import collect_settings, parse_arguments
+from ascend_cpt.run.evaluation.needles import open_haystacks
 from ascend_cpt.run.evaluation.nodes import RunFolders, check_parts, choose_parts, follow, link_parts
 from ascend_cpt.run.evaluation.plan import EvaluationPlan, EvaluationSettings, make_plan, open_sets
 from ascend_cpt.run.evaluation.tasks import describe_tasks
@@ -38,6 +39,7 @@ from ascend_cpt.run.evaluation.watching import (
     append_records,
     drop_recorded,
     hold_watch_lock,
+    identify,
     list_pending,
     request_stop,
 )
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("--set: changes a configuration; give --config")
     settings = collect_settings(args, config)
     run = follow(args.model) if args.watch else None
-    manifests = open_sets(settings)
+    datasets = [*open_sets(settings).values(), *open_haystacks(settings.tasks).values()]
     if config is not None and (problems := find_monitoring_problems(config, _ONE_DEVICE)):
         raise ConfigError("\n".join(problems))
     with join_job(process.rank, process.world_size) as channel, contextlib.ExitStack() as stack:
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("LOG_MF_PATH", str(logs))
         console = stack.enter_context(captured_output(logs / "mindformers.log"))
         if not args.no_verify:
-            verify_data(manifests.values() if channel.is_first_on_node else (), channel)
+            verify_data(datasets if channel.is_first_on_node else (), channel)
         work = _Work(args=args, settings=settings, process=process, channel=channel, console=console, scratch=logs)
         try:
             return work.run_once() if run is None else work.watch(run)
@@ -155,7 +157,9 @@ class _Work:
             while (step := self._wait(run, names, given_up)) is not None:
                 parts = run.locate(step)
                 problem = self._find_damage(parts)
-                if problem or not self._load(parts):
+                # That which the first process sees: a part may be deleted at any time.
+                checkpoint = self._channel.all_gather("checkpoint to evaluate", _identify(parts))[0]
+                if problem or not checkpoint or not self._load(parts):
                     self._print(f"{problem or f'{parts[0]}: was deleted before it was evaluated'}; skipped")
                     given_up.add(step)
                     continue
@@ -163,8 +167,8 @@ class _Work:
                 message = ""
                 if trackers is not None:
                     alarm = alarm or self._make_alarm(run.main)
-                    new = drop_recorded(run.main, records)
-                    message = self._record(run.main, [alarm.judge(record) for record in new])
+                    new = drop_recorded(run.main, records, checkpoint)
+                    message = self._record(run.main, [alarm.judge(record) for record in new], checkpoint)
                     trackers.update()
                 # The first process decides for all.
                 message = self._channel.all_gather("verdict", message)[0]
@@ -198,9 +202,9 @@ class _Work:
             is_waiting = True
             time.sleep(self._args.poll)
 
-    def _record(self, run_dir: Path, verdicts: Sequence[AlarmVerdict]) -> str:
+    def _record(self, run_dir: Path, verdicts: Sequence[AlarmVerdict], checkpoint: str) -> str:
         """Record and print the results; return the message if one of them stops the run."""
-        append_records(run_dir, [verdict.record for verdict in verdicts])
+        append_records(run_dir, [verdict.record for verdict in verdicts], checkpoint)
         self._print_records([verdict.record for verdict in verdicts])
         for verdict in verdicts:
             if verdict.message:
@@ -298,6 +302,14 @@ class _Work:
     def _print(self, line: str) -> None:
         if self._process.rank == 0:
             print(line, file=self._console, flush=True)
+
+
+def _identify(parts: Sequence[Path]) -> str:
+    """Return what distinguishes a checkpoint from others of its step; empty if a part was deleted."""
+    try:
+        return identify(parts)
+    except OSError:
+        return ""
 
 
 def _are_damaged(parts: Sequence[Path]) -> bool:

@@ -36,6 +36,7 @@ from ascend_cpt.monitor.goodput.timeline import FILE_NAME as TIMELINE_NAME
 from ascend_cpt.monitor.picture import draw_losses, draw_needles
 from ascend_cpt.run.checks.environment import set_environment
 from ascend_cpt.run.checks.job import check_job
+from ascend_cpt.run.evaluation.needles import open_haystacks
 from ascend_cpt.run.evaluation.tasks import describe_tasks, load_run_tasks
 from ascend_cpt.run.export.at_end import export_at_end
 from ascend_cpt.run.launch.command_line import (
@@ -89,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         run = load_run_of_arguments(args, process, packed)
         set_environment(run.config.cpt.environment, os.environ)
         make_run_folder(run.run_dir)
-        check_job(run, channel)
+        validation = run.config.cpt.validation
+        check_job(run, channel, open_haystacks(validation.tasks if validation else {}))
         # One process per run folder holds the lock, so that a second launch fails.
         holds = channel.rank == 0 if run.config.cpt.storage.shared else channel.is_first_on_node
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()

@@ -19,6 +19,8 @@ require("psutil")
 
 from ascend_cpt.cluster.launch.arguments import parse_launch
 from ascend_cpt.cluster.launch.examine import examine_launch
+from ascend_cpt.cluster.launch.job_secret import SECRET_OPTION, SECRET_VARIABLE
+from ascend_cpt.cluster.messages.secret import INSECURE_VARIABLE
 from ascend_cpt.cluster.node.doctor import Level, Node, examine
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 
@@ -42,6 +44,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="GB",
         help="disk space needed (see run_cpt.py --dry-run)",
     )
+    parser.add_argument(
+        SECRET_OPTION,
+        metavar="PATH",
+        help=f"file with the job secret of several nodes ({SECRET_VARIABLE}; default: ~/.config/ascend_cpt/secret)",
+    )
     return parser.parse_args()
 
 
@@ -50,7 +57,10 @@ def main() -> int:
     args = parse_arguments()
     workers, each = str(args.nodes * args.local_workers), str(args.local_workers)
     place = ["run_cpt.py", workers, each, args.master_addr, str(args.master_port), str(args.node_rank)]
-    settings = parse_launch(place, {}, Path.cwd())
+    if args.secret_file is not None:
+        place = [SECRET_OPTION, args.secret_file, *place]
+    secret_variables = {name: os.environ.get(name, "") for name in (SECRET_VARIABLE, INSECURE_VARIABLE)}
+    settings = parse_launch(place, secret_variables, Path.cwd())
     node = Node(
         environ=os.environ,
         num_local_workers=args.local_workers,

@@ -22,11 +22,10 @@ from ascend_cpt.installed import require
 require()
 
 from ascend_cpt.config.foreign_flags import PREPROCESS_FLAGS, ExplainingParser
-from ascend_cpt.data.packed.manifest import Manifest, describe_packing
+from ascend_cpt.data.packed.manifest import OUTPUT_FORMATS, Manifest, describe_packing
 from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.settings import (
     INPUT_FORMATS,
-    OUTPUT_FORMATS,
     RUN_ENGINES,
     TAILS,
     TXT_DOCUMENTS,

@@ -15,7 +15,7 @@ from mindformers.tools.register import MindFormerConfig
 from mindformers.wrapper.wrapper import DataOrderWrapperCell
 from mindspore.parallel.strategy import enable_save_strategy_online
 
-from ascend_cpt.backend.checkpointing.header_metadata import use_headers
+from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
 from ascend_cpt.backend.collectives import is_pure_data_parallel
 from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.inference.load_weights import load_hf, load_trained
@@ -68,6 +68,7 @@ class EvaluationNetwork:
         build_context(config)
         build_parallel_config(config)
         use_headers()
+        use_checked_shard_maps()
         enable_save_strategy_online()  # as MindFormers' trainer: its loaders read the layouts
         self._network: Any = build_network(
             config.model, default_args={"parallel_config": config.parallel_config, "moe_config": config.moe_config}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from ascend_cpt.data.packed.manifest import OUTPUT_FORMATS
 from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.readers.input_files import FORMATS
 from ascend_cpt.data.tokenizing.names import ENGINES, HUGGING_FACE, TOKENIZER_TYPES
@@ -13,7 +14,6 @@ from ascend_cpt.errors import DataError
 RUN_ENGINES = ("local", "ray")
 TAILS = ("pad", "drop")
 TXT_DOCUMENTS = ("line", "blank-line", "file")
-OUTPUT_FORMATS = ("mindrecord", "mmap")
 MAX_RECORD_BYTES = 1 << 30
 MAX_SEQ_LENGTH = 1 << 24
 MAX_SHARDS = 100_000

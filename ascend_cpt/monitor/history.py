@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import deque
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.record import check_run_info, parse_record
 from ascend_cpt.strict_json import JsonError, read_json_object
 
-_HEAD = re.compile(r'\{"kind": "(\w+)", "step": (\d+), ')
+_HEAD = re.compile(rb'\{"kind": "(\w+)", "step": (\d{1,18}), ')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,10 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return read_json_object(path)
-    except JsonError as error:
+        values = read_json_object(path)
+        check_run_info(values)
+        return values
+    except (OSError, JsonError) as error:
         raise DataError(f"{path}: {error}; remove it to continue without it") from None
 
 
@@ -55,6 +57,9 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a `metrics.jsonl`; validations and scores last, with those of tools/evaluate.py.
 
     A last line truncated by a crash is ignored.
+
+    Raises:
+        DataError: another line is not a valid record.
     """
     judged: list[dict[str, Any]] = []
     for record in _read_records(path):
@@ -69,48 +74,74 @@ def add_evaluations(judged: Iterable[dict[str, Any]], run_dir: Path) -> list[dic
     """Return validations and scores of a run with those of tools/evaluate.py that are missing, in step order."""
     found = list(judged)
     seen = {(record["kind"], record["step"], record["name"]) for record in found}
-    for record in read_evaluations(run_dir):
-        if (record["kind"], record["step"], record["name"]) not in seen:
-            found.append(record)
+    # A checkpoint that was written again is evaluated again: the last record of a step is that of the newer one.
+    evaluated = {(record["kind"], record["step"], record["name"]): record for record in read_evaluations(run_dir)}
+    found += [record for key, record in evaluated.items() if key not in seen]
     return sorted(found, key=lambda record: int(record["step"]))
 
 
 def read_evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of tools/evaluate.py, in the order in which they were written."""
-    return _read_records(run_dir / EVALUATIONS_NAME)
+    """Yield the records of tools/evaluate.py, in the order in which they were written.
+
+    Raises:
+        DataError: a line other than a truncated last one is not a valid record.
+    """
+    return (record for record in _read_records(run_dir / EVALUATIONS_NAME) if record["kind"] in JUDGED_KINDS)
 
 
 def _read_records(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in _iter_lines(path):
+        yield parse_line(path, number, line)
+
+
+def _iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield number (from 1) and content of every complete line: the last one may have been cut by a crash."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                return
-            yield record
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    yield number, line
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """Return the values of line `number` (from 1) of a file; see `parse_record`.
+
+    Raises:
+        DataError: it is not a valid record.
+    """
+    try:
+        return parse_record(line)
+    except JsonError as error:
+        raise DataError(f"{path}:{number}: not a valid record ({error}); correct or remove this line") from None
 
 
 def read_history(path: Path, resume_step: int, window_steps: int) -> History:
-    """Read the records up to `resume_step`; of the steps only the last `window_steps`."""
-    steps: deque[str] = deque(maxlen=window_steps)
+    """Read the records up to `resume_step`; of the steps only the last `window_steps`.
+
+    Raises:
+        DataError: a line that is needed is damaged.
+    """
+    steps: deque[tuple[int, bytes]] = deque(maxlen=window_steps)
     validations: list[dict[str, Any]] = []
     tasks: list[dict[str, Any]] = []
     num_skipped = 0
     account: dict[str, Any] | None = None
-    for kind, line in read_lines(path, resume_step):
+    for number, kind, line in iter_heads(path, resume_step):
         if kind == "step":
-            steps.append(line)
-            num_skipped += '"skipped": "' in line and '"skipped": ""' not in line
+            steps.append((number, line))
+            num_skipped += b'"skipped": "' in line and b'"skipped": ""' not in line
         elif kind == "validation":
-            validations.append(json.loads(line))
+            validations.append(parse_line(path, number, line))
         elif kind == "task":
-            tasks.append(json.loads(line))
+            tasks.append(parse_line(path, number, line))
         elif kind == "data":
-            account = json.loads(line)
+            account = parse_line(path, number, line)
     return History(
-        steps=[json.loads(line) for line in steps],
+        steps=[parse_line(path, number, line) for number, line in steps],
         validations=validations,
         num_skipped=num_skipped,
         account=account,
@@ -127,12 +158,15 @@ def read_values(path: Path, kind: str, name: str) -> dict[int, float]:
         name: Name of the set or task.
 
     NaN and infinite values are left out.
+
+    Raises:
+        DataError: a line is damaged.
     """
     values: dict[int, float] = {}
-    for line_kind, line in read_lines(path):
+    for number, line_kind, line in iter_heads(path):
         if line_kind != kind:
             continue
-        record = json.loads(line)
+        record = parse_line(path, number, line)
         if record["name"] != name:
             continue
         value = float(record["loss"] if kind == "validation" else record["score"])
@@ -141,13 +175,32 @@ def read_values(path: Path, kind: str, name: str) -> dict[int, float]:
 
 
 def read_lines(path: Path, last_step: int | None = None) -> Iterator[tuple[str, str]]:
-    """Yield kind and text of every complete line, up to `last_step`. Values are not parsed: there may be millions."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            head = _HEAD.match(line)
-            if head is None or not line.endswith("}\n"):
-                return
-            if last_step is None or int(head[2]) <= last_step:
-                yield head[1], line
+    """Yield kind and text of every complete line, up to `last_step`. Values are not parsed: there may be millions.
+
+    Raises:
+        DataError: a line does not begin and end as a record.
+    """
+    for number, kind, line in iter_heads(path, last_step):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{path}:{number}: not a valid record (not UTF-8); correct or remove this line") from None
+        yield kind, text
+
+
+def iter_heads(path: Path, last_step: int | None = None) -> Iterator[tuple[int, str, bytes]]:
+    """Yield number, kind and content of the complete lines up to `last_step`.
+
+    After a record beyond `last_step`, damaged lines are ignored: a resumed run writes all that follows again.
+    """
+    is_beyond = False
+    for number, line in _iter_lines(path):
+        head = _HEAD.match(line)
+        if head is None or not line.endswith(b"}\n"):
+            if is_beyond:
+                continue
+            raise DataError(f"{path}:{number}: not a valid record; correct or remove this line")
+        if last_step is not None and int(head[2]) > last_step:
+            is_beyond = True
+        else:
+            yield number, head[1].decode("ascii"), line

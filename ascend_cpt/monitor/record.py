@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, TypedDict
+
+from ascend_cpt.strict_json import JsonError, parse_json, shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +149,87 @@ def to_values(record: Record) -> dict[str, Any]:
     return {key: to_json_number(value) for key, value in values.items()}
 
 
+_MAX_INTEGER = 2**63 - 1
+_NOT_FINITE = ("nan", "inf", "-inf")
+_CLASSES = {kind: cls for cls, kind in KINDS.items()}
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """Return the values of a record from a line of `metrics.jsonl` or `evaluations.jsonl`, after checking their types.
+
+    Values and kinds that this version does not know are kept as they are.
+
+    Raises:
+        JsonError: the line is not a JSON object with `kind` and `step`, or a value is missing or of another type.
+    """
+    values = parse_json(line)
+    if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+        raise JsonError("is not a record with a `kind`")
+    cls = _CLASSES.get(values["kind"])
+    if cls is None:
+        _check_value(int, values.get("step"), "step")
+        return values
+    for name, hint, is_required in _list_fields(cls):
+        if name in values:
+            _check_value(hint, values[name], name)
+        elif is_required:
+            raise JsonError(f"{name}: missing")
+    return values
+
+
+@cache
+def _list_fields(cls: type) -> list[tuple[str, Any, bool]]:
+    """Return name, type and whether it is required, of each field of a record."""
+    hints = typing.get_type_hints(cls)
+    return [
+        (item.name, hints[item.name], item.default is dataclasses.MISSING and item.name not in _ADDED)
+        for item in dataclasses.fields(cls)
+    ]
+
+
+# Missing in records of the first versions, and not needed to read them.
+_ADDED = ("num_labels", "learning_rate", "grad_norm", "tokens_per_s", "step_time_s")
+
+
+def _check_value(hint: Any, value: object, name: str) -> None:
+    """Raise JsonError if a JSON value is not of a type: of a field of a record, or of a part of `run.json`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or (value is None and type(None) in arguments):
+        return
+    if type(None) in arguments:
+        hint = next(argument for argument in arguments if argument is not type(None))
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if typing.is_typeddict(hint):
+        arguments, origin = (str, Any), dict
+    kind = origin or hint
+    if kind is float:
+        is_right = (isinstance(value, int) and abs(value) <= _MAX_INTEGER) or isinstance(value, float)
+        is_right = (is_right and not isinstance(value, bool)) or value in _NOT_FINITE
+    elif kind is int:
+        is_right = type(value) is int and 0 <= value <= _MAX_INTEGER
+    else:
+        is_right = type(value) is kind
+    if not is_right:
+        raise JsonError(f"{name}: expected {kind.__name__}, got {shorten(value)}")
+    if typing.is_typeddict(hint):
+        _check_names(hint, value, name)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_value(arguments[1], item, f"{name}[{shorten(key)}]")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_value(arguments[0], item, f"{name}[{index}]")
+
+
+def _check_names(hint: Any, value: Any, name: str) -> None:
+    """Check the values of a TypedDict; other names are ignored."""
+    for key, inner in typing.get_type_hints(hint).items():
+        if key in value:
+            _check_value(inner, value[key], f"{name}.{key}")
+        elif key in hint.__required_keys__:
+            raise JsonError(f"{name}.{key}: missing")
+
+
 def read_judged(values: Mapping[str, Any]) -> Judged:
     """Return a validation or the score of a task from its JSON values, without baseline and alarm."""
     step, name = int(values["step"]), str(values["name"])
@@ -165,7 +250,7 @@ def read_judged(values: Mapping[str, Any]) -> Judged:
         score=float(values["score"]),
         num_items=int(values["num_items"]),
         values={str(metric): float(value) for metric, value in values["values"].items()},
-        higher_is_better=bool(values["higher_is_better"]),
+        higher_is_better=bool(values.get("higher_is_better", True)),
     )
 
 
@@ -244,3 +329,66 @@ class RunInfo:
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return dataclasses.asdict(self)
+
+
+class _Phase(TypedDict):
+    name: str
+    first_step: int
+    stop_step: int
+    tokens: dict[str, int]
+
+
+class _Source(TypedDict):
+    rows: int
+    tokens: int
+
+
+class _Limits(TypedDict, total=False):
+    rows: int
+    of_rows: int
+    max_increase: float | None
+    on_increase: str
+    max_drop: float | None
+    on_drop: str
+
+
+class _Base(TypedDict, total=False):
+    kind: str
+    name: str
+    step: int
+    base_model: str | None
+
+
+class _Trackers(TypedDict, total=False):
+    sinks: list[str]
+    project: str
+
+
+class _Info(TypedDict, total=False):
+    """The types of `RunInfo` in full, for reading; runs of older versions lack some values."""
+
+    name: str
+    model: str
+    num_parameters: int
+    num_devices: int
+    device_name: str
+    flops_per_token: float
+    peak_flops: float | None
+    total_steps: int
+    tokens_per_step: int
+    phases: list[_Phase]
+    sources: dict[str, _Source]
+    validation: dict[str, _Limits]
+    tasks: dict[str, _Limits]
+    base: _Base | None
+    trackers: _Trackers
+    software: dict[str, str]
+
+
+def check_run_info(values: Mapping[str, Any]) -> None:
+    """Check the types of the values in `run.json`.
+
+    Raises:
+        JsonError: a value is of another type.
+    """
+    _check_names(_Info, values, "run")

@@ -148,7 +148,7 @@ class EvaluationTrackers:
         info = read_run_info(self._run_dir)
         has_files = (self._run_dir / "tensorboard").is_dir()  # all that is known of runs of older versions
         default: dict[str, Any] = {"sinks": ["tensorboard"] if has_files else [], "project": "ascend_cpt"}
-        settings = info.get("trackers") or default
+        settings = {**default, **info.get("trackers", {})}
         for name in settings["sinks"]:
             start = self._num_copied.setdefault(name, self._read_count(name))
             if start >= len(records):

@@ -53,7 +53,7 @@ def read_records(path: str) -> list[Record]:
                     records.append(Record(where=where, data=row))
                 else:
                     problems.append(f"{where}: {row}")
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        except (OSError, EOFError, MemoryError, UnicodeError, zlib.error, pa.ArrowException) as error:
             problems.append(f"{file}: cannot be read: {error}")
     raise_problems(path, problems)
     if not records:

@@ -14,6 +14,7 @@ from ascend_cpt.errors import DataError
 from ascend_cpt.tasks.records import Record
 
 LETTERS = ("A", "B", "C", "D")
+_MAX_DIGITS = 20  # Python refuses to convert thousands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,8 @@ def _read_gold(
     value = data[key]
     if as_label and isinstance(value, str) and value in choices:
         return list(choices).index(value)
-    number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    is_number = isinstance(value, str) and value.strip().isdecimal() and len(value) < _MAX_DIGITS
+    number = int(value) if is_number else value
     if as_index and isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(choices):
         return number
     if choices:

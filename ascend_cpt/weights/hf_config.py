@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.strict_json import shorten
 
 # Fields of config.json that have the same name in the model configuration.
 _FIELDS = (
@@ -38,6 +40,10 @@ def make_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: the model is not supported.
     """
     sizes = read_sizes(model_config)
+    if sizes.family not in ARCHITECTURES:
+        raise ConfigError(
+            f"model_type: {shorten(sizes.family)} is not supported; only {', '.join(sorted(ARCHITECTURES))} are"
+        )
     config = {key: model_config[key] for key in _FIELDS if model_config.get(key) is not None}
     config.update(
         num_key_value_heads=sizes.num_kv_heads,

@@ -86,7 +86,7 @@ class MindFormersFolder:
     def _open_slices(self, metadata_path: Path) -> None:
         try:
             metadata = read_json_object(metadata_path)
-            storage = {_read_shard_id(key): places for key, places in metadata["storage_data"].items()}
+            storage = {read_shard_id(key): places for key, places in metadata["storage_data"].items()}
             for name, entry in metadata["state_dict_metadata"].items():
                 self._add_sliced(name, entry, storage)
         except CheckpointError:
@@ -128,7 +128,7 @@ class MindFormersFolder:
         return self._files[file_name]
 
 
-def _read_shard_id(key: str) -> tuple[str, int]:
+def read_shard_id(key: str) -> tuple[str, int]:
     """Return (name of the tensor, index of the slice) of a key in `storage_data`."""
     match = _SHARD_ID.fullmatch(key)
     if match is None:

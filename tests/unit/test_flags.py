@@ -62,6 +62,7 @@ FLAGS: dict[str, list[str]] = {
         "--node-rank",
         "--nodes",
         "--output-dir",
+        "--secret-file",
     ],
     "tools/gather_checkpoint.py": [
         "--no-verify",

@@ -17,7 +17,7 @@ from ascend_cpt.config.loader import load_config
 from ascend_cpt.data.packed.manifest import Manifest, Shard, manifest_path, write_manifest
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.monitor.record import TaskRecord, to_values
+from ascend_cpt.monitor.record import TaskRecord, ValidationRecord, to_values
 from ascend_cpt.run.export.target import ExportRecord, write_record
 from ascend_cpt.run.launch.command_line import collect_overrides, parse_arguments
 from ascend_cpt.train_stages import EXIT_HELD, Stage, StageOptions, resolve_stages, train_stages
@@ -119,7 +119,8 @@ class FakeLauncher:
         values = [(0, before)] * (not metrics.exists()) + [(steps, after)]
         with metrics.open("a", encoding="utf-8") as file:
             for step, loss in values:
-                file.write(json.dumps({"kind": "validation", "step": step, "name": "general", "loss": loss}) + "\n")
+                held = ValidationRecord(step=step, name="general", loss=loss, num_labels=9)
+                file.write(json.dumps(to_values(held)) + "\n")
                 if self.needle is not None:
                     scores = TaskRecord(
                         step=step, name="find", metric="acc", score=self.needle if step else 1.0, num_items=9, values={}

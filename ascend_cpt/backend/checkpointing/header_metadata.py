@@ -6,6 +6,7 @@ To get them, MindFormers loads every file completely on every rank, before it lo
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from mindformers.checkpoint.sharded_tensor import build_sharded_tensor
 from mindformers.checkpoint.utils import get_needed_hf_files, get_sharded_tensor_shard_id, is_hf_checkpoint
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 from ascend_cpt.weights.safetensors_file import read_header
+from ascend_cpt.weights.shard_map import check_shard_map
 
 # Name in a safetensors header → MindSpore dtype that `mindspore.load_checkpoint` gives the tensor.
 _DTYPES = {
@@ -81,3 +84,20 @@ def use_headers() -> None:
     """Make MindFormers' loaders read the shapes of folders without metadata.json from headers."""
     metadata: Any = importlib.import_module("mindformers.checkpoint.metadata")
     metadata.generate_default_metadata_from_checkpoint = read_metadata_from_headers
+
+
+def use_checked_shard_maps() -> None:
+    """Make MindFormers' loader check metadata.json first; it calls `verify_ckpt_valid` before it reads anything.
+
+    Call it after `use_own_shards`.
+    """
+    module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
+    upstream: Callable[[str], None] = module.verify_ckpt_valid
+
+    def verify(checkpoint_dir: str) -> None:
+        path = Path(checkpoint_dir) / METADATA_NAME
+        if path.is_file():
+            check_shard_map(path)
+        upstream(checkpoint_dir)
+
+    module.verify_ckpt_valid = verify

@@ -83,7 +83,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
     from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
-    from ascend_cpt.backend.checkpointing.header_metadata import use_headers
+    from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
 
     frozen = list_frozen(read_sizes(run.model), run.model.get("pet_config"))
     if frozen:
@@ -91,6 +91,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
         freeze_weights(frozen)
     use_headers()
+    use_checked_shard_maps()
     require_optimizer_state()
     if launch.compile_cache is not None:
         from ascend_cpt.backend.collectives import get_rank_and_size

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
+from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, find_default_file, find_secret
 from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.terminal import print_status
+from ascend_cpt.cluster.messages.secret import INSECURE_VARIABLE, STANDARD_INPUT
 from ascend_cpt.cluster.node.doctor import Finding, Level, Node, examine
 from ascend_cpt.cluster.node.npu_tools import has_npu
 from ascend_cpt.errors import ClusterError
@@ -27,7 +29,7 @@ def describe_node(settings: LaunchSettings, environ: Mapping[str, str], *, limit
 
 
 def examine_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> list[Finding]:
-    """Check the master address and port, and look for processes of an earlier launch."""
+    """Check the master address and port and the job secret, and look for processes of an earlier launch."""
     found = []
     for pid in find_stale_workers():
         text = f"process {describe_process(pid)} from an earlier launch is still running"
@@ -38,9 +40,27 @@ def examine_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> list
     except ClusterError as error:
         found.append(Finding(level=Level.ERROR, check="launch", text=str(error)))
     if settings.num_nodes > 1:
+        found.append(check_secret(settings, environ))
         text = "clocks and network connections of the other nodes: checked when the launchers connect"
         found.append(Finding(level=Level.SKIPPED, check="other nodes", text=text))
     return found
+
+
+def check_secret(settings: LaunchSettings, environ: Mapping[str, str]) -> Finding:
+    """Check that this node has a job secret that only its user can read; whether all have the same is not checked."""
+    source = settings.secret_source
+    if source.insecure:
+        text = "the job starts without a secret, so anyone who reaches its ports can stop it"
+        fix = f"drop {INSECURE_OPTION} ({INSECURE_VARIABLE}) and give every node the same secret"
+        return Finding(level=Level.WARNING, check="secret", text=text, fix=fix)
+    if source.path == STANDARD_INPUT:
+        return Finding(level=Level.SKIPPED, check="secret", text="read from standard input at the start of the job")
+    try:
+        find_secret(source, environ, num_nodes=settings.num_nodes)
+    except ClusterError as error:
+        return Finding(level=Level.ERROR, check="secret", text=str(error))
+    path = source.path or find_default_file(environ)
+    return Finding(level=Level.OK, check="secret", text=f"{path} can be read only by its owner")
 
 
 def examine_before_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> None:

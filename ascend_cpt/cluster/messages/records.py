@@ -89,7 +89,8 @@ def real(minimum: float, maximum: float) -> Read:
     """Accept a finite number within limits."""
 
     def read(value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or not minimum <= value <= maximum:
+        # Compared first: math.isfinite fails for whole numbers beyond the range of floats. A NaN is in no range.
+        if type(value) not in (int, float) or not minimum <= value <= maximum or not math.isfinite(value):
             raise InvalidRecord("a number out of range")
         return float(value)
 

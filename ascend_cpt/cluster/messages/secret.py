@@ -43,11 +43,14 @@ def read_secret_file(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ClusterError(f"{path}: the job secret cannot be read ({reason})") from None
+        raise ClusterError(
+            f"{path}: the job secret cannot be read ({reason}); put the job's secret there on every node "
+            "(docs/multi_node.md, section 4)"
+        ) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ClusterError(f"{path}: the job secret must be in a regular file")
+            raise ClusterError(f"{path}: the job secret must be in a regular file; give the path of one")
         if status.st_uid not in (os.geteuid(), 0):
             raise ClusterError(f"{path}: belongs to another user; use a secret file of your own")
         if status.st_mode & 0o077:

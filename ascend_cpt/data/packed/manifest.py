@@ -23,6 +23,7 @@ from ascend_cpt.files import write_text
 from ascend_cpt.strict_json import JsonError, build, check_plain_name, read_json_object, shorten
 
 FORMAT_VERSION = 1
+OUTPUT_FORMATS = ("mindrecord", "mmap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +328,9 @@ def _from_record(record: dict[str, Any], path: Path) -> Manifest:
         if min(counts) < 0:
             raise JsonError(f"{shard.file}: a count is negative")
     if manifest.packing not in PACKINGS:
-        raise JsonError(f"packing: {shorten(manifest.packing)}")
+        raise JsonError(f"packing: {shorten(manifest.packing)} is none of {', '.join(PACKINGS)}")
+    if manifest.output_format not in OUTPUT_FORMATS:
+        raise JsonError(f"output_format: {shorten(manifest.output_format)} is none of {', '.join(OUTPUT_FORMATS)}")
     if manifest.output_format == "mindrecord" and (manifest.seq_length is None or manifest.seq_length < 1):
         raise JsonError(f"seq_length: {manifest.seq_length}")
     if manifest.output_format == "mmap" and len(manifest.shards) != 1:

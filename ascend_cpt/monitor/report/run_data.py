@@ -17,6 +17,7 @@ from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
 from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_run_info
+from ascend_cpt.monitor.record import parse_record
 from ascend_cpt.monitor.summary import collect_by_name
 
 NUM_BUCKETS = 500
@@ -70,9 +71,9 @@ def load_run(run_dir: Path) -> RunData:
                     if record.get("skipped"):
                         skipped[int(record["step"])] = str(record["skipped"])
                 elif kind in JUDGED_KINDS:
-                    judged.append(_convert_judged(record))
+                    judged.append(parse_record(line))
                 elif kind == "data":
-                    account = {"tokens": dict(record["tokens"]), "epochs": dict(record["epochs"])}
+                    account = parse_record(line)
             except (ValueError, KeyError, TypeError, AttributeError):
                 if not line.endswith(b"\n"):
                     break  # last line, truncated by a crash
@@ -80,9 +81,13 @@ def load_run(run_dir: Path) -> RunData:
     if not rows:
         raise DataError(f"{path}: has no steps yet; wait for the first step of the run")
     records = [_convert_judged(record) for record in add_evaluations(judged, run_dir)]
+    columns = {name: _to_floats(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    for name in ("step", "total_steps", "tokens"):
+        if not (columns[name] > 0).all() or not np.isfinite(columns[name]).all():
+            raise DataError(f"{path}: a step has a {name} that is not a positive number; correct or remove its line")
     return RunData(
         name=run_dir.resolve().name,
-        columns={name: _to_floats(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
+        columns=columns,
         skipped=skipped,
         validation=collect_by_name(records, "validation"),
         tasks=collect_by_name(records, "task"),

@@ -153,8 +153,11 @@ def _render_summary(run: RunData) -> str:
     steps, losses = columns["step"], columns["loss"]
     times = columns["step_time_s"]
     facts = [
-        ("Model", f"{info['model']}, {format_count(info['num_parameters'])} parameters" if info else ""),
-        ("Devices", f"{info['num_devices']} × {info['device_name']}" if info else ""),
+        (
+            "Model",
+            f"{info['model']}, {format_count(info.get('num_parameters', 0))} parameters" if "model" in info else "",
+        ),
+        ("Devices", f"{info['num_devices']} × {info.get('device_name', '?')}" if "num_devices" in info else ""),
         ("Steps", f"{int(steps[-1]):,} of {int(columns['total_steps'][-1]):,}"),
         ("Tokens", f"{format_count(int(columns['tokens'][-1]))} ({format_count(_tokens_per_step(run))} per step)"),
         ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -19,18 +19,26 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 SHARED_PATHS = "SHARED_PATHS"  # read by MindFormers
 PACKAGES = ("mindspore", "mindformers", "numpy", "safetensors")
 
+NO_HAYSTACKS: Mapping[str, Manifest] = {}
+
 logger = logging.getLogger(__name__)
 
 
-def check_job(run: ResolvedRun, channel: JobChannel) -> None:
+def check_job(run: ResolvedRun, channel: JobChannel, haystacks: Mapping[str, Manifest] = NO_HAYSTACKS) -> None:
     """Check that the processes of a job are consistent; data files are read once per machine.
+
+    Args:
+        run: The resolved run.
+        channel: The channel to the other processes.
+        haystacks: The dataset of each needle task.
 
     Raises:
         ClusterError: naming the node that differs and how, or when another process failed.
         DataError: when a data file differs from its manifest.
     """
     check_same(channel, "software", list_software())
-    check_same(channel, "recipe", list_facts(run))
+    facts = list_facts(run) | {f"data of task {name}": manifest.digest for name, manifest in haystacks.items()}
+    check_same(channel, "recipe", facts)
     storage = run.config.cpt.storage
     check_topology(channel, run.run_dir, shared=storage.shared)
     if storage.shared:
@@ -39,7 +47,7 @@ def check_job(run: ResolvedRun, channel: JobChannel) -> None:
         os.environ[SHARED_PATHS] = ",".join([*known, str(run.run_dir.absolute())])
     if storage.verify_data:
         verifies = channel.rank == 0 if storage.shared else channel.is_first_on_node
-        manifests = [dataset.manifest for dataset in (*run.sources, *run.validation)]
+        manifests = [*(dataset.manifest for dataset in (*run.sources, *run.validation)), *haystacks.values()]
         verify_data(manifests if verifies else (), channel)
 
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ascend_cpt.config.task_schema import TaskConfig
-from ascend_cpt.data.packed.manifest import check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
 from ascend_cpt.data.packed.token_stream import TokenStream
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
-from ascend_cpt.errors import ConfigError
+from ascend_cpt.errors import ConfigError, DataError
+from ascend_cpt.tasks.check import NEEDLE
 from ascend_cpt.tasks.load import Encode, Task
 from ascend_cpt.tasks.needle import load_needle_task
+
+
+def open_haystacks(tasks: Mapping[str, TaskConfig]) -> dict[str, Manifest]:
+    """Return the manifest of the dataset of each needle task, so that its files can be verified.
+
+    Raises:
+        DataError: a missing or damaged dataset.
+    """
+    manifests = {}
+    for name, config in tasks.items():
+        if config.kind == NEEDLE:
+            try:
+                manifests[name] = load_manifest(config.path)
+                check_shards(manifests[name])
+            except DataError as error:
+                raise DataError(f"task {name}: {error}") from None
+    return manifests
 
 
 def open_needle_task(

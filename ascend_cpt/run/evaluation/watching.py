@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ascend_cpt.checkpoint.checksums import checksum_bytes
+from ascend_cpt.checkpoint.state import STATE_NAME
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.files import write_text
 from ascend_cpt.locks import take_lock
-from ascend_cpt.monitor.history import EVALUATIONS_NAME, JUDGED_KINDS, METRICS_NAME, read_metrics
+from ascend_cpt.monitor.history import EVALUATIONS_NAME, JUDGED_KINDS, METRICS_NAME, read_evaluations, read_metrics
 from ascend_cpt.monitor.record import KINDS, Judged, to_values
 from ascend_cpt.run.evaluation.nodes import RunFolders
 
 LOCK_NAME = ".evaluate.lock"
+CHECKPOINT_KEY = "checkpoint"
+"""In the records of tools/evaluate.py: the checkpoint that was evaluated; see `identify`."""
 STOP_NAME = "stop_requested.json"
 """Written into the run folder to stop its training after the current step."""
+
+
+_Key = tuple[int, str, str]
 
 
 @contextmanager
@@ -36,33 +43,63 @@ def hold_watch_lock(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def identify(parts: Sequence[Path]) -> str:
+    """Return what distinguishes a checkpoint from another one of the same step: the checksum of its states.
+
+    Args:
+        parts: The folder of the checkpoint, or of each of its parts.
+
+    Raises:
+        OSError: a part was deleted.
+    """
+    return checksum_bytes(b"".join((part / STATE_NAME).read_bytes() for part in parts))
+
+
 def list_pending(run: RunFolders, names: Collection[tuple[str, str]]) -> list[int]:
     """Return the steps of complete checkpoints that lack a record of one of the `names` (kind, name), in order."""
     recorded = _list_recorded(run.main)
-    return [step for step in run.list_steps() if any((step, *name) not in recorded for name in names)]
+    pending = []
+    for step in run.list_steps():
+        try:
+            checkpoint = identify(run.locate(step))
+        except OSError:
+            continue  # deleted since
+        if not all(_is_recorded(recorded, (step, *name), checkpoint) for name in names):
+            pending.append(step)
+    return pending
 
 
-def drop_recorded(run_dir: Path, records: Iterable[Judged]) -> list[Judged]:
-    """Return the records that the run does not have yet: with a new set the other ones are evaluated again."""
+def drop_recorded(run_dir: Path, records: Iterable[Judged], checkpoint: str) -> list[Judged]:
+    """Return the records of a checkpoint that the run does not have yet: with a new set, all are evaluated again."""
     recorded = _list_recorded(run_dir)
-    return [record for record in records if (record.step, KINDS[type(record)], record.name) not in recorded]
+    return [
+        record
+        for record in records
+        if not _is_recorded(recorded, (record.step, KINDS[type(record)], record.name), checkpoint)
+    ]
 
 
-def _list_recorded(run_dir: Path) -> set[tuple[int, str, str]]:
-    """Return step, kind and name of every validation and score."""
-    return {
-        (int(record["step"]), record["kind"], record["name"])
-        for record in read_metrics(run_dir / METRICS_NAME)
-        if record["kind"] in JUDGED_KINDS
-    }
+def _is_recorded(recorded: Mapping[_Key, Collection[str | None]], key: _Key, checkpoint: str) -> bool:
+    # Records of the run itself and of earlier versions do not name their checkpoint.
+    return not {None, checkpoint}.isdisjoint(recorded.get(key, ()))
 
 
-def append_records(run_dir: Path, records: Sequence[Judged]) -> None:
-    """Add the records of one checkpoint to the run's evaluations.jsonl, all or none."""
+def _list_recorded(run_dir: Path) -> dict[_Key, set[str | None]]:
+    """Return step, kind and name of every validation and score, with the checkpoints that were evaluated."""
+    recorded: dict[_Key, set[str | None]] = {}
+    for record in (*read_metrics(run_dir / METRICS_NAME), *read_evaluations(run_dir)):
+        if record["kind"] in JUDGED_KINDS:
+            key = int(record["step"]), record["kind"], record["name"]
+            recorded.setdefault(key, set()).add(record.get(CHECKPOINT_KEY))
+    return recorded
+
+
+def append_records(run_dir: Path, records: Sequence[Judged], checkpoint: str) -> None:
+    """Add the records of a checkpoint to the run's evaluations.jsonl, all or none; a line cut by a crash is dropped."""
     path = run_dir / EVALUATIONS_NAME
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = "".join(json.dumps(to_values(record)) + "\n" for record in records)
-    write_text(path, before + lines)
+    before = path.read_bytes() if path.is_file() else b""
+    lines = "".join(json.dumps({**to_values(record), CHECKPOINT_KEY: checkpoint}) + "\n" for record in records)
+    write_text(path, before[: before.rfind(b"\n") + 1].decode("utf-8", "replace") + lines)
 
 
 def request_stop(run_dir: Path, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,19 @@ import yaml
 
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
 from ascend_cpt.config.values import format_count, format_rows
-from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_lines, read_run_info
+from ascend_cpt.errors import CheckpointError
+from ascend_cpt.monitor.history import (
+    JUDGED_KINDS,
+    METRICS_NAME,
+    add_evaluations,
+    iter_heads,
+    parse_line,
+    read_run_info,
+)
 from ascend_cpt.monitor.summary import collect_by_name
 from ascend_cpt.recipe.schedule import Schedule
 from ascend_cpt.run.trained_model import TrainedModel
+from ascend_cpt.strict_json import shorten
 from ascend_cpt.weights.convert import Options
 from ascend_cpt.weights.dtypes import DTYPES
 
@@ -61,18 +69,18 @@ def make_card(target: Path, trained: TrainedModel, options: Options) -> str:
 
 def _read_recorded(path: Path, last_step: int) -> _Recorded:
     recorded = _Recorded()
-    last_line = ""
+    last_step_line: tuple[int, bytes] | None = None
     judged: list[dict[str, Any]] = []
-    for kind, line in read_lines(path, last_step):
+    for number, kind, line in iter_heads(path, last_step):
         if kind == "step":
-            last_line = line
+            last_step_line = number, line
         elif kind == "data":
-            recorded.account = json.loads(line)
+            recorded.account = parse_line(path, number, line)
         elif kind in JUDGED_KINDS:
-            judged.append(json.loads(line))
+            judged.append(parse_line(path, number, line))
     upto = [record for record in add_evaluations(judged, path.parent) if record["step"] <= last_step]
     recorded.sets, recorded.tasks = collect_by_name(upto, "validation"), collect_by_name(upto, "task")
-    recorded.last = json.loads(last_line) if last_line else None
+    recorded.last = parse_line(path, *last_step_line) if last_step_line else None
     return recorded
 
 
@@ -118,6 +126,16 @@ def _render_base(base: Mapping[str, Any]) -> str:
 def _render_recipe(state: RunState | None, info: Mapping[str, Any], recorded: _Recorded) -> str:
     if state is None:
         return ""
+    try:
+        return _render_table("Recipe", ("", "value"), _list_recipe(state, info, recorded))
+    # A state that was changed can have any values in its fingerprint, and matching checksums.
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{STATE_NAME}: its fingerprint is damaged ({shorten(str(error))}); export another step"
+        ) from error
+
+
+def _list_recipe(state: RunState, info: Mapping[str, Any], recorded: _Recorded) -> list[tuple[str, str]]:
     saved = state.fingerprint
     length, batch = saved["seq_length"], saved["global_batch_size"]
     rows = [
@@ -136,7 +154,7 @@ def _render_recipe(state: RunState | None, info: Mapping[str, Any], recorded: _R
         rows.append(("devices", f"{info['num_devices']} × {info['device_name']}"))
     if recorded.last and recorded.last.get("num_skipped"):
         rows.append(("skipped updates", f"{recorded.last['num_skipped']} of {recorded.last['step']}"))
-    return _render_table("Recipe", ("", "value"), rows)
+    return rows
 
 
 def _describe_schedule(record: Mapping[str, Any] | None) -> list[str]:

@@ -53,9 +53,10 @@ def test_resume_keeps_earlier_lines_byte_for_byte(tmp_path: Path) -> None:
 def test_values_of_a_set_and_of_a_task(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_run(path, 20)
+    task = {"kind": "task", "step": 10, "metric": "acc", "num_items": 9, "values": {"acc": 0.5}}
     tasks = [
-        {"kind": "task", "step": 10, "name": "exam", "score": 0.25, "higher_is_better": True},
-        {"kind": "task", "step": 10, "name": "perplexity", "score": 9.0, "higher_is_better": False},
+        {**task, "name": "exam", "score": 0.25, "higher_is_better": True},
+        {**task, "name": "perplexity", "score": 9.0, "higher_is_better": False},
         {"kind": "validation", "step": 20, "name": "other", "loss": 1.0},
         {"kind": "validation", "step": 20, "name": "code", "loss": "nan"},
         {"kind": "validation", "step": 25, "name": "code", "loss": 1.5},

@@ -64,7 +64,10 @@ def test_other_losses_fail(found: dict[int, float], message: str) -> None:
 
 
 def test_losses_are_read_by_step_and_set(tmp_path: Path) -> None:
-    records = [{"kind": "step", "step": 1, "loss": 2.0}, {"kind": "validation", "step": 1, "name": "a", "loss": 3.0}]
+    records = [
+        {"kind": "step", "step": 1, "loss": 2.0, "total_steps": 9, "tokens": 8},
+        {"kind": "validation", "step": 1, "name": "a", "loss": 3.0},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert rehearse.read_losses(tmp_path, "step") == {(1, ""): 2.0}
     assert rehearse.read_losses(tmp_path, "validation") == {(1, "a"): 3.0}
@@ -120,7 +123,9 @@ def test_a_resume_continues_what_was_killed(console: str, after: dict[int, float
 
 
 def test_a_line_that_was_cut_by_the_kill_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 1, "loss": 2.0}\n{"kind": "step", "st')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "step", "step": 1, "loss": 2.0, "total_steps": 9, "tokens": 8}\n{"kind": "step", "st'
+    )
     assert rehearse.read_losses(tmp_path, "step") == {(1, ""): 2.0}
 
 

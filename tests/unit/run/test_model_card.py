@@ -22,14 +22,16 @@ from ascend_cpt.weights.convert import Options
 from ascend_cpt.weights.safetensors_file import TensorInfo
 
 CONFIG = {"model_type": "qwen3", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 512}
+STEP = {"loss": 2.0, "total_steps": 20, "tokens": 100}
+ARC = {"num_items": 9, "values": {"acc": 0.5}, "higher_is_better": True}
 RECORDS: list[dict[str, Any]] = [
     {"kind": "validation", "step": 0, "name": "held|out", "loss": 3.0},
-    {"kind": "task", "step": 0, "name": "arc", "metric": "acc", "score": 0.25, "higher_is_better": True},
+    {"kind": "task", "step": 0, "name": "arc", "metric": "acc", "score": 0.25, **ARC},
     {"kind": "data", "step": 8, "tokens": {"a": {"web": 1000}, "b": {"web": 500, "qa": 24}}, "epochs": {"web": 1.5}},
-    {"kind": "step", "step": 10, "num_skipped": 1},
+    {"kind": "step", "step": 10, **STEP, "num_skipped": 1},
     {"kind": "validation", "step": 10, "name": "held|out", "loss": 2.5},
-    {"kind": "task", "step": 10, "name": "arc", "metric": "acc", "score": 0.5, "higher_is_better": True},
-    {"kind": "step", "step": 20, "num_skipped": 7},
+    {"kind": "task", "step": 10, "name": "arc", "metric": "acc", "score": 0.5, **ARC},
+    {"kind": "step", "step": 20, **STEP, "num_skipped": 7},
     {"kind": "validation", "step": 20, "name": "held|out", "loss": 2.25},
     {"kind": "validation", "step": 20, "name": "late", "loss": 1.5},
     {"kind": "data", "step": 20, "tokens": {"a": {"web": 2000}}, "epochs": {"web": 2.0}},

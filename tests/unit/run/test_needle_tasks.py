@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.data.packed.checksum import checksum_file
 from ascend_cpt.data.packed.manifest import Manifest, Shard, load_manifest, manifest_path, write_manifest
 from ascend_cpt.data.packed.mindrecord_writer import FormatWriter
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.errors import ConfigError, DataError
-from ascend_cpt.run.evaluation.needles import open_needle_task
+from ascend_cpt.run.checks.job import check_job
+from ascend_cpt.run.evaluation.needles import open_haystacks, open_needle_task
 from ascend_cpt.run.evaluation.tasks import describe_tasks, load_tasks
 from ascend_cpt.run.resolve import load_run
+from ascend_cpt.run.resolved_run import ResolvedRun
+from ascend_cpt.run.verified import ALONE
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 INFO = TokenizerInfo(type="x", name="x", fingerprint="x", vocab_size=4096, eod_id=0, pad_id=1)
@@ -136,3 +141,31 @@ def test_missing_dataset_is_named_before_a_run_starts(
     overrides["cpt.validation.tasks"]["find"]["path"] = str(packed)
     with pytest.raises(DataError, match=r"cpt\.sources\.code"):  # the next dataset that is missing
         load_run(config, overrides, world_size=1)
+
+
+def test_the_haystack_is_verified_before_a_run(
+    packed: Path, tmp_path: Path, resolve_run: Callable[..., ResolvedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As other packed data: by size when it is opened, by checksum when the job is checked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tasks = {
+        "find": TaskConfig(path=str(packed), kind="needle"),
+        "exam": TaskConfig(path="none.jsonl", kind="multiple_choice"),
+    }
+    sums = [checksum_file(tmp_path / name) for name in ("books.mindrecord0", "books.mindrecord0.db")]
+    manifest = load_manifest(packed)
+    shard = dataclasses.replace(manifest.shards[0], sha256=sums[0], index_sha256=sums[1])
+    write_manifest(dataclasses.replace(manifest, shards=(shard,)), manifest_path(packed))
+    run = dataclasses.replace(resolve_run(), sources=(), validation=())
+    haystacks = open_haystacks(tasks)
+    assert list(haystacks) == ["find"]
+    check_job(run, ALONE, haystacks)
+    path = tmp_path / "books.mindrecord0"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size - 100)
+        file.write(b"\xff\x01")
+    with pytest.raises(DataError, match="books.mindrecord0: content differs from the checksum"):
+        check_job(run, ALONE, open_haystacks(tasks))
+    path.unlink()
+    with pytest.raises(DataError, match="task find: .*books.mindrecord0: missing"):
+        open_haystacks(tasks)

@@ -14,6 +14,12 @@ from ascend_cpt.errors import DataError
 from ascend_cpt.terminal_text import one_line
 
 _FILE_MAGIC = b"ARROW1"
+_WITHOUT_ENCODING = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
@@ -23,7 +29,8 @@ def measure(file: InputFile, options: ReadOptions) -> list[Extent]:
     first_row = 0
     try:
         for batch in limit_batches(batches, options.max_record_bytes):
-            extents.append(Extent(num_positions=batch.num_rows, weight=max(batch.nbytes, batch.num_rows)))
+            _validate(file, batch, full=False)
+            extents.append(Extent(num_positions=batch.num_rows, weight=max(_count_bytes(batch), batch.num_rows)))
             first_row += batch.num_rows
     except MemoryError as error:
         raise needs_too_much(file, first_row, options.max_record_bytes) from error
@@ -38,23 +45,58 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
     try:
         for batch in limit_batches(batches, options.max_record_bytes):
             if first_row + batch.num_rows > start:
-                chosen = _validate(file, batch.select(columns))
+                with limited_memory(batch_limit_bytes(options.max_record_bytes)):
+                    chosen = _expand_views(file, _validate(file, batch.select(columns)))
                 yield from iter_rows(file, [chosen], first_row, start, options.max_record_bytes)
             first_row += batch.num_rows
     except MemoryError as error:
         raise needs_too_much(file, first_row, options.max_record_bytes) from error
 
 
-def _validate(file: InputFile, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the batch; raise DataError if its offsets or lengths are impossible, because reading them could crash."""
+def _validate(file: InputFile, batch: pa.RecordBatch, *, full: bool = True) -> pa.RecordBatch:
+    """Return the batch; raise DataError if its offsets or lengths are impossible, because reading them could crash.
+
+    Without `full` only the sizes of the buffers are checked, which is enough to ask for the size of the batch.
+    """
     try:
         for column in batch.columns:
-            # Text that is not UTF-8 only rejects its row.
-            plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(column.type)
-            (column if plain is None else column.view(plain)).validate(full=True)
+            column.validate()
+            if full:
+                # Text that is not UTF-8 only rejects its row.
+                plain = _WITHOUT_ENCODING.get(column.type)
+                (column if plain is None else column.view(plain)).validate(full=True)
     except pa.ArrowException as error:
         raise DataError(f"{file.path}: a record batch is damaged: {one_line(error)}") from error
     return batch
+
+
+def _count_bytes(batch: pa.RecordBatch) -> int:
+    """Return the size of a batch, approximately: Arrow has no size of views."""
+    total = 0
+    for column in batch.columns:
+        try:
+            total += column.nbytes
+        except pa.ArrowTypeError:
+            total += sum(buffer.size for buffer in column.buffers() if buffer is not None)
+    return total
+
+
+def _expand_views(file: InputFile, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the batch with columns of type string_view and binary_view as large_string and large_binary.
+
+    Several views can show the same bytes, so this is done within the limit of memory.
+    """
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.type in _VIEWS:
+            column = column.cast(pa.large_binary()).view(_VIEWS[column.type])
+        elif "_view" in str(column.type):
+            raise DataError(
+                f"{file.path}: column {name!r} has type {one_line(column.type)}; views in other values are not "
+                "supported: write it with string, binary or list, or choose other columns"
+            )
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def must_skim(file: InputFile) -> bool:
@@ -70,7 +112,8 @@ def _open(file: InputFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         source.seek(0)
         with limited_memory(batch_limit_bytes(0)):
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-    except (pa.ArrowException, MemoryError, OSError) as error:
+        list(reader.schema.names)  # fails for names that are not UTF-8
+    except (pa.ArrowException, MemoryError, OSError, UnicodeError) as error:
         raise DataError(f"{file.path}: not a readable arrow file: {one_line(error)}") from error
     batches = (reader.get_batch(k) for k in range(reader.num_record_batches)) if is_file else iter(reader)
     return reader.schema, _describe_errors(file, batches)

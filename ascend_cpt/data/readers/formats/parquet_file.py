@@ -54,6 +54,11 @@ def _read_group(
             for record in iter_rows(file, batches, first_row, start, max_record_bytes):
                 start = record.position + 1
                 yield record
+            if start != first_row + group.num_rows:
+                raise DataError(
+                    f"{file.path}: row group {number + 1} has {max(start - first_row, 0)} rows, but its metadata "
+                    f"states {group.num_rows}; write the file again"
+                )
             return
         except DataError as error:
             # The size in the metadata is that of the encoded values: repeated ones can be much larger.
@@ -70,6 +75,11 @@ def must_skim(file: InputFile) -> bool:
 def _open(file: InputFile) -> pq.ParquetFile:
     try:
         with limited_memory(batch_limit_bytes(0)):
-            return pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20)
-    except (pa.ArrowException, MemoryError, OSError) as error:
+            parquet = pq.ParquetFile(file.path, pre_buffer=False, buffer_size=1 << 20)
+        groups = [parquet.metadata.row_group(k) for k in range(parquet.metadata.num_row_groups)]
+        if any(group.num_rows < 0 or group.total_byte_size < 0 for group in groups):
+            raise pa.ArrowInvalid("a row group has a negative size")
+        list(parquet.schema_arrow.names)  # fails for names that are not UTF-8
+        return parquet
+    except (pa.ArrowException, MemoryError, OSError, UnicodeError) as error:
         raise DataError(f"{file.path}: not a readable parquet file: {one_line(error)}") from error

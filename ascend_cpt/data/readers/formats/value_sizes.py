@@ -37,8 +37,9 @@ def _measure_texts(array: pa.Array) -> int:
 
 
 def _measure_views(array: pa.Array) -> int:
-    # Several views can show the same bytes.
-    return _measure_one(array) if len(array) == 1 else len(array) * int(array.nbytes)
+    # Several views can show the same bytes. Arrow has no `nbytes` of views.
+    total = sum(buffer.size for buffer in array.buffers() if buffer is not None)
+    return _measure_one(array) if len(array) == 1 else len(array) * int(total)
 
 
 def _measure_one(array: pa.Array) -> int:

@@ -14,6 +14,7 @@ import pytest
 ms = pytest.importorskip("mindspore")
 pytest.importorskip("mindformers")
 
+import mindformers.checkpoint.checkpoint as mindformers_checkpoint
 import mindformers.checkpoint.metadata as mindformers_metadata
 import mindformers.checkpoint.reshard as mindformers_reshard
 from mindformers.checkpoint.metadata import load_metadata, save_metadata
@@ -23,8 +24,11 @@ from mindformers.checkpoint.utils import verify_ckpt_valid
 from mindspore.parallel.strategy import _NetStrategyInfo
 from safetensors.numpy import save_file
 
+from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps
 from ascend_cpt.backend.checkpointing.shard_map import describe_stages, render_shard_map
+from ascend_cpt.errors import CheckpointError
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
+from ascend_cpt.weights.shard_map import check_shard_map
 
 NETWORK = SimpleNamespace(compile_phase="train")
 RANKS_PER_STAGE, NUM_RANKS = 8, 16
@@ -97,6 +101,7 @@ def write_checkpoint(folder: Path, layout: dict[int, dict[str, Any]], monkeypatc
         monkeypatch.setattr(mindformers_metadata, "get_group_size", lambda: NUM_RANKS)
         files = mindformers_metadata.get_total_params_file_mapping_info(metas, "cpt", names)
         save_metadata(metas, files, str(folder / "metadata.json"))
+    check_shard_map(folder / "metadata.json")
     return tensors
 
 
@@ -156,3 +161,15 @@ def test_one_rank_per_stage_is_converted() -> None:
     layout = make_layout()
     layout[3] = {name: value for name, value in layout[3].items() if ".5." in name}
     assert 3 in describe_stages(NETWORK, layout)
+
+
+def test_the_loader_refuses_a_map_with_a_path(tmp_path: Path, monkeypatch: Any) -> None:
+    """Through what MindFormers' loader calls first, as in training and evaluation."""
+    write_checkpoint(tmp_path / "step", make_layout(), monkeypatch, ours=True)
+    monkeypatch.setattr(mindformers_checkpoint, "verify_ckpt_valid", mindformers_checkpoint.verify_ckpt_valid)
+    use_checked_shard_maps()
+    assert mindformers_checkpoint.get_checkpoint_path(str(tmp_path / "step"))
+    path = tmp_path / "step/metadata.json"
+    path.write_text(path.read_text().replace('"file_name": "cpt-model-', '"file_name": "../cpt-model-', 1))
+    with pytest.raises(CheckpointError, match="metadata.json: damaged: .*is not the plain name of a file"):
+        mindformers_checkpoint.get_checkpoint_path(str(tmp_path / "step"))

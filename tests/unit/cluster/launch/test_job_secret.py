@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, parse_launch
+from ascend_cpt.cluster.launch.examine import examine_launch
 from ascend_cpt.cluster.launch.job_secret import (
     SecretSource,
     find_default_file,
@@ -19,6 +21,7 @@ from ascend_cpt.cluster.launch.job_secret import (
 )
 from ascend_cpt.cluster.launch.main import main
 from ascend_cpt.cluster.messages.secret import INSECURE_SECRET, derive_key, read_secret_file
+from ascend_cpt.cluster.node.doctor import Level
 from ascend_cpt.errors import ClusterError
 
 SECRET = b"0123456789abcdef" * 4
@@ -129,3 +132,47 @@ def test_the_launcher_refuses_several_nodes_without_a_secret(
     with pytest.raises(ClusterError, match="MASTER_ADDR 127.0.0.1 is a loopback address"):
         main(["run_cpt.py", "4", "2", "127.0.0.1", "8118", "1", "--insecure"])
     assert "warning: --insecure: anyone who reaches ports 8118 to 8120 of 127.0.0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "content", "mode", "level", "text"),
+    [
+        (("--secret-file", "{file}"), SECRET, 0o600, Level.OK, "can be read only by its owner"),
+        ((), None, 0, Level.ERROR, "no secret.*put the same secret into .*on every node"),
+        (("--secret-file", "{file}"), None, 0, Level.ERROR, "No such file.*put the job's secret there on every node"),
+        (("--secret-file", "{file}"), SECRET, 0o644, Level.ERROR, "others may read the job secret.*: chmod 600 "),
+        (("--secret-file", "{file}"), b"", 0o600, Level.ERROR, "has 32 to 4096 bytes; make one with python3"),
+        (("--secret-file", "{file}"), b"short", 0o600, Level.ERROR, "has 32 to 4096 bytes; make one with python3"),
+        (("--secret-file", "-"), None, 0, Level.SKIPPED, "read from standard input"),
+        (("--insecure",), None, 0, Level.WARNING, "without a secret.*; drop --insecure"),
+    ],
+)
+def test_the_doctor_checks_the_secret(
+    tmp_path: Path, words: tuple[str, ...], content: bytes | None, mode: int, level: Level, text: str
+) -> None:
+    path = tmp_path / "given"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(mode)
+    environ = {"XDG_CONFIG_HOME": str(tmp_path)}
+    settings = parse_launch([*(word.format(file=path) for word in words), *SIX], environ, REPO_ROOT)
+    (finding,) = [finding for finding in examine_launch(settings, environ) if finding.check == "secret"]
+    assert finding.level is level and re.search(text, str(finding)), str(finding)
+    assert SECRET.decode() not in str(finding)
+
+
+def test_the_doctor_refuses_the_secret_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "given"
+    path.write_bytes(SECRET)
+    path.chmod(0o600)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    if path.stat().st_uid == 0:
+        os.chown(path, 23456, -1)
+    settings = parse_launch(["--secret-file", str(path), *SIX], {}, REPO_ROOT)
+    (finding,) = [finding for finding in examine_launch(settings, {}) if finding.check == "secret"]
+    assert finding.level is Level.ERROR and "belongs to another user; use a secret file of your own" in finding.text
+
+
+def test_the_doctor_of_one_node_does_not_look_for_a_secret() -> None:
+    settings = parse_launch(["run_cpt.py", "8", "8", "127.0.0.1", "8118", "0"], {}, REPO_ROOT)
+    assert "secret" not in {finding.check for finding in examine_launch(settings, {})}

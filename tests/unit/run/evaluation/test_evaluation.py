@@ -19,7 +19,8 @@ from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
 from ascend_cpt.data.tokenizing.reference_engines import adds_bos
 from ascend_cpt.errors import CheckpointError, ConfigError, DataError
-from ascend_cpt.monitor.record import ValidationRecord
+from ascend_cpt.monitor.history import read_evaluations, read_metrics
+from ascend_cpt.monitor.record import Judged, ValidationRecord, to_values
 from ascend_cpt.run.evaluation.nodes import RunFolders
 from ascend_cpt.run.evaluation.plan import EvaluationSettings, make_plan, read_settings
 from ascend_cpt.run.evaluation.tasks import describe_tasks, find_tokenizer, load_tasks
@@ -27,6 +28,7 @@ from ascend_cpt.run.evaluation.watching import (
     append_records,
     drop_recorded,
     hold_watch_lock,
+    identify,
     list_pending,
     request_stop,
     take_stop_request,
@@ -183,12 +185,12 @@ def test_attention_is_that_of_the_run(boundaries: str, expected: str, tokenizer:
     assert plan.row_format.boundaries == "none", "of a Hugging Face folder nothing is known"
 
 
-def save_checkpoint(run: Path, step: int) -> None:
+def save_checkpoint(run: Path, step: int, position: int | None = None) -> None:
     folder = run / f"checkpoint/iteration_{step:08d}"
     folder.mkdir(parents=True)
     state = {
-        "step": step, "total_steps": 8, "tokens": step * 64, "position": step, "fingerprint": {}, "files": {},
-        "version": 1,
+        "step": step, "total_steps": 8, "tokens": step * 64, "position": position or step, "fingerprint": {},
+        "files": {}, "version": 1,
     }  # fmt: skip
     (folder / "cpt_state.json").write_text(json.dumps(state), encoding="utf-8")
 
@@ -201,12 +203,47 @@ def test_checkpoints_without_all_records_are_pending(tmp_path: Path) -> None:
     run = RunFolders(folders=(tmp_path,), main=tmp_path)
     assert list_pending(run, names) == [2, 4, 8]
     for name in ("a", "b"):
-        append_records(tmp_path, [ValidationRecord(step=4, name=name, loss=1.0, num_labels=3)])
-    append_records(tmp_path, [ValidationRecord(step=8, name="a", loss=1.0, num_labels=3)])
+        append_records(tmp_path, [ValidationRecord(step=4, name=name, loss=1.0, num_labels=3)], identify(run.locate(4)))
+    append_records(tmp_path, [ValidationRecord(step=8, name="a", loss=1.0, num_labels=3)], identify(run.locate(8)))
     assert list_pending(run, names) == [2, 8]
     assert list_pending(run, names[:1]) == [2]
     again = [ValidationRecord(step=8, name=name, loss=1.0, num_labels=3) for name in ("a", "b")]
-    assert [record.name for record in drop_recorded(tmp_path, again)] == ["b"]
+    assert [record.name for record in drop_recorded(tmp_path, again, identify(run.locate(8)))] == ["b"]
+
+
+def test_a_step_that_was_trained_again_is_evaluated_again(tmp_path: Path) -> None:
+    """The folder `checkpoint` was deleted, but evaluations.jsonl was kept; the run starts again."""
+    names = [("validation", "a")]
+    run = RunFolders(folders=(tmp_path,), main=tmp_path)
+    save_checkpoint(tmp_path, 4)
+    first = identify(run.locate(4))
+    append_records(tmp_path, [ValidationRecord(step=4, name="a", loss=1.0, num_labels=3)], first)
+    assert list_pending(run, names) == []
+    shutil.rmtree(tmp_path / "checkpoint")
+    save_checkpoint(tmp_path, 4, position=5)
+    second = identify(run.locate(4))
+    assert second != first and list_pending(run, names) == [4]
+    again: list[Judged] = [ValidationRecord(step=4, name="a", loss=2.0, num_labels=3)]
+    assert drop_recorded(tmp_path, again, second) == again
+    append_records(tmp_path, again, second)
+    assert list_pending(run, names) == []
+    # Reports show the newer one; both remain in the file.
+    assert [record["loss"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [2.0]
+    assert [record["loss"] for record in read_evaluations(tmp_path)] == [1.0, 2.0]
+
+
+def test_records_of_the_run_and_of_earlier_versions_count_for_any_checkpoint(tmp_path: Path) -> None:
+    run = RunFolders(folders=(tmp_path,), main=tmp_path)
+    save_checkpoint(tmp_path, 4)
+    for file, name in (("metrics.jsonl", "a"), ("evaluations.jsonl", "b")):
+        record = ValidationRecord(step=4, name=name, loss=1.0, num_labels=3)
+        (tmp_path / file).write_text(json.dumps(to_values(record)) + "\n", encoding="utf-8")
+    assert list_pending(run, [("validation", "a"), ("validation", "b")]) == []
+    # What a crash left of a line does not end up in the middle of the next one.
+    with (tmp_path / "evaluations.jsonl").open("a") as file:
+        file.write('{"kind": "validation", "st')
+    append_records(tmp_path, [ValidationRecord(step=4, name="c", loss=1.0, num_labels=3)], identify(run.locate(4)))
+    assert [record["name"] for record in read_evaluations(tmp_path)] == ["b", "c"]
 
 
 def test_one_watcher_at_a_time_and_its_request(tmp_path: Path) -> None:
