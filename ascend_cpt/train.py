@@ -214,11 +214,7 @@ def train_run(
             )
             train(run, launch)
             if process.rank == run.report_rank:
-                draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
-                draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
-                print(describe_end(run, stop_at_step, continues=continues), file=console, flush=True)
-                if goodput := compute_goodput(read_timeline(run.run_dir / TIMELINE_NAME)):
-                    print(f"time     {goodput.describe()}", file=console, flush=True)
+                report_end(run, describe_end(run, stop_at_step, continues=continues), console)
                 if stop_at_step is None or stop_at_step >= run.budget.total_steps:
                     export_run(run, console)
     except CptError:
@@ -227,6 +223,15 @@ def train_run(
         print(f"rank {process.rank} failed; the output of MindFormers and MindSpore is in {log_path}", file=sys.stderr)
         raise
     return CONTINUES if continues else 0
+
+
+def report_end(run: ResolvedRun, line: str, console: TextIO) -> None:
+    """Draw the pictures of a run, and print its last line and its goodput."""
+    draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
+    draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
+    print(line, file=console, flush=True)
+    if goodput := compute_goodput(read_timeline(run.run_dir / TIMELINE_NAME)):
+        print(f"time     {goodput.describe()}", file=console, flush=True)
 
 
 def choose_compile_cache(run: ResolvedRun, sections: dict[str, Any], channel: JobChannel) -> Path | None:

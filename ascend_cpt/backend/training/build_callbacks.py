@@ -74,11 +74,8 @@ def build_callbacks(
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     shared = cpt.storage.shared
-    if reports:
-        sinks = _open_sinks(run, initial_step, console)
-    else:
-        keeps_records = is_first_on_node and not shared
-        sinks = SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
+    keeps_records = is_first_on_node and not shared
+    sinks = _open_sinks(run, initial_step, console) if reports else _keep_records(run, initial_step, keeps_records)
     if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
         _check_missing_records(run, initial_step, sinks)
     monitor = StepMonitor(
@@ -113,6 +110,11 @@ def build_callbacks(
         timeline=timeline,
     )
     return [monitor, controller]
+
+
+def _keep_records(run: ResolvedRun, initial_step: int, keeps_records: bool) -> SinkGroup:
+    """Return the sinks of a rank that does not report: without shared storage a node keeps records for its resume."""
+    return SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
 
 
 def _make_speed(run: ResolvedRun) -> Speed:
