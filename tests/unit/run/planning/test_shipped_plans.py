@@ -59,9 +59,7 @@ def test_shipped_config_is_legal_and_fits(path: Path) -> None:
     assert 0.15 < plan.time.model_flops_utilization < 0.6
 
 
-RECIPES = [
-    path for path in sorted((REPOSITORY / "configs/recipes").glob("*.yaml")) if not uses_cpu(load_config(path))
-]
+RECIPES = [path for path in sorted((REPOSITORY / "configs/recipes").glob("*.yaml")) if not uses_cpu(load_config(path))]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
