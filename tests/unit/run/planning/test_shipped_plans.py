@@ -59,6 +59,15 @@ def test_shipped_config_is_legal_and_fits(path: Path) -> None:
     assert 0.15 < plan.time.model_flops_utilization < 0.6
 
 
+RECIPES = [path for path in sorted((REPOSITORY / "configs/recipes").glob("*.yaml")) if not uses_cpu(load_config(path))]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_fits_devices_of_64_gb(path: Path) -> None:
+    _, plan = plan_run(path, {}, CLUSTER)
+    assert plan.fits, [(stage.stage, stage.peak_bytes / GIGABYTE) for stage in plan.stages]
+
+
 @pytest.mark.parametrize(
     "path", sorted((REPOSITORY / "configs/base/models").glob("*.yaml")), ids=lambda path: path.stem
 )
