@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ascend_cpt.installed import require
+
+require()
+
 from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.errors import EXIT_OK, ConfigError, run_command

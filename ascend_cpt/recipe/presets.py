@@ -145,15 +145,8 @@ def resolve_schedule(
             f"tokens per step) = {factor:.4g}: peak {peak_lr:g}, final {final_lr:g}"
         )
     count_last = partial(count_steps, tokens_per_step=tokens_per_step)
-    warmup_steps = _resolve_warmup(
-        config,
-        preset,
-        total_steps,
-        total_steps * tokens_per_step,
-        count_warmup_steps or count_last,
-        num_epochs,
-        notes,
-    )
+    run_size, count_first = (total_steps, total_steps * tokens_per_step), count_warmup_steps or count_last
+    warmup_steps = _resolve_warmup(config, preset, run_size, count_first, num_epochs, notes)
     decay_share = preset.decay_share if preset else None
     decay_steps = _count_part("decay", config.decay_tokens, config.decay_share, total_steps, count_last, decay_share)
     if kind == "wsd" and decay_steps is None:
@@ -230,12 +223,13 @@ def _scale_by_batch(config: BatchScalingConfig, tokens_per_step: int) -> float:
 def _resolve_warmup(
     config: ScheduleConfig,
     preset: Preset | None,
-    total_steps: int,
-    num_tokens: int,
+    run_size: tuple[int, int],
     count_tokens: Callable[[int], int],
     num_epochs: float,
     notes: list[str],
 ) -> int:
+    """Return the steps of the warmup; `run_size` is the number of steps and of tokens of the run."""
+    total_steps, num_tokens = run_size
     default_share = preset.warmup_share if preset else 0.0
     if preset and preset.warmup_per_epoch:
         share_per_epoch = default_share

@@ -12,7 +12,7 @@ REPO_ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
     str(path.relative_to(REPO_ROOT))
     for path in (REPO_ROOT / "configs").glob("*/*.yaml")
-    if path.parent.name not in ("base", "stages")
+    if path.parent.name not in ("base", "stages", "tuning")
 )
 NVIDIA = "configs/recipes/nvidia_300b_two_phases.yaml"
 WIKITEXT = "configs/recipes/mindformers_llama2_7b_wikitext.yaml"

@@ -76,23 +76,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     build_context(mindformers_config)
     if launch.clock is not None:
         launch.clock.end("import")
-    if not cpu and not run.config.cpt.storage.shared:
-        from ascend_cpt.backend.checkpointing.node_local import use_own_shards
-        from ascend_cpt.backend.checkpointing.writer import PREFIX
-        from ascend_cpt.backend.collectives import get_rank_and_size
-
-        use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
-    from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
-    from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
-
-    frozen = list_frozen(read_sizes(run.model), run.model.get("pet_config"))
-    if frozen:
-        from ascend_cpt.backend.models.freeze import freeze_weights
-
-        freeze_weights(frozen)
-    use_headers()
-    use_checked_shard_maps()
-    require_optimizer_state()
+    _prepare_loading(run, on_cpu=cpu)
     if launch.compile_cache is not None:
         from ascend_cpt.backend.collectives import get_rank_and_size
         from ascend_cpt.backend.compile_cache import cache_training_graph
@@ -110,6 +94,26 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     except RunStopped:
         report_own_stop()
         raise
+
+
+def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
+    """Change how MindFormers builds the weights (frozen ones) and loads checkpoints."""
+    from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
+    from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
+
+    if not on_cpu and not run.config.cpt.storage.shared:
+        from ascend_cpt.backend.checkpointing.node_local import use_own_shards
+        from ascend_cpt.backend.checkpointing.writer import PREFIX
+        from ascend_cpt.backend.collectives import get_rank_and_size
+
+        use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
+    if frozen := list_frozen(read_sizes(run.model), run.model.get("pet_config")):
+        from ascend_cpt.backend.models.freeze import freeze_weights
+
+        freeze_weights(frozen)
+    use_headers()
+    use_checked_shard_maps()
+    require_optimizer_state()
 
 
 def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:

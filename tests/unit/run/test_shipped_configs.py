@@ -19,7 +19,9 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONFIGS = sorted(
-    path for path in (REPOSITORY / "configs").glob("*/*.yaml") if path.parent.name not in ("base", "recipes", "stages")
+    path
+    for path in (REPOSITORY / "configs").glob("*/*.yaml")
+    if path.parent.name not in ("base", "recipes", "stages", "tuning")
 )
 PROMISED = {"cpt_llama3_70b", "cpt_qwen3_8b", "cpt_llama2_7b"}
 

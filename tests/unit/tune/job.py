@@ -24,6 +24,15 @@ INFO = {
     "num_devices": 2,
     "device_name": "Ascend910B",
 }
+START = {"total_s": 12.0, "import_s": 2.0, "data_s": 1.0, "weights_s": 3.0, "validation_s": 0.0, "compile_s": 6.0}
+STEP = {
+    "total_steps": 100,
+    "loss": 3.0,
+    "learning_rate": 1e-5,
+    "grad_norm": 1.0,
+    "tokens": 1000,
+    "tokens_per_s": 1e4,
+}
 TRACEBACK = "[WARNING] noise\nTraceback (most recent call last):\n  File x\nRuntimeError: out of memory\nmore"
 
 
@@ -44,10 +53,10 @@ def main(command: str) -> None:
     run = folder / "output" / "trial"
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps(INFO))
-    lines: list[dict[str, object]] = [{"kind": "start", "step": 1, "total_s": 12.0}]
+    lines: list[dict[str, object]] = [{"kind": "start", "step": 1, **START}]
     for step in range(1, 1 + (num_steps if action != EMPTY else 1)):
         step_s = 9.0 if step == 1 else STEP_S[action]
-        lines.append({"kind": "step", "step": step, "step_time_s": step_s, "peak_memory_bytes": 2**30})
+        lines.append({"kind": "step", "step": step, "step_time_s": step_s, "peak_memory_bytes": 2**30, **STEP})
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with (folder.parents[1] / "started").open("a") as file:
         file.write(f"{folder.name}\n")

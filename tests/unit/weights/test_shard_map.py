@@ -63,9 +63,9 @@ def set_place(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_place("file_name", "../../etc/x.safetensors"), "is not the plain name of a file"),
-        (set_place("file_name", "/etc/x.safetensors"), "is not the plain name of a file"),
-        (set_place("file_name", None), "is not the plain name of a file"),
+        (set_place("file_name", "../../etc/x.safetensors"), "is not a plain file name"),
+        (set_place("file_name", "/etc/x.safetensors"), "is not a plain file name"),
+        (set_place("file_name", None), "is not a plain file name"),
         (set_place("storage_rank", -1), "a rank is not a number"),
         (set_place("rank_group", [2**40]), "a rank is not a number"),
         (set_tensor("global_shape", [2**62, 3]), "not two lists of as many sizes"),

@@ -35,7 +35,10 @@ def make_run(folder: Path, name: str, changes: dict[str, Any] | None = None, **i
     write_text(folder / "run.json", json.dumps(values))
     step_s = estimate_step(plan.case, MACHINE, TRUTH).step_s
     times = [100.0, step_s * 3, step_s * 2, *[step_s * (1 + 0.01 * (-1) ** step) for step in range(10)]]
-    records = [{"kind": "step", "step": step, "step_time_s": took} for step, took in enumerate(times, start=1)]
+    others = {"total_steps": 13, "loss": 3.0, "learning_rate": 1e-5, "grad_norm": 1.0, "tokens": 1, "tokens_per_s": 1.0}
+    records = [
+        {"kind": "step", "step": step, **others, "step_time_s": took} for step, took in enumerate(times, start=1)
+    ]
     write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return folder
 
