@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from ascend_cpt.monitor.goodput.account import compute_goodput
+from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history
 
 Completed = subprocess.CompletedProcess[str]
@@ -95,6 +97,7 @@ def test_kill_at_ten_random_steps(
     run_dir = tmp_path / "output/killed"
     generator = random.Random(5)
     kills = sorted(generator.sample(range(1, 20), 10))
+    start_s = time.time()
     for step in kills:
         process = subprocess.Popen(
             [sys.executable, "run_cpt.py", "--config", str(config)],
@@ -108,9 +111,15 @@ def test_kill_at_ten_random_steps(
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert train(config).returncode == 0
+    wall_s = time.time() - start_s
     folders = [tmp_path / "output" / name for name in ("whole", "killed")]
     histories = [read_history(folder) for folder in folders]
     assert histories[0] == histories[1]
+    goodput = compute_goodput(read_timeline(run_dir / FILE_NAME))
+    assert goodput is not None and (goodput.num_launches, goodput.num_interruptions) == (11, 10)
+    assert sum(goodput.seconds.values()) == pytest.approx(goodput.wall_s, rel=1e-6)
+    assert goodput.wall_s == pytest.approx(wall_s, rel=0.05)  # without the exit of the last process
+    assert goodput.seconds["starting"] > 0 and goodput.seconds["compiling"] > 0 and goodput.mean_recovery_s is not None
     assert read_weights(folders[0]) == read_weights(folders[1])
 
 
