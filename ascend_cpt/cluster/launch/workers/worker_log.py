@@ -143,7 +143,10 @@ def archive_logs(log_dir: Path) -> Path | None:
 
     Only files written by a launch are moved; the folder may hold other files.
     """
-    names = ("worker_*.log", "scheduler.log", "msrun.log", "last_step", "stopped_itself", READY_NAME)
+    names = (
+        *("worker_*.log", "scheduler.log", "msrun.log", "stacks_*.txt"),
+        *("last_step", "last_step.activity", "stopped_itself", READY_NAME),
+    )
     logs = [path for name in names for path in sorted(log_dir.glob(name))]
     if not logs:
         return None

@@ -110,7 +110,8 @@ def test_earlier_logs_are_numbered_and_other_files_stay(tmp_path: Path) -> None:
     for launch in ("1", "2"):
         write(tmp_path / "worker_0.log", launch)
         write(tmp_path / "scheduler.log", launch)
-        (tmp_path / "stopped_itself").touch()
+        for name in ("stopped_itself", "last_step.activity", "stacks_0.txt"):
+            (tmp_path / name).touch()
         assert archive_logs(tmp_path) == tmp_path / f"earlier_{launch}"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier_1", "earlier_2", "keep.txt"]
     assert (tmp_path / "earlier_2/worker_0.log").read_text() == "2\n"
