@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
-from ascend_cpt.plan.report import render, render_suggestions
+from ascend_cpt.plan.report import render
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
-from ascend_cpt.run.planning.plan_run import Cluster, plan_run, suggest_runs
+from ascend_cpt.run.planning.plan_run import Cluster, plan_run
+from ascend_cpt.run.planning.suggest_runs import Goal, suggest_runs
 from ascend_cpt.run.planning.training_case import build_case
 from ascend_cpt.simulate.compile_ranks import load_shortened
 
@@ -97,26 +96,12 @@ def test_optimizer_shard_size_of_the_configuration(given: int | None, shards: in
     [
         (QWEN3_8B, {}),  # with validation, which pipeline stages do not have
         (QWEN3_8B, {"cpt.validation": None, "parallel_config.context_parallel": 2, "parallel_config.data_parallel": 1}),
-        (LLAMA3_70B, {}),
     ],
 )
 def test_suggestion_is_a_valid_configuration(path: Path, overrides: dict[str, object]) -> None:
-    run, plan = plan_run(path, overrides, make_cluster())
-    best = suggest_runs(run, plan)[0]
-    text = render_suggestions([best]).split("configuration of the first:\n")[1]
-    _, again = plan_run(
-        path, {**split_keys(yaml.safe_load(textwrap.dedent(text))), **only_cpt(overrides)}, make_cluster()
-    )
-    assert again.case == best.case and again.fits
-
-
-def split_keys(sections: dict[str, dict[str, object]]) -> dict[str, object]:
-    """Return dotted key → value."""
-    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-
-
-def only_cpt(overrides: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in overrides.items() if key.startswith("cpt.")}
+    found = suggest_runs(path, overrides, make_cluster(), Goal())
+    _, again = plan_run(path, {**overrides, **found.changes[0]}, make_cluster())
+    assert again.case == found.plans[0].case and again.fits
 
 
 @pytest.mark.parametrize(
