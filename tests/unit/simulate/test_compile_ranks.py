@@ -96,7 +96,6 @@ def test_optimizer_shard_size_of_the_configuration(given: int | None, shards: in
     [
         (QWEN3_8B, {}),  # with validation, which pipeline stages do not have
         (QWEN3_8B, {"cpt.validation": None, "parallel_config.context_parallel": 2, "parallel_config.data_parallel": 1}),
-        (LLAMA3_70B, {}),
     ],
 )
 def test_suggestion_is_a_valid_configuration(path: Path, overrides: dict[str, object], tmp_path: Path) -> None:
