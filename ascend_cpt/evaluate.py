@@ -157,7 +157,7 @@ class _Work:
             while (step := self._wait(run, names, given_up)) is not None:
                 parts = run.locate(step)
                 problem = self._find_damage(parts)
-                # That which the first process sees: a part may be deleted at any time.
+                # As the first process sees it: a part may be deleted at any time.
                 checkpoint = self._channel.all_gather("checkpoint to evaluate", _identify(parts))[0]
                 if problem or not checkpoint or not self._load(parts):
                     self._print(f"{problem or f'{parts[0]}: was deleted before it was evaluated'}; skipped")

@@ -13,7 +13,7 @@ LIGHT = ("numpy", "yaml", "psutil", "safetensors", "xxhash", "orjson", "pyarrow"
 
 ADVICE = (
     "bash scripts/quickstart.sh makes an environment in .venv, which the scripts use; or set ASCEND_CPT_PYTHON to a "
-    "Python that has requirements/base.txt, and run tools with it"
+    "Python with the packages of requirements/base.txt, and run the tools with it"
 )
 
 

@@ -5,8 +5,8 @@
 #
 # Sets REPO_ROOT (this repository) and PYTHON, neither exported: $ASCEND_CPT_PYTHON, else .venv of the repository, else
 # python3 or python on the PATH. Returns 2 with an error line if there is none.
-# Defines `ensure_env [extra ...]`, which makes PYTHON an environment with the pinned dependencies, and `require_env`, which checks
-# that it is one.
+# Defines `ensure_env [extra ...]`, which makes PYTHON an environment with the pinned dependencies, and `require_env`,
+# which checks that it has them.
 
 REPO_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -40,7 +40,8 @@ find_base_python() {
     return 2
 }
 
-# require_env [module ...]: without the packages, or one of these modules, one error line and 2. Needs about 0.1 s.
+# require_env [module ...]: returns 2 with an error line if the packages or one of these modules are missing. Takes
+# about 0.1 s.
 require_env() {
     "$PYTHON" "$REPO_ROOT/ascend_cpt/installed.py" "$@"
 }

@@ -49,13 +49,13 @@ def parse_arguments() -> argparse.Namespace:
     cluster.add_argument("--device", default="910B", metavar="NAME", help=f"{', '.join(MACHINES)} (default: 910B)")
     cluster.add_argument("--hbm", type=float, default=64, metavar="GB", help="memory of a device (default: 64)")
     cluster.add_argument(
-        "--measured", type=Path, nargs="+", metavar="RUN", help="fit the speeds to these runs, and keep the result"
+        "--measured", type=Path, nargs="+", metavar="RUN", help="fit the efficiencies to these runs, and save them"
     )
     cluster.add_argument(
         "--efficiencies",
         type=Path,
         metavar="JSON",
-        help="file of fitted speeds to use, or with --measured to write (then plan_efficiencies.json by default)",
+        help="file of efficiencies to use, or with --measured to write (then plan_efficiencies.json by default)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--suggest", action="store_true", help="rank the layouts that fit")

@@ -148,7 +148,7 @@ def main() -> int:
         )
 
     folder = args.folder or Path("tuning") / args.config.stem
-    print(f"{len(overlays)} overlays, {args.rounds} rounds of {args.steps} steps on {workers} devices; logs: {folder}")
+    print(f"overlays: {len(overlays)}; rounds: {args.rounds}; steps: {args.steps}; devices: {workers}; logs: {folder}")
     with open_session(
         args.config,
         parse_assignments(args.set),

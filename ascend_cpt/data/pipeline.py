@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 _VERSIONED = ("mindspore", "numpy", "pyarrow", "orjson", "tokenizers", "gigatoken", "sentencepiece", "tiktoken")
 
 _LARGE_INPUT_BYTES = 1 << 30
-"""Input from which more parts pay."""
+"""Size of the input from which more parts pay off."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class StepRecord:
     num_skipped: int = 0
     """Skipped steps of the run so far."""
     peak_memory_bytes: int | None = None
-    """Most memory that tensors took so far on the device of the reporting rank; None on a CPU."""
+    """Most memory that tensors have taken so far on the device of the reporting rank; None on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

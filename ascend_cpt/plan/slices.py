@@ -69,7 +69,7 @@ def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
 def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, int]]:
     """Return the distinct slices of a stage and the number of parameters that have them.
 
-    All decoder layers are alike, so those of the first layer stand for the others. The search of layouts needs this to
+    All decoder layers are alike, so those of the first layer stand for the others. The search for layouts needs this to
     be fast; `slice_parameters` names every parameter.
     """
     layers = case.layers_per_stage[stage]

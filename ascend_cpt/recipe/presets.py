@@ -37,7 +37,7 @@ class Preset:
     warmup_share: float = 0.0
     warmup_per_epoch: bool = False
     min_warmup_tokens: int = 0
-    """The warmup has at least so many tokens, but this minimum is at most SHORT_WARMUP_SHARE of the run."""
+    """The warmup has at least this many tokens, but this minimum is at most SHORT_WARMUP_SHARE of the run."""
     decay_share: float | None = None
     switch_lr_fraction: float | None = None
     wants_replay: bool = False
@@ -85,7 +85,7 @@ GENTLE = Preset(
 
 Practitioners' rule of thumb: a tenth of the base model's peak (3e-4 → 3e-5 for 7B models), a warmup of 1 % of the
 tokens per epoch (1 epoch: 1 %, 3 epochs: 3 %), and rates scaled with the square root of the batch (`batch_scaling`).
-The rule gives no final rate; a tenth of the peak is common. It wants a longer warmup for less data, without a number:
+The rule gives no final rate; a tenth of the peak is common. For less data its warmup is longer, but no number is given:
 here a run below 10B tokens also has a warmup of 100M tokens (1 % of 10B), but at most a tenth of the run, which is the
 share in PAI's sample of 1.6M tokens. The warmup is limited to MAX_WARMUP_SHARE.
 """

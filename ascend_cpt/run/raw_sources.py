@@ -57,9 +57,10 @@ class RawSource:
         size = format_bytes(sum(file.size_bytes for file in files))
         tokenizer = self.preparation.tokenizer.info
         state = f"packed earlier in {self.prefix}" if self.is_packed else f"to be packed in {self.prefix}"
+        plural = "" if len(files) == 1 else "s"
         return (
-            f"raw      {self.name}: {len(files)} {files[0].format} files, {size}, tokenizer {tokenizer.name}, rows of "
-            f"{self.settings.seq_length}: {state}"
+            f"raw      {self.name}: {len(files)} {files[0].format} file{plural}, {size}, tokenizer {tokenizer.name}, "
+            f"rows of {self.settings.seq_length}: {state}"
         )
 
 

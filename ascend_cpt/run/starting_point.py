@@ -250,7 +250,7 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifi
     if requested == RANDOM_INIT:
         return Start(warnings=skipped)
     if dry and not Path(requested).exists():
-        return Start(init_from=Path(requested), notes=("warning: these weights are not here",), warnings=skipped)
+        return Start(init_from=Path(requested), notes=("warning: these weights were not found",), warnings=skipped)
     if is_hf_folder(Path(requested)):
         open_checked(Path(requested), run.model)
         return Start(init_from=Path(requested), warnings=skipped)

@@ -113,7 +113,7 @@ def describe_data(run: ResolvedRun) -> list[str]:
         rows = drawn[source.name]
         epochs = f" = {rows / source.num_rows:.2f} epochs of {source.num_rows} rows{_describe_padding(source)}"
         if source.name in run.open_sources:
-            epochs = ", its size is open"
+            epochs = ", its size is unknown"
         lines.append(f"source   {source.name}: {format_count(rows * run.budget.seq_length)} tokens{epochs}")
     return lines
 
@@ -132,7 +132,7 @@ def describe_disk(run: ResolvedRun) -> str:
     export = f" with an export of {format_bytes(checkpoints.export_bytes)}" if checkpoints.export_bytes else ""
     return (
         f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
-        f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} are saved, at "
+        f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} saved, at "
         f"most {checkpoints.num_held} on disk at once: {format_bytes(checkpoints.disk_bytes)}{export}"
     )
 

@@ -48,7 +48,7 @@ class Session:
 
     Args:
         folder: Results, trial folders and logs; trials write nowhere else.
-        settings: Of all trials.
+        settings: What all trials have in common.
         overlays: One candidate each.
         num_rounds: How often each candidate runs.
         report: Takes progress lines.
@@ -110,7 +110,7 @@ class Session:
     def _run_round(
         self, number: int, candidates: Sequence[Candidate], dropped: dict[str, str], *, first_place: int
     ) -> None:
-        """Run the base and all candidates once; another one begins in every round. Failing ones are dropped."""
+        """Run the base and all candidates once; each round begins with a different one. Failing ones are dropped."""
         turn = [BASE_CANDIDATE, *candidates]
         shift = first_place % len(turn)
         # In the first round the base goes first: if it does not run, nothing can be compared.

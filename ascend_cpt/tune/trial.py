@@ -35,7 +35,7 @@ KILL_AFTER_S = 30.0
 STOP_GRACE_S = 10
 MAX_REASON_CHARACTERS = 300
 
-# They do not change the speed of a step, and write nothing but logs and metrics.
+# These settings do not change the speed of a step, and the trial writes only logs and metrics.
 MEASURING: dict[str, Any] = {
     "load_checkpoint": None,
     "resume_training": None,
@@ -74,11 +74,11 @@ class TrialResult:
     round: int
     error: str = ""
     tokens_per_s: tuple[float, ...] = ()
-    """Of every step after the warmup, of the whole job."""
+    """Speed of the whole job in every step after the warmup."""
     mfu: float | None = None
     """At the median speed; None if the peak of the device is unknown."""
     peak_memory_bytes: int | None = None
-    """Of the device of the reporting rank; None where the device reports none."""
+    """Peak of the device of the reporting rank; None where the device reports none."""
     first_step_s: float | None = None
     """From the start of the process to the end of the first step."""
     seconds: float = 0.0

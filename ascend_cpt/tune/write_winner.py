@@ -37,7 +37,7 @@ def write_winner(
     sections = merge_trees(YamlTree(data=base), YamlTree(data=candidate.changes)).data
     heading = [
         f"{config.name} with {', '.join(candidate.overlays)}, found by tools/tune.py.",
-        f"Measured {comparison.gain:+.1%} tokens/s (noise {comparison.noise:.1%}) in {len(comparison.results)} rounds.",
+        f"Measured {comparison.gain:+.1%} tokens/s (noise {comparison.noise:.1%}; rounds: {len(comparison.results)}).",
         *([notice] if notice else []),
     ]
     text = "".join(f"# {line}\n" for line in heading)

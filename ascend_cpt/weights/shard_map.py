@@ -65,7 +65,7 @@ def _check_tensor(entry: Any, name: str) -> None:
         raise JsonError(f"{name}: properties: no dtype")
     shape, grid = entry.get("global_shape"), entry.get("axis_fragmentations")
     if not _are_sizes(shape) or not _are_sizes(grid) or len(shape) != len(grid):
-        raise JsonError(f"{name}: global_shape and axis_fragmentations are not two lists of as many sizes")
+        raise JsonError(f"{name}: global_shape and axis_fragmentations are not two lists of equal length")
     if any(size % parts for size, parts in zip(shape, grid, strict=True)):
         raise JsonError(f"{name}: global_shape is not a multiple of axis_fragmentations")
     _check_layout(entry.get("layout"), name)

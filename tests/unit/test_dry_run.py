@@ -30,7 +30,7 @@ def test_every_shipped_configuration_without_its_data(train_command: TrainComman
     assert code == 0, err
     for word in ("layout ", "batch ", "budget ", "phase ", "source ", "disk ", "start "):
         assert f"\n{word}" in out
-    assert " is not here; " in out
+    assert " not found; " in out
 
 
 def test_phases_and_epochs_of_assumed_sizes(train_command: TrainCommand, tmp_path: Path) -> None:  # noqa: F811
@@ -39,9 +39,9 @@ def test_phases_and_epochs_of_assumed_sizes(train_command: TrainCommand, tmp_pat
     assert "layout   128 devices = data 64 × tensor 2" in out
     assert "phase    qa: from step 45224 (213B) to 63578, 86.6B tokens, rate 9e-06 at its start" in out
     assert "source   web: 141B tokens = 0.71 epochs" in out and "source   qa: 8.66B tokens = 3.09 epochs" in out
-    assert "source   code: 60B tokens, its size is open" in out
-    assert "cpt.sources.qa: /data/packed/qa_text_document is not here; 2.8B tokens are assumed" in out
-    assert "note     warning: these weights are not here" in out
+    assert "source   code: 60B tokens, its size is unknown" in out
+    assert "cpt.sources.qa: /data/packed/qa_text_document not found; 2.8B tokens are assumed" in out
+    assert "note     warning: these weights were not found" in out
     assert (tmp_path / "output/nvidia_300b_two_phases/plan.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -54,7 +54,7 @@ def test_pai_names(train_command: TrainCommand) -> None:  # noqa: F811
     assert "/qwen2-72b-cpt\n" in out
     assert "batch    4 rows × 1024 tokens" in out and "budget   50 steps" in out
     assert "warmup (linear) 0 → 5e-05 over 5 steps" in out and "cosine 5e-05 → 5e-06 over 45 steps" in out
-    assert "1000 steps is longer than the run of 50 steps" in out and "1 are saved" in out
+    assert "1000 steps is longer than the run of 50 steps" in out and "1 saved" in out
 
 
 def test_a_later_file_overrides_under_the_other_name(train_command: TrainCommand) -> None:  # noqa: F811
@@ -189,7 +189,7 @@ def test_a_launch_of_mindformers_script_names_run_cpt(script: str) -> None:
         check=False,
     )
     assert result.returncode == 2
-    assert f"script not found: {script}" in result.stderr and "training here is run_cpt.py" in result.stderr
+    assert f"script not found: {script}" in result.stderr and "use run_cpt.py instead" in result.stderr
 
 
 def test_the_conversion_script_sources_cann(tmp_path: Path) -> None:

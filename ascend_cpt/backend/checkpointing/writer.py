@@ -168,7 +168,7 @@ class CheckpointWriter:
             epoch_num=cb_params.cur_epoch_num,
             global_step=int(wrapper.optimizer.global_step.asnumpy().reshape(-1)[0]),
             loss_scale=float(cb_params.net_outputs[2].asnumpy().reshape(-1)[0]),
-            # Of the next step: MindFormers rescales the step of a checkpoint with another size than that of the launch.
+            # The next step's size: MindFormers rescales the step of a checkpoint whose size differs from the launch's.
             global_batch_size=self._budget.at(step).global_batch_size,
         )
         if is_pure_data_parallel():

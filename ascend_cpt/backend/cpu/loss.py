@@ -16,7 +16,7 @@ from mindspore.communication import get_group_size
 
 
 class GlobalMeanLoss(CrossEntropyLoss):
-    """Replaces CrossEntropyLoss in data parallel; the arguments and the shapes are the same."""
+    """Replaces CrossEntropyLoss under data parallelism; the arguments and the shapes are the same."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

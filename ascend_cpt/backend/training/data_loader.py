@@ -94,7 +94,7 @@ class RunRows:
     """The rows of one rank as a random-access source: item i is its i-th row of the run.
 
     With a batch ramp the items are numbered as if all steps had the size of step `ramp_step`, because MindFormers skips
-    the trained steps of a resumed run by one size. Only the items of steps with this size are trained on.
+    the trained steps of a resumed run as if all had one size. Only the items of steps with this size are trained.
     """
 
     def __init__(

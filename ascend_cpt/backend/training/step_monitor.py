@@ -45,7 +45,7 @@ class Speed:
 
 
 def read_peak_memory() -> int | None:
-    """Return the most memory in bytes that tensors of this process took on its device so far; None on a CPU."""
+    """Return the most memory in bytes that tensors of this process have taken on its device; None on a CPU."""
     if ms.get_context("device_target") == "CPU":
         return None
     return int(ms.runtime.max_memory_allocated())

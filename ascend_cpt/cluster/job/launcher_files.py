@@ -1,7 +1,7 @@
 """Files through which workers report to the launcher of their node.
 
 They hold the last finished step, work between steps that takes long, stacks on request, and a deliberate end. Another
-one lets msrun's scheduler wait until rank 0 is about to train.
+file makes msrun's scheduler wait until rank 0 is about to train.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:
-    """Ask the launcher to start the job again once all its workers have succeeded; return whether there is one.
+    """Ask the launcher to start the job again once all workers have succeeded; return whether there is a launcher.
 
     Called by every process of the job.
     """
@@ -97,7 +97,7 @@ def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def report_ready(environ: Mapping[str, str] = os.environ) -> None:
-    """Record that data and checkpoint are ready. Rank 0 calls this before training; nothing without a launcher."""
+    """Record that data and checkpoint are ready. Rank 0 calls this before training; no effect without a launcher."""
     if name := environ.get(PROGRESS_FILE):
         Path(name).with_name(READY_NAME).touch()
 

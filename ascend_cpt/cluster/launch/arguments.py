@@ -284,7 +284,7 @@ def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
     hint = ""
     if re.fullmatch(r"run_\w+\.py", Path(words[0]).name):
         # MindFormers' run_mindformer.py and the scripts of its models, such as run_llama3.py.
-        hint = "; training here is run_cpt.py, which takes MindFormers' flags: put it in their place"
+        hint = "; use run_cpt.py instead, which takes MindFormers' flags"
     raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT}){hint}")
 
 

@@ -146,7 +146,7 @@ def _check_mask(path: Path, ids: Ids, mask: Ids, is_real: npt.NDArray[np.bool_],
         advice = (
             f"it is padded with id {others[0]}: add --pad-id {others[0]}"
             if len(others) == 1
-            else f"training shows every token before the padding: {_PACK}"
+            else f"training masks no token before the padding: {_PACK}"
         )
         raise DataError(f"{path}: its {MASK} hides tokens that are not the padding token {pad_id}; {advice}")
 

@@ -115,7 +115,7 @@ class TokenStream:
         while num_read < count:
             number = int(np.searchsorted(first_rows, row, "right")) - 1
             first = row - int(first_rows[number])
-            # At least as many rows as full ones would have these tokens.
+            # The fewest rows that can hold these tokens: padded rows need more, which are read in the next turn.
             wanted = -(-(count - num_read) // self._row_length)
             last = min(first + wanted, shards[number].num_rows) - 1
             rows = read_rows(self._manifest.folder / shards[number].file, first, last)
@@ -145,7 +145,7 @@ def read_rows(path: Path, first: int, last: int) -> Tokens:
 
 
 def iter_columns(path: Path, names: Iterable[str], rows: Iterable[int] | None = None) -> Iterator[dict[str, Tokens]]:
-    """Yield columns of whole numbers of the rows of a MindRecord file, of all rows if None.
+    """Yield the named integer columns of rows of a MindRecord file; of all rows if `rows` is None.
 
     Raises:
         DataError: the file cannot be read, has fewer rows, or has numbers of more than 32 bits.

@@ -1,4 +1,4 @@
-"""Goodput: the share of a run's wall time in which steps were computed that the run kept."""
+"""Goodput: the share of a run's wall time spent on steps that the run kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Goodput:
     """Category → seconds; the sum is `wall_s`."""
     num_launches: int
     num_interruptions: int
-    """Launches that ended without an orderly end and were followed by another one."""
+    """Launches that did not end in an orderly way and were followed by another one."""
     mean_time_between_interruptions_s: float | None
     """Time in which the run was up, per interruption; None without one."""
     mean_recovery_s: float | None
@@ -53,7 +53,7 @@ class Goodput:
         return f"goodput {self.share:.1%}" + (f" ({', '.join(parts)})" if parts else "")
 
     def describe_interruptions(self) -> str:
-        """Return their number, the time between them and the time to recover; empty without any."""
+        """Return the number of interruptions, the time between them and the time to recover; empty without any."""
         between, recovery = self.mean_time_between_interruptions_s, self.mean_recovery_s
         if between is None:
             return ""

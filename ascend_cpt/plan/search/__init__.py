@@ -1,1 +1,1 @@
-"""Search of layouts: candidates, recomputation and layers per stage, ranking."""
+"""Search for layouts: candidates, recomputation and layers per stage, ranking."""

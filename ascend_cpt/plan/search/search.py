@@ -1,4 +1,4 @@
-"""Searches the fastest layouts of a model that fit on a cluster."""
+"""Searches for the fastest layouts of a model that fit on a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ascend_cpt.plan.speed.throughput import combine_stages, estimate_stage
 
 Accepts = Callable[[TrainingCase], bool]
 Shape = tuple[ParallelLayout, int]
-# Speeds that differ by less are equal for the order of switches: the simplest are tried first.
+# Speeds that differ by less count as equal, so that the simplest switches are tried first.
 MARGIN = 1e-6
 
 
@@ -36,7 +36,7 @@ def find_fastest(
     Args:
         case: Gives the model, the sequence length and the global batch; its layout does not matter.
         machine: The machine.
-        limits: Of the memory of a device.
+        limits: Limits of the memory of a device.
         world_size: Number of devices.
         max_layouts: Length of the result.
         accepts: Called with the best case of a layout; False drops it.

@@ -12,7 +12,7 @@ class Efficiency:
     matmul: float
     attention: float
     exchange: float
-    """Of the link bandwidth; the rest is latency."""
+    """Fraction of the link bandwidth; the rest is latency."""
     activation_passes: float
     """Number of times that elementwise operators read or write a layer's activations in forward."""
     layer_s: float

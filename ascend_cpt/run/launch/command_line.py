@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--assume",
         metavar="NAME=TOKENS,...",
-        help="with --dry-run: sizes of datasets that are not here, such as web=200B,qa=2.8B",
+        help="with --dry-run: sizes of missing datasets, such as web=200B,qa=2.8B",
     )
     return parser.parse_args(argv)
 

@@ -43,7 +43,7 @@ def find_cache_folder(
         sections: The compiled MindFormers configuration.
         cpt: The `cpt` section as configured.
         world_size: Processes of the job.
-        environ: Of this process.
+        environ: Environment variables of this process.
     """
     values = {
         "sections": {key: value for key, value in sections.items() if key not in _PER_LAUNCH_KEYS},
@@ -95,7 +95,7 @@ def prepare_cache(folder: Path, channel: JobChannel) -> bool:
 
     Processes that load and processes that compile could create communication groups in different orders. Graphs
     of other keys are removed. Until its graph is loaded, a process has no complete graph (`mark_complete`), so
-    the launch after a crash while loading compiles.
+    after a crash during loading the next launch compiles.
     """
     own = folder / f"rank_{channel.rank}"
     is_loaded = all(channel.all_gather("compile cache", is_complete(folder, channel.rank)))

@@ -26,7 +26,7 @@ from ascend_cpt.run.resolve import name_datasets, open_datasets, resolve
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 NUM_EPOCH_TOKENS = 10**9
-"""Tokens of a dataset of open size if the length of the run depends on it."""
+"""Tokens of a dataset of unknown size if the length of the run depends on it."""
 
 
 def load_dry_run(
@@ -82,7 +82,7 @@ def load_dry_run(
     )
     notes = _note_missing(config, missing, assumed)
     notes += [
-        f"warning: {_place(config, 'validation.sets', name)}: {entry.path} is not here"
+        f"warning: {_place(config, 'validation.sets', name)}: {entry.path} not found"
         for name, entry in sets.items()
         if name not in opened_sets
     ]
@@ -128,19 +128,19 @@ def _check_assumed(config: RunConfig, assumed: Mapping[str, int], missing: list[
         if name not in config.cpt.sources:
             raise ConfigError(f"--assume {name}: no such source{nearest(name, config.cpt.sources)}")
         if name not in missing:
-            raise ConfigError(f"--assume {name}: its dataset is here; remove it, its size is known")
+            raise ConfigError(f"--assume {name}: the dataset exists and its size is known; remove it from --assume")
         if tokens < config.cpt.seq_length:
             raise ConfigError(f"--assume {name}={tokens}: less than a row of {config.cpt.seq_length} tokens")
 
 
 def _check_known(config: RunConfig, is_open: list[str]) -> None:
-    """Check that the blend of no phase depends on a size that is open."""
+    """Check that no phase has a blend that depends on an unknown size."""
     for index, phase in enumerate(config.cpt.phases):
         for name in is_open:
             if isinstance(phase.blend.get(name), EpochsConfig) or phase.upweight:
                 raise ConfigError(
                     f"{config.locate('cpt', 'phases', str(index))}: cpt.phases[{index}] ({phase.name}): the blend "
-                    f"depends on the size of {name}, which is not here; give --assume {name}=TOKENS"
+                    f"depends on the size of {name}, which was not found; give --assume {name}=TOKENS"
                 )
 
 
@@ -153,11 +153,11 @@ def _assume(config: RunConfig, num_tokens: int, example: Manifest | None) -> Man
 def _note_missing(config: RunConfig, missing: list[str], assumed: Mapping[str, int]) -> list[str]:
     notes = []
     for name in missing:
-        where = f"{_place(config, 'sources', name)}: {config.cpt.sources[name].path} is not here"
+        where = f"{_place(config, 'sources', name)}: {config.cpt.sources[name].path} not found"
         if name in assumed:
             size = f"{format_count(assumed[name])} tokens are assumed"
         elif has_token_budget(config):
-            size = f"its size is open; for its epochs give --assume {name}=TOKENS"
+            size = f"its size is unknown; to see its epochs, give --assume {name}=TOKENS"
         else:
             size = (
                 f"the length of the run depends on its size, and {format_count(NUM_EPOCH_TOKENS)} tokens are assumed; "

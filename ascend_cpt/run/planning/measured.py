@@ -173,7 +173,7 @@ def render_changes_of(speeds: Sequence[RunSpeed], measured: Measured) -> str:
         errors = [predict(speed.to_speed(), it) / speed.tokens_per_device_s - 1 for it in (before, after)]
         lines.append(
             f"measured  {speed.path}: {speed.tokens_per_device_s:,.0f} tokens/s per device over {speed.num_steps} "
-            f"steps; the estimate was {errors[0]:+.0%}, is now {errors[1]:+.0%}"
+            f"steps; the error of the estimate was {errors[0]:+.0%} and is now {errors[1]:+.0%}"
         )
     return "\n".join(lines)
 

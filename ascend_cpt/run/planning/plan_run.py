@@ -30,7 +30,7 @@ class Cluster:
     efficiency: Efficiency | None = None
     """Measured on this kind of machine; None uses the published one."""
     band: ErrorBand | None = None
-    """Of the measured efficiency."""
+    """Error band of the measured efficiency."""
 
     def find_machine(self) -> Machine:
         """Return the machine with the number of devices per node, and the measured efficiency.

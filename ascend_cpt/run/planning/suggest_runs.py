@@ -42,10 +42,10 @@ class Suggestions:
     given: Estimate | None
     """The configuration as given; None if its layout is impossible on these devices."""
     problem: str
-    """Why; otherwise empty."""
+    """Why that layout is impossible; otherwise empty."""
     plans: tuple[Estimate, ...]
     changes: tuple[Mapping[str, Any], ...]
-    """Of each plan, compared with the configuration."""
+    """What each plan changes in the configuration."""
     by_cost: bool
     note: str
     """What else to tell the user."""
@@ -154,7 +154,7 @@ def _search(start: Estimate, accepts: _Check, goal: Goal, nodes: int, *, has_lim
         assert goal.days is not None
         plans = find_within(start, accepts, max_nodes=most, days=goal.days)
     deadline = "" if goal.days is None else f" finishes within {goal.days:g} days"
-    return plans, "" if plans else f"no layout on up to {most} nodes{deadline or ' fits'}"
+    return plans, "" if plans else f"no layout on up to {most} node{'s' if most > 1 else ''}{deadline or ' fits'}"
 
 
 def _plan_given(config: RunConfig, cluster: Cluster) -> tuple[Estimate | None, str]:

@@ -74,7 +74,7 @@ def _check_ramp(config: RunConfig, stages: tuple[BatchStageConfig, ...]) -> None
     if schedule is not None and schedule.batch_scaling is not None:
         problems.append(
             f"{config.locate('cpt', 'schedule', 'batch_scaling')}: cpt.schedule.batch_scaling: not possible with a "
-            "batch ramp, which has no single batch; set peak_lr and remove it"
+            "batch ramp, which has no single batch; remove it and set peak_lr"
         )
     raise_problems(config.path, problems)
 
@@ -111,7 +111,7 @@ def _split(config: RunConfig, layout: ParallelLayout, size: int, keys: tuple[str
     problems: list[str] = []
     where = config.locate(*keys)
     is_ramp = len(keys) > 2
-    # In a ramp the rows of a micro batch stay and the number of micro batches changes, so it cannot be configured.
+    # In a ramp the rows of a micro batch stay the same and the number of micro batches changes: it cannot be set.
     accumulation = None if is_ramp else _find_accumulation(config, layout)
     rows = (config.mindformers.get("runner_config") or {}).get("batch_size")
     if is_ramp and rows is None and not uses_cpu(config):

@@ -136,4 +136,4 @@ def test_by_the_command_line(train_command: TrainCommand) -> None:  # noqa: F811
     assert "source   qa: 192K tokens = 1.50 epochs of 500 rows" in out
     assert "source   web: 1.86M tokens = 3.62 epochs of 2000 rows" in out
     code, _, err = train_command.dry_run(path)
-    assert code == 2 and "the blend depends on the size of qa, which is not here; give --assume qa=TOKENS" in err
+    assert code == 2 and "the blend depends on the size of qa, which was not found; give --assume qa=TOKENS" in err

@@ -69,7 +69,7 @@ def test_summary(resolve_run: ResolveRun) -> None:
         "note     preset reuse (arXiv 2407.07263): peak 0.0001, final 1e-06",
         "note     rounded: train_tokens 2,050,000 → 1,000 steps = 2,048,000 tokens",
         "note     unused: pad_length 128",
-        "disk     a checkpoint is 17.3 MB (1.44M parameters × 12 bytes with the optimizer); 1 are saved",
+        "disk     a checkpoint is 17.3 MB (1.44M parameters × 12 bytes with the optimizer); 1 saved",
     ):
         assert part in text, text
 
@@ -147,11 +147,11 @@ def test_order_of_keys_does_not_matter(resolve_run: ResolveRun) -> None:
 
 def test_disk_follows_from_intervals(resolve_run: ResolveRun) -> None:
     checkpoint = {"every": "100 steps", "keep_last": 3}
-    assert "10 are saved, at most 4 on disk at once: 69.2 MB" in describe(
+    assert "10 saved, at most 4 on disk at once: 69.2 MB" in describe(
         resolve_run(phases=TWO_PHASES, checkpoint=checkpoint)
     )
     checkpoint = {"every": "300 steps", "keep_last": 0}
-    assert "4 are saved, at most 4 on disk at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
+    assert "4 saved, at most 4 on disk at once" in describe(resolve_run(phases=TWO_PHASES, checkpoint=checkpoint))
 
 
 def test_plan_plot_is_written_atomically(resolve_run: ResolveRun, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _validate(file: InputFile, batch: pa.RecordBatch, *, full: bool = True) -> p
 
 
 def _count_bytes(batch: pa.RecordBatch) -> int:
-    """Return the size of a batch, approximately: Arrow has no size of views."""
+    """Return the approximate size of a batch: Arrow does not report the size of views."""
     total = 0
     for column in batch.columns:
         try:
@@ -92,7 +92,7 @@ def _expand_views(file: InputFile, batch: pa.RecordBatch) -> pa.RecordBatch:
             column = column.cast(pa.large_binary()).view(_VIEWS[column.type])
         elif "_view" in str(column.type):
             raise DataError(
-                f"{file.path}: column {name!r} has type {one_line(column.type)}; views in other values are not "
+                f"{file.path}: column {name!r} has type {one_line(column.type)}; nested views are not "
                 "supported: write it with string, binary or list, or choose other columns"
             )
         columns.append(column)

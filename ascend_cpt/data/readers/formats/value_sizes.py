@@ -37,7 +37,7 @@ def _measure_texts(array: pa.Array) -> int:
 
 
 def _measure_views(array: pa.Array) -> int:
-    # Several views can show the same bytes. Arrow has no `nbytes` of views.
+    # Several views can show the same bytes. Arrow has no `nbytes` for views.
     total = sum(buffer.size for buffer in array.buffers() if buffer is not None)
     return _measure_one(array) if len(array) == 1 else len(array) * int(total)
 

@@ -68,7 +68,7 @@ def test_cost_and_deadline() -> None:
     quick = suggest_runs(SMALL, {}, cluster(4), Goal(objective="nodes", days=1.5))
     assert quick.plans and all(plan.days is not None and plan.days <= 1.5 for plan in quick.plans)
     impossible = suggest_runs(SMALL, {}, cluster(1), Goal(objective="nodes", days=0.01))
-    assert "no layout on up to 1 nodes finishes within 0.01 days" in impossible.render()
+    assert "no layout on up to 1 node finishes within 0.01 days" in impossible.render()
 
 
 def test_nothing_is_written_over_the_given_configuration() -> None:
