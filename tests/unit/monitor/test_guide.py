@@ -18,6 +18,7 @@ from tests.unit.monitor.test_report import write_run
 # Files of a run folder in the order of the guide's table, and the modules that contain their names.
 WRITERS = {
     "metrics.jsonl": "monitor/history.py",
+    "timeline.jsonl": "monitor/goodput/timeline.py",
     "evaluations.jsonl": "monitor/history.py",
     "tensorboard/": "monitor/trackers.py",
     "best": "checkpoint/locate.py",
