@@ -14,6 +14,7 @@ from ascend_cpt.backend.training.build_callbacks import _check_missing_records, 
 from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig, ValidationConfig, ValidationSetConfig
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.monitor.sinks import SinkGroup
+from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 
 SPIKES = GuardConfig(loss_spike=SpikeConfig())
@@ -55,7 +56,9 @@ def test_planned_tokens_are_exact_for_blends_and_expected_values_for_shuffles() 
     for phase, tokens in ((blend, {"web": 1000, "qa": 500}), (shuffle, {"web": 1100, "qa": 400})):
         order = SampleOrder(num_rows={"web": 30, "qa": 10}, phases=(phase,), global_batch_size=3, seed=1)
         plan = SimpleNamespace(
-            budget=SimpleNamespace(global_batch_size=3, seq_length=100),
+            budget=Budget(
+                seq_length=100, global_batch_size=3, micro_batch_size=3, num_accumulation_steps=1, total_steps=5
+            ),
             sources=[SimpleNamespace(name=name, num_rows=rows) for name, rows in order.num_rows.items()],
             count_source_rows=lambda first, stop, order=order: order.count(first * 3, stop * 3),
         )
