@@ -101,7 +101,7 @@ def test_resume_errors_and_damaged_checkpoints(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run_mode", "predict"], "this program only trains; for inference, export the checkpoint"),
+        (["--run_mode", "predict"], "this program only trains; export the checkpoint"),
         (["--use_parallel", "True"], "start with bash scripts/msrun_launcher.sh"),
         (["--train_dataset_dir", "nowhere"], "no packed dataset here"),
         (["--load_checkpoint", "nowhere"], "are both set; keep one"),

@@ -138,8 +138,8 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
     """
     if args.run_mode == "predict":
         raise ConfigError(
-            "--run_mode predict: this program trains; export the checkpoint with tools/convert_weights.py to-hf, and "
-            "generate text from it with tools/generate.py"
+            "--run_mode predict: this program only trains; export the checkpoint with tools/convert_weights.py to-hf, "
+            "and generate text from it with tools/generate.py"
         )
     if args.world_size is not None and (args.world_size < 1 or not args.dry_run):
         raise ConfigError(f"--world-size {args.world_size}: needs --dry-run and must be at least 1")
