@@ -94,7 +94,7 @@ def rewrite(manifest: Manifest, folder: Path, change: Callable[[np.ndarray], np.
     ("change", "message"),
     [
         (lambda rows: rows[:-1], "rows, but its manifest lists"),
-        (lambda rows: rows[:, :-1], r"rows are \(16,\) of int32, not 17"),
+        (lambda rows: rows[:, :-1], r"rows have shape \(16,\) and dtype int32, expected \(17,\)"),
         (lambda rows: np.where(rows == rows[0, 0], 9999, rows).astype(np.int32), "outside the vocabulary"),
         (lambda rows: np.where(rows == 4095, 7, rows).astype(np.int32), "last row is not padded"),
         (lambda rows: np.where(rows == 4094, 7, rows).astype(np.int32), "has 0 documents, but its manifest lists"),
