@@ -53,6 +53,7 @@ def make_target(run: Callable[[bytes], None]) -> Target:
     return Target(name="x", num_cases=60, prepare=lambda folder: Prepared(seeds=[b"{}"], mutate=mutate_bytes, run=run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "problem"),
     [
