@@ -272,11 +272,11 @@ def test_a_stop_between_attempts_ends_the_job(job: Job) -> None:
 
 def test_a_worker_in_an_endless_loop_is_named_and_the_job_restarted(job: Job) -> None:
     (job.folder / "hang_1_7").write_text("loop")
-    job.start(num_nodes=1, options="--max-restarts 1 --hang-timeout 3")
+    job.start(num_nodes=1, options="--max-restarts 1 --hang-timeout 8")
     assert job.wait() == 0, job.text()
     assert "worker 0 waits for the others in barrier (node0/actor.py:" in job.text()
     assert "worker 1 is in wait_in_a_loop (node0/actor.py:" in job.text()
-    assert "after step 6 (limit 3 s); likely cause: worker 1; stacks in output/msrun_log/stacks_*.txt" in job.text()
+    assert "after step 6 (limit 8 s); likely cause: worker 1; stacks in output/msrun_log/stacks_*.txt" in job.text()
     assert "restart 1 of 1" in job.text()
     assert len(job.starts()) == 4
 
@@ -284,7 +284,7 @@ def test_a_worker_in_an_endless_loop_is_named_and_the_job_restarted(job: Job) ->
 def test_a_stopped_worker_of_another_node_is_named_on_both(job: Job) -> None:
     (job.folder / "hang_1_7").write_text("stop")
     for node in (1, 0):
-        job.start(node, options="--max-restarts 1 --hang-timeout 3")
+        job.start(node, options="--max-restarts 1 --hang-timeout 8")
     assert [job.wait(0), job.wait(1)] == [0, 0], job.text(0) + job.text(1)
     for node in (0, 1):
         assert "worker 1 is stopped (SIGSTOP)" in job.text(node), job.text(node)
