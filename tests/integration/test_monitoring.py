@@ -26,7 +26,7 @@ MEASURED = (
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
     """Return all records without their timings."""
-    records = list(read_metrics(run_dir / "metrics.jsonl"))
+    records = [record for record in read_metrics(run_dir / "metrics.jsonl") if record["kind"] != "start"]
     return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
 
