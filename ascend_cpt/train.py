@@ -76,9 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.assume and not args.dry_run:
         raise ConfigError("--assume: needs --dry-run; training reads the sizes of the datasets")
     if args.dry_run:
-        if not describe_raw_sources(load_config(args.config, collect_overrides(args), list_replaced(args))):
+        packed = describe_raw_sources(load_config(args.config, collect_overrides(args), list_replaced(args)))
+        if packed is None:
             return 0
-        run = load_dry_run_of_arguments(args, process)
+        run = load_dry_run_of_arguments(args, process, packed)
         start = choose_start(run, args.resume_training, extend=args.extend, dry=True)
         print(f"{describe(run)}\n{describe_start(start)}")
         save_plan_picture(run)
@@ -154,15 +155,15 @@ def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def describe_raw_sources(config: RunConfig) -> bool:
-    """Print what would be packed; return whether all sources are packed, so that the run can be planned."""
+def describe_raw_sources(config: RunConfig) -> dict[str, str] | None:
+    """Print what would be packed; return the prefixes of the packed datasets, or None if the run needs others."""
     sources = find_raw_sources(config)
     for source in sources:
         print(source.describe())
     if all(source.is_packed for source in sources):
-        return True
+        return {source.name: source.prefix for source in sources}
     print("plan     needs the packed data; the same command without --dry-run packs it before it trains")
-    return False
+    return None
 
 
 def train_run(

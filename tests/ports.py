@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 
-from ascend_cpt.rehearsal.emulated_job import PORTS_OF_A_JOB, are_ports_free
+from ascend_cpt.cluster.messages.ports import PORTS_OF_A_JOB, are_ports_free
 
 PORTS_OF_A_WORKER = 2000
 # Below the ports that the system itself gives to connections.

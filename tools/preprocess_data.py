@@ -22,6 +22,7 @@ from ascend_cpt.installed import require
 require()
 
 from ascend_cpt.config.foreign_flags import PREPROCESS_FLAGS, ExplainingParser
+from ascend_cpt.config.values import format_number
 from ascend_cpt.data.packed.manifest import OUTPUT_FORMATS, Manifest, describe_packing
 from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.settings import (
@@ -215,7 +216,7 @@ def describe_rows(manifest: Manifest) -> str:
     """Describe how the tokens are stored."""
     if manifest.seq_length is None:
         return f"{manifest.shards[0].file} and {manifest.shards[0].index_file}"
-    files = "1 file" if len(manifest.shards) == 1 else f"{len(manifest.shards)} files"
+    files = format_number(len(manifest.shards), "file")
     return f"{manifest.num_rows} rows of {manifest.seq_length}, {files}"
 
 

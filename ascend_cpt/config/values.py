@@ -133,9 +133,14 @@ def format_count(count: float) -> str:
     return _shorten(count, ("", "K", "M", "B", "T"))
 
 
+def format_number(count: int, noun: str) -> str:
+    """Return `1 <noun>` or `N <noun>s`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def format_rows(count: int) -> str:
     """Return `1 row` or `N rows`."""
-    return f"{count} row{'' if count == 1 else 's'}"
+    return format_number(count, "row")
 
 
 def format_bytes(count: float) -> str:

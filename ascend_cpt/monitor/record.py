@@ -364,25 +364,15 @@ class _Trackers(TypedDict, total=False):
     project: str
 
 
-class _Info(TypedDict, total=False):
-    """The types of `RunInfo` in full, for reading; runs of older versions lack some values."""
-
-    name: str
-    model: str
-    num_parameters: int
-    num_devices: int
-    device_name: str
-    flops_per_token: float
-    peak_flops: float | None
-    total_steps: int
-    tokens_per_step: int
-    phases: list[_Phase]
-    sources: dict[str, _Source]
-    validation: dict[str, _Limits]
-    tasks: dict[str, _Limits]
-    base: _Base | None
-    trackers: _Trackers
-    software: dict[str, str]
+_NESTED = {
+    "phases": list[_Phase],
+    "sources": dict[str, _Source],
+    "validation": dict[str, _Limits],
+    "tasks": dict[str, _Limits],
+    "base": _Base | None,
+    "trackers": _Trackers,
+}
+"""The types of the nested values of `RunInfo` in full."""
 
 
 def check_run_info(values: Mapping[str, Any]) -> None:
@@ -391,4 +381,6 @@ def check_run_info(values: Mapping[str, Any]) -> None:
     Raises:
         JsonError: a value is of another type.
     """
-    _check_names(_Info, values, "run")
+    for name, hint in {**typing.get_type_hints(RunInfo), **_NESTED}.items():
+        if name in values:  # runs of older versions lack some
+            _check_value(hint, values[name], f"run.{name}")

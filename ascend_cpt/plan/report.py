@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from ascend_cpt.config.values import format_count, format_rows
+from ascend_cpt.config.values import format_count, format_number, format_rows
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, needed_bytes, reserve_bytes
 from ascend_cpt.plan.memory import Moment, StageMemory
@@ -22,7 +22,7 @@ def render(plan: Estimate) -> str:
     lines = [
         f"model     {format_count(case.num_parameters)} parameters, {case.model.num_layers} layers; "
         f"rows of {case.seq_length} tokens",
-        f"cluster   {layout.world_size} device{'' if layout.world_size == 1 else 's'}, {plan.machine.name} "
+        f"cluster   {format_number(layout.world_size, 'device')}, {plan.machine.name} "
         f"({plan.machine.chip}): data {sizes} × context {layout.context_parallel}",
         f"step      {format_count(case.tokens_per_step)} tokens: {format_rows(case.micro_batch_size)} × "
         f"{case.num_micro_batches} micro batches × data {layout.data_parallel}; {recompute}",

@@ -6,7 +6,6 @@ import functools
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import psutil
 
 from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.cluster.launch.job_secret import SECRET_VARIABLE
-from ascend_cpt.cluster.messages.ports import LAUNCHER_PORT_VARIABLE
+from ascend_cpt.cluster.messages.ports import LAUNCHER_PORT_VARIABLE, PORTS_OF_A_JOB, are_ports_free
 from ascend_cpt.errors import CptError
 from ascend_cpt.processes import die_with_parent
 from ascend_cpt.softnpu.environment import SWITCH
@@ -25,7 +24,6 @@ from ascend_cpt.softnpu.environment import SWITCH
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHER = "scripts/msrun_launcher.sh"
 FIRST_PORT, LAST_PORT = 20_000, 32_000
-PORTS_OF_A_JOB = 3  # MASTER_PORT and the two above it
 CLUSTER_TIMEOUT_S = 600
 POLL_S = 0.05
 
@@ -205,18 +203,3 @@ def find_port() -> int:
         if are_ports_free(port):
             return port
     raise JobFailed(f"no free port between {start} and {LAST_PORT}")
-
-
-def are_ports_free(first: int) -> bool:
-    """Return whether nobody listens on the ports that a job with this MASTER_PORT listens on."""
-    return all(map(_is_free, range(first, first + PORTS_OF_A_JOB)))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-    return True

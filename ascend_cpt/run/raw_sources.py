@@ -17,7 +17,7 @@ from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.cluster.job.checks import wait_for_work
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.raw_schema import RawConfig
-from ascend_cpt.config.values import format_bytes
+from ascend_cpt.config.values import format_bytes, format_number
 from ascend_cpt.data.identity import Identity, hash_identity
 from ascend_cpt.data.pack_program import run_program
 from ascend_cpt.data.packed.manifest import check_shards, load_manifest, manifest_path
@@ -57,10 +57,9 @@ class RawSource:
         size = format_bytes(sum(file.size_bytes for file in files))
         tokenizer = self.preparation.tokenizer.info
         state = f"packed earlier in {self.prefix}" if self.is_packed else f"to be packed in {self.prefix}"
-        plural = "" if len(files) == 1 else "s"
         return (
-            f"raw      {self.name}: {len(files)} {files[0].format} file{plural}, {size}, tokenizer {tokenizer.name}, "
-            f"rows of {self.settings.seq_length}: {state}"
+            f"raw      {self.name}: {format_number(len(files), f'{files[0].format} file')}, {size}, "
+            f"tokenizer {tokenizer.name}, rows of {self.settings.seq_length}: {state}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ascend_cpt.config.values import format_bytes, format_count, format_rows
+from ascend_cpt.config.values import format_bytes, format_count, format_number, format_rows
 from ascend_cpt.data.packed.packing import CONCAT
 from ascend_cpt.model.frozen import list_frozen
 from ascend_cpt.model.parameters import count_parameters, list_hf_shapes, list_mindformers_shapes
@@ -24,7 +24,7 @@ def describe(run: ResolvedRun) -> str:
     lines = [
         f"run      {run.run_dir}",
         f"model    {model['model_type']}: {sizes}",
-        f"layout   {layout.world_size} device{'' if layout.world_size == 1 else 's'} = data {layout.data_parallel} × "
+        f"layout   {format_number(layout.world_size, 'device')} = data {layout.data_parallel} × "
         f"tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
         *_describe_batch(run),
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
@@ -54,8 +54,8 @@ def _describe_batch(run: ResolvedRun) -> list[str]:
         lines.append(
             f"batch    {since}{format_rows(budget.global_batch_size)} × {budget.seq_length} tokens = "
             f"{format_count(budget.tokens_per_step)} tokens per step "
-            f"({format_rows(budget.micro_batch_size)} × {run.layout.data_parallel} "
-            f"rank{'' if run.layout.data_parallel == 1 else 's'}{accumulation})"
+            f"({format_rows(budget.micro_batch_size)} × {format_number(run.layout.data_parallel, 'rank')}"
+            f"{accumulation})"
         )
     return lines
 
@@ -83,7 +83,7 @@ def describe_rate(run: ResolvedRun) -> list[str]:
         is_flat = segment.start_lr == segment.end_lr
         change = f"{segment.end_lr:g}" if is_flat else f"{segment.start_lr:g} → {segment.end_lr:g}"
         shape = "" if is_flat or segment.name == segment.shape else f" ({segment.shape})"
-        steps = "1 step" if segment.num_steps == 1 else f"{segment.num_steps} steps"
+        steps = format_number(segment.num_steps, "step")
         lines.append(f"rate     {_at(run, step)}: {segment.name}{shape} {change} over {steps}")
         step += segment.num_steps
     return lines

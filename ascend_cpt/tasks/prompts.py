@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ascend_cpt.config.task_schema import TaskConfig
+from ascend_cpt.config.values import format_number
 from ascend_cpt.tasks.records import choose_items, raise_problems, read_records
 from ascend_cpt.tasks.schemas import Question, detect_schema, make_description, parse_record
 
@@ -64,7 +65,7 @@ def load_prompts(config: TaskConfig) -> list[Prompt]:
         pool = [each for each in examples if each.question.subject == subject and each.data != item.data]
         if len(pool) < config.few_shot:
             which = f" of subject {subject!r}" if subject else ""
-            examples_text = "1 example" if len(pool) == 1 else f"{len(pool)} examples"
+            examples_text = format_number(len(pool), "example")
             problem = f"{config.few_shot_path}: has {examples_text}{which}; few_shot is {config.few_shot}; lower it"
             problems[problem] = None
             continue

@@ -19,6 +19,7 @@ from ascend_cpt.errors import EXIT_FAILURE, ConfigError, CptError
 from ascend_cpt.files import write_text
 from ascend_cpt.locks import take_lock
 from ascend_cpt.monitor.sinks import format_duration
+from ascend_cpt.run.planning.changes import nest
 from ascend_cpt.tune.compare import Comparison, compare
 from ascend_cpt.tune.overlays import BASE, Candidate, combine
 from ascend_cpt.tune.trial import TrialResult, TrialSettings, make_command, run_trial, write_config
@@ -219,14 +220,7 @@ def open_session(
 
 def make_base(config: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration that has `config` as its base, with the overrides in nested form."""
-    sections: dict[str, Any] = {"base_config": str(config.absolute())}
-    for dotted, value in overrides.items():
-        node = sections
-        *parents, key = dotted.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[key] = value
-    return sections
+    return {"base_config": str(config.absolute()), **nest(overrides)}
 
 
 def _check_plan(

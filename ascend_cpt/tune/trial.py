@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from ascend_cpt.cluster.messages.ports import are_ports_free
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.history import METRICS_NAME, read_metrics, read_run_info
@@ -250,16 +250,6 @@ def find_port(ports: Sequence[int] = range(24_000, 32_000, 4)) -> int:
     """
     start = os.getpid() % len(ports)
     for port in [*ports[start:], *ports[:start]]:
-        if all(map(_is_free, range(port, port + 3))):
+        if are_ports_free(port):
             return port
     raise ConfigError(f"no free port between {ports[0]} and {ports[-1]}; end other jobs on this machine")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-    return True

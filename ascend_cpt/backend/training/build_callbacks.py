@@ -31,7 +31,7 @@ from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
-from ascend_cpt.monitor.goodput.timeline import Timeline
+from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import METRICS_NAME, RUN_INFO_NAME, read_history, read_run_info, read_values
 from ascend_cpt.monitor.record import RunInfo
@@ -58,7 +58,7 @@ def build_callbacks(
     is_first_on_node: bool,
     tasks: Sequence[Task] = (),
     clock: StartClock | None = None,
-    timeline: Timeline | None = None,
+    timeline: Timeline = NO_TIMELINE,
 ) -> list[Callback]:
     """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
 

@@ -17,7 +17,7 @@ from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.cluster.job.launcher_files import report_activity, report_step, reporting_activity
 from ascend_cpt.errors import CptError, RunStopped
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop
-from ascend_cpt.monitor.goodput.timeline import Timeline
+from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.run.evaluation.watching import take_stop_request
 
@@ -43,7 +43,7 @@ class RunController(Callback):
         monitor: StepMonitor,
         stop_file: Path | None = None,
         saves: bool = True,
-        timeline: Timeline | None = None,
+        timeline: Timeline = NO_TIMELINE,
     ) -> None:
         super().__init__()
         self._total_steps, self._initial_step = total_steps, initial_step
@@ -122,8 +122,7 @@ class RunController(Callback):
             if self._saves:
                 with reporting_activity("saving", is_reporting=self._reports_to_launcher):
                     saved = f"saved in {self._writer.save(step, cb_params, wait=ends)}"
-                if self._timeline is not None:
-                    self._timeline.end("saving")
+                self._timeline.end("saving")
             if stopping:
                 self._ending = _make_alarm_error(stopping, f"; {saved}")
             elif stopped_by_evaluation:
@@ -167,8 +166,7 @@ class RunController(Callback):
             return []
         with reporting_activity("validating", is_reporting=self._reports_to_launcher):
             verdicts = [self._alarm.judge(record) for record in self._evaluator.evaluate(step)]
-        if self._timeline is not None:
-            self._timeline.end("validation")
+        self._timeline.end("validation")
         for verdict in verdicts:
             self._sinks.write(verdict.record)
             if verdict.message and not verdict.stop and self._sinks:

@@ -16,7 +16,7 @@ from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.training.spike_guards import StepGuard
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
-from ascend_cpt.monitor.goodput.timeline import FIRST_STEP, STEPS, Timeline
+from ascend_cpt.monitor.goodput.timeline import FIRST_STEP, NO_TIMELINE, STEPS, Timeline
 from ascend_cpt.monitor.record import StepRecord
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.recipe.budget import Budget
@@ -73,7 +73,7 @@ class StepMonitor(Callback):
         sinks: SinkGroup,
         gives_loss: bool | None = None,
         clock: StartClock | None = None,
-        timeline: Timeline | None = None,
+        timeline: Timeline = NO_TIMELINE,
     ) -> None:
         super().__init__()
         self._budget, self._initial_step, self._speed, self._gives_loss = budget, initial_step, speed, gives_loss
@@ -90,8 +90,7 @@ class StepMonitor(Callback):
         self._guard.set_limits(run_context.original_args().network)
         if self._clock is not None:
             self._clock.end("weights")
-        if self._timeline is not None:
-            self._timeline.end("starting")
+        self._timeline.end("starting")
         self.mark_step_over()
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
@@ -119,9 +118,8 @@ class StepMonitor(Callback):
         if self._clock is not None and self._num_steps == 0:
             self._clock.end("compile")
             self._sinks.write(self._clock.make_record(step))
-        if self._timeline is not None:
-            part = STEPS if self._num_steps else FIRST_STEP
-            self._timeline.end(part, step=step, data_s=max(0.0, self._begin_s - self._last_end_s))
+        part = STEPS if self._num_steps else FIRST_STEP
+        self._timeline.end(part, step=step, data_s=max(0.0, self._begin_s - self._last_end_s))
         rate = self._measure_rate(end_s - self._last_end_s)
         in_sink = bool(getattr(cb_params, "dataset_sink_mode", False))
         record = StepRecord(

@@ -13,7 +13,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.model.frozen import list_frozen
 from ascend_cpt.model.sizes import read_sizes
-from ascend_cpt.monitor.goodput.timeline import Timeline
+from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.tasks.load import Task
@@ -33,7 +33,7 @@ class Launch:
     """Where this run's compiled training step is loaded from or saved to; None without a cache."""
     clock: StartClock | None = None
     """Measures the parts of the time to the first step."""
-    timeline: Timeline | None = None
+    timeline: Timeline = NO_TIMELINE
     """Records what the time of the run is spent on."""
 
 

@@ -96,6 +96,10 @@ class Timeline:
         self._pending = None
 
 
+NO_TIMELINE = Timeline(None, started_s=0.0, from_step=0)
+"""Records nothing."""
+
+
 def read_timeline(path: Path) -> list[Interval]:
     """Return the intervals of all launches in order; lines that are incomplete after a crash are skipped."""
     return sorted(_read_lines(path), key=lambda interval: interval.start_s) if path.is_file() else []

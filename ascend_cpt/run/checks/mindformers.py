@@ -9,6 +9,7 @@ from typing import Any
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.sections import find_section, load_key_table
+from ascend_cpt.config.values import format_number
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.model.frozen import find_freeze_problem
 from ascend_cpt.model.sizes import read_sizes
@@ -78,7 +79,7 @@ def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
     if uses_cpu(config) and given is not None and given != layout.world_size:
         problems.append(
             f"{config.locate('parallel_config', 'data_parallel')}: parallel_config.data_parallel {given}: the launch "
-            f"has {layout.world_size} worker{'' if layout.world_size == 1 else 's'}; remove the key"
+            f"has {format_number(layout.world_size, 'worker')}; remove the key"
         )
     return problems
 

@@ -20,14 +20,22 @@ def open_haystacks(tasks: Mapping[str, TaskConfig]) -> dict[str, Manifest]:
     Raises:
         DataError: a missing or damaged dataset.
     """
+    return open_each("task", {name: config.path for name, config in tasks.items() if config.kind == NEEDLE})
+
+
+def open_each(what: str, paths: Mapping[str, str]) -> dict[str, Manifest]:
+    """Return the manifest of each named dataset, with the sizes of its files checked; `what` is for messages.
+
+    Raises:
+        DataError: a missing or damaged dataset.
+    """
     manifests = {}
-    for name, config in tasks.items():
-        if config.kind == NEEDLE:
-            try:
-                manifests[name] = load_manifest(config.path)
-                check_shards(manifests[name])
-            except DataError as error:
-                raise DataError(f"task {name}: {error}") from None
+    for name, path in paths.items():
+        try:
+            manifests[name] = load_manifest(path)
+            check_shards(manifests[name])
+        except DataError as error:
+            raise DataError(f"{what} {name}: {error}") from None
     return manifests
 
 

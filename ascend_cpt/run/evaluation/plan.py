@@ -14,12 +14,13 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.monitoring_schema import ValidationSetConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.task_schema import TaskConfig
-from ascend_cpt.data.packed.manifest import Manifest, check_shards, load_manifest
+from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.network_inputs import ACROSS, RowFormat
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.errors import CheckpointError, ConfigError, DataError
 from ascend_cpt.model.sizes import CONFIG_NAME, read_config, select_model_fields
 from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
+from ascend_cpt.run.evaluation.needles import open_each
 from ascend_cpt.run.evaluation.tasks import find_tokenizer, load_tasks
 from ascend_cpt.run.mindformers_yaml import remove_boundary_settings
 from ascend_cpt.run.resolved_run import Dataset
@@ -173,14 +174,7 @@ def open_sets(settings: EvaluationSettings) -> dict[str, Manifest]:
         raise ConfigError(
             "nothing to evaluate: give --validation NAME=PATH, --task NAME=KIND:PATH, or a --config with cpt.validation"
         )
-    manifests = {}
-    for name, entry in settings.sets.items():
-        try:
-            manifests[name] = load_manifest(entry.path)
-            check_shards(manifests[name])
-        except DataError as error:
-            raise DataError(f"validation set {name}: {error}") from None
-    return manifests
+    return open_each("validation set", {name: entry.path for name, entry in settings.sets.items()})
 
 
 def _choose_model(path: Path, settings: EvaluationSettings, trained: _Trained | None) -> dict[str, Any]:

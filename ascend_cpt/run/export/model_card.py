@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ascend_cpt.checkpoint.state import STATE_NAME, RunState, read_state
-from ascend_cpt.config.values import format_count, format_rows
+from ascend_cpt.config.values import format_count, format_number, format_rows
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.monitor.history import (
     JUDGED_KINDS,
@@ -164,7 +164,7 @@ def _describe_schedule(record: Mapping[str, Any] | None) -> list[str]:
     for segment in Schedule.from_record(**record).segments:
         is_flat = segment.start_lr == segment.end_lr
         change = f"{segment.end_lr:g}" if is_flat else f"{segment.start_lr:g} → {segment.end_lr:g} ({segment.shape})"
-        steps = "1 step" if segment.num_steps == 1 else f"{segment.num_steps} steps"
+        steps = format_number(segment.num_steps, "step")
         lines.append(f"{segment.name}: {change} over {steps}")
     return lines
 

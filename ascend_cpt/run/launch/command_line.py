@@ -208,8 +208,8 @@ def load_run_of_arguments(
     return run
 
 
-def load_dry_run_of_arguments(args: argparse.Namespace, process: Process) -> ResolvedRun:
-    """Return the run of the command line for `--dry-run`; the datasets may be missing.
+def load_dry_run_of_arguments(args: argparse.Namespace, process: Process, packed: Mapping[str, str]) -> ResolvedRun:
+    """Return the run of the command line for `--dry-run`; the datasets may be missing. `packed` as for `load_run`.
 
     Raises:
         CptError: when command line or configuration are invalid.
@@ -222,7 +222,8 @@ def load_dry_run_of_arguments(args: argparse.Namespace, process: Process) -> Res
         args.config,
         collect_overrides(args),
         world_size=process.world_size if process.launched else args.world_size,
-        replace=("cpt.sources",) if args.train_dataset_dir else (),
+        replace=list_replaced(args),
+        packed=packed,
         assumed=parse_assumed(args.assume) if args.assume else {},
         check_config=check,
     )

@@ -21,7 +21,6 @@ from ascend_cpt.run.planning.assumed_run import (
     has_token_budget,
     make_placeholder_manifest,
 )
-from ascend_cpt.run.raw_sources import find_raw_sources
 from ascend_cpt.run.resolve import name_datasets, open_datasets, resolve
 from ascend_cpt.run.resolved_run import ResolvedRun
 
@@ -35,6 +34,7 @@ def load_dry_run(
     *,
     world_size: int | None,
     replace: tuple[str, ...] = (),
+    packed: Mapping[str, str],
     assumed: Mapping[str, int],
     check_config: Callable[[RunConfig, int], None],
 ) -> ResolvedRun:
@@ -45,6 +45,7 @@ def load_dry_run(
         overrides: Dotted key → value, set over the file.
         world_size: Devices; None for the product of the sizes in `parallel_config`, or one.
         replace: Dotted keys whose section `overrides` replaces.
+        packed: Prefixes of the packed datasets of sources of raw text.
         assumed: Tokens of datasets that are not on this machine.
         check_config: Called with the loaded configuration and the number of devices; may raise ConfigError.
 
@@ -52,7 +53,6 @@ def load_dry_run(
         CptError: naming every problem of the first check that fails.
     """
     config = load_config(path, overrides, replace)
-    packed = {source.name: source.prefix for source in find_raw_sources(config)}
     config = dataclasses.replace(config, cpt=dataclasses.replace(config.cpt, sources=name_datasets(config, packed)))
     num_devices = world_size or _count_devices(config)
     check_config(config, num_devices)

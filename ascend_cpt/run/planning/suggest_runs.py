@@ -48,7 +48,7 @@ class Suggestions:
     """What each plan changes in the configuration."""
     by_cost: bool
     note: str
-    """What else to tell the user."""
+    """A further line for the user, or empty."""
 
     def render(self) -> str:
         """Return the table and the configuration of the first."""

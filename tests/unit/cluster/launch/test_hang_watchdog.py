@@ -25,10 +25,10 @@ Thread 0x00007f01 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 320 in wait
 Current thread 0x00007f02 (most recent call first):
   File "/venv/mindspore/common/tensor.py", line 10 in asnumpy
-  File "/work/ascend_cpt/backend/training/step_monitor.py", line 93 in on_train_step_end
-  File "/work/ascend_cpt/train.py", line 130 in main
+  File "/opt/ascend_cpt/backend/training/step_monitor.py", line 93 in on_train_step_end
+  File "/opt/ascend_cpt/train.py", line 130 in main
 """
-LOOP = 'Thread 0x00007f01 (most recent call first):\n  File "/work/ascend_cpt/monitor/sinks.py", line 7 in write\n'
+LOOP = 'Thread 0x00007f01 (most recent call first):\n  File "/opt/ascend_cpt/monitor/sinks.py", line 7 in write\n'
 
 
 class Job:
