@@ -53,11 +53,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pack_rows(
-    prefix: Path, *, num_rows: int = 50, seq_length: int = SEQ_LENGTH, pads: bool, eod_every: int = 0
+    prefix: Path,
+    *,
+    num_rows: int = 50,
+    seq_length: int = SEQ_LENGTH,
+    pads: bool,
+    eod_every: int = 0,
+    is_random: bool = False,
 ) -> Path:
     """Write a dataset of two files of `num_rows` rows and return its prefix.
 
-    With `pads` each last row is padded; with `eod_every` a document ends after every so many tokens of a row.
+    With `pads` each last row is padded; with `eod_every` a document ends after every so many tokens of a row. With
+    `is_random` no token can be predicted from the ones before it.
     """
     from mindspore.mindrecord import FileWriter
 
@@ -68,6 +75,8 @@ def pack_rows(
             ((np.arange(seq_length + 1) * generator.integers(1, 7) + generator.integers(500)) % 500).astype(np.int32)
             for _ in range(num_rows)
         ]
+        if is_random:
+            rows = list(generator.integers(1, 500, (num_rows, seq_length + 1), np.int32))
         for row in rows if eod_every else ():
             row[eod_every - 1 :: eod_every] = EOD_ID
         num_padded = seq_length + 1 - 40 if pads else 0

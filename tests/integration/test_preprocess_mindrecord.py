@@ -92,5 +92,5 @@ def test_row_larger_than_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_invalid_file(tmp_path: Path) -> None:
     write(tmp_path / "x.mindrecord0", np.ones((2, 3), np.int32))
     (tmp_path / "x.mindrecord0").write_bytes(b"no MindRecord")
-    with pytest.raises(DataError, match=r"x\.mindrecord0: cannot be read \(a row is outside the file\)"):
+    with pytest.raises(DataError, match=r"x\.mindrecord0: cannot be read \(not a MindRecord file\)"):
         list(iter_rows(tmp_path / "x.mindrecord0"))
