@@ -184,16 +184,17 @@ class RowScorer:
     ) -> tuple[list[npt.NDArray[Any]], int]:
         """Return this rank's inputs by column, and the number of labels of all ranks.
 
-        Row p is in micro batch p // rows_per_score. Missing rows are copies of the first one with ignored labels.
+        MindSpore splits the batch of all ranks into micro batches, not the batch of each rank: row p is in micro batch
+        p // rows_per_score. Missing rows are copies of the first one with ignored labels.
         """
         size, num_labels, own = self._format.micro_batch_size, 0, []
         for place in range(self.rows_per_sum):
-            rank, index = divmod(place % self.rows_per_score, size)
+            rank, index = divmod(place, size * self._num_micro_batches)
             if place >= len(rows) and rank != self._data_rank:
                 continue  # another rank's filler, which has no labels
             row, mask = rows[place] if place < len(rows) else (rows[0][0], np.zeros(len(rows[0][0]) - 1, np.bool_))
             row_format = self._format if mask is None else self._one_document
-            inputs = list(row_format.make(row, index))
+            inputs = list(row_format.make(row, index % size))
             if mask is not None:
                 labels = np.full_like(inputs[1], IGNORE_LABEL)
                 labels[: len(mask)] = np.where(mask, inputs[1][: len(mask)], IGNORE_LABEL)

@@ -15,7 +15,7 @@ from ascend_cpt.rehearsal.emulated_job import EmulatedJob
 from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 from tests.emulation import needs_emulation
 from tests.integration.conftest import TASKS, read_history, run_command
-from tests.integration.softnpu.layouts import LAYOUTS, SHORT_ROWS, Reference
+from tests.integration.softnpu.layouts import LAYOUTS, SHORT_ROWS, Layout, Reference
 from tests.integration.softnpu.trial import TIMEOUT_S, CpuRun, check, describe_layout, describe_run
 
 pytestmark = needs_emulation
@@ -23,7 +23,10 @@ NUM_STEPS = 2
 ROWS = [
     pytest.param("pipeline 2"),
     pytest.param("data 2, tensor 2, pipeline 2", marks=pytest.mark.slow),
+    pytest.param("data 2, pipeline 2, rows 2", marks=pytest.mark.slow),
 ]
+# Two rows in a micro batch of each rank.
+OTHER_LAYOUTS = {"data 2, pipeline 2, rows 2": Layout(data=2, pipeline=2, accumulation=2)}
 
 
 def read_scores(run: Path) -> dict[tuple[int, str], dict[str, float]]:
@@ -45,7 +48,7 @@ def test_losses_are_those_of_one_device_and_training_is_unchanged(
     tokenizer: Path,
     tmp_path: Path,
 ) -> None:
-    layout = LAYOUTS[name]
+    layout = (LAYOUTS | OTHER_LAYOUTS)[name]
     cpu, dataset = get_reference(layout.reference), get_dataset(SHORT_ROWS)
     # 100 rows are no multiple of the 8 in a call, and two of them are padded: micro batches have different numbers of
     # labels.
