@@ -61,7 +61,7 @@ def test_a_dry_run_packs_nothing(tmp_path: Path, write: Write) -> None:
     result = train(write(), "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "raw      web: 1 json file, " in result.stdout
-    assert "rows of 64: to be packed in " in result.stdout
+    assert "rows of 64, packing concat: to be packed in " in result.stdout
     assert not (tmp_path / "output/packed").exists()
 
 
