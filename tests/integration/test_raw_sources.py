@@ -65,6 +65,24 @@ def test_a_dry_run_packs_nothing(tmp_path: Path, write: Write) -> None:
     assert not (tmp_path / "output/packed").exists()
 
 
+def test_packing_alone(tmp_path: Path, write: Write, free_ports: list[int]) -> None:
+    """Two workers end without training, and the scheduler does not wait for them."""
+    config = write()
+    form = ["2", str(free_ports[0]), str(tmp_path / "logs"), "False", "300"]
+    command = ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config} --pack-only", *form]
+    result = run_command(command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("packed 200 documents") == 1
+    assert len(find_packed(tmp_path / "output")) == 1
+    assert not (tmp_path / "output/run").exists()
+    again = train(config, "--pack-only")
+    assert again.returncode == 0, again.stderr
+    assert "packed earlier in" in again.stdout
+    other = train(config, "--pack-only", "--train_dataset_dir", str(find_packed(tmp_path / "output")[0]))
+    assert other.returncode == 2
+    assert "--pack-only: no source of" in other.stderr
+
+
 @pytest.mark.slow
 def test_packs_then_trains_and_the_second_start_uses_the_cache(tmp_path: Path, write: Write) -> None:
     config, output = write(), tmp_path / "output"

@@ -204,15 +204,17 @@ def test_one_process_or_one_on_each_node_packs(write: Write, tmp_path: Path, sha
     assert len({manifest.digest for manifest in manifests}) == 1
 
 
-def test_the_scheduler_waits_for_rank_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_scheduler_waits_for_rank_0(tmp_path: Path, trains: bool) -> None:
+    """Without training there is no rendezvous, so that the scheduler does not wait for workers that have exited."""
     environ = {PROGRESS_FILE: str(tmp_path / "last_step")}
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait_until_ready, environ)
         time.sleep(0.3)
         assert not waiting.done()
-        report_ready(environ)
-        waiting.result(timeout=10)
-    wait_until_ready({})  # without a launcher there is nothing to wait for
+        report_ready(environ, trains=trains)
+        assert waiting.result(timeout=10) is trains
+    assert wait_until_ready({}), "without a launcher there is nothing to wait for"
 
 
 def test_only_a_manifest_makes_a_packed_dataset(write: Write) -> None:
