@@ -146,7 +146,8 @@ def test_without_shared_storage_each_node_packs(tmp_path: Path, write: Write, fr
         form = ["2", "1", "127.0.0.1", str(free_ports[0]), str(rank), str(tmp_path / f"log{rank}"), "False", "300"]
         command = f"run_cpt.py --config {config} --no-shared-storage --output_dir {tmp_path / f'node{rank}'}"
         env = {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "XDG_CACHE_HOME": str(tmp_path / f"cache{rank}")}
-        return run_command(["bash", "scripts/msrun_launcher.sh", command, *form], env={**os.environ, **env})
+        launcher = ["bash", "scripts/msrun_launcher.sh", command, *form]
+        return run_command(launcher, env={**os.environ, **env}, timeout_s=900)
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(run_node, range(2)))
