@@ -18,10 +18,12 @@ from tests.integration.conftest import SEQ_LENGTH, run_command
 from tests.integration.test_nodes import Completed, assert_all, steps_of
 
 NUM_STEPS = 4
+TIMEOUT_S = 900
+"""Of one command; a busy machine takes minutes for a stage."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2 * TIMEOUT_S)
 def test_stages_without_shared_storage(
     packed: Path, write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
 ) -> None:
@@ -50,7 +52,9 @@ def test_stages_without_shared_storage(
             form = ["2", "1", "127.0.0.1", str(port), str(rank), str(home / "log"), "False", "120"]
             command = [sys.executable, "tools/train_stages.py", str(home / "both.yaml"), *form]
             return run_command(
-                [*command, "--output_dir", str(home / "output")], env={"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
+                [*command, "--output_dir", str(home / "output")],
+                env={"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"},
+                timeout_s=TIMEOUT_S,
             )
 
         with ThreadPoolExecutor(2) as pool:
@@ -73,7 +77,7 @@ def test_stages_without_shared_storage(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2 * TIMEOUT_S)
 def test_raw_text_of_stages_without_shared_storage(
     tokenizer: Path, write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
 ) -> None:
@@ -99,7 +103,7 @@ def test_raw_text_of_stages_without_shared_storage(
             form = ["2", "1", "127.0.0.1", str(port), str(rank), str(home / "log"), "False", "300"]
             command = [sys.executable, "tools/train_stages.py", str(tmp_path / "both.yaml"), *form, *arguments]
             env = {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "XDG_CACHE_HOME": str(home / "cache")}
-            return run_command([*command, "--output_dir", str(home / "output")], env=env, timeout_s=600)
+            return run_command([*command, "--output_dir", str(home / "output")], env=env, timeout_s=TIMEOUT_S)
 
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(run, range(2)))
@@ -108,8 +112,8 @@ def test_raw_text_of_stages_without_shared_storage(
     assert_all(planned, 0, "rows of 128, packing best-fit: to be packed in")
     results = train(free_ports[1])
     assert_all(results, 0, "all 2 stages are complete")
-    assert results[0].stdout.count(", packing best-fit: share of cut documents") == 4, "two nodes, two lengths"
-    for rank in range(2):
+    for rank, result in enumerate(results):
+        assert result.stdout.count(", packing best-fit: share of cut documents") == 2, "two lengths"
         assert len(list((tmp_path / f"node{rank}/output/packed").glob("web-*/*.manifest.json"))) == 2
     assert len(steps_of(tmp_path / "node0/output/both_two")) == NUM_STEPS
     started_s = time.monotonic()
