@@ -76,18 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.assume and not args.dry_run:
         raise ConfigError("--assume: needs --dry-run; training reads the sizes of the datasets")
     if args.dry_run:
-        packed = describe_raw_sources(load_config(args.config, collect_overrides(args), list_replaced(args)))
-        if packed is None:
-            return 0
-        run = load_dry_run_of_arguments(args, process, packed)
-        start = choose_start(run, args.resume_training, extend=args.extend, dry=True)
-        print(f"{describe(run)}\n{describe_start(start)}")
-        save_plan_picture(run)
+        show_plan(args, process)
         return 0
     with join_job(process.rank, process.world_size) as channel:
         clock.end("import")
         joined_s = time.time()
         packed = pack_raw_sources(load_config_of_arguments(args, process), channel, print_line)
+        if args.pack_only:
+            if process.rank == 0:
+                report_ready(trains=False)
+            return 0
         run = load_run_of_arguments(args, process, packed)
         set_environment(run.config.cpt.environment, os.environ)
         make_run_folder(run.run_dir)
@@ -104,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
             # Training does not use the channel, so its port need not stay open.
             channel.close()
             if process.rank == 0:
-                report_ready()
+                report_ready(trains=start.step < run.budget.total_steps)
             clock.end("data")
             path = run.run_dir / TIMELINE_NAME if process.rank == run.report_rank else None
             timeline = Timeline(path, started_s=started_s, from_step=start.step)
@@ -120,6 +118,17 @@ def main(argv: list[str] | None = None) -> int:
             with ending(timeline):
                 code = train_run(run, start, sections, args, process, launch)
     return continue_run(run, process) if code == CONTINUES else code
+
+
+def show_plan(args: argparse.Namespace, process: Process) -> None:
+    """Print what would be packed, and what would be trained once everything is packed."""
+    packed = describe_raw_sources(load_config(args.config, collect_overrides(args), list_replaced(args)))
+    if packed is None:
+        return
+    run = load_dry_run_of_arguments(args, process, packed)
+    start = choose_start(run, args.resume_training, extend=args.extend, dry=True)
+    print(f"{describe(run)}\n{describe_start(start)}")
+    save_plan_picture(run)
 
 
 @contextmanager

@@ -5,13 +5,13 @@ Each stage is a separate launch (graphs are compiled for one length) and starts 
 All state is in the run folders: a stage is complete when its last step is saved. So the same command resumes after an
 interruption, and all nodes of a cluster make the same decision. Without shared storage every stage is launched; its
 processes compare their checkpoints and exit at once when all nodes have the last step.
+
+Raw text of all stages is packed before the first one starts, because a stage can only be checked with its datasets.
+This takes a launch of run_cpt.py for each stage, whose processes agree on who packs.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from ascend_cpt.checkpoint.locate import find_newest_complete
-from ascend_cpt.cluster.launch.arguments import parse_launch
 from ascend_cpt.cluster.launch.main import main as run_launcher
-from ascend_cpt.config.train_stages import AdvanceConfig, StageConfig, load_stages
+from ascend_cpt.config.train_stages import AdvanceConfig
 from ascend_cpt.errors import EXIT_OK, CheckpointError, ConfigError
 from ascend_cpt.monitor.history import METRICS_NAME, read_metrics
 from ascend_cpt.run.evaluation.tasks import find_tokenizer
 from ascend_cpt.run.export.at_end import is_export_missing
 from ascend_cpt.run.export.target import check_target
+from ascend_cpt.run.launch.command_line import PACK_ONLY
+from ascend_cpt.run.launch.stages import StageLaunch, StageOptions, plan_launches
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import choose_start
@@ -58,17 +59,6 @@ class Stage:
         return newest is not None and newest.state.step >= self.run.budget.total_steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageOptions:
-    """Command-line options for stages, given by stage name."""
-
-    extend: str | None = None
-    """Extend this stage: its token budget was raised after it completed."""
-    advance: str | None = None
-    """Continue after this stage even if the conditions of its `advance_when` are not met."""
-    output_dir: str | None = None
-
-
 def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dry_run: bool = False) -> int:
     """Train the stages of a file one after the other; return the exit code.
 
@@ -84,11 +74,13 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
     Raises:
         CptError: before anything is started, when any stage is invalid.
     """
-    stages = resolve_stages(path, launch, options)
+    launches = plan_launches(path, launch, options)
     if dry_run:
-        for stage in stages:
-            print(f"--- stage {stage.name}{' (complete)' if stage.is_complete else ''}\n{describe(stage.run)}")
+        _print_plan(path, launch, options, launches)
         return EXIT_OK
+    if (code := _pack_raw_text(launches, launch)) != EXIT_OK:
+        return code
+    stages = resolve_stages(path, launch, options, launches)
     for number, stage in enumerate(stages, start=1):
         title = f"stage {stage.name} ({number} of {len(stages)})"
         extend = options.extend == stage.name
@@ -107,48 +99,66 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
     return EXIT_OK
 
 
-def resolve_stages(path: Path, launch: Sequence[str], options: StageOptions) -> list[Stage]:
+def _pack_raw_text(launches: Sequence[StageLaunch], arguments: Sequence[str]) -> int:
+    """Pack the raw text of all stages, in a launch for each that needs it; return the exit code of a failed one.
+
+    Without shared storage a node does not know what the others have, so that every stage with raw text is launched.
+    """
+    for each in launches:
+        if each.raw and (each.is_split or not each.is_packed):
+            print(f"stage {each.entry.name}: packing: {each.command} {PACK_ONLY}", flush=True)
+            code = run_launcher([f"{each.command} {PACK_ONLY}", *arguments])
+            if code != EXIT_OK:
+                return code
+    return EXIT_OK
+
+
+def _print_plan(path: Path, arguments: Sequence[str], options: StageOptions, launches: Sequence[StageLaunch]) -> None:
+    """Print what would be packed, and the plan of every stage if all of them are packed."""
+    is_packed = all(each.is_packed for each in launches)
+    stages = resolve_stages(path, arguments, options, launches) if is_packed else []
+    for number, each in enumerate(launches):
+        complete = " (complete)" if stages and stages[number].is_complete else ""
+        print("\n".join([f"--- stage {each.entry.name}{complete}", *(source.describe() for source in each.raw)]))
+        if stages:
+            print(describe(stages[number].run))
+    if not is_packed:
+        print("plan     needs the packed data; the same command without --dry-run packs it before the first stage")
+
+
+def resolve_stages(
+    path: Path, launch: Sequence[str], options: StageOptions, launches: Sequence[StageLaunch] | None = None
+) -> list[Stage]:
     """Return the stages of a file, each resolved as far as possible before the previous stage has run.
+
+    Args:
+        path: The file of stages.
+        launch: The arguments of scripts/msrun_launcher.sh after CMD.
+        options: The command-line options for stages.
+        launches: How they are launched, if that is known already.
 
     Raises:
         CptError: when any of them is invalid.
     """
-    entries = load_stages(path)
-    names = [entry.name for entry in entries]
-    for option, name in (("--extend", options.extend), ("--advance", options.advance)):
-        if name is not None and name not in names:
-            raise ConfigError(f"{option} {name}: {path} has no such stage; its stages are {', '.join(names)}")
     stages: list[Stage] = []
-    for entry in entries:
-        stages.append(_resolve_stage(path, entry, launch, options, stages[-1] if stages else None))
+    for each in launches or plan_launches(path, launch, options):
+        stages.append(_resolve_stage(each))
         _check_rule(stages[0], stages[-1])
     _check_extension(stages, options)
     _check_exports(stages)
     return stages
 
 
-def _resolve_stage(
-    path: Path, entry: StageConfig, launch: Sequence[str], options: StageOptions, before: Stage | None
-) -> Stage:
-    config_path = path.parent / entry.config
-    overrides: dict[str, Any] = {"cpt.run_name": f"{path.stem}_{entry.name}", **entry.set}
-    if options.output_dir is not None:
-        overrides["output_dir"] = options.output_dir
-    if before is not None:
-        overrides["cpt.init_from"] = str(before.run.run_dir)
-    # JSON is valid YAML.
-    assignments = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
-    command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
-    launched = parse_launch([command, *launch], os.environ, Path.cwd())
-    run = load_run(config_path, overrides, world_size=launched.num_workers)
+def _resolve_stage(launch: StageLaunch) -> Stage:
+    run = load_run(launch.config.path, launch.overrides, world_size=launch.num_workers, packed=launch.packed)
     if run.config.cpt.validation is not None and run.config.cpt.validation.tasks:
         find_tokenizer(run.config)  # raises if a stage that starts from a run has no tokenizer for its tasks
     return Stage(
-        name=entry.name,
+        name=launch.entry.name,
         run=run,
-        command=command,
-        advance_when=entry.advance_when,
-        needs_launch=launched.num_nodes > 1 and not run.config.cpt.storage.shared,
+        command=launch.command,
+        advance_when=launch.entry.advance_when,
+        needs_launch=launch.is_split,
     )
 
 

@@ -20,7 +20,8 @@ from ascend_cpt.installed import require
 require()
 
 from ascend_cpt.errors import run_command
-from ascend_cpt.train_stages import StageOptions, train_stages
+from ascend_cpt.run.launch.stages import StageOptions
+from ascend_cpt.train_stages import train_stages
 
 
 def parse_args() -> argparse.Namespace:

@@ -25,8 +25,10 @@ class RawConfig:
     """What one document is in .txt files: `line`, `blank-line` or `file`."""
     tokenizer: str | None = None
     """Hugging Face folder or model file; default: `cpt.validation.tokenizer`, or the folder `init_from`."""
-    tokenizer_type: str = "PretrainedFromHF"
-    """`PretrainedFromHF`, `SentencePiece` or `TikToken`."""
+    tokenizer_type: str | None = None
+    """`PretrainedFromHF` (default), `SentencePiece`, `TikToken` or a tokenizer's name such as `Llama2Tokenizer`."""
+    tokenizer_engine: str = "auto"
+    """`auto`, `gigatoken` or `reference`: the library that encodes."""
     eod_token: str | None = None
     """End-of-document token; default: the tokenizer's eos_token."""
     append_eod: bool = True
@@ -35,8 +37,10 @@ class RawConfig:
     """Begin each document with the tokenizer's bos_token."""
     parse_special_tokens: bool = False
     """Encode special tokens in documents as such instead of as text."""
+    packing: str = "concat"
+    """How documents become rows: `concat`, `document` or `best-fit`."""
     tail: str = "pad"
-    """`pad` or `drop` the last, incomplete row of each file."""
+    """With `concat`: `pad` or `drop` the last, incomplete row of each file."""
     drop_duplicates: bool = False
     """Drop documents with the same text as an earlier one."""
     filters: str | None = None

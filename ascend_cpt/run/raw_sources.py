@@ -6,6 +6,7 @@ with fingerprints of their content, the tokenizer and the settings. It holds a f
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import time
@@ -20,10 +21,17 @@ from ascend_cpt.config.raw_schema import RawConfig
 from ascend_cpt.config.values import format_bytes, format_number
 from ascend_cpt.data.identity import Identity, hash_identity
 from ascend_cpt.data.pack_program import run_program
-from ascend_cpt.data.packed.manifest import check_shards, load_manifest, manifest_path
+from ascend_cpt.data.packed.manifest import check_shards, describe_packing, load_manifest, manifest_path
+from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.pipeline import Preparation, prepare
 from ascend_cpt.data.settings import INPUT_FORMATS, TAILS, TXT_DOCUMENTS, PreprocessSettings
-from ascend_cpt.data.tokenizing.names import TOKENIZER_TYPES
+from ascend_cpt.data.tokenizing.names import (
+    ENGINES,
+    HUGGING_FACE,
+    TOKENIZER_TYPES,
+    find_named_tokenizer,
+    parse_tokenizer_type,
+)
 from ascend_cpt.errors import ConfigError, DataError
 
 CACHE_FOLDER = "packed"
@@ -59,7 +67,7 @@ class RawSource:
         state = f"packed earlier in {self.prefix}" if self.is_packed else f"to be packed in {self.prefix}"
         return (
             f"raw      {self.name}: {format_number(len(files), f'{files[0].format} file')}, {size}, "
-            f"tokenizer {tokenizer.name}, rows of {self.settings.seq_length}: {state}"
+            f"tokenizer {tokenizer.name}, rows of {self.settings.seq_length}, packing {self.settings.packing}: {state}"
         )
 
 
@@ -128,7 +136,7 @@ def _pack(source: RawSource, show: Callable[[str], None]) -> None:
     manifest = load_manifest(source.prefix)
     show(
         f"raw      {source.name}: packed {manifest.num_documents} documents, {manifest.num_tokens} tokens, "
-        f"{manifest.num_rows} rows"
+        f"{manifest.num_rows} rows, packing {describe_packing(manifest)}"
     )
 
 
@@ -163,20 +171,21 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
     for key, known in (
         ("format", INPUT_FORMATS),
         ("txt_documents", TXT_DOCUMENTS),
-        ("tokenizer_type", TOKENIZER_TYPES),
+        ("tokenizer_engine", ENGINES),
+        ("packing", PACKINGS),
         ("tail", TAILS),
     ):
         value = getattr(raw, key)
         if value is not None and value not in known:
             raise ConfigError(f"{key}: {value!r} is unknown; choose one of {', '.join(known)}")
+    if raw.packing != CONCAT and raw.tail != "pad":
+        raise ConfigError(f"tail: {raw.tail}: only with packing: {CONCAT}; with {raw.packing} every row may be padded")
     if len(raw.json_keys) != 1:
         raise ConfigError(
             f"json_keys: {list(raw.json_keys)}: each key makes a dataset of its own; give one key, and a source for "
             "each of the others"
         )
-    tokenizer = raw.tokenizer or find_tokenizer(config)
-    if tokenizer is None:
-        raise ConfigError("tokenizer: missing, and init_from has none; add the model's tokenizer")
+    tokenizer_type, tokenizer = _choose_tokenizer(config, raw)
     return PreprocessSettings(
         inputs=raw.input,
         input_format=raw.format,
@@ -187,8 +196,9 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
         filters_path=raw.filters,
         max_bad_fraction=raw.max_bad_fraction,
         max_record_bytes=raw.max_record_bytes,
-        tokenizer_type=raw.tokenizer_type,
+        tokenizer_type=tokenizer_type,
         tokenizer_path=tokenizer,
+        tokenizer_engine=raw.tokenizer_engine,
         append_eod=raw.append_eod,
         append_bos=raw.append_bos,
         eod_token=raw.eod_token,
@@ -198,5 +208,25 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
         seq_length=config.cpt.seq_length,
         num_shards=raw.n_subs,
         workers=raw.workers or os.cpu_count() or 1,
+        packing=raw.packing,
         tail=raw.tail,
     )
+
+
+def _choose_tokenizer(config: RunConfig, raw: RawConfig) -> tuple[str, str]:
+    """Return type and path of the tokenizer: that of the source, the run's tasks, or the initial weights.
+
+    Raises:
+        ConfigError: there is none, or its type is unknown.
+    """
+    path, type_name = raw.tokenizer or find_tokenizer(config), raw.tokenizer_type
+    if path is None:
+        raise ConfigError("tokenizer: missing, and init_from has none; add the model's tokenizer")
+    validation = config.cpt.validation
+    if type_name is None and raw.tokenizer is None and validation is not None and path == validation.tokenizer:
+        type_name = validation.tokenizer_type
+    try:
+        kind = parse_tokenizer_type(type_name or HUGGING_FACE)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"tokenizer_type: {error}") from None
+    return (kind, path) if type_name in (None, *TOKENIZER_TYPES) else find_named_tokenizer(kind, path)

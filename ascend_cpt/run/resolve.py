@@ -106,10 +106,9 @@ def resolve(
     pool_rows = {source.name: source.pool_rows for source in source_sets if source.num_rows < source.pool_rows}
     num_rows = {source.name: source.num_rows for source in source_sets}
     recipe = resolve_recipe(config, layout, num_rows, seed, pool_rows)
-    output_dir = Path(config.mindformers.get("output_dir") or "output")
     return ResolvedRun(
         config=config,
-        run_dir=output_dir / (config.cpt.run_name or config.path.stem),
+        run_dir=find_run_dir(config),
         layout=layout,
         budget=recipe.budget,
         schedule=recipe.schedule,
@@ -121,6 +120,11 @@ def resolve(
         + note_padding(config, recipe.budget, source_sets, recipe.order.count(0, recipe.order.total_rows))
         + note_keep_best(config, recipe.budget),
     )
+
+
+def find_run_dir(config: RunConfig) -> Path:
+    """Return the run folder of a configuration."""
+    return Path(config.mindformers.get("output_dir") or "output") / (config.cpt.run_name or config.path.stem)
 
 
 def name_datasets(config: RunConfig, packed: Mapping[str, str] | None) -> dict[str, SourceConfig]:

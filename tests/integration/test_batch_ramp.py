@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.integration.conftest import SEQ_LENGTH, read_history, run_command
+from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history, run_command
 
 TIMEOUT_S = 900
 # 3 steps of 4 rows, then 3 of 8.
@@ -62,3 +67,75 @@ def test_a_ramp_is_exact_under_resume_and_for_any_number_of_workers(
     assert "the job continues after step 3" in two.stderr + two.stdout
     losses = [record["loss"] for record in read_steps(output / "two")]
     assert losses == pytest.approx([record["loss"] for record in steps], abs=1e-4)
+
+
+STAGE_STEPS = 50
+"""Steps of each stage of the runs that are killed. A checkpoint is saved every 10 steps."""
+KILLED_AT = (15, STAGE_STEPS + 15)
+"""Steps after which the runs are killed, one in each stage, with steps since the last checkpoint."""
+LONG_RAMP: dict[str, Any] = {
+    **CHANGES,
+    "global_batch_size": [{"until": STAGE_STEPS * 4 * SEQ_LENGTH, "size": 4}, {"size": 8}],
+    "train_tokens": STAGE_STEPS * 12 * SEQ_LENGTH,
+    "checkpoint": {"every": "10 steps"},
+}
+
+
+def find_worker(process: psutil.Process) -> psutil.Process:
+    """Return the training process with rank 1 of a launcher, or the process itself if it trains.
+
+    Raises:
+        psutil.Error: it is just ending.
+    """
+    for child in process.children(recursive=True):
+        environ = child.environ()
+        if environ.get("MS_ROLE") == "MS_WORKER" and environ.get("RANK_ID") == "1":
+            return child
+    return process
+
+
+def kill_after(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
+    """Kill a training process once its run has finished a step."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not (run_dir / "metrics.jsonl").is_file() or all(record["step"] < step for record in read_steps(run_dir)):
+        assert process.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.05)
+    find_worker(psutil.Process(process.pid)).kill()
+
+
+@pytest.mark.slow  # two runs of two launches, and two that are killed and start again
+@pytest.mark.timeout(4 * TIMEOUT_S)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_with_a_ramp_has_the_same_losses(
+    workers: int, write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
+) -> None:
+    """One process is started again by the test, the launcher starts two workers again by itself."""
+    configs = {name: write_config(run_name=name, **LONG_RAMP) for name in ("whole", "killed")}
+
+    def start(name: str, port: int) -> subprocess.Popen[str]:
+        command = f"run_cpt.py --config {configs[name]}"
+        form = [str(workers), str(port), str(tmp_path / f"log_{name}"), "False", "300"]
+        launcher = ["bash", "scripts/msrun_launcher.sh", "--max-restarts", "5", command, *form]
+        return subprocess.Popen(
+            [sys.executable, *command.split()] if workers == 1 else launcher,
+            cwd=REPOSITORY,
+            env={**os.environ, "ASCEND_CPT_PYTHON": sys.executable, "ASCEND_CPT_RESTART_DELAY_S": "0"},
+            stdout=(tmp_path / f"out_{name}").open("a"),
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    assert start("whole", free_ports[0]).wait(TIMEOUT_S) == 0, (tmp_path / "out_whole").read_text()
+    run_dir = tmp_path / "output/killed"
+    process = start("killed", free_ports[1])
+    for step in KILLED_AT:
+        kill_after(process, run_dir, step)
+        if workers == 1:
+            assert process.wait(TIMEOUT_S) == -signal.SIGKILL
+            process = start("killed", free_ports[1])
+    printed = tmp_path / "out_killed"
+    assert process.wait(TIMEOUT_S) == 0, printed.read_text()
+    assert printed.read_text().count("continuing at step ") >= len(KILLED_AT) + 1, "and once for the second stage"
+    whole, killed = (read_history(tmp_path / "output" / name) for name in ("whole", "killed"))
+    assert len(whole) == 2 * STAGE_STEPS
+    assert killed == whole

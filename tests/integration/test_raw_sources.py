@@ -61,8 +61,26 @@ def test_a_dry_run_packs_nothing(tmp_path: Path, write: Write) -> None:
     result = train(write(), "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "raw      web: 1 json file, " in result.stdout
-    assert "rows of 64: to be packed in " in result.stdout
+    assert "rows of 64, packing concat: to be packed in " in result.stdout
     assert not (tmp_path / "output/packed").exists()
+
+
+def test_packing_alone(tmp_path: Path, write: Write, free_ports: list[int]) -> None:
+    """Two workers end without training, and the scheduler does not wait for them."""
+    config = write()
+    form = ["2", str(free_ports[0]), str(tmp_path / "logs"), "False", "300"]
+    command = ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config} --pack-only", *form]
+    result = run_command(command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("packed 200 documents") == 1
+    assert len(find_packed(tmp_path / "output")) == 1
+    assert not (tmp_path / "output/run").exists()
+    again = train(config, "--pack-only")
+    assert again.returncode == 0, again.stderr
+    assert "packed earlier in" in again.stdout
+    other = train(config, "--pack-only", "--train_dataset_dir", str(find_packed(tmp_path / "output")[0]))
+    assert other.returncode == 2
+    assert "--pack-only: no source of" in other.stderr
 
 
 @pytest.mark.slow
@@ -128,7 +146,8 @@ def test_without_shared_storage_each_node_packs(tmp_path: Path, write: Write, fr
         form = ["2", "1", "127.0.0.1", str(free_ports[0]), str(rank), str(tmp_path / f"log{rank}"), "False", "300"]
         command = f"run_cpt.py --config {config} --no-shared-storage --output_dir {tmp_path / f'node{rank}'}"
         env = {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "XDG_CACHE_HOME": str(tmp_path / f"cache{rank}")}
-        return run_command(["bash", "scripts/msrun_launcher.sh", command, *form], env={**os.environ, **env})
+        launcher = ["bash", "scripts/msrun_launcher.sh", command, *form]
+        return run_command(launcher, env={**os.environ, **env}, timeout_s=900)
 
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(run_node, range(2)))

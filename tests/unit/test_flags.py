@@ -25,6 +25,7 @@ FLAGS: dict[str, list[str]] = {
         "--no-shared-storage",
         "--no-verify",
         "--output_dir",
+        "--pack-only",
         "--resume_training",
         "--run_mode",
         "--set",

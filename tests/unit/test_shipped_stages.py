@@ -14,8 +14,9 @@ from ascend_cpt.config.train_stages import load_stages
 from ascend_cpt.data.packed.manifest import Manifest, load_manifest
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.report import to_record
+from ascend_cpt.run.launch.stages import StageOptions
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
-from ascend_cpt.train_stages import StageOptions, resolve_stages
+from ascend_cpt.train_stages import resolve_stages
 from tests.unit.test_train_stages import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]

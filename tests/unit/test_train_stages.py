@@ -20,7 +20,8 @@ from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.monitor.record import TaskRecord, ValidationRecord, to_values
 from ascend_cpt.run.export.target import ExportRecord, write_record
 from ascend_cpt.run.launch.command_line import collect_overrides, parse_arguments
-from ascend_cpt.train_stages import EXIT_HELD, Stage, StageOptions, resolve_stages, train_stages
+from ascend_cpt.run.launch.stages import StageOptions
+from ascend_cpt.train_stages import EXIT_HELD, Stage, resolve_stages, train_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ADVANCE = {"advance_when": {"set": "general", "max_increase": 0.02}}

@@ -22,6 +22,7 @@ STACKS_DIR = "ASCEND_CPT_STACKS_DIR"
 STACKS_SIGNAL = signal.SIGUSR1
 READY_NAME = "ready_to_train"
 """Name of the file for the scheduler, beside the progress file."""
+_TRAINS, _ENDS = "trains", "ends"
 _POLL_S = 0.1
 
 _stacks: list[IO[str]] = []  # open as long as the process runs
@@ -96,17 +97,26 @@ def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:
     return bool(name)
 
 
-def report_ready(environ: Mapping[str, str] = os.environ) -> None:
-    """Record that data and checkpoint are ready. Rank 0 calls this before training; no effect without a launcher."""
+def report_ready(environ: Mapping[str, str] = os.environ, *, trains: bool = True) -> None:
+    """Record that data and checkpoint are ready, and whether the job trains. Rank 0 calls this before training.
+
+    It has no effect without a launcher.
+    """
     if name := environ.get(PROGRESS_FILE):
-        Path(name).with_name(READY_NAME).touch()
+        _write(Path(name).with_name(READY_NAME), _TRAINS if trains else _ENDS)
 
 
-def wait_until_ready(environ: Mapping[str, str] = os.environ) -> None:
-    """Wait for `report_ready` of rank 0, on the same node. If that never happens, the launcher ends this process."""
-    if name := environ.get(PROGRESS_FILE):
-        while not Path(name).with_name(READY_NAME).exists():
-            time.sleep(_POLL_S)
+def wait_until_ready(environ: Mapping[str, str] = os.environ) -> bool:
+    """Wait for `report_ready` of rank 0, on the same node; return whether the job trains.
+
+    If rank 0 never reports, the launcher ends this process.
+    """
+    if not (name := environ.get(PROGRESS_FILE)):
+        return True
+    path = Path(name).with_name(READY_NAME)
+    while not path.exists():
+        time.sleep(_POLL_S)
+    return path.read_text(encoding="ascii") == _TRAINS
 
 
 def _write(path: str | Path, text: str) -> None:

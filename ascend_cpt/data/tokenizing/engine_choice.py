@@ -62,7 +62,8 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
         try:
             fast, problem = GigatokenEngine(file), ""
         except UnsupportedTokenizerError as error:
-            fast, problem = None, str(error)
+            # The lines after the first say where in its own source gigatoken failed.
+            fast, problem = None, next(iter(str(error).splitlines()), "")
         reference, expected = future.result()
     if fast is None:
         logger.warning("tokenizing with %s: gigatoken cannot load this tokenizer (%s)", reference.name, problem)

@@ -17,6 +17,8 @@ from ascend_cpt.run.planning.dry_run import load_dry_run, parse_assumed
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
 
+PACK_ONLY = "--pack-only"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
@@ -66,16 +68,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="every node has its own copy of the data and its own output (like cpt.storage.shared: false)",
     )
-    parser.add_argument(
-        "--extend",
-        action="store_true",
-        help="continue a run that was extended with more tokens or phases",
-    )
+    parser.add_argument("--extend", action="store_true", help="continue a run that was extended with tokens or phases")
     parser.add_argument(
         "--no-verify",
         action="store_true",
         help="start without verifying the checksums of the checkpoint and the data (like cpt.checkpoint.verify: false "
         "and cpt.storage.verify_data: false)",
+    )
+    parser.add_argument(
+        PACK_ONLY, action="store_true", help="pack the raw text of cpt.sources, which training then uses, and stop"
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument(
@@ -159,6 +160,8 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
             f"({config.locate('load_checkpoint')}) are both set; keep one, or replace the first "
             "with --set cpt.init_from=PATH"
         )
+    if args.pack_only and not any(source.raw for source in config.cpt.sources.values()):
+        raise ConfigError(f"{PACK_ONLY}: no source of {config.path} has raw text; remove {PACK_ONLY}")
     if args.stop_at_step is not None and args.stop_at_step < 1:
         raise ConfigError(f"--stop-at-step {args.stop_at_step}: must be at least 1")
 

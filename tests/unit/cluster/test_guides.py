@@ -18,8 +18,6 @@ REPO_ROOT = Path(__file__).resolve().parents[3]
 MULTI_NODE = (REPO_ROOT / "docs/multi_node.md").read_text(encoding="utf-8")
 TROUBLES = (REPO_ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 MIGRATION = (REPO_ROOT / "docs/migration.md").read_text(encoding="utf-8")
-CHINESE = (REPO_ROOT / "README.zh.md").read_text(encoding="utf-8")
-ENGLISH = (REPO_ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 
 
@@ -120,9 +118,3 @@ def test_every_option_and_scheduler_variable_is_documented() -> None:
         assert f"| `{option.name} " in MULTI_NODE
         assert f"`{option.variable}` | {option.default} |" in MULTI_NODE
     assert {sign for scheduler in SCHEDULERS for sign in scheduler.signs} <= set(re.findall(r"`([A-Z_]+)`", MULTI_NODE))
-
-
-def test_the_chinese_readme_is_in_step() -> None:
-    assert commands_of(CHINESE) == commands_of(ENGLISH)
-    links = [re.findall(r"\]\((docs/[a-z_]+\.md)\)", text) for text in (CHINESE, ENGLISH)]
-    assert set(links[0]) >= set(links[1])

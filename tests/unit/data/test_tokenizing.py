@@ -169,7 +169,7 @@ def test_a_tokenizer_that_gigatoken_cannot_load(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(file: TokenizerFile) -> None:
-        raise engine_choice.UnsupportedTokenizerError("no such model")
+        raise engine_choice.UnsupportedTokenizerError("no such model\n\nLocation:\n    src/x.rs:1")
 
     monkeypatch.setattr(engine_choice, "GigatokenEngine", refuse)
     caplog.set_level(logging.WARNING)

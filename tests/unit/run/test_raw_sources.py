@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +18,13 @@ import yaml
 from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.cluster.job.launcher_files import PROGRESS_FILE, report_ready, wait_until_ready
 from ascend_cpt.config.loader import load_config
+from ascend_cpt.config.raw_schema import RawConfig
 from ascend_cpt.data.packed.manifest import load_manifest
 from ascend_cpt.errors import CptError, DataError
 from ascend_cpt.run.raw_sources import find_raw_sources, pack_raw_sources
 from ascend_cpt.run.resolve import load_run
 from tests.ports import find_free_port
+from tests.unit.test_flags import FLAGS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TOKENIZER = REPOSITORY / "tests/reference/tasks"
@@ -90,7 +94,10 @@ def test_the_cache_depends_on_content_tokenizer_and_settings(write: Write, tmp_p
     os.utime(tmp_path / "text/0.jsonl", (1, 1))
     assert find_prefix(path) == before, "only the content counts"
     assert find_prefix(write(workers=1)) == before, "it does not change the bytes"
+    assert find_prefix(write(packing="concat")) == before, "it is the default"
     found = {before, find_prefix(write(n_subs=3)), find_prefix(write(append_eod=False))}
+    found |= {find_prefix(write(packing=packing)) for packing in ("document", "best-fit")}
+    found.add(find_prefix(write(tokenizer_engine="reference")))
     found.add(find_prefix(write(input=str(tmp_path / "text/0.jsonl"))))
     found.add(find_prefix(write(input=str(tmp_path / "text/0.jsonl"), format="txt")))
     folder = tmp_path / "other"
@@ -105,7 +112,29 @@ def test_the_cache_depends_on_content_tokenizer_and_settings(write: Write, tmp_p
     with (tmp_path / "text/0.jsonl").open("a") as file:
         file.write('\n{"text": "more"}')
     found.add(find_prefix(write()))
-    assert len(found) == 7
+    assert len(found) == 10
+
+
+def test_rows_are_packed_as_asked(write: Write, capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = load_manifest(pack(write(packing="document"))["web"])
+    printed = capfd.readouterr().out
+    assert "rows of 64, packing document: to be packed in" in printed
+    assert re.search(r"packed 20 documents, \d+ tokens, \d+ rows, packing document: ", printed)
+    assert manifest.packing == "document"
+    assert manifest.padding_share > 0
+
+
+def test_the_tokenizer_is_found_as_by_the_tool(write: Write, tmp_path: Path) -> None:
+    """A tokenizer of the tasks comes with its type, and a name of another program means the same file."""
+    expected = find_prefix(write())
+    assert find_prefix(write(tokenizer_type="Qwen3Tokenizer", tokenizer=str(TOKENIZER / "tokenizer.json"))) == expected
+    assert find_prefix(write(tokenizer_type="Llama3Tokenizer")) == expected, "no model file, but a tokenizer.json"
+    tasks = {"cpt.validation": {"tokenizer": str(TOKENIZER), "sets": {"a": {"path": "a"}}}}
+    path = write(tokenizer=None)
+    assert find_raw_sources(load_config(path, tasks))[0].prefix == expected
+    tasks["cpt.validation"]["tokenizer_type"] = "SentencePiece"
+    with pytest.raises(CptError, match="cpt.sources.web.raw: .*no such tokenizer model file .* of type SentencePiece"):
+        find_raw_sources(load_config(path, tasks))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +143,10 @@ def test_the_cache_depends_on_content_tokenizer_and_settings(write: Write, tmp_p
         ({"json_keys": ["text", "input"]}, "json_keys: .* give one key, and a source for each"),
         ({"tokenizer": None}, "tokenizer: missing, and init_from has none"),
         ({"tail": "cut"}, "tail: 'cut' is unknown; choose one of pad, drop"),
+        ({"packing": "tight"}, "packing: 'tight' is unknown; choose one of concat, document, best-fit"),
+        ({"packing": "best-fit", "tail": "drop"}, "tail: drop: only with packing: concat; with best-fit every row"),
+        ({"tokenizer_engine": "fast"}, "tokenizer_engine: 'fast' is unknown; choose one of auto, gigatoken, reference"),
+        ({"tokenizer_type": "Qwen9Tokenizer"}, "tokenizer_type: 'Qwen9Tokenizer' is unknown; choose from Pretrained"),
         ({"input": "missing/*.jsonl"}, r"no file matches it as a glob \(paths are relative to"),
         ({"inputs": "x"}, "cpt.sources.web.raw.inputs: unknown key; did you mean 'input'"),
         ({"n_subs": 0}, "n_subs: must be at least 1"),
@@ -123,6 +156,17 @@ def test_bad_settings_are_refused(write: Write, raw: dict[str, Any], message: st
     with pytest.raises(CptError, match=message) as caught:
         find_raw_sources(load_config(write(**raw)))
     assert "config.yaml:" in str(caught.value) and "cpt.sources.web.raw" in str(caught.value)
+
+
+def test_every_flag_of_the_tool_has_a_key_or_a_reason() -> None:
+    """The cache names the files and replaces nothing, and several machines pack before the job."""
+    named = {"output-prefix", "output-format", "dataset-name", "seq-length", "overwrite", "tokenizer-model"}
+    elsewhere = {"sub-range", "engine", "ray-address"}
+    without_effect = {"log-interval", "no-append-bos", "no-append-eod"}
+    flags = {flag.removeprefix("--") for flag in FLAGS["tools/preprocess_data.py"]}
+    keys = {field.name.replace("_", "-") for field in dataclasses.fields(RawConfig)} - {"cache-dir"}
+    renamed = {"tokenizer": "tokenizer-name-or-path"}
+    assert flags - named - elsewhere - without_effect == {renamed.get(key, key) for key in keys}
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -160,15 +204,17 @@ def test_one_process_or_one_on_each_node_packs(write: Write, tmp_path: Path, sha
     assert len({manifest.digest for manifest in manifests}) == 1
 
 
-def test_the_scheduler_waits_for_rank_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_scheduler_waits_for_rank_0(tmp_path: Path, trains: bool) -> None:
+    """Without training there is no rendezvous, so that the scheduler does not wait for workers that have exited."""
     environ = {PROGRESS_FILE: str(tmp_path / "last_step")}
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(wait_until_ready, environ)
         time.sleep(0.3)
         assert not waiting.done()
-        report_ready(environ)
-        waiting.result(timeout=10)
-    wait_until_ready({})  # without a launcher there is nothing to wait for
+        report_ready(environ, trains=trains)
+        assert waiting.result(timeout=10) is trains
+    assert wait_until_ready({}), "without a launcher there is nothing to wait for"
 
 
 def test_only_a_manifest_makes_a_packed_dataset(write: Write) -> None:

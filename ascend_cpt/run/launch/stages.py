@@ -1,0 +1,95 @@
+"""How the stages of multi-stage training are launched: configurations and commands, before their datasets are open."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascend_cpt.cluster.launch.arguments import parse_launch
+from ascend_cpt.config.loader import RunConfig, load_config
+from ascend_cpt.config.train_stages import StageConfig, load_stages
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.run.raw_sources import RawSource, find_raw_sources
+from ascend_cpt.run.resolve import find_run_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """Command-line options for stages, given by stage name."""
+
+    extend: str | None = None
+    """Extend this stage: its token budget was raised after it completed."""
+    advance: str | None = None
+    """Continue after this stage even if the conditions of its `advance_when` are not met."""
+    output_dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLaunch:
+    """How a stage is launched. Its configuration is loaded, but its datasets are not open yet."""
+
+    entry: StageConfig
+    config: RunConfig
+    overrides: dict[str, Any]
+    command: str
+    num_workers: int
+    is_split: bool
+    """Whether each of several nodes has its own storage, so that a node cannot see what the others have."""
+    raw: tuple[RawSource, ...]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether this node sees the packed dataset of every source of raw text."""
+        return all(source.is_packed for source in self.raw)
+
+    @property
+    def packed(self) -> dict[str, str] | None:
+        """The prefixes of the packed datasets; None while one is missing."""
+        return {source.name: source.prefix for source in self.raw} if self.is_packed else None
+
+
+def plan_launches(path: Path, launch: Sequence[str], options: StageOptions) -> list[StageLaunch]:
+    """Return how the stages of a file are launched. Configurations and raw text are read, datasets are not.
+
+    Raises:
+        CptError: when a file, the arguments of the launch or raw text are invalid.
+    """
+    entries = load_stages(path)
+    names = [entry.name for entry in entries]
+    for option, name in (("--extend", options.extend), ("--advance", options.advance)):
+        if name is not None and name not in names:
+            raise ConfigError(f"{option} {name}: {path} has no such stage; its stages are {', '.join(names)}")
+    launches: list[StageLaunch] = []
+    for entry in entries:
+        launches.append(_plan_launch(path, entry, launch, options, launches[-1] if launches else None))
+    return launches
+
+
+def _plan_launch(
+    path: Path, entry: StageConfig, launch: Sequence[str], options: StageOptions, before: StageLaunch | None
+) -> StageLaunch:
+    config_path = path.parent / entry.config
+    overrides: dict[str, Any] = {"cpt.run_name": f"{path.stem}_{entry.name}", **entry.set}
+    if options.output_dir is not None:
+        overrides["output_dir"] = options.output_dir
+    if before is not None:
+        overrides["cpt.init_from"] = str(find_run_dir(before.config))
+    # JSON is valid YAML.
+    assignments = [f"--set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in overrides.items()]
+    command = " ".join([f"run_cpt.py --config {shlex.quote(str(config_path))}", *assignments])
+    launched = parse_launch([command, *launch], os.environ, Path.cwd())
+    config = load_config(config_path, overrides)
+    return StageLaunch(
+        entry=entry,
+        config=config,
+        overrides=overrides,
+        command=command,
+        num_workers=launched.num_workers,
+        is_split=launched.num_nodes > 1 and not config.cpt.storage.shared,
+        raw=tuple(find_raw_sources(config)),
+    )
