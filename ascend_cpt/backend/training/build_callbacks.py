@@ -14,6 +14,7 @@ from mindspore.train import Callback
 
 from ascend_cpt import __version__
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter, KeepBest
+from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
@@ -31,6 +32,7 @@ from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
+from ascend_cpt.monitor.goodput.slow_ranks import SlowRankDetector
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import METRICS_NAME, RUN_INFO_NAME, read_history, read_run_info, read_values
@@ -100,7 +102,8 @@ def build_callbacks(
         build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if validation else None,
         validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
-        num_ranks=run.layout.world_size,
+        exchange=RankExchange(rank, run.layout.world_size),
+        slow_ranks=SlowRankDetector(cpt.monitor.slow_rank_excess),
         reports_to_launcher=is_first_on_node,
         alarm=_build_alarm(run, tasks),
         recorded_validations=[*history.validations, *history.tasks],
