@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -87,7 +88,11 @@ def test_slowed_rank_is_named(packed: Path, tmp_path: Path, free_ports: list[int
     run = tmp_path / "output/slowed"
     command = ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", "2", str(free_ports[0])]
     launcher = subprocess.Popen(
-        [*command, str(tmp_path / "log"), "False", "300"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, str(tmp_path / "log"), "False", "300"],
+        env={**os.environ, "ASCEND_CPT_PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         wait_for(run, "ranks", 1, 240, launcher)
