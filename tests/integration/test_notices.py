@@ -86,7 +86,7 @@ def test_restart_is_sent_by_the_launcher(
     receiver: Receiver, environ: dict[str, str], packed: Path, tmp_path: Path, free_ports: list[int]
 ) -> None:
     config = write_config(
-        tmp_path, packed, train_tokens=400 * 8 * 64, checkpoint={"every": "20 steps"}, validation=None
+        tmp_path, packed, train_tokens=100 * 8 * 64, checkpoint={"every": "20 steps"}, validation=None
     )
     launcher = subprocess.Popen(
         ["bash", "scripts/msrun_launcher.sh", f"run_cpt.py --config {config}", "2", str(free_ports[0]),
@@ -95,17 +95,21 @@ def test_restart_is_sent_by_the_launcher(
              "ASCEND_CPT_RESTART_DELAY_S": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not list((tmp_path / "output/run/checkpoint").glob("*/cpt_state.json")):
-        assert time.monotonic() < deadline and launcher.poll() is None
-        time.sleep(0.1)
-    workers = [
-        child
-        for child in psutil.Process(launcher.pid).children(recursive=True)
-        if child.environ().get("RANK_ID") == "1" and child.environ().get("MS_ROLE") == "MS_WORKER"
-    ]
-    workers[0].send_signal(signal.SIGKILL)
-    output, _ = launcher.communicate(timeout=200)
+    try:
+        deadline = time.monotonic() + 200
+        while not list((tmp_path / "output/run/checkpoint").glob("*/cpt_state.json")):
+            assert time.monotonic() < deadline and launcher.poll() is None
+            time.sleep(0.1)
+        workers = [
+            child
+            for child in psutil.Process(launcher.pid).children(recursive=True)
+            if child.environ().get("RANK_ID") == "1" and child.environ().get("MS_ROLE") == "MS_WORKER"
+        ]
+        workers[0].send_signal(signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=200)
+    finally:
+        launcher.terminate()  # it ends its workers
+        launcher.wait(60)
     assert launcher.returncode == 0, output
     events = [event for event, _ in list_notices(receiver)]
     assert events == ["start", "restart", "start", "end"], list_notices(receiver)
