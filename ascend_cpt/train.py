@@ -26,6 +26,7 @@ from ascend_cpt.cluster.job.launcher_files import (
     request_continuation,
     wait_until_ready,
 )
+from ascend_cpt.cluster.job.webhook import Webhook, open_webhook
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
@@ -51,6 +52,7 @@ from ascend_cpt.run.launch.command_line import (
     read_process,
 )
 from ascend_cpt.run.launch.compile_cache import find_cache_folder, prepare_cache
+from ascend_cpt.run.launch.notices import notifying_end
 from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
@@ -112,6 +114,7 @@ def main(argv: list[str] | None = None) -> int:
                 Launch,
                 clock=clock,
                 timeline=timeline,
+                webhook=open_webhook(os.environ, print_line) if process.rank == run.report_rank else Webhook(None),
                 compile_cache=cache,
                 is_first_on_node=channel.is_first_on_node,
             )
@@ -205,12 +208,12 @@ def train_run(
     if stage_end < run.budget.total_steps and (stop_at_step is None or stage_end < stop_at_step):
         stop_at_step, continues = stage_end, True
     tasks = load_run_tasks(run)
-    heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
     # Every rank writes the same text atomically, so no rank has to wait for another.
+    heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
     write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
     log_path = run.run_dir / "logs" / f"rank_{process.rank}.log"
+    report_stacks_on_request(process.rank)
     try:
-        report_stacks_on_request(process.rank)
         with captured_output(log_path) as console:
             if process.rank == 0:
                 lines = [describe(run), *describe_tasks(tasks, run.budget.seq_length), describe_start(start)]
@@ -222,11 +225,14 @@ def train_run(
                 console=console,
                 tasks=tasks,
             )
-            train(run, launch)
-            if process.rank == run.report_rank:
-                report_end(run, describe_end(run, stop_at_step, continues=continues), console)
-                if stop_at_step is None or stop_at_step >= run.budget.total_steps:
-                    export_run(run, console)
+            with notifying_end(launch.webhook, run.run_dir.name):
+                train(run, launch)
+                if process.rank == run.report_rank:
+                    report_end(run, describe_end(run, stop_at_step, continues=continues), console)
+                    if stop_at_step is None or stop_at_step >= run.budget.total_steps:
+                        export_run(run, console)
+                    if not continues:
+                        launch.webhook.send("end", run.run_dir.name, describe_end(run, stop_at_step))
     except CptError:
         raise
     except Exception:

@@ -55,6 +55,9 @@ class MonitorConfig:
     """Any of `tensorboard`, `wandb` and `swanlab`; the last two must be installed separately."""
     project: str = "ascend_cpt"
     """Project name for W&B and SwanLab; the run is called `run_name`."""
+    slow_rank_excess: float = 0.1
+    """Warn about a rank that computes this much slower than the median rank, or makes the others wait for this share
+    of the step time."""
 
 
 @dataclass(frozen=True, kw_only=True)

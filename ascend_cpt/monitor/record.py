@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypedDict
 
+from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord
 from ascend_cpt.strict_json import JsonError, parse_json, shorten
 
 
@@ -129,13 +130,14 @@ class StartRecord:
 
 Judged = ValidationRecord | TaskRecord
 """Records with a baseline and an alarm."""
-Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord
+Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord | RanksRecord
 KINDS: dict[type, str] = {
     StepRecord: "step",
     ValidationRecord: "validation",
     TaskRecord: "task",
     DataRecord: "data",
     StartRecord: "start",
+    RanksRecord: "ranks",
 }
 
 
@@ -269,6 +271,8 @@ def to_scalars(record: Record) -> dict[str, float]:
             for source, tokens in by_source.items():
                 totals[f"tokens/{source}"] = totals.get(f"tokens/{source}", 0) + tokens
         return totals | {f"epochs/{source}": epochs for source, epochs in record.epochs.items()}
+    if isinstance(record, RanksRecord):
+        return {"ranks/slow": float(len({one["rank"] for one in record.slow})), "ranks/probe_s": record.probe_s}
     if isinstance(record, StartRecord):
         return {f"start/{name}": value for name, value in vars(record).items() if name != "step"}
     numbers = {

@@ -8,6 +8,7 @@ from typing import Any
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
+from ascend_cpt.monitor.goodput.slow_ranks import MAX_LISTED, SlowRank, describe_slow
 from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.record import DataRecord, StartRecord
@@ -35,6 +36,7 @@ def summarize_run(run_dir: Path) -> list[str]:
     if last.get("num_skipped"):
         lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  last start       {line}" for line in _describe_start(records))
+    lines.extend(f"  slow             {line}" for line in describe_slow_ranks(records))
     if goodput := compute_goodput(read_timeline(run_dir / FILE_NAME)):
         lines.extend(f"  {line}" for line in _describe_goodput(goodput))
     lines.extend(f"  data             {line}" for line in _describe_data(records))
@@ -53,6 +55,22 @@ def collect_by_name(records: list[dict[str, Any]], kind: str) -> dict[str, list[
         if record["kind"] == kind:
             found.setdefault(record["name"], []).append(record)
     return found
+
+
+def describe_slow_ranks(records: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each rank that was slow in the last window or in several ones, the most frequent first."""
+    windows = [record["slow"] for record in records if record["kind"] == "ranks"]
+    found: dict[tuple[int, str], list[SlowRank]] = {}
+    for window in windows:
+        for one in window:
+            found.setdefault((one["rank"], one["cause"]), []).append(one)
+    is_last = {(one["rank"], one["cause"]) for one in (windows[-1] if windows else ())}
+    lines = [
+        f"{describe_slow(max(times, key=lambda one: one['excess']))} in {len(times)} of {len(windows)} windows"
+        for key, times in sorted(found.items(), key=lambda item: -len(item[1]))
+        if len(times) > 1 or key in is_last
+    ]
+    return lines[:MAX_LISTED]
 
 
 def _describe_goodput(goodput: Goodput) -> list[str]:

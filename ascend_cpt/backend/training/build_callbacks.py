@@ -14,6 +14,7 @@ from mindspore.train import Callback
 
 from ascend_cpt import __version__
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter, KeepBest
+from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
@@ -31,6 +32,7 @@ from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
+from ascend_cpt.monitor.goodput.slow_ranks import SlowRankDetector
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.history import METRICS_NAME, RUN_INFO_NAME, read_history, read_run_info, read_values
@@ -59,6 +61,7 @@ def build_callbacks(
     tasks: Sequence[Task] = (),
     clock: StartClock | None = None,
     timeline: Timeline = NO_TIMELINE,
+    notices: Sink | None = None,
 ) -> list[Callback]:
     """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
 
@@ -74,8 +77,7 @@ def build_callbacks(
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     shared = cpt.storage.shared
-    keeps_records = is_first_on_node and not shared
-    sinks = _open_sinks(run, initial_step, console) if reports else _keep_records(run, initial_step, keeps_records)
+    sinks = _choose_sinks(run, initial_step, console, notices, reports, is_first_on_node and not shared)
     if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
         _check_missing_records(run, initial_step, sinks)
     monitor = StepMonitor(
@@ -100,7 +102,8 @@ def build_callbacks(
         build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if validation else None,
         validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
-        num_ranks=run.layout.world_size,
+        exchange=RankExchange(rank, run.layout.world_size),
+        slow_ranks=SlowRankDetector(cpt.monitor.slow_rank_excess),
         reports_to_launcher=is_first_on_node,
         alarm=_build_alarm(run, tasks),
         recorded_validations=[*history.validations, *history.tasks],
@@ -112,8 +115,12 @@ def build_callbacks(
     return [monitor, controller]
 
 
-def _keep_records(run: ResolvedRun, initial_step: int, keeps_records: bool) -> SinkGroup:
-    """Return the sinks of a rank that does not report: without shared storage a node keeps records for its resume."""
+def _choose_sinks(
+    run: ResolvedRun, initial_step: int, console: TextIO, notices: Sink | None, reports: bool, keeps_records: bool
+) -> SinkGroup:
+    """Return the sinks of a rank: without shared storage a node that does not report keeps records for its resume."""
+    if reports:
+        return _open_sinks(run, initial_step, console, notices)
     return SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
 
 
@@ -237,7 +244,7 @@ def _find_base(run: ResolvedRun, initial_step: int) -> dict[str, Any] | None:
     return describe_base(weights) if weights else None
 
 
-def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO) -> SinkGroup:
+def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, notices: Sink | None) -> SinkGroup:
     settings = run.config.cpt.monitor
     info = dataclasses.replace(
         describe_run(run), base=_find_base(run, initial_step), software={"ascend_cpt": __version__, **list_software()}
@@ -255,7 +262,7 @@ def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO) -> SinkGro
         config=info,
         warn=SinkGroup([], console).warn,
     )
-    return SinkGroup([*always, *trackers, ReportSink(run.run_dir)], console)
+    return SinkGroup([*always, *trackers, *([notices] if notices else []), ReportSink(run.run_dir)], console)
 
 
 def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[str, Any] | None) -> DataAccount:

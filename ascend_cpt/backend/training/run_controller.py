@@ -11,12 +11,14 @@ from mindspore import RunContext, nn
 from mindspore.train import Callback
 
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.step_monitor import StepMonitor
-from ascend_cpt.backend.training.stop_signals import StoppedBySignal, find_request, reinstall_handlers
+from ascend_cpt.backend.training.stop_signals import StoppedBySignal, reinstall_handlers
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.cluster.job.launcher_files import report_activity, report_step, reporting_activity
 from ascend_cpt.errors import CptError, RunStopped
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop
+from ascend_cpt.monitor.goodput.slow_ranks import SlowRankDetector
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.run.evaluation.watching import take_stop_request
@@ -35,7 +37,8 @@ class RunController(Callback):
         build_evaluator: Callable[[nn.Cell], Evaluator] | None,
         validate_every_steps: int | None,
         stop_at_step: int | None,
-        num_ranks: int,
+        exchange: RankExchange,
+        slow_ranks: SlowRankDetector,
         reports_to_launcher: bool,
         alarm: ForgettingAlarm,
         recorded_validations: Sequence[Mapping[str, Any]],
@@ -52,7 +55,8 @@ class RunController(Callback):
         self._evaluator: Evaluator | None = None
         self._timeline = timeline
         self._stop_at_step = stop_at_step
-        self._num_ranks, self._reports_to_launcher = num_ranks, reports_to_launcher
+        self._exchange, self._slow_ranks = exchange, slow_ranks
+        self._reports_to_launcher = reports_to_launcher
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
         self._ending: CptError | None = None
@@ -112,7 +116,7 @@ class RunController(Callback):
         if self._reports_to_launcher:
             report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
-        request, stopped_by_evaluation = (None, False) if last else self._find_request()
+        request, stopped_by_evaluation = (None, False) if last else self._find_request(step)
         stopping: list[AlarmVerdict] = []
         if last or _is_due(step, self._validate_every):
             stopping = self._validate(step)
@@ -147,9 +151,18 @@ class RunController(Callback):
         """Close the sinks."""
         self._sinks.close()
 
-    def _find_request(self) -> tuple[signal.Signals | None, bool]:
+    def _find_request(self, step: int) -> tuple[signal.Signals | None, bool]:
+        """Return the signal and the stop request that any rank has received, if the ranks exchange after this step."""
+        if not self._exchange.is_due(step):
+            return None, False
+        step_s, data_wait_s = self._monitor.take_times()
         is_requested = self._stop_file is not None and self._stop_file.is_file()
-        return find_request(self._num_ranks, is_stop_requested=is_requested)
+        found = self._exchange.exchange(step, is_stop_requested=is_requested, step_s=step_s, data_wait_s=data_wait_s)
+        if self._sinks and (record := self._slow_ranks.add(step, found.times, self._exchange.node_names)):
+            self._sinks.write(record)
+            for warning in self._slow_ranks.list_new(record):
+                self._sinks.warn(f"step {step}: {warning}")
+        return found.signal, found.is_stop_requested
 
     def _take_stop_request(self, saved: str) -> RunStopped:
         """Return the error of a stop that tools/evaluate.py requested, and remove the request."""

@@ -81,6 +81,7 @@ class StepMonitor(Callback):
         self._last_end_s = self._begin_s = 0.0
         self._recent_s: deque[float] = deque(maxlen=RATE_STEPS)
         self._num_steps = 0
+        self._since_taken: list[tuple[float, float]] = []
         self._clock, self._timeline = clock, timeline
         self.ending: RunStopped | None = None
         """Why a guard ended the run, to be raised after the training loop has released its data queue."""
@@ -122,6 +123,7 @@ class StepMonitor(Callback):
         self._timeline.end(part, step=step, data_s=max(0.0, self._begin_s - self._last_end_s))
         rate = self._measure_rate(end_s - self._last_end_s)
         in_sink = bool(getattr(cb_params, "dataset_sink_mode", False))
+        self._since_taken.append((end_s - self._last_end_s, 0.0 if in_sink else self._begin_s - self._last_end_s))
         record = StepRecord(
             step=step,
             total_steps=self._budget.total_steps,
@@ -147,6 +149,12 @@ class StepMonitor(Callback):
         if verdict.stop:
             self.ending = self._guard.stop(verdict.stop, step=step, loss=loss_value, grad_norm=norm_value)
             run_context.request_stop()
+
+    def take_times(self) -> tuple[float, float]:
+        """Return the mean step time and the mean wait for data since the last call, in seconds."""
+        step_s, data_wait_s = np.mean(self._since_taken, axis=0)
+        self._since_taken.clear()
+        return float(step_s), float(data_wait_s)
 
     def mark_step_over(self) -> None:
         """Start the clock of the next step; called after the last callback, so validation and saving do not count."""

@@ -6,13 +6,11 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from functools import partial
 from types import FrameType
 from typing import TextIO
 
-import numpy as np
-
-from ascend_cpt.backend.collectives import sum_over_ranks
 from ascend_cpt.cluster.launch.workers.worker_entry import LAUNCHER_PID
 from ascend_cpt.errors import CptError
 
@@ -55,16 +53,14 @@ def reinstall_handlers() -> None:
         signal.signal(number, signal.getsignal(number))
 
 
-def find_request(num_ranks: int, *, is_stop_requested: bool = False) -> tuple[signal.Signals | None, bool]:
-    """Return the signal that any rank has received, or None, and whether any rank passed `is_stop_requested`.
+def list_received() -> list[float]:
+    """Return 1.0 for each of `SIGNALS` that this process has received, otherwise 0.0."""
+    return [float(number in _received) for number in SIGNALS]
 
-    All ranks call it after the same step. The sum over ranks makes them agree: a request may reach one rank a step
-    earlier than another.
-    """
-    own = [float(number in _received) for number in SIGNALS] + [float(is_stop_requested)]
-    total = sum_over_ranks(np.array(own), num_ranks)
-    received = next((number for number, count in zip(SIGNALS, total[:-1], strict=True) if count > 0), None)
-    return received, bool(total[-1] > 0)
+
+def choose_signal(counts: Sequence[float]) -> signal.Signals | None:
+    """Return the signal to obey, given for each of `SIGNALS` how many ranks have received it."""
+    return next((number for number, count in zip(SIGNALS, counts, strict=True) if count > 0), None)
 
 
 def _record(number: int, _frame: FrameType | None) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
+from ascend_cpt.cluster.job.webhook import Webhook
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.model.frozen import list_frozen
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
+from ascend_cpt.run.launch.notices import NoticeSink
 from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.tasks.load import Task
@@ -35,6 +37,8 @@ class Launch:
     """Measures the parts of the time to the first step."""
     timeline: Timeline = NO_TIMELINE
     """Records what the time of the run is spent on."""
+    webhook: Webhook = field(default_factory=lambda: Webhook(None))
+    """Receives notices of the run; only on the rank that reports it."""
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:
@@ -132,6 +136,7 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
         tasks=launch.tasks,
         clock=launch.clock,
         timeline=launch.timeline,
+        notices=NoticeSink(launch.webhook, run.run_dir.name),
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
+from ascend_cpt.cluster.job.webhook import open_webhook
 from ascend_cpt.cluster.launch.arguments import USAGE, LaunchSettings, UsageError, parse_launch
 from ascend_cpt.cluster.launch.coordination.attempts import run_job
 from ascend_cpt.cluster.launch.examine import examine_before_launch
@@ -52,13 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
             process = describe_process(pid)
             print_status(f"warning: process {process} from an earlier launch is still running; end it with: kill {pid}")
         examine_before_launch(settings, os.environ)
-        return run_job(settings, command, build_environment(settings, os.environ, key_file), secret.launcher_key)
+        environment = build_environment(settings, os.environ, key_file)
+        with closing(open_webhook(os.environ, print_status)) as webhook:
+            return run_job(settings, command, environment, secret.launcher_key, webhook)
 
 
 def check_launch(settings: LaunchSettings) -> None:
     """Raise ClusterError for what the launch would refuse at once; the state of the node is not examined."""
     if settings.secret_source.path != STANDARD_INPUT:
         find_secret(settings.secret_source, os.environ, num_nodes=settings.num_nodes)
+    open_webhook(os.environ)
     if warning := check_dry_run(settings, os.environ):
         print_status(f"warning: on this machine the launch would be refused: {warning}")
 

@@ -16,7 +16,7 @@ GUARDED_WRAPPERS = ("MFTrainOneStepCell", "MFPipelineWithLossScaleCell")
 
 def find_monitoring_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
     """Return a problem for every setting of validation, sinks and guards that cannot work."""
-    return _check_sets(config) + _check_tasks(config) + _check_sinks(config) + _check_guards(config, layout)
+    return _check_sets(config) + _check_tasks(config) + _check_monitor(config) + _check_guards(config, layout)
 
 
 def _check_sets(config: RunConfig) -> list[str]:
@@ -84,7 +84,7 @@ def _find_alarm_problems(
     return problems
 
 
-def _check_sinks(config: RunConfig) -> list[str]:
+def _check_monitor(config: RunConfig) -> list[str]:
     problems: list[str] = []
     where = f"{config.locate('cpt', 'monitor', 'sinks')}: cpt.monitor.sinks"
     for name in config.cpt.monitor.sinks:
@@ -94,6 +94,10 @@ def _check_sinks(config: RunConfig) -> list[str]:
         elif not is_installed(name):
             package = PACKAGES[name]
             problems.append(f"{where}: {name} needs the package {package}; pip install {package}, or remove {name}")
+    excess = config.cpt.monitor.slow_rank_excess
+    if not 0 < excess < float("inf"):
+        key = "cpt.monitor.slow_rank_excess"
+        problems.append(f"{config.locate(*key.split('.'))}: {key} {excess}: must be above 0; 0.1 is ten percent")
     return problems
 
 

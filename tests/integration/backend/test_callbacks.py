@@ -20,6 +20,7 @@ from mindspore.train.callback import _InternalCallbackParam
 from ascend_cpt.backend.checkpointing.node_local import has_all_shards, load_own_shards, save_own_shards
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training import step_monitor, stop_signals
+from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
@@ -29,6 +30,7 @@ from ascend_cpt.config.monitoring_schema import GuardConfig
 from ascend_cpt.errors import CheckpointError, RunStopped
 from ascend_cpt.monitor.accounting import PhaseSpan
 from ascend_cpt.monitor.forgetting import AlarmLimits, ForgettingAlarm
+from ascend_cpt.monitor.goodput.slow_ranks import SlowRankDetector
 from ascend_cpt.monitor.guard import StepJudge
 from ascend_cpt.monitor.record import Record, ValidationRecord
 from ascend_cpt.monitor.sinks import SinkGroup
@@ -278,7 +280,8 @@ def make_stoppable(
         build_evaluator=None if held_losses is None else lambda network: HeldOutLosses(held_losses),  # type: ignore[arg-type, return-value]
         validate_every_steps=1,
         stop_at_step=None,
-        num_ranks=1,
+        exchange=RankExchange(0, 1),
+        slow_ranks=SlowRankDetector(0.1),
         reports_to_launcher=False,
         alarm=ForgettingAlarm(sets=sets),
         recorded_validations=recorded if initial_step else [],

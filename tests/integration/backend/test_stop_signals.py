@@ -25,6 +25,7 @@ if is_scheduler():
 import mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
 from ascend_cpt.backend.training import stop_signals
+from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.errors import run_command
 
 def main():
@@ -32,11 +33,15 @@ def main():
     init()
     ms.set_auto_parallel_context(parallel_mode="data_parallel")
     stop_signals.install(sys.stdout)
+    exchange = RankExchange(get_rank(), get_group_size())
     for step in range(1, 10_000):
         Path(f"at_{get_rank()}").write_text(f"{os.getpid()} {step}")
         time.sleep(0.02 * get_rank())
-        if request := stop_signals.find_request(get_group_size())[0]:
-            raise stop_signals.StoppedBySignal(f"stopped by {request.name} after step {step}", request)
+        if not exchange.is_due(step):
+            continue
+        found = exchange.exchange(step, is_stop_requested=False, step_s=0.02, data_wait_s=0.0).signal
+        if found:
+            raise stop_signals.StoppedBySignal(f"stopped by {found.name} after step {step}", found)
 
 sys.exit(run_command(main))
 """

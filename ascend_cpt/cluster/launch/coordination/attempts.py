@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from ascend_cpt.cluster.job.webhook import Webhook
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient, open_coordinator_client
+from ascend_cpt.cluster.launch.coordination.restart_policy import HANG_REASON, End, Outcome, RestartDecision
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.supervisor import Supervisor
@@ -15,15 +17,18 @@ from ascend_cpt.cluster.launch.workers.worker_log import archive_logs
 POLL_S = 0.1
 
 
-def run_job(settings: LaunchSettings, command: list[str], environment: Mapping[str, str], key: bytes) -> int:
+def run_job(
+    settings: LaunchSettings, command: list[str], environment: Mapping[str, str], key: bytes, webhook: Webhook
+) -> int:
     """Run the job and return the launcher's exit code. All its processes on this node have ended by then.
 
-    `key` is the launchers' key, made from the job secret.
+    `key` is the launchers' key, made from the job secret. Restarts, hangs and failures are sent to `webhook`; what the
+    training itself can report, it reports.
 
     0: all workers of all nodes succeeded. 2: user error. 128 + n: stopped by signal n. Otherwise 1.
     """
     with StopRequests() as requests, open_coordinator_client(settings, requests, key) as client:
-        return _run_attempts(settings, command, environment, requests, client)
+        return _run_attempts(settings, command, environment, requests, client, webhook)
 
 
 def _run_attempts(
@@ -32,6 +37,7 @@ def _run_attempts(
     environment: Mapping[str, str],
     requests: StopRequests,
     client: CoordinatorClient,
+    webhook: Webhook,
 ) -> int:
     is_first = True
     while True:
@@ -41,7 +47,9 @@ def _run_attempts(
             if earlier := archive_logs(settings.log_dir):
                 print_status(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
             is_first = False
-            decision = client.report(Supervisor(settings, command, environment, requests, client).run())
+            outcome = Supervisor(settings, command, environment, requests, client).run()
+            decision = client.report(outcome)
+            _send_notices(settings, outcome, decision, webhook)
         if decision.message:
             print_status(decision.message)
         if requests.received:
@@ -53,6 +61,19 @@ def _run_attempts(
             print_status(f"{name_signal(requests.received[0])}: no restart")
             client.announce_stop(requests.received[0])
             return 128 + requests.received[0]
+
+
+def _send_notices(settings: LaunchSettings, outcome: Outcome, decision: RestartDecision, webhook: Webhook) -> None:
+    """Send a hang from the node that has found it, and restarts and the end of a failed job from node 0."""
+    job = " ".join([settings.script.name, *settings.script_arguments])
+    if outcome.reason.startswith(HANG_REASON) and outcome.end is not End.CANCELLED:
+        webhook.send("hang", job, outcome.reason.removeprefix(HANG_REASON))
+    if settings.node_rank != 0 or outcome.end is End.CONTINUES:
+        return
+    if decision.again:
+        webhook.send("restart", job, f"{outcome.reason or 'another node failed'}; {decision.message}")
+    elif outcome.end in (End.FAILED, End.KILLED, End.CANCELLED):
+        webhook.send("end", job, f"failed: {outcome.reason or 'another node failed'}; {decision.message}".rstrip("; "))
 
 
 def _wait(delay_s: float, requests: StopRequests) -> None:

@@ -22,7 +22,14 @@ import psutil
 from ascend_cpt.cluster.job.launcher_files import read_step
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient
-from ascend_cpt.cluster.launch.coordination.restart_policy import CONTINUES, DONE, End, Outcome, count_memory_kills
+from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    CONTINUES,
+    DONE,
+    HANG_REASON,
+    End,
+    Outcome,
+    count_memory_kills,
+)
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.hang_diagnosis import (
@@ -222,7 +229,7 @@ class Supervisor:
             self._wait_until(self._must_end, HANG_REPORT_GRACE_S)
         folder = _relative(self._settings.log_dir)
         names = format_ranks([state.rank for state in causes]) if causes else "none of this node's workers"
-        reason = f"hang: {hang.describe()}; likely cause: {names}; stacks in {folder}/stacks_*.txt"
+        reason = f"{HANG_REASON}{hang.describe()}; likely cause: {names}; stacks in {folder}/stacks_*.txt"
         if not self._must_end():
             print_status("\n".join([*lines, reason]))
         is_external = bool(causes) and causes[0].priority == EXTERNAL

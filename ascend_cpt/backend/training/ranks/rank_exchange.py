@@ -1,0 +1,122 @@
+"""Exchanges stop requests and times between all ranks, with one collective every few steps."""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from ascend_cpt.backend.collectives import sum_over_ranks
+from ascend_cpt.backend.training import stop_signals
+from ascend_cpt.backend.training.ranks.speed_probe import SpeedProbe
+from ascend_cpt.monitor.goodput.slow_ranks import RankTimes
+
+MAX_STEPS = 25
+MAX_DELAY_S = 5.0
+MAX_PROBE_SHARE = 0.001
+_NAME_BYTES = 64
+_NUM_REQUESTS = len(stop_signals.SIGNALS) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchanged:
+    """What all ranks know after an exchange; the same on every rank."""
+
+    signal: signal.Signals | None
+    """The signal that any rank has received."""
+    is_stop_requested: bool
+    """Whether any rank has found a stop request of tools/evaluate.py."""
+    times: list[RankTimes]
+    """The times of each rank; empty with one rank, and until all have measured everything."""
+
+
+class RankExchange:
+    """Decides after which steps the ranks exchange, and does it. All ranks must call it for the same steps.
+
+    The first exchange of a launch is after its first step. The next one is `MAX_STEPS` later, or earlier if that takes
+    longer than `MAX_DELAY_S`: a stop request waits at most that long, or one step. One rank needs no collective and
+    looks for requests after every step.
+
+    Args:
+        rank: This process.
+        num_ranks: Number of processes.
+    """
+
+    def __init__(self, rank: int, num_ranks: int) -> None:
+        self._rank, self._num_ranks = rank, num_ranks
+        self._next_step = 0
+        self._probe = SpeedProbe()
+        self._exchanges_per_probe = self._num_exchanges = 0
+        self._probe_s = self._wait_s = 0.0
+        self.node_names: tuple[str, ...] = ()
+        """Host name of each rank, known after the first exchange of several ranks."""
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the ranks exchange after this step; the same on every rank."""
+        return step >= self._next_step
+
+    def exchange(self, step: int, *, is_stop_requested: bool, step_s: float, data_wait_s: float) -> Exchanged:
+        """Exchange, and measure what is sent with the next exchange.
+
+        Args:
+            step: The step that has ended.
+            is_stop_requested: Whether this rank has found a stop request.
+            step_s: Mean time of a step since the last exchange, in seconds.
+            data_wait_s: The part of it in which this rank waited for data.
+        """
+        requests = [*stop_signals.list_received(), float(is_stop_requested)]
+        rows = np.zeros((self._num_ranks, _NUM_REQUESTS + 4))
+        rows[self._rank] = [*requests, step_s, data_wait_s, self._probe_s, self._wait_s]
+        start_s = time.perf_counter()
+        rows = sum_over_ranks(rows.ravel(), self._num_ranks).reshape(rows.shape)
+        self._wait_s = time.perf_counter() - start_s
+        counts, times = rows[:, :_NUM_REQUESTS].sum(axis=0), rows[:, _NUM_REQUESTS:]
+        if self._num_ranks > 1:
+            self._plan_next(step, mean_step_s=float(times[:, 0].mean()), probe_s=float(times[:, 2].max()))
+        return Exchanged(
+            signal=stop_signals.choose_signal(counts[:-1]),
+            is_stop_requested=bool(counts[-1] > 0),
+            times=self._list_times(times),
+        )
+
+    def _plan_next(self, step: int, *, mean_step_s: float, probe_s: float) -> None:
+        """Set the step of the next exchange from values that all ranks have received, and measure the probe if due."""
+        num_steps = max(1, min(MAX_STEPS, int(MAX_DELAY_S / max(mean_step_s, 1e-9))))
+        self._next_step = step + num_steps
+        if not self.node_names:
+            self._prepare()
+        self._num_exchanges += 1
+        interval_s = max(num_steps * mean_step_s, 1e-9)
+        every = max(1, math.ceil(probe_s / (MAX_PROBE_SHARE * interval_s)))
+        if self._num_exchanges % every == 0:
+            self._probe_s = self._probe.measure()
+
+    def _prepare(self) -> None:
+        """Exchange host names and agree on the size of the probe, the smallest that any rank has found."""
+        name = socket.gethostname().encode()[:_NAME_BYTES]
+        rows = np.zeros((self._num_ranks, 1 + _NAME_BYTES))
+        rows[self._rank, 0] = self._probe.find_size()
+        rows[self._rank, 1 : 1 + len(name)] = list(name)
+        rows = sum_over_ranks(rows.ravel(), self._num_ranks).reshape(rows.shape)
+        self._probe.set_size(int(rows[:, 0].min()))
+        self.node_names = tuple(
+            bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="replace") for row in rows[:, 1:]
+        )
+
+    def _list_times(self, rows: np.ndarray) -> list[RankTimes]:
+        if self._num_ranks == 1 or not rows[:, 2:].all():
+            return []
+        longest_wait_s = rows[:, 3].max()
+        return [
+            RankTimes(
+                step_s=float(step_s),
+                data_wait_s=float(data_wait_s),
+                probe_s=float(probe_s),
+                late_s=float(longest_wait_s - wait_s),
+            )
+            for step_s, data_wait_s, probe_s, wait_s in rows
+        ]

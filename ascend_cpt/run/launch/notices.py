@@ -1,0 +1,62 @@
+"""Sends what happens in a run to the webhook: the first step, alarms, slow ranks, and the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ascend_cpt.cluster.job.webhook import Webhook
+from ascend_cpt.cluster.launch.workers.worker_entry import LAUNCHER_PID
+from ascend_cpt.errors import CptError
+from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord, describe_slow
+from ascend_cpt.monitor.record import Record, StartRecord, TaskRecord, ValidationRecord
+from ascend_cpt.monitor.sinks import format_start, format_task, format_validation
+
+
+class NoticeSink:
+    """Sends a notice for the first step of a launch, and when an alarm or a slow rank begins.
+
+    Args:
+        webhook: Where to.
+        job: The run's name.
+    """
+
+    def __init__(self, webhook: Webhook, job: str) -> None:
+        self._webhook, self._job = webhook, job
+        self._alarms: set[str] = set()
+        self._slow: set[int] = set()
+
+    def write(self, record: Record) -> None:
+        """Send a notice if the record deserves one."""
+        if isinstance(record, StartRecord):
+            self._webhook.send("start", self._job, f"training at step {record.step}; {format_start(record)}")
+        elif isinstance(record, (ValidationRecord, TaskRecord)):
+            if record.alarm and record.name not in self._alarms:
+                text = format_task(record) if isinstance(record, TaskRecord) else format_validation(record)
+                self._webhook.send("alarm", self._job, text)
+            (self._alarms.add if record.alarm else self._alarms.discard)(record.name)
+        elif isinstance(record, RanksRecord):
+            new = [one for one in record.slow if one["rank"] not in self._slow]
+            self._slow = {one["rank"] for one in record.slow}
+            if new:
+                self._webhook.send("alarm", self._job, "; ".join(map(describe_slow, new)))
+
+    def close(self) -> None:
+        """Do nothing: the webhook is closed after the end of the run has been sent."""
+
+
+@contextmanager
+def notifying_end(webhook: Webhook, job: str) -> Iterator[None]:
+    """Send a notice when an error ends the run, and close the webhook. A crash under the launcher is its to report."""
+    try:
+        yield
+    except CptError as error:
+        webhook.send("end", job, f"stopped: {error}")
+        raise
+    except Exception as error:
+        if LAUNCHER_PID not in os.environ:
+            webhook.send("end", job, f"failed: {type(error).__name__}: {error}")
+        raise
+    finally:
+        webhook.close()

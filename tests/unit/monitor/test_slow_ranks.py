@@ -1,0 +1,87 @@
+"""Which ranks are reported as slow, from times as the ranks exchange them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ascend_cpt.monitor.goodput.slow_ranks import WINDOW, RanksRecord, RankTimes, SlowRankDetector
+from ascend_cpt.monitor.record import parse_record, to_values
+from ascend_cpt.monitor.summary import describe_slow_ranks
+
+NODES = ("a", "a", "b", "b")
+NORMAL = RankTimes(step_s=1.0, data_wait_s=0.01, probe_s=0.002, late_s=0.003)
+
+
+def times(**of_rank_2: float) -> list[RankTimes]:
+    return [NORMAL, NORMAL, RankTimes(**{**vars(NORMAL), **of_rank_2}), NORMAL]
+
+
+def fill(detector: SlowRankDetector, *, step: int = 200, **of_rank_2: float) -> RanksRecord:
+    for _ in range(WINDOW - 1):
+        assert detector.add(step, times(**of_rank_2), NODES) is None
+    record = detector.add(step, times(**of_rank_2), NODES)
+    assert record is not None
+    return record
+
+
+@pytest.mark.parametrize(
+    ("of_rank_2", "cause", "excess", "words"),
+    [
+        ({"probe_s": 0.003}, "computing", 0.5, "computes 50% slower than the median rank"),
+        ({"data_wait_s": 0.31}, "data", 0.3, "waits for data 30% of the step time longer than the median rank"),
+        ({"late_s": 0.203}, "between steps", 0.2, "arrives 20% of the step time later than the median rank"),
+    ],
+)
+def test_each_cause_is_named(of_rank_2: dict[str, float], cause: str, excess: float, words: str) -> None:
+    detector = SlowRankDetector(0.1)
+    record = fill(detector, **of_rank_2)
+    assert record.slow == [{"rank": 2, "node": "b", "cause": cause, "excess": pytest.approx(excess)}]
+    assert detector.list_new(record) == [f"rank 2 (node b) {words}"]
+    assert (record.num_ranks, record.step_s, record.probe_s) == (4, 1.0, 0.002)
+
+
+def test_differences_below_the_limit_are_not_reported() -> None:
+    assert fill(SlowRankDetector(0.1), probe_s=0.00215, data_wait_s=0.1).slow == []
+    assert len(fill(SlowRankDetector(0.05), probe_s=0.00215).slow) == 1
+
+
+def test_one_hiccup_is_not_a_slow_rank() -> None:
+    detector = SlowRankDetector(0.1)
+    detector.add(25, times(probe_s=0.5), NODES)
+    for _ in range(WINDOW - 2):
+        detector.add(50, times(), NODES)
+    record = detector.add(75, times(), NODES)
+    assert record is not None and record.slow == []
+
+
+def test_a_rank_is_warned_about_once_until_it_has_recovered() -> None:
+    detector = SlowRankDetector(0.1)
+    assert len(detector.list_new(fill(detector, probe_s=0.003))) == 1
+    assert detector.list_new(fill(detector, probe_s=0.004)) == []
+    assert detector.list_new(fill(detector)) == []
+    assert len(detector.list_new(fill(detector, probe_s=0.003))) == 1
+
+
+def test_one_of_two_ranks_is_found() -> None:
+    detector = SlowRankDetector(0.1)
+    pair = [NORMAL, RankTimes(**{**vars(NORMAL), "probe_s": 0.004})]
+    records = [detector.add(step, pair, ("a", "b")) for step in range(WINDOW)]
+    assert records[-1] is not None and [one["rank"] for one in records[-1].slow] == [1]
+
+
+def test_records_are_read_back_and_summarized() -> None:
+    detector = SlowRankDetector(0.1)
+    written = [
+        fill(detector, step=200),
+        fill(detector, step=400, probe_s=0.003),
+        fill(detector, step=600, probe_s=0.004),
+    ]
+    records = [parse_record(json.dumps(to_values(record)).encode()) for record in written]
+    assert [record["step"] for record in records] == [200, 400, 600]
+    assert describe_slow_ranks(records) == [
+        "rank 2 (node b) computes 100% slower than the median rank in 2 of 3 windows"
+    ]
+    # Once and over: not worth a line.
+    assert describe_slow_ranks([records[1], records[0]]) == []
