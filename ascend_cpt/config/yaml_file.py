@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,7 +79,8 @@ def _load(path: Path, parents: tuple[Path, ...]) -> YamlTree:
     merged = YamlTree(data={}, origins={(): str(path)})
     for name in names:
         base_path = path.parent / name
-        if not base_path.is_file():
+        # Unlike is_file(), isfile() is False for a name that is too long.
+        if not os.path.isfile(base_path):
             raise ConfigError(f"{own.locate((BASE_KEY,))}: {BASE_KEY} names {name}, but {base_path} does not exist")
         merged = merge_trees(merged, _load(base_path, (*parents, resolved)))
     return merge_trees(merged, own)

@@ -57,7 +57,7 @@ def read_secret_file(path: Path) -> bytes:
             raise ClusterError(
                 f"{path}: others may read the job secret (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
             )
-        return check_secret(os.read(descriptor, MAX_SECRET_BYTES + 1), str(path))
+        return check_secret(os.read(descriptor, MAX_SECRET_BYTES + len(b"\n") + 1), str(path))
     finally:
         os.close(descriptor)
 
@@ -88,7 +88,8 @@ def check_secret(content: bytes, source: str) -> bytes:
         ClusterError: when it is too short or too long. The message does not contain it.
     """
     secret = content.strip()
-    if not MIN_SECRET_BYTES <= len(secret) <= MAX_SECRET_BYTES:
+    # Content that is longer may have been read in part only.
+    if len(secret) < MIN_SECRET_BYTES or len(content.removesuffix(b"\n")) > MAX_SECRET_BYTES:
         raise ClusterError(
             f"{source}: a job secret must have {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; make one with "
             'python3 -c "import secrets; print(secrets.token_hex(32))"'
