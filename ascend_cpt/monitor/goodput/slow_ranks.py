@@ -84,7 +84,7 @@ class SlowRankDetector:
         slow: list[SlowRank] = []
         for number, rank in enumerate(ranks):
             excesses = {
-                COMPUTING: rank.probe_s / probe_s - 1,
+                COMPUTING: rank.probe_s / probe_s - 1 if probe_s else 0.0,
                 DATA: (rank.data_wait_s - data_s) / step_s,
                 BETWEEN_STEPS: (rank.late_s - late_s) / step_s,
             }

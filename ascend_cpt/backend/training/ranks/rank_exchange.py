@@ -108,7 +108,7 @@ class RankExchange:
         )
 
     def _list_times(self, rows: np.ndarray) -> list[RankTimes]:
-        if self._num_ranks == 1 or not rows[:, 2:].all():
+        if self._num_ranks == 1 or not rows[:, 3].all():
             return []
         longest_wait_s = rows[:, 3].max()
         return [

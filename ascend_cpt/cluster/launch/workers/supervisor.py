@@ -25,7 +25,6 @@ from ascend_cpt.cluster.launch.coordination.coordinator_client import Coordinato
 from ascend_cpt.cluster.launch.coordination.restart_policy import (
     CONTINUES,
     DONE,
-    HANG_REASON,
     End,
     Outcome,
     count_memory_kills,
@@ -229,7 +228,7 @@ class Supervisor:
             self._wait_until(self._must_end, HANG_REPORT_GRACE_S)
         folder = _relative(self._settings.log_dir)
         names = format_ranks([state.rank for state in causes]) if causes else "none of this node's workers"
-        reason = f"{HANG_REASON}{hang.describe()}; likely cause: {names}; stacks in {folder}/stacks_*.txt"
+        reason = f"hang: {hang.describe()}; likely cause: {names}; stacks in {folder}/stacks_*.txt"
         if not self._must_end():
             print_status("\n".join([*lines, reason]))
         is_external = bool(causes) and causes[0].priority == EXTERNAL
