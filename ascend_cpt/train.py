@@ -26,7 +26,7 @@ from ascend_cpt.cluster.job.launcher_files import (
     request_continuation,
     wait_until_ready,
 )
-from ascend_cpt.cluster.job.webhook import Webhook, open_webhook
+from ascend_cpt.cluster.job.webhook import NO_WEBHOOK, open_webhook
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError, CptError
 from ascend_cpt.files import write_text
@@ -56,7 +56,7 @@ from ascend_cpt.run.launch.notices import notifying_end
 from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
 from ascend_cpt.run.picture import draw_plan
-from ascend_cpt.run.raw_sources import find_raw_sources, pack_raw_sources
+from ascend_cpt.run.raw_sources import find_raw_sources, list_packed, pack_raw_sources
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
 from ascend_cpt.run.summary import describe, describe_end, describe_start
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
                 Launch,
                 clock=clock,
                 timeline=timeline,
-                webhook=open_webhook(os.environ, print_line) if process.rank == run.report_rank else Webhook(None),
+                webhook=open_webhook(os.environ, print_line) if process.rank == run.report_rank else NO_WEBHOOK,
                 compile_cache=cache,
                 is_first_on_node=channel.is_first_on_node,
             )
@@ -172,10 +172,10 @@ def describe_raw_sources(config: RunConfig) -> dict[str, str] | None:
     sources = find_raw_sources(config)
     for source in sources:
         print(source.describe())
-    if all(source.is_packed for source in sources):
-        return {source.name: source.prefix for source in sources}
-    print("plan     needs the packed data; the same command without --dry-run packs it before it trains")
-    return None
+    prefixes = list_packed(sources)
+    if prefixes is None:
+        print("plan     needs the packed data; the same command without --dry-run packs it before it trains")
+    return prefixes
 
 
 def train_run(
@@ -208,12 +208,12 @@ def train_run(
     if stage_end < run.budget.total_steps and (stop_at_step is None or stage_end < stop_at_step):
         stop_at_step, continues = stage_end, True
     tasks = load_run_tasks(run)
-    # Every rank writes the same text atomically, so no rank has to wait for another.
     heading = f"Compiled by ascend_cpt from {run.config.path}; training uses this file"
+    # Every rank writes the same text atomically, so no rank has to wait for another.
     write_text(run.run_dir / RESOLVED_NAME, render_yaml(sections, heading))
     log_path = run.run_dir / "logs" / f"rank_{process.rank}.log"
-    report_stacks_on_request(process.rank)
     try:
+        report_stacks_on_request(process.rank)
         with captured_output(log_path) as console:
             if process.rank == 0:
                 lines = [describe(run), *describe_tasks(tasks, run.budget.seq_length), describe_start(start)]
@@ -228,17 +228,23 @@ def train_run(
             with notifying_end(launch.webhook, run.run_dir.name):
                 train(run, launch)
                 if process.rank == run.report_rank:
-                    report_end(run, describe_end(run, stop_at_step, continues=continues), console)
-                    if stop_at_step is None or stop_at_step >= run.budget.total_steps:
-                        export_run(run, console)
-                    if not continues:
-                        launch.webhook.send("end", run.run_dir.name, describe_end(run, stop_at_step))
+                    finish_run(run, launch, continues=continues)
     except CptError:
         raise
     except Exception:
         print(f"rank {process.rank} failed; the output of MindFormers and MindSpore is in {log_path}", file=sys.stderr)
         raise
     return CONTINUES if continues else 0
+
+
+def finish_run(run: ResolvedRun, launch: Launch, *, continues: bool) -> None:
+    """Report the end of a launch, export the weights of a complete run, and send a notice; called by one process."""
+    line = describe_end(run, launch.stop_at_step, continues=continues)
+    report_end(run, line, launch.console)
+    if launch.stop_at_step is None or launch.stop_at_step >= run.budget.total_steps:
+        export_run(run, launch.console)
+    if not continues:
+        launch.webhook.send("end", run.run_dir.name, line)
 
 
 def report_end(run: ResolvedRun, line: str, console: TextIO) -> None:

@@ -105,7 +105,7 @@ def _pack_raw_text(launches: Sequence[StageLaunch], arguments: Sequence[str]) ->
     Without shared storage a node does not know what the others have, so that every stage with raw text is launched.
     """
     for each in launches:
-        if each.raw and (each.is_split or not each.is_packed):
+        if each.raw and (each.is_split or each.packed is None):
             print(f"stage {each.entry.name}: packing: {each.command} {PACK_ONLY}", flush=True)
             code = run_launcher([f"{each.command} {PACK_ONLY}", *arguments])
             if code != EXIT_OK:
@@ -115,7 +115,7 @@ def _pack_raw_text(launches: Sequence[StageLaunch], arguments: Sequence[str]) ->
 
 def _print_plan(path: Path, arguments: Sequence[str], options: StageOptions, launches: Sequence[StageLaunch]) -> None:
     """Print what would be packed, and the plan of every stage if all of them are packed."""
-    is_packed = all(each.is_packed for each in launches)
+    is_packed = all(each.packed is not None for each in launches)
     stages = resolve_stages(path, arguments, options, launches) if is_packed else []
     for number, each in enumerate(launches):
         complete = " (complete)" if stages and stages[number].is_complete else ""

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +108,11 @@ def pack_raw_sources(config: RunConfig, channel: JobChannel, show: Callable[[str
     for prefix in prefixes.values():
         _wait_for_file(manifest_path(prefix))
     return prefixes
+
+
+def list_packed(sources: Sequence[RawSource]) -> dict[str, str] | None:
+    """Return the prefix of each packed dataset by name, or None if one is not packed yet."""
+    return {source.name: source.prefix for source in sources} if all(one.is_packed for one in sources) else None
 
 
 def find_tokenizer(config: RunConfig) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -164,6 +165,19 @@ def run_command(
     return subprocess.run(
         list(command), cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )
+
+
+def find_worker(process: psutil.Process, rank: int) -> psutil.Process | None:
+    """Return the training process with this rank of a launcher; None if there is none (yet).
+
+    Raises:
+        psutil.Error: one of the processes is just ending.
+    """
+    for child in process.children(recursive=True):
+        environ = child.environ()
+        if environ.get("MS_ROLE") == "MS_WORKER" and environ.get("RANK_ID") == str(rank):
+            return child
+    return None
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history, run_command
+from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, find_worker, read_history, run_command
 
 TIMEOUT_S = 900
 # 3 steps of 4 rows, then 3 of 8.
@@ -81,26 +81,14 @@ LONG_RAMP: dict[str, Any] = {
 }
 
 
-def find_worker(process: psutil.Process) -> psutil.Process:
-    """Return the training process with rank 1 of a launcher, or the process itself if it trains.
-
-    Raises:
-        psutil.Error: it is just ending.
-    """
-    for child in process.children(recursive=True):
-        environ = child.environ()
-        if environ.get("MS_ROLE") == "MS_WORKER" and environ.get("RANK_ID") == "1":
-            return child
-    return process
-
-
 def kill_after(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
     """Kill a training process once its run has finished a step."""
     deadline_s = time.monotonic() + TIMEOUT_S
     while not (run_dir / "metrics.jsonl").is_file() or all(record["step"] < step for record in read_steps(run_dir)):
         assert process.poll() is None and time.monotonic() < deadline_s
         time.sleep(0.05)
-    find_worker(psutil.Process(process.pid)).kill()
+    launched = psutil.Process(process.pid)
+    (find_worker(launched, 1) or launched).kill()  # without a launcher it trains itself
 
 
 @pytest.mark.slow  # two runs of two launches, and two that are killed and start again

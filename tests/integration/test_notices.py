@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from ascend_cpt.cluster.job.webhook import WEBHOOK_FILE
-from tests.integration.conftest import make_sections, pack_rows, run_command
+from tests.integration.conftest import find_worker, make_sections, pack_rows, run_command
 from tests.receiver import Receiver
 
 
@@ -100,12 +100,9 @@ def test_restart_is_sent_by_the_launcher(
         while not list((tmp_path / "output/run/checkpoint").glob("*/cpt_state.json")):
             assert time.monotonic() < deadline and launcher.poll() is None
             time.sleep(0.1)
-        workers = [
-            child
-            for child in psutil.Process(launcher.pid).children(recursive=True)
-            if child.environ().get("RANK_ID") == "1" and child.environ().get("MS_ROLE") == "MS_WORKER"
-        ]
-        workers[0].send_signal(signal.SIGKILL)
+        worker = find_worker(psutil.Process(launcher.pid), 1)
+        assert worker is not None
+        worker.send_signal(signal.SIGKILL)
         output, _ = launcher.communicate(timeout=200)
     finally:
         launcher.terminate()  # it ends its workers

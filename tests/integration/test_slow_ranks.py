@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ascend_cpt.backend.training.ranks.rank_exchange import MAX_STEPS
-from tests.integration.conftest import make_sections
+from tests.integration.conftest import find_worker, make_sections
 
 pytestmark = pytest.mark.slow
 
@@ -39,15 +39,6 @@ def wait_for(run: Path, kind: str, count: int, limit_s: float, process: subproce
     while len(read_records(run, kind)) < count:
         assert time.monotonic() < deadline and process.poll() is None, f"{count} records of kind {kind} expected"
         time.sleep(0.2)
-
-
-def find_worker(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
-    for process in psutil.Process(launcher.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            environ = process.environ()
-            if environ.get("RANK_ID") == str(rank) and environ.get("MS_ROLE") == "MS_WORKER":
-                return process
-    raise AssertionError(f"no worker of rank {rank}")
 
 
 @contextlib.contextmanager
@@ -96,7 +87,8 @@ def test_slowed_rank_is_named(packed: Path, tmp_path: Path, free_ports: list[int
     )
     try:
         wait_for(run, "ranks", 1, 240, launcher)
-        worker = find_worker(launcher, 1)
+        worker = find_worker(psutil.Process(launcher.pid), 1)
+        assert worker is not None
         before = len(read_records(run, "ranks"))
         with half_speed(worker):
             wait_for(run, "ranks", before + 3, 240, launcher)

@@ -61,7 +61,7 @@ def build_callbacks(
     tasks: Sequence[Task] = (),
     clock: StartClock | None = None,
     timeline: Timeline = NO_TIMELINE,
-    notices: Sink | None = None,
+    extra_sinks: Sequence[Sink] = (),
 ) -> list[Callback]:
     """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
 
@@ -77,7 +77,7 @@ def build_callbacks(
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     shared = cpt.storage.shared
-    sinks = _choose_sinks(run, initial_step, console, notices, reports, is_first_on_node and not shared)
+    sinks = _choose_sinks(run, initial_step, console, extra_sinks, reports, is_first_on_node and not shared)
     if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
         _check_missing_records(run, initial_step, sinks)
     monitor = StepMonitor(
@@ -116,11 +116,16 @@ def build_callbacks(
 
 
 def _choose_sinks(
-    run: ResolvedRun, initial_step: int, console: TextIO, notices: Sink | None, reports: bool, keeps_records: bool
+    run: ResolvedRun,
+    initial_step: int,
+    console: TextIO,
+    extra_sinks: Sequence[Sink],
+    reports: bool,
+    keeps_records: bool,
 ) -> SinkGroup:
     """Return the sinks of a rank: without shared storage a node that does not report keeps records for its resume."""
     if reports:
-        return _open_sinks(run, initial_step, console, notices)
+        return _open_sinks(run, initial_step, console, extra_sinks)
     return SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
 
 
@@ -244,7 +249,7 @@ def _find_base(run: ResolvedRun, initial_step: int) -> dict[str, Any] | None:
     return describe_base(weights) if weights else None
 
 
-def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, notices: Sink | None) -> SinkGroup:
+def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, extra_sinks: Sequence[Sink]) -> SinkGroup:
     settings = run.config.cpt.monitor
     info = dataclasses.replace(
         describe_run(run), base=_find_base(run, initial_step), software={"ascend_cpt": __version__, **list_software()}
@@ -262,7 +267,7 @@ def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, notices: S
         config=info,
         warn=SinkGroup([], console).warn,
     )
-    return SinkGroup([*always, *trackers, *([notices] if notices else []), ReportSink(run.run_dir)], console)
+    return SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir)], console)
 
 
 def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[str, Any] | None) -> DataAccount:

@@ -18,7 +18,7 @@ from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.cluster.job.launcher_files import report_activity, report_step, reporting_activity
 from ascend_cpt.errors import CptError, RunStopped
 from ascend_cpt.monitor.forgetting import AlarmVerdict, ForgettingAlarm, describe_stop
-from ascend_cpt.monitor.goodput.slow_ranks import SlowRankDetector
+from ascend_cpt.monitor.goodput.slow_ranks import NewSlowRanks, SlowRankDetector
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.sinks import SinkGroup
 from ascend_cpt.run.evaluation.watching import take_stop_request
@@ -55,7 +55,7 @@ class RunController(Callback):
         self._evaluator: Evaluator | None = None
         self._timeline = timeline
         self._stop_at_step = stop_at_step
-        self._exchange, self._slow_ranks = exchange, slow_ranks
+        self._exchange, self._slow_ranks, self._new_slow_ranks = exchange, slow_ranks, NewSlowRanks()
         self._reports_to_launcher = reports_to_launcher
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
@@ -160,7 +160,7 @@ class RunController(Callback):
         found = self._exchange.exchange(step, is_stop_requested=is_requested, step_s=step_s, data_wait_s=data_wait_s)
         if self._sinks and (record := self._slow_ranks.add(step, found.times, self._exchange.node_names)):
             self._sinks.write(record)
-            for warning in self._slow_ranks.list_new(record):
+            for warning in self._new_slow_ranks.describe(record):
                 self._sinks.warn(f"step {step}: {warning}")
         return found.signal, found.is_stop_requested
 

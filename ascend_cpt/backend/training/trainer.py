@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from ascend_cpt.checkpoint.full_disk import report_full_disk
 from ascend_cpt.cluster.job.launcher_files import report_own_stop
-from ascend_cpt.cluster.job.webhook import Webhook
+from ascend_cpt.cluster.job.webhook import NO_WEBHOOK, Webhook
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.model.frozen import list_frozen
@@ -37,7 +37,7 @@ class Launch:
     """Measures the parts of the time to the first step."""
     timeline: Timeline = NO_TIMELINE
     """Records what the time of the run is spent on."""
-    webhook: Webhook = field(default_factory=lambda: Webhook(None))
+    webhook: Webhook = NO_WEBHOOK
     """Receives notices of the run; only on the rank that reports it."""
 
 
@@ -136,7 +136,7 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
         tasks=launch.tasks,
         clock=launch.clock,
         timeline=launch.timeline,
-        notices=NoticeSink(launch.webhook, run.run_dir.name),
+        extra_sinks=[NoticeSink(launch.webhook, run.run_dir.name)],
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import stat
 import threading
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ascend_cpt.cluster.messages.private_file import read_regular_file
 from ascend_cpt.errors import ConfigError
 
 WEBHOOK_FILE = "ASCEND_CPT_WEBHOOK_FILE"
@@ -34,6 +34,7 @@ _FORMAT_OF_HOST = {
 TIMEOUT_S = 5.0
 RETRY_DELAYS_S = (1.0, 4.0)
 MAX_WAITING = 100
+MAX_FILE_BYTES = 1 << 16
 CLOSE_S = 10.0
 
 
@@ -119,6 +120,10 @@ class Webhook:
             time.sleep(delay_s)
 
 
+NO_WEBHOOK = Webhook(None)
+"""Sends nothing."""
+
+
 def _is_final(error: Exception) -> bool:
     """Return whether the same request would be refused again."""
     return isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code != 429
@@ -153,16 +158,16 @@ def open_webhook(environ: Mapping[str, str], warn: Callable[[str], None] = print
         ConfigError: when the file cannot be used.
     """
     if not (name := environ.get(WEBHOOK_FILE)):
-        return Webhook(None)
+        return NO_WEBHOOK
     path = Path(name).expanduser()
     where = f"{WEBHOOK_FILE}={name}"
     try:
-        words = path.read_text(encoding="utf-8").split()
-        mode = path.stat().st_mode
-    except (OSError, UnicodeDecodeError) as error:
+        content, status = read_regular_file(path, MAX_FILE_BYTES)
+        words = content.decode().split()
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ConfigError(f"{where}: cannot be read ({reason}); write the address of the webhook into it") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if status.st_mode & 0o077:
         raise ConfigError(f"{where}: other users can read this file; run chmod 600 {path}")
     if not 1 <= len(words) <= 2:
         raise ConfigError(f"{where}: must contain one address, optionally followed by a format ({', '.join(FORMATS)})")

@@ -18,7 +18,7 @@ HEARTBEAT_TIMEOUT_S = 45.0
 
 
 def are_ports_free(first: int) -> bool:
-    """Return whether nobody listens on the ports that a job with this MASTER_PORT listens on."""
+    """Return whether the ports that a job with this MASTER_PORT listens on are free."""
     return all(map(_is_free, range(first, first + PORTS_OF_A_JOB)))
 
 

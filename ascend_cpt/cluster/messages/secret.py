@@ -13,6 +13,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from ascend_cpt.cluster.messages.private_file import read_regular_file
 from ascend_cpt.errors import ClusterError
 
 # Shorter secrets could be found by trying: everyone who can connect can collect proofs to compare guesses with.
@@ -39,27 +40,22 @@ def read_secret_file(path: Path) -> bytes:
             root, can be read by others, or is too short or too long.
     """
     try:
-        # Without O_NONBLOCK a FIFO would block.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        content, status = read_regular_file(path, MAX_SECRET_BYTES + len(b"\n") + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ClusterError(
             f"{path}: the job secret cannot be read ({reason}); put the job's secret there on every node "
             "(docs/multi_node.md, section 4)"
         ) from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ClusterError(f"{path}: the job secret must be in a regular file; give the path of one")
-        if status.st_uid not in (os.geteuid(), 0):
-            raise ClusterError(f"{path}: belongs to another user; use a secret file of your own")
-        if status.st_mode & 0o077:
-            raise ClusterError(
-                f"{path}: others may read the job secret (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
-            )
-        return check_secret(os.read(descriptor, MAX_SECRET_BYTES + len(b"\n") + 1), str(path))
-    finally:
-        os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ClusterError(f"{path}: the job secret must be in a regular file; give the path of one")
+    if status.st_uid not in (os.geteuid(), 0):
+        raise ClusterError(f"{path}: belongs to another user; use a secret file of your own")
+    if status.st_mode & 0o077:
+        raise ClusterError(
+            f"{path}: others may read the job secret (mode {stat.S_IMODE(status.st_mode):04o}): chmod 600 {path}"
+        )
+    return check_secret(content, str(path))
 
 
 def read_secret_from_input() -> bytes:

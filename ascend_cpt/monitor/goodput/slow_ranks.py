@@ -27,7 +27,7 @@ class RankTimes:
     probe_s: float
     """A matrix product of the same size on every rank."""
     late_s: float
-    """How long the last rank to arrive waited less in the collective than the one that waited longest."""
+    """How much shorter this rank waited in the collective than the one that waited longest: how late it came."""
 
 
 class SlowRank(TypedDict):
@@ -66,7 +66,6 @@ class SlowRankDetector:
     def __init__(self, max_excess: float) -> None:
         self._max_excess = max_excess
         self._window: list[list[RankTimes]] = []
-        self._reported: set[tuple[int, str]] = set()
 
     def add(self, step: int, times: Sequence[RankTimes], node_names: Sequence[str]) -> RanksRecord | None:
         """Add the times of an exchange, one element per rank; return a record when the window is full."""
@@ -102,12 +101,18 @@ class SlowRankDetector:
             slow=slow[:MAX_LISTED],
         )
 
-    def list_new(self, record: RanksRecord) -> list[str]:
-        """Return a warning for each slow rank that was not slow in the window before."""
-        found = {(one["rank"], one["cause"]) for one in record.slow}
-        new = found - self._reported
-        self._reported = found
-        return [describe_slow(one) for one in record.slow if (one["rank"], one["cause"]) in new]
+
+class NewSlowRanks:
+    """Finds the slow ranks of a record that are not in the record before it."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[int, str]] = set()
+
+    def describe(self, record: RanksRecord) -> list[str]:
+        """Return a line for each rank that has become slow, or slow for another cause."""
+        known = self._known
+        self._known = {(one["rank"], one["cause"]) for one in record.slow}
+        return [describe_slow(one) for one in record.slow if (one["rank"], one["cause"]) not in known]
 
 
 def describe_slow(one: SlowRank) -> str:

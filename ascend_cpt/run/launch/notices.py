@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ascend_cpt.cluster.job.webhook import Webhook
 from ascend_cpt.cluster.launch.workers.worker_entry import LAUNCHER_PID
 from ascend_cpt.errors import CptError
-from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord, describe_slow
+from ascend_cpt.monitor.goodput.slow_ranks import NewSlowRanks, RanksRecord
 from ascend_cpt.monitor.record import Record, StartRecord, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.sinks import format_start, format_task, format_validation
 
@@ -24,23 +24,18 @@ class NoticeSink:
 
     def __init__(self, webhook: Webhook, job: str) -> None:
         self._webhook, self._job = webhook, job
-        self._alarms: set[str] = set()
-        self._slow: set[int] = set()
+        self._new_slow_ranks = NewSlowRanks()
 
     def write(self, record: Record) -> None:
         """Send a notice if the record deserves one."""
         if isinstance(record, StartRecord):
             self._webhook.send("start", self._job, f"training at step {record.step}; {format_start(record)}")
         elif isinstance(record, (ValidationRecord, TaskRecord)):
-            if record.alarm and record.name not in self._alarms:
+            if record.alarm and record.above_since_step == record.step:
                 text = format_task(record) if isinstance(record, TaskRecord) else format_validation(record)
                 self._webhook.send("alarm", self._job, text)
-            (self._alarms.add if record.alarm else self._alarms.discard)(record.name)
-        elif isinstance(record, RanksRecord):
-            new = [one for one in record.slow if one["rank"] not in self._slow]
-            self._slow = {one["rank"] for one in record.slow}
-            if new:
-                self._webhook.send("alarm", self._job, "; ".join(map(describe_slow, new)))
+        elif isinstance(record, RanksRecord) and (new := self._new_slow_ranks.describe(record)):
+            self._webhook.send("alarm", self._job, "; ".join(new))
 
     def close(self) -> None:
         """Do nothing: the webhook is closed after the end of the run has been sent."""
@@ -48,7 +43,7 @@ class NoticeSink:
 
 @contextmanager
 def notifying_end(webhook: Webhook, job: str) -> Iterator[None]:
-    """Send a notice when an error ends the run, and close the webhook. A crash under the launcher is its to report."""
+    """Send a notice when an error ends the run, and close the webhook. Under the launcher, it reports crashes."""
     try:
         yield
     except CptError as error:

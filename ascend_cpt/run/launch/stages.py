@@ -14,7 +14,7 @@ from ascend_cpt.cluster.launch.arguments import parse_launch
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.config.train_stages import StageConfig, load_stages
 from ascend_cpt.errors import ConfigError
-from ascend_cpt.run.raw_sources import RawSource, find_raw_sources
+from ascend_cpt.run.raw_sources import RawSource, find_raw_sources, list_packed
 from ascend_cpt.run.resolve import find_run_dir
 
 
@@ -43,14 +43,9 @@ class StageLaunch:
     raw: tuple[RawSource, ...]
 
     @property
-    def is_packed(self) -> bool:
-        """Whether this node sees the packed dataset of every source of raw text."""
-        return all(source.is_packed for source in self.raw)
-
-    @property
     def packed(self) -> dict[str, str] | None:
-        """The prefixes of the packed datasets; None while one is missing."""
-        return {source.name: source.prefix for source in self.raw} if self.is_packed else None
+        """The prefixes of the packed datasets; None while this node does not see one of them."""
+        return list_packed(self.raw)
 
 
 def plan_launches(path: Path, launch: Sequence[str], options: StageOptions) -> list[StageLaunch]:

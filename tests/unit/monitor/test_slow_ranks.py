@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ascend_cpt.monitor.goodput.slow_ranks import WINDOW, RanksRecord, RankTimes, SlowRankDetector
+from ascend_cpt.monitor.goodput.slow_ranks import WINDOW, NewSlowRanks, RanksRecord, RankTimes, SlowRankDetector
 from ascend_cpt.monitor.record import parse_record, to_values
 from ascend_cpt.monitor.summary import describe_slow_ranks
 
@@ -38,7 +38,7 @@ def test_each_cause_is_named(of_rank_2: dict[str, float], cause: str, excess: fl
     detector = SlowRankDetector(0.1)
     record = fill(detector, **of_rank_2)
     assert record.slow == [{"rank": 2, "node": "b", "cause": cause, "excess": pytest.approx(excess)}]
-    assert detector.list_new(record) == [f"rank 2 (node b) {words}"]
+    assert NewSlowRanks().describe(record) == [f"rank 2 (node b) {words}"]
     assert (record.num_ranks, record.step_s, record.probe_s) == (4, 1.0, 0.002)
 
 
@@ -57,11 +57,11 @@ def test_one_hiccup_is_not_a_slow_rank() -> None:
 
 
 def test_a_rank_is_warned_about_once_until_it_has_recovered() -> None:
-    detector = SlowRankDetector(0.1)
-    assert len(detector.list_new(fill(detector, probe_s=0.003))) == 1
-    assert detector.list_new(fill(detector, probe_s=0.004)) == []
-    assert detector.list_new(fill(detector)) == []
-    assert len(detector.list_new(fill(detector, probe_s=0.003))) == 1
+    detector, new = SlowRankDetector(0.1), NewSlowRanks()
+    assert len(new.describe(fill(detector, probe_s=0.003))) == 1
+    assert new.describe(fill(detector, probe_s=0.004)) == []
+    assert new.describe(fill(detector)) == []
+    assert len(new.describe(fill(detector, probe_s=0.003))) == 1
 
 
 def test_one_of_two_ranks_is_found() -> None:

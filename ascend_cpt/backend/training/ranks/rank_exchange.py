@@ -6,9 +6,11 @@ import math
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ascend_cpt.backend.collectives import sum_over_ranks
 from ascend_cpt.backend.training import stop_signals
@@ -50,7 +52,7 @@ class RankExchange:
         self._rank, self._num_ranks = rank, num_ranks
         self._next_step = 0
         self._probe = SpeedProbe()
-        self._exchanges_per_probe = self._num_exchanges = 0
+        self._num_exchanges = 0
         self._probe_s = self._wait_s = 0.0
         self.node_names: tuple[str, ...] = ()
         """Host name of each rank, known after the first exchange of several ranks."""
@@ -69,10 +71,8 @@ class RankExchange:
             data_wait_s: The part of it in which this rank waited for data.
         """
         requests = [*stop_signals.list_received(), float(is_stop_requested)]
-        rows = np.zeros((self._num_ranks, _NUM_REQUESTS + 4))
-        rows[self._rank] = [*requests, step_s, data_wait_s, self._probe_s, self._wait_s]
         start_s = time.perf_counter()
-        rows = sum_over_ranks(rows.ravel(), self._num_ranks).reshape(rows.shape)
+        rows = self._gather([*requests, step_s, data_wait_s, self._probe_s, self._wait_s])
         self._wait_s = time.perf_counter() - start_s
         counts, times = rows[:, :_NUM_REQUESTS].sum(axis=0), rows[:, _NUM_REQUESTS:]
         if self._num_ranks > 1:
@@ -98,16 +98,19 @@ class RankExchange:
     def _prepare(self) -> None:
         """Exchange host names and agree on the size of the probe, the smallest that any rank has found."""
         name = socket.gethostname().encode()[:_NAME_BYTES]
-        rows = np.zeros((self._num_ranks, 1 + _NAME_BYTES))
-        rows[self._rank, 0] = self._probe.find_size()
-        rows[self._rank, 1 : 1 + len(name)] = list(name)
-        rows = sum_over_ranks(rows.ravel(), self._num_ranks).reshape(rows.shape)
+        rows = self._gather([self._probe.find_size(), *name.ljust(_NAME_BYTES, b"\0")])
         self._probe.set_size(int(rows[:, 0].min()))
         self.node_names = tuple(
             bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="replace") for row in rows[:, 1:]
         )
 
-    def _list_times(self, rows: np.ndarray) -> list[RankTimes]:
+    def _gather(self, values: Sequence[float]) -> npt.NDArray[np.float32]:
+        """Return the values of every rank, one row each; as float32, which has all bytes and enough of a time."""
+        rows = np.zeros((self._num_ranks, len(values)))
+        rows[self._rank] = values
+        return sum_over_ranks(rows.ravel(), self._num_ranks).reshape(rows.shape)
+
+    def _list_times(self, rows: npt.NDArray[np.float32]) -> list[RankTimes]:
         if self._num_ranks == 1 or not rows[:, 3].all():
             return []
         longest_wait_s = rows[:, 3].max()

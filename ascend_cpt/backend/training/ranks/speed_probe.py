@@ -8,19 +8,18 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint
 
-# On an Ascend 910B the largest takes about 0.5 ms, on one CPU core one of 512 about 5 ms.
 SIZES = (128, 256, 512, 1024, 2048, 4096)
 LONG_ENOUGH_S = 0.002
 
 
 class SpeedProbe:
-    """Multiplies two square matrices, in float16 on an NPU and in float32 on a CPU, without communication."""
+    """Multiplies two square float32 matrices, without communication; on a CPU only."""
 
     def __init__(self) -> None:
         self._matrix: Tensor | None = None
 
     def find_size(self) -> int:
-        """Return the smallest of `SIZES` that takes `LONG_ENOUGH_S`, or the largest; it compiles the operator."""
+        """Return the smallest of `SIZES` that takes `LONG_ENOUGH_S`, or the largest; 0 on an NPU, for no probe."""
         if ms.get_context("device_target") != "CPU":
             return 0  # the software NPU has no aclnnMatmul outside a graph, so it could not be tried
         for size in SIZES:
@@ -30,15 +29,17 @@ class SpeedProbe:
         return SIZES[-1]
 
     def set_size(self, size: int) -> None:
-        """Allocate the matrix (`size` × `size`) and run the product once, so that `measure` includes no compilation."""
+        """Allocate the matrix (`size` × `size`) and run the product once, so that `measure` includes no compilation.
+
+        With a size of 0 nothing is measured.
+        """
         if not size:
             return
-        dtype = np.float32 if ms.get_context("device_target") == "CPU" else np.float16
-        self._matrix = Tensor(np.full((size, size), 1 / size, dtype))
+        self._matrix = Tensor(np.full((size, size), 1 / size, np.float32))
         self.measure()
 
     def measure(self) -> float:
-        """Return the time of the product in seconds; 0 before `set_size`."""
+        """Return the time of the product in seconds; 0 without a matrix."""
         if self._matrix is None:
             return 0.0
         start_s = time.perf_counter()

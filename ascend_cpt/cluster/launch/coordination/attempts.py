@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ascend_cpt.cluster.job.webhook import Webhook
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient, open_coordinator_client
-from ascend_cpt.cluster.launch.coordination.restart_policy import HANG_REASON, End, Outcome, RestartDecision
+from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.supervisor import Supervisor
@@ -47,9 +47,10 @@ def _run_attempts(
             if earlier := archive_logs(settings.log_dir):
                 print_status(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
             is_first = False
-            outcome = Supervisor(settings, command, environment, requests, client).run()
+            supervisor = Supervisor(settings, command, environment, requests, client)
+            outcome = supervisor.run()
             decision = client.report(outcome)
-            _send_notices(settings, outcome, decision, webhook)
+            _send_notices(settings, outcome, decision, webhook, is_hang=supervisor.reported_hang)
         if decision.message:
             print_status(decision.message)
         if requests.received:
@@ -63,11 +64,13 @@ def _run_attempts(
             return 128 + requests.received[0]
 
 
-def _send_notices(settings: LaunchSettings, outcome: Outcome, decision: RestartDecision, webhook: Webhook) -> None:
+def _send_notices(
+    settings: LaunchSettings, outcome: Outcome, decision: RestartDecision, webhook: Webhook, *, is_hang: bool
+) -> None:
     """Send a hang from the node that has found it, and restarts and the end of a failed job from node 0."""
     job = " ".join([settings.script.name, *settings.script_arguments])
-    if outcome.reason.startswith(HANG_REASON) and outcome.end is not End.CANCELLED:
-        webhook.send("hang", job, outcome.reason.removeprefix(HANG_REASON))
+    if is_hang:
+        webhook.send("hang", job, outcome.reason.removeprefix("hang: "))
     if settings.node_rank != 0 or outcome.end is End.CONTINUES:
         return
     if decision.again:

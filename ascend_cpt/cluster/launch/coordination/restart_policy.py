@@ -12,10 +12,6 @@ MAX_DELAY_S = 300.0
 VMSTAT = Path("/proc/vmstat")
 
 
-HANG_REASON = "hang: "
-"""Start of the reason of an outcome that the hang watchdog has reported."""
-
-
 class End(str, Enum):
     """Why an attempt ended on a node."""
 

@@ -22,13 +22,7 @@ import psutil
 from ascend_cpt.cluster.job.launcher_files import read_step
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient
-from ascend_cpt.cluster.launch.coordination.restart_policy import (
-    CONTINUES,
-    DONE,
-    End,
-    Outcome,
-    count_memory_kills,
-)
+from ascend_cpt.cluster.launch.coordination.restart_policy import CONTINUES, DONE, End, Outcome, count_memory_kills
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.hang_diagnosis import (
@@ -77,6 +71,8 @@ class Supervisor:
         self._num_memory_kills = count_memory_kills()
         self._watchdog = HangWatchdog(settings.progress_file, settings.hang_timeout_s)
         self._hang: Hang | None = None
+        self.reported_hang = False
+        """Whether the outcome of the attempt is a hang."""
 
     def run(self) -> Outcome:
         """Run the attempt and return its outcome. All its processes have ended by then."""
@@ -117,6 +113,7 @@ class Supervisor:
         if self._hang and not (self._failures or self._scheduler_code or self._must_end()):
             outcome = self._report_hang(self._hang)
             if not self._must_end():
+                self.reported_hang = True
                 return outcome
         if self._scheduler_code:
             # The workers are about to fail as well, with more detailed errors.
