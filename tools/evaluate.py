@@ -16,7 +16,7 @@ from ascend_cpt.installed import require
 
 require()
 
-from ascend_cpt.errors import run_command
+from ascend_cpt.cluster.job.launcher_files import run_worker
 from ascend_cpt.softnpu.environment import enter
 
 
@@ -29,4 +29,4 @@ def start() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(start))
+    sys.exit(run_worker(start))

@@ -1,7 +1,7 @@
 """Files through which workers report to the launcher of their node.
 
-They hold the last finished step, work between steps that takes long, stacks on request, and a deliberate end. Another
-file makes msrun's scheduler wait until rank 0 is about to train.
+They hold the last finished step, work between steps that takes long, stacks on request, a deliberate end, and the exit
+code before Python and MindSpore shut down. Another file makes msrun's scheduler wait until rank 0 is about to train.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
+
+from ascend_cpt.errors import EXIT_OK, run_command
 
 PROGRESS_FILE = "ASCEND_CPT_PROGRESS_FILE"
 STOP_FILE = "ASCEND_CPT_STOP_FILE"
@@ -84,6 +86,34 @@ def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
     """
     if name := environ.get(STOP_FILE):
         Path(name).touch()
+
+
+def run_worker(main: Callable[[], int | None], environ: Mapping[str, str] = os.environ) -> int:
+    """Run a worker's `main` as `run_command` does; record its exit code for the launcher, if there is one.
+
+    MindSpore may crash while it shuts down afterwards. The launcher then uses this code instead of the signal.
+    """
+    try:
+        code = run_command(main)
+    except SystemExit as error:  # argparse: --help, or a wrong argument
+        code = error.code if isinstance(error.code, int) else EXIT_OK
+    rank = environ.get("RANK_ID", "")
+    if (folder := environ.get(STACKS_DIR)) and rank and environ.get("MS_ROLE") != "MS_SCHED":
+        _write(result_path(Path(folder), int(rank)), f"{code}\n")
+    return code
+
+
+def read_result(folder: Path, rank: int) -> int | None:
+    """Return the exit code that a worker recorded; None if it did not reach its end."""
+    try:
+        return int(result_path(folder, rank).read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+
+
+def result_path(folder: Path, rank: int) -> Path:
+    """Return the file in which a worker records its exit code."""
+    return folder / f"result_{rank}"
 
 
 def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:

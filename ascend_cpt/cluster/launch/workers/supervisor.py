@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from ascend_cpt.cluster.job.launcher_files import read_step
+from ascend_cpt.cluster.job.launcher_files import read_result, read_step, result_path
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient
 from ascend_cpt.cluster.launch.coordination.restart_policy import CONTINUES, DONE, End, Outcome, count_memory_kills
@@ -86,6 +86,9 @@ class Supervisor:
 
     def _start(self) -> None:
         self._settings.continue_file.unlink(missing_ok=True)
+        first = self._settings.first_rank
+        for rank in range(first, first + self._settings.num_local_workers):
+            result_path(self._settings.log_dir, rank).unlink(missing_ok=True)
         alone = self._settings.num_workers == 1
         log = self._settings.worker_log(0) if alone else self._settings.msrun_log
         with log.open("wb") as output:
@@ -175,11 +178,21 @@ class Supervisor:
             if pid == self._scheduler_pid:
                 self._scheduler_pid = None
                 self._scheduler_code = code
-            elif (rank := self._ranks.pop(pid, None)) is not None and code != 0:
+            elif (rank := self._ranks.pop(pid, None)) is not None and (code := self._correct(rank, code)) != 0:
                 self._failures[rank] = code
         if self._ranks and self._hang is None:
             self._hang = self._watchdog.check(time.monotonic())
         time.sleep(POLL_S)
+
+    def _correct(self, rank: int, code: int) -> int:
+        """Return the exit code that a worker recorded if a signal ended it afterwards, while MindSpore shut down."""
+        if code >= 0 or (result := read_result(self._settings.log_dir, rank)) is None:
+            return code
+        print_status(
+            f"warning: worker {rank} was killed by {name_signal(-code)} while it shut down, after its work (exit code "
+            f"{result}); its log: {_relative(self._settings.worker_log(rank))}"
+        )
+        return result
 
     def _report_failure(self) -> Outcome:
         """Print which worker failed first and why, and return the outcome."""
