@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     process = read_process()
     config = load_config(args.config, parse_assignments(args.set)) if args.config else None
     if config is None and args.set:
-        raise ConfigError("--set: changes a configuration; give --config")
+        raise ConfigError("--set: overrides keys of a configuration; give one with --config")
     settings = collect_settings(args, config)
     run = follow(args.model) if args.watch else None
     datasets = [*open_sets(settings).values(), *open_haystacks(settings.tasks).values()]

@@ -12,14 +12,14 @@ LIGHT = ("numpy", "yaml", "psutil", "safetensors", "xxhash", "orjson", "pyarrow"
 """What the programs import at once, by the names of the modules."""
 
 ADVICE = (
-    "bash scripts/quickstart.sh makes an environment in .venv, which the scripts use; or set ASCEND_CPT_PYTHON to a "
-    "Python with the packages of requirements/base.txt, and run the tools with it"
+    "run bash scripts/quickstart.sh, which creates an environment for the scripts in .venv, or set ASCEND_CPT_PYTHON "
+    "to a Python that has the packages of requirements/base.txt, and run the tools with it"
 )
 
 
 def explain_missing(names: "list[str]") -> str:
     """Return the line for modules that cannot be imported."""
-    return "error: {} has no {}; {}".format(sys.executable, ", ".join(names), ADVICE)
+    return "error: {} lacks {}; {}".format(sys.executable, ", ".join(names), ADVICE)
 
 
 def require(*names: str) -> None:

@@ -174,7 +174,7 @@ def describe_raw_sources(config: RunConfig) -> dict[str, str] | None:
         print(source.describe())
     prefixes = list_packed(sources)
     if prefixes is None:
-        print("plan     needs the packed data; the same command without --dry-run packs it before it trains")
+        print("plan     needs the packed data; the same command without --dry-run packs it before training")
     return prefixes
 
 

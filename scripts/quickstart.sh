@@ -40,7 +40,7 @@ train configs/qwen3/cpt_qwen3_tiny.yaml
 step "5/6 Export to Hugging Face format, verification, and text generation"
 EXPORTED=output/qwen3_tiny_hf
 if [[ -d "$EXPORTED" ]]; then
-    echo "$EXPORTED: exists, reusing"
+    echo "$EXPORTED: already exists; reusing it"
 else
     "$PYTHON" tools/convert_weights.py to-hf output/qwen3_tiny "$EXPORTED" --like data/sample/tokenizer
 fi

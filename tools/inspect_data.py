@@ -75,7 +75,7 @@ def parse_adopt(arguments: list[str]) -> AdoptSettings:
         help="trained tokens per row: as many as a row has ids, or one less [whichever is even]",
     )
     add("--pad-id", type=int, help="id with which rows are padded at the end [the tokenizer's padding token]")
-    add("--ignore-labels", action="store_true", help="train on every token, whatever the column of labels says")
+    add("--ignore-labels", action="store_true", help="train on every token, whatever the labels in the file are")
     args = parser.parse_args(arguments)
     return AdoptSettings(
         path=args.path,

@@ -31,7 +31,7 @@ def main() -> None:
 
     made = make_sample(args.output_dir, overwrite=args.overwrite)
     record = json.loads((args.output_dir / RECORD_FILE).read_text(encoding="utf-8"))
-    print(f"sample corpus in {args.output_dir}: " + ("created" if made else "already complete, reusing"))
+    print(f"sample corpus in {args.output_dir}: " + ("created" if made else "already complete; reusing it"))
     for domain, splits in record["domains"].items():
         for split, counts in splits.items():
             print(f"  {domain}/{split}: {counts['num_documents']} documents, {counts['text_bytes'] / 1e6:.2f} MB")

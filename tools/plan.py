@@ -38,7 +38,7 @@ STEPS = {"compile": 1, "simulate": 3}
 def parse_arguments() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(
-        description="Estimate memory, speed and disk of a configuration on a cluster, and compile it without NPUs.",
+        description="Estimate memory, speed and disk space of a run on a cluster, and compile it without NPUs.",
         epilog="Exit code: 0 it fits (and compiles as planned), 1 it does not, 2 the configuration is invalid.",
     )
     parser.add_argument("config", type=Path, metavar="YAML", help="configuration file; its datasets need not exist")
@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     compiling.add_argument(
         "--all-micro-batches",
         action="store_true",
-        help="compile every micro batch of a step (default: at most twice the stages)",
+        help="compile every micro batch of a step (default: at most two per stage)",
     )
     compiling.add_argument(
         "--timeout", type=float, default=3600, metavar="S", help="time limit per rank in seconds (default: 3600)"

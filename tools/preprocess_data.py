@@ -132,7 +132,12 @@ def parse_args() -> PreprocessSettings:
         help="concat: pad or drop the last, incomplete row of a shard [%(default)s]",
     )
     add("--overwrite", action="store_true", help="replace existing output that differs from this run's")
-    add("--log-interval", type=int, metavar="N", help="accepted but has no effect: progress is printed by time")
+    add(
+        "--log-interval",
+        type=int,
+        metavar="N",
+        help="accepted but has no effect: progress is printed at intervals of time",
+    )
 
     add = parser.add_argument_group("several machines").add_argument
     add("--engine", choices=RUN_ENGINES, default="local", help="how to run the shards [%(default)s]")

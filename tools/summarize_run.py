@@ -18,7 +18,7 @@ from ascend_cpt.monitor.summary import summarize_run
 
 def main() -> int:
     """Print the summary of each run folder."""
-    parser = argparse.ArgumentParser(description="Summarize runs: results and paths of their files.")
+    parser = argparse.ArgumentParser(description="Print the results of runs and the paths of their files.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, such as output/qwen3_tiny")
     for run in parser.parse_args().runs:
         print("\n".join(summarize_run(run)))

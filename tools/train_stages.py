@@ -3,8 +3,8 @@
 python tools/train_stages.py configs/stages/qwen3_tiny_256_512.yaml 2
 python tools/train_stages.py stages.yaml 64 8 $MASTER 8118 $RANK        on every node
 
-Exit codes: 0 all stages are complete, 3 a stage is held, 2 an error in the files or on the command line, otherwise the
-launcher's. The same command resumes where it stopped.
+Exit codes: 0 all stages are complete, 3 a stage is held, 2 an error in the files or on the command line; other
+codes are the launcher's. The same command resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Measure small changes of a configuration on this machine, and write the combination of those that train faster.
+"""Measure small changes to a configuration on this machine, and write the combination of those that speed up training.
 
 python tools/tune.py configs/qwen3/cpt_qwen3_8b.yaml --steps 20 --write configs/qwen3/tuned.yaml
 
-Every overlay of configs/tuning and the configuration itself run in turns, as short runs with random weights that save
-nothing. Failing overlays are dropped with the reason. An interrupted session continues with the same command. See
-docs/tuning.md.
+Every overlay of configs/tuning and the configuration itself are run alternately, with random weights, for a few steps
+and without saving. An overlay that fails is dropped, and the reason is printed. The same command continues an
+interrupted session. See docs/tuning.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def parse_arguments() -> argparse.Namespace:
         help="overlays or folders with overlays (default: configs/tuning)",
     )
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps of a trial (default: 20)")
-    parser.add_argument("--warmup-steps", type=int, default=5, metavar="N", help="first steps left out (default: 5)")
+    parser.add_argument(
+        "--warmup-steps", type=int, default=5, metavar="N", help="first steps that are not measured (default: 5)"
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of every overlay (default: 3)")
     parser.add_argument(
         "--timeout", type=float, default=1800, metavar="S", help="time limit of a trial in seconds (default: 1800)"
@@ -67,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="results and logs (default: tuning/<YAML's name>)")
     parser.add_argument("--write", type=Path, metavar="YAML", help="write the fastest configuration to this new file")
-    parser.add_argument("--retry-failed", action="store_true", help="run overlays that failed before again")
+    parser.add_argument("--retry-failed", action="store_true", help="run overlays that failed earlier again")
     args = parser.parse_args()
     for name, minimum in (("steps", 1), ("warmup_steps", 0), ("rounds", 2), ("timeout", 1), ("workers", 1)):
         value = getattr(args, name)
@@ -116,7 +118,7 @@ def print_outcome(args: argparse.Namespace, outcome: Outcome, notice: str) -> No
     if notice:
         print(notice)
     if outcome.winner is None:
-        print("No overlay gained more than the noise: keep the configuration as it is.")
+        print("No overlay gained more than the noise; keep the configuration as it is.")
         return
     candidate, comparison = outcome.winner
     print(f"Fastest: {', '.join(candidate.overlays)} ({comparison.gain:+.1%}, noise ±{comparison.noise:.1%})")

@@ -1,4 +1,4 @@
-"""Flags of MindSpeed-LLM and Megatron-LM that have another name or place here; the error for them names it."""
+"""Flags of MindSpeed-LLM and Megatron-LM that have another name or place here, which their error message gives."""
 
 from __future__ import annotations
 
@@ -38,39 +38,39 @@ PREPROCESS_FLAGS = {
 }
 
 TRAIN_FLAGS = {
-    "--train-iters": "cpt.train_tokens = iterations × global batch × sequence length",
-    "--train-samples": "cpt.train_tokens = samples × sequence length",
-    "--lr": "cpt.schedule.peak_lr",
-    "--min-lr": "cpt.schedule.final_lr",
-    "--lr-decay-style": "cpt.schedule.kind",
-    "--lr-warmup-fraction": "cpt.schedule.warmup_share",
-    "--lr-warmup-iters": "cpt.schedule.warmup_tokens",
-    "--lr-decay-iters": "cpt.train_tokens; the rate decays over the whole run",
-    "--micro-batch-size": "runner_config.batch_size",
-    "--global-batch-size": "cpt.global_batch_size",
-    "--rampup-batch-size": "cpt.global_batch_size, a list of {until, size}",
-    "--seq-length": "cpt.seq_length",
-    "--max-position-embeddings": "model.model_config.max_position_embeddings",
-    "--tensor-model-parallel-size": "parallel_config.model_parallel",
-    "--pipeline-model-parallel-size": "parallel_config.pipeline_stage",
-    "--context-parallel-size": "parallel_config.context_parallel",
-    "--sequence-parallel": "parallel_config.use_seq_parallel",
-    "--use-distributed-optimizer": "parallel.enable_parallel_optimizer",
-    "--data-path": "cpt.sources, or --train_dataset_dir for one dataset",
-    "--save": "output_dir",
-    "--save-interval": "cpt.checkpoint.every, for example '1000 steps'",
-    "--eval-interval": "cpt.validation.every, for example '1000 steps'",
-    "--eval-iters": "cpt.validation.max_rows",
-    "--log-interval": "cpt.monitor.print_every_steps; metrics.jsonl has every step",
-    "--weight-decay": "optimizer.weight_decay",
-    "--clip-grad": "runner_wrapper.max_grad_norm",
-    "--seed": "seed",
-    "--split": "cpt.validation.sets, datasets that are packed separately",
+    "--train-iters": "set cpt.train_tokens to iterations × global batch × sequence length",
+    "--train-samples": "set cpt.train_tokens to samples × sequence length",
+    "--lr": "use cpt.schedule.peak_lr",
+    "--min-lr": "use cpt.schedule.final_lr",
+    "--lr-decay-style": "use cpt.schedule.kind",
+    "--lr-warmup-fraction": "use cpt.schedule.warmup_share",
+    "--lr-warmup-iters": "use cpt.schedule.warmup_tokens",
+    "--lr-decay-iters": "use cpt.train_tokens; the rate decays over the whole run",
+    "--micro-batch-size": "use runner_config.batch_size",
+    "--global-batch-size": "use cpt.global_batch_size",
+    "--rampup-batch-size": "use cpt.global_batch_size, a list of {until, size}",
+    "--seq-length": "use cpt.seq_length",
+    "--max-position-embeddings": "use model.model_config.max_position_embeddings",
+    "--tensor-model-parallel-size": "use parallel_config.model_parallel",
+    "--pipeline-model-parallel-size": "use parallel_config.pipeline_stage",
+    "--context-parallel-size": "use parallel_config.context_parallel",
+    "--sequence-parallel": "use parallel_config.use_seq_parallel",
+    "--use-distributed-optimizer": "use parallel.enable_parallel_optimizer",
+    "--data-path": "use cpt.sources, or --train_dataset_dir for one dataset",
+    "--save": "use output_dir",
+    "--save-interval": "use cpt.checkpoint.every, for example '1000 steps'",
+    "--eval-interval": "use cpt.validation.every, for example '1000 steps'",
+    "--eval-iters": "use cpt.validation.max_rows",
+    "--log-interval": "use cpt.monitor.print_every_steps; metrics.jsonl has every step",
+    "--weight-decay": "use optimizer.weight_decay",
+    "--clip-grad": "use runner_wrapper.max_grad_norm",
+    "--seed": "use the key seed",
+    "--split": "use cpt.validation.sets, datasets that are packed separately",
     "--workers": "the number of workers is an argument of scripts/msrun_launcher.sh",
     "--num-workers": "each rank reads its rows with one thread; remove it",
-    "--bf16": "bfloat16 is the default; model.model_config.compute_dtype",
-    "--reset-attention-mask": "cpt.document_attention: within",
-    "--finetune": "cpt.init_from",
+    "--bf16": "bfloat16 is the default; use model.model_config.compute_dtype to change it",
+    "--reset-attention-mask": "use cpt.document_attention: within",
+    "--finetune": "use cpt.init_from",
 }
 
 
@@ -89,7 +89,7 @@ class ExplainingParser(argparse.ArgumentParser):
         """Print the error and exit with code 2."""
         if message.startswith("unrecognized arguments:"):
             flags = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-            known = [f"{flag}: here {self._explanations[flag]}" for flag in flags if flag in self._explanations]
+            known = [f"{flag}: {self._explanations[flag]}" for flag in flags if flag in self._explanations]
             unknown = [flag for flag in flags if flag not in self._explanations]
             if known:
                 rest = [f"unknown: {', '.join(unknown)}"] if unknown else []

@@ -117,7 +117,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     with workspace.lock_output(settings):
         finished = workspace.find_finished(settings, identity)
         if finished:
-            logger.info("%s: already done, reusing", settings.output_prefix)
+            logger.info("%s: already complete; reusing it", settings.output_prefix)
             return finished
         if filters is not None:
             check_installed(filters)
@@ -155,7 +155,7 @@ def _note_parts(settings: PreprocessSettings, files: Sequence[InputFile]) -> Non
     num_bytes = sum(file.size_bytes for file in files)
     if settings.num_shards < settings.workers and num_bytes > _LARGE_INPUT_BYTES:
         logger.info(
-            "note: %d of %d workers are used for %.1f GB, one per part; --n-subs %d uses all",
+            "note: only %d of %d workers are used for %.1f GB, one per part; --n-subs %d would use all",
             settings.num_shards,
             settings.workers,
             num_bytes / 1e9,

@@ -60,7 +60,7 @@ def check_rejects(
             f"{rejects_path(output_prefix)}; fix the input, or raise the fraction to skip them"
         )
     if not num_documents:
-        raise DataError(f"--input: no document in {num_records} records; check the input")
+        raise DataError(f"--input: no documents in {num_records} records; check the input")
 
 
 def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

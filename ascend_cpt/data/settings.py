@@ -71,8 +71,8 @@ class PreprocessSettings:
             (self.seq_length <= MAX_SEQ_LENGTH, f"--seq-length {self.seq_length}: must be at most {MAX_SEQ_LENGTH}"),
             (
                 self.packing == CONCAT or self.output_format != "mmap",
-                f"--packing {self.packing}: an indexed dataset has whole documents, which training cuts into rows one "
-                "after the other; use --output-format mindrecord",
+                f"--packing {self.packing}: an indexed dataset stores whole documents, which training concatenates and "
+                "cuts into rows; use --output-format mindrecord",
             ),
             (
                 self.packing == CONCAT or self.tail == "pad",

@@ -165,7 +165,9 @@ def build_schedule(
             cooldown = cooldown_steps or 0
             constant = _check_constant_lr(constant_lr, peak_lr, final_lr)
             if cooldown < 1 or cooldown >= num_steps:
-                raise ValueError(f"the cooldown of {cooldown} steps does not fit into the {num_steps} after the warmup")
+                raise ValueError(
+                    f"the cooldown of {cooldown} steps does not fit into the {num_steps} steps after the warmup"
+                )
             segments.append(
                 Segment(name="cooldown", shape="cosine", num_steps=cooldown, start_lr=peak_lr, end_lr=constant)
             )

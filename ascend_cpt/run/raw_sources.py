@@ -187,7 +187,7 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
         raise ConfigError(f"tail: {raw.tail}: only with packing: {CONCAT}; with {raw.packing} every row may be padded")
     if len(raw.json_keys) != 1:
         raise ConfigError(
-            f"json_keys: {list(raw.json_keys)}: each key makes a dataset of its own; give one key, and a source for "
+            f"json_keys: {list(raw.json_keys)}: each key becomes a separate dataset; give one key, and a source for "
             "each of the others"
         )
     tokenizer_type, tokenizer = _choose_tokenizer(config, raw)

@@ -140,7 +140,7 @@ def name_datasets(config: RunConfig, packed: Mapping[str, str] | None) -> dict[s
                 where = config.locate("cpt", "sources", source.name)
                 raise DataError(
                     f"{where}: cpt.sources.{source.name}: the text of raw is not packed yet; run_cpt.py --config "
-                    f"{config.path} packs it before it trains"
+                    f"{config.path} packs it before training"
                 )
             packed[source.name] = source.prefix
     return {

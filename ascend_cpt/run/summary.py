@@ -121,7 +121,7 @@ def describe_data(run: ResolvedRun) -> list[str]:
 def _describe_padding(source: Dataset) -> str:
     if source.manifest.packing == CONCAT:
         return ""
-    return f", packed by {source.manifest.packing}, {100 * source.manifest.padding_share:.1f} % padding"
+    return f", packed with {source.manifest.packing}, {100 * source.manifest.padding_share:.1f} % padding"
 
 
 def describe_disk(run: ResolvedRun) -> str:

@@ -39,9 +39,9 @@ def load_overlays(paths: Iterable[Path]) -> list[Candidate]:
     for file in files:
         data = load_yaml_tree(file).data
         if not data or BASE_KEY in data:
-            raise ConfigError(f"{file}: an overlay has the keys that it changes, and no {BASE_KEY}")
+            raise ConfigError(f"{file}: an overlay must contain the keys that it changes, and no {BASE_KEY}")
         if file.stem in overlays or file.stem in (BASE, COMBINED):
-            raise ConfigError(f"{file}: the name {file.stem} is taken; rename the file")
+            raise ConfigError(f"{file}: the name {file.stem} is already taken; rename the file")
         overlays[file.stem] = Candidate(name=file.stem, overlays=(file.stem,), changes=data)
     return list(overlays.values())
 

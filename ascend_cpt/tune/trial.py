@@ -1,4 +1,4 @@
-"""One trial: a short run of a candidate under the launcher, in a folder of its own, and what it measured."""
+"""One trial: a short run of a candidate under the launcher, in its own folder, and what it measured."""
 
 from __future__ import annotations
 

@@ -74,9 +74,9 @@ BAD = "records rejected (1 malformed)"
 # Name, file name, content, part of the error.
 CONTENTS: list[tuple[str, str, bytes, str]] = [
     # JSON lines
-    ("empty", "a.jsonl", b"", "no document in 0 records"),
-    ("blank lines", "a.jsonl", b"\n \n\t\n\r\n", "no document in 0 records"),
-    ("byte order mark", "a.jsonl", b"\xef\xbb\xbf", "no document in 0 records"),
+    ("empty", "a.jsonl", b"", "no documents in 0 records"),
+    ("blank lines", "a.jsonl", b"\n \n\t\n\r\n", "no documents in 0 records"),
+    ("byte order mark", "a.jsonl", b"\xef\xbb\xbf", "no documents in 0 records"),
     ("zeros", "a.jsonl", bytes(100), BAD),
     ("cut object", "a.jsonl", GOOD + b'{"text": "a', BAD),
     ("number", "a.jsonl", GOOD + b"3\n", BAD),
@@ -120,8 +120,8 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("executable", "a.jsonl", b"\x7fELF" + bytes(range(256)) * 8, "records rejected"),
     ("gzip under the name of another format", "a.jsonl", GZ, "records rejected"),
     # JSON arrays
-    ("open array", "a.json", b"[", "no document in 0 records"),
-    ("array of commas", "a.json", b"[,,,]", "no document in 0 records"),
+    ("open array", "a.json", b"[", "no documents in 0 records"),
+    ("array of commas", "a.json", b"[,,,]", "no documents in 0 records"),
     ("array of numbers", "a.json", b"[1, 2]", "records rejected (2 malformed)"),
     ("array cut in an element", "a.json", b'[{"text": "a"}, {"text": "b', BAD),
     ("open string in an array", "a.json", b'[{"text": "a"}, {"text": "b}]', BAD),
@@ -134,8 +134,8 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("nested arrays", "a.json", b"[" * DEEP + b"]" * DEEP, BAD),
     ("backslash at the end", "a.json", b'[{"text": "a\\', BAD),
     # CSV
-    ("empty csv", "a.csv", b"", "no document in 0 records"),
-    ("only a header", "a.csv", b"text\n", "no document in 0 records"),
+    ("empty csv", "a.csv", b"", "no documents in 0 records"),
+    ("only a header", "a.csv", b"text\n", "no documents in 0 records"),
     ("other header", "a.csv", b"content,url\nx,y\n", "no key 'text'; available keys: content, url"),
     ("semicolons", "a.csv", b"id;text\n1;a\n", "no key 'text'"),
     ("commas in tsv", "a.tsv", b"id,text\n1,a\n", "no key 'text'"),
@@ -148,8 +148,8 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("csv not utf-8", "a.csv", b"text\na\n\xff\n", "1 invalid_utf8"),
     ("empty field", "a.csv", b'text,id\na,1\n"",2\n', "1 empty"),
     # text
-    ("empty text", "a.txt", b"", "no document in 0 records"),
-    ("blank text", "a.txt", b" \n\t\n\n", "no document in 0 records"),
+    ("empty text", "a.txt", b"", "no documents in 0 records"),
+    ("blank text", "a.txt", b" \n\t\n\n", "no documents in 0 records"),
     ("text not utf-8", "a.txt", b"good\n\xff\xfe\n", "1 invalid_utf8"),
     # compressed
     ("not gzip", "a.jsonl.gz", GOOD, "cannot be decompressed"),
@@ -159,9 +159,9 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("wrong checksum", "a.jsonl.gz", flip(GZ, len(GZ) - 8, len(GZ) - 4), "cannot be decompressed"),
     ("text after gzip", "a.jsonl.gz", GZ + GOOD, "cannot be decompressed"),
     ("gzip twice", "a.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "records rejected"),
-    ("empty gzip", "a.jsonl.gz", b"", "no document in 0 records"),
-    ("gzip of nothing", "a.jsonl.gz", gzip.compress(b""), "no document in 0 records"),
-    ("zeros for gzip", "a.jsonl.gz", bytes(1000), "no document in 0 records"),
+    ("empty gzip", "a.jsonl.gz", b"", "no documents in 0 records"),
+    ("gzip of nothing", "a.jsonl.gz", gzip.compress(b""), "no documents in 0 records"),
+    ("zeros for gzip", "a.jsonl.gz", bytes(1000), "no documents in 0 records"),
     ("not zstd", "a.jsonl.zst", GOOD, "cannot be decompressed"),
     ("cut zstd", "a.jsonl.zst", ZST[:-3], "the compressed file is truncated"),
     ("damaged zstd", "a.jsonl.zst", flip(ZST, 8, 20), "cannot be decompressed"),
@@ -178,7 +178,7 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("cut parquet", "a.parquet", PARQUET[: len(PARQUET) // 2], "not a readable parquet file"),
     ("damaged pages", "a.parquet", flip(PARQUET, 20, 200), "a.parquet: cannot be read near row 1"),
     ("other column", "a.parquet", make_parquet(pa.table({"body": ["a"]})), "no column 'text'; its columns are: body"),
-    ("no rows", "a.parquet", make_parquet(TABLE.slice(0, 0)), "no document in 0 records"),
+    ("no rows", "a.parquet", make_parquet(TABLE.slice(0, 0)), "no documents in 0 records"),
     ("column of numbers", "a.parquet", make_parquet(pa.table({"text": [1, 2]})), "2 wrong_type"),
     ("column of lists", "a.parquet", make_parquet(pa.table({"text": [["a"], None]})), "1 null, 1 wrong_type"),
     ("column of structs", "a.parquet", make_parquet(pa.table({"text": [{"a": "b"}]})), "1 wrong_type"),
@@ -198,7 +198,7 @@ CONTENTS: list[tuple[str, str, bytes, str]] = [
     ("two columns of a name", "a.arrow", make_arrow(pa.array(["a"]), pa.array(["b"]), names=("text", "text")),
      "has several columns 'text'"),
     ("arrow numbers", "a.arrow", make_arrow(pa.array([1.5])), "1 wrong_type"),
-    ("arrow without rows", "a.arrow", make_arrow(pa.array([], pa.string())), "no document in 0 records"),
+    ("arrow without rows", "a.arrow", make_arrow(pa.array([], pa.string())), "no documents in 0 records"),
 ]  # fmt: skip
 
 HEADER = struct.Struct("<9sQBQQ")

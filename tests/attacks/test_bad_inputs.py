@@ -223,7 +223,7 @@ SETTINGS: list[tuple[Sequence[object], str]] = [
     (["--handler-name", "bad_handlers:NeedsArguments"], "cannot be created without arguments"),
     (["--handler-name", "bad_handlers:Raises"], "1 handler_error"),
     (["--handler-name", "bad_handlers:RaisesLate"], "1 handler_error"),
-    (["--handler-name", "bad_handlers:Nothing"], "no document in 1 records"),
+    (["--handler-name", "bad_handlers:Nothing"], "no documents in 1 records"),
     (["--handler-name", "bad_handlers:ReturnsNone"], "1 handler_error"),
     (["--handler-name", "bad_handlers:Texts"], "1 wrong_type"),
     (["--handler-name", "bad_handlers:Numbers"], "1 wrong_type"),

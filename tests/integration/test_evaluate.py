@@ -277,7 +277,7 @@ def test_alarm_of_a_watcher_stops_the_run(packed: Path, tmp_path: Path) -> None:
         (["--task", "a=choice:x"], "'choice' is unknown"),
         (["--validation", "held=missing"], "validation set held: "),
         (["--validation", "held=x", "--poll", "0"], "--poll 0: must be above 0"),
-        (["--set", "a=b"], "--set: changes a configuration; give --config"),
+        (["--set", "a=b"], "--set: overrides keys of a configuration; give one with --config"),
         (["--validation", "held=x", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
     ],
 )

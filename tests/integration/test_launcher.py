@@ -261,8 +261,8 @@ def test_a_crash_after_the_end_of_the_work_is_a_warning(
     result = launch(command, num_workers, PYTHONPATH=str(tmp_path))
     assert result.returncode == code, result.stderr
     warning = (
-        f"warning: worker {rank} was killed by SIGSEGV while it shut down, after its work (exit code {code}); its log: "
-        f"output/msrun_log/worker_{rank}.log\n"
+        f"warning: worker {rank} was killed by SIGSEGV while shutting down, after its work had ended (exit "
+        f"code {code}); its log: output/msrun_log/worker_{rank}.log\n"
     )
     assert result.stderr.count(warning) == 1
     assert ("absent.yaml" in result.stderr) == (code == 2)

@@ -117,7 +117,7 @@ def test_packing(packing: str, sample: Path, texts: tuple[Path, list[str]], tmp_
 def test_settings_that_packing_excludes(sample: Path, texts: tuple[Path, list[str]], tmp_path: Path) -> None:
     options = ("--input", texts[0], "--tokenizer-name-or-path", sample / "tokenizer", "--output-prefix", tmp_path / "x")
     mmap = run("preprocess_data.py", *options, "--packing", "document", "--output-format", "mmap")
-    assert mmap.returncode == 2 and "--packing document: an indexed dataset has whole documents" in mmap.stderr
+    assert mmap.returncode == 2 and "--packing document: an indexed dataset stores whole documents" in mmap.stderr
     drop = run("preprocess_data.py", *options, "--packing", "best-fit", "--tail", "drop", "--seq-length", 8)
     assert drop.returncode == 2 and "--tail drop: only with --packing concat" in drop.stderr
     assert not list(tmp_path.iterdir())

@@ -236,7 +236,7 @@ def test_command_line(sample: Path, tmp_path: Path) -> None:
     assert manifest.seq_length == 128 and len(manifest.shards) == 2
     assert f"{manifest.num_documents} documents, {manifest.num_tokens} tokens" in first.stdout
     again = run_tool(*arguments, cwd=tmp_path)
-    assert again.returncode == 0 and "already done, reusing" in again.stderr and again.stdout == first.stdout
+    assert again.returncode == 0 and "already complete; reusing it" in again.stderr and again.stdout == first.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:

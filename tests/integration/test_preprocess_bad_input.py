@@ -95,7 +95,7 @@ def make_array_with_trailing_text(folder: Path) -> None:
     [
         (make_missing, ["in: no such file or folder"]),
         (make_empty_folder, ["in: contains no files to read", ".parquet .csv"]),
-        (make_empty_file, ["no document in 0 records"]),
+        (make_empty_file, ["no documents in 0 records"]),
         (make_mixed, ["mixed formats: csv (b.csv), txt (a.txt)", "--format"]),
         (make_jsonl_without_text, ["in/a.jsonl", "no key 'text'; available keys: content, url", "--json-keys"]),
         (make_csv_without_text, ["in/a.csv", "no key 'text'; available keys: content, url"]),

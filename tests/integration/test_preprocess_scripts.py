@@ -40,7 +40,7 @@ def test_conversion_script_runs_unedited(clone: Path) -> None:
     check_shards(manifest)
     assert (manifest.seq_length, len(manifest.shards)) == (256, 2) and manifest.num_rows > 1000
     again = run(clone / "data_convert_qwen3_pretrain.sh")
-    assert again.returncode == 0 and "already done, reusing" in again.stderr
+    assert again.returncode == 0 and "already complete; reusing it" in again.stderr
 
 
 def test_flags_override_environment_variables(clone: Path, tmp_path: Path) -> None:
@@ -71,11 +71,14 @@ def test_prepare_sample_packs_four_datasets_once(clone: Path) -> None:
     assert len({manifest.tokenizer.fingerprint for manifest in manifests.values()}) == 1
     assert all(manifest.num_rows > 200 and manifest.seq_length == 256 for manifest in manifests.values())
     again = run(clone / "scripts" / "prepare_sample.sh")
-    assert again.stderr.count("already done, reusing") == 4 and again.stdout.count("already complete, reusing") == 1
+    assert (
+        again.stderr.count("already complete; reusing it") == 4
+        and again.stdout.count("already complete; reusing it") == 1
+    )
     victim = packed / manifests["code_valid"].shards[0].file
     victim.write_bytes(b"cut short")
     mended = run(clone / "scripts" / "prepare_sample.sh")
-    assert mended.returncode == 0 and mended.stderr.count("already done, reusing") == 3, mended.stderr
+    assert mended.returncode == 0 and mended.stderr.count("already complete; reusing it") == 3, mended.stderr
     check_shards(load_manifest(packed / "code_valid_text_document"), checksums=True)
 
 

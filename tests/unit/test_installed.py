@@ -30,7 +30,7 @@ def check(command: list[str], **variables: str) -> None:
     )
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
-    assert result.stderr.startswith("error: ") and " has no " in result.stderr
+    assert result.stderr.startswith("error: ") and " lacks " in result.stderr
     assert "bash scripts/quickstart.sh" in result.stderr and "ASCEND_CPT_PYTHON" in result.stderr
 
 
@@ -62,4 +62,4 @@ def test_an_old_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.setattr(installed, "MIN_VERSION", (9, 0))
     with pytest.raises(SystemExit, match="2"):
         installed.require()
-    assert " but 3.10 or 3.11 is needed; bash scripts/quickstart.sh" in capsys.readouterr().err
+    assert " but 3.10 or 3.11 is needed; run bash scripts/quickstart.sh" in capsys.readouterr().err

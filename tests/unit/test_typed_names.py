@@ -108,7 +108,7 @@ def test_predict_names_generate(train_command: TrainCommand) -> None:  # noqa: F
 @pytest.mark.parametrize("flag", TRAIN_FLAGS)
 def test_training_flags_of_other_programs(train_command: TrainCommand, flag: str) -> None:  # noqa: F811
     code, _, err = train_command.run("--config", "x.yaml", flag, "1")
-    assert (code, err) == (2, f"error: flags of another program: {flag}: here {TRAIN_FLAGS[flag]}\n")
+    assert (code, err) == (2, f"error: flags of another program: {flag}: {TRAIN_FLAGS[flag]}\n")
 
 
 def test_unknown_flags_beside_known_ones_are_named(train_command: TrainCommand) -> None:  # noqa: F811
@@ -163,7 +163,7 @@ def test_names_of_tokenizers_and_their_files(tmp_path: Path) -> None:
     [
         (["--tokenizer-type", "BertTokenizer"], "error: --tokenizer-type: 'BertTokenizer' is unknown; choose from Pre"),
         (["--output-format", "mindrecord"], "error: --seq-length: missing; give the trained tokens per row"),
-        (["--pad-vocab-size-to", "32000"], "error: flags of another program: --pad-vocab-size-to: here model.model_"),
+        (["--pad-vocab-size-to", "32000"], "error: flags of another program: --pad-vocab-size-to: model.model_"),
     ],
 )
 def test_preprocessing_errors_name_the_way_out(

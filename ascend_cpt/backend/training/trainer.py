@@ -36,7 +36,7 @@ class Launch:
     clock: StartClock | None = None
     """Measures the parts of the time to the first step."""
     timeline: Timeline = NO_TIMELINE
-    """Records what the time of the run is spent on."""
+    """Records how the time of the run is spent."""
     webhook: Webhook = NO_WEBHOOK
     """Receives notices of the run; only on the rank that reports it."""
 

@@ -86,12 +86,12 @@ class GatherServer(threading.Thread):
 
     def _take(self, peer: Peer, record: Value | Failure) -> None:
         rank = peer.number
-        assert rank is not None, "only peers that have proved the key are read"
+        assert rank is not None, "only peers that have proved that they know the key are read"
         if isinstance(record, Value):
             self._check_member(rank, record)
         if peer not in self._ranks:
             if rank in self._ranks.values():
-                raise InvalidRecord("a rank that another process has")
+                raise InvalidRecord("a rank that another process already has")
             self._ranks[peer] = rank
         if self._failure is not None:
             return

@@ -57,10 +57,10 @@ class Notice:
 
 
 class Webhook:
-    """Sends notices from a thread of its own: the caller never waits, except in `close`.
+    """Sends notices from a separate thread: the caller never waits, except in `close`.
 
     A notice is sent at most three times. When sending fails, or too many notices wait, one line is printed and the job
-    goes on.
+    continues.
 
     Args:
         url: Where to send them; None sends nothing.

@@ -65,7 +65,7 @@ OPTIONS = (
         name="--hang-timeout",
         variable="ASCEND_CPT_HANG_TIMEOUT_S",
         default=DEFAULT_HANG_TIMEOUT_S,
-        help="seconds without a finished step until the job counts as hung and is ended; 0: never",
+        help="seconds without a finished step after which the job counts as hung and is ended; 0: never",
     ),
 )
 

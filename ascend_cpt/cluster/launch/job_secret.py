@@ -30,7 +30,7 @@ DEFAULT_SECRET = Path("ascend_cpt/secret")  # in the user's configuration folder
 SECRET_USAGE = f"""\
   {f"{SECRET_OPTION} PATH":20} file with the job secret, readable only by you; {STANDARD_INPUT} reads standard input \
 ({SECRET_VARIABLE})
-  {INSECURE_OPTION:20} several nodes without a secret: anyone who reaches the ports can stop the job \
+  {INSECURE_OPTION:20} start several nodes without a secret; anyone who reaches the ports can stop the job \
 ({INSECURE_VARIABLE}=1)"""
 
 

@@ -66,7 +66,7 @@ def _find_one(path: Path) -> DataFiles:
         )
     if len(found) > 1:
         names = ", ".join(str(files.files[0]) for files in found)
-        raise DataError(f"{path}: several datasets ({names}); give a file of one")
+        raise DataError(f"{path}: several datasets ({names}); give a file of one of them")
     return found[0]
 
 

@@ -27,7 +27,7 @@ class RankTimes:
     probe_s: float
     """A matrix product of the same size on every rank."""
     late_s: float
-    """How much shorter this rank waited in the collective than the one that waited longest: how late it came."""
+    """How much shorter this rank waited in the collective than the one that waited longest: how late it arrived."""
 
 
 class SlowRank(TypedDict):

@@ -1,8 +1,8 @@
 """Lists the layouts of a model on a cluster, without the layers and the recomputation of their stages.
 
-Left out, because it is never better in the plan: tensor parallelism without sequence parallelism. Left out, because the
-models do not support it: a vocabulary that is not split by tensor parallelism (`vocab_emb_dp`), and interleaved stages.
-Left out, because it has no effect on these models: `mp_comm_recompute`.
+Not included: tensor parallelism without sequence parallelism, which is never better in the plan; a vocabulary that is
+not split by tensor parallelism (`vocab_emb_dp`) and interleaved stages, which the models do not support; and
+`mp_comm_recompute`, which has no effect on these models.
 """
 
 from __future__ import annotations

@@ -111,10 +111,10 @@ def note_padding(
     parts = ", ".join(f"{name} {100 * part:.1f} %" for name, part in padded.items())
     total = budget.total_tokens
     notes = [
-        f"warning: {100 * share:.1f} % of the tokens are padding ({parts}); budgets, intervals and tokens/s count it: "
-        f"of {format_count(total)} tokens about {format_count(round(total * (1 - share)))} are real; for "
-        f"{format_count(total)} real ones train on about {format_count(round(total / (1 - share)))}, or pack with "
-        "--packing best-fit"
+        f"warning: {100 * share:.1f} % of the tokens are padding ({parts}); budgets, intervals and tokens/s "
+        f"include it: about {format_count(round(total * (1 - share)))} of the {format_count(total)} tokens are real; "
+        f"for {format_count(total)} real tokens, train on about {format_count(round(total / (1 - share)))}, or pack "
+        "with --packing best-fit"
     ]
     if budget.num_accumulation_steps > 1 and not uses_cpu(config):
         notes.append(

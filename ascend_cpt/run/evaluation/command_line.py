@@ -81,7 +81,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--tokenizer", type=Path, metavar="PATH", help="tokenizer of the tasks [from the configuration or MODEL]")
     add("--tokenizer-type", type=parse_tokenizer_type, default=HUGGING_FACE, metavar="TYPE", help=TYPE_HELP)
     add("--max-rows", type=int, metavar="N", help="rows per validation set, spread over it [all]")
-    add("--seq-length", type=int, metavar="N", help="tokens per row [the configuration's, or that of the data]")
+    add("--seq-length", type=int, metavar="N", help="tokens per row [the configuration's, or those of the data]")
     add("--batch-size", type=int, default=1, metavar="N", help="rows per device and forward pass [%(default)s]")
     add("--tensor-parallel", type=int, metavar="N", help="devices that share the weights [the configuration's, or 1]")
     add("--document-attention", choices=DOCUMENT_ATTENTION, help="[the configuration's, or that of the run]")

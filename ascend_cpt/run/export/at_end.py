@@ -1,4 +1,4 @@
-"""Exports a completed run and verifies the export, by tools/convert_weights.py in a process of its own.
+"""Exports a completed run and verifies the export, by tools/convert_weights.py in a separate process.
 
 A separate process, because the verification needs MindSpore on a CPU, and this process may be using it on NPUs.
 """
@@ -80,7 +80,7 @@ def export_at_end(run: ResolvedRun, show: Callable[[str], None]) -> None:
         # A folder with its final name is complete, so an unverified export of this step only has to be verified.
         if own is None or own.step != step:
             if own is not None:
-                show(f"export   the earlier export of step {own.step} is now {_move_aside(target, own.step)}")
+                show(f"export   the earlier export of step {own.step} was moved to {_move_aside(target, own.step)}")
             elif target.is_dir() and not any(target.iterdir()):
                 target.rmdir()
             write_record(run.run_dir, record)

@@ -47,7 +47,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load_checkpoint", metavar="PATH", help="start from these weights (like cpt.init_from)")
     parser.add_argument("--output_dir", metavar="PATH", help="parent of the run folders (default: the configuration's)")
     parser.add_argument(
-        "--use_parallel", type=parse_bool, metavar="BOOL", help="several workers (default: as launched)"
+        "--use_parallel", type=parse_bool, metavar="BOOL", help="train with several workers (default: if launched so)"
     )
     parser.add_argument(
         "--run_mode", choices=["train", "finetune", "predict"], default="train", help="finetune is the same as train"
@@ -55,7 +55,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume_training",
         metavar="auto|PATH|never",
-        help="continue from the newest complete checkpoint (auto or True, the default), from PATH, or never (False)",
+        help="continue from the newest complete checkpoint (auto or True, the default), from PATH, or not at all "
+        "(never or False)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
@@ -68,7 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="every node has its own copy of the data and its own output (like cpt.storage.shared: false)",
     )
-    parser.add_argument("--extend", action="store_true", help="continue a run that was extended with tokens or phases")
+    parser.add_argument("--extend", action="store_true", help="continue a run to which tokens or phases were added")
     parser.add_argument(
         "--no-verify",
         action="store_true",

@@ -27,7 +27,7 @@ class NoticeSink:
         self._new_slow_ranks = NewSlowRanks()
 
     def write(self, record: Record) -> None:
-        """Send a notice if the record deserves one."""
+        """Send a notice if the record is one to report."""
         if isinstance(record, StartRecord):
             self._webhook.send("start", self._job, f"training at step {record.step}; {format_start(record)}")
         elif isinstance(record, (ValidationRecord, TaskRecord)):

@@ -86,7 +86,7 @@ def read_run_speed(run_dir: Path) -> RunSpeed:
     if machine is None:
         chips = ", ".join(machine.chip for machine in MACHINES.values())
         raise ConfigError(
-            f"--measured {run_dir}: ran on {info['device_name']}; only speeds of {chips} say something about a cluster"
+            f"--measured {run_dir}: ran on {info['device_name']}; a plan can be fitted only to runs on {chips}"
         )
     times = [float(record["step_time_s"]) for record in read_metrics(run_dir / "metrics.jsonl")
              if record["kind"] == "step"][SKIPPED_STEPS:]  # fmt: skip

@@ -120,7 +120,7 @@ def suggest_runs(path: Path, overrides: Mapping[str, Any], cluster: Cluster, goa
     by_cost = goal.objective == "cost"
     plans = [plan for plan in plans if goal.objective == "nodes" or _is_better(given, plan, by_cost=by_cost)]
     if not plans and given is not None and given.fits and not note:
-        note = "no layout that was found is better than the given one"
+        note = "none of the layouts found is better than the given one"
     return Suggestions(
         path=path,
         overrides=overrides,
@@ -145,7 +145,7 @@ def _search(start: Estimate, accepts: _Check, goal: Goal, nodes: int, *, has_lim
         if plans:
             return plans, ""
         smallest = find_smallest(start, accepts, more_than=nodes)
-        found = "and none on up to 128 nodes" if smallest is None else f"{smallest} nodes would do (--nodes {smallest})"
+        found = "and none on up to 128 nodes" if smallest is None else f"{smallest} nodes suffice (--nodes {smallest})"
         return [], f"no layout fits on {nodes} node{'s' if nodes > 1 else ''}; {found}"
     most = nodes if has_limit else NODE_COUNTS[-1]
     if goal.objective == "cost":

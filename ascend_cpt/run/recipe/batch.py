@@ -74,7 +74,7 @@ def _check_ramp(config: RunConfig, stages: tuple[BatchStageConfig, ...]) -> None
     if schedule is not None and schedule.batch_scaling is not None:
         problems.append(
             f"{config.locate('cpt', 'schedule', 'batch_scaling')}: cpt.schedule.batch_scaling: not possible with a "
-            "batch ramp, which has no single batch; remove it and set peak_lr"
+            "batch ramp, which has no single batch size; remove it and set peak_lr"
         )
     raise_problems(config.path, problems)
 

@@ -70,8 +70,8 @@ def test_the_limit_is_a_fraction_of_the_records() -> None:
 
 
 def test_no_documents() -> None:
-    with pytest.raises(DataError, match="no document in 0 records"):
+    with pytest.raises(DataError, match="no documents in 0 records"):
         check_rejects("out", [], [make_result(0, [])], 1.0)
     rejects = [make_reject("a", 0, 1)]
-    with pytest.raises(DataError, match="no document in 1 records"):
+    with pytest.raises(DataError, match="no documents in 1 records"):
         check_rejects("out", rejects, [make_result(0, rejects)], 1.0)

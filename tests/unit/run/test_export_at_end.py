@@ -109,7 +109,7 @@ def test_the_export_of_an_earlier_step_is_kept_under_another_name(complete_run: 
     write_record(run.run_dir, ExportRecord(to=str(tmp_path / "exported"), step=500, verified=True))
     (tmp_path / "exported/README.md").write_text("edited", encoding="utf-8")
     (tmp_path / "exported.step_500").mkdir()
-    assert f"the earlier export of step 500 is now {tmp_path}/exported.step_500_1" in export(run)
+    assert f"the earlier export of step 500 was moved to {tmp_path}/exported.step_500_1" in export(run)
     assert (tmp_path / "exported.step_500_1/README.md").read_text(encoding="utf-8") == "edited"
     assert "after step 1000 of 1000" in (tmp_path / "exported/README.md").read_text(encoding="utf-8")
 

@@ -153,8 +153,8 @@ def test_padding_is_named_with_the_real_tokens(make_manifest: Callable[..., Mani
     )
     (note,) = (note for note in resolve_run(TINY, padded).notes if "padding" in note)
     assert note == (
-        "warning: 75.0 % of the tokens are padding (code 75.0 %); budgets, intervals and tokens/s count it: of 299K "
-        "tokens about 74.8K are real; for 299K real ones train on about 1.2M, or pack with --packing best-fit"
+        "warning: 75.0 % of the tokens are padding (code 75.0 %); budgets, intervals and tokens/s include it: about "
+        "74.8K of the 299K tokens are real; for 299K real tokens, train on about 1.2M, or pack with --packing best-fit"
     )
     tight = dataclasses.replace(padded, packing="best-fit", shards=(shard,))
     assert not any("padding" in note for note in resolve_run(TINY, tight).notes)

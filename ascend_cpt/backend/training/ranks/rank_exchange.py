@@ -105,7 +105,7 @@ class RankExchange:
         )
 
     def _gather(self, values: Sequence[float]) -> npt.NDArray[np.float32]:
-        """Return the values of every rank, one row each; as float32, which has all bytes and enough of a time."""
+        """Return the values of every rank, one row each, as float32: exact for bytes and sufficient for times."""
         rows = np.zeros((self._num_ranks, len(values)))
         rows[self._rank] = values
         return sum_over_ranks(rows.ravel(), self._num_ranks).reshape(rows.shape)

@@ -41,7 +41,7 @@ _PACKAGE = "ascend_cpt/"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerState:
-    """What a worker does. The `rank` of smallest `priority` is the most likely cause."""
+    """What a worker is doing. The `rank` of smallest `priority` is the most likely cause."""
 
     rank: int
     priority: int

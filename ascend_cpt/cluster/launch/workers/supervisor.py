@@ -189,8 +189,8 @@ class Supervisor:
         if code >= 0 or (result := read_result(self._settings.log_dir, rank)) is None:
             return code
         print_status(
-            f"warning: worker {rank} was killed by {name_signal(-code)} while it shut down, after its work (exit code "
-            f"{result}); its log: {_relative(self._settings.worker_log(rank))}"
+            f"warning: worker {rank} was killed by {name_signal(-code)} while shutting down, after its work had ended "
+            f"(exit code {result}); its log: {_relative(self._settings.worker_log(rank))}"
         )
         return result
 
@@ -231,7 +231,7 @@ class Supervisor:
         return Outcome(end=end, code=kept, lines=tuple(lines), reason=reason)
 
     def _report_hang(self, hang: Hang) -> Outcome:
-        """Print what the workers do and which of them is the likely cause, and return the outcome."""
+        """Print what the workers are doing and which of them is the likely cause, and return the outcome."""
         states, causes = diagnose({rank: pid for pid, rank in self._ranks.items()}, self._settings.log_dir)
         lines = describe_states(states)
         if not causes and self._settings.num_nodes > 1:
@@ -260,8 +260,8 @@ class Supervisor:
         number = self._received[0]
         self._client.announce_stop(number)
         print_status(
-            f"{name_signal(number)}: stopping the workers, which have {self._settings.stop_grace_s} s to save (send it "
-            "again to kill them)"
+            f"{name_signal(number)}: stopping the workers, which have {self._settings.stop_grace_s} s to save (send "
+            "the signal again to kill them)"
         )
         # Workers save on SIGTERM; SIGHUP is treated the same.
         self._signal_workers(signal.SIGTERM if number == signal.SIGHUP else number)
