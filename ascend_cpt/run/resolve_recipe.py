@@ -338,7 +338,7 @@ def _note_advice(config: RunConfig, total_tokens: int) -> list[str]:
     if total_tokens < FEW_TOKENS and config.initial_weights not in (None, "random"):
         notes.append(
             f"warning: {format_count(total_tokens)} tokens: below about {format_count(FEW_TOKENS)}, supervised "
-            "fine-tuning may serve better than continued pretraining (docs/recipes.md)"
+            "fine-tuning may work better than continued pretraining (docs/recipes.md)"
         )
     schedule = config.cpt.schedule
     preset = find_preset(schedule) if schedule is not None else None
