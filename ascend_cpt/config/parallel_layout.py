@@ -34,7 +34,7 @@ def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
     if uses_cpu(config):
         if (tensor, pipeline, context) != (1, 1, 1):
             raise ConfigError(
-                f"{where}: parallel_config: a CPU run is data parallel only; "
+                f"{where}: parallel_config: a CPU run supports only data parallelism; "
                 f"set model_parallel, pipeline_stage and context_parallel to 1 (got {tensor}, {pipeline}, {context})"
             )
         return ParallelLayout(world_size=world_size, data_parallel=world_size)

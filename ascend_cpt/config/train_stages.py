@@ -63,7 +63,7 @@ def load_stages(path: Path) -> tuple[StageConfig, ...]:
     for index, stage in enumerate(stages):
         where = f"{tree.locate((KEY, str(index), 'name'))}: stage {stage.name!r}"
         if not re.fullmatch(r"[\w.-]+", stage.name):
-            problems.append(f"{where}: used in a folder name; use only letters, digits, '_', '-' and '.'")
+            problems.append(f"{where}: the name is part of a folder name; use only letters, digits, '_', '-' and '.'")
         if stage.name in seen:
             problems.append(f"{where}: duplicate name; rename one")
         seen.add(stage.name)

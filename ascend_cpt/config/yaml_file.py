@@ -161,7 +161,7 @@ def _check_node(node: yaml.Node, num_left: int, parents: tuple[int, ...]) -> int
     if isinstance(node, yaml.ScalarNode):
         # Neither can be part of a path or be printed.
         if "\0" in node.value or any("\ud800" <= character <= "\udfff" for character in node.value):
-            raise _NodeError(f"{line}: a text contains a NUL character or half of a surrogate pair")
+            raise _NodeError(f"{line}: a string contains a NUL character or half of a surrogate pair")
         return num_left
     children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
     for child in children:

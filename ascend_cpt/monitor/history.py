@@ -50,7 +50,7 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
         check_run_info(values)
         return values
     except (OSError, JsonError) as error:
-        raise DataError(f"{path}: {error}; remove it to continue without it") from None
+        raise DataError(f"{path}: {error}; remove the file to continue without it") from None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

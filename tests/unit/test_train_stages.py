@@ -343,7 +343,7 @@ def test_missing_results_of_a_launch_are_reported(
     [
         ({"nam": "x"}, {}, "nam: unknown key; did you mean 'name'"),
         ({}, {"name": "256"}, "stage '256': duplicate name"),
-        ({"name": "a/b"}, {}, "used in a folder name"),
+        ({"name": "a/b"}, {}, "the name is part of a folder name"),
         ({}, {"set": {"cpt.init_from": "random"}}, "sets cpt.init_from, but it starts from the previous stage"),
         ({}, ADVANCE, "advance_when in the last stage"),
         ({"advance_when": {"set": "general"}}, {}, "max_increase: missing"),

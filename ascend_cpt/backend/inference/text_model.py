@@ -48,7 +48,7 @@ class TextModel:
         length = len(tokens) + num_tokens
         max_length = self._config.get("max_position_embeddings", length)
         if not tokens:
-            raise DataError("--prompt: empty; give some text")
+            raise DataError("--prompt: empty; give a text to continue")
         if length > max_length:
             raise DataError(
                 f"--prompt and --num-tokens add up to {length} tokens, but the model has only {max_length} positions; "

@@ -113,7 +113,7 @@ def text(max_characters: int) -> Read:
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or len(value) > max_characters:
-            raise InvalidRecord("not a text, or one that is too long")
+            raise InvalidRecord("not a string, or one that is too long")
         # JSON may contain half of a surrogate pair, which cannot be printed.
         return value.encode("utf-8", errors="replace").decode().translate(_CONTROLS)
 

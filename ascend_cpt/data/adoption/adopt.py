@@ -99,8 +99,8 @@ def _describe_rows(files: DataFiles, info: TokenizerInfo, settings: AdoptSetting
     lengths = {count.row_tokens for count in counts if count.num_rows}
     if len(lengths) != 1:
         raise DataError(
-            f"{files.files[0]}: the files have rows of {', '.join(map(str, sorted(lengths)))} ids; training needs one "
-            "length"
+            f"{files.files[0]}: the files have rows of {', '.join(map(str, sorted(lengths)))} ids; training needs "
+            "rows of one length"
         )
     row_tokens = lengths.pop()
     seq_length = _choose_length(files.files[0], row_tokens, settings.seq_length)
@@ -108,7 +108,7 @@ def _describe_rows(files: DataFiles, info: TokenizerInfo, settings: AdoptSetting
     pads_rows = any(count.num_padded > (1 if count.tail_tokens else 0) for count in counts)
     if pads_rows:
         num_padded = sum(count.num_padded for count in counts)
-        logger.warning("%d rows are padded: the counts of tokens include their padding, the loss does not", num_padded)
+        logger.warning("%d rows are padded: token counts include their padding; the loss does not", num_padded)
     if not (num_ends := sum(count.num_ends for count in counts)):
         logger.warning("no end-of-document token %d: the number of documents is unknown", info.eod_id)
     if seq_length == row_tokens:

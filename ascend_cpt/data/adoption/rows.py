@@ -100,7 +100,7 @@ def check_file(path: Path) -> None:
         )
     for name in layout.names:
         if not path.with_name(name).is_file():
-            raise DataError(f"{path}: one of {len(layout.names)} files, of which {name} is missing; copy it here")
+            raise DataError(f"{path}: one of {len(layout.names)} files, but {name} is missing; copy it here")
     if layout.arrays.get(COLUMN) not in _INTEGERS:
         columns = ", ".join(f"{name} ({kind})" for name, kind in layout.arrays.items())
         raise DataError(f"{path}: has no column {COLUMN} of int32 or int64, only {columns}; {_PACK}")

@@ -47,7 +47,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load_checkpoint", metavar="PATH", help="start from these weights (like cpt.init_from)")
     parser.add_argument("--output_dir", metavar="PATH", help="parent of the run folders (default: the configuration's)")
     parser.add_argument(
-        "--use_parallel", type=parse_bool, metavar="BOOL", help="train with several workers (default: if launched so)"
+        "--use_parallel",
+        type=parse_bool,
+        metavar="BOOL",
+        help="whether to train with several workers (default: as launched)",
     )
     parser.add_argument(
         "--run_mode", choices=["train", "finetune", "predict"], default="train", help="finetune is the same as train"

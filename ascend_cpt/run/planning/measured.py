@@ -132,7 +132,7 @@ def refit(speeds: Sequence[RunSpeed]) -> Measured:
     """
     machine = speeds[0].machine
     if any(speed.machine != machine for speed in speeds):
-        raise ConfigError("--measured: the runs are from different machines; give those of one machine")
+        raise ConfigError("--measured: the runs are from different machines; give runs from one machine")
     efficiency = _fit(speeds, machine)
     band = machine.band
     if len(speeds) >= MIN_RUNS_FOR_BAND:

@@ -34,7 +34,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
 @pytest.mark.parametrize(
     ("assignment", "world_size", "message"),
     [
-        ("parallel_config.model_parallel=2", 2, "a CPU run is data parallel only"),
+        ("parallel_config.model_parallel=2", 2, "a CPU run supports only data parallelism"),
         ("cpt.global_batch_size=15", 2, "global_batch_size 15 is not divisible by data_parallel 2"),
         ("cpt.train_tokens=100", 2, "100 tokens are less than 1 step of 1024 tokens"),
         ("runner_config.batch_size=1", 2, "a CPU run cannot accumulate gradients"),
