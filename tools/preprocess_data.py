@@ -53,7 +53,7 @@ def parse_args() -> PreprocessSettings:
     add(
         "--format",
         choices=INPUT_FORMATS,
-        help="format of files with other endings; in folders, read only files of this format",
+        help="format of files with other extensions; in folders, read only files of this format",
     )
     add(
         "--json-keys",
@@ -136,7 +136,7 @@ def parse_args() -> PreprocessSettings:
         "--log-interval",
         type=int,
         metavar="N",
-        help="accepted but has no effect: progress is printed at intervals of time",
+        help="accepted but has no effect: progress is printed at regular time intervals",
     )
 
     add = parser.add_argument_group("several machines").add_argument

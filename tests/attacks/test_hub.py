@@ -104,7 +104,7 @@ def test_a_broken_node_is_dropped_and_the_job_goes_on(job: Job, name: str) -> No
 
 
 def test_no_free_descriptor(job: Job) -> None:
-    """The hub does not spin, and serves again when descriptors are free."""
+    """The coordinator does not spin, and serves again when descriptors are free."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     callers = [socket.socket() for _ in range(40)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(caller.fileno() for caller in callers) + 1, hard))
