@@ -292,10 +292,12 @@ def check_shards(manifest: Manifest, *, checksums: bool = False) -> None:
                 )
             if path.stat().st_size != size_bytes:
                 raise DataError(
-                    f"{path}: {path.stat().st_size} bytes, expected {size_bytes}; copy it again or pack again"
+                    f"{path}: {path.stat().st_size} bytes, expected {size_bytes}; copy it again or pack the dataset again"
                 )
             if checksums and checksum_file(path) != sha256:
-                raise DataError(f"{path}: content differs from the manifest's checksum; copy it again or pack again")
+                raise DataError(
+                    f"{path}: content differs from the manifest's checksum; copy it again or pack the dataset again"
+                )
 
 
 def _to_record(manifest: Manifest) -> dict[str, Any]:
