@@ -292,7 +292,8 @@ def check_shards(manifest: Manifest, *, checksums: bool = False) -> None:
                 )
             if path.stat().st_size != size_bytes:
                 raise DataError(
-                    f"{path}: {path.stat().st_size} bytes, expected {size_bytes}; copy it again or pack the dataset again"
+                    f"{path}: {path.stat().st_size} bytes, expected {size_bytes}; copy it again or pack the "
+                    "dataset again"
                 )
             if checksums and checksum_file(path) != sha256:
                 raise DataError(
