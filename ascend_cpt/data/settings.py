@@ -76,7 +76,7 @@ class PreprocessSettings:
             ),
             (
                 self.packing == CONCAT or self.tail == "pad",
-                f"--tail {self.tail}: only with --packing {CONCAT}; with {self.packing} every row may be padded",
+                f"--tail {self.tail}: needs --packing {CONCAT}, because with {self.packing} every row may be padded",
             ),
             (self.num_shards >= 1, f"--n-subs {self.num_shards}: must be at least 1"),
             (self.num_shards <= MAX_SHARDS, f"--n-subs {self.num_shards}: must be at most {MAX_SHARDS}"),

@@ -184,7 +184,9 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
         if value is not None and value not in known:
             raise ConfigError(f"{key}: {value!r} is unknown; choose one of {', '.join(known)}")
     if raw.packing != CONCAT and raw.tail != "pad":
-        raise ConfigError(f"tail: {raw.tail}: only with packing: {CONCAT}; with {raw.packing} every row may be padded")
+        raise ConfigError(
+            f"tail: {raw.tail}: needs packing: {CONCAT}, because with {raw.packing} every row may be padded"
+        )
     if len(raw.json_keys) != 1:
         raise ConfigError(
             f"json_keys: {list(raw.json_keys)}: each key becomes a separate dataset; give one key, and a source for "

@@ -119,5 +119,5 @@ def test_settings_that_packing_excludes(sample: Path, texts: tuple[Path, list[st
     mmap = run("preprocess_data.py", *options, "--packing", "document", "--output-format", "mmap")
     assert mmap.returncode == 2 and "--packing document: an indexed dataset stores whole documents" in mmap.stderr
     drop = run("preprocess_data.py", *options, "--packing", "best-fit", "--tail", "drop", "--seq-length", 8)
-    assert drop.returncode == 2 and "--tail drop: only with --packing concat" in drop.stderr
+    assert drop.returncode == 2 and "--tail drop: needs --packing concat" in drop.stderr
     assert not list(tmp_path.iterdir())

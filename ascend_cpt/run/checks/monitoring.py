@@ -122,7 +122,7 @@ def _check_guards(config: RunConfig, layout: ParallelLayout) -> list[str]:
         problems.append(f"{where}.grad_norm_spike: needs the gradient norm; set runner_wrapper.use_clip_grad to True")
     if guards.loss_spike and layout.pipeline_parallel > 1:
         problems.append(
-            f"{where}.loss_spike: with pipeline stages only the last one has the loss before the update; "
+            f"{where}.loss_spike: with pipeline stages only the last stage has the loss before the update; "
             "use grad_norm_spike"
         )
     return problems

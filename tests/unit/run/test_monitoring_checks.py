@@ -87,7 +87,7 @@ def test_valid_settings(tmp_path: Any, overrides: dict[str, Any]) -> None:
         ),
         (
             {"cpt.guards": {"loss_spike": {}}, "parallel_config": {"pipeline_stage": 2}},
-            "with pipeline stages only the last one has the loss",
+            "with pipeline stages only the last stage has the loss",
         ),
     ],
 )

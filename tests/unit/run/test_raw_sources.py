@@ -144,7 +144,7 @@ def test_the_tokenizer_is_found_as_by_the_tool(write: Write, tmp_path: Path) -> 
         ({"tokenizer": None}, "tokenizer: missing, and init_from has none"),
         ({"tail": "cut"}, "tail: 'cut' is unknown; choose one of pad, drop"),
         ({"packing": "tight"}, "packing: 'tight' is unknown; choose one of concat, document, best-fit"),
-        ({"packing": "best-fit", "tail": "drop"}, "tail: drop: only with packing: concat; with best-fit every row"),
+        ({"packing": "best-fit", "tail": "drop"}, "tail: drop: needs packing: concat, because with best-fit every row"),
         ({"tokenizer_engine": "fast"}, "tokenizer_engine: 'fast' is unknown; choose one of auto, gigatoken, reference"),
         ({"tokenizer_type": "Qwen9Tokenizer"}, "tokenizer_type: 'Qwen9Tokenizer' is unknown; choose from Pretrained"),
         ({"input": "missing/*.jsonl"}, r"no file matches it as a glob \(paths are relative to"),
