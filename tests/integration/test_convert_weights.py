@@ -120,6 +120,7 @@ def write_tokenizer(folder: Path, num_words: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_greedy_generation_matches_the_numpy_forward_pass(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path / "tokenizer", num_words=127)
     done = run_tool(

@@ -51,6 +51,7 @@ def flip_exponents(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_processes_agree_to_pass_over_a_damaged_checkpoint(
     config: Path, launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]

@@ -105,6 +105,7 @@ def test_best_by_a_task_is_kept_and_its_card_has_the_scores(
     assert f"| choices | bits_per_byte | {before:.4f} (step 0) | {after:.4f} | {after - before:+.4f} |" in card
 
 
+@pytest.mark.slow
 def test_under_the_launcher_one_worker_exports_and_a_failure_is_not_restarted(
     write_config: Callable[..., Path],
     launch: Callable[..., Completed],

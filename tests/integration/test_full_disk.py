@@ -53,6 +53,7 @@ def assert_only_step_2_is_complete(run_dir: Path) -> None:
     assert not incomplete
 
 
+@pytest.mark.slow
 def test_one_process(
     small_disk: Path, write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:

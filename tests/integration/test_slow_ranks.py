@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,21 @@ def read_records(run: Path, kind: str) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == kind]
 
 
-def wait_for(run: Path, kind: str, count: int, limit_s: float, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + limit_s
-    while len(read_records(run, kind)) < count:
-        assert time.monotonic() < deadline and process.poll() is None, f"{count} records of kind {kind} expected"
-        time.sleep(0.2)
+def wait_for(run: Path, fits: Callable[[dict[str, Any]], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for a record of slow ranks with a property: for minutes, because the probes take 0.1 % of the time."""
+    deadline = time.monotonic() + 600
+    while not any(fits(record) for record in read_records(run, "ranks")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.5)
+
+
+def is_slow(record: dict[str, Any]) -> bool:
+    """Return whether rank 1 computes slowly."""
+    node = os.uname().nodename
+    return any(
+        (one["rank"], one["cause"], one["node"]) == (1, "computing", node) and one["excess"] > 0.3
+        for one in record["slow"]
+    )
 
 
 @contextlib.contextmanager
@@ -63,6 +73,7 @@ def half_speed(process: psutil.Process) -> Iterator[None]:
         process.resume()
 
 
+@pytest.mark.timeout(1500)
 def test_slowed_rank_is_named(packed: Path, tmp_path: Path, free_ports: list[int]) -> None:
     sections = make_sections(
         packed,
@@ -86,22 +97,20 @@ def test_slowed_rank_is_named(packed: Path, tmp_path: Path, free_ports: list[int
         text=True,
     )
     try:
-        wait_for(run, "ranks", 1, 240, launcher)
+        # Undisturbed: at least one judgement of the probes.
+        wait_for(run, lambda record: record["probe_s"] > 0, launcher)
         worker = find_worker(psutil.Process(launcher.pid), 1)
         assert worker is not None
-        before = len(read_records(run, "ranks"))
+        before = read_records(run, "ranks")
+        assert not [one for record in before for one in record["slow"] if one["cause"] == "computing"], before
         with half_speed(worker):
-            wait_for(run, "ranks", before + 3, 240, launcher)
+            wait_for(run, is_slow, launcher)
         steps = read_records(run, "step")[-1]["step"]
         os.kill(worker.pid, signal.SIGTERM)
         output, _ = launcher.communicate(timeout=120)
     finally:
         launcher.kill()
-    # The first window after `before` may have begun before the slowdown.
-    for record in read_records(run, "ranks")[before + 1 : before + 3]:
-        found = [one for one in record["slow"] if one["cause"] == "computing"]
-        assert [one["rank"] for one in found] == [1] and found[0]["excess"] > 0.3, record
-        assert found[0]["node"] == os.uname().nodename
+    assert not [record for record in read_records(run, "ranks") for one in record["slow"] if one["rank"] == 0]
     assert "warning: step" in output and "rank 1 (node" in output and "slower than the median rank" in output
     assert launcher.returncode == 143, output
     stopped_at = read_records(run, "step")[-1]["step"]

@@ -58,7 +58,7 @@ def assert_saved(run_dir: Path, output: str, *names: str) -> None:
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_launched_run_saves_and_ends(
     number: signal.Signals, write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int]
 ) -> None:

@@ -188,7 +188,7 @@ def test_error_under_the_launcher_has_exit_code_2(
     assert "global_batch_size 7 is not divisible by data_parallel 2" in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama3"])
+@pytest.mark.parametrize("family", ["qwen3", pytest.param("llama3", marks=pytest.mark.slow)])
 def test_run_from_a_hugging_face_folder(
     family: str, write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from typing import TypedDict
 
 WINDOW = 8
 """Exchanges that are judged together."""
+MIN_PROBES = 16
+"""Matrix products that are judged together. They are timed less often than the ranks exchange."""
 MAX_LISTED = 16
 COMPUTING, DATA, BETWEEN_STEPS = "computing", "data", "between steps"
 
@@ -25,7 +27,7 @@ class RankTimes:
     data_wait_s: float
     """Part of the step in which the rank waited for its batch; 0 with data sinking."""
     probe_s: float
-    """A matrix product of the same size on every rank."""
+    """A matrix product of the same size on every rank; 0 if none was timed."""
     late_s: float
     """How much shorter this rank waited in the collective than the one that waited longest: how late it arrived."""
 
@@ -59,6 +61,9 @@ class RanksRecord:
 class SlowRankDetector:
     """Judges the times of all ranks, `WINDOW` exchanges at a time.
 
+    A single matrix product takes milliseconds and is disturbed by other processes, so the lower quartile of
+    `MIN_PROBES` of them is compared; a judgement holds until the next one.
+
     Args:
         max_excess: A rank is slow above this excess over the median of all ranks.
     """
@@ -66,24 +71,31 @@ class SlowRankDetector:
     def __init__(self, max_excess: float) -> None:
         self._max_excess = max_excess
         self._window: list[list[RankTimes]] = []
+        self._probes: list[list[float]] = []
+        self._probe_s: list[float] = []
 
     def add(self, step: int, times: Sequence[RankTimes], node_names: Sequence[str]) -> RanksRecord | None:
         """Add the times of an exchange, one element per rank; return a record when the window is full."""
         if not times:
             return None
         self._window.append(list(times))
+        if all(one.probe_s for one in times):
+            self._probes.append([one.probe_s for one in times])
+        if len(self._probes) == MIN_PROBES:
+            self._probe_s = [sorted(of_rank)[MIN_PROBES // 4] for of_rank in zip(*self._probes, strict=True)]
+            self._probes.clear()
         if len(self._window) < WINDOW:
             return None
         ranks = [_average(of_rank) for of_rank in zip(*self._window, strict=True)]
         self._window.clear()
-        step_s, data_s, probe_s, late_s = (
-            statistics.median_low(getattr(rank, name) for rank in ranks)
-            for name in ("step_s", "data_wait_s", "probe_s", "late_s")
+        step_s, data_s, late_s = (
+            statistics.median_low(getattr(rank, name) for rank in ranks) for name in ("step_s", "data_wait_s", "late_s")
         )
+        probe_s = statistics.median_low(self._probe_s) if self._probe_s else 0.0
         slow: list[SlowRank] = []
         for number, rank in enumerate(ranks):
             excesses = {
-                COMPUTING: rank.probe_s / probe_s - 1 if probe_s else 0.0,
+                COMPUTING: self._probe_s[number] / probe_s - 1 if probe_s else 0.0,
                 DATA: (rank.data_wait_s - data_s) / step_s,
                 BETWEEN_STEPS: (rank.late_s - late_s) / step_s,
             }
@@ -125,12 +137,19 @@ def describe_slow(one: SlowRank) -> str:
     return f"rank {one['rank']} (node {one['node']}) {what}"
 
 
-def _average(times: Sequence[RankTimes]) -> RankTimes:
+@dataclass(frozen=True, kw_only=True)
+class _MeanTimes:
+    """Means of one rank over a window, in seconds."""
+
+    step_s: float
+    data_wait_s: float
+    late_s: float
+
+
+def _average(times: Sequence[RankTimes]) -> _MeanTimes:
     """Return the mean of each time without its largest value, which a single hiccup can raise."""
 
     def mean(name: str) -> float:
         return statistics.fmean(sorted(getattr(one, name) for one in times)[:-1])
 
-    return RankTimes(
-        step_s=mean("step_s"), data_wait_s=mean("data_wait_s"), probe_s=mean("probe_s"), late_s=mean("late_s")
-    )
+    return _MeanTimes(step_s=mean("step_s"), data_wait_s=mean("data_wait_s"), late_s=mean("late_s"))

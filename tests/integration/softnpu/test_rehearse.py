@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ascend_cpt.rehearsal.emulated_job import EmulatedJob, JobFailed
 from tests.emulation import needs_emulation
 from tests.integration.conftest import REPOSITORY, run_command
 
@@ -30,6 +31,16 @@ def test_shipped_configuration_passes(name: str, tmp_path: Path) -> None:
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "rehearsal passed" in result.stdout and not (tmp_path / "work").exists()
+
+
+@needs_emulation
+def test_a_job_that_fails_gives_its_last_error(tmp_path: Path) -> None:
+    config = tmp_path / "wrong.yaml"
+    config.write_text("cpt: {sed: 1}\n")
+    job = EmulatedJob(config, tmp_path / "job", workers=1, timeout_s=120)
+    job.start()
+    with pytest.raises(JobFailed, match=r"error: .*wrong.yaml.*sed.*exit code 2; see .*console_1.txt"):
+        job.expect_success()
 
 
 @needs_emulation

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from ascend_cpt.monitor.goodput.slow_ranks import WINDOW, NewSlowRanks, RanksRecord, RankTimes, SlowRankDetector
+from ascend_cpt.monitor.goodput.slow_ranks import (
+    MIN_PROBES,
+    WINDOW,
+    NewSlowRanks,
+    RanksRecord,
+    RankTimes,
+    SlowRankDetector,
+)
 from ascend_cpt.monitor.record import parse_record, to_values
 from ascend_cpt.monitor.summary import describe_slow_ranks
 
@@ -19,11 +27,11 @@ def times(**of_rank_2: float) -> list[RankTimes]:
 
 
 def fill(detector: SlowRankDetector, *, step: int = 200, **of_rank_2: float) -> RanksRecord:
-    for _ in range(WINDOW - 1):
-        assert detector.add(step, times(**of_rank_2), NODES) is None
-    record = detector.add(step, times(**of_rank_2), NODES)
-    assert record is not None
-    return record
+    """Return the record after enough probes for a judgement, which are two windows."""
+    records = [detector.add(step, times(**of_rank_2), NODES) for _ in range(MIN_PROBES)]
+    assert [k for k, record in enumerate(records, 1) if record] == [WINDOW, 2 * WINDOW]
+    assert records[-1] is not None
+    return records[-1]
 
 
 @pytest.mark.parametrize(
@@ -49,11 +57,25 @@ def test_differences_below_the_limit_are_not_reported() -> None:
 
 def test_one_hiccup_is_not_a_slow_rank() -> None:
     detector = SlowRankDetector(0.1)
-    detector.add(25, times(probe_s=0.5), NODES)
-    for _ in range(WINDOW - 2):
-        detector.add(50, times(), NODES)
-    record = detector.add(75, times(), NODES)
+    detector.add(25, times(data_wait_s=0.9, late_s=0.9), NODES)
+    records = [detector.add(50, times(), NODES) for _ in range(WINDOW - 1)]
+    assert records[-1] is not None and records[-1].slow == []
+
+
+def test_most_probes_may_be_disturbed_by_other_processes() -> None:
+    detector = SlowRankDetector(0.1)
+    for k in range(MIN_PROBES):
+        record = detector.add(25, times(probe_s=0.02 if k % 3 else 0.002), NODES)
     assert record is not None and record.slow == []
+
+
+def test_a_judgement_of_the_probes_holds_until_the_next_one() -> None:
+    detector = SlowRankDetector(0.1)
+    assert [one["cause"] for one in fill(detector, probe_s=0.003).slow] == ["computing"]
+    # Exchanges without a probe: those of short steps.
+    records = [detector.add(25, [replace(one, probe_s=0.0) for one in times()], NODES) for _ in range(WINDOW)]
+    assert records[-1] is not None and [one["rank"] for one in records[-1].slow] == [2]
+    assert fill(detector).slow == []
 
 
 def test_a_rank_is_warned_about_once_until_it_has_recovered() -> None:
@@ -67,7 +89,7 @@ def test_a_rank_is_warned_about_once_until_it_has_recovered() -> None:
 def test_one_of_two_ranks_is_found() -> None:
     detector = SlowRankDetector(0.1)
     pair = [NORMAL, RankTimes(**{**vars(NORMAL), "probe_s": 0.004})]
-    records = [detector.add(step, pair, ("a", "b")) for step in range(WINDOW)]
+    records = [detector.add(step, pair, ("a", "b")) for step in range(MIN_PROBES)]
     assert records[-1] is not None and [one["rank"] for one in records[-1].slow] == [1]
 
 

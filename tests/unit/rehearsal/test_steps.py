@@ -129,15 +129,6 @@ def test_a_line_that_was_cut_by_the_kill_is_passed_over(tmp_path: Path) -> None:
     assert rehearse.read_losses(tmp_path, "step") == {(1, ""): 2.0}
 
 
-def test_a_job_that_fails_gives_its_last_error(tmp_path: Path) -> None:
-    config = tmp_path / "wrong.yaml"
-    config.write_text("cpt: {sed: 1}\n")
-    job = EmulatedJob(config, tmp_path / "job", workers=1, timeout_s=120)
-    job.start()
-    with pytest.raises(JobFailed, match=r"error: .*wrong.yaml.*sed.*exit code 2; see .*console_1.txt"):
-        job.expect_success()
-
-
 def test_restarts_of_the_users_shell_do_not_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher = tmp_path / "launcher.sh"
     launcher.write_text('echo "restarts $ASCEND_CPT_MAX_RESTARTS, port [$ASCEND_CPT_LAUNCHER_PORT]"')
@@ -150,7 +141,10 @@ def test_restarts_of_the_users_shell_do_not_apply(tmp_path: Path, monkeypatch: p
     assert job.read_console() == "restarts 0, port []\n"
 
 
-def test_a_job_that_ends_before_its_checkpoint_is_noticed(tmp_path: Path) -> None:
+def test_a_job_that_ends_before_its_checkpoint_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = tmp_path / "launcher.sh"
+    launcher.write_text('echo "error: none.yaml: not found" >&2; exit 2\n')
+    monkeypatch.setattr("ascend_cpt.rehearsal.emulated_job.LAUNCHER", str(launcher))
     job = EmulatedJob(tmp_path / "none.yaml", tmp_path / "job", workers=1, timeout_s=120)
     job.start()
     with pytest.raises(JobFailed, match=r"none.yaml"):

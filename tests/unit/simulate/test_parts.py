@@ -116,6 +116,7 @@ def test_child_that_hangs_after_its_result_is_ended(tmp_path: Path, monkeypatch:
         "import pathlib, time\npathlib.Path('result.json').write_text('{}')\ntime.sleep(600)\n"
     )
     monkeypatch.setattr(run_rank, "MODULE", "hanging_child")
+    monkeypatch.setattr(run_rank, "EXIT_WAIT_S", 1)
     started = time.monotonic()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     ending = run_rank._run_process(tmp_path, tmp_path / "log", environment, 40, lambda line: None)

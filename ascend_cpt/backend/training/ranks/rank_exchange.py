@@ -53,7 +53,9 @@ class RankExchange:
         self._next_step = 0
         self._probe = SpeedProbe()
         self._num_exchanges = 0
-        self._probe_s = self._wait_s = 0.0
+        # The product measured since the last exchange (0: none), and the longest one that any rank has measured.
+        self._probe_s = self._longest_probe_s = 0.0
+        self._wait_s = 0.0
         self.node_names: tuple[str, ...] = ()
         """Host name of each rank, known after the first exchange of several ranks."""
 
@@ -74,16 +76,18 @@ class RankExchange:
         start_s = time.perf_counter()
         rows = self._gather([*requests, step_s, data_wait_s, self._probe_s, self._wait_s])
         self._wait_s = time.perf_counter() - start_s
+        self._probe_s = 0.0
         counts, times = rows[:, :_NUM_REQUESTS].sum(axis=0), rows[:, _NUM_REQUESTS:]
         if self._num_ranks > 1:
-            self._plan_next(step, mean_step_s=float(times[:, 0].mean()), probe_s=float(times[:, 2].max()))
+            self._longest_probe_s = max(self._longest_probe_s, float(times[:, 2].max()))
+            self._plan_next(step, mean_step_s=float(times[:, 0].mean()))
         return Exchanged(
             signal=stop_signals.choose_signal(counts[:-1]),
             is_stop_requested=bool(counts[-1] > 0),
             times=self._list_times(times),
         )
 
-    def _plan_next(self, step: int, *, mean_step_s: float, probe_s: float) -> None:
+    def _plan_next(self, step: int, *, mean_step_s: float) -> None:
         """Set the step of the next exchange from values that all ranks have received, and measure the probe if due."""
         num_steps = max(1, min(MAX_STEPS, int(MAX_DELAY_S / max(mean_step_s, 1e-9))))
         self._next_step = step + num_steps
@@ -91,7 +95,7 @@ class RankExchange:
             self._prepare()
         self._num_exchanges += 1
         interval_s = max(num_steps * mean_step_s, 1e-9)
-        every = max(1, math.ceil(probe_s / (MAX_PROBE_SHARE * interval_s)))
+        every = max(1, math.ceil(self._longest_probe_s / (MAX_PROBE_SHARE * interval_s)))
         if self._num_exchanges % every == 0:
             self._probe_s = self._probe.measure()
 

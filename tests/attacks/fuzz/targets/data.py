@@ -26,6 +26,7 @@ from ascend_cpt.data.packed.mindrecord_writer import HEADER_BYTES, FormatWriter
 from ascend_cpt.data.packed.shard_writers import make_shard
 from ascend_cpt.data.packed.token_stream import TokenStream, check_rows
 from ascend_cpt.data.packed.verified import verify_once
+from ascend_cpt.data.readers import records
 from ascend_cpt.data.readers.documents import Tally, extract_documents
 from ascend_cpt.data.readers.formats import ReadOptions, load_reader
 from ascend_cpt.data.readers.handlers import GeneralPretrainHandler, Handler, WikiTextHandler
@@ -78,6 +79,8 @@ def prepare_reader(suffix: str, seeds: list[bytes], mutate: Mutate, **settings: 
 
         def run(case: bytes) -> None:
             path.write_bytes(case)
+            # The cursor is kept for the next span of a file, which never changes while it is packed.
+            records._last_cursor = None
             read_all(path, options, handler)
 
         return Prepared(seeds=seeds, mutate=mutate, run=run)

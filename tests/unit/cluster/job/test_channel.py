@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ascend_cpt.cluster.job import channel as channel_module
 from ascend_cpt.cluster.job.channel import JobChannel, join_job
 from ascend_cpt.errors import ClusterError, ConfigError
 from tests.ports import find_free_port
@@ -151,6 +152,7 @@ def test_a_process_without_a_key_is_refused() -> None:
 
 
 def test_processes_with_different_keys_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "LINGER_S", 0.3)
     address = ("127.0.0.1", find_free_port())
 
     def run(rank: int) -> str:
@@ -188,7 +190,8 @@ def test_a_rank_that_never_answers() -> None:
     assert "not all 2 processes reached the check 'data' within 0 s" in str(results[0])
 
 
-def test_a_rank_that_never_connects() -> None:
+def test_a_rank_that_never_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "LINGER_S", 0.3)
     channel = JobChannel(rank=0, size=2, node=0, address=("127.0.0.1", find_free_port()), key=KEY, timeout_s=0.3)
     with pytest.raises(ClusterError, match="not all 2 processes reached the check 'connection' within 0 s"):
         channel.__enter__()
