@@ -47,10 +47,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--load_checkpoint", metavar="PATH", help="start from these weights (like cpt.init_from)")
     parser.add_argument("--output_dir", metavar="PATH", help="parent of the run folders (default: the configuration's)")
     parser.add_argument(
-        "--use_parallel",
-        type=parse_bool,
-        metavar="BOOL",
-        help="whether to train with several workers (default: as launched)",
+        "--use_parallel", type=parse_bool, metavar="BOOL", help="train with several workers (default: as launched)"
     )
     parser.add_argument(
         "--run_mode", choices=["train", "finetune", "predict"], default="train", help="finetune is the same as train"
@@ -58,8 +55,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume_training",
         metavar="auto|PATH|never",
-        help="continue from the newest complete checkpoint (auto or True, the default), from PATH, or not at all "
-        "(never or False)",
+        help="resume from the newest complete checkpoint (auto or True, the default), from PATH, or not (never, False)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
