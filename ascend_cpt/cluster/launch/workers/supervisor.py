@@ -301,8 +301,11 @@ class Supervisor:
 
 
 def _runs_script(pid: int, script: Path) -> bool:
-    """Return whether a process is a worker: its command has the script, or is empty because it has ended."""
-    words = psutil.Process(pid).cmdline()
+    """Return whether a process is a worker: its command has the script, or is not known because it has ended."""
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.ZombieProcess:
+        return True
     return not words or str(script) in words
 
 
