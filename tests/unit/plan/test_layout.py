@@ -108,8 +108,8 @@ def test_switches_that_mindformers_refuses_are_reported() -> None:
             2,
             [1, 0],
             False,
-            "model.model_config.offset [1, 0] gives [19, 18] layers per stage, but num_hidden_layers is 36; every stage "
-            "needs one, and the sum of offset is 0",
+            "model.model_config.offset [1, 0] gives [19, 18] layers per stage, but num_hidden_layers is 36; every "
+            "stage needs one, and the sum of offset is 0",
         ),
     ],
 )

@@ -123,6 +123,14 @@ def test_recompute_and_offset_by_stage(tmp_path: Path) -> None:
     assert "offset: [1, 0, 0, -1] -> [1, -1]" in rehearsal.changes
 
 
+def test_uneven_stages_stay_uneven(tmp_path: Path) -> None:
+    run, rehearsal = load(REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml")
+    assert run.layout.pipeline_parallel == len(run.model["offset"]) == 8 and any(run.model["offset"])
+    assert rehearsal.layout.pipeline_parallel == len(rehearsal.model["offset"]) == 2 and any(rehearsal.model["offset"])
+    assert len(rehearsal.sections["recompute_config"]["recompute"]) == 2
+    assert resolve_small(rehearsal, tmp_path).model["num_hidden_layers"] == 4
+
+
 def test_rows_are_as_short_as_the_settings_allow() -> None:
     path = REPOSITORY / "configs/llama3/cpt_llama3_1_8b_32k.yaml"
     _, compressed = load(path)
