@@ -117,6 +117,8 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
     """
     trained = None if (path / CONFIG_NAME).is_file() else _read_resolved(path)
     model = _choose_model(path, settings, trained)
+    # The layers of pipeline stages, which an evaluation does not have.
+    model.pop("offset", None)
     manifests = open_sets(settings)
     for name, manifest in manifests.items():
         if manifest.tokenizer.vocab_size > model["vocab_size"]:

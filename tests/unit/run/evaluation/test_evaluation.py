@@ -160,11 +160,12 @@ def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
 
 
 def write_resolved(run: Path, boundaries: str) -> Path:
-    """Write a checkpoint and the resolved.yaml of a run with attention within documents; return the checkpoint."""
+    """Write a checkpoint and the resolved.yaml of a run with two uneven stages; return the checkpoint."""
     model = json.loads((REFERENCE / "qwen3/config.json").read_text(encoding="utf-8"))
     settings = compile_row_settings(RowFormat(seq_length=64, pad_id=127, eod_id=1, boundaries=boundaries))
     loader = {"row_format": RowFormat(seq_length=64, pad_id=127, eod_id=1, boundaries=boundaries).to_record()}
-    sections = {"model": {"model_config": {**model, **settings}}, "train_dataset": {"data_loader": loader}}
+    stages = {"offset": [1, -1]}
+    sections = {"model": {"model_config": {**model, **settings, **stages}}, "train_dataset": {"data_loader": loader}}
     save_checkpoint(run, 8)
     (run / "resolved.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
     return run / "checkpoint/iteration_00000008"
@@ -179,6 +180,7 @@ def test_attention_is_that_of_the_run(boundaries: str, expected: str, tokenizer:
         plan = make_plan(path, settings, world_size=1)
         assert plan.row_format.boundaries == expected
         assert not any(key.startswith("use_eod") for key in plan.model)
+        assert "offset" not in plan.model, "the network has no stages"
     across = make_plan(checkpoint, dataclasses.replace(settings, document_attention="across"), world_size=1)
     assert across.row_format.boundaries == "none"
     plan = make_plan(REFERENCE / "qwen3", settings, world_size=1)
