@@ -148,6 +148,15 @@ def test_weights_are_split_over_a_common_divisor_of_the_devices(tokenizer: Path)
         assert (layout.data_parallel, layout.tensor_parallel) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("llama3/cpt_llama3_70b", 8), ("qwen3/cpt_qwen3_8b", 4), ("qwen3/cpt_qwen3_0_6b_4k", 1)]
+)
+def test_tensor_parallelism_splits_what_stages_split_in_training(name: str, expected: int) -> None:
+    config = load_config(REPOSITORY / f"configs/{name}.yaml")
+    assert read_settings(config, make_settings(tasks={})).tensor_parallel == expected
+    assert read_settings(config, make_settings(tasks={}, tensor_parallel=2)).tensor_parallel == 2
+
+
 def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
     config = load_config(REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml", {})
     settings = read_settings(config, make_settings(tokenizer=tokenizer, device=""))
