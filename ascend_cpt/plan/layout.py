@@ -6,18 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.config.values import format_number
 
 MIN_COMPRESSED_SEQ_LENGTH = 2048
 NODE_DEVICES = 8  # hard-coded in MindSpore and MindFormers
 
 
-def find_layout_problems(model: Mapping[str, Any], layout: ParallelLayout, seq_length: int) -> list[str]:
-    """Return a problem for each model size that `layout` does not divide.
+def find_layout_problems(
+    model: Mapping[str, Any], layout: ParallelLayout, seq_length: int, *, recompute: Any = False
+) -> list[str]:
+    """Return a problem for each model size that `layout` does not divide, and for lists by stage that do not fit it.
 
     Args:
         model: The `model.model_config` section with Hugging Face names.
         layout: The parallel layout.
         seq_length: Tokens in a row.
+        recompute: `recompute_config.recompute`, a switch or a list by stage.
     """
     problems: list[str] = []
     tensor = layout.tensor_parallel
@@ -33,7 +37,7 @@ def find_layout_problems(model: Mapping[str, Any], layout: ParallelLayout, seq_l
             problems.append(f"model_parallel {tensor} does not divide {name} {value}")
     layers = model.get("num_hidden_layers")
     if layers is not None:
-        problems.extend(_find_pipeline_problems(layers, layout.pipeline_parallel, model.get("offset")))
+        problems.extend(find_stage_problems(layers, layout.pipeline_parallel, model.get("offset"), recompute))
     if seq_length % layout.context_parallel:
         problems.append(f"context_parallel {layout.context_parallel} does not divide seq_length {seq_length}")
     hidden_size = model.get("hidden_size")
@@ -51,7 +55,6 @@ def find_switch_problems(
     seq_length: int,
     *,
     sequence_parallel: bool,
-    recompute: Any = False,
 ) -> list[str]:
     """Return a problem for each switch that MindFormers rejects with this layout.
 
@@ -60,7 +63,6 @@ def find_switch_problems(
         layout: The parallel layout.
         seq_length: Tokens in a row.
         sequence_parallel: `parallel_config.use_seq_parallel`.
-        recompute: `recompute_config.recompute`, a switch or a list by stage.
     """
     problems: list[str] = []
     if sequence_parallel and layout.tensor_parallel == 1:
@@ -87,10 +89,6 @@ def find_switch_problems(
             f"a pipeline stage has {layout.world_size // layout.pipeline_parallel} devices, neither a multiple nor a "
             f"divisor of a node's {NODE_DEVICES}: MindSpore does not create groups of devices at different "
             "positions within their nodes; change pipeline_stage or the number of nodes"
-        )
-    if isinstance(recompute, list) and len(recompute) != layout.pipeline_parallel:
-        problems.append(
-            f"recompute_config.recompute has {len(recompute)} entries, but pipeline_stage is {layout.pipeline_parallel}"
         )
     if layout.context_parallel > 1 and model.get("use_flash_attention") is False:
         problems.append(
@@ -123,15 +121,32 @@ def _is_uneven(layout: ParallelLayout, size: int) -> bool:
     return layout.world_size > NODE_DEVICES and bool(size % NODE_DEVICES) and bool(NODE_DEVICES % size)
 
 
-def _find_pipeline_problems(layers: int, stages: int, offset: Any) -> list[str]:
-    if stages == 1:
-        return []
+def find_stage_problems(layers: int, stages: int, offset: Any, recompute: Any) -> list[str]:
+    """Return a problem, or none, of the division of `layers` into `stages` and of the lists with an entry per stage."""
+    share, rest = divmod(layers, stages)
+    lists = {"model.model_config.offset": offset, "recompute_config.recompute": recompute}
+    wrong = [name for name, value in lists.items() if isinstance(value, list) and len(value) != stages]
+    if wrong:
+        found = " and ".join(f"{name} has {format_number(len(lists[name]), 'value')}" for name in wrong)
+        # MindFormers gives every stage the same number of layers if there is no offset.
+        simple = {"model.model_config.offset": "" if rest else "offset to 0"}
+        advice = " and ".join(filter(None, (simple.get(name, "recompute to True") for name in wrong)))
+        total = f" (the sum of offset is {rest})" if "model.model_config.offset" in wrong else ""
+        return [
+            f"pipeline_stage is {stages}, but {found}; give one value per stage{total}"
+            + (f", or set {advice}" if advice else "")
+        ]
     if not isinstance(offset, list):
-        # Without an offset MindFormers gives every stage the same number of layers.
-        return [f"pipeline_stage {stages} does not divide num_hidden_layers {layers}"] if layers % stages else []
-    if len(offset) != stages:
-        return [f"offset has {len(offset)} entries, but pipeline_stage is {stages}"]
-    per_stage = [layers // stages + extra for extra in offset]
-    if sum(per_stage) != layers or min(per_stage) < 1:
-        return [f"offset {offset} gives {per_stage} layers per stage, but num_hidden_layers is {layers}"]
-    return []
+        if not rest:
+            return []
+        return [
+            f"pipeline_stage {stages} does not divide num_hidden_layers {layers}; change it, or give "
+            f"model.model_config.offset one value per stage, with the sum {rest}"
+        ]
+    per_stage = [share + extra for extra in offset]
+    if sum(per_stage) == layers and min(per_stage) >= 1:
+        return []
+    return [
+        f"model.model_config.offset {offset} gives {per_stage} layers per stage, but num_hidden_layers is {layers}; "
+        f"every stage needs one, and the sum of offset is {rest}"
+    ]

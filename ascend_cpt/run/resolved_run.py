@@ -117,7 +117,8 @@ class ResolvedRun:
         subsets = [[name, self.order.num_rows[name]] for name in self.order.pool_rows]
         ramp = self.order.to_record().get("ramp")
         return {
-            "model": dict(self.model),
+            # Not the layers of pipeline stages: the layout may change.
+            "model": {key: value for key, value in self.model.items() if key != "offset"},
             # A list: row numbers depend on the order of the sources.
             "sources": [[source.name, source.manifest.digest] for source in self.sources],
             "seq_length": self.budget.seq_length,

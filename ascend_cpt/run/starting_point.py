@@ -101,7 +101,7 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, verifie
         if extend:
             raise CheckpointError(f"{run.run_dir}: no checkpoint to extend; remove --extend")
         return _choose_weights(run, skipped, verifier, dry)
-    differences = describe_differences(chosen.state.fingerprint, run.fingerprint())
+    differences = describe_differences(_ignore_stages(chosen.state.fingerprint), run.fingerprint())
     notes = verifier.note_unverified(chosen)
     if differences and extend:
         notes = (*notes, *_check_extension(run, chosen))
@@ -154,7 +154,7 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
     """
     _check_fingerprint(chosen)
     state = chosen.state
-    saved, current = dict(state.fingerprint), run.fingerprint()
+    saved, current = _ignore_stages(state.fingerprint), run.fingerprint()
     others = describe_differences(
         {key: value for key, value in saved.items() if key not in EXTENDABLE},
         {key: value for key, value in current.items() if key not in EXTENDABLE},
@@ -188,6 +188,14 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
                 "extended without a jump (arXiv 2403.08763)"
             )
     return tuple(notes)
+
+
+def _ignore_stages(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved fingerprint without the layers of pipeline stages, which those of earlier versions have."""
+    model = saved.get("model")
+    if isinstance(model, Mapping):
+        return {**saved, "model": {key: value for key, value in model.items() if key != "offset"}}
+    return dict(saved)
 
 
 def _check_fingerprint(checkpoint: Checkpoint) -> None:

@@ -202,7 +202,7 @@ def test_shipped_config_compiles_on_every_stage(path: Path) -> None:
     [
         ("llama2/cpt_llama2_70b_16k", 64),
         ("llama3/cpt_llama3_70b", 128),
-        ("qwen2/cpt_qwen2_72b_4k", 128),
+        ("qwen2/cpt_qwen2_72b_4k", 256),
         ("qwen3/cpt_qwen3_32b_4k", 128),
     ],
 )

@@ -113,16 +113,15 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
             problems.append(
                 f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}"
             )
-    found = find_layout_problems(model, layout, config.cpt.seq_length)
+    parallel = config.mindformers.get("parallel_config") or {}
+    recompute = False if uses_cpu(config) else (config.mindformers.get("recompute_config") or {}).get("recompute")
+    found = find_layout_problems(model, layout, config.cpt.seq_length, recompute=recompute)
     if not found and not uses_cpu(config):
-        parallel = config.mindformers.get("parallel_config") or {}
-        recompute = config.mindformers.get("recompute_config") or {}
         found = find_switch_problems(
             model,
             layout,
             config.cpt.seq_length,
             sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
-            recompute=recompute.get("recompute"),
         )
     problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]
     if not problems and model.get("pet_config") is not None:

@@ -79,6 +79,7 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
     """Return the settings with what the configuration adds: sets and tasks by name, model, attention, device."""
     cpt, validation = config.cpt, config.cpt.validation
     parallel = config.mindformers.get("parallel_config") or {}
+    model = config.mindformers["model"]["model_config"]
     section = config.mindformers.get("context") or {}
     context = {key: value for key, value in section.items() if key not in ("device_target", "mode")}
     configured = validation.sets if validation else {}
@@ -101,10 +102,19 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
         device=settings.device or str(section.get("device_target", "Ascend")),
         dtype=settings.dtype,
         batch_size=settings.batch_size,
-        tensor_parallel=settings.tensor_parallel or int(parallel.get("model_parallel") or 1),
-        model=config.mindformers["model"]["model_config"],
+        tensor_parallel=settings.tensor_parallel or _choose_tensor_parallel(parallel, model),
+        model=model,
         context=context,
     )
+
+
+def _choose_tensor_parallel(parallel: Mapping[str, Any], model: Mapping[str, Any]) -> int:
+    """Return the devices that share the weights: those of a whole model in training, if heads can be divided by them.
+
+    An evaluation has no stages, so tensor parallelism has to split what the stages split in training.
+    """
+    devices = int(parallel.get("model_parallel") or 1) * int(parallel.get("pipeline_stage") or 1)
+    return math.gcd(devices, int(model.get("num_key_value_heads") or model.get("num_attention_heads") or 1))
 
 
 def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> EvaluationPlan:
@@ -117,6 +127,8 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
     """
     trained = None if (path / CONFIG_NAME).is_file() else _read_resolved(path)
     model = _choose_model(path, settings, trained)
+    # The layers of pipeline stages, which an evaluation does not have.
+    model.pop("offset", None)
     manifests = open_sets(settings)
     for name, manifest in manifests.items():
         if manifest.tokenizer.vocab_size > model["vocab_size"]:

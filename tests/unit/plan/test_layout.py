@@ -35,7 +35,8 @@ def make_layout(data: int = 1, tensor: int = 1, pipeline: int = 1, context: int 
         ({"tensor": 16}, {}, "model_parallel 16 does not divide num_key_value_heads 8"),
         ({"pipeline": 5}, {}, "pipeline_stage 5 does not divide num_hidden_layers 36"),
         ({"pipeline": 5}, {"offset": [0, 0, 0, 0, 0]}, "offset"),
-        ({"pipeline": 5}, {"offset": [0, 1]}, "offset has 2 entries"),
+        ({"pipeline": 5}, {"offset": [0, 1]}, "offset has 2 values"),
+        ({"pipeline": 1}, {"offset": [1, -1]}, "pipeline_stage is 1, but model.model_config.offset has 2 values"),
         ({"context": 3}, {}, "context_parallel 3 does not divide seq_length 4096"),
         ({}, {"hidden_size": 4097}, "num_attention_heads 32 does not divide hidden_size 4097"),
         ({"tensor": 4}, {"vocab_size": 151_933}, "does not divide vocab_size 151933"),
@@ -68,10 +69,6 @@ def test_switches_that_mindformers_refuses_are_reported() -> None:
     (problem,) = find_switch_problems(MODEL, make_layout(3, 2), 4096, sequence_parallel=True)
     assert "not on 6 devices" in problem
     assert not find_switch_problems(MODEL, make_layout(4, 2, 4, 1), 4096, sequence_parallel=True)
-    by_stage = {"sequence_parallel": False, "recompute": [4, True]}
-    assert not find_switch_problems(MODEL, make_layout(4, 1, 2), 4096, **by_stage)
-    (problem,) = find_switch_problems(MODEL, make_layout(2, 1, 4), 4096, **by_stage)
-    assert "recompute has 2 entries, but pipeline_stage is 4" in problem
     split = make_layout(2, 1, 1, 2)
     assert not find_switch_problems(MODEL, split, 4096, sequence_parallel=False)
     (problem,) = find_switch_problems({**MODEL, "use_flash_attention": False}, split, 4096, sequence_parallel=False)
@@ -79,3 +76,44 @@ def test_switches_that_mindformers_refuses_are_reported() -> None:
     compressed = {**MODEL, "use_attn_mask_compression": True}
     (problem,) = find_switch_problems(compressed, layout, 1024, sequence_parallel=False)
     assert "use_attn_mask_compression" in problem
+
+
+@pytest.mark.parametrize(
+    ("stages", "offset", "recompute", "expected"),
+    [
+        (2, [0, 0], [4, True], ""),
+        (2, 0, True, ""),
+        (
+            2,
+            [0, 1, 1, -2],
+            [1, 0, 0, 0],
+            "pipeline_stage is 2, but model.model_config.offset has 4 values and recompute_config.recompute has 4 "
+            "values; give one value per stage (the sum of offset is 0), or set offset to 0 and recompute to True",
+        ),
+        (
+            4,
+            None,
+            [1, 0],
+            "pipeline_stage is 4, but recompute_config.recompute has 2 values; give one value per stage, or set "
+            "recompute to True",
+        ),
+        (
+            5,
+            [0, 0],
+            False,
+            "pipeline_stage is 5, but model.model_config.offset has 2 values; give one value per stage (the sum of "
+            "offset is 1)",
+        ),
+        (
+            2,
+            [1, 0],
+            False,
+            "model.model_config.offset [1, 0] gives [19, 18] layers per stage, but num_hidden_layers is 36; every "
+            "stage needs one, and the sum of offset is 0",
+        ),
+    ],
+)
+def test_lists_by_stage_that_do_not_fit_are_one_line(stages: int, offset: Any, recompute: Any, expected: str) -> None:
+    model = {**MODEL, "offset": offset}
+    problems = find_layout_problems(model, make_layout(pipeline=stages), 4096, recompute=recompute)
+    assert problems == ([expected] if expected else [])

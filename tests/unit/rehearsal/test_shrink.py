@@ -116,11 +116,19 @@ def test_recompute_and_offset_by_stage(tmp_path: Path) -> None:
         "recompute_config.recompute": [True, 5, 0, False],
         "model.model_config.offset": [1, 0, 0, -1],
     }
-    _, rehearsal = load(REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml", overrides)
+    _, rehearsal = load(REPOSITORY / "tests/even_layouts/cpt_llama3_70b.yaml", overrides)
     assert rehearsal.sections["recompute_config"]["recompute"] == [True, 1]
     assert rehearsal.model["offset"] == [1, -1]
     assert resolve_small(rehearsal, tmp_path).model["num_hidden_layers"] == 4
     assert "offset: [1, 0, 0, -1] -> [1, -1]" in rehearsal.changes
+
+
+def test_uneven_stages_stay_uneven(tmp_path: Path) -> None:
+    run, rehearsal = load(REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml")
+    assert run.layout.pipeline_parallel == len(run.model["offset"]) == 8 and any(run.model["offset"])
+    assert rehearsal.layout.pipeline_parallel == len(rehearsal.model["offset"]) == 2 and any(rehearsal.model["offset"])
+    assert len(rehearsal.sections["recompute_config"]["recompute"]) == 2
+    assert resolve_small(rehearsal, tmp_path).model["num_hidden_layers"] == 4
 
 
 def test_rows_are_as_short_as_the_settings_allow() -> None:
@@ -133,7 +141,7 @@ def test_rows_are_as_short_as_the_settings_allow() -> None:
 
 
 def test_sharded_weights_stay_sharded() -> None:
-    _, rehearsal = load(REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml")
+    _, rehearsal = load(REPOSITORY / "tests/even_layouts/cpt_llama3_70b.yaml")
     threshold_kb = rehearsal.sections["parallel"]["parallel_optimizer_config"]["parallel_optimizer_threshold"]
     width, tensor = rehearsal.model["hidden_size"], rehearsal.layout.tensor_parallel
     assert width * 4 / 1024 < threshold_kb < width * width * 4 / tensor / 1024

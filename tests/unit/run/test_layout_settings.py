@@ -14,7 +14,7 @@ from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config
 from ascend_cpt.run.resolve import resolve
 
-BIG = Path(__file__).resolve().parents[3] / "configs/llama3/cpt_llama3_70b.yaml"
+BIG = Path(__file__).resolve().parents[3] / "tests/even_layouts/cpt_llama3_70b.yaml"
 MakeManifest = Callable[..., Manifest]
 
 

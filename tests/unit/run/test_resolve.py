@@ -17,7 +17,7 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
-BIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+BIG = REPOSITORY / "tests/even_layouts/cpt_llama3_70b.yaml"
 
 
 def resolve_run(

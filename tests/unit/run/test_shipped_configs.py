@@ -69,7 +69,7 @@ def test_config_compiles(path: Path, make_manifest: Callable[..., Manifest]) -> 
 def test_llama3_70b_uses_every_device_of_eight_nodes(make_manifest: Callable[..., Manifest]) -> None:
     run = resolve_run(REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml", make_manifest)
     sections = make_mindformers_config(run, resume_from=None, init_from=None)
-    assert (run.layout.data_parallel, run.layout.tensor_parallel, run.layout.pipeline_parallel) == (2, 8, 4)
+    assert (run.layout.data_parallel, run.layout.tensor_parallel, run.layout.pipeline_parallel) == (2, 4, 8)
     assert sections["parallel_config"]["micro_batch_num"] == 128  # 256 rows / data 2 / micro batch 1
     assert sections["runner_config"]["gradient_accumulation_steps"] == 1
     assert sections["parallel"]["dataset_strategy"] == [[2, 1], [2, 1]]

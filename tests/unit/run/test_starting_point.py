@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.checkpoint.state import RunState, write_state
+from ascend_cpt.checkpoint.state import RunState, read_state, write_state
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
@@ -48,6 +48,18 @@ def extend(resolve_run: ResolveRun, tmp_path: Path, step: int, before: dict[str,
 def test_same_run_resumes(resolve_run: ResolveRun, tmp_path: Path) -> None:
     run = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
     assert choose_start(run, None).step == 700
+
+
+def test_a_run_with_other_stages_resumes(resolve_run: ResolveRun, tmp_path: Path) -> None:
+    """The fingerprint has no layers of stages; those of earlier versions do not count."""
+    run = save(resolve_run(phases=[GENERAL, QA]), tmp_path / "run", 700)
+    folder = run.checkpoint_root / "iteration_00000700"
+    state = read_state(folder)
+    saved = {**state.fingerprint, "model": {**state.fingerprint["model"], "offset": [1, -1]}}
+    write_state(folder, dataclasses.replace(state, fingerprint=saved))
+    assert choose_start(run, None).step == 700
+    run.config.mindformers["model"]["model_config"]["offset"] = [0]
+    assert "offset" not in run.fingerprint()["model"] and choose_start(run, None).step == 700
 
 
 def test_an_incomplete_checkpoint_is_skipped_unless_the_user_gave_it(resolve_run: ResolveRun, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from ascend_cpt.run.planning.training_case import build_case
 from ascend_cpt.simulate.compile_ranks import load_shortened
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-QWEN3_8B = REPOSITORY / "configs/qwen3/cpt_qwen3_8b.yaml"
-LLAMA3_70B = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+QWEN3_8B = REPOSITORY / "tests/even_layouts/cpt_qwen3_8b.yaml"
+LLAMA3_70B = REPOSITORY / "tests/even_layouts/cpt_llama3_70b.yaml"
 
 
 def make_cluster(num_nodes: int | None = None, device: str = "910B") -> Cluster:
@@ -116,7 +116,7 @@ def test_recomputation_is_a_switch_or_a_list_by_stage(given: object, layers: tup
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([1, 2], "has 2 entries, but pipeline_stage is 4"),
+        ([1, 2], "pipeline_stage is 4, but recompute_config.recompute has 2 values"),
         ([1, -1, 0, 0], "expected True, False or a list"),
         ("all", "expected True, False or a list"),
     ],

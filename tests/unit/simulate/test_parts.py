@@ -28,7 +28,7 @@ from ascend_cpt.softnpu.environment import find_cann
 from ascend_cpt.weights.hf_config import make_config
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-CONFIG = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+CONFIG = REPOSITORY / "tests/even_layouts/cpt_llama3_70b.yaml"
 CLUSTER = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
 LAYOUT = ParallelLayout(world_size=16, data_parallel=2, tensor_parallel=2, pipeline_parallel=2, context_parallel=2)
 

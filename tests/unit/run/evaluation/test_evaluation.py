@@ -148,6 +148,15 @@ def test_weights_are_split_over_a_common_divisor_of_the_devices(tokenizer: Path)
         assert (layout.data_parallel, layout.tensor_parallel) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("llama3/cpt_llama3_70b", 8), ("qwen3/cpt_qwen3_8b", 4), ("qwen3/cpt_qwen3_0_6b_4k", 1)]
+)
+def test_tensor_parallelism_splits_what_stages_split_in_training(name: str, expected: int) -> None:
+    config = load_config(REPOSITORY / f"configs/{name}.yaml")
+    assert read_settings(config, make_settings(tasks={})).tensor_parallel == expected
+    assert read_settings(config, make_settings(tasks={}, tensor_parallel=2)).tensor_parallel == 2
+
+
 def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
     config = load_config(REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml", {})
     settings = read_settings(config, make_settings(tokenizer=tokenizer, device=""))
@@ -160,11 +169,12 @@ def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
 
 
 def write_resolved(run: Path, boundaries: str) -> Path:
-    """Write a checkpoint and the resolved.yaml of a run with attention within documents; return the checkpoint."""
+    """Write a checkpoint and the resolved.yaml of a run with two uneven stages; return the checkpoint."""
     model = json.loads((REFERENCE / "qwen3/config.json").read_text(encoding="utf-8"))
     settings = compile_row_settings(RowFormat(seq_length=64, pad_id=127, eod_id=1, boundaries=boundaries))
     loader = {"row_format": RowFormat(seq_length=64, pad_id=127, eod_id=1, boundaries=boundaries).to_record()}
-    sections = {"model": {"model_config": {**model, **settings}}, "train_dataset": {"data_loader": loader}}
+    stages = {"offset": [1, -1]}
+    sections = {"model": {"model_config": {**model, **settings, **stages}}, "train_dataset": {"data_loader": loader}}
     save_checkpoint(run, 8)
     (run / "resolved.yaml").write_text(yaml.safe_dump(sections), encoding="utf-8")
     return run / "checkpoint/iteration_00000008"
@@ -179,6 +189,7 @@ def test_attention_is_that_of_the_run(boundaries: str, expected: str, tokenizer:
         plan = make_plan(path, settings, world_size=1)
         assert plan.row_format.boundaries == expected
         assert not any(key.startswith("use_eod") for key in plan.model)
+        assert "offset" not in plan.model, "the network has no stages"
     across = make_plan(checkpoint, dataclasses.replace(settings, document_attention="across"), world_size=1)
     assert across.row_format.boundaries == "none"
     plan = make_plan(REFERENCE / "qwen3", settings, world_size=1)

@@ -14,7 +14,7 @@ from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.suggest_runs import Goal, suggest_runs
 
 REPOSITORY = Path(__file__).resolve().parents[4]
-SMALL = REPOSITORY / "configs/qwen3/cpt_qwen3_4b_4k.yaml"
+SMALL = REPOSITORY / "tests/even_layouts/cpt_qwen3_4b_4k.yaml"
 LARGE = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
 RECOMPUTED = {"recompute_config.recompute": True, "recompute_config.select_recompute": False}
 
