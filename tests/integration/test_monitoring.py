@@ -129,6 +129,26 @@ def test_alarm_with_patience_stops_at_the_same_step_after_a_resume(
     assert '"text":"beyond its limit","kind":"rise"' in page
 
 
+@pytest.mark.slow
+def test_a_run_that_recovers_within_its_patience_ends_normally(
+    write_config: Callable[..., Path], train: Callable[..., Completed], packed: Path, tmp_path: Path
+) -> None:
+    # As in the test above, but the learning rate decays.
+    sets = {"held": {"path": str(packed), "max_increase": 0.01, "on_increase": "stop", "patience": "5 steps"}}
+    config = write_config(
+        validation={"max_rows": 16, "every": "3 steps", "sets": sets},
+        schedule={"kind": "cosine", "peak_lr": 0.1, "final_lr": 0.0},
+    )
+    result = train(config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    held = [record for record in read_records(tmp_path / "output/run") if record["kind"] == "validation"]
+    print([(record["step"], round(record["loss"], 2), record["above_since_step"]) for record in held])
+    assert [record["above_since_step"] for record in held if record["above_since_step"]] == [3]
+    assert held[-1]["step"] == 20 and held[-1]["loss"] < held[0]["loss"]
+    page = (tmp_path / "output/run/report.html").read_text(encoding="utf-8")
+    assert '"kind":"rise"' in page and '"kind":"recovery"' in page
+
+
 def test_nan_stops_the_run_and_keeps_rows_and_last_good_checkpoint(
     write_config: Callable[..., Path], train: Callable[..., Completed], tmp_path: Path
 ) -> None:
