@@ -120,8 +120,8 @@ BFLOAT16 = _with_model(compute_dtype="bfloat16")
 LAYOUTS: dict[str, Layout] = {
     "data 2": Layout(data=2),
     "data 2, accumulation 4": Layout(data=2, accumulation=4),
-    "data 2, accumulation 4, sharded gradients": Layout(
-        data=2, accumulation=4, optimizer={"gradient_accumulation_shard": True}
+    "data 2, pipeline 2, sharded gradients": Layout(
+        data=2, pipeline=2, accumulation=4, optimizer={"gradient_accumulation_shard": True}
     ),
     "data 2, no parallel optimizer": Layout(data=2, optimizer={"off": True}),
     "data 2, optimizer threshold 64 KB": Layout(data=2, optimizer={"parallel_optimizer_threshold": 64}),
