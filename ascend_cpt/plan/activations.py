@@ -70,9 +70,26 @@ def count_backward_bytes(case: TrainingCase, stage: int) -> int:
 def count_loss_bytes(case: TrainingCase, stage: int) -> int:
     """Return the peak of the loss on the last stage."""
     width = _Widths(case)
+    if case.loss_chunks > 1:
+        return _count_chunked_loss_bytes(case) + _count_norm_outputs_bytes(case, stage)
     logits = LOGITS_COPIES * width.t * width.v * FLOAT32_BYTES
     final_norm = 2 * width.s * width.h * FLOAT32_BYTES + width.t * width.h * case.compute_bytes
     return logits + final_norm + _count_norm_outputs_bytes(case, stage) + _count_gathered_logits_bytes(case)
+
+
+def _count_chunked_loss_bytes(case: TrainingCase) -> int:
+    """Return the peak of a loss in parts: the logits of one part, or the sum of the weight's gradients."""
+    width = _Widths(case)
+    logits = width.t // case.loss_chunks * width.v
+    weight = width.v * width.h
+    # The last part: the sum over the parts before, and the logits.
+    elementwise = (weight + LOGITS_COPIES * logits) * FLOAT32_BYTES
+    # Its gradient in compute_dtype and float32 is added to the sum.
+    summing = 3 * weight * FLOAT32_BYTES + logits * case.compute_bytes
+    final_norm = 2 * width.s * width.h * FLOAT32_BYTES
+    # Hidden states, their gradients by part.
+    hidden = 2 * width.t * width.h * case.compute_bytes
+    return max(elementwise, summing) + final_norm + hidden
 
 
 def _count_gathered_logits_bytes(case: TrainingCase) -> int:

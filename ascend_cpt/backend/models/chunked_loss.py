@@ -1,4 +1,4 @@
-"""The language-model loss in parts of the rows, so that the logits of only one part exist at a time (`cpt.loss_chunks`).
+"""The language-model loss in parts of the rows (`cpt.loss_chunks`): the logits of only one part exist at a time.
 
 MindFormers computes the logits of a whole micro batch and keeps four float32 copies of them until the backward pass.
 Here output layer and cross entropy are one operator. Its forward pass keeps three numbers per token; its backward pass
@@ -107,7 +107,9 @@ class TokenLosses(nn.Cell):
             if self.shards > 1:
                 top = self.max_over_shards(top)
             centred = self.sub(logits, top)
-            target = self.one_hot_labels(labels[:, start : start + part], part * batch, weight.shape[0])
+            # One-hot labels depend on nothing else: MindSpore would compute those of all parts first and keep them.
+            own_labels = ops.depend(labels[:, start : start + part], centred)
+            target = self.one_hot_labels(own_labels, part * batch, weight.shape[0])
             total = self.sum(self.exp(centred), -1, True)
             chosen = self.sum(self.mul(centred, target), -1, True)
             if self.shards > 1:
@@ -144,7 +146,8 @@ class TokenLosses(nn.Cell):
             logits = self.cast(self.logits_of(rows, weight), ms.float32)
             centred = self.sub(logits, self.by_position(maxima[:, start : start + part], part * batch))
             log_softmax = self.sub(centred, self.by_position(sums[:, start : start + part], part * batch))
-            target = self.one_hot_labels(label_rows[:, start : start + part], part * batch, weight.shape[0])
+            own_labels = ops.depend(label_rows[:, start : start + part], log_softmax)
+            target = self.one_hot_labels(own_labels, part * batch, weight.shape[0])
             scale = self.by_position(scales[:, start : start + part], part * batch)
             gradient = self.cast((self.exp(log_softmax) - target) * scale, self.compute_dtype)
             of_rows = self.cast(self.input_gradient(gradient, weight), hidden.dtype)
