@@ -101,6 +101,26 @@ def test_context_parallel_gathers_logits_only_with_data_parallel(
     assert estimate_memory(case)[-1].peak_bytes == pytest.approx(peak_bytes, rel=0.04)
 
 
+QWEN3_8B = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+    "head_dim": 128,
+}
+
+
+@pytest.mark.parametrize(("chunks", "peak_bytes"), [(1, 23_423_938_048), (8, 99)])
+def test_peaks_with_a_loss_in_parts_match_the_simulated_device(
+    make_case: MakeCase, chunks: int, peak_bytes: int
+) -> None:
+    case = make_case((2, 4, 1, 1), model=QWEN3_8B, seq_length=32768, num_micro_batches=1, loss_chunks=chunks)
+    memory = estimate_memory(case)[0]
+    assert memory.peak.name == "loss"
+    assert memory.peak_bytes == pytest.approx(peak_bytes, rel=0.02)
+
+
 def test_static_memory_by_hand(make_case: MakeCase) -> None:
     case = make_case()
     memory = estimate_memory(case)[0]
