@@ -37,6 +37,8 @@ from mindspore.ops.auto_generate import (
 )
 from mindspore.ops.operations import Morph
 
+NOTHING: tuple[Any, ...] = ()
+
 
 def infer_shapes(hidden: list[int], _weight: list[int], _labels: list[int]) -> tuple[list[int], ...]:
     """Return the shapes of the operator's outputs: one number per token of hidden (seq_length, batch, hidden size)."""
@@ -96,7 +98,7 @@ class TokenLosses(nn.Cell):
         length, batch, size = hidden.shape
         part = length // self.num_chunks
         labels = self.reshape(labels, (batch, length))
-        losses, maxima, sums = (), (), ()
+        losses, maxima, sums = NOTHING, NOTHING, NOTHING
         done = labels
         for index in range(self.num_chunks):
             start = index * part
@@ -137,7 +139,7 @@ class TokenLosses(nn.Cell):
         sums = self.reshape(out[2], (batch, length))
         # MindSpore divides the gradient of a loss by the number of devices that compute it.
         scales = self.reshape(dout[0], (batch, length)) * self.shards
-        gradients = ()
+        gradients = NOTHING
         weight_gradient = None
         done = scales
         for index in range(self.num_chunks):

@@ -50,16 +50,6 @@ class RowSums(nn.Cell):
         # As upstream's sums: every device has the values of all tokens of the batch.
         self.sum = SumExt().shard(((1, 1),))
 
-    def construct(self, logits: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
-        """Return the sums; the arguments are those of CrossEntropyLoss."""
-        upstream = self.upstream
-        if upstream.enable_force_redistribute:
-            logits, labels = upstream.add(logits, 0), upstream.add_label(labels, 0)
-        log_probabilities, one_hot = upstream._log_softmax(logits, labels)
-        losses = upstream._nllloss(log_probabilities, one_hot)
-        _, best = upstream._log_softmax.max(ops.stop_gradient(log_probabilities))
-        return self.sum_rows(losses, -best.reshape(-1), input_mask)
-
     def sum_rows(self, losses: Tensor, least: Tensor, input_mask: Tensor) -> Tensor:
         """Return the sums from the loss of every token, and the loss that its most likely label would have."""
         is_best = ops.cast(ops.stop_gradient(losses) <= least, ms.float32)
@@ -72,11 +62,23 @@ class RowSums(nn.Cell):
         return ops.concat(sums).reshape(1, 2 * num_rows)
 
 
+class LogitsRowSums(RowSums):
+    """The sums from logits; the arguments are those of CrossEntropyLoss."""
+
+    def construct(self, logits: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
+        upstream = self.upstream
+        if upstream.enable_force_redistribute:
+            logits, labels = upstream.add(logits, 0), upstream.add_label(labels, 0)
+        log_probabilities, one_hot = upstream._log_softmax(logits, labels)
+        losses = upstream._nllloss(log_probabilities, one_hot)
+        _, best = upstream._log_softmax.max(ops.stop_gradient(log_probabilities))
+        return self.sum_rows(losses, -best.reshape(-1), input_mask)
+
+
 class ChunkedRowSums(RowSums):
-    """The same sums with `cpt.loss_chunks`: the loss cell takes hidden states and the output weight."""
+    """The sums from hidden states, with `cpt.loss_chunks`; the arguments are those of ChunkedLoss."""
 
     def construct(self, hidden: Tensor, weight: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
-        """Return the sums; the arguments are those of ChunkedLoss."""
         # A most likely label has the largest logit, and so a loss of log(sum(exp(logit - largest))).
         losses, _, least = self.upstream.token_losses(hidden, weight, labels)
         return self.sum_rows(losses, ops.stop_gradient(least), input_mask)
@@ -159,7 +161,7 @@ class RowScorer:
         self._training_network = network
         self._loss_owner = _find_loss_owner(network)
         loss = self._loss_owner.loss
-        row_sums = ChunkedRowSums if isinstance(loss, ChunkedLoss) else RowSums
+        row_sums = ChunkedRowSums if isinstance(loss, ChunkedLoss) else LogitsRowSums
         self._row_sums = row_sums(loss, row_format.seq_length)
 
     @property

@@ -165,9 +165,9 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
         inner = tokens / tensor * case.model.intermediate_size * case.compute_bytes
         moved += SELECTED_PASSES * inner * (layers - recomputed)
     if stage == case.num_stages - 1:
-        again = case.loss_chunks > 1  # the backward pass computes the logits again
-        matmul += (1 + BACKWARD_MATMUL + again) * 2 * case.model.hidden_size * case.model.vocab_size
-        passes = LOGITS_PASSES + again * LOGITS_PASSES_AGAIN
+        computed_again = int(case.loss_chunks > 1)  # the backward pass computes the logits of each part again
+        matmul += (1 + BACKWARD_MATMUL + computed_again) * 2 * case.model.hidden_size * case.model.vocab_size
+        passes = LOGITS_PASSES + computed_again * LOGITS_PASSES_AGAIN
         moved += passes * tokens * case.model.vocab_size / tensor * FLOAT32_BYTES
     compute_s = (
         tokens / tensor * matmul / (machine.peak_flops * efficiency.matmul)
