@@ -206,6 +206,8 @@ class CptConfig:
     global_batch_size: Positive | tuple[BatchStageConfig, ...] | None = None
     """Rows per optimizer step over all devices, or a ramp (a list of stages). Default: `runner_config.batch_size` ×
     data parallel × accumulation steps."""
+    loss_chunks: Positive = 1
+    """Parts in which the loss of a micro batch is computed, so that only one part's logits exist at a time."""
     train_tokens: Tokens | None = None
     """Token budget; default: the sum of the phases, or `runner_config.epochs` passes over the data."""
     schedule: ScheduleConfig | None = None

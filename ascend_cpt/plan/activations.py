@@ -13,6 +13,8 @@ from ascend_cpt.plan.slices import QUERY_NORM
 SOFTMAX_BYTES_PER_ROW = 2 * 8 * FLOAT32_BYTES
 LOGITS_COPIES = 4  # float32: one-hot labels, log-softmax, and two temporaries computed from them
 
+LOGITS_COPIES_OF_PART = 3  # with `cpt.loss_chunks`: log-softmax, one-hot labels, and one computed from them
+
 
 def count_saved_bytes(case: TrainingCase, stage: int) -> int:
     """Return the bytes a stage keeps from forward to backward, over all micro batches in flight at its peak."""
@@ -70,9 +72,25 @@ def count_backward_bytes(case: TrainingCase, stage: int) -> int:
 def count_loss_bytes(case: TrainingCase, stage: int) -> int:
     """Return the peak of the loss on the last stage."""
     width = _Widths(case)
+    if case.loss_chunks > 1:
+        return _count_chunked_loss_bytes(case) + _count_norm_outputs_bytes(case, stage)
     logits = LOGITS_COPIES * width.t * width.v * FLOAT32_BYTES
     final_norm = 2 * width.s * width.h * FLOAT32_BYTES + width.t * width.h * case.compute_bytes
     return logits + final_norm + _count_norm_outputs_bytes(case, stage) + _count_gathered_logits_bytes(case)
+
+
+def _count_chunked_loss_bytes(case: TrainingCase) -> int:
+    """Return the peak of a loss in parts, in the backward pass of the last part."""
+    width = _Widths(case)
+    logits = width.t // case.loss_chunks * width.v
+    weight = width.v * width.h
+    # The sum of the weight's gradients over the parts before, and the logits of this one.
+    elementwise = (weight + LOGITS_COPIES_OF_PART * logits) * FLOAT32_BYTES
+    # The gradient of this part, in compute_dtype and float32, is added to the sum.
+    summing = 3 * weight * FLOAT32_BYTES + logits * case.compute_bytes
+    final_norm = 2 * width.s * width.h * FLOAT32_BYTES
+    hidden = 2 * width.t * width.h * case.compute_bytes  # of all parts, and their gradients
+    return max(elementwise, summing) + final_norm + hidden
 
 
 def _count_gathered_logits_bytes(case: TrainingCase) -> int:

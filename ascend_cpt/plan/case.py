@@ -54,6 +54,8 @@ class TrainingCase:
     MindFormers' legacy models with `fine_grain_interleave`, MindSpeed-LLM with `use-mc2`."""
     compresses_mask: bool = True
     """Whether attention uses a compressed mask instead of one of seq_length²."""
+    loss_chunks: int = 1
+    """Parts of the rows whose logits exist one after another (`cpt.loss_chunks`)."""
     residuals_in_float32: bool = False
     """Whether residuals are added in float32 (`fp32_residual_connection`)."""
     param_bytes: int = 4

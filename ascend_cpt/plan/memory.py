@@ -129,6 +129,8 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: Slices) -> li
         return [backward]
     loss = Moment(
         name="loss",
+        # The products of the optimizer that need no gradients; with whole logits they come later.
+        gradients_bytes=stored if case.loss_chunks > 1 else 0,
         activations_bytes=count_saved_bytes(case, stage) + count_loss_bytes(case, stage),
         communication_bytes=gathered,
     )

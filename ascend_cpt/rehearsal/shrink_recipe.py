@@ -43,6 +43,8 @@ def shrink_recipe(
         monitor={"print_every_steps": 1, "sinks": []},
     )
     small.pop("storage", None)
+    if cpt.get("loss_chunks", 1) > 1:
+        small["loss_chunks"] = 2  # divides the rows of every rehearsal
     small["train_tokens"] = NUM_STEPS * tokens
     if cpt.get("phases"):
         small.pop("train_tokens")

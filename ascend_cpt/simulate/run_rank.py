@@ -89,6 +89,7 @@ def simulate_rank(
             num_steps=num_steps,
             uses_cann=cann is not None,
             parent_pid=os.getpid(),
+            loss_chunks=run.config.cpt.loss_chunks,
         )
         text = render_yaml(make_sections(run, num_steps, work), "Compiled by ascend_cpt for the simulated device")
         Path(job.yaml_path).write_text(text, encoding="utf-8")

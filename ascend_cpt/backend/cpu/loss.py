@@ -11,8 +11,24 @@ from typing import Any
 
 import mindspore as ms
 from mindformers.parallel_core.training_graph.loss_func import CrossEntropyLoss
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 from mindspore.communication import get_group_size
+from mindspore.ops.auto_generate import SumExt
+
+
+class GlobalMean(nn.Cell):
+    """This process's part of the mean over the labels of all processes."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM)
+        self.num_processes = get_group_size()
+        self.sum = SumExt()
+
+    def construct(self, losses: Tensor, mask: Tensor) -> Tensor:
+        """Return float32 of shape (1,) from the losses of this process's tokens and a mask of its labels, float32."""
+        num_labels = ops.stop_gradient(self.all_reduce(ops.reshape(self.sum(mask), (1,))))
+        return self.sum(ops.mul(losses, mask)) / ((num_labels + 1e-8) / self.num_processes)
 
 
 class GlobalMeanLoss(CrossEntropyLoss):
@@ -20,16 +36,13 @@ class GlobalMeanLoss(CrossEntropyLoss):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.all_reduce = ops.AllReduce(ops.ReduceOp.SUM)
-        self.num_processes = get_group_size()
+        self.mean = GlobalMean()
 
     def construct(self, logits: Tensor, label: Tensor, input_mask: Tensor) -> Tensor:
         """Return this process's part of the loss, float32 of shape (1,)."""
         log_softmax, one_hot = self._log_softmax(logits, label)
         losses = self._nllloss(log_softmax, one_hot)
-        mask = ops.cast(ops.reshape(input_mask, (-1,)), ms.float32)
-        num_labels = ops.stop_gradient(self.all_reduce(ops.reshape(self.sum2(mask), (1,))))
-        return self.sum2(self.mul2(losses, mask)) / ((num_labels + 1e-8) / self.num_processes)
+        return self.mean(losses, ops.cast(ops.reshape(input_mask, (-1,)), ms.float32))
 
 
 def make_loss(*args: Any, **kwargs: Any) -> CrossEntropyLoss:

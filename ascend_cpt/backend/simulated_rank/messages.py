@@ -14,6 +14,7 @@ class Job:
     num_steps: int
     uses_cann: bool
     parent_pid: int
+    loss_chunks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,10 @@ def _run(job: Job) -> None:
     register_loader_and_callback(job)
     always_run_optimizer()
     skip_weight_initialization()
+    if job.loss_chunks > 1:
+        from ascend_cpt.backend.models.chunked_loss import chunk_losses
+
+        chunk_losses(job.loss_chunks)
     set_output_path(os.getcwd())
     config = MindFormerConfig(job.yaml_path)
     build_context(config)

@@ -28,6 +28,7 @@ from mindspore.nn.wrap.cell_wrapper import _VirtualDatasetCell
 from mindspore.ops.auto_generate import SumExt
 
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
+from ascend_cpt.backend.models.chunked_loss import ChunkedLoss
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.data.packed.network_inputs import IGNORE_LABEL, RowFormat
 
@@ -49,21 +50,38 @@ class RowSums(nn.Cell):
         # As upstream's sums: every device has the values of all tokens of the batch.
         self.sum = SumExt().shard(((1, 1),))
 
+    def sum_rows(self, losses: Tensor, least: Tensor, input_mask: Tensor) -> Tensor:
+        """Return the sums from the loss of every token, and the loss that its most likely label would have."""
+        is_best = ops.cast(ops.stop_gradient(losses) <= least, ms.float32)
+        mask = ops.cast(input_mask.reshape(-1), ms.float32)
+        num_rows = losses.shape[0] // self.seq_length
+        sums = [
+            self.sum(self.upstream.mul2(values, mask).reshape(num_rows, self.seq_length), -1)
+            for values in (losses, is_best)
+        ]
+        return ops.concat(sums).reshape(1, 2 * num_rows)
+
+
+class LogitsRowSums(RowSums):
+    """The sums from logits; the arguments are those of CrossEntropyLoss."""
+
     def construct(self, logits: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
-        """Return the sums; the arguments are those of CrossEntropyLoss."""
         upstream = self.upstream
         if upstream.enable_force_redistribute:
             logits, labels = upstream.add(logits, 0), upstream.add_label(labels, 0)
         log_probabilities, one_hot = upstream._log_softmax(logits, labels)
         losses = upstream._nllloss(log_probabilities, one_hot)
         _, best = upstream._log_softmax.max(ops.stop_gradient(log_probabilities))
-        is_best = ops.cast(ops.stop_gradient(losses) <= -best.reshape(-1), ms.float32)
-        mask = ops.cast(input_mask.reshape(-1), ms.float32)
-        num_rows = losses.shape[0] // self.seq_length
-        sums = [
-            self.sum(upstream.mul2(values, mask).reshape(num_rows, self.seq_length), -1) for values in (losses, is_best)
-        ]
-        return ops.concat(sums).reshape(1, 2 * num_rows)
+        return self.sum_rows(losses, -best.reshape(-1), input_mask)
+
+
+class ChunkedRowSums(RowSums):
+    """The sums from hidden states, with `cpt.loss_chunks`; the arguments are those of ChunkedLoss."""
+
+    def construct(self, hidden: Tensor, weight: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
+        # A most likely label has the largest logit, and so a loss of log(sum(exp(logit - largest))).
+        losses, _, least = self.upstream.token_losses(hidden, weight, labels)
+        return self.sum_rows(losses, ops.stop_gradient(least), input_mask)
 
 
 class ForwardCell(nn.Cell):
@@ -142,7 +160,9 @@ class RowScorer:
         """The scoring graph."""
         self._training_network = network
         self._loss_owner = _find_loss_owner(network)
-        self._row_sums = RowSums(self._loss_owner.loss, row_format.seq_length)
+        loss = self._loss_owner.loss
+        row_sums = ChunkedRowSums if isinstance(loss, ChunkedLoss) else LogitsRowSums
+        self._row_sums = row_sums(loss, row_format.seq_length)
 
     @property
     def rows_per_score(self) -> int:

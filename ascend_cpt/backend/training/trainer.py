@@ -101,7 +101,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
 
 def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
-    """Change how MindFormers builds the weights (frozen ones) and loads checkpoints."""
+    """Change how MindFormers builds the network (frozen weights, loss in parts) and loads checkpoints."""
     from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
     from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
 
@@ -115,6 +115,10 @@ def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
         from ascend_cpt.backend.models.freeze import freeze_weights
 
         freeze_weights(frozen)
+    if run.config.cpt.loss_chunks > 1:
+        from ascend_cpt.backend.models.chunked_loss import chunk_losses
+
+        chunk_losses(run.config.cpt.loss_chunks)
     use_headers()
     use_checked_shard_maps()
     require_optimizer_state()

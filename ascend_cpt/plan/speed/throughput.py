@@ -24,6 +24,7 @@ FORWARD_EXCHANGES = 4
 BACKWARD_EXCHANGES = 4
 # Float32 tensors of the size of the logits, read or written by the loss and its gradient.
 LOGITS_PASSES = 14
+LOGITS_PASSES_AGAIN = 6  # to compute them, and the log-softmax, once more (`cpt.loss_chunks`)
 # Tensors of the size of the MLP's inner states, read or written to compute SiLU again (`select_recompute`).
 SELECTED_PASSES = 2
 # Float32 tensors of the size of the parameters, read or written by the optimizer.
@@ -164,8 +165,10 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
         inner = tokens / tensor * case.model.intermediate_size * case.compute_bytes
         moved += SELECTED_PASSES * inner * (layers - recomputed)
     if stage == case.num_stages - 1:
-        matmul += (1 + BACKWARD_MATMUL) * 2 * case.model.hidden_size * case.model.vocab_size
-        moved += LOGITS_PASSES * tokens * case.model.vocab_size / tensor * FLOAT32_BYTES
+        computed_again = int(case.loss_chunks > 1)  # the backward pass computes the logits of each part again
+        matmul += (1 + BACKWARD_MATMUL + computed_again) * 2 * case.model.hidden_size * case.model.vocab_size
+        passes = LOGITS_PASSES + computed_again * LOGITS_PASSES_AGAIN
+        moved += passes * tokens * case.model.vocab_size / tensor * FLOAT32_BYTES
     compute_s = (
         tokens / tensor * matmul / (machine.peak_flops * efficiency.matmul)
         + tokens / tensor * attention / (machine.peak_flops * efficiency.attention)

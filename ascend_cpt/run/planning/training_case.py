@@ -39,6 +39,7 @@ def build_case(run: ResolvedRun) -> TrainingCase:
         micro_batch_size=run.budget.micro_batch_size,
         num_micro_batches=run.budget.num_accumulation_steps,
         compresses_mask=bool(run.model.get("use_attn_mask_compression")) or run.row_format.boundaries == "ends",
+        loss_chunks=run.config.cpt.loss_chunks,
     )
 
 
@@ -50,6 +51,7 @@ def build_case_of(
     micro_batch_size: int,
     num_micro_batches: int,
     compresses_mask: bool,
+    loss_chunks: int = 1,
 ) -> TrainingCase:
     """Return the training case of MindFormers' sections."""
     model = sections["model"]["model_config"]
@@ -78,6 +80,7 @@ def build_case_of(
         regathers_weights=bool(recompute.get("parallel_optimizer_comm_recompute", False)),
         swaps_optimizer=bool((sections.get("optimizer") or {}).get("swap", False)),
         compresses_mask=compresses_mask,
+        loss_chunks=loss_chunks,
         residuals_in_float32=bool(model.get("fp32_residual_connection")),
         param_bytes=DTYPE_BYTES[str(model.get("params_dtype", "float32"))],
         compute_bytes=DTYPE_BYTES[str(model.get("compute_dtype", "bfloat16"))],

@@ -115,6 +115,7 @@ SCALED = {
         "max_grad_norm": 1.0,
     }
 }  # fmt: skip
+PARTS = {"cpt": {"loss_chunks": 4}}
 BFLOAT16 = _with_model(compute_dtype="bfloat16")
 
 LAYOUTS: dict[str, Layout] = {
@@ -153,4 +154,9 @@ LAYOUTS: dict[str, Layout] = {
         data=2, tensor=2, sections=BFLOAT16, max_loss_difference=2e-2, max_share_of_other_updates=0.5
     ),
     "data 2, tensor 2, pipeline 2": Layout(data=2, tensor=2, pipeline=2, accumulation=4),
+    "data 2, tensor 2, loss in parts": Layout(data=2, tensor=2, sections=PARTS),
+    "tensor 2, pipeline 2, loss in parts": Layout(tensor=2, pipeline=2, accumulation=4, sections=PARTS),
+    "data 2, context 2, loss in parts": Layout(
+        data=2, context=2, parallel_config={"context_parallel_algo": "colossalai_cp"}, sections=PARTS
+    ),
 }

@@ -101,6 +101,35 @@ def test_context_parallel_gathers_logits_only_with_data_parallel(
     assert estimate_memory(case)[-1].peak_bytes == pytest.approx(peak_bytes, rel=0.04)
 
 
+QWEN3_8B = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+    "head_dim": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "num_micro_batches", "peak_bytes"),
+    [
+        (1, 2, 25_815_936_000),
+        (8, 2, 8_491_380_224),
+        (1, 1, 23_423_938_048),
+        (2, 1, 12_726_012_416),
+        (4, 1, 8_992_276_992),
+    ],
+)
+def test_peaks_with_a_loss_in_parts_match_the_simulated_device(
+    make_case: MakeCase, chunks: int, num_micro_batches: int, peak_bytes: int
+) -> None:
+    changes = {"model": QWEN3_8B, "seq_length": 32768, "num_micro_batches": num_micro_batches, "loss_chunks": chunks}
+    memory = estimate_memory(make_case((2, 4, 1, 1), **changes))[0]
+    assert memory.peak.name == "loss"
+    assert memory.peak_bytes == pytest.approx(peak_bytes, rel=0.02)
+
+
 def test_static_memory_by_hand(make_case: MakeCase) -> None:
     case = make_case()
     memory = estimate_memory(case)[0]

@@ -81,6 +81,14 @@ def test_switches_cost_time(make_case: MakeCase) -> None:
         assert changed.step_s > time_of(plain).step_s
 
 
+def test_a_loss_in_parts_computes_the_logits_again(make_case: MakeCase) -> None:
+    whole, parts = (time_of(make_case((2, 2, 1, 1), loss_chunks=chunks)) for chunks in (1, 8))
+    logits_flops = 2 * 1024 * 32000 / 2 * 4096 * 4  # hidden size × vocabulary / tensor parallel × tokens
+    again_s = logits_flops / (MACHINE.peak_flops * MACHINE.efficiency.matmul)
+    assert again_s < parts.compute_s - whole.compute_s < 3 * again_s
+    assert time_of(make_case((2, 2, 1, 1), loss_chunks=16)).step_s == parts.step_s
+
+
 def test_exchange_between_data_parallel_ranks_is_partly_hidden(make_case: MakeCase) -> None:
     case = make_case((8, 1, 1, 1))
     shown = estimate_step(case, MACHINE, dataclasses.replace(MACHINE.efficiency, data_hidden=1e-9))
