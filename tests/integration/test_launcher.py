@@ -57,14 +57,23 @@ if action != "orphan":
     time.sleep(300)
 """
 
+# MindSpore may crash while a process of a job shuts down, so the exit code is recorded before.
 REDUCER = """\
+import os, sys, time
 import mindspore
 from mindspore.communication import get_group_size, get_rank, init
-mindspore.set_device("CPU")
-init()
-total = mindspore.ops.AllReduce()(mindspore.Tensor([float(get_rank() + 1)]))
-mindspore.runtime.synchronize()
-print("total", get_rank(), get_group_size(), total.asnumpy().tolist(), flush=True)
+from ascend_cpt.cluster.job.launcher_files import run_worker
+
+def main():
+    mindspore.set_device("CPU")
+    init()
+    total = mindspore.ops.AllReduce()(mindspore.Tensor([float(get_rank() + 1)]))
+    mindspore.runtime.synchronize()
+    print("total", get_rank(), get_group_size(), total.asnumpy().tolist(), flush=True)
+    while "END_FILE" in os.environ and not os.path.exists(os.environ["END_FILE"]):
+        time.sleep(0.1)
+
+sys.exit(run_worker(main))
 """
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
@@ -164,7 +173,7 @@ def test_two_nodes_connect_from_different_folders(
     codes = [node.wait(TIMEOUT_S) for node in nodes]
     texts = [(tmp_path / rank / "out.txt").read_text() for rank in ("1", "0")]
     assert codes == [0, 0], texts
-    assert texts == ["total 1 2 [3.0]\n", "total 0 2 [3.0]\n"]
+    assert [text.splitlines()[0] for text in texts] == ["total 1 2 [3.0]", "total 0 2 [3.0]"]
     assert (tmp_path / "1/logs/node_1/worker_1.log").exists()
 
 
@@ -176,11 +185,9 @@ def test_the_same_node_rank_twice_is_refused_across_machines(
     for name, rank in (("a", "0"), ("b", "1"), ("c", "1")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "reducer.py").write_text(
-            REDUCER + f"import os, time\nwhile not os.path.exists({str(end)!r}):\n    time.sleep(0.1)\n"
-        )
+        (folder / "reducer.py").write_text(REDUCER)
         # A different lock folder simulates a different machine.
-        own = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "TMPDIR": str(folder)}
+        own = environ | {"ASCEND_CPT_ALLOW_LOCAL_MASTER": "1", "TMPDIR": str(folder), "END_FILE": str(end)}
         nodes[name] = start(folder, own, "reducer.py", "2", "1", "127.0.0.1", str(free_port), rank)
     wait_for(lambda: nodes["b"].poll() is not None or nodes["c"].poll() is not None, TIMEOUT_S)
     refused, accepted = ("b", "c") if nodes["b"].poll() is not None else ("c", "b")

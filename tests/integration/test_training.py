@@ -110,7 +110,7 @@ def test_resume_errors_and_damaged_checkpoints(
         (["--set", "cpt.global_batch=8"], "unknown key; did you mean 'global_batch_size'"),
         (["--set", "cpt.seq_length=128"], "packed with sequence length 64, but cpt.seq_length is 128"),
         (["--set", "model.model_config.vocab_size=500"], "tokenizer of 512 entries, but the model has vocab_size 500"),
-        (["--set", "parallel_config.model_parallel=2"], "data parallel only"),
+        (["--set", "parallel_config.model_parallel=2"], "supports only data parallelism"),
         (["--output_dir", "/proc/nowhere"], "cannot be written"),
         (["--world-size", "4"], "needs --dry-run"),
         (["--dry-run", "--assume", "nothing=1B"], "--assume nothing: no such source"),

@@ -26,7 +26,7 @@ import mindspore as ms
 from mindspore.communication import get_group_size, get_rank, init
 from ascend_cpt.backend.training import stop_signals
 from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
-from ascend_cpt.errors import run_command
+from ascend_cpt.cluster.job.launcher_files import run_worker
 
 def main():
     ms.set_device("CPU")
@@ -43,7 +43,7 @@ def main():
         if found:
             raise stop_signals.StoppedBySignal(f"stopped by {found.name} after step {step}", found)
 
-sys.exit(run_command(main))
+sys.exit(run_worker(main))
 """
 
 
