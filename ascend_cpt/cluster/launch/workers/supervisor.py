@@ -197,7 +197,7 @@ class Supervisor:
     def _report_failure(self) -> Outcome:
         """Print which worker failed first and why, and return the outcome."""
         if self._failures:
-            # Among workers that ended within one poll, prefer a killed one, else the one with the oldest last log write.
+            # Among workers that ended within one poll, prefer a killed one, else the one with the oldest log write.
             rank = min(
                 self._failures,
                 key=lambda rank: (

@@ -1,4 +1,4 @@
-"""Entry point of every process that msrun starts. It replaces itself with the user's script, and exits with the launcher.
+"""Entry point of every process that msrun starts: becomes the user's script, and exits when the launcher does.
 
 For a fast start, it is run by path and uses only the standard library: `python worker_entry.py SCRIPT [ARGUMENT ...]`.
 """
