@@ -1,4 +1,4 @@
-"""Evaluates a run, a checkpoint or a Hugging Face folder, or follows a run; the program behind tools/evaluate.py."""
+"""The program behind tools/evaluate.py: evaluates a run, a checkpoint or a Hugging Face folder, or follows a run."""
 
 from __future__ import annotations
 

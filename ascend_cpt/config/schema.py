@@ -117,7 +117,7 @@ class PhaseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Data like that of the base model's pretraining, mixed into every phase to reduce forgetting."""
+    """Data similar to the base model's pretraining data, mixed into every phase to reduce forgetting."""
 
     source: str
     """Name of the source."""

@@ -110,7 +110,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: its content is not valid; the message is one line.
+        ValueError: the content is not valid. The message is one line.
     """
     return _parse(_read_text(path))[1]
 

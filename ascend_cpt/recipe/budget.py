@@ -75,7 +75,7 @@ class Budget:
         """Return the stop step (exclusive) for training on `tokens` tokens from `first_step`, in whole steps.
 
         Raises:
-            ValueError: less than one step; the message has the number of tokens needed.
+            ValueError: the tokens give less than one step. The message states how many are needed.
         """
         if not self.ramp:
             return first_step + count_steps(tokens, self.tokens_per_step)
@@ -127,7 +127,7 @@ def count_steps(tokens: int, tokens_per_step: int, *, minimum: int = 1) -> int:
     """Return the number of whole steps in `tokens`.
 
     Raises:
-        ValueError: fewer than `minimum` steps; the message has the number of tokens needed.
+        ValueError: the tokens give fewer than `minimum` steps. The message states how many are needed.
     """
     steps = tokens // tokens_per_step
     if steps < minimum:

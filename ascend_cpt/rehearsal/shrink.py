@@ -167,7 +167,7 @@ def _cut_by_stage(value: Any, before: int, after: int) -> Any:
         return value
     cut = value[:after] if len(value) == before else value
     if after == 1 and len(value) == before and not isinstance(value[0], list):
-        # A single stage takes a switch to mean all its layers.
+        # With a single stage, a switch rather than a number selects all layers.
         return [_cap(cut[0])]
     return [_cut_by_stage(item, before, after) if isinstance(item, list) else _cap(item) for item in cut]
 

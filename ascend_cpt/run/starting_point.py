@@ -53,7 +53,7 @@ def choose_start(
     channel: JobChannel | None = None,
     dry: bool = False,
 ) -> Start:
-    """Return the starting point of the run; with a `channel`, all processes of the job choose the same one.
+    """Return the run's starting point. With a `channel`, all processes of the job choose the same one.
 
     With a channel, checkpoint files are verified unless `cpt.checkpoint.verify` is false. A damaged checkpoint is
     skipped like an incomplete one. Without a channel (in a dry run), only file sizes are compared.

@@ -153,7 +153,7 @@ def _hold_lock(path: Path) -> Iterator[None]:
 
 
 def _build_whole(home: Path) -> None:
-    """Build next to `home` and rename; the caller holds the lock."""
+    """Build next to `home` and rename the result. The caller holds the lock."""
     work = home.with_name(f".build-{home.name}")
     shutil.rmtree(work, ignore_errors=True)  # left behind by a killed process
     work.mkdir()

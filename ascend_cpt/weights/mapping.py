@@ -74,7 +74,7 @@ def check_hf_names(names: Iterable[str], sizes: ModelSizes) -> None:
     """Check that a Hugging Face checkpoint has exactly the tensors described by its configuration.
 
     Raises:
-        CheckpointError: tensors are missing or unexpected; the message lists them.
+        CheckpointError: tensors are missing or unexpected. The message lists them.
     """
     tied_copy = {HF_OUTPUT} if sizes.tie_word_embeddings else set()
     given = {name for name in names if not name.endswith(_IGNORED_SUFFIX)} - tied_copy
@@ -85,7 +85,7 @@ def check_mindformers_names(names: Iterable[str], sizes: ModelSizes) -> None:
     """Check that a MindFormers checkpoint has exactly the tensors described by its model configuration.
 
     Raises:
-        CheckpointError: tensors are missing or unexpected; the message lists them.
+        CheckpointError: tensors are missing or unexpected. The message lists them.
     """
     _check_names(names, [group.mindformers for group in list_groups(sizes)])
 

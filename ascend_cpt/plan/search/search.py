@@ -34,7 +34,7 @@ def find_fastest(
     ends when no bound exceeds the speeds found, so pruning loses nothing.
 
     Args:
-        case: Gives the model, the sequence length and the global batch; its layout does not matter.
+        case: Provides the model, sequence length and global batch. Its layout does not matter.
         machine: The machine.
         limits: A device's memory limits.
         world_size: Number of devices.

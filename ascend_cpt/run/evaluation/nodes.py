@@ -57,7 +57,7 @@ def follow(folders: Sequence[Path]) -> RunFolders:
 
 
 def choose_parts(paths: Sequence[Path]) -> list[Path]:
-    """Return the checkpoints at the paths or, for run folders, those of the newest step in all of the folders.
+    """Return the checkpoints at the paths or, for run folders, the checkpoints at their newest common step.
 
     Raises:
         CheckpointError: no checkpoint, or no step that is complete in all folders.

@@ -39,7 +39,7 @@ def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node
 
 
 def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
-    """Resolve a run whose datasets are not available; they are assumed to fit and to be large enough.
+    """Resolve a run without its datasets, which are assumed to fit and to be large enough.
 
     Raises:
         ConfigError: naming every problem.

@@ -42,8 +42,8 @@ class HangWatchdog:
 
     Args:
         progress_file: File in which the worker reports its steps.
-        timeout_s: Shortest limit of a step; 0 disables the watchdog. The limit is `STEP_FACTOR` times the median of
-            the last steps if that is longer.
+        timeout_s: Shortest time limit for a step, or 0 to disable the watchdog. The limit is `STEP_FACTOR` times the
+            recent median if that is longer.
     """
 
     def __init__(self, progress_file: Path, timeout_s: float) -> None:
