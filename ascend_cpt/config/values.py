@@ -57,7 +57,7 @@ def parse_count(value: object) -> int:
     K, M, B (or G) and T stand for 10^3, 10^6, 10^9 and 10^12.
 
     Raises:
-        ValueError: not a number of this form, negative, or not whole.
+        ValueError: the value is malformed, negative, or not a whole number.
     """
     if isinstance(value, bool):
         raise ValueError(f"expected a number such as 300B, got {value!r}")
@@ -80,7 +80,7 @@ def parse_interval(value: object) -> Interval:
     """Parse an interval: `1B`, `4M tokens`, `100 steps` or a number of tokens.
 
     Raises:
-        ValueError: not an interval of this form, or zero.
+        ValueError: the interval is malformed or zero.
     """
     count, unit = _split_unit(_INTERVAL_PATTERN, value)
     if count == 0:
@@ -92,7 +92,7 @@ def parse_patience(value: object) -> Patience:
     """Parse a patience: an interval as for `parse_interval`, or `3 validations`.
 
     Raises:
-        ValueError: not of this form, or zero.
+        ValueError: the patience is malformed or zero.
     """
     count, unit = _split_unit(_PATIENCE_PATTERN, value)
     if count == 0:
@@ -114,7 +114,7 @@ def parse_float(value: object) -> float:
     """Parse a float from a number or from text such as `1e-5`, which YAML 1.1 reads as a string.
 
     Raises:
-        ValueError: not a number.
+        ValueError: the value is not a number.
     """
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {value!r}")

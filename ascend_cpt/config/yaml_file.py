@@ -59,7 +59,7 @@ def load_yaml_tree(path: Path) -> YamlTree:
     Later files override earlier ones, and the file itself overrides them all.
 
     Raises:
-        ConfigError: missing file, invalid YAML, duplicate key, or `base_config` files that include each other.
+        ConfigError: a file is missing or invalid, a key is duplicated, or `base_config` files include each other.
     """
     return _load(path, ())
 
@@ -204,7 +204,7 @@ def parse_yaml_value(text: str) -> Any:
     """Parse `text` as a YAML value (for `--set a.b=text`).
 
     Raises:
-        ValueError: not valid YAML.
+        ValueError: the text is not valid YAML.
     """
     try:
         return _parse(text)[1]

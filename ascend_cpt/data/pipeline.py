@@ -106,7 +106,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     A complete dataset with the same input and settings is reused.
 
     Raises:
-        DataError: bad input, too many bad records, or existing output that differs.
+        DataError: the input is bad, there are too many bad records, or existing output differs.
     """
     # There is one process per core, with which additional library threads would compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

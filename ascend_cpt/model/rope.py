@@ -67,7 +67,7 @@ def read_number(config: Mapping[str, Any], key: str, default: float) -> float:
     """Return a number from a model configuration. Text such as "1e-6" is accepted.
 
     Raises:
-        ConfigError: it is not a finite number.
+        ConfigError: the value is not a finite number.
     """
     value = config.get(key)
     try:

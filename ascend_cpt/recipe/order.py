@@ -26,7 +26,7 @@ class RowOrder:
         """Check the number of rows.
 
         Raises:
-            ValueError: no rows.
+            ValueError: there are no rows.
         """
         if self.num_rows < 1:
             raise ValueError(f"expected at least one row, got {self.num_rows}")

@@ -180,7 +180,7 @@ def find_preset(config: ScheduleConfig) -> Preset | None:
     """Return a configuration's preset, or None if it has none.
 
     Raises:
-        ValueError: unknown preset, or the configuration contradicts it.
+        ValueError: the preset is unknown, or the configuration contradicts it.
     """
     if config.preset is None:
         return None

@@ -47,7 +47,7 @@ class Segment:
         """Check shape, rates and number of steps.
 
         Raises:
-            ValueError: unknown shape, invalid rate, or no steps.
+            ValueError: the shape is unknown, a rate is invalid, or there are no steps.
         """
         if self.shape not in SHAPES:
             raise ValueError(f"decay_shape {self.shape!r} is unknown; choose one of {', '.join(SHAPES)}")
@@ -138,7 +138,7 @@ def build_schedule(
         cycles: Number of repetitions of the whole shape (re-warming and re-decaying).
 
     Raises:
-        ValueError: unknown kind, rates in the wrong order, or parts longer than the run.
+        ValueError: the kind is unknown, rates are in the wrong order, or parts are longer than the run.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")

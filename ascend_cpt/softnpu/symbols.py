@@ -42,7 +42,7 @@ def find_mindspore() -> Path:
     """Return the folder of the installed MindSpore, without importing it.
 
     Raises:
-        ClusterError: when it is not installed.
+        ClusterError: when MindSpore is not installed.
     """
     spec = find_spec("mindspore")
     if spec is None or spec.origin is None:
@@ -54,7 +54,7 @@ def read_mindspore_version() -> str:
     """Return the version of the installed MindSpore.
 
     Raises:
-        ClusterError: when it is not installed.
+        ClusterError: when MindSpore is not installed.
     """
     try:
         return version("mindspore")

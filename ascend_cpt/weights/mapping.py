@@ -94,7 +94,7 @@ def check_tied(embedding: Array, output: Array) -> None:
     """Check that the output layer in a checkpoint with tied embeddings equals the embedding.
 
     Raises:
-        CheckpointError: they differ.
+        CheckpointError: the two tensors differ.
     """
     if not np.array_equal(embedding, output):
         raise CheckpointError(

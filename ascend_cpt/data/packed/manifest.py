@@ -216,7 +216,7 @@ def load_manifest(prefix: str | Path) -> Manifest:
     one manifest.
 
     Raises:
-        DataError: no dataset, several datasets, or an invalid manifest.
+        DataError: there is no dataset, there are several, or the manifest is invalid.
     """
     path = find_manifest(prefix)
     try:

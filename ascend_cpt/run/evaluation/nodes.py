@@ -60,7 +60,7 @@ def choose_parts(paths: Sequence[Path]) -> list[Path]:
     """Return the checkpoints at the paths or, for run folders, the checkpoints at their newest common step.
 
     Raises:
-        CheckpointError: no checkpoint, or no step that is complete in all folders.
+        CheckpointError: there is no checkpoint, or no step is complete in all folders.
     """
     if not all((path / "checkpoint").is_dir() for path in paths):
         return [locate_checkpoint(path).folder for path in paths]

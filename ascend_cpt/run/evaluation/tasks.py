@@ -42,7 +42,7 @@ def find_tokenizer(config: RunConfig) -> Path:
     """Return the path of the tokenizer that encodes the tasks.
 
     Raises:
-        ConfigError: when it is not configured and the initial weights have none.
+        ConfigError: when no tokenizer is configured and the initial weights have none.
     """
     validation = config.cpt.validation
     assert validation is not None

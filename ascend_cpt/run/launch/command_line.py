@@ -135,7 +135,7 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
     """Check that the command line, the configuration and the launch are consistent.
 
     Raises:
-        ConfigError: when they contradict each other.
+        ConfigError: when the three contradict each other.
     """
     if args.run_mode == "predict":
         raise ConfigError(

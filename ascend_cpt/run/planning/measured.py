@@ -197,7 +197,7 @@ def read_measured(path: Path) -> Measured:
     """Read the efficiencies from a file.
 
     Raises:
-        ConfigError: when it is missing or damaged.
+        ConfigError: when the file is missing or damaged.
     """
     try:
         values = read_json_object(path)
