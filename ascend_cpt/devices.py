@@ -18,5 +18,5 @@ PEAK_FLOPS = {
 
 
 def find_peak_flops(device_name: str) -> float | None:
-    """Return the peak of a device by its exact name, or None when it is not in the table."""
+    """Return a device's peak by its exact name, or None if the device is not in the table."""
     return PEAK_FLOPS.get(device_name)

@@ -1,4 +1,4 @@
-"""The errors that ascend_cpt raises, and their conversion to one line and an exit code.
+"""The errors that ascend_cpt raises, and their conversion to a one-line message and an exit code.
 
 Every user error is a `CptError` whose message contains what is wrong, where (file, line, key) and what to do.
 Exit codes: 0 success, 2 user error, 1 everything else.
@@ -46,7 +46,7 @@ class ClusterError(CptError):
 
 
 class ExportError(CptError):
-    """The export of a completed run failed. The exit code is 1: the configuration is valid and the run is complete."""
+    """Exporting a completed run failed. The exit code is 1: the configuration is valid and the run is complete."""
 
     exit_code = EXIT_FAILURE
 
@@ -54,9 +54,9 @@ class ExportError(CptError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's `main` and return its exit code.
 
-    A `CptError`, or a package that is not installed, is printed as one line (`error: ...`) and gives 2; an interrupt
-    gives 130; a closed output pipe (`| head`) gives 1; anything else prints its traceback and gives 1. With
-    `ASCEND_CPT_TRACEBACK=1` user errors also print their traceback.
+    A `CptError` or a missing package is printed as one line (`error: ...`) and returns 2. An interrupt returns 130. A
+    closed output pipe (`| head`) returns 1. Anything else prints its traceback and returns 1. With
+    `ASCEND_CPT_TRACEBACK=1`, user errors also print their traceback.
     """
     try:
         code = main() or EXIT_OK
@@ -85,7 +85,7 @@ def run_command(main: Callable[[], int | None]) -> int:
 
 
 def _is_output_closed() -> bool:
-    """Return whether stdout's pipe is closed; if so, redirect it to /dev/null, so that Python does not fail at exit."""
+    """Return whether stdout's pipe is closed. If so, redirect it to /dev/null so that Python does not fail at exit."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):

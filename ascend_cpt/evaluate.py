@@ -1,4 +1,4 @@
-"""Evaluates a run, a checkpoint or a Hugging Face folder, or follows a run; the program behind tools/evaluate.py."""
+"""The program behind tools/evaluate.py: evaluates a run, a checkpoint or a Hugging Face folder, or follows a run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ONE_DEVICE = ParallelLayout(world_size=1, data_parallel=1)  # the checks of ala
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate. Returns the exit code."""
+    """Evaluate and return the exit code."""
     args = parse_arguments(argv)
     if is_scheduler():
         serve_workers()
@@ -101,13 +101,13 @@ class _Work:
         self._scratch = scratch
         self._args, self._settings = args, settings
         self._process, self._channel, self._console = process, channel, console
-        # Whether the nodes share storage is not known here, so each verifies what it loads.
+        # Each node verifies what it loads, because it is not known here whether the nodes share storage.
         self._verifier = Verifier(channel=channel, shared=False, weights_only=True, enabled=not args.no_verify)
         self._network: EvaluationNetwork | None = None
         self._plan: EvaluationPlan | None = None
 
     def run_once(self) -> int:
-        """Evaluate the weights given, print the results and write them to --json."""
+        """Evaluate the given weights, print the results and write them to --json."""
         parts, step = self._choose()
         if not self._load(parts):
             raise CheckpointError(f"{parts[0]}: was deleted while it was being loaded; choose a newer checkpoint")
@@ -118,10 +118,10 @@ class _Work:
         return 0
 
     def _choose(self) -> tuple[list[Path], int]:
-        """Return the folder of the weights, or those of a checkpoint's parts, and the step.
+        """Return the weights' folder, or the folders of a checkpoint's parts, and the step.
 
         Raises:
-            CheckpointError: no complete and undamaged checkpoint.
+            CheckpointError: when no checkpoint is complete and undamaged.
         """
         paths: list[Path] = self._args.model
         if len(paths) == 1 and (paths[0] / CONFIG_NAME).is_file():
@@ -133,7 +133,7 @@ class _Work:
             for line in self._verifier.note_unverified(checkpoint):
                 self._print(f"warning: {line}")
             return [checkpoint.folder], checkpoint.state.step
-        # The run may save another step in the meantime: all processes evaluate the one that the first one sees.
+        # The run may save another step meanwhile, so all processes evaluate the step seen by the first process.
         chosen = [str(part) for part in choose_parts(paths)] if self._process.rank == 0 else []
         parts = [Path(part) for part in self._channel.all_gather("checkpoint", chosen)[0]]
         if problem := self._find_damage(parts):
@@ -145,7 +145,7 @@ class _Work:
         return next(filter(None, problems), "")
 
     def watch(self, run: RunFolders) -> int:
-        """Evaluate every new complete checkpoint until the run is over. Returns 1 if an alarm asked the run to stop."""
+        """Evaluate every new complete checkpoint until the run is over. Return 1 if an alarm asked the run to stop."""
         names = [("validation", name) for name in self._settings.sets]
         names += [("task", name) for name in self._settings.tasks]
         trackers = EvaluationTrackers(run.main, self._console) if self._process.rank == 0 else None
@@ -157,7 +157,7 @@ class _Work:
             while (step := self._wait(run, names, given_up)) is not None:
                 parts = run.locate(step)
                 problem = self._find_damage(parts)
-                # As the first process sees it: a part may be deleted at any time.
+                # All processes use the first one's view, because a part may be deleted at any time.
                 checkpoint = self._channel.all_gather("checkpoint to evaluate", _identify(parts))[0]
                 if problem or not checkpoint or not self._load(parts):
                     self._print(f"{problem or f'{parts[0]}: was deleted before it was evaluated'}; skipped")
@@ -170,7 +170,7 @@ class _Work:
                     new = drop_recorded(run.main, records, checkpoint)
                     message = self._record(run.main, [alarm.judge(record) for record in new], checkpoint)
                     trackers.update()
-                # The first process decides for all.
+                # The first process decides for all of them.
                 message = self._channel.all_gather("verdict", message)[0]
                 if message:
                     if self._process.rank == 0 and not run.is_over():
@@ -190,7 +190,7 @@ class _Work:
         while True:
             over = run.is_over()
             pending = [step for step in list_pending(run, names) if step not in given_up]
-            # A checkpoint may be complete on some nodes only: the first one that all processes see is evaluated.
+            # A checkpoint may be complete only on some nodes, so evaluate the first one visible to all processes.
             views = self._channel.all_gather("pending checkpoints", [pending, over])
             common = set.intersection(*(set(view[0]) for view in views))
             if common:
@@ -203,7 +203,7 @@ class _Work:
             time.sleep(self._args.poll)
 
     def _record(self, run_dir: Path, verdicts: Sequence[AlarmVerdict], checkpoint: str) -> str:
-        """Record and print the results; return the message if one of them stops the run."""
+        """Record and print the results. If one stops the run, return its message."""
         append_records(run_dir, [verdict.record for verdict in verdicts], checkpoint)
         self._print_records([verdict.record for verdict in verdicts])
         for verdict in verdicts:
@@ -213,7 +213,7 @@ class _Work:
         return describe_stop(stopping) if stopping else ""
 
     def _load(self, parts: Sequence[Path]) -> bool:
-        """Load the weights in all processes; return False if a file disappeared for one of them."""
+        """Load the weights in all processes. Return False if a file disappeared for any process."""
         is_loaded = False
         try:
             path = self._gather(parts)
@@ -229,10 +229,10 @@ class _Work:
         return all(self._channel.all_gather("weights", is_loaded))
 
     def _gather(self, parts: Sequence[Path]) -> Path | None:
-        """Return the folder with the files of all parts, which the first process makes; None if a part is gone."""
+        """Have the first process collect the files of all parts. Return their folder, or None if a part is gone."""
         if len(parts) == 1:
             return parts[0]
-        shutil.rmtree(self._scratch / "gathered", ignore_errors=True)  # of the checkpoint before
+        shutil.rmtree(self._scratch / "gathered", ignore_errors=True)  # from the previous checkpoint
         gathered = ""
         if self._process.rank == 0:
             try:
@@ -249,7 +249,7 @@ class _Work:
         return Path(gathered) if gathered else None
 
     def _prepare(self, path: Path) -> EvaluationNetwork:
-        """Return the network, built at the first call."""
+        """Return the network, which is built on the first call."""
         from ascend_cpt.backend.evaluation_network import EvaluationNetwork
 
         if self._plan is None:
@@ -279,7 +279,7 @@ class _Work:
         return records
 
     def _make_alarm(self, run_dir: Path) -> ForgettingAlarm:
-        """Return the alarm of the configuration, after the records of earlier validations."""
+        """Return the configured alarm after replaying the records of earlier validations."""
         assert self._plan is not None
         alarm = make_alarm(
             self._settings.sets,
@@ -305,7 +305,7 @@ class _Work:
 
 
 def _identify(parts: Sequence[Path]) -> str:
-    """Return what distinguishes a checkpoint from others of its step; empty if a part was deleted."""
+    """Return what distinguishes a checkpoint from others of the same step, or "" if a part was deleted."""
     try:
         return identify(parts)
     except OSError:
@@ -313,10 +313,10 @@ def _identify(parts: Sequence[Path]) -> str:
 
 
 def _are_damaged(parts: Sequence[Path]) -> bool:
-    """Return whether a checkpoint, or one of its parts, is gone or lacks a file.
+    """Return whether a checkpoint or any of its parts is gone or lacks a file.
 
     Raises:
-        CheckpointError: only the part of one node is given.
+        CheckpointError: when only one node's part is given.
     """
     if (parts[0] / CONFIG_NAME).is_file():
         return False

@@ -1,6 +1,6 @@
-"""Atomic writes of files and folders: a reader sees the old or the new content, never partial content.
+"""Atomic writes of files and folders: a reader sees either the old or the new content, never partial content.
 
-What was written is on the disk when a function returns: the data is flushed before the rename, the folder after it.
+When a function returns, its output is on disk: the data is flushed before the rename, and the folder after it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ascend_cpt.locks import try_lock
 _UMASK = os.umask(0o022)
 os.umask(_UMASK)
 
-# File systems that cannot flush a folder write its entries at once, or give no guarantee.
+# File systems that cannot flush a folder either write its entries at once or give no guarantee.
 _CANNOT_SYNC_FOLDER = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
 
@@ -44,9 +44,9 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path` to write to; it replaces `path` on success.
+    """Yield a temporary path next to `path` to write to. On success, it replaces `path`.
 
-    After an error `path` is unchanged and the temporary file is removed.
+    After an error, `path` is unchanged and the temporary file is removed.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -67,9 +67,10 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
 
 @contextmanager
 def write_folder_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `path` to write files to; it gets the name `path` on success.
+    """Yield a temporary folder next to `path` to write files to. On success, it is renamed to `path`.
 
-    After an error there is no `path`, and the temporary folder is removed. Those of killed processes are removed, too.
+    After an error, `path` does not exist and the temporary folder is removed. Folders left by killed processes are
+    removed too.
 
     Raises:
         OSError: `path` exists and is not an empty folder, or cannot be written.

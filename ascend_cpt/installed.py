@@ -1,7 +1,7 @@
-"""Checks that this Python has the packages of ascend_cpt, before anything imports them.
+"""Checks that this Python has the packages that ascend_cpt needs, before anything imports them.
 
 Every program in tools/ and run_cpt.py calls `require` first; the shell scripts run this file. It uses only the standard
-library, and nothing that is new in Python 3.10, so that it can report an older one.
+library and nothing new in Python 3.10, so that it can report an older Python.
 """
 
 import sys
@@ -18,7 +18,7 @@ ADVICE = (
 
 
 def explain_missing(names: "list[str]") -> str:
-    """Return the line for modules that cannot be imported."""
+    """Return the error line for modules that cannot be imported."""
     return "error: {} lacks {}; {}".format(sys.executable, ", ".join(names), ADVICE)
 
 

@@ -23,12 +23,12 @@ def try_lock(descriptor: int) -> bool:
 
 
 def take_lock(descriptor: int, path: Path, *, risk: str) -> bool:
-    """Lock like `try_lock`; on a file system without locks, print a warning that names `risk`, and return True."""
+    """Lock like `try_lock`. On a file system without locks, print a warning that names `risk`, and return True."""
     return _warn_without_locks(lambda: try_lock(descriptor), path, risk)
 
 
 def take_range_lock(descriptor: int, path: Path, first: int, length: int, *, risk: str) -> bool:
-    """Lock `length` bytes from `first` on (0: all that follow) as `take_lock` does.
+    """Lock `length` bytes starting at `first` (0: all that follow), like `take_lock`.
 
     The lock is released when any descriptor of the file is closed in this process.
     """

@@ -1,4 +1,4 @@
-"""Read JSON that was written elsewhere: bounded in size and depth, without duplicate names or non-finite numbers.
+"""Reads untrusted JSON with bounded size and depth, and without duplicate names or non-finite numbers.
 
 Python's parser raises a RecursionError on deeply nested text, accepts `NaN`, and keeps the last of two equal names.
 Everything that comes with a checkpoint, a model or a dataset is read here instead.
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 MAX_BYTES = 1 << 30  # the shard map of a large job has hundreds of megabytes
 MAX_DEPTH = 64
-MAX_NAME_BYTES = 255  # of a file, on all common file systems
+MAX_NAME_BYTES = 255  # for a file name, on all common file systems
 _MAX_INTEGER = 2**63 - 1
 
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
@@ -29,15 +29,15 @@ T = TypeVar("T")
 
 
 class JsonError(ValueError):
-    """Text that is not JSON, or not the JSON that is expected; the message is one line."""
+    """Text that is not JSON, or not the expected JSON. The message is one line."""
 
 
 def parse_json(text: bytes, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Return the value of a JSON text in UTF-8.
+    """Return the value of UTF-8 JSON text.
 
     Raises:
-        JsonError: not valid JSON, longer than `max_bytes`, nested deeper than `MAX_DEPTH`, a name twice in an object,
-            a number that is not finite, or half of a surrogate pair.
+        JsonError: the text is not valid JSON, is longer than `max_bytes` or nested deeper than `MAX_DEPTH`, or has a
+            duplicate name in an object, a non-finite number, or half of a surrogate pair.
     """
     if len(text) > max_bytes:
         raise JsonError(f"has {len(text)} bytes, more than {max_bytes}")
@@ -60,7 +60,7 @@ def parse_json(text: bytes, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Return the value of a JSON file; see `parse_json`, whose errors it raises.
+    """Return the value in a JSON file. Raises the same errors as `parse_json`.
 
     Raises:
         OSError: the file cannot be read.
@@ -70,7 +70,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def read_json_object(path: Path, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the object in a JSON file; see `read_json`, whose errors it raises.
+    """Return the object in a JSON file. Raises the same errors as `read_json`.
 
     Raises:
         JsonError: the value is not an object.
@@ -94,10 +94,10 @@ def is_plain_name(name: object) -> bool:
 
 
 def check_plain_name(name: object) -> str:
-    """Return the name of a file in a folder.
+    """Check and return the name of a file in a folder.
 
     Raises:
-        JsonError: not a plain name; see `is_plain_name`.
+        JsonError: the name is not plain (see `is_plain_name`).
     """
     if not is_plain_name(name):
         raise JsonError(f"{shorten(name)} is not a plain file name")
@@ -106,7 +106,7 @@ def check_plain_name(name: object) -> str:
 
 
 def shorten(value: object) -> str:
-    """Return a value for a message, in printable ASCII and at most 80 characters."""
+    """Format a value for a message, in printable ASCII and at most 80 characters."""
     text = ascii(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -118,7 +118,7 @@ def build(cls: type[T], record: object, where: str = "") -> T:
     Integers have at most 64 bits.
 
     Raises:
-        JsonError: a field is missing, unknown or of another type.
+        JsonError: a field is missing or unknown, or has the wrong type.
     """
     if not isinstance(record, dict):
         raise JsonError(f"{where or cls.__name__}: expected an object, got {shorten(record)}")
@@ -160,7 +160,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
 
 
 def _is_deep(text: bytes) -> bool:
-    """Return whether brackets are nested deeper than `MAX_DEPTH`; in time linear in the text for each level."""
+    """Return whether brackets are nested deeper than `MAX_DEPTH`, in time linear in the text per level."""
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return False
     structure = _ESCAPE.sub(b"", text) if b"\\" in text else text
@@ -168,7 +168,7 @@ def _is_deep(text: bytes) -> bool:
     for _ in range(MAX_DEPTH):
         inner_removed = _INNERMOST.sub(b"", structure)
         if len(inner_removed) == len(structure):
-            # Empty, or not balanced: the parser stops at the first bracket that closes no other.
+            # Empty or unbalanced. The parser stops at the first unmatched closing bracket.
             return len(structure) - len(structure.lstrip(b"[{")) > MAX_DEPTH
         structure = inner_removed
     return len(structure) > 0

@@ -66,10 +66,10 @@ CONTINUES = -1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train, or with --dry-run print what would be trained. Returns the exit code."""
+    """Train, or with --dry-run print what would be trained. Return the exit code."""
     args = parse_arguments(argv)
     if is_scheduler():
-        # The time limit of the rendezvous must not include packing, or comparing data with its checksums.
+        # Packing data or verifying its checksums must not count toward the rendezvous time limit.
         serve_workers(wait_until_ready)
         return 0
     clock = StartClock()
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         make_run_folder(run.run_dir)
         validation = run.config.cpt.validation
         check_job(run, channel, open_haystacks(validation.tasks if validation else {}))
-        # One process per run folder holds the lock, so that a second launch fails.
+        # One process per run folder holds a lock so that a second launch fails.
         holds = channel.rank == 0 if run.config.cpt.storage.shared else channel.is_first_on_node
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with report_full_disk(run.run_dir, "writing to the run folder"), lock:
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def show_plan(args: argparse.Namespace, process: Process) -> None:
-    """Print what would be packed, and what would be trained once everything is packed."""
+    """Print what would be packed and, once everything is packed, what would be trained."""
     packed = describe_raw_sources(load_config(args.config, collect_overrides(args), list_replaced(args)))
     if packed is None:
         return
@@ -136,7 +136,7 @@ def show_plan(args: argparse.Namespace, process: Process) -> None:
 
 @contextmanager
 def ending(timeline: Timeline) -> Iterator[None]:
-    """Record the end of the launch, unless it fails: guards, alarms and signals end a run in an orderly way."""
+    """Record the end of the launch unless it fails. Guards, alarms and signals count as orderly ends."""
     try:
         yield
     except CptError:
@@ -149,9 +149,9 @@ def ending(timeline: Timeline) -> Iterator[None]:
 
 
 def continue_run(run: ResolvedRun, process: Process) -> int:
-    """Start this program again from the checkpoint at which the batch changes; its graph has one batch size.
+    """Restart this program from the checkpoint where the batch changes, because a graph has a single batch size.
 
-    Under the launcher all processes of the job end first, and it starts them again.
+    Under the launcher, all processes of the job exit first, and the launcher restarts them.
     """
     sys.stdout.flush()
     if request_continuation():
@@ -163,12 +163,12 @@ def continue_run(run: ResolvedRun, process: Process) -> int:
 
 
 def print_line(line: str) -> None:
-    """Print a line at once, so that the launcher shows it."""
+    """Print a line and flush it so that the launcher shows it at once."""
     print(line, flush=True)
 
 
 def describe_raw_sources(config: RunConfig) -> dict[str, str] | None:
-    """Print what would be packed; return the prefixes of the packed datasets, or None if the run needs others."""
+    """Print what would be packed. Return the packed datasets' prefixes, or None if any is still unpacked."""
     sources = find_raw_sources(config)
     for source in sources:
         print(source.describe())
@@ -186,7 +186,7 @@ def train_run(
     process: Process,
     make_launch: Callable[..., Launch],
 ) -> int:
-    """Compile and train. Returns the exit code, or CONTINUES at the end of a stage of a batch ramp."""
+    """Compile and train. Return the exit code, or CONTINUES at the end of a batch-ramp stage."""
     check_ramp(run, args)
     for line in start.warnings if process.rank == 0 else ():
         print(f"warning: skipped an unusable checkpoint: {line}", file=sys.stderr)
@@ -238,7 +238,7 @@ def train_run(
 
 
 def finish_run(run: ResolvedRun, launch: Launch, *, continues: bool) -> None:
-    """Report the end of a launch, export the weights of a complete run, and send a notice; called by one process."""
+    """Report the end of a launch, export a complete run's weights, and send a notice. Called by one process."""
     line = describe_end(run, launch.stop_at_step, continues=continues)
     report_end(run, line, launch.console)
     if launch.stop_at_step is None or launch.stop_at_step >= run.budget.total_steps:
@@ -248,7 +248,7 @@ def finish_run(run: ResolvedRun, launch: Launch, *, continues: bool) -> None:
 
 
 def report_end(run: ResolvedRun, line: str, console: TextIO) -> None:
-    """Draw the pictures of a run, and print its last line and its goodput."""
+    """Draw the run's plots, and print its final line and goodput."""
     draw_losses(run.run_dir / "metrics.jsonl", run.run_dir / "loss.png", title=run.run_dir.name)
     draw_needles(run.run_dir / "metrics.jsonl", run.run_dir)
     print(line, file=console, flush=True)
@@ -257,7 +257,7 @@ def report_end(run: ResolvedRun, line: str, console: TextIO) -> None:
 
 
 def choose_compile_cache(run: ResolvedRun, sections: dict[str, Any], channel: JobChannel) -> Path | None:
-    """Return the folder of the compiled graphs, prepared for all processes; None if the run has no cache."""
+    """Prepare the compiled-graph folder for all processes and return it, or None if the run has no cache."""
     if not run.config.cpt.compile_cache:
         return None
     folder = find_cache_folder(
@@ -274,7 +274,7 @@ def choose_compile_cache(run: ResolvedRun, sections: dict[str, Any], channel: Jo
 
 
 def export_run(run: ResolvedRun, console: TextIO) -> None:
-    """Export as configured in `cpt.export`; called by one process, after the last step.
+    """Export as configured in `cpt.export`. Called by one process after the last step.
 
     Raises:
         ExportError: when the export failed. The launcher does not restart the job, because the run is complete.
@@ -287,7 +287,7 @@ def export_run(run: ResolvedRun, console: TextIO) -> None:
 
 
 def save_plan_picture(run: ResolvedRun) -> None:
-    """Draw the plan into the run folder and print its path. A dry run may lack permission to write there."""
+    """Plot the plan in the run folder and print the plot's path. A dry run may lack permission to write there."""
     path = run.run_dir / "plan.png"
     try:
         make_run_folder(run.run_dir)
@@ -301,7 +301,7 @@ def make_run_folder(run_dir: Path) -> None:
     """Create the run folder.
 
     Raises:
-        ConfigError: when it cannot be created or written to.
+        ConfigError: when the folder cannot be created or written to.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Multi-stage training: runs in sequence, for example with increasing sequence length.
+"""Multi-stage training: a sequence of runs, for example with increasing sequence length.
 
-Each stage is a separate launch (graphs are compiled for one length) and starts from the weights of the previous stage.
+Each stage is a separate launch, because graphs are compiled for one length, and starts from the previous weights.
 
-All state is in the run folders: a stage is complete when its last step is saved. So the same command resumes after an
-interruption, and all nodes of a cluster make the same decision. Without shared storage every stage is launched; its
-processes compare their checkpoints and exit at once when all nodes have the last step.
+All state is in the run folders: a stage is complete once its last step is saved. The same command therefore resumes
+after an interruption, and all nodes of a cluster make the same decision. Without shared storage, every stage is
+launched; its processes compare checkpoints and exit at once if all nodes have the last step.
 
-Raw text of all stages is packed before the first one starts, because a stage can only be checked with its datasets.
-This takes a launch of run_cpt.py for each stage, whose processes agree on who packs.
+The raw text for all stages is packed before the first one starts, because checking a stage requires its datasets.
+This takes one launch of run_cpt.py per stage, whose processes agree on which of them packs.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from ascend_cpt.run.summary import describe
 from ascend_cpt.tasks.check import NEEDLE
 
 EXIT_HELD = 3
-# Shared storage may show files of other nodes with a delay.
+# Files from other nodes may appear on shared storage with a delay.
 VISIBILITY_TIMEOUT_S = 120.0
 POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A resolved stage: its run, its training command, and the conditions for starting the next stage."""
+    """A resolved stage, with its run, its training command and the conditions for starting the next stage."""
 
     name: str
     run: ResolvedRun
@@ -54,22 +54,22 @@ class Stage:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last step of its run is saved, as visible from this node."""
+        """Whether this node can see that the run's last step is saved."""
         newest, _ = find_newest_complete(self.run.checkpoint_root)
         return newest is not None and newest.state.step >= self.run.budget.total_steps
 
 
 def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dry_run: bool = False) -> int:
-    """Train the stages of a file one after the other; return the exit code.
+    """Train the stages in a file one after another and return the exit code.
 
     Args:
-        path: The file of stages.
+        path: The stages file.
         launch: The arguments of scripts/msrun_launcher.sh after CMD.
         options: The command-line options for stages.
         dry_run: Print the plan of every stage without starting any.
 
     Returns:
-        0: all are complete (or --dry-run). 3: a stage is held. Otherwise the launcher's exit code of the failed stage.
+        0 if all stages are complete (or --dry-run), 3 if a stage is held, else the failed stage's launcher exit code.
 
     Raises:
         CptError: before anything is started, when any stage is invalid.
@@ -100,9 +100,9 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
 
 
 def _pack_raw_text(launches: Sequence[StageLaunch], arguments: Sequence[str]) -> int:
-    """Pack the raw text of all stages, in a launch for each that needs it; return the exit code of a failed one.
+    """Pack each stage's raw text, with a launch per stage that needs it. Return the exit code of a failed launch.
 
-    Without shared storage a node does not know what the others have, so that every stage with raw text is launched.
+    Without shared storage, a node does not know what the others have, so every stage with raw text is launched.
     """
     for each in launches:
         if each.raw and (each.is_split or each.packed is None):
@@ -114,7 +114,7 @@ def _pack_raw_text(launches: Sequence[StageLaunch], arguments: Sequence[str]) ->
 
 
 def _print_plan(path: Path, arguments: Sequence[str], options: StageOptions, launches: Sequence[StageLaunch]) -> None:
-    """Print what would be packed, and the plan of every stage if all of them are packed."""
+    """Print what would be packed and, if all stages are packed, the plan of every stage."""
     is_packed = all(each.packed is not None for each in launches)
     stages = resolve_stages(path, arguments, options, launches) if is_packed else []
     for number, each in enumerate(launches):
@@ -129,16 +129,16 @@ def _print_plan(path: Path, arguments: Sequence[str], options: StageOptions, lau
 def resolve_stages(
     path: Path, launch: Sequence[str], options: StageOptions, launches: Sequence[StageLaunch] | None = None
 ) -> list[Stage]:
-    """Return the stages of a file, each resolved as far as possible before the previous stage has run.
+    """Return the stages in a file, each resolved as far as possible before the previous one has run.
 
     Args:
-        path: The file of stages.
+        path: The stages file.
         launch: The arguments of scripts/msrun_launcher.sh after CMD.
         options: The command-line options for stages.
-        launches: How they are launched, if that is known already.
+        launches: How to launch the stages, if already known.
 
     Raises:
-        CptError: when any of them is invalid.
+        CptError: when any stage is invalid.
     """
     stages: list[Stage] = []
     for each in launches or plan_launches(path, launch, options):
@@ -177,10 +177,10 @@ def _check_rule(first: Stage, stage: Stage) -> None:
 
 
 def _check_comparable(first: Stage, stage: Stage, name: str) -> None:
-    """Check that the loss of a validation set is comparable between the first stage and this one.
+    """Check that a validation set's loss is comparable between the first stage and this one.
 
     Raises:
-        ConfigError: when a stage does not compute it, or computes it on different rows or in a different way.
+        ConfigError: when a stage does not compute the loss, or computes it on different rows or differently.
     """
     ways = []
     for each in (first, stage):
@@ -201,10 +201,10 @@ def _check_comparable(first: Stage, stage: Stage, name: str) -> None:
 
 
 def _find_needle_task(stage: Stage) -> str:
-    """Return the name of the task of `advance_when.needle`.
+    """Return the name of the task used by `advance_when.needle`.
 
     Raises:
-        ConfigError: when the stage has no such task, or several and none is named.
+        ConfigError: when the stage has no such task, or has several and none is named.
     """
     assert stage.advance_when is not None
     config = stage.run.config
@@ -225,7 +225,7 @@ def _find_needle_task(stage: Stage) -> str:
 
 
 def _check_exports(stages: Sequence[Stage]) -> None:
-    """Check that every stage can write its export, and that no two stages write to one folder.
+    """Check that every stage can write its export and that no two stages share a folder.
 
     Raises:
         ConfigError: when a folder is used twice or cannot be written.
@@ -293,7 +293,7 @@ def _may_advance(first: Stage, stage: Stage, path: Path, options: StageOptions) 
 
 
 def _check_loss(first: Stage, stage: Stage, name: str, max_increase: float) -> tuple[bool, str]:
-    """Return whether the loss of a validation set has recovered, and the figures."""
+    """Return whether a validation set's loss has recovered, along with the figures."""
     base = float(_find_record(first, "validation", name, 0)["loss"])
     now = float(_find_record(stage, "validation", name, stage.run.budget.total_steps)["loss"])
     return now - base <= max_increase, (
@@ -303,7 +303,7 @@ def _check_loss(first: Stage, stage: Stage, name: str, max_increase: float) -> t
 
 
 def _check_needle(stage: Stage, minimum: float) -> tuple[bool, str]:
-    """Return whether the score of the needle task is high enough, and the figures."""
+    """Return whether the needle task's score is high enough, along with the figures."""
     name = _find_needle_task(stage)
     record = _find_record(stage, "task", name, stage.run.budget.total_steps)
     score = float(record["score"])
@@ -311,10 +311,10 @@ def _check_needle(stage: Stage, minimum: float) -> tuple[bool, str]:
 
 
 def _find_record(stage: Stage, kind: str, name: str, step: int) -> dict[str, Any]:
-    """Return the record of a validation set (`kind` validation) or a task (`task`) at a step of a stage's run.
+    """Return the record of a validation set (`kind` is validation) or task (`task`) at one step of a stage's run.
 
     Raises:
-        CheckpointError: when it does not appear in the run's metrics within the timeout.
+        CheckpointError: when the record does not appear in the run's metrics within the timeout.
     """
     path = stage.run.run_dir / METRICS_NAME
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_S

@@ -33,7 +33,7 @@ ROUNDS = 3
 
 
 def connect_with_handshake(num: int) -> float:
-    """Return the seconds that `num` clients, one after the other, need until the server has admitted all of them."""
+    """Return the seconds until the server has admitted `num` clients, one after another."""
     key = derive_key(secrets.token_bytes(32), PURPOSE)
     server = Server(("127.0.0.1", 0), key=key, purpose=PURPOSE, size=num)
     port = server._listener.getsockname()[1]
@@ -56,7 +56,7 @@ def connect_with_handshake(num: int) -> float:
 
 
 def connect_without(num: int) -> float:
-    """Return the seconds that `num` bare TCP connections take until the server has accepted all of them."""
+    """Return the seconds until the server has accepted `num` bare TCP connections."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=num)
     accepted: list[socket.socket] = []
 
@@ -76,7 +76,7 @@ def connect_without(num: int) -> float:
 
 
 def repeat(work: Callable[[], object], seconds: float) -> float:
-    """Return the seconds of one call, measured for about `seconds`."""
+    """Return the seconds per call, measured over about `seconds`."""
     count, start_s = 0, time.perf_counter()
     while (taken_s := time.perf_counter() - start_s) < seconds:
         work()
@@ -85,7 +85,7 @@ def repeat(work: Callable[[], object], seconds: float) -> float:
 
 
 def measure_messages(size: int, seconds: float) -> tuple[float, float]:
-    """Return the seconds of writing and reading a message of `size` bytes, with an HMAC and with a length alone."""
+    """Return the seconds to write and read a message of `size` bytes, with an HMAC and with only a length."""
     payload, key = secrets.token_bytes(size), secrets.token_bytes(32)
     writer, reader = FrameWriter(key), FrameReader(key, size)
 

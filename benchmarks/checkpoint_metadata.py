@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def make_layouts(num_ranks: int, sharded: bool, layers_per_stage: int) -> dict[int, dict[str, Any]]:
-    """Return what MindSpore knows of each rank's parameters."""
+    """Return MindSpore's layout information for each rank's parameters."""
     ranks_per_stage = num_ranks // STAGES
     layouts: dict[int, dict[str, Any]] = {}
     for stage in range(STAGES):
@@ -100,7 +100,7 @@ def make_layouts(num_ranks: int, sharded: bool, layers_per_stage: int) -> dict[i
 
 
 def list_ends(stage: int) -> dict[str, tuple[tuple[int, ...], list[list[int]]]]:
-    """Return the parameters of a stage that belong to no layer."""
+    """Return a stage's parameters that belong to no layer."""
     if stage == 0:
         return {"embedding.word_embeddings.weight": ((VOCAB, HIDDEN), BY_ROWS)}
     if stage == STAGES - 1:
@@ -109,12 +109,12 @@ def list_ends(stage: int) -> dict[str, tuple[tuple[int, ...], list[list[int]]]]:
 
 
 def list_model_names(layouts: dict[int, dict[str, Any]]) -> dict[str, None]:
-    """Return the names of the weights."""
+    """Return the weight names."""
     return {name: None for infos in layouts.values() for name in infos if not name.startswith("adam")}
 
 
 def measure_before(num_ranks: int, sharded: bool, layers: int) -> tuple[float, float, float]:
-    """Return seconds on every rank, seconds more on the completing one, and bytes, scaled to all layers."""
+    """Return the seconds on every rank, extra seconds on the completing rank, and bytes, scaled to all layers."""
     layouts = make_layouts(num_ranks, sharded, layers)
     handle = SimpleNamespace(
         global_network_layout=lambda: {"train": layouts}, local_network_layout=lambda: {"train": {0: layouts[0]}}
@@ -135,7 +135,7 @@ def measure_before(num_ranks: int, sharded: bool, layers: int) -> tuple[float, f
 
 
 def measure_after(num_ranks: int, sharded: bool) -> tuple[float, float, float]:
-    """Return seconds to make the text, seconds to write it, and bytes; all layers."""
+    """Return the seconds to make the text, the seconds to write it, and the bytes, for all layers."""
     layouts = make_layouts(num_ranks, sharded, LAYERS // STAGES)
     names = list_model_names(layouts)
     with tempfile.TemporaryDirectory() as folder:

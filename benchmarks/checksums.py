@@ -41,7 +41,7 @@ ALGORITHMS: dict[str, Callable[[bytes], object]] = {
 
 
 def measure_s(work: Callable[[], object]) -> float:
-    """Return the time of a call in seconds."""
+    """Return the duration of a call in seconds."""
     start_s = time.perf_counter()
     work()
     return time.perf_counter() - start_s
@@ -54,7 +54,7 @@ def drop_from_cache(path: Path) -> None:
 
 
 def count_loops(stop: threading.Event) -> int:
-    """Count short loops of Python code in this thread until `stop` is set."""
+    """Count short Python loops in this thread until `stop` is set."""
     count = 0
     while not stop.is_set():
         sum(range(100))
@@ -63,7 +63,7 @@ def count_loops(stop: threading.Event) -> int:
 
 
 def measure_loops(path: Path, duration_s: float = 2.0) -> tuple[float, float]:
-    """Return the loops per second of the main thread, alone and while another thread computes checksums."""
+    """Return the main thread's loops per second, alone and while another thread computes checksums."""
     rates = []
     for is_alone in (True, False):
         stop = threading.Event()
@@ -80,7 +80,7 @@ def measure_loops(path: Path, duration_s: float = 2.0) -> tuple[float, float]:
 
 
 def make_shard_map(num_shards: int) -> bytes:
-    """Return a text like metadata.json of a large job."""
+    """Return text like a large job's metadata.json."""
     storage = {
         f"('model.layers.{k // 1000}.mlp.weight', ({k},))": [
             {"file_name": f"cpt-model-{k:07d}-0004096.safetensors", "storage_rank": k, "rank_group": [k]}
@@ -91,7 +91,7 @@ def make_shard_map(num_shards: int) -> bytes:
 
 
 def main() -> int:
-    """Measure and print; return 1 when the checksums are slower than they must be."""
+    """Measure and print the results. Return 1 if the checksums are too slow."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to write the file [a temporary folder]")
     parser.add_argument("--gb", type=float, default=2.0, help="size of the file [%(default)g]")

@@ -27,14 +27,14 @@ BASE_CONFIG = "configs/qwen3/cpt_qwen3_tiny_base.yaml"
 NEXT_CONFIG = "configs/qwen3/cpt_qwen3_tiny.yaml"
 GENERAL = "data/sample/packed/general_train_text_document"
 BASE_TOKENS, NEXT_TOKENS = 450_000, 150_000
-PEAK_LR, BASE_FINAL_LR = 4e-3, 4e-4  # of the base's configuration
+PEAK_LR, BASE_FINAL_LR = 4e-3, 4e-4  # from the base's configuration
 REPLAYS = (0.0, 0.05, 0.25)
 SETS = ("general", "code")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A kind of continuation: its name and settings."""
+    """A kind of continuation, with its name and settings."""
 
     name: str
     settings: tuple[str, ...]
@@ -59,7 +59,7 @@ def list_trials() -> list[Trial]:
 
 
 def main() -> int:
-    """Run all missing trials, print and write the results. Returns the exit code."""
+    """Run all missing trials, and print and write the results. Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=2, help="number of concurrent runs")
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def train_base(output_dir: Path, seed: int) -> None:
-    """Train the base model of a seed."""
+    """Train the base model for a seed."""
     train(BASE_CONFIG, output_dir, f"base_{seed}", seed, "random", (f"cpt.train_tokens={BASE_TOKENS}",))
 
 
@@ -96,7 +96,7 @@ def train_trial(output_dir: Path, seed: int, trial: Trial) -> None:
 
 
 def train(config: str, output_dir: Path, name: str, seed: int, init_from: str, settings: tuple[str, ...]) -> None:
-    """Run `run_cpt.py` to the end; a complete run exits immediately."""
+    """Run `run_cpt.py` to the end. A complete run exits immediately."""
     assignments = (
         f"seed={seed}",
         f"cpt.run_name={name}",
@@ -112,7 +112,7 @@ def train(config: str, output_dir: Path, name: str, seed: int, init_from: str, s
 
 
 def read_changes(run_dir: Path) -> dict[str, float]:
-    """Return the change of the loss of each validation set over the run, in nats per token."""
+    """Return the change in each validation set's loss over the run, in nats per token."""
     losses: dict[str, list[float]] = {name: [] for name in SETS}
     for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         record: dict[str, Any] = json.loads(line)
@@ -135,7 +135,7 @@ def render_table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def draw(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Plot all seeds and the mean: forgetting against gain, and re-warming against the constant rate."""
+    """Plot all seeds and the mean, with forgetting against gain and re-warming against the constant rate."""
     import matplotlib
 
     matplotlib.use("Agg")

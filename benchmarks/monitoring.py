@@ -92,20 +92,20 @@ def make_run(folder: Path, total_steps: int, guards: bool) -> ResolvedRun:
 
 
 class Blocks:
-    """Steps (from 1) with our callbacks: two blocks per round, ours first in every other round."""
+    """Steps (from 1) with our callbacks. Each round has two blocks, and ours comes first in every other round."""
 
     def __init__(self, num_rounds: int, block_steps: int) -> None:
         self.num_rounds, self.block_steps = num_rounds, block_steps
         self.total_steps = WARM_STEPS + 2 * num_rounds * block_steps
-        self.ends_s: dict[int, tuple[float, float]] = {}  # step → wall time and CPU time at its end
+        self.ends_s: dict[int, tuple[float, float]] = {}  # step → wall time and CPU time at the end of the step
 
     def has_ours(self, step: int) -> bool:
-        """Return whether our callbacks run at a step; they do during warmup."""
+        """Return whether our callbacks run at a step. They do during warmup."""
         block = (step - WARM_STEPS - 1) // self.block_steps
         return block < 0 or (block + block // 2) % 2 == 0
 
     def times_ms(self, clock: int) -> tuple[list[float], list[float]]:
-        """Return the time per step in each round: with MindFormers' callbacks only, and with ours.
+        """Return the time per step in each round, with only MindFormers' callbacks and with ours.
 
         `clock` 0 is wall time, 1 is CPU time over all threads.
         """
@@ -119,7 +119,7 @@ class Blocks:
 
 
 def wrap_callbacks(blocks: Blocks) -> None:
-    """Run our callbacks in their blocks only, and record the time at every step."""
+    """Run our callbacks only in their blocks, and record the time at every step."""
     from mindspore.train import Callback
 
     build = trainer._build_callbacks

@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def collect(inputs: list[str], handler_name: str, target: Path) -> None:
-    """Write the documents of the input as JSON lines."""
+    """Write the input documents as JSON Lines."""
     handler = load_handler(handler_name)
     options = ReadOptions(columns=None, txt_documents="line", keep_blank_lines=joins_records(handler))
     with target.open("w", encoding="utf-8") as output:
@@ -88,7 +88,7 @@ def collect(inputs: list[str], handler_name: str, target: Path) -> None:
 
 
 def measure(corpus: Path, prefix: Path, tokenizer: Path, packing: str, seq_length: int) -> tuple[float, Manifest]:
-    """Return the CPU seconds of a run, with its worker, and the manifest."""
+    """Return the CPU seconds of a run, including its worker, and the manifest."""
     begin = os.times()
     (manifest,) = preprocess(
         PreprocessSettings(
@@ -105,7 +105,7 @@ def measure(corpus: Path, prefix: Path, tokenizer: Path, packing: str, seq_lengt
 
 
 def report(seconds: dict[str, list[float]], manifests: dict[str, Manifest]) -> int:
-    """Print the table; return 1 if best-fit is too slow."""
+    """Print the table. Return 1 if best-fit is too slow."""
     medians = {packing: statistics.median(times) for packing, times in seconds.items()}
     concat = manifests[CONCAT]
     print(f"{concat.num_documents} documents, {concat.num_tokens / 1e6:.2f} Mtok, rows of {concat.seq_length}")

@@ -35,7 +35,7 @@ PRIORS = {
 
 
 def to_speed(figure: Figure) -> Speed:
-    """Return the figure as an observation of its framework."""
+    """Return the figure as an observation for its framework."""
     return Speed(
         case=figure.case,
         machine=find_machine(figure.device),
@@ -45,23 +45,23 @@ def to_speed(figure: Figure) -> Speed:
 
 
 def fit_figures(figures: list[Figure]) -> dict[str, Efficiency]:
-    """Return the efficiencies of every framework."""
+    """Return the efficiencies for every framework."""
     return fit([to_speed(figure) for figure in figures], PRIORS, BY_FRAMEWORK)
 
 
 def find_error(figure: Figure, found: dict[str, Efficiency]) -> float:
-    """Return the relative error of the estimate of a figure."""
+    """Return the relative error of a figure's estimate."""
     return predict(to_speed(figure), found[figure.framework]) / figure.tokens_per_device_s - 1
 
 
 def describe(errors: list[float]) -> str:
-    """Return the median and the ninth decile of the absolute errors."""
+    """Return the median and the 90th percentile of the absolute errors."""
     sizes = sorted(map(abs, errors))
     return f"median {statistics.median(sizes):.1%}, 9 of 10 within {sizes[int(0.9 * (len(sizes) - 1) + 0.5)]:.1%}"
 
 
 def print_fit(figures: list[Figure]) -> None:
-    """Fit, and print parameters, errors by family, and errors of families that are left out one by one."""
+    """Fit, and print the parameters, errors by family, and errors for families left out one at a time."""
     found = fit_figures([figure for figure in figures if figure.calibrates])
     for framework, efficiency in found.items():
         print(framework, efficiency)

@@ -42,7 +42,7 @@ FIGURES = load_figures(REPOSITORY / "benchmarks/plan_figures.yaml")
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """A configuration, or a stage of a file in configs/stages."""
+    """A configuration, or a stage from a file in configs/stages."""
 
     name: str
     path: Path
@@ -50,11 +50,11 @@ class Shipped:
     num_nodes: int | None = None
 
     def plan(self, device: str = MACHINE) -> Estimate:
-        """Return its plan."""
+        """Return the configuration's plan."""
         return plan_run(self.path, dict(self.overrides), self._make_cluster(device))[1]
 
     def find_best(self) -> tuple[Estimate, Estimate]:
-        """Return its plan and the fastest one of the search, which may be the same."""
+        """Return the configuration's plan and the fastest plan found by the search, which may be the same."""
         found = suggest_runs(self.path, self.overrides, self._make_cluster(MACHINE), Goal())
         assert found.given is not None, found.problem
         return found.given, max((found.given, *found.plans), key=lambda plan: plan.time.tokens_per_s)
@@ -64,7 +64,7 @@ class Shipped:
 
 
 def list_shipped(root: Path = REPOSITORY) -> Iterator[Shipped]:
-    """Yield all configurations, recipes and stages for Ascend below `root`/configs."""
+    """Yield all Ascend configurations, recipes and stages in `root`/configs."""
     for folder in ("llama2", "llama3", "qwen2", "qwen3", "recipes"):
         for path in sorted((root / "configs" / folder).glob("*.yaml")):
             if not uses_cpu(load_config(path)):
@@ -77,13 +77,13 @@ def list_shipped(root: Path = REPOSITORY) -> Iterator[Shipped]:
 
 
 def share_of_memory(plan: Estimate) -> float:
-    """Return the largest need of a stage as a part of the usable memory."""
+    """Return the largest memory need of any stage as a fraction of the usable memory."""
     return max(map(needed_bytes, plan.stages)) / plan.limits.usable_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A published speed beside the plan of the shipped configuration on the same machine, per device."""
+    """A published speed next to the shipped configuration's plan on the same machine, per device."""
 
     name: str
     figure: Figure
@@ -96,7 +96,7 @@ class Comparison:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the published speed is not reached by the plan; empty if it is, or if there is no reason."""
+        """Why the plan does not reach the published speed; empty if it does, or if no reason is known."""
         if self.planned >= self.figure.tokens_per_device_s:
             return []
         found = []
@@ -108,7 +108,7 @@ class Comparison:
 
 
 def compare(shipped: Shipped) -> Iterator[Comparison]:
-    """Yield the comparisons with all figures of the same model and row length."""
+    """Yield the comparisons with all figures for the same model and row length."""
     case = shipped.plan().case
     for figure in FIGURES:
         if figure.case.parameters != case.parameters or figure.case.seq_length != case.seq_length:
@@ -127,7 +127,7 @@ def compare(shipped: Shipped) -> Iterator[Comparison]:
 
 
 def print_shipped(before: Path) -> None:
-    """Print the first table; `before` has the old configurations."""
+    """Print the first table. `before` has the old configurations."""
     old = {shipped.name: shipped for shipped in list_shipped(before)}
     print("| configuration | devices | before | tokens/s | now | tokens/s | best | now / best | published | memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -40,7 +40,7 @@ MIN_OF_CEILING, MIN_OF_PLAIN, MIN_SCALING, MAX_PEAK_MB = 0.85, 8.0, 1.5, 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Resources used by a process and its children."""
+    """The resources used by a process and its children."""
 
     wall_s: float
     cpu_s: float
@@ -63,7 +63,7 @@ class Contender:
 
 
 def gather(target: Path, num_bytes: int, roots: Sequence[Path]) -> None:
-    """Write distinct text files of this machine as JSON lines; exit if there are too few."""
+    """Write distinct text files from this machine as JSON Lines. Exit if there are too few."""
     seen: set[bytes] = set()
     total = 0
     with open(target, "w", encoding="utf-8") as output:
@@ -92,7 +92,7 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def repeat(source: Path, target: Path, num_bytes: int) -> None:
-    """Repeat the lines of the source up to `num_bytes`, with letters shifted by one in each repetition.
+    """Repeat the source's lines up to `num_bytes`, shifting letters by one in each repetition.
 
     Repetitions have new words, as a larger corpus would.
     """
@@ -110,7 +110,7 @@ def repeat(source: Path, target: Path, num_bytes: int) -> None:
 
 
 def cut(source: Path, folder: Path, num_parts: int) -> Path:
-    """Split the lines into `num_parts` files of about equal size; return the folder."""
+    """Split the lines into `num_parts` files of about equal size and return the folder."""
     folder.mkdir(exist_ok=True)
     size = source.stat().st_size
     with open(source, "rb") as lines:
@@ -197,7 +197,7 @@ def peer(name: str, key: str, *arguments: str, python: str = sys.executable) -> 
 def compare(
     contenders: Sequence[Contender], corpus: Path, folder: Path, repeats: int, reference: str
 ) -> dict[str, dict[str, Any]]:
-    """Run all in alternation, print a line for each, and return medians by name, with ratios to `reference`."""
+    """Alternate all contenders, print a line for each, and return medians by name, with ratios to `reference`."""
     tiny = folder / f"tiny{corpus.suffix}"
     with open(corpus, encoding="utf-8") as lines:
         tiny.write_text(next(lines), encoding="utf-8")
@@ -227,7 +227,7 @@ def compare(
 
 
 def summarize(runs: Sequence[Run], starts: Sequence[Run]) -> dict[str, Any]:
-    """Return medians, for net values without startup."""
+    """Return medians, excluding startup from net values."""
     wall_s, cpu_s, begins_s = (
         statistics.median(getattr(run, key) for run in runs) for key in ("wall_s", "cpu_s", "begins_s")
     )
@@ -373,7 +373,7 @@ def main() -> None:
             gather(corpus, args.mb * 1_000_000, [*roots, Path("/usr/share/doc"), Path("/usr/include")])
         tokenizers = {"real": args.tokenizer} if args.tokenizer else {}
         if not args.no_sample:
-            # In a child process: a process inherits the peak memory of its parent.
+            # Run in a child process, because a process inherits its parent's peak memory.
             maker = (
                 sys.executable,
                 str(ROOT / "tools" / "make_sample_corpus.py"),

@@ -19,7 +19,7 @@ SEQ_LENGTH = 4096
 
 
 def run_plain_loop(corpus: str, output: str, tokenizer: str) -> dict[str, Any]:
-    """Encode texts one by one with the tokenizers library and append the ids to a file: the simplest program."""
+    """The simplest program: encode texts one by one with the tokenizers library and append the ids to a file."""
     import numpy as np
     from tokenizers import Tokenizer
 
@@ -34,7 +34,7 @@ def run_plain_loop(corpus: str, output: str, tokenizer: str) -> dict[str, Any]:
 
 
 def run_datatrove(folder: str, output: str, tokenizer: str, workers: str) -> dict[str, Any]:
-    """datatrove's DocumentTokenizer with one task per file, without shuffling. Runs in its own environment."""
+    """Run datatrove's DocumentTokenizer with one task per file, without shuffling, in its own environment."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer

@@ -25,7 +25,7 @@ WINDOW_ROWS, BATCH_ROWS = 1 << 18, 1000
 
 
 def main() -> int:
-    """Measure and print. Returns 1 if a limit (10 s to the first batch, 1 GB) is exceeded."""
+    """Measure and print the results. Return 1 if a limit (10 s to the first batch, 1 GB) is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
     args = parser.parse_args()

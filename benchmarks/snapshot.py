@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def render_resolved(path: Path) -> str:
-    """Return the MindFormers YAML of a configuration with assumed datasets, or the error."""
+    """Return the MindFormers YAML for a configuration with assumed datasets, or the error."""
     config = load_config(path)
     try:
         resolved = resolve_with_placeholders(config, 2 if uses_cpu(config) else choose_world_size(config, None, 8))
@@ -65,7 +65,7 @@ def render_resolved(path: Path) -> str:
 
 
 def pack_sample(folder: Path) -> str:
-    """Pack the sample corpus in two formats; return the checksums of all files."""
+    """Pack the sample corpus in two formats and return the checksums of all files."""
     run("tools/make_sample_corpus.py", "--output-dir", str(folder / "sample"))
     for output_format in ("mindrecord", "mmap"):
         for domain in ("general", "code"):
@@ -81,18 +81,18 @@ def pack_sample(folder: Path) -> str:
     return "".join(
         f"{hashlib.sha256(mask(path.read_bytes(), folder)).hexdigest()}  {path.name}\n"
         for path in files
-        if path.suffix != ".db"  # SQLite: its bytes depend on the library, its size is in the manifest
+        if path.suffix != ".db"  # SQLite: the bytes depend on the library, and the size is in the manifest
     )
 
 
 def mask(content: bytes, folder: Path) -> bytes:
-    """Return the content of a file without the name of the temporary folder and the version of the package."""
+    """Return a file's content without the temporary folder's name and the package version."""
     version = f'"ascend_cpt": "{__version__}"'.encode()
     return content.replace(str(folder).encode(), b".").replace(version, b'"ascend_cpt": ""')
 
 
 def train_sample(folder: Path) -> str:
-    """Train 24 steps in one process, stopped at 10 and resumed; return the records without times."""
+    """Train 24 steps in one process, stopping at step 10 and resuming. Return the records without times."""
     for stop in ("10", "24"):
         run(
             "run_cpt.py",
@@ -107,7 +107,7 @@ def train_sample(folder: Path) -> str:
 
 
 def run(script: str, *arguments: str) -> str:
-    """Run a program of the repository; return its output, with the path of the repository replaced by `.`.
+    """Run a program from the repository. Return its output with the repository's path replaced by `.`.
 
     Raises:
         SystemExit: the program crashed.
@@ -121,7 +121,7 @@ def run(script: str, *arguments: str) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file of the snapshot."""
+    """Write a snapshot file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 

@@ -37,7 +37,7 @@ MIN_SPEED_RATIO, MAX_PEAK_GB = 0.5, 1.0
 
 
 def make_model(target: Path, size_gb: float) -> None:
-    """Write a random Llama of about this size, with layers of half the width of those of Llama 3 8B."""
+    """Write a random Llama model of about this size, with layers half as wide as in Llama 3 8B."""
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -62,12 +62,12 @@ def make_model(target: Path, size_gb: float) -> None:
 
 
 def count_bytes(config: dict[str, object]) -> int:
-    """Return the size of a model in bfloat16."""
+    """Return a model's size in bfloat16."""
     return sum(2 * int(np.prod(shape)) for shape in list_hf_shapes(read_sizes(config)).values())
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy the files of a folder and sync them, as the conversion does."""
+    """Copy a folder's files and sync the copies, as the conversion does."""
     shutil.copytree(source, target)
     for path in target.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
@@ -81,7 +81,7 @@ def to_mindformers(source: Path, target: Path) -> None:
 
 
 def to_hf(source: Path, target: Path) -> None:
-    """Convert it back."""
+    """Convert the MindFormers folder back."""
     options = Options(max_shard_bytes=500_000_000)
     convert_to_hf(MindFormersFolder(source), read_config(source), target, options)
 
@@ -90,7 +90,7 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {"copy": copy, "to-mindformers"
 
 
 def measure(step: str, source: Path, target: Path) -> tuple[float, float]:
-    """Run a step in its own process; return its time in seconds (without Python startup) and peak memory in GB."""
+    """Run a step in its own process. Return its time in seconds (without Python startup) and peak memory in GB."""
     for path in source.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -105,14 +105,14 @@ def run_step(step: str, source: Path, target: Path) -> None:
     begin_s = time.perf_counter()
     STEPS[step](source, target)
     seconds = time.perf_counter() - begin_s
-    # Not getrusage: its peak is inherited from the parent process.
+    # Not getrusage, whose peak is inherited from the parent process.
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (peak_kb,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     print(seconds, peak_kb * 1024 / 1e9)
 
 
 def main() -> int:
-    """Print a line per step; the exit code is 0 if speed and memory are within the limits."""
+    """Print a line per step. The exit code is 0 if speed and memory are within the limits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="working folder [a temporary folder]")
     parser.add_argument("--gb", type=float, default=2.0, help="size of the checkpoint [%(default)s]")
@@ -127,7 +127,7 @@ def main() -> int:
 
 
 def compare_steps(work: Path, size_gb: float, num_repeats: int) -> int:
-    """Measure all steps on the same files in alternation, and compare."""
+    """Measure all steps alternately on the same files, and compare them."""
     model = work / "model"
     make_model(model, size_gb)
     total_gb = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9

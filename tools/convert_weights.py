@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Print the comparisons; return 1 when any of them finds a difference."""
+    """Print the comparisons. Return 1 if any comparison finds a difference."""
     folder = HfFolder(args.source)
     is_equal = print_tensors("converted to MindFormers and back", compare_round_trip(folder))
     if args.against:
@@ -103,7 +103,7 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def open_against(args: argparse.Namespace) -> TrainedModel:
-    """Return the run or checkpoint that --against names."""
+    """Return the run or checkpoint named by --against."""
     return open_trained(args.against, num_averaged=args.average, verify=not args.no_verify)
 
 
@@ -117,7 +117,7 @@ def print_tensors(title: str, reports: Sequence[KindReport]) -> bool:
 
 
 def print_logits(folder: Path) -> bool:
-    """Print the difference between the network's logits and a reference; return whether it is within tolerance."""
+    """Print the difference between the network's logits and a reference. Return whether it is within tolerance."""
     from ascend_cpt.backend.inference.compare_logits import compare_logits
     from ascend_cpt.monitor.console import captured_output
 

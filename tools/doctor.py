@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Print the findings; return 1 when one is an error."""
+    """Print the findings. Return 1 if any finding is an error."""
     args = parse_arguments()
     workers, each = str(args.nodes * args.local_workers), str(args.local_workers)
     place = ["run_cpt.py", workers, each, args.master_addr, str(args.master_port), str(args.node_rank)]

@@ -107,10 +107,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def parse_ranks(text: str | None) -> list[int] | None:
-    """Return the numbers of `0,8,16`.
+    """Parse ranks such as `0,8,16`.
 
     Raises:
-        ConfigError: when they are not whole numbers.
+        ConfigError: when the ranks are not whole numbers.
     """
     try:
         return None if text is None else [int(part) for part in text.split(",")]
@@ -119,10 +119,10 @@ def parse_ranks(text: str | None) -> list[int] | None:
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Create the folder given with `flag`.
+    """Create the folder given by `flag`.
 
     Raises:
-        ConfigError: when it cannot be created.
+        ConfigError: when the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,10 +131,10 @@ def make_folder(folder: Path, flag: str) -> None:
 
 
 def apply_measured(args: argparse.Namespace, cluster: Cluster) -> Cluster:
-    """Return the cluster with the efficiencies of `--measured` or `--efficiencies`.
+    """Return the cluster with the efficiencies from `--measured` or `--efficiencies`.
 
     Raises:
-        ConfigError: when they were measured on another kind of machine.
+        ConfigError: when the efficiencies were measured on another kind of machine.
     """
     if args.measured:
         speeds = [read_run_speed(path) for path in args.measured]
@@ -151,7 +151,7 @@ def apply_measured(args: argparse.Namespace, cluster: Cluster) -> Cluster:
 
 
 def suggest(args: argparse.Namespace, overrides: dict[str, Any], cluster: Cluster) -> Suggestions:
-    """Return the suggestions; write the configuration of the first one if asked to."""
+    """Return the suggestions. Write the first one's configuration if asked to."""
     goal = Goal(objective=args.objective, days=args.days)
     suggestions = suggest_runs(args.config, overrides, cluster, goal)
     if args.write:

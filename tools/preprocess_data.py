@@ -190,14 +190,14 @@ def parse_range(text: str) -> tuple[int, int]:
 
 
 def choose_seq_length(args: argparse.Namespace) -> int:
-    """Return the trained tokens per row; 0 for mmap, which has no rows."""
+    """Return the trained tokens per row, or 0 for mmap, which has no rows."""
     if args.seq_length is None and args.output_format == "mindrecord":
         raise DataError("--seq-length: missing; give the trained tokens per row, cpt.seq_length of the run (4096)")
     return int(args.seq_length or 0)
 
 
 def choose_tokenizer(args: argparse.Namespace) -> tuple[str, str]:
-    """Return the type and path of the tokenizer: a Hugging Face folder, or the model file of another type."""
+    """Return the tokenizer's type and path: a Hugging Face folder, or a model file for other types."""
     try:
         kind = parse_tokenizer_type(args.tokenizer_type)
     except argparse.ArgumentTypeError as error:

@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_processor_time() -> float:
-    """Return the CPU time in seconds of this process and of the processes that it started and that have ended."""
+    """Return the CPU time in seconds of this process and its ended child processes."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

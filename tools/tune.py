@@ -83,10 +83,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def count_workers(args: argparse.Namespace) -> int:
-    """Return the processes of a trial.
+    """Return the number of processes in a trial.
 
     Raises:
-        ConfigError: the layout needs several nodes, but there is no command to start a job on them.
+        ConfigError: the layout needs several nodes, but there is no command that starts a job on them.
     """
     config = load_config(args.config, parse_assignments(args.set))
     if args.workers is not None:
@@ -102,7 +102,7 @@ def count_workers(args: argparse.Namespace) -> int:
 
 
 def describe_device(outcome: Outcome) -> str:
-    """Return a warning where speeds say nothing about an NPU, or an empty string."""
+    """Return a warning if speeds say nothing about an NPU, or an empty string."""
     if outcome.device == "CPU":
         return "These are speeds of a CPU; they say nothing about an NPU."
     if is_requested(os.environ):
@@ -111,7 +111,7 @@ def describe_device(outcome: Outcome) -> str:
 
 
 def print_outcome(args: argparse.Namespace, outcome: Outcome, notice: str) -> None:
-    """Print the table, dropped overlays and the winner."""
+    """Print the table, the dropped overlays and the winner."""
     print(f"\n{render_table(outcome.comparisons)}")
     for name, reason in outcome.dropped.items():
         print(f"dropped {name}: {reason}")
@@ -128,7 +128,7 @@ def print_outcome(args: argparse.Namespace, outcome: Outcome, notice: str) -> No
 
 
 def interrupt(number: int, _frame: object) -> None:
-    """End like Ctrl-C, which stops the running trial."""
+    """Exit as with Ctrl-C, which stops the running trial."""
     raise KeyboardInterrupt
 
 

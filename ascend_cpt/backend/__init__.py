@@ -1,1 +1,1 @@
-"""Everything that imports MindSpore or MindFormers: training, checkpoint writing, inference, models, CPU kernels."""
+"""All code that imports MindSpore or MindFormers: training, checkpoint writing, inference, models, CPU kernels."""

@@ -1,4 +1,4 @@
-"""The collective operations of the suite, and this process's rank."""
+"""Collective operations, and this process's rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mindspore.mint.distributed import all_reduce
 
 
 class _SumOverRanks(nn.Cell):
-    """A cell with one AllReduce: the functional form has no CPU kernel."""
+    """A cell with a single AllReduce, because the functional form has no CPU kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ def _get_sum_cell() -> _SumOverRanks:
 
 
 def is_pure_data_parallel() -> bool:
-    """Return whether every rank holds the whole model (the only mode for several CPU processes)."""
+    """Return whether every rank holds the whole model (the only mode that supports several CPU processes)."""
     return ms.get_auto_parallel_context("parallel_mode") in ("data_parallel", "stand_alone")
 
 
 def sum_over_ranks(values: np.ndarray, num_ranks: int) -> np.ndarray:
-    """Return the element-wise sum over all ranks of a one-dimensional float array, float32."""
+    """Sum a one-dimensional float array element-wise over all ranks; returns float32."""
     own = values.astype(np.float32)
     if num_ranks == 1:
         return own
@@ -42,7 +42,7 @@ def sum_over_ranks(values: np.ndarray, num_ranks: int) -> np.ndarray:
     if is_pure_data_parallel():
         tensor = _get_sum_cell()(tensor)
     else:
-        # In semi-auto parallel mode a separate graph must not contain communication operators.
+        # In semi-auto parallel mode, a separate graph must not contain communication operators.
         all_reduce(tensor)  # in place
     total: np.ndarray = tensor.asnumpy()
     return total

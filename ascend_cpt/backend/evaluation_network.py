@@ -1,4 +1,4 @@
-"""A network for evaluation only: no optimizer, no pipeline stages, weights of a checkpoint of any layout."""
+"""An evaluation-only network: no optimizer or pipeline stages, and it loads checkpoints saved in any layout."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from ascend_cpt.weights.sources import TensorSource
 
 
 class EvaluationNetwork:
-    """Scores rows with the weights of checkpoints, which are loaded one after another.
+    """Scores rows with weights from checkpoints, which are loaded one after another.
 
     Args:
-        model_config: The model section of a MindFormers configuration, with the dtypes of the computation.
+        model_config: The model section of a MindFormers configuration, including the compute dtypes.
         row_format: How rows become network inputs.
-        layout: Data and tensor parallelism; on a CPU data parallelism only.
+        layout: Data and tensor parallelism, or only data parallelism on a CPU.
         device: `CPU` or `Ascend`.
         rank: This process's rank.
-        context: Further settings of MindFormers' `context` section.
+        context: Additional settings for MindFormers' `context` section.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class EvaluationNetwork:
         build_parallel_config(config)
         use_headers()
         use_checked_shard_maps()
-        enable_save_strategy_online()  # as MindFormers' trainer: its loaders read the layouts
+        enable_save_strategy_online()  # as in MindFormers' trainer, whose loaders read the layouts
         self._network: Any = build_network(
             config.model, default_args={"parallel_config": config.parallel_config, "moe_config": config.moe_config}
         )
         if device == "CPU":
             for _, cell in self._network.cells_and_names():
-                cell.no_inline = False  # with several processes MindSpore cannot run cells that are inlined late
+                cell.no_inline = False  # with several processes, MindSpore cannot run cells that are inlined late
         self._cell = DataOrderWrapperCell(list(row_format.columns), self._network)
         self.scorer = RowScorer(
             self._cell,
@@ -90,10 +90,10 @@ class EvaluationNetwork:
     def load(self, path: Path) -> None:
         """Load the weights of a Hugging Face folder, a run (its newest step) or a checkpoint.
 
-        The caller verifies the checksums of the files, so that the processes can share this work.
+        The caller verifies the files' checksums, so that the processes can share this work.
 
         Raises:
-            CheckpointError: when they are missing, damaged, or of another model.
+            CheckpointError: when the weights are missing, damaged or from another model.
         """
         if is_pure_data_parallel() or self._layout.world_size == 1:
             if is_hf_folder(path):
@@ -116,7 +116,7 @@ class EvaluationNetwork:
 
 
 def _check_shapes(source: TensorSource, model_config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if a weight is missing or has another shape; MindFormers would only log it."""
+    """Raise CheckpointError if a weight is missing or has the wrong shape, which MindFormers would only log."""
     expected = list_mindformers_shapes(read_sizes(model_config))
     wrong = sorted(name for name, shape in expected.items() if source.tensors.get(name) is None or
                    tuple(source.tensors[name].shape) != tuple(shape))  # fmt: skip

@@ -1,8 +1,8 @@
 """The keys that MindFormers 1.9 reads, collected from the installed package.
 
-MindFormers does not check nested keys of a YAML, so a misspelled one is silently ignored. `collect_key_table` collects
-the keys from the code that reads them. The result is checked in as `ascend_cpt/config/mindformers_keys.json`, so that a
-configuration is checked in milliseconds without importing MindFormers; a test compares the two.
+MindFormers does not check nested YAML keys, so it silently ignores a misspelled one. `collect_key_table` collects the
+keys from the code that reads them. The result is checked in as `ascend_cpt/config/mindformers_keys.json`, so that
+checking a configuration takes milliseconds, without importing MindFormers. A test compares the file with the package.
 
 Run `python -m ascend_cpt.backend.mindformers_keys` to regenerate the file after changing the MindFormers version.
 """
@@ -18,7 +18,7 @@ import yaml
 
 KEY_TABLE_PATH = Path(__file__).resolve().parents[1] / "config" / "mindformers_keys.json"
 
-# Keys that MindFormers 1.9.0 reads with `config.get` or `config.x` and lists in no table.
+# Keys that MindFormers 1.9.0 reads with `config.get` or `config.x` but does not list in any table.
 EXTRA_KEYS: dict[str, list[str]] = {
     "": [
         "auto_tune",
@@ -109,7 +109,7 @@ def collect_key_table() -> dict[str, Any]:
 
 
 def _collect_names() -> dict[str, list[str]]:
-    """Return the class names that the `type` key of some sections accepts."""
+    """Return the class names that some sections accept for their `type` key."""
     import mindformers.core.optim
     import mindformers.wrapper  # noqa: F401
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister

@@ -1,1 +1,1 @@
-"""Run state saved with checkpoints, and selection of the checkpoint to resume from."""
+"""The run state saved with checkpoints, and the choice of the checkpoint to resume from."""

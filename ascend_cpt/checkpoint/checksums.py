@@ -1,4 +1,4 @@
-"""Checksums of checkpoint files, fast enough to verify whole checkpoints: they detect damage, not forgery."""
+"""Checksums of checkpoint files. They are fast enough for whole checkpoints and detect damage, but not forgery."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def checksum_file(path: Path) -> str:
 
 
 def checksum_bytes(content: bytes) -> str:
-    """Return the checksum of bytes in memory; see `checksum_file`."""
+    """Return the checksum of in-memory bytes; see `checksum_file`."""
     return f"{PREFIX}{xxhash.xxh3_128(content).hexdigest()}"
 
 
 def checksum_to_words(checksum: str) -> list[int]:
-    """Return a checksum as eight numbers of 16 bits."""
+    """Return a checksum as eight 16-bit numbers."""
     digits = checksum.removeprefix(PREFIX)
     return [int(digits[at : at + 4], 16) for at in range(0, 32, 4)]
 

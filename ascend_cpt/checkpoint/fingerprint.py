@@ -1,4 +1,4 @@
-"""Compare the fingerprints (settings) of two runs."""
+"""Compares the fingerprints (settings) of two runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return dotted key → leaf; items of a list of mappings are keyed by their `name`."""
+    """Return dotted key → leaf. Items in a list of mappings are keyed by their `name`."""
     leaves: dict[str, Any] = {}
     for key, value in node.items():
         name = f"{prefix}.{key}" if prefix else str(key)

@@ -1,4 +1,4 @@
-"""Report a full disk as a CptError, which does not cause an automatic restart."""
+"""Reports a full disk as a CptError, which does not cause an automatic restart."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DISK_FULL_REASONS = {
     errno.EDQUOT: "the disk quota is exceeded",
     errno.EFBIG: "the file is too large",
 }
-# safetensors has the error number only in the message.
+# safetensors gives the error number only in the message.
 OS_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
 def report_full_disk(folder: Path, doing: str) -> Iterator[None]:
-    """Convert errors caused by a full disk in this block to a CheckpointError; other errors propagate.
+    """Convert errors caused by a full disk in this block to CheckpointError. Other errors propagate.
 
     Raises:
         CheckpointError: the disk is full, or the quota or file size limit is reached.

@@ -1,4 +1,4 @@
-"""Combine the parts of a checkpoint that nodes saved on their local disks into one folder."""
+"""Combines the parts of a checkpoint that nodes saved on their local disks into one folder."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class _Source:
 
 
 def gather_checkpoint(parts: Sequence[Path], output: Path, *, verify: bool = True, links: bool = False) -> Checkpoint:
-    """Copy the files of all parts to the folder `output` and return the checkpoint. Nothing is left after an error.
+    """Copy all parts' files to the folder `output` and return the checkpoint. After an error, no files are left behind.
 
     Args:
-        parts: Step folder, `checkpoint` folder or run folder (newest step) of each node.
-        output: Folder to create; must not exist.
-        verify: Compare the copies with the checksums recorded when the files were saved; files of earlier versions
-            have none, which gives a warning.
-        links: Make symbolic links instead of copies; nothing is verified, and the state has no checksums.
+        parts: Each node's step folder, `checkpoint` folder or run folder (newest step).
+        output: Folder to create. It must not exist.
+        verify: Compare the copies with the checksums recorded when the files were saved. Files from earlier versions
+            have no checksums, which gives a warning.
+        links: Make symbolic links instead of copies. Nothing is verified, and the state has no checksums.
 
     Raises:
         CheckpointError: a part is incomplete or from another step or run, a file is damaged, two parts have different
@@ -57,7 +57,7 @@ def gather_checkpoint(parts: Sequence[Path], output: Path, *, verify: bool = Tru
     if verify and not links and unverified:
         logger.warning("%s: saved by an earlier version without checksums, so it is not verified", unverified[0].parent)
     resolved = find_resolved(first.folder)
-    if resolved is not None:  # with it the gathered folder can be exported
+    if resolved is not None:  # needed to export the gathered folder
         sources.setdefault(RESOLVED_NAME, _Source(path=resolved, checksum=None))
     try:
         with write_folder_whole(output) as temporary:
@@ -101,12 +101,12 @@ def _choose_files(checkpoints: Sequence[Checkpoint]) -> dict[str, _Source]:
 
 
 def _copy(source: _Source, target: Path, verify: bool) -> str:
-    """Copy a file and return its checksum: that with which it was saved, or of the copy if none was recorded."""
+    """Copy a file and return the checksum recorded at saving or, if there is none, the copy's checksum."""
     shutil.copyfile(source.path, target)
     sync_file(target)
     if source.checksum is not None and not verify:
         return source.checksum
-    # The checksum of the copy, so that an error of the copy itself is found as well.
+    # Use the copy's checksum, so that copying errors are detected too.
     checksum = checksum_file(target)
     if source.checksum not in (None, checksum):
         raise CheckpointError(
@@ -117,11 +117,11 @@ def _copy(source: _Source, target: Path, verify: bool) -> str:
 
 
 def check_ranks(first: Checkpoint, names: Iterable[str]) -> None:
-    """Check that no shard of a model is missing.
+    """Check that no model shard is missing.
 
     Args:
         first: The part to name in the error.
-        names: Names of the files of all parts.
+        names: Names of all parts' files.
 
     Raises:
         CheckpointError: the shards of some ranks are in none of the parts.

@@ -1,4 +1,4 @@
-"""Find, check and delete the checkpoints of a run."""
+"""Finds, checks and deletes a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def list_step_folders(checkpoint_root: Path) -> list[tuple[int, Path]]:
 
 
 def check_checkpoint(folder: Path) -> Checkpoint:
-    """Return a checkpoint after checking that every file has the size with which it was saved.
+    """Return a checkpoint after checking that every file has the size recorded at saving.
 
     Raises:
         CheckpointError: the folder is missing or was not saved completely, or a file is missing or truncated.
@@ -54,7 +54,7 @@ def check_checkpoint(folder: Path) -> Checkpoint:
 
 
 def find_missing_ranks(names: Iterable[str]) -> tuple[int, list[int]]:
-    """Return how many ranks saved the model shards among these file names, and the first ranks whose shard is missing.
+    """Return how many ranks saved the model shards in these file names, and the first ranks with a missing shard.
 
     At most ten are returned, because a name may state any number of ranks.
     """
@@ -65,7 +65,7 @@ def find_missing_ranks(names: Iterable[str]) -> tuple[int, list[int]]:
 
 
 def find_resolved(checkpoint: Path) -> Path | None:
-    """Return the resolved configuration of the run that saved a checkpoint: in its run folder, or in a gathered one."""
+    """Return the resolved configuration of a checkpoint's run, from its run folder or from a gathered folder."""
     for folder in (checkpoint, checkpoint.parent.parent):
         if (folder / RESOLVED_NAME).is_file():
             return folder / RESOLVED_NAME
@@ -75,7 +75,7 @@ def find_resolved(checkpoint: Path) -> Path | None:
 def find_newest_complete(
     checkpoint_root: Path, damaged: Mapping[str, str] = NOTHING
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest complete checkpoint of a run, or None, and a message for each newer one that is skipped.
+    """Return a run's newest complete checkpoint, or None, and a message for each newer one that is skipped.
 
     Args:
         checkpoint_root: Folder with a subfolder for each saved step.
@@ -94,7 +94,7 @@ def find_newest_complete(
 
 
 def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[str]]:
-    """Return the complete checkpoints of a run by step, and a message for each incomplete one."""
+    """Return a run's complete checkpoints by step, and a message for each incomplete one."""
     complete: dict[int, Checkpoint] = {}
     incomplete: list[str] = []
     for step, folder in list_step_folders(checkpoint_root):
@@ -106,7 +106,7 @@ def list_complete(checkpoint_root: Path) -> tuple[dict[int, Checkpoint], list[st
 
 
 def locate_checkpoint(path: Path) -> Checkpoint:
-    """Return the checkpoint at `path`; see `locate_checkpoint_except`, whose errors it raises."""
+    """Return the checkpoint at `path`. See `locate_checkpoint_except`, which raises the same errors."""
     return locate_checkpoint_except(path, NOTHING)[0]
 
 
@@ -120,7 +120,7 @@ def locate_checkpoint_except(path: Path, damaged: Mapping[str, str]) -> tuple[Ch
         damaged: Names of step folders to skip, with the message for each.
 
     Raises:
-        CheckpointError: no checkpoint, or none that is complete.
+        CheckpointError: there is no complete checkpoint.
     """
     if path.name == BEST_NAME and (path.parent / "checkpoint").is_dir() and not path.is_dir():
         return _refuse_damaged(_read_best(path), damaged), []
@@ -148,7 +148,7 @@ def _refuse_damaged(checkpoint: Checkpoint, damaged: Mapping[str, str]) -> Check
 
 
 def _read_best(marker: Path) -> Checkpoint:
-    """Return the checkpoint that RUN/best names."""
+    """Return the checkpoint named in RUN/best."""
     try:
         name = marker.read_text(encoding="utf-8").strip()
         if not FOLDER_PATTERN.match(name) or not is_plain_name(name):
@@ -173,8 +173,8 @@ def remove_old_checkpoints(
 ) -> list[Path]:
     """Delete all but the newest `keep_last` complete checkpoints (0 keeps all) and return the deleted folders.
 
-    The folder `keep`, just written, the folders `best`, and steps that are multiples of `keep_every_steps` are not
-    deleted. Incomplete folders older than the newest complete one are deleted as well, because they will never be used.
+    The newly written folder `keep`, the folders `best`, and steps that are multiples of `keep_every_steps` are not
+    deleted. Incomplete folders older than the newest complete one are also deleted, because they will never be used.
     """
     if keep_last < 1:
         return []

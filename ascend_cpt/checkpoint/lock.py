@@ -1,4 +1,4 @@
-"""Lock of a run folder, so that only one run writes to it."""
+"""Locks a run folder so that only one run writes to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def hold_run_folder(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run folder until the block or the process ends.
+    """Hold a run folder's lock until the block or the process ends.
 
     Raises:
         CheckpointError: another run holds the lock.

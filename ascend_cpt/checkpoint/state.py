@@ -1,4 +1,4 @@
-"""State of a run at a step. It is the last file written to a checkpoint; without it a checkpoint is incomplete."""
+"""The state of a run at a step. Its file is the last one written, so a checkpoint without it is incomplete."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OWN_CHECKSUM = "checksum"
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """State of a run at a step, for resuming it exactly and for detecting changed settings.
+    """The state of a run at a step, for exact resumption and for detecting changed settings.
 
-    `files` has the size of every file of the checkpoint in bytes, `checksums` the checksum of each; it is empty in
-    checkpoints of earlier versions. `position` is the number of rows consumed by all ranks since the start of the run.
+    `files` has the size in bytes of every checkpoint file. `checksums` has each file's checksum, and is empty in
+    checkpoints from earlier versions. `position` is the number of rows consumed by all ranks since the run started.
     """
 
     step: int
@@ -45,7 +45,7 @@ def write_state(folder: Path, state: RunState) -> None:
 
 
 def read_state(folder: Path) -> RunState:
-    """Return the state of a checkpoint folder.
+    """Return a checkpoint folder's state.
 
     Raises:
         CheckpointError: the state is missing, cannot be read, is damaged, or names files outside the folder.
@@ -80,5 +80,5 @@ def _check_files(state: RunState) -> None:
 
 
 def _checksum_record(record: Mapping[str, Any]) -> str:
-    # Read back first: JSON turns tuples into lists and all keys into text.
+    # Convert to JSON and back first, because JSON turns tuples into lists and all keys into strings.
     return checksum_bytes(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode())

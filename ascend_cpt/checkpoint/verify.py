@@ -1,4 +1,4 @@
-"""Compare the files of a checkpoint with the checksums recorded when it was saved."""
+"""Compares a checkpoint's files with the checksums recorded at saving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OPTIMIZER_PATTERN = re.compile(r".*opt-\d+-\d+\.safetensors")
 
 
 def check_file(path: Path, size_bytes: int, checksum: str | None = None) -> None:
-    """Check the size of a file and, unless it is None, its checksum.
+    """Check a file's size and, unless the given checksum is None, its checksum.
 
     Raises:
         CheckpointError: the file is missing or differs from what was saved.
@@ -39,19 +39,19 @@ def check_file(path: Path, size_bytes: int, checksum: str | None = None) -> None
 
 
 def list_weight_files(state: RunState) -> dict[str, int]:
-    """Return the sizes of the files that are read for the weights alone: all but the optimizer's."""
+    """Return the sizes of the files needed for the weights alone, which are all but the optimizer's."""
     return {name: size for name, size in state.files.items() if not _OPTIMIZER_PATTERN.fullmatch(name)}
 
 
 def choose_share(files: Mapping[str, int], index: int, count: int) -> list[str]:
-    """Return the files that process `index` of `count` verifies, so that each verifies about the same number of bytes.
+    """Return the files that process `index` of `count` verifies, balancing the bytes between processes.
 
-    Of a checkpoint saved by `count` ranks each process verifies the shards of its rank, which it loads afterwards.
+    If `count` ranks saved the checkpoint, each process verifies its own rank's shards, which it loads afterwards.
 
     Args:
         files: Size in bytes of each file.
-        index: Number of the process, from 0.
-        count: Number of processes; together their shares are all `files`.
+        index: Index of the process, from 0.
+        count: Number of processes. Together, their shares cover all `files`.
     """
     loads = [(0, process) for process in range(count)]
     share: list[str] = []

@@ -1,1 +1,1 @@
-"""Launching a job with msrun, communication between its processes, and checks of a node."""
+"""Launches a job with msrun, connects its processes, and checks nodes."""

@@ -1,4 +1,4 @@
-"""Flags of MindSpeed-LLM and Megatron-LM that have another name or place here, which their error message gives."""
+"""MindSpeed-LLM and Megatron-LM flags with another name or place here. The error message says which."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ TRAIN_FLAGS = {
 
 
 class ExplainingParser(argparse.ArgumentParser):
-    """An argument parser whose error for a known flag of another program names what to use instead.
+    """An argument parser that, for a known flag of another program, says what to use instead.
 
     Args:
         explanations: Flag → what to use instead.

@@ -1,4 +1,4 @@
-"""Load a configuration from a YAML file and the command line. All problems are reported at once."""
+"""Loads a configuration from a YAML file and the command line. All problems are reported at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_config(
 ) -> RunConfig:
     """Load a configuration file, apply `overrides` (dotted key → value) and check every key and type.
 
-    Mappings in `overrides` are merged with those in the file; the keys in `replace` are replaced instead of merged.
+    Mappings in `overrides` are merged with the file's, except that the keys in `replace` are replaced.
 
     Raises:
         ConfigError: lists every problem with its file, line and dotted key.
@@ -98,7 +98,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def _find_source_problems(cpt: CptConfig, tree: YamlTree) -> list[str]:
-    """Return a problem for each source that has not exactly one of `path` and `raw`."""
+    """Return a problem for each source that does not have exactly one of `path` and `raw`."""
     return [
         f"{tree.locate(('cpt', 'sources', name))}: cpt.sources.{name}: give either path (packed data) or raw (text)"
         for name, source in cpt.sources.items()
@@ -130,7 +130,7 @@ def _overrides_to_tree(overrides: Mapping[str, Any]) -> YamlTree:
 
 
 def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
-    """Return an instance of the dataclass `cls` built from a mapping; None if problems were added."""
+    """Build an instance of the dataclass `cls` from a mapping, or return None if problems were added."""
     where = f"{tree.locate(path)}: {'.'.join(path)}"
     if not isinstance(data, Mapping):
         problems.append(f"{where}: expected keys and values, got {data!r}")
@@ -153,7 +153,7 @@ def _build(cls: type, data: Any, path: KeyPath, tree: YamlTree, problems: list[s
 
 
 def convert_value(hint: Any, value: Any, path: KeyPath, tree: YamlTree, problems: list[str]) -> Any:
-    """Convert `value`, found at `path` in `tree`, to the annotated type; None if a problem was added."""
+    """Convert `value`, found at `path` in `tree`, to the annotated type. Return None if a problem was added."""
     if hint is Any:
         return value
     if hint is Tokens:

@@ -64,7 +64,7 @@ class MonitorConfig:
 class SpikeConfig:
     """A value is a spike if it is more than `sigmas` standard deviations above the mean of `window_steps` steps.
 
-    Rule and defaults are those of OLMo-core's SkipStepOptimizer. No value is checked until half a window is filled.
+    The rule and defaults come from OLMo-core's SkipStepOptimizer. No value is checked until half a window is filled.
     """
 
     sigmas: float = 6.0

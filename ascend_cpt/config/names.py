@@ -1,6 +1,6 @@
-"""Names of configuration keys in other programs, which are renamed to this program's when a file is read.
+"""Configuration key names used by other programs, which are renamed to this program's when a file is read.
 
-They are those of PAI's sample configuration, and MindFormers' `warmup_ratio`.
+They come from PAI's sample configuration, except for MindFormers' `warmup_ratio`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ KeyPath = tuple[str, ...]
 
 
 def _to_steps(value: Any) -> Any:
-    """A save interval of PAI is a number of steps."""
+    """A save interval in PAI is a number of steps."""
     return f"{value} steps" if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -35,7 +35,7 @@ ALIASES: dict[KeyPath, tuple[KeyPath, Callable[[Any], Any]]] = {
 
 
 def rename_keys(data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
-    """Rename the keys of one file or of the command line, in place; `origins` has the location of each key.
+    """Rename the keys of one file or the command line in place. `origins` has each key's location.
 
     Raises:
         ConfigError: a key is set under both names.
@@ -48,7 +48,7 @@ def rename_keys(data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
         for depth, key in enumerate(new[:-1], start=1):
             inner = target.setdefault(key, {})
             if not isinstance(inner, dict):
-                return  # not keys and values; the check of the types names it
+                return  # not a mapping; the type check reports it
             origins.setdefault(new[:depth], origins.get(old, ""))
             target = inner
         if new[-1] in target:

@@ -1,4 +1,4 @@
-"""The parallel layout of a configuration on a given number of devices."""
+"""A configuration's parallel layout on a given number of devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ascend_cpt.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelLayout:
-    """Parallel sizes of a run; their product is `world_size`."""
+    """A run's parallel sizes, whose product is `world_size`."""
 
     world_size: int
     data_parallel: int
@@ -20,7 +20,7 @@ class ParallelLayout:
 
 
 def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
-    """Return the layout of `parallel_config` on `world_size` devices; data_parallel is derived if not set.
+    """Return the layout of `parallel_config` on `world_size` devices, deriving data_parallel if it is not set.
 
     Raises:
         ConfigError: the product of the sizes is not the world size, or a CPU run uses more than data parallelism.

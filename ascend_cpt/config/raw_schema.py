@@ -1,4 +1,4 @@
-"""Raw text as a source of the `cpt:` section: `cpt.sources.<name>.raw`."""
+"""Raw text as a source in the `cpt:` section: `cpt.sources.<name>.raw`."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchScalingConfig:
-    """Scales the learning rates, which are given for a batch of `base_tokens` tokens, to the batch of the run."""
+    """Scales learning rates given for a batch of `base_tokens` tokens to the run's batch."""
 
     rule: str = "sqrt"
     """`sqrt`: multiply the rates by √(tokens per step / base_tokens)."""
@@ -91,7 +91,7 @@ class UntilConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochsConfig:
-    """The share of a source in a phase by its number of passes over the source."""
+    """A source's share of a phase, given as the number of passes over the source."""
 
     epochs: float
     """Passes over the source in the phase; need not be whole."""
@@ -117,7 +117,7 @@ class PhaseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Data like that of the base model's pretraining, mixed into every phase to reduce forgetting."""
+    """Data similar to the base model's pretraining data, mixed into every phase to reduce forgetting."""
 
     source: str
     """Name of the source."""
@@ -173,7 +173,7 @@ class ExportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
-    """Storage of data and output in a job of several nodes."""
+    """Storage of data and output in a job with several nodes."""
 
     shared: bool = True
     """True: all nodes see the same folders. False (`--no-shared-storage`): each node has its own data and output."""
@@ -183,7 +183,7 @@ class StorageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchStageConfig:
-    """A stage of a batch ramp. The last one has no `until` and lasts until the end of the run."""
+    """A stage of a batch ramp. The last stage has no `until` and lasts until the end of the run."""
 
     until: Tokens | None = None
     """End of the stage, in tokens from the start of the run."""

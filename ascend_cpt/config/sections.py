@@ -1,4 +1,4 @@
-"""Check the MindFormers sections for unknown keys and wrong types, which MindFormers does not check."""
+"""Checks the MindFormers sections for unknown keys and wrong types, which MindFormers does not check."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class StageConfig:
 
 
 def load_stages(path: Path) -> tuple[StageConfig, ...]:
-    """Return the stages of a file, in order.
+    """Return the stages in a file, in order.
 
     Raises:
         ConfigError: lists every problem with its file and line.

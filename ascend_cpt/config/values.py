@@ -1,4 +1,4 @@
-"""Parse and format values of a configuration: `300B` tokens, `1e-5`, `every: 100 steps`."""
+"""Parses and formats configuration values: `300B` tokens, `1e-5`, `every: 100 steps`."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long a validation may stay beyond its limit: `count` tokens, steps or validations."""
+    """How long a validation value may stay beyond its limit: `count` tokens, steps or validations."""
 
     count: int
     unit: str  # "tokens", "steps" or "validations"
 
     def to_steps(self, tokens_per_step: int) -> int | None:
-        """Return it in optimizer steps, rounded like an `Interval`; None if it is given in validations."""
+        """Return the patience in optimizer steps, rounded like an `Interval`, or None if given in validations."""
         if self.unit == "validations":
             return None
         return Interval(count=self.count, unit=self.unit).to_steps(tokens_per_step)
@@ -57,7 +57,7 @@ def parse_count(value: object) -> int:
     K, M, B (or G) and T stand for 10^3, 10^6, 10^9 and 10^12.
 
     Raises:
-        ValueError: not a number of this form, negative, or not whole.
+        ValueError: the value is malformed, negative, or not a whole number.
     """
     if isinstance(value, bool):
         raise ValueError(f"expected a number such as 300B, got {value!r}")
@@ -69,7 +69,7 @@ def parse_count(value: object) -> int:
         match = _COUNT_PATTERN.match(value) if isinstance(value, str) else None
         if match is None:
             raise ValueError(f"expected a number such as 1.6M or 300B, got {value!r}")
-        # Scaled before rounding: 1.6M must be exactly 1,600,000.
+        # Scaled before rounding, because 1.6M must be exactly 1,600,000.
         number = round(float(match[1].replace("_", "").replace(",", "")) * _SCALES[match[2].lower()], 6)
     if not math.isfinite(number) or number < 0 or number != int(number):
         raise ValueError(f"expected a whole number that is not negative, got {value!r}")
@@ -80,7 +80,7 @@ def parse_interval(value: object) -> Interval:
     """Parse an interval: `1B`, `4M tokens`, `100 steps` or a number of tokens.
 
     Raises:
-        ValueError: not an interval of this form, or zero.
+        ValueError: the interval is malformed or zero.
     """
     count, unit = _split_unit(_INTERVAL_PATTERN, value)
     if count == 0:
@@ -92,7 +92,7 @@ def parse_patience(value: object) -> Patience:
     """Parse a patience: an interval as for `parse_interval`, or `3 validations`.
 
     Raises:
-        ValueError: not of this form, or zero.
+        ValueError: the patience is malformed or zero.
     """
     count, unit = _split_unit(_PATIENCE_PATTERN, value)
     if count == 0:
@@ -104,7 +104,7 @@ def parse_patience(value: object) -> Patience:
 
 
 def _split_unit(pattern: re.Pattern[str], value: object) -> tuple[int, str]:
-    """Return the count and the unit (plural; tokens if it is missing) of a text such as `100 steps`."""
+    """Return the count and the plural unit (tokens by default) in text such as `100 steps`."""
     match = pattern.match(value) if isinstance(value, str) else None
     text, unit = (match[1], match[2] or "tokens") if match else (value, "tokens")
     return parse_count(text), unit.rstrip("s") + "s"
@@ -114,7 +114,7 @@ def parse_float(value: object) -> float:
     """Parse a float from a number or from text such as `1e-5`, which YAML 1.1 reads as a string.
 
     Raises:
-        ValueError: not a number.
+        ValueError: the value is not a number.
     """
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {value!r}")

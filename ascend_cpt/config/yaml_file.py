@@ -1,6 +1,6 @@
-"""Load YAML files with `base_config`, keeping the file and line of every key for error messages.
+"""Loads YAML files with `base_config`, keeping every key's file and line for error messages.
 
-`1e-5` is read as a number, as in YAML 1.2; PyYAML alone reads it as a string.
+`1e-5` is read as a number, as in YAML 1.2, whereas plain PyYAML reads it as a string.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BASE_KEY = "base_config"
 MAX_BASE_DEPTH = 8
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 64
-MAX_NODES = 100_000  # aliases count each time, because the data is expanded where they are used
+MAX_NODES = 100_000  # aliases count on each use, because the data is expanded there
 
 
 class _Loader(yaml.SafeLoader):
     """Safe loader that reads all YAML 1.2 floats."""
 
 
-# A copy, so that the resolver is not added to yaml.SafeLoader.
+# Copied, so that the resolver is not added to yaml.SafeLoader.
 _Loader.yaml_implicit_resolvers = {key: list(items) for key, items in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -59,7 +59,7 @@ def load_yaml_tree(path: Path) -> YamlTree:
     Later files override earlier ones, and the file itself overrides them all.
 
     Raises:
-        ConfigError: missing file, invalid YAML, duplicate key, or `base_config` files that include each other.
+        ConfigError: a file is missing or invalid, a key is duplicated, or `base_config` files include each other.
     """
     return _load(path, ())
 
@@ -106,11 +106,11 @@ def _load_one(path: Path) -> YamlTree:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the value of a YAML file that may have been written elsewhere.
+    """Return the value in a YAML file that may come from elsewhere.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: its content is not valid; the message is one line.
+        ValueError: the content is not valid. The message is one line.
     """
     return _parse(_read_text(path))[1]
 
@@ -124,7 +124,7 @@ def _read_text(path: Path) -> str:
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
-    """Return the nodes and the value of a YAML text.
+    """Return the nodes and the value of YAML text.
 
     Raises:
         ValueError: not valid YAML, too deep or too large, an alias within its own anchor, or a NUL
@@ -139,7 +139,7 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
     except _NodeError as error:
         raise ValueError(str(error)) from None
-    # For values such as the date 2001-99-99, PyYAML passes on Python's own exceptions.
+    # For values such as the date 2001-99-99, PyYAML lets Python's own exceptions through.
     except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -149,7 +149,7 @@ class _NodeError(Exception):
 
 
 def _check_node(node: yaml.Node, num_left: int, parents: tuple[int, ...]) -> int:
-    """Check a node and those in it; return how many more nodes the file may have."""
+    """Check a node and its descendants. Return how many more nodes the file may have."""
     line = f"line {node.start_mark.line + 1}"
     if id(node) in parents:
         raise _NodeError(f"{line}: an alias is used within its own anchor")
@@ -204,7 +204,7 @@ def parse_yaml_value(text: str) -> Any:
     """Parse `text` as a YAML value (for `--set a.b=text`).
 
     Raises:
-        ValueError: not valid YAML.
+        ValueError: the text is not valid YAML.
     """
     try:
         return _parse(text)[1]

@@ -1,1 +1,1 @@
-"""Preprocessing: read, tokenize and pack text into datasets."""
+"""Preprocessing: reads text, tokenizes it and packs it into datasets."""

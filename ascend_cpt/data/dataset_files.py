@@ -1,6 +1,6 @@
-"""The files of a packed dataset, found from any of its names: prefix, manifest or one of its files.
+"""Finds the files of a packed dataset from its prefix, its manifest or any of its files.
 
-A MindRecord dataset has the files `{prefix}.mindrecord` or `{prefix}.mindrecord{k}`, each with an index `.db`; an
+A MindRecord dataset has the files `{prefix}.mindrecord` or `{prefix}.mindrecord{k}`, each with a `.db` index. An
 indexed dataset has `{prefix}.bin` and `{prefix}.idx`. A MindRecord file with any other name is its own prefix.
 """
 
@@ -18,7 +18,7 @@ _MINDRECORD = re.compile(r"\.mindrecord(\d*)")
 
 @dataclass(frozen=True, kw_only=True)
 class DataFiles:
-    """The data files of a dataset, which may have no manifest."""
+    """The data files of a dataset, with or without a manifest."""
 
     prefix: Path
     is_indexed: bool
@@ -28,13 +28,13 @@ class DataFiles:
 
 
 def strip_ending(path: Path) -> Path:
-    """Return the prefix of the dataset that a file belongs to, by its name; without a known ending `path` itself."""
+    """Return the dataset prefix for a file name, or `path` itself if its ending is not known."""
     match = _ENDING.fullmatch(path.name)
     return path.with_name(match["prefix"]) if match else path
 
 
 def find_data_files(path: Path) -> list[DataFiles]:
-    """Return the datasets that `path` may name: a file, a prefix, or a folder of datasets. Manifests are ignored."""
+    """Return the datasets that `path` may refer to as a file, a prefix or a folder. Manifests are ignored."""
     if path.is_dir():
         found = {strip_ending(file) for file in sorted(path.iterdir()) if _ENDING.fullmatch(file.name)}
         return [files for prefix in sorted(found) for files in _find_at(prefix)]

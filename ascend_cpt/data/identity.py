@@ -41,9 +41,9 @@ def make_identity(
     filters: dict[str, Any] | None,
     named_format: str | None = None,
 ) -> Identity:
-    """Return the identity of the dataset that this run creates.
+    """Return the identity of the dataset that this run will create.
 
-    `handler` and `filters` are descriptions; `named_format` is the format of the input if it is not that of its ending.
+    `handler` and `filters` are descriptions. `named_format` is the input format if it differs from the file ending's.
     """
     record = {
         "settings": {key: getattr(settings, name) for key, name in _DECISIVE_SETTINGS.items()}
@@ -69,11 +69,11 @@ def hash_identity(identity: Identity) -> str:
 
 
 def describe_difference(before: Identity, now: Identity) -> str:
-    """Describe the first difference; empty if there is none. Tokenizers are compared by fingerprint, not name."""
+    """Describe the first difference, or return "" if none. Tokenizers are compared by fingerprint, not name."""
     for part in ("settings", "tokenizer"):
         for name in sorted({*before[part], *now[part]} - {"name"}):
             old, new = before[part].get(name), now[part].get(name)
-            # A setting missing in an older dataset was off.
+            # A setting missing from an older dataset was off.
             if (old or None) != (new or None):
                 return f"{part}: {name} was {old!r} and is now {new!r}"
     return _describe_sources(before["sources"], now["sources"])

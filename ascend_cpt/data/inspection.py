@@ -1,4 +1,4 @@
-"""Inspect a packed dataset: read its documents, verify it against its manifest, compute statistics."""
+"""Inspects a packed dataset: reads documents, verifies files against the manifest and computes statistics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BAR_CHARS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Statistics of a dataset."""
+    """Dataset statistics."""
 
     lengths: npt.NDArray[np.int64]
     """Tokens per document including EOD (with best-fit packing, of each piece of a cut document); empty without EOD."""
@@ -33,7 +33,7 @@ class Statistics:
 
     @property
     def length_bins(self) -> list[tuple[int, int]]:
-        """(smallest length, number of documents) of each bin; bins double in width."""
+        """(smallest length, number of documents) for each bin. Bins double in width."""
         if not self.lengths.size:
             return []
         exponents = np.floor(np.log2(np.maximum(self.lengths, 1))).astype(np.int64)
@@ -42,7 +42,7 @@ class Statistics:
 
 
 def iter_stream(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
-    """Yield the tokens of a shard in order, without padding, in chunks of bounded size."""
+    """Yield a shard's tokens in order, without padding, in chunks of bounded size."""
     path = manifest.folder / shard.file
     if manifest.output_format != MINDRECORD:
         reader = IndexedReader(str(path).removesuffix(DATA_SUFFIX))
@@ -61,10 +61,10 @@ def iter_stream(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
 
 
 def iter_shard_documents(manifest: Manifest, shard: Shard) -> Iterator[Ids]:
-    """Yield the documents of a shard, each with its EOD; the last one may lack it.
+    """Yield a shard's documents, each with its EOD token, which the last document may lack.
 
-    With best-fit packing the pieces of a cut document are in rows that do not follow each other; each piece is yielded
-    as a document.
+    With best-fit packing, the pieces of a cut document are in non-consecutive rows, and each piece is yielded as a
+    document.
     """
     if manifest.packing == BEST_FIT:
         for rows in iter_rows(manifest.folder / shard.file):
@@ -116,7 +116,7 @@ def verify(manifest: Manifest) -> None:
 
 
 def compute_statistics(manifest: Manifest) -> Statistics:
-    """Compute document lengths and token counts of the whole dataset."""
+    """Compute document lengths and token counts for the whole dataset."""
     token_counts = np.zeros(manifest.tokenizer.vocab_size, np.int64)
     lengths: list[npt.NDArray[np.int64]] = []
     for shard in manifest.shards:
@@ -147,7 +147,7 @@ def format_histogram(statistics: Statistics) -> str:
 
 
 def draw_histograms(statistics: Statistics, path: Path) -> None:
-    """Plot document lengths and token frequencies by rank to a PNG file."""
+    """Plot document lengths and token frequencies by rank in a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")

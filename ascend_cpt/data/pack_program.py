@@ -1,8 +1,8 @@
-"""Packs a dataset in another process, which has no threads and no MindSpore, so that it can fork its workers.
+"""Packs a dataset in a separate process, which can fork workers because it has no threads or MindSpore.
 
     python -m ascend_cpt.data.pack_program PARENT_PID SETTINGS_AS_JSON
 
-Progress goes to standard error; an error is one line of JSON on standard output.
+Progress goes to standard error. An error is written as one line of JSON to standard output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def run_program(settings: PreprocessSettings) -> None:
     """Pack in a child process, which is killed when the calling thread ends.
 
     Raises:
-        DataError: the packing failed, or its process was killed.
+        DataError: packing failed, or the process was killed.
     """
     environment = {
         **os.environ,
@@ -46,7 +46,7 @@ def run_program(settings: PreprocessSettings) -> None:
 
 
 def main() -> int:
-    """Pack the dataset of the settings on the command line."""
+    """Pack the dataset described by the settings on the command line."""
     parent, text = sys.argv[1:]
     die_with_parent(int(parent))
     logging.basicConfig(level=logging.INFO, format="raw      %(message)s")
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _read_settings(record: dict[str, Any]) -> PreprocessSettings:
-    """Return the settings of their JSON record, in which tuples are lists."""
+    """Return the settings from a JSON record, in which tuples are lists."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
     }

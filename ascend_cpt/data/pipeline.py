@@ -1,4 +1,4 @@
-"""The preprocessing pipeline: find the input, split it into shards, pack them in worker processes, commit."""
+"""The preprocessing pipeline: finds the input, splits it into shards, packs them in worker processes and commits."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _LARGE_INPUT_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """Input, tokenizer and filters of a run, and the identity of the dataset that it creates."""
+    """A run's input, tokenizer and filters, and the identity of the dataset that the run creates."""
 
     files: list[InputFile]
     handler: Handler
@@ -67,10 +67,10 @@ class Preparation:
 
 
 def prepare(settings: PreprocessSettings) -> Preparation:
-    """Find the input files with fingerprints of their content, and open the tokenizer. Nothing is written.
+    """Find the input files, compute their content fingerprints, and open the tokenizer. Writes nothing.
 
     Raises:
-        DataError: no input, or an unusable handler, tokenizer or filter file.
+        DataError: there is no input, or the handler, tokenizer or filter file is unusable.
     """
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
@@ -100,15 +100,15 @@ def prepare(settings: PreprocessSettings) -> Preparation:
 def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Manifest]:
     """Pack the input into one dataset per key and return their manifests.
 
-    With `sub_range` only those shards are packed and no manifest is written. With `fork` workers are forked from this
-    process, which starts them faster but is only safe in a process without other threads and without MindSpore.
+    With `sub_range`, only those shards are packed and no manifest is written. With `fork`, workers are forked from this
+    process, which starts them faster but is only safe if the process has no other threads and no MindSpore.
 
-    A complete dataset of the same input and settings is reused.
+    A complete dataset with the same input and settings is reused.
 
     Raises:
-        DataError: bad input, too many bad records, or existing output that differs.
+        DataError: the input is bad, there are too many bad records, or existing output differs.
     """
-    # There is one process per core; additional threads in libraries would compete with them.
+    # There is one process per core, with which additional library threads would compete.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     prepared = prepare(settings)
     files, handler, options = prepared.files, prepared.handler, prepared.options
@@ -151,7 +151,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
 
 
 def _note_parts(settings: PreprocessSettings, files: Sequence[InputFile]) -> None:
-    """Name --n-subs where it would save time."""
+    """Suggest --n-subs if it would save time."""
     num_bytes = sum(file.size_bytes for file in files)
     if settings.num_shards < settings.workers and num_bytes > _LARGE_INPUT_BYTES:
         logger.info(
@@ -200,7 +200,7 @@ def _make_tasks(
         drop_tail=settings.tail == "drop",
     )
     run = hash_identity(identity)
-    # MindFormers sorts file names as strings: zero-padding keeps the order.
+    # MindFormers sorts file names as strings, so zero-padding keeps the order.
     width = len(str(settings.num_shards - 1))
     prefixes = [os.path.basename(settings.dataset_prefix(key)) for key in settings.json_keys]
     return [
@@ -228,7 +228,7 @@ def _make_tasks(
 
 
 def _run_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask], fork: bool) -> list[ShardResult]:
-    """Pack the shards that are not finished yet; return the results of all shards in order."""
+    """Pack the shards that are not finished yet. Return the results of all shards in order."""
     results = workspace.load_finished_shards(settings, tasks)
     if results:
         logger.info("%d of %d shards are already packed and are kept", len(results), len(tasks))

@@ -1,4 +1,4 @@
-"""Read some documents before preprocessing, to check the keys and to get sample texts for the engine check."""
+"""Reads some documents before preprocessing, to check the keys and get sample texts for the engine check."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def preview_texts(files: Sequence[InputFile], handler: Handler, keys: Sequence[s
     """Return the beginnings of some texts from up to 8 files across the input.
 
     Raises:
-        DataError: all sampled records of a file lack a key; the message lists the available keys.
+        DataError: all sampled records in a file lack a key. The message lists the available keys.
     """
     texts: list[str] = []
     num_files = min(_NUM_FILES, len(files))

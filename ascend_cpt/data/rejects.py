@@ -22,7 +22,7 @@ def rejects_path(output_prefix: str) -> Path:
 
 
 def write_rejects(output_prefix: str, results: Sequence[ShardResult], listings: Sequence[Path] = ()) -> list[Reject]:
-    """Write the listed rejects with their line numbers to the rejects file and return them; without any, remove it.
+    """Write the rejects with line numbers to the rejects file and return them. If there are none, remove the file.
 
     The dropped documents in the `listings` of the shards, if they exist, are appended.
     """
@@ -44,7 +44,7 @@ def check_rejects(
 ) -> None:
     """Raise DataError if there are more bad records than allowed, or no documents.
 
-    `rejects` are the listed ones, with their lines.
+    `rejects` are the listed rejects, with their lines.
     """
     counts = add_counts(result.rejected for result in results)
     num_rejected = sum(counts.values())
@@ -64,7 +64,7 @@ def check_rejects(
 
 
 def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return the sums of counts by kind, sorted by kind."""
+    """Return the summed counts by kind, sorted by kind."""
     total: Counter[str] = Counter()
     for part in counts:
         total.update(part)

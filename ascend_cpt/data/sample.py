@@ -1,7 +1,7 @@
-"""Create a small sample corpus and tokenizer from the Python installation, without network access.
+"""Creates a small sample corpus and tokenizer from the Python installation, without network access.
 
-General domain: the English prose of `pydoc_data.topics` (the language reference) and of the standard library's
-docstrings. Code domain: the standard library's source. The same Python version gives the same bytes.
+The general domain is English prose from `pydoc_data.topics` (the language reference) and the standard library's
+docstrings. The code domain is the standard library's source. The same Python version always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Document:
 
 
 def make_sample(folder: Path, *, overwrite: bool = False) -> bool:
-    """Write the sample corpus and its tokenizer to `folder`; return False if they already exist and are complete.
+    """Write the sample corpus and its tokenizer to `folder`. Return False if they already exist and are complete.
 
-    Files: `{general,code}/{train,valid}.{parquet,jsonl}` (columns text, source), `tokenizer/` (a Hugging Face folder)
-    and `sample.json` (written last, with checksums of the files).
+    The files are `{general,code}/{train,valid}.{parquet,jsonl}` (columns: text, source), `tokenizer/` (a Hugging Face
+    folder) and `sample.json` (written last, with the files' checksums).
 
     Raises:
-        DataError: the folder cannot be written, or this Python has no standard library source.
+        DataError: the folder cannot be written, or this Python has no standard-library source.
     """
     if not overwrite and is_whole(folder):
         return False
@@ -83,7 +83,7 @@ def make_sample(folder: Path, *, overwrite: bool = False) -> bool:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether `folder` has a complete sample corpus of this version with matching checksums."""
+    """Return whether `folder` has a complete sample corpus for this version, with matching checksums."""
     try:
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         if record["sample_version"] != _SAMPLE_VERSION:
@@ -94,7 +94,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def collect_domains() -> dict[str, list[Document]]:
-    """Return the documents of each domain, sorted, without short ones and exact duplicates (also across domains)."""
+    """Return each domain's documents, sorted, without short ones or exact duplicates (also across domains)."""
     sources = list(_find_source_files())
     if not sources:
         raise DataError(f"{sysconfig.get_path('stdlib')}: no Python source for the sample corpus")
@@ -105,10 +105,10 @@ def collect_domains() -> dict[str, list[Document]]:
 
 
 def split_documents(documents: Iterable[Document]) -> dict[str, list[Document]]:
-    """Split into `train` and `valid` (about one in ten) by the hash of the module.
+    """Split into `train` and `valid` (about one in ten) by a hash of the module.
 
-    The docstrings of a module and its source, which contains them, are in the same split, so that no training text of
-    one domain is in the validation set of the other.
+    A module's docstrings and its source, which contains them, are in the same split, so that no domain's training text
+    is in the other's validation set.
     """
     split: dict[str, list[Document]] = {"train": [], "valid": []}
     for document in documents:
@@ -143,7 +143,7 @@ def _read_topics() -> Iterator[Document]:
 
 
 def _read_docstrings(sources: Iterable[tuple[str, str]]) -> Iterator[Document]:
-    """Yield one document per module: its docstring and those of its classes and functions with their names."""
+    """Yield one document per module: its docstring, and the names and docstrings of its classes and functions."""
     for path, source in sources:
         try:
             with warnings.catch_warnings():
@@ -172,7 +172,7 @@ def _read_code(sources: Iterable[tuple[str, str]]) -> Iterator[Document]:
 
 
 def _deduplicate(documents: Iterable[Document], seen: set[str]) -> list[Document]:
-    """Remove short texts and duplicates, also of texts in `seen`, which is updated."""
+    """Remove short texts and duplicates, including duplicates of texts in `seen`, which is updated."""
     kept = []
     for document in documents:
         key = _hash(document.text)
@@ -183,7 +183,7 @@ def _deduplicate(documents: Iterable[Document], seen: set[str]) -> list[Document
 
 
 def _limit(documents: list[Document], max_bytes: int) -> list[Document]:
-    """Keep documents up to `max_bytes`, selected by hash to cover the whole library; the order is kept."""
+    """Keep documents up to `max_bytes`, selected by hash to cover the whole library. The order is preserved."""
     kept: set[str] = set()
     num_bytes = 0
     for document in sorted(documents, key=lambda document: _hash(document.text)):

@@ -1,4 +1,4 @@
-"""The settings of a preprocessing run."""
+"""Settings for a preprocessing run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSettings:
-    """Settings of tools/preprocess_data.py; see its `--help`."""
+    """Settings for tools/preprocess_data.py; see its `--help`."""
 
     inputs: tuple[str, ...]
     output_prefix: str
@@ -62,7 +62,7 @@ class PreprocessSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Check the settings without accessing files; raise DataError for the first problem."""
+        """Check the settings without accessing files. Raise DataError for the first problem."""
         for is_good, message in (
             (
                 self.seq_length >= 1 or self.output_format == "mmap",

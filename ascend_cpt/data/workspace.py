@@ -1,4 +1,4 @@
-"""Output of a run on disk: lock, work folder and commit.
+"""Manages a run's output on disk: locking, work folder and commit.
 
 Shards are packed in `{output_prefix}.work/`. When all are complete, their files are moved to the output folder, and the
 manifests are written last. A run can be interrupted at any time: the next one finds the old dataset or a work folder
@@ -38,9 +38,9 @@ _RUN_FILE = "run.json"
 def lock_output(settings: PreprocessSettings) -> Iterator[None]:
     """Create the output folder and lock the shards of this run, and its datasets, against concurrent runs.
 
-    The locks of the shards are byte ranges of a lock file, one byte per shard, so runs with disjoint `--sub-range`s are
-    possible. With --dataset-name runs with different prefixes can write the same dataset, so it has a lock too; a run
-    of a sub-range writes no dataset.
+    The shard locks are byte ranges of a lock file, one byte per shard, so runs with disjoint `--sub-range`s are
+    possible. With --dataset-name, runs with different prefixes can write the same dataset, so the dataset has a lock
+    too. A sub-range run writes no dataset.
 
     Raises:
         DataError: the folder cannot be written, or another run holds one of the locks.
@@ -51,7 +51,7 @@ def lock_output(settings: PreprocessSettings) -> Iterator[None]:
             first, after = settings.sub_range
             locks.enter_context(_hold_lock(path, settings.output_prefix, first, after - first, keep=True))
         else:
-            # Lock the whole file, because other settings may have more shards.
+            # Lock the whole file, because a run with other settings may have more shards.
             locks.enter_context(_hold_lock(path, settings.output_prefix, 0, 0))
             for dataset in map(settings.dataset_prefix, settings.json_keys):
                 locks.enter_context(_hold_lock(Path(f"{dataset}.dataset.lock"), dataset, 0, 0))
@@ -60,7 +60,7 @@ def lock_output(settings: PreprocessSettings) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hold_lock(path: Path, written: str, first: int, length: int, *, keep: bool = False) -> Iterator[None]:
-    """Hold a lock on bytes of a file, which is removed afterwards unless `keep`; `written` is named in the error."""
+    """Hold a lock on bytes of a file, which is removed afterwards unless `keep`. The error names `written`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
@@ -71,7 +71,7 @@ def _hold_lock(path: Path, written: str, first: int, length: int, *, keep: bool 
         try:
             risk = "do not start a second run with this output"
             is_ours = take_range_lock(file.fileno(), path, first, length, risk=risk)
-            # The previous holder may have removed the file between open and lock.
+            # The previous holder may have removed the file between our open and lock calls.
             is_ours = is_ours and path.stat().st_ino == os.fstat(file.fileno()).st_ino
         except FileNotFoundError:
             is_ours = False
@@ -87,7 +87,7 @@ def _hold_lock(path: Path, written: str, first: int, length: int, *, keep: bool 
 
 
 def find_finished(settings: PreprocessSettings, identity: Identity) -> list[Manifest]:
-    """Return the existing datasets if all exist with the same identity; empty if some do not exist.
+    """Return the existing datasets if all exist with the same identity, or an empty result if any is missing.
 
     Raises:
         DataError: an existing dataset differs or is damaged, and `overwrite` is not set.
@@ -115,10 +115,10 @@ def find_finished(settings: PreprocessSettings, identity: Identity) -> list[Mani
 
 
 def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
-    """Return the work folder, with the results of an interrupted run with the same identity.
+    """Return the work folder, keeping the results of an interrupted run with the same identity.
 
     Raises:
-        DataError: it belongs to a run with another identity and `overwrite` is not set, or it cannot be written.
+        DataError: the folder belongs to a run with another identity and `overwrite` is not set, or cannot be written.
     """
     work = _work_folder(settings.output_prefix)
     run_file = work / _RUN_FILE
@@ -141,7 +141,7 @@ def open_work_folder(settings: PreprocessSettings, identity: Identity) -> Path:
 
 
 def _compare_run(run_file: Path, identity: Identity) -> str:
-    """Describe how the interrupted run differs from this one; empty if it does not."""
+    """Describe how the interrupted run differs from this one, or return "" if it does not."""
     try:
         return describe_difference(read_json_object(run_file), identity)
     except (JsonError, KeyError, TypeError, AttributeError):
@@ -149,7 +149,7 @@ def _compare_run(run_file: Path, identity: Identity) -> str:
 
 
 def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask]) -> dict[int, ShardResult]:
-    """Return the results, by shard number, of committed shards whose files match their checksums."""
+    """Return the results, by shard index, of committed shards whose files match their checksums."""
     finished = {}
     for task in tasks:
         result = load_result(task)
@@ -163,7 +163,7 @@ def load_finished_shards(settings: PreprocessSettings, tasks: Sequence[ShardTask
 
 
 def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: Sequence[Manifest]) -> list[Manifest]:
-    """Move the shard files to the output folder, remove old files, write the manifests; return the manifests."""
+    """Move the shard files to the output folder, remove old files, and write and return the manifests."""
     prefixes = [Path(settings.dataset_prefix(key)) for key in settings.json_keys]
     folders = [task.folder for task in tasks] if settings.output_format == MINDRECORD else [_joined_folder(settings)]
     try:
@@ -190,9 +190,9 @@ def commit(settings: PreprocessSettings, tasks: Sequence[ShardTask], manifests: 
 def join_shards(
     settings: PreprocessSettings, tasks: Sequence[ShardTask], results: Sequence[ShardResult]
 ) -> list[tuple[Shard, ...]]:
-    """Return the files of the dataset of each key: one per shard, or for an indexed dataset all joined into one.
+    """Return the dataset files for each key: one per shard or, for an indexed dataset, all joined into one.
 
-    The parts are kept until the end of the run, so that joining can be repeated.
+    The parts are kept until the end of the run, so joining can be repeated.
     """
     by_key = list(zip(*(result.shards for result in results), strict=True))
     if settings.output_format == MINDRECORD:
@@ -227,7 +227,7 @@ def _work_folder(output_prefix: str) -> Path:
 
 
 def _find_shard(settings: PreprocessSettings, task: ShardTask, shard: Shard) -> bool:
-    """Return whether the files of a shard are complete, in its folder or already in the output folder."""
+    """Return whether a shard's files are complete, in the shard's folder or already in the output folder."""
     folders = (task.folder, Path(settings.output_prefix).parent)
     return all(
         any(_is_whole(folder / name, size_bytes, sha256) for folder in folders)
@@ -243,7 +243,7 @@ def _is_whole(path: Path, size_bytes: int, sha256: str) -> bool:
 
 
 def _remove_stale(prefix: Path, kept: Iterable[str]) -> None:
-    """Remove shard files of an earlier dataset, which MindFormers would read as well."""
+    """Remove shard files from an earlier dataset, because MindFormers would also read them."""
     stale = re.compile(re.escape(prefix.name) + r"\.(mindrecord\d+(\.db)?|bin|idx)")
     for path in prefix.parent.iterdir():
         if stale.fullmatch(path.name) and path.name not in kept:

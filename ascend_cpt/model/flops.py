@@ -1,4 +1,4 @@
-"""Training FLOPs of a model, for the model FLOPs utilization (MFU) and for estimates of training time."""
+"""A model's training FLOPs, used for the model FLOPs utilization (MFU) and training-time estimates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def count_layer_matmul_parameters(sizes: ModelSizes) -> int:
 def count_training_flops_per_token(sizes: ModelSizes, seq_length: int) -> float:
     """Return the training FLOPs per token: 6 × matrix parameters + 12 × layers × heads × head size × sequence length.
 
-    The matrices are those of the decoder layers and the output layer; the input embedding is a lookup without FLOPs.
+    Only decoder and output-layer matrices count, because the input embedding is a lookup without FLOPs.
     This is the formula for MFU in PaLM (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): a multiply-add is 2
     FLOPs, the backward pass takes twice the FLOPs of the forward pass, attention covers the whole sequence (not half of
     it, as with a causal kernel), and recomputation is not counted.

@@ -1,4 +1,4 @@
-"""Weights that are not trained: MindFormers' `pet_config.freeze_include` and `freeze_exclude`, without an adapter."""
+"""Frozen weights, selected by MindFormers' `pet_config.freeze_include` and `freeze_exclude`, without an adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INCLUDE, EXCLUDE = "freeze_include", "freeze_exclude"
 
 
 def list_frozen(sizes: ModelSizes, pet_config: Mapping[str, Any] | None) -> list[str]:
-    """Return the names of MindFormers' weights that a pattern of `freeze_include` matches and none of `freeze_exclude`.
+    """Return the MindFormers weight names that match a `freeze_include` pattern but no `freeze_exclude` pattern.
 
     Args:
         sizes: The sizes of the model.
@@ -27,7 +27,7 @@ def list_frozen(sizes: ModelSizes, pet_config: Mapping[str, Any] | None) -> list
 
 
 def find_freeze_problem(sizes: ModelSizes, pet_config: object) -> str:
-    """Return what is wrong with a `pet_config`, which may only freeze weights, as the end of a message, or ""."""
+    """Return the end of a message about a `pet_config`, which may only freeze weights, or "" if it is valid."""
     if not isinstance(pet_config, Mapping):
         return "must have freeze_include, a list of patterns of weight names"
     others = sorted(set(pet_config) - {INCLUDE, EXCLUDE})

@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors of a model, in Hugging Face and MindFormers."""
+"""Names and shapes of a model's tensors in Hugging Face and MindFormers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Group:
 
 
 def list_groups(sizes: ModelSizes) -> list[Group]:
-    """Return all groups of a model in the order of the table: before the layers, layer by layer, after the layers.
+    """Return all of a model's groups in table order: before the layers, layer by layer, after the layers.
 
-    Models with tied embeddings have no output layer tensor.
+    Models with tied embeddings have no output-layer tensor.
 
     Raises:
         ConfigError: the family has no table.
@@ -45,7 +45,7 @@ def _make_group(row: Row, layer: int | None) -> Group:
 
 
 def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
-    """Return name → shape of every Hugging Face tensor of a model."""
+    """Return name → shape for every Hugging Face tensor in a model."""
     return {
         name: shape
         for group in list_groups(sizes)
@@ -54,7 +54,7 @@ def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
 
 
 def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
-    """Return name → shape of every MindFormers tensor of a model; parts are joined along the first axis."""
+    """Return name → shape for every MindFormers tensor in a model. Parts are joined along the first axis."""
     shapes: dict[str, Shape] = {}
     for group in list_groups(sizes):
         parts = group.row.list_hf_shapes(sizes)
@@ -63,5 +63,5 @@ def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
 
 
 def count_parameters(sizes: ModelSizes) -> int:
-    """Return the number of parameters of a model; tied embeddings count once."""
+    """Return a model's number of parameters, counting tied embeddings once."""
     return sum(math.prod(shape) for shape in list_mindformers_shapes(sizes).values())

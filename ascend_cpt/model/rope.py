@@ -1,4 +1,4 @@
-"""Rotary position embedding: read its fields from a Hugging Face configuration and compute the frequencies."""
+"""Reads rotary position embedding fields from a Hugging Face configuration and computes the frequencies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_THETA = 10000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-    """Rope scaling of Llama 3.1 (`rope_type: llama3`); lengths in tokens."""
+    """Llama 3.1's RoPE scaling (`rope_type: llama3`). Lengths are in tokens."""
 
     factor: float
     low_freq_factor: float
@@ -27,7 +27,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Base of the rotary frequencies and optional scaling."""
+    """The base of the rotary frequencies, and optional scaling."""
 
     theta: float
     scaling: Llama3Scaling | None = None
@@ -64,10 +64,10 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
 
 
 def read_number(config: Mapping[str, Any], key: str, default: float) -> float:
-    """Return a number of a model configuration; text such as "1e-6" is accepted.
+    """Return a number from a model configuration. Text such as "1e-6" is accepted.
 
     Raises:
-        ConfigError: it is not a finite number.
+        ConfigError: the value is not a finite number.
     """
     value = config.get(key)
     try:
@@ -86,7 +86,7 @@ def compute_inverse_frequencies(rope: Rope, head_dim: int) -> NDArray[np.float32
     wavelengths above original / low_freq_factor are multiplied by `factor`, those below original / high_freq_factor are
     unchanged, and in between the frequencies are interpolated linearly in original / wavelength.
     """
-    # transformers computes in float32 with correctly rounded powers; the same steps give the same bits.
+    # transformers computes in float32 with correctly rounded powers. The same steps here give the same bits.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = np.power(rope.theta, exponents, dtype=np.float64).astype(np.float32)
     frequencies: NDArray[np.float32] = np.float32(1.0) / powers

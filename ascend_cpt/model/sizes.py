@@ -1,4 +1,4 @@
-"""Read the sizes of a model from its Hugging Face config.json."""
+"""Reads a model's sizes from its Hugging Face config.json."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ascend_cpt.model.rope import Rope, read_number, read_rope
 from ascend_cpt.strict_json import JsonError, read_json_object
 
 CONFIG_NAME = "config.json"
-# MindFormers' names of an MLP gated by SiLU, which is `silu` in transformers.
+# MindFormers' names for a SiLU-gated MLP, which transformers calls `silu`.
 _SILU_NAMES = ("swiglu", "fusedswiglu")
-# Fields that change the computation of the model, with the only supported value.
+# Fields that change the model's computation, with the only supported value.
 _FIXED_FIELDS: dict[str, Any] = {
     "attention_bias": False,
     "mlp_bias": False,
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of `folder`/config.json.
 
     Raises:
-        CheckpointError: it is missing or not a JSON object.
+        CheckpointError: the file is missing or is not a JSON object.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -68,18 +68,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def select_model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json without the fields that MindFormers would take for its own settings."""
+    """Return a config.json without fields that MindFormers would mistake for its own settings."""
     excluded = ("dtype", "torch_dtype", "transformers_version", "quantization_config")
     return {key: value for key, value in config.items() if key not in excluded}
 
 
 def unify_value(key: str, value: Any) -> Any:
-    """Return the value of a model configuration's field with one name for each activation function."""
+    """Return a model configuration field's value, using one name for each activation function."""
     return "silu" if key == "hidden_act" and value in _SILU_NAMES else value
 
 
 def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
-    """Read the sizes from a Hugging Face model configuration, with the defaults of transformers for missing fields.
+    """Read the sizes from a Hugging Face model configuration, using transformers' defaults for missing fields.
 
     Raises:
         ConfigError: a field is missing or its value is not supported.
@@ -103,7 +103,7 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=_read_count(config, "head_dim") if config.get("head_dim") else hidden_size // num_heads,
-        # Not in the configuration of Qwen2: its query, key and value projections always have a bias.
+        # Not in Qwen2's configuration, because its query, key and value projections always have a bias.
         has_qkv_bias=config.get("model_type") == "qwen2",
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         rms_norm_eps=read_number(config, "rms_norm_eps", 1e-6),

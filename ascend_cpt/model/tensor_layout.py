@@ -1,4 +1,4 @@
-"""Join Hugging Face tensors into MindFormers tensors and split them again. NumPy only; dtypes are unchanged."""
+"""Joins Hugging Face tensors into MindFormers tensors and splits them again, using only NumPy. Dtypes do not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class TensorLayout(Protocol):
-    """Joins the Hugging Face tensors of a group into a MindFormers tensor; `split` is the exact inverse of `join`."""
+    """Joins a group's Hugging Face tensors into a MindFormers tensor. `split` is the exact inverse of `join`."""
 
     def join(self, parts: Sequence[Array], sizes: ModelSizes) -> Array: ...
 

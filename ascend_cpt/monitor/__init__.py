@@ -1,1 +1,1 @@
-"""Monitoring: step records, sinks (console, metrics.jsonl, trackers), guards, the loss plot and the report."""
+"""Monitoring: step records, sinks (console, metrics.jsonl, trackers), guards, loss plots and reports."""

@@ -1,4 +1,4 @@
-"""The data a run has trained on, computed exactly from the row order, so it is also correct after a resume."""
+"""Computes the data a run has trained on exactly from the row order, so it is correct even after a resume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECORDS_PER_RUN = 200
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSpan:
-    """Steps `first_step` to `stop_step` of a run, counted from 0; the stop step is excluded."""
+    """Steps `first_step` to `stop_step` (exclusive) of a run, counted from 0."""
 
     name: str
     first_step: int
@@ -24,7 +24,7 @@ class PhaseSpan:
 
 
 class DataAccount:
-    """Counts the tokens of each source in each phase, and the epochs of each source."""
+    """Counts each source's tokens in each phase, and each source's epochs."""
 
     def __init__(
         self, count_rows: CountRows, phases: Sequence[PhaseSpan], *, rows_per_epoch: Mapping[str, int], seq_length: int
@@ -43,7 +43,7 @@ class DataAccount:
         }
 
     def tally(self, step: int) -> DataRecord:
-        """Return the data of the first `step` steps; `step` must not decrease between calls."""
+        """Return the data used in the first `step` steps. `step` must not decrease between calls."""
         assert step >= self._counted_steps
         for phase in self._phases:
             first, stop = max(phase.first_step, self._counted_steps), min(phase.stop_step, step)
@@ -68,5 +68,5 @@ class DataAccount:
 
 
 def is_tally_due(step: int, total_steps: int, phases: Sequence[PhaseSpan]) -> bool:
-    """Return whether to write the account after `step` steps: about 200 times per run, and at the end of each phase."""
+    """Return whether to write the account after `step` steps: about 200 times per run, and after each phase."""
     return step % max(1, total_steps // RECORDS_PER_RUN) == 0 or any(step == phase.stop_step for phase in phases)

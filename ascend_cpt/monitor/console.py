@@ -1,4 +1,4 @@
-"""Reserves the terminal for the suite's own lines; output of libraries goes to a log file."""
+"""Reserves the terminal for our own lines and sends library output to a log file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ascend_cpt.terminal_text import strip_controls
 
 
 class _PlainText(TextIOWrapper):
-    """A text stream that leaves out control characters, which texts of models and of input files can contain."""
+    """A text stream that drops control characters, which model output and input files can contain."""
 
     def write(self, text: str) -> int:
         super().write(strip_controls(text))
@@ -26,8 +26,8 @@ class _PlainText(TextIOWrapper):
 def captured_output(log_path: Path) -> Iterator[TextIO]:
     """Redirect file descriptors 1 and 2 to `log_path` (appending) and yield a stream to the original standard output.
 
-    MindFormers logs several lines per step and MindSpore writes from C++; redirecting the descriptors captures both. On
-    exit both are restored, so that an error message is shown in the terminal.
+    MindFormers logs several lines per step and MindSpore writes from C++. Redirecting the descriptors captures both. On
+    exit, the descriptors are restored so that an error message appears in the terminal.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     _flush()

@@ -1,4 +1,4 @@
-"""The forgetting alarm: a held-out loss or a task score is worse than before the first step by more than its limit."""
+"""The forgetting alarm, raised when a held-out loss or task score has worsened by more than its limit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ascend_cpt.monitor.record import Judged, TaskRecord, ValidationRecord, read
 class AlarmLimits:
     """The limits of a validation set or a task.
 
-    With `stops` the run stops when the value has been beyond its limit for `patience_steps` steps, or for
-    `patience_validations` validations, since the first validation beyond it. At most one of the two is above 0; with 0
-    and 0 the run stops at that first validation.
+    With `stops`, the run stops once the value has been beyond its limit for `patience_steps` steps, or for
+    `patience_validations` validations, since the first validation beyond the limit. At most one of the two is above 0.
+    If both are 0, the run stops at that first validation.
     """
 
     max_change: float | None = None
@@ -32,14 +32,14 @@ class AlarmLimits:
 
     @property
     def has_patience(self) -> bool:
-        """Whether the run may continue for a while with the value beyond its limit."""
+        """Whether the run may continue for a while after the value exceeds its limit."""
         return self.stops and (self.patience_steps > 0 or self.patience_validations > 0)
 
 
 def make_limits(
     max_change: float | None, *, stops: bool, patience: Patience | None, tokens_per_step: int, metric: str = ""
 ) -> AlarmLimits:
-    """Return the limits of a validation set or a task from its settings."""
+    """Return the limits for a validation set or task from its settings."""
     steps = patience.to_steps(tokens_per_step) if patience is not None else 0
     return AlarmLimits(
         max_change=max_change,
@@ -57,7 +57,7 @@ def make_alarm(
     metrics: Mapping[str, str],
     tokens_per_step: int,
 ) -> ForgettingAlarm:
-    """Return the alarm of validation sets and tasks; `metrics` has the metric of each task."""
+    """Return the alarm for validation sets and tasks. `metrics` gives each task's metric."""
     return ForgettingAlarm(
         sets={
             name: make_limits(
@@ -92,7 +92,7 @@ class AlarmVerdict:
 
 @dataclass(kw_only=True)
 class _State:
-    """What is known about a validation set or a task: its baseline, and the validations beyond its limit."""
+    """The state of a validation set or task: its baseline, and the validations beyond its limit."""
 
     base_step: int
     base: float
@@ -104,10 +104,10 @@ class _State:
 
 
 class ForgettingAlarm:
-    """Compares each validation with the baseline of its set or task, the first record of the run.
+    """Compares each validation with the baseline of its set or task, which is the run's first record.
 
-    Consecutive alarms print one warning, and another one each time the value has become worse by a further
-    `max_change`; with `stops`, one for each validation.
+    Consecutive alarms print one warning, and another one each time the value worsens by a further `max_change`. With
+    `stops`, each validation with an alarm prints a warning.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ForgettingAlarm:
         self._states: dict[tuple[type, str], _State] = {}
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> list[AlarmVerdict]:
-        """Restore the recorded validations of a resumed run; return the verdict on the last one of each set or task."""
+        """Restore a resumed run's recorded validations. Return the verdict on each set's or task's last one."""
         last: dict[tuple[type, str], AlarmVerdict] = {}
         for values in records:
             record = read_judged(values)
@@ -135,7 +135,7 @@ class ForgettingAlarm:
         state = self._states.setdefault(key, _State(base_step=record.step, base=value))
         falls = isinstance(record, TaskRecord) and record.higher_is_better
         worse = state.base - value if falls else value - state.base
-        # Written so that NaN is an alarm.
+        # Written so that NaN triggers an alarm.
         if limits.max_change is None or worse <= limits.max_change:
             message = _describe_recovery(record, value) if state.beyond_since is not None else ""
             state.beyond_since = None
@@ -155,7 +155,7 @@ class ForgettingAlarm:
 
 
 def describe_stop(verdicts: Sequence[AlarmVerdict], saved: str = "") -> str:
-    """Return the error message of a run that these verdicts stop; `saved` says where it was saved."""
+    """Return the error message for a run that these verdicts stop. `saved` says where the run was saved."""
     are_sets = [isinstance(verdict.record, ValidationRecord) for verdict in verdicts]
     actions = [action for action, is_set in (("on_increase", True), ("on_drop", False)) if is_set in are_sets]
     limits = [limit for limit, is_set in (("max_increase", True), ("max_drop", False)) if is_set in are_sets]
@@ -178,7 +178,7 @@ def _complete(record: Judged, state: _State) -> Judged:
 
 
 def _count_left(step: int, state: _State, limits: AlarmLimits) -> int:
-    """Return the steps or validations of patience that are left; 0 or less when it is used up."""
+    """Return the remaining patience in steps or validations, which is 0 or less when it has run out."""
     assert state.beyond_since is not None
     if limits.patience_validations:
         return limits.patience_validations - state.num_later

@@ -1,7 +1,7 @@
 """Decides which steps must not update the weights: non-finite ones and spikes. The backend applies the decisions.
 
-The limits of a step depend only on the steps before it. So the comparison can run on the device before the optimizer,
-and a resumed run has the same limits as an uninterrupted one.
+A step's limits depend only on earlier steps. The comparison can therefore run on the device before the optimizer, and
+a resumed run has the same limits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ OVERFLOW, LOSS_SPIKE, GRAD_NORM_SPIKE = "not finite", "loss spike", "gradient-no
 
 
 class SpikeWindow:
-    """The last values of a quantity and the limit computed from them: mean + sigmas × standard deviation.
+    """A quantity's latest values and the limit computed from them: mean + sigmas × standard deviation.
 
-    Spikes enter the window too, so that steps are not skipped forever after a lasting change of level.
+    Spikes enter the window too, so that a lasting change of level does not cause steps to be skipped forever.
     """
 
     def __init__(self, config: SpikeConfig) -> None:
@@ -31,7 +31,7 @@ class SpikeWindow:
         self._needed = max(2, config.window_steps // 2)
 
     def add(self, value: float) -> None:
-        """Add the value of a step; a non-finite value takes a place in the window but is not used."""
+        """Add a step's value. A non-finite value takes a place in the window but is not used."""
         self._values.append(value)
 
     def clear(self) -> None:
@@ -40,7 +40,7 @@ class SpikeWindow:
 
     @property
     def limit(self) -> float:
-        """The largest value that is not a spike, rounded to float32; infinite while the window has too few values."""
+        """The largest non-spike value, rounded to float32, or infinity while the window has too few values."""
         values = np.array(self._values)
         values = values[np.isfinite(values)]
         if len(values) < self._needed:
@@ -50,14 +50,14 @@ class SpikeWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class StepVerdict:
-    """`skipped`: why the update was skipped, or empty; `stop`: why the run must stop, or empty."""
+    """`skipped` says why the update was skipped and `stop` why the run must stop; either may be empty."""
 
     skipped: str = ""
     stop: str = ""
 
 
 class StepJudge:
-    """Judges steps in order. `first_steps`: steps (from 0) at which phases begin; the windows are cleared there."""
+    """Judges steps in order. The windows are cleared at `first_steps`, the steps (from 0) at which phases begin."""
 
     def __init__(self, config: GuardConfig, first_steps: Collection[int] = ()) -> None:
         self._config, self._first_steps = config, frozenset(first_steps)
@@ -74,16 +74,16 @@ class StepJudge:
 
     @property
     def loss_limit(self) -> float:
-        """Loss above which the next update is skipped."""
+        """The loss above which the next update is skipped."""
         return self._loss.limit if self._loss else math.inf
 
     @property
     def grad_norm_limit(self) -> float:
-        """Gradient norm above which the next update is skipped."""
+        """The gradient norm above which the next update is skipped."""
         return self._grad_norm.limit if self._grad_norm else math.inf
 
     def restore(self, records: Iterable[Mapping[str, Any]], num_skipped: int) -> None:
-        """Restore the last recorded steps of a resumed run and its total number of skipped steps."""
+        """Restore a resumed run's last recorded steps and its total number of skipped steps."""
         for record in records:
             grad_norm = record.get("grad_norm")
             self._remember(

@@ -1,4 +1,4 @@
-"""Heat maps of needle tasks: scores by length and depth, from the values `<metric>/<length>/<depth>` of a record."""
+"""Heat maps of needle tasks: scores by length and depth, from a record's `<metric>/<length>/<depth>` values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HeatMap:
 
 
 def read_heat_maps(record: Mapping[str, Any]) -> list[HeatMap]:
-    """Return the heat map of each metric of a task record; none if it is not of a needle task."""
+    """Return the heat map for each metric in a task record, or none if the task is not a needle task."""
     scores: dict[str, dict[tuple[int, float], float]] = {}
     for name, value in record["values"].items():
         if is_cell(name):
@@ -43,7 +43,7 @@ def read_heat_maps(record: Mapping[str, Any]) -> list[HeatMap]:
 
 
 def choose_heat_maps(records: Sequence[Mapping[str, Any]]) -> list[list[HeatMap]]:
-    """Return for each metric the maps of the first and the last record of a task; one map if they are the same."""
+    """Return, for each metric, the maps from a task's first and last records, or one map if they coincide."""
     chosen: Iterable[Mapping[str, Any]] = records if len(records) < 2 else (records[0], records[-1])
     by_metric: dict[str, list[HeatMap]] = {}
     for record in chosen:

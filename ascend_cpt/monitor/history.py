@@ -1,4 +1,4 @@
-"""Reads the files of a run folder: `metrics.jsonl` (all records, or the history of a resumed run), `run.json`."""
+"""Reads a run folder's files: `metrics.jsonl` (all records, or a resumed run's history) and `run.json`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAD = re.compile(rb'\{"kind": "(\w+)", "step": (\d{1,18}), ')
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The history that a resumed run needs: the last steps, all validations and task scores, the skipped steps."""
+    """The history that a resumed run needs: the last steps, all validations and task scores, and the skipped steps."""
 
     steps: list[dict[str, Any]]
     validations: list[dict[str, Any]]
@@ -37,7 +37,7 @@ RUN_INFO_NAME = "run.json"
 
 
 def read_run_info(run_dir: Path) -> dict[str, Any]:
-    """Return the content of `run.json`, the values of `RunInfo`; empty without the file (runs of older versions).
+    """Return the `RunInfo` values in `run.json`, or an empty result if an older version wrote no such file.
 
     Raises:
         DataError: the file is damaged.
@@ -54,12 +54,12 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `metrics.jsonl`; validations and scores last, with those of tools/evaluate.py.
+    """Yield the records of a `metrics.jsonl`. Validations and scores, including tools/evaluate.py's, come last.
 
     A last line truncated by a crash is ignored.
 
     Raises:
-        DataError: another line is not a valid record.
+        DataError: any other line is not a valid record.
     """
     judged: list[dict[str, Any]] = []
     for record in _read_records(path):
@@ -71,17 +71,17 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def add_evaluations(judged: Iterable[dict[str, Any]], run_dir: Path) -> list[dict[str, Any]]:
-    """Return validations and scores of a run with those of tools/evaluate.py that are missing, in step order."""
+    """Add missing records from tools/evaluate.py to a run's validations and scores, in step order."""
     found = list(judged)
     seen = {(record["kind"], record["step"], record["name"]) for record in found}
-    # A checkpoint that was written again is evaluated again: the last record of a step is that of the newer one.
+    # A rewritten checkpoint is evaluated again, so a step's last record belongs to the newer checkpoint.
     evaluated = {(record["kind"], record["step"], record["name"]): record for record in read_evaluations(run_dir)}
     found += [record for key, record in evaluated.items() if key not in seen]
     return sorted(found, key=lambda record: int(record["step"]))
 
 
 def read_evaluations(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of tools/evaluate.py, in the order in which they were written.
+    """Yield tools/evaluate.py's records in the order in which they were written.
 
     Raises:
         DataError: a line other than a truncated last one is not a valid record.
@@ -95,7 +95,7 @@ def _read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _iter_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield number (from 1) and content of every complete line: the last one may have been cut by a crash."""
+    """Yield the number (from 1) and content of every complete line. A crash may have cut the last one short."""
     if not path.is_file():
         return
     try:
@@ -111,7 +111,7 @@ def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     """Return the values of line `number` (from 1) of a file; see `parse_record`.
 
     Raises:
-        DataError: it is not a valid record.
+        DataError: the line is not a valid record.
     """
     try:
         return parse_record(line)
@@ -120,7 +120,7 @@ def parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def read_history(path: Path, resume_step: int, window_steps: int) -> History:
-    """Read the records up to `resume_step`; of the steps only the last `window_steps`.
+    """Read the records up to `resume_step`, but only the last `window_steps` step records.
 
     Raises:
         DataError: a line that is needed is damaged.
@@ -150,7 +150,7 @@ def read_history(path: Path, resume_step: int, window_steps: int) -> History:
 
 
 def read_values(path: Path, kind: str, name: str) -> dict[int, float]:
-    """Return step → recorded value of a validation set or a task, so that lower is better.
+    """Return step → recorded value for a validation set or task, such that lower is better.
 
     Args:
         path: The `metrics.jsonl`.
@@ -175,7 +175,7 @@ def read_values(path: Path, kind: str, name: str) -> dict[int, float]:
 
 
 def read_lines(path: Path, last_step: int | None = None) -> Iterator[tuple[str, str]]:
-    """Yield kind and text of every complete line, up to `last_step`. Values are not parsed: there may be millions.
+    """Yield the kind and text of every complete line up to `last_step`, without parsing the values of millions.
 
     Raises:
         DataError: a line does not begin and end as a record.
@@ -189,9 +189,9 @@ def read_lines(path: Path, last_step: int | None = None) -> Iterator[tuple[str, 
 
 
 def iter_heads(path: Path, last_step: int | None = None) -> Iterator[tuple[int, str, bytes]]:
-    """Yield number, kind and content of the complete lines up to `last_step`.
+    """Yield the number, kind and content of each complete line up to `last_step`.
 
-    After a record beyond `last_step`, damaged lines are ignored: a resumed run writes all that follows again.
+    After a record beyond `last_step`, damaged lines are ignored because a resumed run rewrites everything that follows.
     """
     is_beyond = False
     for number, line in _iter_lines(path):

@@ -1,4 +1,4 @@
-"""Plots the losses of a run, and the heat maps of its needle tasks, as PNG."""
+"""Plots a run's losses and the heat maps of its needle tasks as PNG files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ascend_cpt.monitor.summary import collect_by_name
 
 
 def draw_losses(metrics_path: Path, picture_path: Path, *, title: str) -> None:
-    """Plot training loss, validation losses with their rises above the limit, and the learning rate."""
+    """Plot the training loss, the validation losses with rises above their limits, and the learning rate."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -63,7 +63,7 @@ def _mark_rises(axes: Any, rises: list[Rise]) -> None:
 
 
 def draw_needles(metrics_path: Path, folder: Path) -> list[Path]:
-    """Plot the heat maps of each needle task to `needle_<task>.png` in a folder; return the files."""
+    """Plot each needle task's heat maps to `needle_<task>.png` in a folder. Return the files."""
     files = []
     for name, records in collect_by_name(list(read_metrics(metrics_path)), "task").items():
         maps = choose_heat_maps(records)
@@ -76,7 +76,7 @@ def draw_needles(metrics_path: Path, folder: Path) -> list[Path]:
 
 
 def _draw_heat_maps(maps: list[list[HeatMap]], path: Path, *, title: str) -> None:
-    """Draw a row for each metric, with the first and the last evaluation."""
+    """Draw a row for each metric, showing the first and the last evaluation."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -16,9 +16,9 @@ from ascend_cpt.strict_json import JsonError, parse_json, shorten
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One optimizer step. `step` counts from 1; rates are of the whole cluster unless named otherwise.
+    """One optimizer step. `step` counts from 1. Rates are for the whole cluster unless the name says otherwise.
 
-    Times exclude validation and saving. `skipped` is the reason if the weights were not updated, otherwise empty.
+    Times exclude validation and saving. `skipped` says why the weights were not updated, and is empty if they were.
     """
 
     step: int
@@ -51,7 +51,7 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationRecord:
-    """Mean loss (nats per token) over the labels of a named validation set after `step` steps."""
+    """The mean loss (nats per token) over a named validation set's labels after `step` steps."""
 
     step: int
     name: str
@@ -75,7 +75,7 @@ class ValidationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRecord:
-    """Score of a named task after `step` steps."""
+    """A named task's score after `step` steps."""
 
     step: int
     name: str
@@ -99,7 +99,7 @@ class TaskRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """What the run has trained on after `step` steps, computed exactly from the row order."""
+    """The data that the run has trained on after `step` steps, computed exactly from the row order."""
 
     step: int
     tokens: dict[str, dict[str, int]]
@@ -142,7 +142,7 @@ KINDS: dict[type, str] = {
 
 
 def to_values(record: Record) -> dict[str, Any]:
-    """Return a record as JSON values, kind and step first. NaN and infinities, which JSON lacks, become strings."""
+    """Return a record as JSON values, kind and step first. NaN and infinity, which JSON lacks, become strings."""
     values: dict[str, Any] = {"kind": KINDS[type(record)], **vars(record)}
     if isinstance(record, ValidationRecord):
         values["perplexity"] = record.perplexity
@@ -157,12 +157,12 @@ _CLASSES = {kind: cls for cls, kind in KINDS.items()}
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
-    """Return the values of a record from a line of `metrics.jsonl` or `evaluations.jsonl`, after checking their types.
+    """Return a record's values from a `metrics.jsonl` or `evaluations.jsonl` line, after checking their types.
 
     Values and kinds that this version does not know are kept as they are.
 
     Raises:
-        JsonError: the line is not a JSON object with `kind` and `step`, or a value is missing or of another type.
+        JsonError: the line is not a JSON object with `kind` and `step`, or a value is missing or has the wrong type.
     """
     values = parse_json(line)
     if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
@@ -181,7 +181,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
 
 @cache
 def _list_fields(cls: type) -> list[tuple[str, Any, bool]]:
-    """Return name, type and whether it is required, of each field of a record."""
+    """Return each record field's name and type, and whether the field is required."""
     hints = typing.get_type_hints(cls)
     return [
         (item.name, hints[item.name], item.default is dataclasses.MISSING and item.name not in _ADDED)
@@ -189,12 +189,12 @@ def _list_fields(cls: type) -> list[tuple[str, Any, bool]]:
     ]
 
 
-# Missing in records of the first versions, and not needed to read them.
+# Missing from the first versions' records, and not needed to read them.
 _ADDED = ("num_labels", "learning_rate", "grad_norm", "tokens_per_s", "step_time_s")
 
 
 def _check_value(hint: Any, value: object, name: str) -> None:
-    """Raise JsonError if a JSON value is not of a type: of a field of a record, or of a part of `run.json`."""
+    """Raise JsonError if a JSON value does not have the type of its record field or `run.json` entry."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or (value is None and type(None) in arguments):
         return
@@ -233,7 +233,7 @@ def _check_names(hint: Any, value: Any, name: str) -> None:
 
 
 def read_judged(values: Mapping[str, Any]) -> Judged:
-    """Return a validation or the score of a task from its JSON values, without baseline and alarm."""
+    """Return a validation or task score from its JSON values, without the baseline and alarm."""
     step, name = int(values["step"]), str(values["name"])
     if values.get("kind") != "task":
         labels = int(values.get("num_labels", 0))
@@ -257,7 +257,7 @@ def read_judged(values: Mapping[str, Any]) -> Judged:
 
 
 def to_scalars(record: Record) -> dict[str, float]:
-    """Return the values that can be plotted over the steps: `group/name` → number."""
+    """Return the values that can be plotted against steps, as `group/name` → number."""
     if isinstance(record, ValidationRecord):
         scalars = {"loss": record.loss, "perplexity": record.perplexity, "bits_per_byte": record.bits_per_byte}
         return {f"validation/{record.name}/{name}": value for name, value in scalars.items() if value is not None}
@@ -291,18 +291,18 @@ def to_scalars(record: Record) -> dict[str, float]:
 
 
 def is_cell(name: str) -> bool:
-    """Return whether a value of a task is the score of one cell of a needle task, `<metric>/<length>/<depth>`."""
+    """Return whether a task value is the score of one needle-task cell, `<metric>/<length>/<depth>`."""
     return name.count("/") == 2
 
 
 def to_json_number(value: Any) -> Any:
-    """Return the value, with NaN and infinities as strings."""
+    """Return the value, with NaN and infinity as strings."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """Run information that a report needs in addition to the records; `run.json` in the run folder."""
+    """Run information that a report needs besides the records, stored as `run.json` in the run folder."""
 
     name: str
     model: str
@@ -383,8 +383,8 @@ def check_run_info(values: Mapping[str, Any]) -> None:
     """Check the types of the values in `run.json`.
 
     Raises:
-        JsonError: a value is of another type.
+        JsonError: a value has the wrong type.
     """
     for name, hint in {**typing.get_type_hints(RunInfo), **_NESTED}.items():
-        if name in values:  # runs of older versions lack some
+        if name in values:  # runs by older versions lack some
             _check_value(hint, values[name], f"run.{name}")

@@ -1,4 +1,4 @@
-"""Finds in recorded validations where a loss or a score went beyond its limit, and where it came back."""
+"""Finds where a loss or score in recorded validations went beyond its limit, and where it recovered."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Rise:
 
 
 def find_rises(points: Iterable[Mapping[str, Any]], value_key: str) -> list[Rise]:
-    """Return the rises in the records of a validation set (`value_key` loss) or of a task (`score`), in step order."""
+    """Return the rises in the records of a validation set (`value_key` is loss) or task (`score`), in step order."""
     rises: list[Rise] = []
     start: Mapping[str, Any] | None = None
     for point in points:

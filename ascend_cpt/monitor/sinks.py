@@ -1,4 +1,4 @@
-"""Sinks for records: the console, `metrics.jsonl` and those of the configuration."""
+"""Sinks for records: the console, `metrics.jsonl` and the configured sinks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Receives the records of a run in order."""
+    """Receives a run's records in order."""
 
     def write(self, record: Record) -> None:
         """Write a record."""
@@ -37,7 +37,7 @@ class Sink(Protocol):
 
 
 class SinkGroup:
-    """Several sinks as one. A failing sink is dropped with one warning: monitoring must not stop the training."""
+    """Combines several sinks. A failing sink is dropped with one warning, because monitoring must not stop training."""
 
     def __init__(self, sinks: Sequence[Sink], console: TextIO | None) -> None:
         self._sinks, self._console = list(sinks), console
@@ -61,7 +61,7 @@ class SinkGroup:
             print(f"warning: {message}", file=self._console, flush=True)
 
     def close(self) -> None:
-        """Close every sink; a second call does nothing."""
+        """Close every sink. A second call does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -77,7 +77,7 @@ class SinkGroup:
 
 
 class ConsoleSink:
-    """Prints a line every `print_every_steps` steps, for the first, last and skipped steps, validations and tasks."""
+    """Prints a line every `print_every_steps` steps, and for first, last and skipped steps, validations and tasks."""
 
     def __init__(self, stream: TextIO, print_every_steps: int) -> None:
         self._stream, self._every = stream, max(1, print_every_steps)
@@ -96,11 +96,11 @@ class ConsoleSink:
             print(format_step(record), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Do nothing: every line is flushed."""
+        """Do nothing, because every line is already flushed."""
 
 
 class JsonlSink:
-    """Appends every record to a JSON-lines file; records after `resume_step` are dropped first."""
+    """Appends every record to a JSON Lines file, after dropping records beyond `resume_step`."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class JsonlSink:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, record: Record) -> None:
-        """Append the record. A validation is synced to disk: another node may choose the best checkpoint by it."""
+        """Append the record. Validations are synced to disk, as other nodes may choose the best checkpoint by them."""
         self._file.write(json.dumps(to_values(record)) + "\n")
         if isinstance(record, (ValidationRecord, TaskRecord)):
             os.fsync(self._file.fileno())
@@ -119,7 +119,7 @@ class JsonlSink:
 
 
 def format_step(record: StepRecord) -> str:
-    """Return the progress line of a step."""
+    """Return a step's progress line."""
     tokens_per_step = record.tokens / record.step
     remaining_s = (record.total_steps - record.step) * tokens_per_step / record.tokens_per_s
     norm = "" if record.grad_norm is None else f"  grad-norm {record.grad_norm:.3g}"
@@ -135,7 +135,7 @@ def format_step(record: StepRecord) -> str:
 
 
 def format_validation(record: ValidationRecord) -> str:
-    """Return the line of a validation set."""
+    """Return a validation set's line."""
     line = (
         f"validation at step {record.step}: {record.name}  loss {record.loss:.4f}  perplexity {record.perplexity:.2f}"
     )
@@ -147,7 +147,7 @@ def format_validation(record: ValidationRecord) -> str:
 
 
 def format_task(record: TaskRecord) -> str:
-    """Return the line of a task: the watched metric first, then the other ones, without cells."""
+    """Return a task's line, with the watched metric first and then the others, without cells."""
     line = f"task at step {record.step}: {record.name}  {record.metric} {record.score:.4f}"
     if record.base_score is not None and record.step != record.base_step:
         line += f"  ({record.score - record.base_score:+.4f} from step {record.base_step})"
@@ -175,7 +175,7 @@ def format_start(record: StartRecord) -> str:
 
 
 def format_account(record: DataRecord) -> list[str]:
-    """Return a line for each source: tokens in each phase, and epochs."""
+    """Return a line for each source with its tokens in each phase and its epochs."""
     lines = []
     for source, epochs in record.epochs.items():
         by_phase = [
@@ -186,7 +186,7 @@ def format_account(record: DataRecord) -> list[str]:
 
 
 def format_duration(seconds: float) -> str:
-    """Return `h:mm:ss`, from one day on `Nd h:mm:ss`."""
+    """Return `h:mm:ss`, or `Nd h:mm:ss` from one day on."""
     days, rest = divmod(round(seconds), 86400)
     hours, rest = divmod(rest, 3600)
     text = f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

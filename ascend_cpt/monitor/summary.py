@@ -58,7 +58,7 @@ def collect_by_name(records: list[dict[str, Any]], kind: str) -> dict[str, list[
 
 
 def describe_slow_ranks(records: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each rank that was slow in the last window or in several ones, the most frequent first."""
+    """Return a line for each rank that was slow in the last window or in several windows, most frequent first."""
     windows = [record["slow"] for record in records if record["kind"] == "ranks"]
     found: dict[tuple[int, str], list[SlowRank]] = {}
     for window in windows:

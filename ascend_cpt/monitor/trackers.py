@@ -1,4 +1,4 @@
-"""Sinks for TensorBoard, W&B and SwanLab, of the training process and of tools/evaluate.py."""
+"""TensorBoard, W&B and SwanLab sinks for the training process and tools/evaluate.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLUSH_S = 10
 
 
 class TensorBoardSink:
-    """Writes event files to `folder`; TensorBoard drops what it has read there from `purge_step` on."""
+    """Writes event files to `folder`. TensorBoard discards events already read from `purge_step` on."""
 
     def __init__(self, folder: Path, purge_step: int | None) -> None:
         from tensorboardX import SummaryWriter
@@ -32,7 +32,7 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=FLUSH_S)
 
     def write(self, record: Record) -> None:
-        """Write all numbers of a record as one event: ten times cheaper than one event per number."""
+        """Write all numbers in a record as one event, which is ten times cheaper than one event per number."""
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in to_scalars(record).items()]
         self._writer.file_writer.add_summary(self._summary(value=values), record.step)
 
@@ -42,7 +42,7 @@ class TensorBoardSink:
 
 
 class ServiceSink:
-    """Logs to a run of a tracking service; `wandb` and `swanlab` have the same interface."""
+    """Logs to a tracking service's run. `wandb` and `swanlab` have the same interface."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -53,7 +53,7 @@ class ServiceSink:
         self._run.log(values, step=record.step)
 
     def close(self) -> None:
-        """Finish the run at the service."""
+        """Finish the service's run."""
         self._run.finish()
 
 
@@ -109,7 +109,7 @@ def open_trackers(
     config: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> list[Sink]:
-    """Open the named sinks; one that cannot be opened is skipped with a warning."""
+    """Open the named sinks. A sink that cannot be opened is skipped with a warning."""
     sinks: list[Sink] = []
     for name in names:
         try:
@@ -124,15 +124,15 @@ def open_trackers(
 
 
 class EvaluationTrackers:
-    """Copies the records of a run's evaluations.jsonl to its trackers. Every record is shown once, even after a kill.
+    """Copies a run's evaluations.jsonl records to its trackers. Every record is shown once, even after a kill.
 
-    The records get separate event files and runs. TensorBoard reads only the newest event file of a folder, so a
-    second one would hide what the training process writes from then on; the services take the records of a run from one
-    process, in the order of the steps. The last checkpoint is evaluated after the training process has ended.
+    The records get separate event files and runs. TensorBoard reads only the newest event file in a folder, so a second
+    file would hide what the training process writes from then on. The services accept a run's records only from one
+    process and in step order, but the last checkpoint is evaluated after the training process has ended.
 
-    For TensorBoard each start writes all records into a new event file that replaces the earlier ones, which are not
-    deleted because an open TensorBoard would not switch to the new file. For a service the number of copied records is
-    kept in the run folder.
+    For TensorBoard, each start writes all records to a new event file that replaces the earlier ones, which are not
+    deleted because an open TensorBoard would then not switch to the new file. For a service, the number of copied
+    records is kept in the run folder.
     """
 
     def __init__(self, run_dir: Path, console: TextIO) -> None:
@@ -146,7 +146,7 @@ class EvaluationTrackers:
         if not records:
             return
         info = read_run_info(self._run_dir)
-        has_files = (self._run_dir / "tensorboard").is_dir()  # all that is known of runs of older versions
+        has_files = (self._run_dir / "tensorboard").is_dir()  # all that is known about runs by older versions
         default: dict[str, Any] = {"sinks": ["tensorboard"] if has_files else [], "project": "ascend_cpt"}
         settings = {**default, **info.get("trackers", {})}
         for name in settings["sinks"]:
@@ -195,7 +195,7 @@ def _describe_failure(name: str, error: Exception) -> str:
 
 
 def choose_tracking_id(path: Path, resume_step: int) -> str:
-    """Return the run's id at a service: the one stored in `path` when a run resumes, otherwise a new one."""
+    """Return the run's id at a service: the one stored in `path` if the run resumes, otherwise a new one."""
     if resume_step and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     tracking_id = uuid.uuid4().hex[:21]

@@ -1,1 +1,1 @@
-"""Plans a run before a cluster is used: checks of the parallel layout, memory, time and disk estimates."""
+"""Plans a run before a cluster is used: checks the parallel layout and estimates memory, time and disk space."""

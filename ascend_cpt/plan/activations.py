@@ -1,7 +1,7 @@
 """Activation memory of MindFormers' decoder layer and loss, in bytes on one rank for one micro batch.
 
-Notation: t tokens; s tokens per sequence-parallel rank; h hidden size; q and k widths of a tensor-parallel rank's query
-and key heads; f its MLP width; v its part of the vocabulary.
+Notation: t: tokens; s: tokens per sequence-parallel rank; h: hidden size. Per tensor-parallel rank: q and k: widths of
+the query and key heads; f: MLP width; v: share of the vocabulary.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 from ascend_cpt.plan.slices import QUERY_NORM
 
-# FlashAttention keeps maximum and sum of every row of every head, eight float32 each.
+# FlashAttention keeps the maximum and sum of every row of every head, eight float32 values each.
 SOFTMAX_BYTES_PER_ROW = 2 * 8 * FLOAT32_BYTES
 LOGITS_COPIES = 4  # float32: one-hot labels, log-softmax, and two temporaries computed from them
 
@@ -27,7 +27,7 @@ def count_saved_bytes(case: TrainingCase, stage: int) -> int:
 def count_micro_batches_in_flight(case: TrainingCase, stage: int) -> float:
     """Return the maximum number of micro batches in flight on a stage in the 1F1B schedule.
 
-    With interleaving it is a fraction: a stage holds micro batches of parts of its layers.
+    With interleaving, the number is fractional, because a stage holds micro batches for parts of its layers.
     """
     stages, parts = case.num_stages, case.interleave
     if parts == 1:
@@ -37,7 +37,7 @@ def count_micro_batches_in_flight(case: TrainingCase, stage: int) -> float:
 
 
 def count_layer_bytes(case: TrainingCase) -> int:
-    """Return the bytes that a layer without recomputation keeps for its backward pass."""
+    """Return the bytes that a layer keeps for its backward pass without recomputation."""
     width = _Widths(case)
     norm_inputs = 2 * width.s * width.h * FLOAT32_BYTES
     linear_inputs = 2 * width.t * width.h * case.compute_bytes
@@ -52,7 +52,7 @@ def count_layer_bytes(case: TrainingCase) -> int:
 
 
 def count_backward_bytes(case: TrainingCase, stage: int) -> int:
-    """Return the peak of a stage's backward pass, including the saved activations."""
+    """Return the peak memory of a stage's backward pass, including saved activations."""
     width = _Widths(case)
     saved = count_saved_bytes(case, stage)
     output_gradient = width.t * width.h * case.compute_bytes
@@ -63,14 +63,14 @@ def count_backward_bytes(case: TrainingCase, stage: int) -> int:
         # A layer's tensors are freed as its gradients are computed.
         moments.append(saved + output_gradient + 2 * width.s * width.h * case.compute_bytes)
     if recomputed:
-        # Recomputed layers come first in the stage: the others have finished their backward pass and are freed.
+        # Recomputed layers come first in the stage, so the others have finished their backward pass and are freed.
         left = saved - kept * count_layer_bytes(case)
         moments.append(left + output_gradient + 2 * width.t * width.f * case.compute_bytes + count_layer_bytes(case))
     return max(moments)
 
 
 def count_loss_bytes(case: TrainingCase, stage: int) -> int:
-    """Return the peak of the loss on the last stage."""
+    """Return the peak memory of the loss on the last stage."""
     width = _Widths(case)
     if case.loss_chunks > 1:
         return _count_chunked_loss_bytes(case) + _count_norm_outputs_bytes(case, stage)
@@ -80,21 +80,21 @@ def count_loss_bytes(case: TrainingCase, stage: int) -> int:
 
 
 def _count_chunked_loss_bytes(case: TrainingCase) -> int:
-    """Return the peak of a loss in parts, in the backward pass of the last part."""
+    """Return the peak memory of a chunked loss, which occurs in the last part's backward pass."""
     width = _Widths(case)
     logits = width.t // case.loss_chunks * width.v
     weight = width.v * width.h
-    # The sum of the weight's gradients over the parts before, and the logits of this one.
+    # The sum of the weight gradients over the previous parts, and this part's logits.
     elementwise = (weight + LOGITS_COPIES_OF_PART * logits) * FLOAT32_BYTES
-    # The gradient of this part, in compute_dtype and float32, is added to the sum.
+    # This part's gradient, in compute_dtype and float32, is added to the sum.
     summing = 3 * weight * FLOAT32_BYTES + logits * case.compute_bytes
     final_norm = 2 * width.s * width.h * FLOAT32_BYTES
-    hidden = 2 * width.t * width.h * case.compute_bytes  # of all parts, and their gradients
+    hidden = 2 * width.t * width.h * case.compute_bytes  # for all parts, and their gradients
     return max(elementwise, summing) + final_norm + hidden
 
 
 def _count_gathered_logits_bytes(case: TrainingCase) -> int:
-    """Return the bytes of gathered logits: rows sharded by data and context parallel are gathered to be flattened."""
+    """Return the bytes of gathered logits. Rows sharded by data and context parallelism are gathered for flattening."""
     parts = case.layout.context_parallel
     if parts == 1 or case.layout.data_parallel == 1:
         return 0
@@ -103,7 +103,7 @@ def _count_gathered_logits_bytes(case: TrainingCase) -> int:
 
 
 def _count_norm_outputs_bytes(case: TrainingCase, stage: int) -> int:
-    """Return the float32 norm outputs that layers keep until the end of forward when gradients accumulate."""
+    """Return the bytes of float32 norm outputs kept until the end of the forward pass with gradient accumulation."""
     if not case.accumulates:
         return 0
     width = _Widths(case)
@@ -118,7 +118,7 @@ def _count_layer_input_bytes(case: TrainingCase) -> int:
 
 
 class _Widths:
-    """Sizes on one rank, in the notation of the module."""
+    """Sizes on one rank, in the module's notation."""
 
     def __init__(self, case: TrainingCase) -> None:
         model, tensor = case.model, case.layout.tensor_parallel

@@ -1,4 +1,4 @@
-"""The inputs of the memory and time estimates: model, layout, batch and a few switches."""
+"""The inputs to the memory and time estimates: model, layout, batch and a few switches."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ class TrainingCase:
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable parameters of the whole model."""
+        """Number of trainable parameters in the whole model."""
         return sum(math.prod(shape) for shape in self.parameters.values())
 
     @property
     def tokens_per_rank(self) -> int:
-        """Tokens per rank of a micro batch, before sequence parallel."""
+        """Tokens per rank in a micro batch, before sequence parallelism."""
         return self.micro_batch_size * self.seq_length // self.layout.context_parallel
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step over the cluster."""
+        """Tokens in one optimizer step across the cluster."""
         return self.micro_batch_size * self.num_micro_batches * self.layout.data_parallel * self.seq_length
 
     @property
@@ -86,12 +86,12 @@ class TrainingCase:
         return self.num_micro_batches > 1 or self.num_stages > 1
 
     def first_layer(self, stage: int) -> int:
-        """Return the index of the first layer of a stage."""
+        """Return the index of a stage's first layer."""
         return sum(self.layers_per_stage[:stage])
 
 
 def split_layers(num_layers: int, num_stages: int, offset: Any = None) -> tuple[int, ...]:
-    """Return the number of layers of every stage: the even share plus the stage's entry in `offset`.
+    """Return the number of layers in every stage: the even share plus the stage's entry in `offset`.
 
     Raises:
         ValueError: when the numbers do not add up to `num_layers`.

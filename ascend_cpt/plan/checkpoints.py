@@ -11,7 +11,7 @@ from ascend_cpt.plan.memory import ADAM_STATES
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """Checkpoints of a run: the newest `num_kept` and `num_lasting` permanent ones are kept."""
+    """A run's checkpoints, of which the newest `num_kept` and `num_lasting` permanent ones are kept."""
 
     num_parameters: int
     element_bytes: int
@@ -31,7 +31,7 @@ class Checkpoints:
 
     @property
     def num_held(self) -> int:
-        """Maximum number on disk: a new checkpoint is written before an old one is removed."""
+        """Maximum number on disk, where a new checkpoint is written before an old one is removed."""
         return min(self.num_written, self.num_kept + 1 + self.num_lasting + self.num_best)
 
     @property
@@ -51,16 +51,16 @@ def plan_checkpoints(
     num_best: int = 0,
     exports: bool = False,
 ) -> Checkpoints:
-    """Return the checkpoints of a run of `num_steps`.
+    """Return the checkpoints of a run with `num_steps` steps.
 
     Args:
         num_parameters: Number of parameters of the whole model.
         param_bytes: Size of one parameter.
-        num_steps: None if the length of the run is unknown; then `num_written` is the maximum on disk.
-        save_every_steps: None saves at the end only.
-        keep_last: Number of newest checkpoints to keep; 0 keeps all.
+        num_steps: None if the run's length is unknown. Then `num_written` is the maximum on disk.
+        save_every_steps: None saves only at the end.
+        keep_last: Number of newest checkpoints to keep, or 0 for all.
         keep_every_steps: Checkpoints at multiples of this are kept permanently.
-        num_best: Number of best checkpoints that are kept in addition.
+        num_best: Number of best checkpoints kept in addition.
         exports: Whether the weights are exported at the end.
     """
     if num_steps is None:

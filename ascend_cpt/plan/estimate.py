@@ -10,11 +10,11 @@ from ascend_cpt.plan.machines import Machine
 from ascend_cpt.plan.memory import StageMemory, estimate_memory
 from ascend_cpt.plan.speed.throughput import StepTime, estimate_step
 
-# Assumptions, not measured on an NPU. On the simulated device fragmentation made MindSpore's pool 3 to 12 % larger than
+# Assumptions, not measured on an NPU. On the simulated device, fragmentation made MindSpore's pool 3-12% larger than
 # the allocated memory, less for larger models.
 FRAGMENTATION = 0.05
 WORKSPACE_BYTES = GIGABYTE
-# Memory outside of MindSpore's pool: MindFormers' configurations for 64 GB devices give the pool up to 60 GB.
+# Memory outside MindSpore's pool. MindFormers' configurations for 64 GB devices give the pool up to 60 GB.
 OUTSIDE_BYTES = 4 * GIGABYTE
 
 
@@ -46,7 +46,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether peak and reserve of every stage fit in the usable memory."""
+        """Whether every stage's peak plus its reserve fits in the usable memory."""
         return all(needed_bytes(stage) <= self.limits.usable_bytes for stage in self.stages)
 
     @property
@@ -55,7 +55,7 @@ class Estimate:
 
 
 def needed_bytes(stage: StageMemory) -> int:
-    """Return the peak of a stage plus the reserve for fragmentation and kernel workspaces."""
+    """Return a stage's peak plus the reserve for fragmentation and kernel workspaces."""
     return stage.peak_bytes + reserve_bytes(stage)
 
 
@@ -72,7 +72,7 @@ def estimate(
     total_tokens: int | None,
     checkpoints: Checkpoints,
 ) -> Estimate:
-    """Return the plan of a run of `total_tokens`."""
+    """Return the plan for a run of `total_tokens`."""
     return Estimate(
         case=case,
         machine=machine,

@@ -15,13 +15,13 @@ NODE_DEVICES = 8  # hard-coded in MindSpore and MindFormers
 def find_layout_problems(
     model: Mapping[str, Any], layout: ParallelLayout, seq_length: int, *, recompute: Any = False
 ) -> list[str]:
-    """Return a problem for each model size that `layout` does not divide, and for lists by stage that do not fit it.
+    """Return a problem for each model size that `layout` does not divide and each per-stage list that does not fit.
 
     Args:
-        model: The `model.model_config` section with Hugging Face names.
+        model: The `model.model_config` section, with Hugging Face names.
         layout: The parallel layout.
         seq_length: Tokens in a row.
-        recompute: `recompute_config.recompute`, a switch or a list by stage.
+        recompute: `recompute_config.recompute`, a switch or a per-stage list.
     """
     problems: list[str] = []
     tensor = layout.tensor_parallel
@@ -42,7 +42,7 @@ def find_layout_problems(
         problems.append(f"context_parallel {layout.context_parallel} does not divide seq_length {seq_length}")
     hidden_size = model.get("hidden_size")
     if heads and hidden_size and hidden_size % heads:
-        # MindFormers requires it even if head_dim is given.
+        # MindFormers requires this even if head_dim is given.
         problems.append(f"num_attention_heads {heads} does not divide hidden_size {hidden_size}")
     if heads and kv_heads and heads % kv_heads:
         problems.append(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
@@ -104,7 +104,7 @@ def find_switch_problems(
 
 
 def cuts_nodes_unevenly(layout: ParallelLayout) -> bool:
-    """Return whether a group would have different positions on different nodes, which MindSpore does not support."""
+    """Return whether a group's positions would differ between nodes, which MindSpore does not support."""
     return _cuts_tensor_groups(layout) or _cuts_stages(layout)
 
 
@@ -117,18 +117,18 @@ def _cuts_stages(layout: ParallelLayout) -> bool:
 
 
 def _is_uneven(layout: ParallelLayout, size: int) -> bool:
-    """Return whether groups of `size` adjacent ranks are neither whole nodes nor a divisor of one."""
+    """Return whether groups of `size` adjacent ranks neither fill whole nodes nor divide a node evenly."""
     return layout.world_size > NODE_DEVICES and bool(size % NODE_DEVICES) and bool(NODE_DEVICES % size)
 
 
 def find_stage_problems(layers: int, stages: int, offset: Any, recompute: Any) -> list[str]:
-    """Return a problem, or none, of the division of `layers` into `stages` and of the lists with an entry per stage."""
+    """Return any problems with the division of `layers` into `stages` and with the per-stage lists."""
     share, rest = divmod(layers, stages)
     lists = {"model.model_config.offset": offset, "recompute_config.recompute": recompute}
     wrong = [name for name, value in lists.items() if isinstance(value, list) and len(value) != stages]
     if wrong:
         found = " and ".join(f"{name} has {format_number(len(lists[name]), 'value')}" for name in wrong)
-        # MindFormers gives every stage the same number of layers if there is no offset.
+        # Without an offset, MindFormers gives every stage the same number of layers.
         simple = {"model.model_config.offset": "" if rest else "offset to 0"}
         advice = " and ".join(filter(None, (simple.get(name, "recompute to True") for name in wrong)))
         total = f" (the sum of offset is {rest})" if "model.model_config.offset" in wrong else ""

@@ -1,4 +1,4 @@
-"""The machines that plans can be made for."""
+"""The machines for which plans can be made."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ascend_cpt.plan.speed.efficiency import Efficiency, ErrorBand
 GIGA = 10**9
 TERA = 10**12
 
-# Fitted to the figures marked in benchmarks/plan_figures.yaml by benchmarks/plan_fit.py; see docs/planning.md. The two
-# frameworks share the parameters of the hardware. Plans use those of MindFormers.
+# Fitted by benchmarks/plan_fit.py to the figures marked in benchmarks/plan_figures.yaml; see docs/planning.md. The two
+# frameworks share the hardware parameters. Plans use the MindFormers parameters.
 EFFICIENCIES = {
     "MindFormers": Efficiency(
         matmul=0.770,
@@ -36,13 +36,13 @@ EFFICIENCIES = {
     ),
 }
 PUBLISHED = EFFICIENCIES["MindFormers"]
-# Errors on the figures of the families that the model was not fitted to.
+# Errors on figures from families to which the model was not fitted.
 PUBLISHED_BAND = ErrorBand(median=0.08, high=0.19, num_figures=21, source="published, held-out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A type of accelerator and its interconnect. Rates are per device."""
+    """An accelerator type and its interconnect. Rates are per device."""
 
     name: str
     chip: str
@@ -59,11 +59,11 @@ class Machine:
 
     @property
     def peak_flops(self) -> float:
-        """Dense BF16 operations of the matrix units per second."""
+        """Dense BF16 operations per second of the matrix units."""
         return PEAK_FLOPS[self.chip]
 
 
-# MindFormers' model cards have figures for both; the same configuration is 1.15 to 1.2 times as fast on the second.
+# MindFormers' model cards have figures for both. The same configuration is 1.15 to 1.2 times as fast on the second.
 MACHINES = {
     "910B": Machine(name="Atlas 800T A2", chip="Ascend910B3"),
     "910B-pod": Machine(name="Atlas 900 A2 PoDc", chip="Ascend910B2"),
@@ -71,7 +71,7 @@ MACHINES = {
 
 
 def find_machine(name: str) -> Machine:
-    """Return the machine of a device name.
+    """Return the machine with this device name.
 
     Raises:
         ConfigError: for a name that is not in the table.

@@ -1,8 +1,8 @@
-"""Peak memory of a rank during a training step, per pipeline stage.
+"""Estimates a rank's peak memory during a training step, per pipeline stage.
 
-MindSpore's allocations were read from its memory tracker on the simulated device, tensor by tensor; docs/planning.md
-compares the estimates with its peaks. Kernel workspaces and memory outside of MindSpore's pool (driver, HCCL buffers)
-are not included: see `estimate.py`.
+MindSpore's allocations were read tensor by tensor from its memory tracker on the simulated device. docs/planning.md
+compares the estimates with the measured peaks. Kernel workspaces and memory outside MindSpore's pool (driver, HCCL
+buffers) are not included; see `estimate.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ascend_cpt.plan.slices import EMBEDDING, OUTPUT, ParameterSlice, count_slic
 
 Slices = list[tuple[ParameterSlice, int]]
 
-ADAM_STATES = 2  # first and second moment, float32
+ADAM_STATES = 2  # first and second moments, float32
 # Unfused AdamW keeps the scaled gradient and both new moments of all parameters at the same time.
 UPDATE_COPIES = 3
 # Compressed attention mask, rotary tables, micro-batch inputs, scalars.
@@ -29,7 +29,7 @@ CONSTANT_BYTES = 12 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Bytes allocated at a moment of the step, without weights, optimizer states and accumulated gradients."""
+    """Bytes allocated at one moment of the step, excluding weights, optimizer states and accumulated gradients."""
 
     name: str
     """`backward` of a layer, `loss`, `reduce` of the gradients or `update` of the weights."""
@@ -45,7 +45,7 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class StageMemory:
-    """Bytes on every rank of a pipeline stage."""
+    """Bytes on each rank of a pipeline stage."""
 
     stage: int
     num_layers: int
@@ -70,7 +70,7 @@ class StageMemory:
 
     @property
     def peak_bytes(self) -> int:
-        """Peak of MindSpore's pool without workspaces and fragmentation."""
+        """Peak of MindSpore's pool, excluding workspaces and fragmentation."""
         return self.static_bytes + self.peak.total_bytes
 
     @property
@@ -103,7 +103,7 @@ def estimate_stage_memory(case: TrainingCase, stage: int) -> StageMemory:
 
 
 def _count_mask_bytes(case: TrainingCase) -> int:
-    """Return the bytes of the full mask: one in compute_dtype, and one of bytes per row of a micro batch."""
+    """Return the bytes of the full masks: one in compute_dtype, and one byte mask per row of a micro batch."""
     return case.seq_length**2 * (case.compute_bytes + case.micro_batch_size)
 
 
@@ -129,7 +129,7 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: Slices) -> li
         return [backward]
     loss = Moment(
         name="loss",
-        # The products of the optimizer that need no gradients; with whole logits they come later.
+        # The optimizer's products that need no gradients. With whole logits, they come later.
         gradients_bytes=stored if case.loss_chunks > 1 else 0,
         activations_bytes=count_saved_bytes(case, stage) + count_loss_bytes(case, stage),
         communication_bytes=gathered,
@@ -149,7 +149,7 @@ def _list_updating_moments(slices: Slices) -> list[Moment]:
 
 
 def _count_accumulated_bytes(case: TrainingCase, slices: Slices) -> int:
-    """Return the bytes of the accumulated gradients, which have the shape and dtype of the parameters."""
+    """Return the bytes of accumulated gradients, which have the parameters' shapes and dtypes."""
     return case.param_bytes * sum(
         number * (part.num_stored_elements if case.shards_gradients else part.num_tensor_elements)
         for part, number in slices
@@ -157,16 +157,16 @@ def _count_accumulated_bytes(case: TrainingCase, slices: Slices) -> int:
 
 
 def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: Slices) -> int:
-    """Return the bytes of a tied embedding on the last stage; it is received if the first stage is another one."""
+    """Return the bytes of a tied embedding on the last stage, which receives it if it is not also the first."""
     if OUTPUT in case.parameters or stage != case.num_stages - 1:
         return 0
     elements = next(part.num_tensor_elements for part, _ in slices if part.name == EMBEDDING)
-    sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # received weight and a buffer of the same size
+    sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # the received weight and a buffer of the same size
     return elements * (case.compute_bytes + sent)
 
 
 def _count_gathered_bytes(case: TrainingCase, part: ParameterSlice) -> int:
-    """Return the bytes of the weight copy that the step computes with; the embedding keeps params_dtype."""
+    """Return the bytes of the weight copy used for computation. The embedding keeps params_dtype."""
     if len(part.shape) == 1:
         return 0
     if part.name == EMBEDDING:

@@ -1,4 +1,4 @@
-"""Plots a plan as a PNG: memory of every stage with its limit, and the parts of the step time."""
+"""Plots a plan as a PNG: each stage's memory with the limit, and the parts of the step time."""
 
 from __future__ import annotations
 

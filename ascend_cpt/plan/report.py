@@ -84,7 +84,7 @@ def to_record(plan: Estimate) -> dict[str, Any]:
 
 
 def format_gigabytes(num_bytes: float) -> str:
-    """Return bytes as text, in units of 2^30."""
+    """Format bytes in units of 2^30."""
     return f"{num_bytes / GIGABYTE:,.1f} GB"
 
 
@@ -112,7 +112,7 @@ def _render_memory(plan: Estimate) -> list[str]:
 
 
 def split_memory(stage: StageMemory, moment: Moment) -> dict[str, int]:
-    """Return the bytes of each of `MEMORY_PARTS` on a rank at a moment."""
+    """Return the bytes of each of `MEMORY_PARTS` on a rank at one moment."""
     return {
         "weights": stage.weights_bytes,
         "optimizer": stage.optimizer_bytes,
@@ -154,6 +154,6 @@ def _share(seconds: float, plan: Estimate) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table with columns aligned to the right."""
+    """Return a table's rows with right-aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

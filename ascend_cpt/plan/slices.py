@@ -1,6 +1,6 @@
-"""The part of each parameter that a rank holds: the sharding rules of MindFormers and MindSpore.
+"""Computes the part of each parameter that a rank holds, using the sharding rules of MindFormers and MindSpore.
 
-Tensor parallel shards one axis, chosen by the parameter's name. The optimizer then shards the first axis of the result
+Tensor parallelism shards one axis, chosen by the parameter's name. The optimizer then shards the result's first axis
 over all ranks that hold the same part. `tests/integration/test_plan_compile.py` compares these rules with the shapes
 that MindSpore compiles.
 """
@@ -21,7 +21,7 @@ FINAL_NORM = "decoder.final_layernorm.weight"
 LAYER_PREFIX = "decoder.layers."
 QUERY_NORM = f"{LAYER_PREFIX}0.self_attention.q_layernorm.weight"
 
-# Suffix of a parameter's name → the axis that tensor parallel shards. Other parameters are replicated.
+# Parameter name suffix → the axis that tensor parallelism shards. Other parameters are replicated.
 TENSOR_AXES = {
     EMBEDDING: 0,
     OUTPUT: 0,
@@ -46,7 +46,7 @@ class ParameterSlice:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether it is sharded by the optimizer, and so gathered before use."""
+        """Whether the optimizer shards the parameter, so that it is gathered before use."""
         return self.stored_shape != self.tensor_shape
 
     @property
@@ -59,7 +59,7 @@ class ParameterSlice:
 
 
 def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
-    """Return the slices of a pipeline stage's parameters on each of its ranks."""
+    """Return the slices of a pipeline stage's parameters on each of the stage's ranks."""
     rule = _make_rule(case)
     return [
         _slice_parameter(name, shape, rule) for name, shape in case.parameters.items() if is_in_stage(case, name, stage)
@@ -67,10 +67,10 @@ def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
 
 
 def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, int]]:
-    """Return the distinct slices of a stage and the number of parameters that have them.
+    """Return a stage's distinct slices and the number of parameters with each.
 
-    All decoder layers are alike, so those of the first layer stand for the others. The search for layouts needs this to
-    be fast; `slice_parameters` names every parameter.
+    All decoder layers are alike, so the first layer's slices stand for the others. The layout search needs this to be
+    fast. `slice_parameters` names every parameter.
     """
     layers = case.layers_per_stage[stage]
     return [
@@ -81,7 +81,7 @@ def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, i
 
 
 class _Parameters:
-    """Shapes of a model as a key of a cache: compared by identity, since cases of a search share one mapping."""
+    """A model's shapes as a cache key, compared by identity because a search's cases share one mapping."""
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = shapes
@@ -104,7 +104,7 @@ def _slice_distinct(parameters: _Parameters, rule: _Rule) -> list[ParameterSlice
 
 
 def is_in_stage(case: TrainingCase, name: str, stage: int) -> bool:
-    """Return whether a stage has a parameter: its layers; the embedding on the first, norm and output on the last.
+    """Return whether a stage has a parameter. The first stage has the embedding; the last, the norm and output.
 
     A tied embedding is also the output layer, so the first and the last stage have it.
     """
@@ -121,7 +121,7 @@ def is_in_stage(case: TrainingCase, name: str, stage: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule:
-    """What the slices of a parameter depend on, apart from its name and shape."""
+    """Everything that a parameter's slices depend on, apart from its name and shape."""
 
     tensor: int
     replicas: int
@@ -150,13 +150,13 @@ def _slice_parameter(name: str, shape: Shape, rule: _Rule) -> ParameterSlice:
     replicas = rule.replicas
     cut = list(shape)
     if axis is None:
-        # A parameter without tensor parallel is replicated on these ranks, which then shard its optimizer states too.
+        # A parameter without tensor parallelism is replicated on these ranks, which also shard its optimizer states.
         replicas *= rule.tensor
     else:
         assert cut[axis] % rule.tensor == 0, f"{name}: {shape} is not divisible by model_parallel {rule.tensor}"
         cut[axis] //= rule.tensor
     stored = list(cut)
-    # The threshold applies to the whole parameter, before tensor parallel.
+    # The threshold applies to the whole parameter, before tensor parallelism.
     num_bytes = math.prod(shape) * rule.param_bytes
     # The configured size is a maximum; if it does not divide the number of replicas, the parameter is not sharded.
     shards = min(rule.optimizer_shard_size or replicas, replicas)

@@ -1,6 +1,6 @@
-"""Choose the source of each row of a run so that the weights hold in every part of the run.
+"""Chooses the source of each row in a run so that the weights hold in every part of the run.
 
-A blend is a short, repeating pattern of sources. The pattern is Tijdeman's solution of the chairman assignment problem
+A blend is a short, repeating pattern of sources. The pattern is Tijdeman's solution to the chairman assignment problem
 ("The chairman assignment problem", Discrete Mathematics 32, 1980): after any number of rows, the number of rows from
 each source differs from its share by less than one row.
 """
@@ -19,12 +19,12 @@ MAX_PATTERN_ROWS = 100_000
 
 
 def normalize_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fraction]:
-    """Return the share of each source: its weight over the sum of the weights, in exact arithmetic (0.7 is 7/10).
+    """Return each source's share: its weight over the sum of weights, in exact arithmetic (0.7 is 7/10).
 
     Shares with a common denominator above MAX_PATTERN_ROWS are rounded to multiples of 1 / MAX_PATTERN_ROWS.
 
     Raises:
-        ValueError: a weight is not above 0, or a share rounds to 0.
+        ValueError: a weight is not positive, or a share rounds to 0.
     """
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight > 0):
@@ -42,7 +42,7 @@ def normalize_shares(weights: Mapping[str, float | Fraction]) -> dict[str, Fract
 
 
 def split_by_largest_remainder(total: int, shares: Sequence[Fraction]) -> list[int]:
-    """Split `total` into whole parts, each its share rounded up or down (largest remainder method)."""
+    """Split `total` into whole parts, rounding each share up or down (largest remainder method)."""
     parts = [math.floor(total * share) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda index: (parts[index] - total * shares[index], index))
     for index in by_remainder[: total - sum(parts)]:
@@ -52,7 +52,7 @@ def split_by_largest_remainder(total: int, shares: Sequence[Fraction]) -> list[i
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """Shares of the sources; their sum is 1. Sources are numbered in the order of `shares`."""
+    """The sources' shares, which add up to 1. Sources are numbered in the order of `shares`."""
 
     shares: tuple[Fraction, ...]
 
@@ -102,7 +102,7 @@ def _make_pattern(shares: Sequence[Fraction]) -> np.ndarray:
         for source, part in enumerate(parts):
             behind[source] += part
         eligible = [source for source in range(len(parts)) if scale * behind[source] >= period]
-        # Choose the source with the earliest deadline: the time until it is a whole row behind, less 1 / scale.
+        # Choose the source with the earliest deadline: the time until the source is a whole row behind, less 1 / scale.
         # Distinct quotients differ by more than 1e-10, so floats suffice; ties go to the lower number.
         chosen = min(eligible, key=lambda source: ((scale - 1) * period - scale * behind[source]) / parts[source])
         pattern[position] = chosen

@@ -1,4 +1,4 @@
-"""Convert token budgets to optimizer steps, and global batches to micro batches."""
+"""Converts token budgets to optimizer steps, and global batches to micro batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class BatchStage:
-    """A part of the run with one batch size; it ends where the next stage or the run ends."""
+    """A part of the run with one batch size. It lasts until the next stage begins or the run ends."""
 
     first_step: int
     global_batch_size: int
@@ -22,8 +22,8 @@ class BatchStage:
 class Budget:
     """Size of a run in steps and batches.
 
-    With a batch ramp `ramp` has all its stages, and the batch is that of one of them: of the last one, unless `at`
-    chose another. Without one it is empty.
+    With a batch ramp, `ramp` has all stages, and the batch belongs to the last stage unless `at` chose another one.
+    Without a batch ramp, `ramp` is empty.
     """
 
     seq_length: int
@@ -45,7 +45,7 @@ class Budget:
         return self.count_rows(self.total_steps) * self.seq_length
 
     def at(self, step: int) -> Budget:
-        """Return the budget with the batch of step `step`, counted from 0."""
+        """Return the budget with the batch used at `step`, counted from 0."""
         if not self.ramp:
             return self
         stage = self.ramp[self._find_stage(step)]
@@ -57,25 +57,25 @@ class Budget:
         )
 
     def find_stage_end(self, step: int) -> int:
-        """Return the step before which the batch of step `step` ends: the next stage's first, or the run's end."""
+        """Return the step at which the batch used at `step` ends: the next stage's first step, or the run's end."""
         later = [stage.first_step for stage in self.ramp if stage.first_step > step]
         return later[0] if later else self.total_steps
 
     def count_rows(self, step: int) -> int:
-        """Return the rows of the first `step` steps, over all devices."""
+        """Return the number of rows in the first `step` steps, over all devices."""
         if not self.ramp:
             return step * self.global_batch_size
         return BatchSteps.of(self.ramp).first_position(step)
 
     def count_tokens(self, step: int) -> int:
-        """Return the tokens of the first `step` steps."""
+        """Return the number of tokens in the first `step` steps."""
         return self.count_rows(step) * self.seq_length
 
     def count_steps_within(self, tokens: int, *, first_step: int = 0) -> int:
-        """Return the step before which `tokens` tokens from step `first_step` on have been trained, in whole steps.
+        """Return the stop step (exclusive) for training on `tokens` tokens from `first_step`, in whole steps.
 
         Raises:
-            ValueError: less than one step; the message has the number of tokens needed.
+            ValueError: the tokens give less than one step. The message states how many are needed.
         """
         if not self.ramp:
             return first_step + count_steps(tokens, self.tokens_per_step)
@@ -91,14 +91,14 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSteps:
-    """Converts steps to row positions: from `first_steps[i]` on, a step has `sizes[i]` rows."""
+    """Converts steps to row positions. From `first_steps[i]` on, each step has `sizes[i]` rows."""
 
     first_steps: tuple[int, ...]
     sizes: tuple[int, ...]
 
     @staticmethod
     def of(stages: Sequence[BatchStage]) -> BatchSteps:
-        """Return the steps of a ramp."""
+        """Return the steps for a ramp."""
         return BatchSteps(
             first_steps=tuple(stage.first_step for stage in stages),
             sizes=tuple(stage.global_batch_size for stage in stages),
@@ -127,7 +127,7 @@ def count_steps(tokens: int, tokens_per_step: int, *, minimum: int = 1) -> int:
     """Return the number of whole steps in `tokens`.
 
     Raises:
-        ValueError: fewer than `minimum` steps; the message has the number of tokens needed.
+        ValueError: the tokens give fewer than `minimum` steps. The message states how many are needed.
     """
     steps = tokens // tokens_per_step
     if steps < minimum:
@@ -143,7 +143,7 @@ def split_global_batch(
 ) -> tuple[int, int]:
     """Return (rows per micro batch, accumulation steps) so that their product × data_parallel is the global batch.
 
-    A value that is None is derived from the others; with both None there is no accumulation.
+    A value of None is derived from the others. If both are None, there is no accumulation.
 
     Raises:
         ValueError: the numbers are not divisible.

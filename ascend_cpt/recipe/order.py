@@ -1,6 +1,6 @@
-"""The order of the training rows: a seeded permutation of each epoch, computed without an index in memory.
+"""The order of training rows: a seeded permutation for each epoch, computed without an index in memory.
 
-A Feistel network permutes the numbers below a power of four; results outside the range are permuted again until they
+A Feistel network permutes the numbers below a power of four. Results outside the range are permuted again until they
 are inside (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). Every rank can
 therefore compute any position of the run directly, even after a resume.
 """
@@ -16,7 +16,7 @@ NUM_ROUNDS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class RowOrder:
-    """Maps positions of a run to rows. Every epoch visits each of the `num_rows` rows once, in a different order."""
+    """Maps run positions to rows. Every epoch visits each of the `num_rows` rows once, in a different order."""
 
     num_rows: int
     seed: int
@@ -26,7 +26,7 @@ class RowOrder:
         """Check the number of rows.
 
         Raises:
-            ValueError: no rows.
+            ValueError: there are no rows.
         """
         if self.num_rows < 1:
             raise ValueError(f"expected at least one row, got {self.num_rows}")

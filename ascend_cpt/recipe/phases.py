@@ -1,7 +1,7 @@
-"""Phases of a run and the order of its rows: maps positions of the run to a source and a row.
+"""A run's phases and row order: maps each position in the run to a source and a row.
 
-Each source has its own order (`RowOrder`), which later phases continue where earlier ones stopped. The rows of a run
-depend only on its sources, phases, batch size and seed, not on the number of ranks or on where the run was resumed.
+Each source has its own order (`RowOrder`), which later phases continue where earlier ones stopped. A run's rows
+depend only on its sources, phases, batch size and seed, not on the number of ranks or where the run was resumed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Steps `first_step` to `stop_step` (exclusive) of a run, with the share of each source.
+    """Steps `first_step` to `stop_step` (exclusive) of a run, with each source's share.
 
     `shares` is None if the rows of all sources are shuffled together, which weights sources by size.
     """
@@ -36,15 +36,15 @@ class Phase:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps of the phase."""
+        """Number of steps in the phase."""
         return self.stop_step - self.first_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOrder:
-    """The rows of a whole run: `num_rows` of each source, in a fixed order, and consecutive phases from step 0.
+    """The rows of a whole run: `num_rows` for each source, in a fixed order, and consecutive phases from step 0.
 
-    A source in `pool_rows` is a random subset of that many rows. With a batch ramp, `ramp` has the rows of each step,
+    A source in `pool_rows` is a random subset of that many rows. With a batch ramp, `ramp` gives the rows in each step,
     and `global_batch_size` is the last size.
     """
 
@@ -95,7 +95,7 @@ class SampleOrder:
         return sources, self._choose_from_pools(sources, rows)
 
     def _choose_from_pools(self, sources: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Map the rows of sources that are subsets to rows of their datasets: row k is the k-th of a permutation."""
+        """Map rows of subset sources to rows of their datasets, where row k is the k-th row of a permutation."""
         if not self.pool_rows:
             return rows
         rows = rows.copy()
@@ -107,14 +107,14 @@ class SampleOrder:
         return rows
 
     def count(self, first_position: int, stop_position: int) -> dict[str, int]:
-        """Return the number of rows of each source from `first_position` to `stop_position` (exclusive)."""
+        """Return the number of rows from each source in `first_position` to `stop_position` (exclusive)."""
         is_whole_run = (first_position, stop_position) == (0, self.total_rows)
         counts = self._counts_of_run if is_whole_run else self._count_between(first_position, stop_position)
         return {name: int(count) for name, count in zip(self.num_rows, counts, strict=True)}
 
     @cached_property
     def _counts_of_run(self) -> np.ndarray:
-        """Cached: needed several times at startup, and slow for sources that are shuffled together."""
+        """Cached because it is needed several times at startup and is slow for sources that are shuffled together."""
         return self._count_between(0, self.total_rows)
 
     def _count_between(self, first_position: int, stop_position: int) -> np.ndarray:
@@ -129,13 +129,13 @@ class SampleOrder:
 
     @cached_property
     def _source_numbers(self) -> list[np.ndarray]:
-        """For each phase, the numbers of its sources."""
+        """For each phase, the indices of its sources."""
         numbers = {name: number for number, name in enumerate(self.num_rows)}
         return [np.array([numbers[name] for name in phase.shares or {}], dtype=np.int64) for phase in self.phases]
 
     @cached_property
     def _drawn_before(self) -> list[np.ndarray]:
-        """For each phase, the number of rows of each source that earlier phases used."""
+        """For each phase, the number of rows from each source used by earlier phases."""
         drawn = [np.zeros(len(self.num_rows), dtype=np.int64)]
         for index, phase in enumerate(self.phases[:-1]):
             counts = drawn[-1].copy()

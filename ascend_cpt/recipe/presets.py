@@ -1,6 +1,6 @@
 """Learning-rate presets from the literature, each with its values and their source.
 
-They are meant for different situations and contradict each other.
+The presets are meant for different situations and contradict each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SHORT_WARMUP_SHARE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Values for the keys that the configuration does not set.
+    """Values for keys that the configuration does not set.
 
     The peak is `peak_over_base_final` × the final rate of the base model's pretraining, or `peak_over_base_peak` × its
     peak rate; the final rate is `final_over_peak` × the peak. With two phases, `switch_lr_fraction` is the default end
@@ -114,17 +114,17 @@ def resolve_schedule(
     num_epochs: float,
     count_warmup_steps: Callable[[int], int] | None = None,
 ) -> tuple[Schedule, list[str]]:
-    """Return the schedule of a run, and notes on derived and scaled values and on unusual settings.
+    """Return a run's schedule, and notes on derived values, scaled values and unusual settings.
 
     Args:
         config: `cpt.schedule`.
         total_steps: Number of steps of the run.
         tokens_per_step: Tokens per optimizer step.
         num_epochs: Number of passes over all data.
-        count_warmup_steps: Converts the tokens of the warmup to steps, for a run whose first steps are smaller.
+        count_warmup_steps: Converts warmup tokens to steps, for a run whose first steps are smaller.
 
     Raises:
-        ValueError: a key is missing or inconsistent; the message starts with the key where there is one.
+        ValueError: a key is missing or inconsistent. The message starts with the key if there is one.
     """
     notes: list[str] = []
     preset = find_preset(config)
@@ -177,10 +177,10 @@ def resolve_schedule(
 
 
 def find_preset(config: ScheduleConfig) -> Preset | None:
-    """Return the preset of a configuration, None without one.
+    """Return a configuration's preset, or None if it has none.
 
     Raises:
-        ValueError: unknown preset, or the configuration contradicts it.
+        ValueError: the preset is unknown, or the configuration contradicts it.
     """
     if config.preset is None:
         return None
@@ -228,7 +228,7 @@ def _resolve_warmup(
     num_epochs: float,
     notes: list[str],
 ) -> int:
-    """Return the steps of the warmup; `run_size` is the number of steps and of tokens of the run."""
+    """Return the number of warmup steps. `run_size` is the run's number of steps and of tokens."""
     total_steps, num_tokens = run_size
     default_share = preset.warmup_share if preset else 0.0
     if preset and preset.warmup_per_epoch:
@@ -267,7 +267,7 @@ def _count_part(
     count_tokens: Callable[[int], int],
     default_share: float | None,
 ) -> int | None:
-    """Return the length of a part of the run in steps, at least 1 unless set to 0; None if no length is set."""
+    """Return the length of part of a run in steps (at least 1 unless set to 0), or None if no length is set."""
     if tokens is not None and share is not None:
         raise ValueError(f"{name}_tokens and {name}_share are both set; keep one")
     if tokens is not None:

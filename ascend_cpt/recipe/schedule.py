@@ -29,7 +29,7 @@ SHAPES = (*_SHAPES, "exponential")
 class Segment:
     """`num_steps` steps from `start_lr` to `end_lr`.
 
-    A warmup has `end_lr` at its last step and is above `start_lr` at its first, so that no step has a rate of 0. Every
+    A warmup has `end_lr` at its last step and is above `start_lr` at its first, so that no step has a rate of 0. Any
     other segment has `start_lr` at its first step and `end_lr` at its last (a single step has `end_lr`).
 
     Shapes, with t from 0 to 1 over the segment, as the remaining fraction of the change:
@@ -47,7 +47,7 @@ class Segment:
         """Check shape, rates and number of steps.
 
         Raises:
-            ValueError: unknown shape, invalid rate, or no steps.
+            ValueError: the shape is unknown, a rate is invalid, or there are no steps.
         """
         if self.shape not in SHAPES:
             raise ValueError(f"decay_shape {self.shape!r} is unknown; choose one of {', '.join(SHAPES)}")
@@ -60,7 +60,7 @@ class Segment:
             raise ValueError(f"the {self.name} has no steps")
 
     def rate_at(self, index: int) -> float:
-        """Return the learning rate of the segment's step `index` (0 is its first)."""
+        """Return the learning rate at step `index` of the segment, counted from 0."""
         if self.name == WARMUP:
             return self.start_lr + (self.end_lr - self.start_lr) * (index + 1) / self.num_steps
         progress = index / (self.num_steps - 1) if self.num_steps > 1 else 1.0
@@ -71,19 +71,19 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate of a run: consecutive segments."""
+    """A run's learning rate, as consecutive segments."""
 
     kind: str
     segments: tuple[Segment, ...]
 
     @property
     def total_steps(self) -> int:
-        """Number of steps of all segments."""
+        """Total number of steps in all segments."""
         return sum(segment.num_steps for segment in self.segments)
 
     @property
     def warmup_steps(self) -> int:
-        """Number of steps of the warmup at the start of the run; 0 without one."""
+        """Number of warmup steps at the start of the run, or 0 if there is no warmup."""
         first = self.segments[0]
         return first.num_steps if first.name == WARMUP else 0
 
@@ -120,7 +120,7 @@ def build_schedule(
     constant_lr: float | None = None,
     cycles: int = 1,
 ) -> Schedule:
-    """Return the schedule of a run.
+    """Return a run's schedule.
 
     Args:
         kind: `cosine` and `linear` decay from the peak to the final rate at the last step; `constant` stays at the
@@ -138,7 +138,7 @@ def build_schedule(
         cycles: Number of repetitions of the whole shape (re-warming and re-decaying).
 
     Raises:
-        ValueError: unknown kind, rates in the wrong order, or parts longer than the run.
+        ValueError: the kind is unknown, rates are in the wrong order, or parts are longer than the run.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
@@ -197,7 +197,7 @@ def _check_constant_lr(constant_lr: float | None, peak_lr: float, final_lr: floa
 
 
 def learning_rate_at(schedule: Schedule, step: int) -> float:
-    """Return the learning rate of step `step` (from 0); after the end, that of the last step."""
+    """Return the learning rate at `step` (from 0). After the end, the last step's rate applies."""
     for segment in schedule.segments:
         if step < segment.num_steps:
             return segment.rate_at(step)
@@ -211,10 +211,10 @@ def tabulate(schedule: Schedule) -> np.ndarray:
 
 
 def find_lr_fraction(schedule: Schedule, fraction: float) -> int:
-    """Return the first step after the peak with a rate of at most `fraction` of the peak.
+    """Return the first step after the peak at which the rate is at most `fraction` of the peak rate.
 
     Raises:
-        ValueError: the rate does not reach it.
+        ValueError: the rate never falls that low.
     """
     rates = _tabulate_exactly(schedule)
     peak_step = int(np.argmax(rates))

@@ -1,1 +1,1 @@
-"""Rehearses a cluster job on one machine: runs a scaled-down copy of the user's configuration on emulated NPUs."""
+"""Rehearses a cluster job on one machine by running a scaled-down copy of the configuration on emulated NPUs."""

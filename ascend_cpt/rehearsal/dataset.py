@@ -1,4 +1,4 @@
-"""A tiny packed dataset: the first rows of the user's data mapped to a small vocabulary, or random documents."""
+"""Makes a tiny packed dataset: the first rows of the user's data mapped to a small vocabulary, or random documents."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ascend_cpt.errors import DataError
 
 Rows = npt.NDArray[np.int32]
 MEAN_DOCUMENTS_PER_ROW = 4
-FIRST_ID = 2  # the ids below it are end-of-document and padding
-BYTES_PER_TOKEN = 4  # assumed in the manifest, as there is no text
+FIRST_ID = 2  # the ids below this are end-of-document and padding
+BYTES_PER_TOKEN = 4  # assumed in the manifest, because there is no text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The small vocabulary: ids from 2 up are ordinary tokens."""
+    """The small vocabulary, in which ids from 2 up are ordinary tokens."""
 
     size: int
     eod_id: int = 0
@@ -39,7 +39,7 @@ def make_dataset(
     """Write a dataset of `num_rows` rows of `seq_length` + 1 ids at `prefix` and return its manifest.
 
     Args:
-        source: The user's dataset; if it does not exist, random documents are used.
+        source: The user's dataset. If it does not exist, random documents are used.
         prefix: Prefix of the new dataset.
         num_rows: Rows to write.
         seq_length: Trained tokens per row.
@@ -89,10 +89,10 @@ def make_dataset(
 
 
 def read_user_rows(source: str, num_rows: int, seq_length: int, vocabulary: Vocabulary) -> Rows | None:
-    """Return up to `num_rows` rows of the user's dataset, mapped and cut to length; None if there is no dataset.
+    """Return up to `num_rows` mapped and truncated rows of the user's dataset, or None if there is no dataset.
 
     Raises:
-        DataError: when it is damaged.
+        DataError: when the dataset is damaged.
     """
     try:
         manifest = load_manifest(source)
@@ -112,7 +112,7 @@ def read_user_rows(source: str, num_rows: int, seq_length: int, vocabulary: Voca
 
 
 def fold(rows: Rows, eod_id: int, vocabulary: Vocabulary) -> Rows:
-    """Return the rows with ids of the small vocabulary; ends of documents are unchanged.
+    """Map the rows to ids in the small vocabulary, leaving document ends unchanged.
 
     Padding becomes an ordinary token, because padded micro batches would be weighted differently in another layout.
     """
@@ -121,7 +121,7 @@ def fold(rows: Rows, eod_id: int, vocabulary: Vocabulary) -> Rows:
 
 
 def draw_rows(name: str, num_rows: int, seq_length: int, vocabulary: Vocabulary, seed: int) -> Rows:
-    """Return rows of random documents with frequent and rare tokens, as in text, so that the model can learn."""
+    """Return rows of random documents with frequent and rare tokens, as in text, so that the model can learn them."""
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     generator = np.random.default_rng([seed, key])
     ranks = np.arange(1, vocabulary.size - FIRST_ID + 1)
@@ -133,7 +133,7 @@ def draw_rows(name: str, num_rows: int, seq_length: int, vocabulary: Vocabulary,
 
 
 def has_dataset(source: str) -> bool:
-    """Return whether anything exists at the path of a dataset; text that is packed later has no path."""
+    """Return whether anything exists at a dataset's path. Text to be packed later has no path."""
     path = Path(source)
     return bool(source) and (path.is_file() or manifest_path(path).is_file() or path.is_dir())
 

@@ -1,4 +1,4 @@
-"""A job on emulated NPUs of this machine, on one node or on several with their own output folders."""
+"""A job on this machine's emulated NPUs, on one node or on several nodes with separate output folders."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class EmulatedJob:
     """Starts, kills and waits for `run_cpt.py` under the launcher.
 
     Args:
-        config: The configuration; its devices are emulated.
-        folder: Where `node<i>/` with output, logs and console is written.
-        workers: Number of processes of all nodes.
-        num_nodes: Number of launches; each is a node without shared storage.
+        config: The configuration, whose devices are emulated.
+        folder: Folder in which `node<i>/` with output, logs and console is written.
+        workers: Number of processes on all nodes together.
+        num_nodes: Number of launches, each of which is a node without shared storage.
         timeout_s: Time limit of each attempt.
     """
 
@@ -56,7 +56,7 @@ class EmulatedJob:
         return [node / "output" / run_name for node in self._nodes]
 
     def start(self, *arguments: str) -> None:
-        """Launch every node; `arguments` are those of run_cpt.py."""
+        """Launch every node, passing `arguments` to run_cpt.py."""
         self._attempt += 1
         self._deadline = time.monotonic() + self._timeout_s
         port = find_port()
@@ -82,7 +82,7 @@ class EmulatedJob:
             )
 
     def _write_secret(self) -> Path:
-        """Return a file with the secret of this job's nodes."""
+        """Return a file with the secret for this job's nodes."""
         path = self._folder / "secret"
         if not path.exists():
             with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
@@ -90,14 +90,14 @@ class EmulatedJob:
         return path
 
     def _make_environment(self) -> dict[str, str]:
-        # Operators use several threads by default; the cores are shared by all workers.
+        # Operators use several threads by default, but all workers share the cores.
         threads = max(1, (os.cpu_count() or 1) // self._workers)
         added = {
             SWITCH: "1",
             "SOFTNPU_THREADS": str(threads),
             "ASCEND_CPT_ALLOW_LOCAL_MASTER": "1",
             "ASCEND_CPT_PYTHON": sys.executable,
-            # A killed worker must end the job, and a port of another job must not be taken.
+            # A killed worker must end the job, and another job's port must not be taken.
             "ASCEND_CPT_MAX_RESTARTS": "0",
             LAUNCHER_PORT_VARIABLE: "",
             SECRET_VARIABLE: str(self._write_secret()),
@@ -108,7 +108,7 @@ class EmulatedJob:
         """Wait for all nodes and return their exit codes.
 
         Raises:
-            JobFailed: when they take longer than the limit.
+            JobFailed: when the nodes take longer than the limit.
         """
         try:
             return [launch.wait(max(self._deadline - time.monotonic(), 1)) for launch in self._launches]
@@ -121,7 +121,7 @@ class EmulatedJob:
         """Wait for all nodes.
 
         Raises:
-            JobFailed: when one of them fails, with the last error that it printed.
+            JobFailed: when a node fails. The message has the last error that the node printed.
         """
         for node, code in enumerate(self.finish()):
             if code:
@@ -154,14 +154,14 @@ class EmulatedJob:
         return JobFailed(f"{self.find_error(node)} (exit code {code}; see {self._console(node)})")
 
     def kill(self) -> None:
-        """SIGKILL the launchers that are still running; their workers die with them."""
+        """SIGKILL the launchers that are still running. Their workers die with them."""
         for launch in self._launches:
             if launch.poll() is None:
                 os.killpg(launch.pid, signal.SIGKILL)
                 launch.wait()
 
     def find_error(self, node: int) -> str:
-        """Return the last error in a node's console with the first of its problems, or the last line."""
+        """Return the last error in a node's console with its first problem, or else the last line."""
         lines = [line for line in self.read_console(node).splitlines() if line.strip()] or ["no output"]
         errors = [index for index, line in enumerate(lines) if line.startswith("error:")]
         if not errors:
@@ -178,7 +178,7 @@ class EmulatedJob:
 
 
 def find_worker(launcher_pid: int) -> psutil.Process:
-    """Return a process that msrun started as a worker below a launcher.
+    """Return a worker process that msrun started under a launcher.
 
     Raises:
         JobFailed: when there is none.
@@ -193,7 +193,7 @@ def find_worker(launcher_pid: int) -> psutil.Process:
 
 
 def find_port() -> int:
-    """Return a port that is free, as are the two above it; a job listens on three.
+    """Return a free port whose next two ports are also free, because a job listens on three.
 
     Raises:
         JobFailed: when there is none.

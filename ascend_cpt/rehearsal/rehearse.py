@@ -1,4 +1,4 @@
-"""Runs a small version of a cluster job on emulated NPUs: train, save, kill, resume, export; and on one device."""
+"""Runs a small version of a cluster job on emulated NPUs (train, save, kill, resume, export) and on one device."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ONE, LOSSES, HELD_OUT = "train on one device", "losses", "held-out losses"
 EXPORT, VERIFY, COMPARE = "export", "verify", "exported weights"
 STEPS = (BUILD, DATA, WEIGHTS, TRAIN, KILL, RESUME, ONE, LOSSES, HELD_OUT, EXPORT, VERIFY, COMPARE)
 SEED = 1
-# In float32. Rounding can flip the sign of Adam's first updates where a gradient is almost 0; a wrong update gives
+# In float32. Rounding can flip the sign of Adam's first updates where a gradient is almost 0. A wrong update gives
 # about 1.
 MAX_LOSS_DIFFERENCE, MAX_UPDATE_DIFFERENCE, MAX_TENSOR_DIFFERENCE = 1e-4, 0.1, 0.5
 _LOGITS = re.compile(r"differ by at most (\S+) of their standard deviation")
@@ -60,17 +60,17 @@ def rehearse(
     """Rehearse a configuration in `folder`, which is created, and return the results of all steps.
 
     Args:
-        config: The user's configuration; its data and weights need not exist.
+        config: The user's configuration. Its data and weights need not exist.
         folder: Folder for data, weights, runs and logs.
         max_processes: Maximum number of emulated devices.
-        num_nodes: Nodes of the user's cluster; None takes as many as the layout needs.
-        devices_per_node: Devices of a node of the user's cluster.
+        num_nodes: Number of nodes in the user's cluster, or None for as many as the layout needs.
+        devices_per_node: Number of devices per node in the user's cluster.
         timeout_s: Time limit of each launch.
         report: Called with progress lines.
 
     Raises:
-        ConfigError: when the configuration is for a CPU, or is wrong.
-        DataError, CheckpointError: when the user's data or weights are here and do not fit the configuration.
+        ConfigError: when the configuration is for a CPU or is invalid.
+        DataError, CheckpointError: when the user's data or weights exist here but do not fit the configuration.
         ClusterError: when this machine cannot emulate NPUs, or `max_processes` is too small.
     """
     rehearsal = compute_in_float32(shrink(resolve_user_run(config, num_nodes, devices_per_node), max_processes))
@@ -85,7 +85,7 @@ def rehearse(
 
 
 class _Work:
-    """The folder of a rehearsal, and the results that its steps share."""
+    """A rehearsal's folder, and the results that its steps share."""
 
     def __init__(self, rehearsal: Rehearsal, folder: Path, timeout_s: float) -> None:
         self.rehearsal, self.folder, self.timeout_s = rehearsal, folder, timeout_s
@@ -94,7 +94,7 @@ class _Work:
         self.cpt["init_from"] = str(self.start)
 
     def make_job(self, name: str, rehearsal: Rehearsal) -> EmulatedJob:
-        """Return the job of a rehearsal with the data and weights of this folder."""
+        """Return a rehearsal job that uses this folder's data and weights."""
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump({**rehearsal.sections, "cpt": self.cpt}, sort_keys=False), encoding="utf-8")
         workers = rehearsal.layout.world_size
@@ -159,7 +159,7 @@ def _compare(work: _Work, steps: StepList, many: Path, one: Path) -> None:
 
 
 def _check_update(found: UpdateDifference) -> None:
-    """JobFailed when weights differ by more than rounding; small tensors hardly change the norm over all weights."""
+    """Raise JobFailed if weights differ by more than rounding. Small tensors hardly affect the overall norm."""
     for what, value, limit in (
         ("the weights differ", found.overall, MAX_UPDATE_DIFFERENCE),
         (f"{found.worst_name} differs", found.worst, MAX_TENSOR_DIFFERENCE),
@@ -172,7 +172,7 @@ def _check_update(found: UpdateDifference) -> None:
 
 
 def make_datasets(cpt: dict[str, Any], rehearsal: Rehearsal, folder: Path) -> str:
-    """Write a small dataset for every source and validation set, set their paths in `cpt`, and return their origins."""
+    """Write a small dataset per source and validation set, set the paths in `cpt`, and return the datasets' origins."""
     vocabulary = Vocabulary(size=VOCAB_SIZE, eod_id=EOD_ID, pad_id=PAD_ID)
     batch = rehearsal.global_batch_size
     entries: list[tuple[str, dict[str, Any], int]] = [
@@ -197,7 +197,7 @@ def make_datasets(cpt: dict[str, Any], rehearsal: Rehearsal, folder: Path) -> st
 
 
 def read_losses(run_dir: Path, kind: str) -> dict[tuple[int, str], float]:
-    """Return the losses of the records of a kind by (step, validation set)."""
+    """Return the losses from records of one kind, by (step, validation set)."""
     records = read_metrics(run_dir / "metrics.jsonl")
     return {(r["step"], r.get("name", "")): float(r["loss"]) for r in records if r["kind"] == kind}
 
@@ -205,7 +205,7 @@ def read_losses(run_dir: Path, kind: str) -> dict[tuple[int, str], float]:
 def _check_losses(
     found: dict[tuple[int, str], float], expected: dict[tuple[int, str], float], at_least: int, limit: float
 ) -> str:
-    """Return the largest difference as text; JobFailed when there are other records, or it exceeds the limit."""
+    """Return the largest difference as text. Raise JobFailed if it exceeds the limit or the records differ."""
     if found.keys() != expected.keys() or len(found) < at_least:
         raise JobFailed(f"found records of steps {sorted(found)}, but the run on one device has {sorted(expected)}")
     key = max(found, key=lambda key: _distance(found[key], expected[key]))
@@ -225,9 +225,9 @@ def _distance(first: float, second: float) -> float:
 def _check_resumed(
     console: str, step: int, before: dict[tuple[int, str], float], after: dict[tuple[int, str], float]
 ) -> None:
-    """JobFailed when a job did not resume from `step`, or repeated the steps before the kill with other losses.
+    """Raise JobFailed if a job did not resume from `step`, or repeated pre-kill steps with different losses.
 
-    A job that starts again from the weights has the same losses as one that resumes, so its output is read as well.
+    A job that restarts from the weights has the same losses as one that resumes, so the output is checked as well.
     """
     if f"continuing at step {step} " not in console:
         raise JobFailed(f"the job did not resume from step {step}, its newest checkpoint")
@@ -238,7 +238,7 @@ def _check_resumed(
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateDifference:
-    """How far the weights of two runs differ, relative to how far training moved them."""
+    """How far two runs' weights differ, relative to how far training moved them."""
 
     overall: float
     worst: float
@@ -247,7 +247,7 @@ class UpdateDifference:
 
 
 def compare_updates(start: Path, found: Path, expected: Path) -> UpdateDifference:
-    """Return ‖found - expected‖ / ‖expected - start‖ of three Hugging Face folders."""
+    """Return ‖found - expected‖ / ‖expected - start‖ for three Hugging Face folders."""
     first, have, want = (HfFolder(folder) for folder in (start, found, expected))
     squares: dict[str, tuple[float, float]] = {}
     for name in want.tensors:
@@ -260,7 +260,7 @@ def compare_updates(start: Path, found: Path, expected: Path) -> UpdateDifferenc
 
 
 def _divide(apart: float, change: float) -> float:
-    """Return the ratio of two norms, given their squares; infinite where nothing changed or a value is not finite."""
+    """Return the ratio of two norms, given their squares, or infinity if nothing changed or a value is not finite."""
     return math.sqrt(apart / change) if math.isfinite(apart + change) and change else math.inf
 
 
@@ -269,7 +269,7 @@ def _read(folder: HfFolder, name: str) -> NDArray[np.float64]:
 
 
 def _run_tool(name: str, *arguments: str) -> str:
-    """Return what a tool prints; JobFailed with its last line when it fails."""
+    """Return a tool's output. If the tool fails, raise JobFailed with its last line."""
     command = [sys.executable, f"tools/{name}", *arguments]
     end = functools.partial(die_with_parent, os.getpid())
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, preexec_fn=end)

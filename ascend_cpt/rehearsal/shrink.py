@@ -1,4 +1,4 @@
-"""Scales a cluster configuration down to a complete small one, and lists the changes."""
+"""Scales a cluster configuration down to a small but complete one, and lists the changes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Rehearsal:
 
 
 def shrink(run: ResolvedRun, max_processes: int) -> Rehearsal:
-    """Return the rehearsal of a run that was resolved without its datasets.
+    """Return the rehearsal for a run that was resolved without its datasets.
 
     Raises:
         ClusterError: when `max_processes` is too small.
@@ -99,7 +99,7 @@ def shrink(run: ResolvedRun, max_processes: int) -> Rehearsal:
 
 
 def shrink_to_one_device(rehearsal: Rehearsal) -> Rehearsal:
-    """Return the same run on one device, with the global batch as one micro batch."""
+    """Return the same run on one device, with the global batch as a single micro batch."""
     one = ParallelLayout(world_size=1, data_parallel=1)
     sections = copy.deepcopy(rehearsal.sections)
     stages = rehearsal.layout.pipeline_parallel
@@ -115,7 +115,7 @@ def shrink_to_one_device(rehearsal: Rehearsal) -> Rehearsal:
 
 
 def compute_in_float32(rehearsal: Rehearsal) -> Rehearsal:
-    """Return the rehearsal with float32 in place of half precision, whose rounding would hide wrong results."""
+    """Return the rehearsal in float32 instead of half precision, whose rounding would hide wrong results."""
     sections = copy.deepcopy(rehearsal.sections)
     model, changes = sections["model"]["model_config"], list(rehearsal.changes)
     for key, value in model.items():
@@ -160,14 +160,14 @@ def _set_layout(sections: dict[str, Any], layout: ParallelLayout) -> None:
 
 
 def _cut_by_stage(value: Any, before: int, after: int) -> Any:
-    """Return a section with its per-stage lists cut to the remaining stages; their numbers count layers of a stage."""
+    """Cut a section's per-stage lists, whose entries count layers in a stage, to the remaining stages."""
     if isinstance(value, dict):
         return {key: _cut_by_stage(item, before, after) for key, item in value.items()}
     if not isinstance(value, list):
         return value
     cut = value[:after] if len(value) == before else value
     if after == 1 and len(value) == before and not isinstance(value[0], list):
-        # A single stage takes a switch where all its layers are meant.
+        # With a single stage, a switch rather than a number selects all layers.
         return [_cap(cut[0])]
     return [_cut_by_stage(item, before, after) if isinstance(item, list) else _cap(item) for item in cut]
 
@@ -185,7 +185,7 @@ def _shrink_optimizer_shards(
     before: ParallelLayout,
     after: ParallelLayout,
 ) -> None:
-    """Scale the threshold (in KB) so that the same weights are sharded: norms stay below it, matrices above it."""
+    """Scale the threshold (in KB) so that the same weights are sharded: norms stay below it and matrices above."""
     options = parallel.get("parallel_optimizer_config")
     if not isinstance(options, dict):
         return

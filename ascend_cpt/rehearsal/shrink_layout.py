@@ -1,4 +1,4 @@
-"""A parallel layout that fits on a few processes and keeps as many parallel dimensions as possible."""
+"""Chooses a parallel layout that fits on a few processes and keeps as many parallel dimensions as possible."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ LAYERS_PER_STAGE = 2
 MAX_KV_HEADS = 2
 MAX_QUERIES_PER_KV_HEAD = 2
 EOD_ID, PAD_ID = 0, 1
-# In such a narrow model, random weights need this standard deviation for logits to differ between tokens.
+# In such a narrow model, random weights need this standard deviation so that logits differ between tokens.
 INITIALIZER_RANGE = 0.06
 NOT_IN_DATA = ("pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -35,12 +35,12 @@ def choose_seq_length(model: Mapping[str, Any], *, within_documents: bool, seq_l
 def shrink_model(
     model: Mapping[str, Any], before: ParallelLayout, after: ParallelLayout, *, seq_lengths: tuple[int, int]
 ) -> dict[str, Any]:
-    """Return the `model.model_config` of a small model.
+    """Return the `model.model_config` for a small model.
 
     Args:
         model: The user's `model.model_config`.
         before: The user's layout.
-        after: The layout of the rehearsal.
+        after: The rehearsal's layout.
         seq_lengths: Tokens per row before and after.
     """
     small = copy.deepcopy(dict(model))
@@ -59,7 +59,7 @@ def shrink_model(
         small["head_dim"] = HEAD_DIM
     width = small_heads * HEAD_DIM
     if head_dim is not None and int(head_dim) * heads != int(model["hidden_size"]):
-        # Attention is not as wide as the model; keep it so.
+        # Attention is not as wide as the model, so keep it that way.
         width = width // 2 if int(head_dim) * heads > int(model["hidden_size"]) else width * 2
     small.update(hidden_size=width, vocab_size=VOCAB_SIZE, initializer_range=INITIALIZER_RANGE)
     if model.get("intermediate_size") is not None:
@@ -75,7 +75,7 @@ def shrink_model(
 
 
 def _shrink_layers(offset: Any, num_stages: int) -> tuple[int, Any]:
-    """Return the layers and the offset of each stage; an uneven split remains uneven."""
+    """Return the layers and each stage's offset. An uneven split remains uneven."""
     layers = LAYERS_PER_STAGE * num_stages
     if not isinstance(offset, list):
         return layers, offset

@@ -1,4 +1,4 @@
-"""The `cpt:` section of a rehearsal: a few steps with the user's sources, phases, schedule, guards and saving."""
+"""Makes a rehearsal's `cpt:` section: a few steps with the user's sources, phases, schedule, guards and saving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_STEPS = 4
 SAVE_EVERY_STEPS = 2
 VALIDATION_ROWS = 4
 PEAK_LR = 1e-3
-# An alarm compares with a trained model's loss; random weights must not trigger it.
+# Alarms compare with a trained model's loss, so random weights must not trigger them.
 MAX_INCREASE = 100.0
 _RATES = ("peak_lr", "final_lr", "base_final_lr", "base_peak_lr", "constant_lr")
 _TOKENS = {"warmup_tokens": 1, "decay_tokens": 1, "cooldown_tokens": 1}  # steps of the rehearsal
@@ -29,8 +29,8 @@ def shrink_recipe(
     Args:
         cpt: The user's `cpt` section as read from the file.
         run: The user's run.
-        seq_length: Tokens per row of the rehearsal.
-        global_batch_size: Rows per step of the rehearsal.
+        seq_length: Tokens per row in the rehearsal.
+        global_batch_size: Rows per step in the rehearsal.
     """
     tokens = seq_length * global_batch_size
     small = copy.deepcopy(dict(cpt))
@@ -44,7 +44,7 @@ def shrink_recipe(
     )
     small.pop("storage", None)
     if cpt.get("loss_chunks", 1) > 1:
-        small["loss_chunks"] = 2  # divides the rows of every rehearsal
+        small["loss_chunks"] = 2  # divides the number of rows in every rehearsal
     small["train_tokens"] = NUM_STEPS * tokens
     if cpt.get("phases"):
         small.pop("train_tokens")
@@ -58,7 +58,7 @@ def shrink_recipe(
         entry.pop("max_tokens", None)
     if small.get("schedule"):
         small["schedule"] = _shrink_schedule(small["schedule"], run, tokens)
-    # Tasks are left out: their items need the vocabulary of the real model.
+    # Tasks are left out because their items need the real model's vocabulary.
     validation = small.pop("validation", None) or {}
     if validation.get("sets"):
         small["validation"] = _shrink_validation(validation)
@@ -79,7 +79,7 @@ def shrink_lr_schedule(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shrink_phases(phases: list[dict[str, Any]], run: ResolvedRun, tokens_per_step: int) -> list[dict[str, Any]]:
-    """Return the first phases, with the steps spread evenly over them; blends by epochs or by size become weights."""
+    """Return the first phases, spreading the steps evenly. Blends by epochs or by size become weights."""
     kept = phases[:NUM_STEPS]
     steps = [NUM_STEPS // len(kept) + (index < NUM_STEPS % len(kept)) for index in range(len(kept))]
     return [

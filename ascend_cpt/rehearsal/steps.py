@@ -1,4 +1,4 @@
-"""The steps of a rehearsal, and the table of their results."""
+"""A rehearsal's steps, and the table of their results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Step:
 
 @dataclass
 class StepList:
-    """Runs steps one after the other; after a failure the others are not run.
+    """Runs steps one after another. After a failure, the remaining steps are not run.
 
     Args:
         names: Names of all steps, in order.
@@ -52,14 +52,14 @@ class StepList:
 
     @contextmanager
     def run(self, name: str, *, is_preparation: bool = False) -> Iterator[Step]:
-        """Time a step; a CptError raised in the block fails it and ends the rehearsal.
+        """Time a step. A CptError raised in the block fails the step and ends the rehearsal.
 
         Args:
             name: The step.
-            is_preparation: Errors are those of the user's machine or data, and are raised unchanged.
+            is_preparation: Whether errors come from the user's machine or data, and so are raised unchanged.
 
         Raises:
-            RehearsalFailed: after the step was marked as failed.
+            RehearsalFailed: after the step has been marked as failed.
         """
         step, start_s = self._find(name), time.monotonic()
         self.report(f"{name} ...")
@@ -87,7 +87,7 @@ class RehearsalFailed(CptError):
 
 
 def render(steps: list[Step]) -> str:
-    """Return the table as text; the notes of its rows are below it."""
+    """Return the table as text, with the rows' notes below it."""
     heads = ("step", "result", "seconds", "largest difference")
     rows = [
         (step.name, step.result, "" if step.seconds is None else f"{step.seconds:.0f}", step.difference)

@@ -1,4 +1,4 @@
-"""The user's run: resolved with its datasets and start weights where they are on this machine."""
+"""Resolves the user's run with whichever of its datasets and start weights are on this machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 
 
 def resolve_user_run(config: RunConfig, num_nodes: int | None, devices_per_node: int) -> ResolvedRun:
-    """Resolve a run for Ascend. Datasets and start weights are checked against it if they are here.
+    """Resolve a run for Ascend. Datasets and start weights on this machine are checked against the run.
 
     Args:
         config: The user's configuration.
-        num_nodes: Nodes of the cluster; None takes as many as the layout needs.
-        devices_per_node: Devices of a node of the cluster.
+        num_nodes: Number of nodes in the cluster, or None for as many as the layout needs.
+        devices_per_node: Number of devices per node in the cluster.
 
     Raises:
         CptError: when the configuration is for a CPU or cannot be trained, or its data or weights do not fit.

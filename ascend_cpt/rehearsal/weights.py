@@ -1,4 +1,4 @@
-"""A Hugging Face folder of random weights, to start a rehearsal from."""
+"""Writes a Hugging Face folder of random weights from which to start a rehearsal."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ascend_cpt.weights.folder_writer import create_folder, name_hf_file, write_
 from ascend_cpt.weights.hf_config import make_config
 from ascend_cpt.weights.safetensors_file import TensorInfo
 
-DTYPE = "bfloat16"  # as published models have it
-MAX_FILE_BYTES = 400_000  # several files with an index, as published models have
+DTYPE = "bfloat16"  # as in published models
+MAX_FILE_BYTES = 400_000  # several files with an index, as in published models
 NORM_SPREAD = 0.1
 
 
 def write_random_folder(model: Mapping[str, Any], folder: Path, *, seed: int) -> None:
-    """Write random weights of a `model.model_config` as a Hugging Face folder.
+    """Write random weights for a `model.model_config` as a Hugging Face folder.
 
-    Matrices and biases have the standard deviation `initializer_range`; weights of norms are spread around 1, so that a
+    Matrices and biases have the standard deviation `initializer_range`. Norm weights are spread around 1, so that a
     skipped norm is detected.
     """
     config = make_config(model)

@@ -9,13 +9,13 @@ from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.network_inputs import ACROSS, DOCUMENT_ATTENTION
 
-# MindFormers' compressed mask has this size; shorter rows do not work with it.
+# The size of MindFormers' compressed mask, which does not work with shorter rows.
 MIN_SEQ_LENGTH_ON_ASCEND = 2048
 SPLIT_ROWS = "colossalai_cp"
 
 
 def choose_boundaries(config: RunConfig) -> str:
-    """Return the `RowFormat.boundaries` of a run."""
+    """Return the run's `RowFormat.boundaries`."""
     if config.cpt.document_attention == ACROSS:
         return "none"
     return "mask" if uses_cpu(config) else "ends"
@@ -27,7 +27,7 @@ def find_boundary_problems(
     """Return a problem for everything that prevents `document_attention: within`.
 
     Args:
-        datasets: Name and manifest of every dataset of the run.
+        datasets: The name and manifest of every dataset in the run.
     """
     requested = config.cpt.document_attention
     where = f"{config.locate('cpt', 'document_attention')}: cpt.document_attention"

@@ -1,6 +1,6 @@
-"""Compiles a resolved run to a plain MindFormers YAML, which is written to the run folder and loaded from there.
+"""Compiles a resolved run to a plain MindFormers YAML file, which is written to the run folder and loaded from there.
 
-It must be loaded by path: only then does MindFormers fill in its defaults.
+The file must be loaded by path, because only then does MindFormers fill in its defaults.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOADER_NAME = "CptPackedDataLoader"
 SCHEDULE_NAME = "CptTableLR"
 
 # Positions restart at document boundaries only on a CPU: on Ascend MindFormers' restart does not compile with several
-# data-parallel ranks. There they run on, which is equivalent: rotary attention depends only on position differences.
+# data-parallel ranks. There they continue, to the same effect: rotary attention uses only position differences.
 BOUNDARY_SETTINGS: dict[str, dict[str, bool]] = {
     "none": {},
     "mask": {"use_eod_reset": True},
@@ -38,7 +38,7 @@ def make_mindformers_config(
 
     Args:
         run: The resolved run.
-        resume_from: A checkpoint to continue exactly, or None.
+        resume_from: A checkpoint from which to resume exactly, or None.
         init_from: A checkpoint folder from which only the weights are loaded, or None.
     """
     assert resume_from is None or init_from is None
@@ -90,7 +90,7 @@ def make_mindformers_config(
         }
     model = sections["model"]["model_config"]
     model.update(compile_row_settings(run.row_format))
-    model.pop("pet_config", None)  # the weights it freezes are frozen by the trainer, without MindFormers' adapters
+    model.pop("pet_config", None)  # the trainer freezes these weights, without MindFormers' adapters
     if run.layout.context_parallel > 1 and model.get("use_flash_attention") is None:
         # The model's own default is True, but MindFormers' check of context parallelism reads only the configuration.
         model["use_flash_attention"] = True
@@ -123,7 +123,7 @@ def _compile_parallel_config(run: ResolvedRun, section: dict[str, Any]) -> dict[
 
 
 def compile_row_settings(row_format: RowFormat) -> dict[str, Any]:
-    """Return the settings of the model section that depend on the rows; they must not be set by the user."""
+    """Return the model settings that depend on the rows. The user must not set them."""
     return {
         # MindFormers' own default is 0.1.
         "hidden_dropout": 0.0,
@@ -136,7 +136,7 @@ def compile_row_settings(row_format: RowFormat) -> dict[str, Any]:
 
 
 def remove_boundary_settings(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model section of a resolved.yaml without the settings for document boundaries of its rows."""
+    """Return the model section from a resolved.yaml without its document-boundary settings."""
     names = {name for settings in BOUNDARY_SETTINGS.values() for name in settings}
     return {key: value for key, value in model.items() if key not in names}
 
@@ -144,7 +144,7 @@ def remove_boundary_settings(model: Mapping[str, Any]) -> dict[str, Any]:
 def compile_parallel(
     section: dict[str, Any], layout: ParallelLayout, row_format: RowFormat, *, cpu: bool
 ) -> dict[str, Any]:
-    """Return the `parallel` section of a layout, from the user's."""
+    """Return the `parallel` section for a layout, based on the user's section."""
     if cpu:
         return {"parallel_mode": DATA_PARALLEL_MODE, "gradients_mean": True, "enable_parallel_optimizer": False}
     data = layout.data_parallel
@@ -154,7 +154,7 @@ def compile_parallel(
         "search_mode": "sharding_propagation",
     }
     if layout.pipeline_parallel == 1 and data * layout.context_parallel == 1:
-        # Nothing to shard. With gradient accumulation MindFormers would take the gradients of one micro batch only.
+        # Nothing to shard. With gradient accumulation, MindFormers would use only one micro batch's gradients.
         section = {**section, "enable_parallel_optimizer": False}
     return {
         **defaults,
@@ -172,6 +172,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 def render_yaml(sections: dict[str, Any], heading: str) -> str:
-    """Return the configuration as YAML text with `heading` as its first comment line."""
+    """Return the configuration as YAML text that starts with `heading` as a comment."""
     body = yaml.dump(sections, Dumper=_Dumper, sort_keys=True, allow_unicode=True, width=120)
     return f"# {heading}\n{body}"

@@ -1,4 +1,4 @@
-"""Plots learning rate and data blend of a resolved run over its tokens, as a PNG."""
+"""Plots a resolved run's learning rate and data blend against tokens, as a PNG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_POINTS = 1000
 
 
 def draw_plan(run: ResolvedRun, picture_path: Path) -> None:
-    """Plot the learning rate with the phases shaded, and below it the share of each source in each phase.
+    """Plot the learning rate over shaded phases and, below it, each source's share of each phase.
 
     Raises:
         OSError: when the file cannot be written.

@@ -1,7 +1,7 @@
-"""Raw text in `cpt.sources`: where its packed dataset is in the cache, and how it is packed.
+"""Handles raw text in `cpt.sources`: locates packed datasets in the cache and packs the text.
 
-The folder of a dataset in the cache is named after the hash of everything that determines its content: the input files
-with fingerprints of their content, the tokenizer and the settings. It holds a finished dataset once it has a manifest.
+Each dataset's cache folder is named after a hash of everything that determines the dataset's content: the input files
+with their content fingerprints, the tokenizer and the settings. A dataset is finished once its manifest exists.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class RawSource:
-    """A source of raw text, with its dataset in the cache."""
+    """A raw-text source and its dataset in the cache."""
 
     name: str
     settings: PreprocessSettings
@@ -56,11 +56,11 @@ class RawSource:
 
     @property
     def is_packed(self) -> bool:
-        """Whether the cache holds the finished dataset: its manifest is written last."""
+        """Whether the cache holds the finished dataset. The manifest is written last."""
         return manifest_path(self.prefix).is_file()
 
     def describe(self) -> str:
-        """Describe the input, and whether it is packed."""
+        """Describe the input and say whether it is packed."""
         files = self.preparation.files
         size = format_bytes(sum(file.size_bytes for file in files))
         tokenizer = self.preparation.tokenizer.info
@@ -72,10 +72,10 @@ class RawSource:
 
 
 def find_raw_sources(config: RunConfig) -> list[RawSource]:
-    """Return the sources of raw text; the content of their files is read for the fingerprints.
+    """Return the raw-text sources. Their files are read to compute fingerprints.
 
     Raises:
-        CptError: naming the key, when a setting is invalid, or input or tokenizer cannot be read.
+        CptError: naming the key, when a setting is invalid, or the input or tokenizer cannot be read.
     """
     return [_prepare(config, name, source.raw) for name, source in config.cpt.sources.items() if source.raw is not None]
 
@@ -83,8 +83,8 @@ def find_raw_sources(config: RunConfig) -> list[RawSource]:
 def pack_raw_sources(config: RunConfig, channel: JobChannel, show: Callable[[str], None]) -> dict[str, str]:
     """Pack the raw text of `cpt.sources` and return the prefixes of the packed datasets. All processes call this.
 
-    Rank 0 packs with shared storage, otherwise the first process of each node. The others wait on the job channel,
-    which has no time limit while that process reports.
+    With shared storage, rank 0 packs; otherwise the first process on each node does. The others wait on the job
+    channel, which has no time limit while the packing process sends reports.
 
     Args:
         config: The configuration.
@@ -111,12 +111,12 @@ def pack_raw_sources(config: RunConfig, channel: JobChannel, show: Callable[[str
 
 
 def list_packed(sources: Sequence[RawSource]) -> dict[str, str] | None:
-    """Return the prefix of each packed dataset by name, or None if one is not packed yet."""
+    """Return the prefix of each packed dataset by name, or None if any dataset is not packed yet."""
     return {source.name: source.prefix for source in sources} if all(one.is_packed for one in sources) else None
 
 
 def find_tokenizer(config: RunConfig) -> str | None:
-    """Return the tokenizer of the run's tasks, or else the folder of its initial weights; None if neither has one."""
+    """Return the tokenizer for the run's tasks, else the initial weights' folder, or None if neither has one."""
     validation = config.cpt.validation
     if validation is not None and validation.tokenizer:
         return validation.tokenizer
@@ -125,10 +125,10 @@ def find_tokenizer(config: RunConfig) -> str | None:
 
 
 def _pack(source: RawSource, show: Callable[[str], None]) -> None:
-    """Pack a source into the cache unless that is done, in another process, which ends with this one.
+    """Pack a source into the cache if necessary, in a child process that ends with this one.
 
     Raises:
-        DataError: bad input, or another run is packing the same text.
+        DataError: when the input is bad, or another run is packing the same text.
     """
     show(source.describe())
     if source.is_packed:
@@ -146,7 +146,7 @@ def _pack(source: RawSource, show: Callable[[str], None]) -> None:
 
 
 def _wait_for_file(path: Path) -> None:
-    """Wait until a file that another node has written is visible here; give up silently, so that opening it fails."""
+    """Wait until a file written by another node is visible here. On timeout, return and let opening the file fail."""
     deadline = time.monotonic() + VISIBILITY_TIMEOUT_S
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(_POLL_S)
@@ -167,7 +167,7 @@ def _prepare(config: RunConfig, name: str, raw: RawConfig) -> RawSource:
 
 
 def _hash_content(identity: Identity) -> str:
-    """Return the hash of an identity without the name of the tokenizer, which its fingerprint identifies."""
+    """Return the hash of an identity, leaving out the tokenizer's name because the fingerprint identifies it."""
     tokenizer = {key: value for key, value in identity["tokenizer"].items() if key != "name"}
     return hash_identity({**identity, "tokenizer": tokenizer})[:_HASH_CHARACTERS]
 
@@ -221,10 +221,10 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
 
 
 def _choose_tokenizer(config: RunConfig, raw: RawConfig) -> tuple[str, str]:
-    """Return type and path of the tokenizer: that of the source, the run's tasks, or the initial weights.
+    """Return the type and path of the tokenizer, taken from the source, the run's tasks or the initial weights.
 
     Raises:
-        ConfigError: there is none, or its type is unknown.
+        ConfigError: there is no tokenizer, or its type is unknown.
     """
     path, type_name = raw.tokenizer or find_tokenizer(config), raw.tokenizer_type
     if path is None:

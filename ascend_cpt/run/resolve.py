@@ -1,4 +1,4 @@
-"""Resolves a configuration to a run: layout, batch, steps, schedule, data."""
+"""Resolves a configuration to a run with its layout, batch, steps, schedule and data."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def load_run(
 
     Args:
         path: The configuration file.
-        overrides: Dotted key → value, set over the file.
-        world_size: Devices of the launch.
-        replace: Dotted keys whose section `overrides` replaces instead of merging into it.
+        overrides: Dotted key → value; overrides the file.
+        world_size: Number of devices in the launch.
+        replace: Dotted keys of the sections that `overrides` replaces instead of merging.
         check_config: Called with the loaded configuration before datasets are opened; may raise ConfigError.
-        packed: Prefixes of the packed datasets of sources of raw text; default: they are looked up in the cache.
+        packed: Prefixes of the packed datasets for the raw-text sources, by default looked up in the cache.
 
     Raises:
         CptError: naming every problem of the first check that fails.
@@ -130,10 +130,10 @@ def find_run_dir(config: RunConfig) -> Path:
 
 
 def name_datasets(config: RunConfig, packed: Mapping[str, str] | None) -> dict[str, SourceConfig]:
-    """Return the sources, with the paths of the packed datasets of raw text.
+    """Return the sources, replacing raw text with the path of its packed dataset.
 
     Raises:
-        CptError: when raw text is not packed yet, or cannot be read.
+        CptError: when raw text is not packed yet or cannot be read.
     """
     if packed is None:
         packed = {}
@@ -178,7 +178,7 @@ def _list_datasets(
     lengths: Mapping[str, int | None],
     subsets: Mapping[str, int],
 ) -> tuple[Dataset, ...]:
-    """Return the datasets with their row lengths: as configured, else as packed, else the run's; and their subsets."""
+    """Return the datasets with their subsets and row lengths (as configured, else as packed, else the run's)."""
     return tuple(
         Dataset(
             name=name,
@@ -193,7 +193,7 @@ def _list_datasets(
 def open_datasets(
     config: RunConfig, section: str, entries: Mapping[str, SourceConfig | ValidationSetConfig | TaskConfig]
 ) -> dict[str, Manifest]:
-    """Return the manifest of each entry after checking that its files exist with the right sizes.
+    """Return each entry's manifest after checking that the dataset's files exist and have the right sizes.
 
     Raises:
         DataError: when a dataset is missing or damaged.

@@ -19,8 +19,8 @@ from ascend_cpt.recipe.schedule import Schedule, find_lr_fraction
 from ascend_cpt.run.recipe.batch import place_stages, resolve_batch
 from ascend_cpt.run.recipe.blends import fill_lengths, resolve_blend
 
-MANY_EPOCHS = 4  # up to here repeated data are about as good as new data: Muennighoff et al., arXiv 2305.16264
-FEW_TOKENS = 1_000_000_000  # practitioners' rule: continued pretraining needs at least a few billion tokens
+MANY_EPOCHS = 4  # up to this many epochs, repeated data is nearly as good as new: Muennighoff et al., arXiv 2305.16264
+FEW_TOKENS = 1_000_000_000  # rule of thumb: continued pretraining needs at least a few billion tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,13 @@ def resolve_recipe(
 
     Args:
         config: The checked configuration.
-        layout: Its parallel layout.
-        num_rows: Rows of each source.
+        layout: The run's parallel layout.
+        num_rows: Number of rows in each source.
         seed: Seed of the row order.
-        pool_rows: For each source with `max_tokens`, the rows of the dataset from which its subset is chosen.
+        pool_rows: For each source with `max_tokens`, the number of rows from which its subset is chosen.
 
     Raises:
-        ConfigError: naming every problem of the first part that has any.
+        ConfigError: naming every problem in the first part that has any.
     """
     config = fill_lengths(config, num_rows)
     budget = _resolve_budget(config, layout, sum(num_rows.values()))
@@ -79,7 +79,7 @@ def resolve_recipe(
 
 
 def _resolve_budget(config: RunConfig, layout: ParallelLayout, num_rows: int) -> Budget:
-    """Return batch and number of steps. `num_rows` counts the rows of all sources."""
+    """Return the batch and the number of steps. `num_rows` is the total over all sources."""
     sizes = resolve_batch(config, layout)
     last = sizes[-1]
     tokens, where = _choose_total_tokens(config, num_rows)
@@ -100,7 +100,7 @@ def _resolve_budget(config: RunConfig, layout: ParallelLayout, num_rows: int) ->
 
 
 def _choose_total_tokens(config: RunConfig, num_rows: int) -> tuple[int, str]:
-    """Return the tokens of the run and the location of the key: token budget, phases, or epochs over the data."""
+    """Return the run's tokens and the key that sets them: token budget, phases, or epochs over the data."""
     cpt = config.cpt
     epochs = (config.mindformers.get("runner_config") or {}).get("epochs")
     tokens = cpt.train_tokens
@@ -117,7 +117,7 @@ def _choose_total_tokens(config: RunConfig, num_rows: int) -> tuple[int, str]:
 
 
 def _resolve_rate(config: RunConfig, budget: Budget, num_rows: int) -> tuple[Schedule | None, list[str]]:
-    """Return the schedule, or None if MindFormers' is used, and notes about it."""
+    """Return the schedule (None if MindFormers' schedule is used) and notes about it."""
     schedule = config.cpt.schedule
     where = f"{config.locate('cpt', 'schedule')}: cpt.schedule"
     has_section = config.mindformers.get("lr_schedule") is not None
@@ -241,7 +241,7 @@ def _find_stop(
 
 
 def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], list[str]]:
-    """Return a problem for each source that needs more than `max_epochs`, and warnings about many epochs."""
+    """Return a problem for each source that exceeds `max_epochs`, and warnings about high epoch counts."""
     problems, notes = [], []
     for name, drawn in order.count(0, order.total_rows).items():
         epochs = drawn / order.num_rows[name]
@@ -262,7 +262,7 @@ def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], lis
 
 
 def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
-    """Return a problem for a validation interval that is longer than the run, or a patience that cannot be used up."""
+    """Return a problem for each validation interval longer than the run, and each patience that cannot run out."""
     cpt = config.cpt
     interval = cpt.validation.every if cpt.validation is not None else None
     if interval is not None and interval.to_steps(budget.tokens_per_step) > budget.total_steps:
@@ -275,7 +275,7 @@ def _find_interval_problems(config: RunConfig, budget: Budget) -> list[str]:
 
 
 def _note_intervals(config: RunConfig, budget: Budget) -> list[str]:
-    """Return a warning if the first interval of the checkpoints is longer than the run."""
+    """Return a warning if the first checkpoint interval is longer than the run."""
     every = config.cpt.checkpoint.every
     if every is None or every.to_steps(budget.tokens_per_step) <= budget.total_steps:
         return []
@@ -287,7 +287,7 @@ def _note_intervals(config: RunConfig, budget: Budget) -> list[str]:
 
 
 def _find_patience_problems(config: RunConfig, budget: Budget) -> list[str]:
-    """Return a problem for each `patience` that cannot be used up before the end of the run."""
+    """Return a problem for each `patience` that cannot run out before the run ends."""
     validation = config.cpt.validation
     if validation is None or validation.every is None:
         return []
@@ -301,7 +301,7 @@ def _find_patience_problems(config: RunConfig, budget: Budget) -> list[str]:
         if patience is None:
             continue
         steps = patience.to_steps(budget.tokens_per_step)
-        # The first validation that can be above its limit is the one after `every` steps.
+        # The validation after `every` steps is the first that can exceed its limit.
         later = -(-budget.total_steps // every) - 1
         if patience.count > later if steps is None else steps > budget.total_steps - every:
             keys = ("cpt", "validation", kind, name, "patience")

@@ -1,4 +1,4 @@
-"""The resolved run: everything that training needs, derived from a configuration."""
+"""The resolved run: everything training needs, derived from a configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANDOM_INIT = "random"
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A dataset of the run: its name in the configuration, its manifest, and its row length in this run."""
+    """A dataset in the run: its configured name, its manifest, and its row length in this run."""
 
     name: str
     manifest: Manifest
@@ -41,7 +41,7 @@ class Dataset:
 
     @property
     def pool_rows(self) -> int:
-        """Number of rows of the dataset."""
+        """Number of rows in the dataset."""
         return count_rows(self.manifest, self.seq_length)
 
 
@@ -68,22 +68,22 @@ class ResolvedRun:
     """With a batch ramp, a step with the batch of `budget`; None without one."""
 
     def at_step(self, step: int) -> ResolvedRun:
-        """Return the run with the batch of step `step`, counted from 0; without a batch ramp the run itself."""
+        """Return the run with the batch used at `step`, counted from 0. Without a batch ramp, return the run itself."""
         if not self.budget.ramp:
             return self
         return dataclasses.replace(self, budget=self.budget.at(step), ramp_step=step)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of the run; without configured phases a single one named `train`."""
+        """The phases of the run, or a single one named `train` if none are configured."""
         return self.order.phases
 
     def count_source_rows(self, first_step: int, stop_step: int) -> dict[str, int]:
-        """Return the rows of each source in the steps `first_step` to `stop_step` (excluded)."""
+        """Return the number of rows from each source in steps `first_step` to `stop_step` (exclusive)."""
         return self.order.count(self.order.first_position(first_step), self.order.first_position(stop_step))
 
     def list_rows(self, step: int) -> list[tuple[str, int]]:
-        """Return (source, row number in it) for every row of the global batch of `step`, counted from 0."""
+        """Return (source, row index in the source) for each row of the global batch at `step`, counted from 0."""
         positions = np.arange(self.order.first_position(step), self.order.first_position(step + 1))
         sources, rows = self.order.locate(positions)
         names = list(self.order.num_rows)
@@ -117,9 +117,9 @@ class ResolvedRun:
         subsets = [[name, self.order.num_rows[name]] for name in self.order.pool_rows]
         ramp = self.order.to_record().get("ramp")
         return {
-            # Not the layers of pipeline stages: the layout may change.
+            # The layers of pipeline stages are left out because the layout may change.
             "model": {key: value for key, value in self.model.items() if key != "offset"},
-            # A list: row numbers depend on the order of the sources.
+            # A list, because row indices depend on the order of the sources.
             "sources": [[source.name, source.manifest.digest] for source in self.sources],
             "seq_length": self.budget.seq_length,
             "document_attention": self.config.cpt.document_attention,
@@ -134,5 +134,5 @@ class ResolvedRun:
 
     @property
     def report_rank(self) -> int:
-        """The rank that writes records: with pipeline stages only the last stage has the loss."""
+        """The rank that writes records. With pipeline stages, only the last stage has the loss."""
         return self.layout.world_size - self.layout.world_size // self.layout.pipeline_parallel

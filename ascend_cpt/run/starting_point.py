@@ -1,4 +1,4 @@
-"""The starting point of a run: its newest checkpoint, weights of a run or a Hugging Face folder, or random weights."""
+"""Chooses a run's starting point: its newest checkpoint, another run's or Hugging Face weights, or random weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
-JUMP = 1.2  # a learning rate that rises by more than this factor is a re-warming
+JUMP = 1.2  # a rise in the learning rate by more than this factor counts as re-warming
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A checkpoint to resume exactly, a folder of initial weights, or neither (random weights).
+    """A checkpoint to resume from exactly, a folder of initial weights, or neither (random weights).
 
     `notes` are lines to print; `warnings` list skipped checkpoints.
     """
@@ -53,22 +53,22 @@ def choose_start(
     channel: JobChannel | None = None,
     dry: bool = False,
 ) -> Start:
-    """Return the starting point of the run; with a `channel`, all processes of the job choose the same one.
+    """Return the run's starting point. With a `channel`, all processes of the job choose the same one.
 
-    With a channel the files of a checkpoint are verified, unless `cpt.checkpoint.verify` is false: a damaged one is
-    skipped like an incomplete one. Without a channel (in a dry run), only their sizes are compared.
+    With a channel, checkpoint files are verified unless `cpt.checkpoint.verify` is false. A damaged checkpoint is
+    skipped like an incomplete one. Without a channel (in a dry run), only file sizes are compared.
 
     Args:
         run: The resolved run.
-        resume_training: `auto` (also None: the configuration's), `never`, or a checkpoint's or run's path.
-        extend: Accept a run that is longer, or has more phases, than when its checkpoint was saved.
+        resume_training: `auto`, `never`, the path of a checkpoint or run, or None to use the configuration's value.
+        extend: Accept a run that is longer or has more phases than when its checkpoint was saved.
         channel: The channel to the other processes, in a launched job.
         dry: Whether the initial weights may be missing on this machine.
 
     Raises:
         ConfigError: when no initial weights are configured.
         CheckpointError: when a checkpoint is damaged or from another run, or a new run would overwrite an old one.
-        ClusterError: when the nodes' starting points differ, or one of them failed.
+        ClusterError: when the nodes' starting points differ, or a node failed.
     """
     storage = run.config.cpt.storage
     verifier = Verifier(
@@ -85,11 +85,11 @@ def choose_start(
 
 
 def identify_weights(folder: Path) -> str:
-    """Return a text that identifies a checkpoint or Hugging Face folder, without reading its tensors."""
+    """Return a string that identifies a checkpoint or Hugging Face folder, without reading tensors."""
     state = folder / STATE_NAME
     if state.is_file():
         saved = read_state(folder)
-        # Without the files: without shared storage every node has only its own.
+        # The files are left out: without shared storage, each node has only its own.
         return f"step {saved.step} of {hash_values(saved.fingerprint)}"
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
     return f"{len(sizes)} files, {hash_values(sizes)}"
@@ -150,7 +150,7 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
     """Return lines that describe what the extension changes.
 
     Raises:
-        CheckpointError: when more than the length changed, or the rows trained so far would be different.
+        CheckpointError: when more than the length changed, or the rows trained so far would differ.
     """
     _check_fingerprint(chosen)
     state = chosen.state
@@ -191,7 +191,7 @@ def _check_extension(run: ResolvedRun, chosen: Checkpoint) -> tuple[str, ...]:
 
 
 def _ignore_stages(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved fingerprint without the layers of pipeline stages, which those of earlier versions have."""
+    """Return a saved fingerprint without the layers of pipeline stages, which earlier versions recorded."""
     model = saved.get("model")
     if isinstance(model, Mapping):
         return {**saved, "model": {key: value for key, value in model.items() if key != "offset"}}
@@ -199,10 +199,10 @@ def _ignore_stages(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_fingerprint(checkpoint: Checkpoint) -> None:
-    """Check that the fingerprint of a checkpoint, which may come from elsewhere, has what is read from it here.
+    """Check that a checkpoint's fingerprint has every field read here, since the checkpoint may be untrusted.
 
     Raises:
-        CheckpointError: a field is missing or of another form.
+        CheckpointError: a field is missing or malformed.
     """
     saved = checkpoint.state.fingerprint
     try:
@@ -278,14 +278,14 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifi
         )
     notes = (*verifier.note_unverified(checkpoint), *_warn_of_rewarming(run, checkpoint.state))
     if rope_before != rope_now:
-        # A long-context stage may change the rope scaling. No weight shapes depend on it, but it is worth a note.
+        # A long-context stage may change the rope scaling. This affects no weight shapes but is worth a note.
         changes = "; ".join(describe_differences(rope_before, rope_now))
         notes = (f"rotary embeddings differ from those that the weights were trained with: {changes}", *notes)
     return Start(init_from=checkpoint.folder, notes=notes, warnings=skipped)
 
 
 def _warn_of_rewarming(run: ResolvedRun, state: RunState) -> tuple[str, ...]:
-    """Return a warning if the run re-warms the learning rate on data that the weights were already trained on."""
+    """Return a warning if the run re-warms the learning rate on data that the weights have already seen."""
     schedule = state.fingerprint.get("schedule")
     if not schedule or run.schedule is None:
         return ()

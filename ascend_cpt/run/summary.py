@@ -125,7 +125,7 @@ def _describe_padding(source: Dataset) -> str:
 
 
 def describe_disk(run: ResolvedRun) -> str:
-    """Return a line with the size of a checkpoint and the maximum disk space of the run."""
+    """Return a line with the checkpoint size and the run's maximum disk usage."""
     if not run.config.cpt.checkpoint.save:
         return "disk     nothing is saved (cpt.checkpoint.save is False)"
     checkpoints = count_checkpoints(run, run.budget.total_steps)
@@ -142,7 +142,7 @@ def _at(run: ResolvedRun, step: int) -> str:
 
 
 def describe_start(start: Start) -> str:
-    """Return a line with the starting point, and its notes."""
+    """Return a line with the starting point, followed by its notes."""
     if start.resume_from is not None:
         line = f"start    continuing at step {start.step} from {start.resume_from.folder}"
     elif start.init_from is None:
@@ -155,7 +155,7 @@ def describe_start(start: Start) -> str:
 
 
 def describe_hf_folder(folder: HfFolder) -> str:
-    """Return what is loaded from a checked Hugging Face folder; the check has already rejected missing tensors."""
+    """Describe what is loaded from a checked Hugging Face folder. The check has already rejected missing tensors."""
     used = list_hf_shapes(folder.sizes)
     num_parameters = sum(folder.tensors[name].num_elements for name in used)
     ignored = sorted(set(folder.tensors) - set(used))
@@ -164,7 +164,7 @@ def describe_hf_folder(folder: HfFolder) -> str:
 
 
 def describe_end(run: ResolvedRun, stop_at_step: int | None, *, continues: bool = False) -> str:
-    """Return a line with how the run ended, or with what it `continues`, and where its files are."""
+    """Return a line that says how the run ended, or with what it `continues`, and where its files are."""
     total = run.budget.total_steps
     if continues and stop_at_step is not None:
         rows = run.budget.at(stop_at_step).global_batch_size

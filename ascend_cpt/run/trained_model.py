@@ -1,4 +1,4 @@
-"""Opens the checkpoints of a run for export to a Hugging Face folder."""
+"""Opens a run's checkpoints for export to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class TrainedModel:
 
 
 def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None, verify: bool = True) -> TrainedModel:
-    """Open the checkpoint at `path`: a run (its newest step), one step, or a converted folder.
+    """Open the checkpoint at `path`, which is a run (its newest step is used), a single step or a converted folder.
 
     Args:
         path: The run folder, `checkpoint` folder, `iteration_*` folder, or the target of `convert_to_mindformers`.
-        num_averaged: Average this many of the newest complete checkpoints of the run.
+        num_averaged: Average this many of the run's newest complete checkpoints.
         like: A folder to copy tokenizer files, generation_config.json and, if present, config.json from.
-        verify: Compare the files to be read with the checksums recorded when they were saved. Of a run, damaged steps
-            are skipped with a warning, like incomplete ones.
+        verify: Compare the files to be read with the checksums recorded at saving. In a run, damaged steps are
+            skipped with a warning, like incomplete ones.
 
     Raises:
-        CheckpointError: when the checkpoint is missing or damaged, or `like` is a different model.
+        CheckpointError: when the checkpoint is missing or damaged, or `like` holds a different model.
     """
     if (path / CONFIG_NAME).is_file():
         folders, config, own = [path], read_config(path), list_companions(path)
@@ -87,7 +87,7 @@ def check_like(like: Path, model_config: Mapping[str, Any]) -> None:
 
 
 def _choose(path: Path, num_averaged: int, verify: bool) -> list[Checkpoint]:
-    """Return the checkpoint at `path` and the complete ones before it of the same run, newest first."""
+    """Return the checkpoint at `path` and the same run's earlier complete checkpoints, newest first."""
     verifier = Verifier(weights_only=True, enabled=verify)
     newest, skipped = verifier.locate(path)
     chosen = [newest]
@@ -106,7 +106,7 @@ def _choose(path: Path, num_averaged: int, verify: bool) -> list[Checkpoint]:
 
 
 def _read_run_config(checkpoint: Path) -> dict[str, Any]:
-    """Return the model's configuration from the resolved YAML of the run that a checkpoint belongs to."""
+    """Return the model configuration from the resolved YAML file of the checkpoint's run."""
     path = find_resolved(checkpoint)
     if path is None:
         raise CheckpointError(
@@ -116,12 +116,12 @@ def _read_run_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_model_config(path: Path) -> dict[str, Any]:
-    """Return `model.model_config` of a resolved YAML; errors are those of `read_section`."""
+    """Return `model.model_config` from a resolved YAML file. Raises the same errors as `read_section`."""
     return read_section(path, "model.model_config")
 
 
 def read_section(path: Path, name: str) -> dict[str, Any]:
-    """Return a section of a resolved YAML, which may have been delivered with a checkpoint.
+    """Return a section of a resolved YAML file, which may have come with a checkpoint from elsewhere.
 
     Args:
         path: The file.

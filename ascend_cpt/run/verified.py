@@ -1,4 +1,4 @@
-"""Chooses a checkpoint together with the other processes of a job, each of which verifies a part of its files."""
+"""Chooses a checkpoint jointly with the job's other processes, each of which verifies some of the files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ ALONE = JobChannel(rank=0, size=1, node=0, address=None)
 class Verifier:
     """How checkpoints are verified in a job.
 
-    With `shared` storage all processes divide the files of a checkpoint among themselves; otherwise those of each node
-    do.
-    `weights_only` leaves out the optimizer's files, which are not read. Without `enabled`, only sizes are compared.
-    All processes must call each method at the same point.
+    With `shared` storage, all processes split a checkpoint's files among themselves; otherwise the processes on each
+    node do. `weights_only` leaves out the optimizer's files, which are then not read. Without `enabled`, only sizes
+    are compared. All processes must call each method at the same point.
     """
 
     channel: JobChannel = ALONE
@@ -39,9 +38,9 @@ class Verifier:
     enabled: bool = True
 
     def choose_newest(self, checkpoint_root: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """Return the newest undamaged checkpoint of a run, or None, and a line for each newer one that is skipped.
+        """Return the newest undamaged checkpoint of a run, or None, and a line for each newer one skipped.
 
-        Without shared storage: of those that are complete on every node.
+        Without shared storage, only checkpoints that are complete on every node are considered.
 
         Raises:
             ClusterError: when another process failed.
@@ -57,13 +56,13 @@ class Verifier:
             damaged[name] = problem
 
     def locate(self, path: Path, *, own: bool = False) -> tuple[Checkpoint, tuple[str, ...]]:
-        """Return what `locate_checkpoint` does for a path, and a line for each newer step that is skipped.
+        """Return the result of `locate_checkpoint` for a path, and a line for each newer step skipped.
 
-        The step is that which the first process sees, because the run may save another one in the meantime; with `own`
-        every process has its own path.
+        All processes use the step that the first process sees, because the run may save another one meanwhile. With
+        `own`, every process has its own path.
 
         Raises:
-            CheckpointError: no checkpoint, none that is complete and undamaged, or the step that `path` names is not.
+            CheckpointError: no checkpoint is complete and undamaged, or the step that `path` names is not.
             ClusterError: when another process failed.
         """
         damaged: dict[str, str] = {}
@@ -80,7 +79,7 @@ class Verifier:
             damaged[folder.name] = problem
 
     def find_damage(self, folder: Path) -> str:
-        """Return the first problem that any process finds in its part of a checkpoint's files; empty if there is none.
+        """Return the first problem that any process finds in its share of a checkpoint's files, or "" if there is none.
 
         Raises:
             ClusterError: when another process failed.
@@ -95,7 +94,7 @@ class Verifier:
         return f"{self.channel.members[member]}: {problems[member]}"
 
     def note_unverified(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """Return a line about a checkpoint without checksums; none if it has them, or nothing is verified."""
+        """Return a line if the checkpoint has no checksums, and none if it has them or verification is off."""
         if not self.enabled or checkpoint.state.checksums or not checkpoint.state.files:
             return ()
         return (f"{checkpoint.folder}: saved by an earlier version without checksums, so its files are not verified",)
@@ -117,7 +116,7 @@ class Verifier:
         return ""
 
     def _find_newest(self, checkpoint_root: Path, damaged: Mapping[str, str]) -> tuple[str | None, Sequence[str]]:
-        """Return the name of the newest complete checkpoint's folder that is not in `damaged`, and skipped ones."""
+        """Return the folder name of the newest complete checkpoint not in `damaged`, and the skipped ones."""
         if self.shared:
             own: list[Any] = []
             if self.channel.rank == 0:

@@ -1,1 +1,1 @@
-"""Compiles ranks of a run on MindSpore's simulated device, without NPUs."""
+"""Compiles a run's ranks on MindSpore's simulated device, without NPUs."""

@@ -1,4 +1,4 @@
-"""The communication operators of a compiled step, by kind and group of ranks."""
+"""A compiled step's communication operators, by kind and group of ranks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ascend_cpt.config.parallel_layout import ParallelLayout
 
 CSV_NAME = "comm_execute_order.csv"
 POINT_TO_POINT = {"Send", "Receive"}
-# Dimensions in the order of rank numbering; the last one varies fastest.
+# Dimensions in rank-numbering order. The last one varies fastest.
 DIMENSIONS = ("pipeline", "data", "context", "tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """Operators of one kind in one group of ranks, summed over a step."""
+    """Operators of one kind within one group of ranks, summed over a step."""
 
     kind: str
     """`AllReduce`, `AllGather`, `ReduceScatter`, `Send`, ..."""
@@ -31,7 +31,7 @@ class Exchange:
 
 
 def read_exchanges(folder: Path, layout: ParallelLayout, num_steps: int) -> list[Exchange]:
-    """Return the communication operators of a step from MindSpore's record of a rank, most bytes first.
+    """Return a step's communication operators from MindSpore's record for a rank, most bytes first.
 
     Args:
         folder: The folder `rank_<n>` written by MindSpore.

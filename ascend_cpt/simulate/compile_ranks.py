@@ -1,4 +1,4 @@
-"""Compiles ranks of a planned run and compares them with the plan; used by `tools/plan.py`."""
+"""Compiles ranks of a planned run and compares them with the plan. Used by `tools/plan.py`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.simulate.compare_slices import count_elements, find_differences, select_model_parameters
 from ascend_cpt.simulate.run_rank import RankResult, list_first_ranks, simulate_rank
 
-# Twice the number of stages is enough to fill and drain the pipeline; more only make the graph longer.
+# Twice the number of stages is enough to fill and drain the pipeline. More would only lengthen the graph.
 MICRO_BATCHES_PER_STAGE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """The result of a simulated rank, and its differences from the plan."""
+    """A simulated rank's result, and its differences from the plan."""
 
     result: RankResult
     differences: tuple[str, ...]
@@ -44,21 +44,21 @@ def simulate_run(
     all_micro_batches: bool = False,
     log_dir: Path | None = None,
 ) -> tuple[TrainingCase, list[RankReport]]:
-    """Compile ranks of a run and compare them with the plan of the compiled configuration.
+    """Compile ranks of a run and compare them with the plan for the compiled configuration.
 
     Args:
         run: The resolved run.
         overrides: The overrides that the run was loaded with.
-        ranks: Ranks to compile; None: the first of every pipeline stage.
-        layers_per_stage: Number of layers to keep on every stage; None keeps all.
+        ranks: Ranks to compile, or None for the first rank of every pipeline stage.
+        layers_per_stage: Number of layers to keep on every stage, or None for all.
         num_steps: Steps to run on the simulated device.
         timeout_s: Time limit of each rank.
         report: Called with progress lines.
-        all_micro_batches: Compile every micro batch of a step; otherwise at most twice the number of stages.
-        log_dir: Where the output of the processes is kept.
+        all_micro_batches: Compile every micro batch of a step, instead of at most twice the number of stages.
+        log_dir: Folder in which to keep the processes' output.
 
     Raises:
-        ConfigError: for a rank outside of the cluster.
+        ConfigError: for a rank outside the cluster.
         ClusterError: when this machine cannot simulate.
     """
     world_size = run.layout.world_size
@@ -142,13 +142,13 @@ def _name_ranks(ranks: tuple[int, ...]) -> str:
 def load_shortened(
     run: ResolvedRun, overrides: Mapping[str, Any], *, layers_per_stage: int | None, micro_batches: int | None
 ) -> RunConfig:
-    """Return the configuration of a run with fewer layers and micro batches, otherwise unchanged.
+    """Return a run's configuration with fewer layers and micro batches, but otherwise unchanged.
 
     Args:
         run: The resolved run.
         overrides: The overrides that the run was loaded with.
-        layers_per_stage: Number of layers to keep on every pipeline stage; None keeps all.
-        micro_batches: Maximum number of micro batches per step; None keeps all.
+        layers_per_stage: Number of layers to keep on every pipeline stage, or None for all.
+        micro_batches: Maximum number of micro batches per step, or None for all.
     """
     config = run.config
     changed = dict(overrides)

@@ -1,4 +1,4 @@
-"""Summarizes errors of MindSpore and MindFormers in one paragraph, with the configuration key to change."""
+"""Summarizes MindSpore and MindFormers errors in one paragraph, with the configuration key to change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ADVICE: tuple[tuple[str, str, str], ...] = (
     (r"recompute", "recompute_config", "set it to True or False"),
     (r"dtype|bfloat16|float16", "model.model_config.compute_dtype", "this dtype is not supported here"),
 )
-# Start of the C++ part of a message.
+# The start of a message's C++ part.
 _END_OF_MESSAGE = re.compile(r"\n-{10,}|\n- C\+\+ Call Stack|\n- The Traceback of Net Construct Code|\n- Ascend Error")
 
 
@@ -36,9 +36,9 @@ def explain_error(message: str, *, ending: str, log: str, config: RunConfig) -> 
     """Return the error as one paragraph.
 
     Args:
-        message: The exception's text, empty when the process ended without one.
+        message: The exception's text, or "" if the process ended without an exception.
         ending: How the process ended, as text.
-        log: The end of its output.
+        log: The end of the process's output.
         config: The configuration, to locate the key.
     """
     if not message:

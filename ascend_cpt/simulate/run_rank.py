@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, kw_only=True)
 class RankResult:
-    """The result of compiling a rank; `error` is empty on success."""
+    """The result of compiling a rank. `error` is empty on success."""
 
     rank: int
     stage: int
@@ -71,9 +71,9 @@ def simulate_rank(
         run: The resolved run.
         rank: Rank in the cluster.
         num_steps: Steps to run.
-        timeout_s: After this many seconds the process is stopped and an error reported.
+        timeout_s: After this many seconds, the process is stopped and an error is reported.
         report: Called with a line at the start of each phase.
-        log_dir: Where the process's output is kept.
+        log_dir: Folder in which to keep the process's output.
 
     Raises:
         ClusterError: when this machine cannot simulate.
@@ -120,7 +120,7 @@ def make_sections(run: ResolvedRun, num_steps: int, work: Path) -> dict[str, Any
     sections = make_mindformers_config(run, resume_from=None, init_from=None)
     loader = {
         "type": LOADER_NAME,
-        # One step more than is run: the last step prefetches the next batch.
+        # One more step than is run, because the last step prefetches the next batch.
         "num_rows": run.budget.global_batch_size * (num_steps + 1),
         "row_format": run.row_format.to_record(),
     }
@@ -131,7 +131,7 @@ def make_sections(run: ResolvedRun, num_steps: int, work: Path) -> dict[str, Any
 
 
 def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[str, str]:
-    """Return the environment of a rank's process: simulation mode, with emulated libraries where CANN is missing."""
+    """Return the environment for a rank's process: simulation mode, with emulated libraries if CANN is missing."""
     launch_variables = ("MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "RANK_TABLE_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in launch_variables}
     environment |= {
@@ -139,7 +139,7 @@ def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[st
         "RANK_SIZE": str(run.layout.world_size),
         "RANK_ID": str(rank),
         "DEVICE_ID": "0",
-        # Without it the step's graph cannot be built kernel by kernel in simulation.
+        # Without this, the step's graph cannot be built kernel by kernel in simulation.
         "MS_DEV_RUNTIME_CONF": "inline:False",
         "LOG_MF_PATH": "mindformers_log",
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -153,7 +153,7 @@ def make_environment(run: ResolvedRun, rank: int, lib64: Path | None) -> dict[st
 def _run_process(
     work: Path, log_path: Path, environment: dict[str, str], timeout_s: float, report: Callable[[str], None]
 ) -> str:
-    """Run the process and return how it ended; empty if it exited without a signal."""
+    """Run the process and return how it ended, or "" if it exited without a signal."""
     deadline = time.monotonic() + timeout_s
     command = [sys.executable, "-m", MODULE, "job.json"]
     with log_path.open("wb") as log:
@@ -165,7 +165,7 @@ def _run_process(
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     return f"stopped after {timeout_s:.0f} s; raise --timeout"
-                # The result is renamed into place, so it is complete; MindSpore may hang while the process exits.
+                # The result is complete, because it is renamed into place. MindSpore may hang while the process exits.
                 if (work / RESULT_NAME).is_file():
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(EXIT_WAIT_S)

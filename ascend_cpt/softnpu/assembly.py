@@ -1,6 +1,6 @@
-"""Generate the assembly: a trampoline for each aclnn operator and a stub for each other function not written in C++.
+"""Generates the assembly: a trampoline for each aclnn operator and a stub for every other function not in C++.
 
-x86-64 System V: results are returned in rax; the address of an object returned by value is passed in rdi and returned
+x86-64 System V: results are returned in rax. The address of an object returned by value is passed in rdi and returned
 in rax. C++ names are mangled according to the Itanium ABI: `_ZTV` a vtable, `_ZTI`, `_ZTS`, `_ZTT`, `_ZGV` other data,
 `C1` and `C2` constructors.
 """
@@ -23,7 +23,7 @@ _LEFT_OUT = {
     "SetPTAHashKey",
     "CanUsePTACache",
 }
-# Functions that compute or move data must fail, not return without having done so.
+# Functions that compute or move data must fail rather than return without doing anything.
 _COMPUTES = re.compile(
     r"rt\w*Launch\w*|aclrtLaunchKernel\w*|aclmdl(?:Execute|RIExecute|Load|BundleLoad)\w*|acl(?:dvpp|vdec)(?!Destroy)\w*"
     r"|hi_mpi_\w+|Hccl(?:All|Reduce|Broadcast|Scatter|Send|Recv|Batch|Barrier|Create|CommInit)\w*|aclop(?:Compile|Execute)\w*"
@@ -31,7 +31,7 @@ _COMPUTES = re.compile(
 )
 _DATA = ("_ZTI", "_ZTS", "_ZTT", "_ZGV")
 _CONSTRUCTOR = re.compile(r"_ZN2ge\d+\w+?C[12]E")
-# Objects without members, one byte wide: clearing more overwrites what follows them, which causes
+# Objects without members are one byte wide. Clearing more overwrites what follows and causes
 # errors at exit.
 _REGISTRAR_CONSTRUCTOR = re.compile(r"_ZN2ge\d+\w+?RegisterC[12]E")
 _OPERATOR_CONSTRUCTOR = re.compile(r"_ZN2ge8OperatorC[12]E")

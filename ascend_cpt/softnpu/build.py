@@ -1,4 +1,4 @@
-"""Builds the emulated CANN libraries with g++, once per MindSpore, compiler, processor and source version."""
+"""Builds the emulated CANN libraries with g++, once per combination of MindSpore, compiler, processor and sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ascend_cpt.softnpu.assembly import list_operators, render_assembly
 from ascend_cpt.softnpu.symbols import find_mindspore, list_wanted_symbols, read_mindspore_version
 
 SOURCES = Path(__file__).with_name("src")
-# The library names that MindSpore's plugin loads; all of them link to the one library that contains the code.
+# The library names that MindSpore's plugin loads. They all link to the single library that contains the code.
 LIBRARIES = (
     "ge_runner",
     "graph",
@@ -39,13 +39,13 @@ LIBRARIES = (
 )
 # The plugin searches for `latest` in the path of the library with the acl functions to find its home.
 LIBRARY_FOLDER = Path("latest") / "lib64"
-# Where MindSpore looks for the Python packages of CANN, beside the libraries' folder.
+# Where MindSpore looks for CANN's Python packages, next to the libraries' folder.
 PYTHON_FOLDER = Path("opp") / "built-in" / "op_impl" / "ai_core" / "tbe"
-# MindSpore reads the HCCL version from this package. There is no package `te`, whose compiler it would query too.
+# MindSpore reads the HCCL version from this package. A `te` package is omitted, since MindSpore would query it too.
 _PYTHON_MODULES = {"hccl/sys_version.py": "__sys_version__"}
 _CANN_VERSION = "8.5.0"
 # No fused or reordered arithmetic: results are the same on every processor.
-# Without traps and errno, which are not used, loops of comparisons and square roots become vector code.
+# Without traps and errno, which are unused, loops with comparisons and square roots are vectorized.
 # Without SLP vectorization: with AVX-512, g++ 12 takes `(double)(float)x` for `x` there, so float16 was rounded twice.
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno",
           "-fno-tree-slp-vectorize", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")  # fmt: skip
@@ -56,10 +56,10 @@ def prepare_libraries(cache_dir: Path | None = None) -> Path:
     """Return the folder of the emulated libraries for the installed MindSpore, built now or found in the cache.
 
     Args:
-        cache_dir: Where they are kept; default `ascend_cpt/softnpu` in XDG_CACHE_HOME or ~/.cache.
+        cache_dir: Where to keep the libraries; by default `ascend_cpt/softnpu` in XDG_CACHE_HOME or ~/.cache.
 
     Raises:
-        ClusterError: when this machine cannot build or run them.
+        ClusterError: when this machine cannot build or run the libraries.
     """
     check_machine()
     cache = cache_dir or _find_cache()
@@ -99,7 +99,7 @@ def check_tools() -> None:
     """Make sure that the libraries can be built here.
 
     Raises:
-        ClusterError: naming the programs that are missing.
+        ClusterError: when programs are missing. The message names them.
     """
     missing = [tool for tool in ("g++", "nm", "strings") if shutil.which(tool) is None]
     if missing:
@@ -109,7 +109,7 @@ def check_tools() -> None:
 
 
 def list_library_paths(folder: Path) -> list[Path]:
-    """Return the folders in which a process must look for libraries: the emulated ones first."""
+    """Return the folders in which a process must look for libraries, with the emulated ones first."""
     plugin = find_mindspore() / "lib" / "plugin"
     return [folder, plugin.parent, plugin, plugin / "ascend"]
 
@@ -153,9 +153,9 @@ def _hold_lock(path: Path) -> Iterator[None]:
 
 
 def _build_whole(home: Path) -> None:
-    """Build next to `home` and rename; the caller holds the lock."""
+    """Build next to `home` and rename the result. The caller holds the lock."""
     work = home.with_name(f".build-{home.name}")
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left behind by a killed process
     work.mkdir()
     try:
         _build(work, work / "home" / LIBRARY_FOLDER)
@@ -171,7 +171,7 @@ def _build(work: Path, folder: Path) -> None:
     objects = [work / f"{path.stem}.o" for path in sources]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         wanted = pool.submit(list_wanted_symbols, find_mindspore())
-        # The longest files first, so that no core idles at the end.
+        # Compile the longest files first, so that no core idles at the end.
         jobs = sorted(zip(sources, objects, strict=True), key=lambda job: -job[0].stat().st_size)
         for done in [pool.submit(_run, "g++", *_FLAGS, "-c", str(source), "-o", str(out)) for source, out in jobs]:
             done.result()

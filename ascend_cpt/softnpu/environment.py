@@ -1,4 +1,4 @@
-"""Run a process on the software NPU when `ASCEND_CPT_SOFTNPU=1` is set.
+"""Runs a process on the software NPU when `ASCEND_CPT_SOFTNPU=1` is set.
 
 The libraries must be on the loader path before the process starts, so `enter` builds them and re-executes the command
 with the required environment variables. msrun itself runs in the user's environment.
@@ -35,7 +35,7 @@ def is_requested(environ: Mapping[str, str]) -> bool:
 
 
 def find_cann(environ: Mapping[str, str]) -> Path | None:
-    """Return the home of a real CANN set in the environment, or None."""
+    """Return the home of a real CANN installation set in the environment, or None."""
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         home = environ.get(name)
         if home and (Path(home) / "lib64" / "libascendcl.so").exists():
@@ -44,7 +44,7 @@ def find_cann(environ: Mapping[str, str]) -> Path | None:
 
 
 def prepare(environ: Mapping[str, str]) -> Path | None:
-    """Return the folder of the libraries, built if necessary, if the environment enables them; otherwise None.
+    """Build the libraries if necessary and return their folder, or None if the environment does not enable them.
 
     Raises:
         ClusterError: when this machine cannot emulate NPUs.
@@ -56,7 +56,7 @@ def prepare(environ: Mapping[str, str]) -> Path | None:
 
 
 def check_mindspore(version: str) -> None:
-    """Make sure that the operators' signatures are those of the installed MindSpore.
+    """Make sure that the operators' signatures match the installed MindSpore.
 
     Raises:
         ClusterError: naming both versions.
@@ -69,10 +69,10 @@ def check_mindspore(version: str) -> None:
 
 
 def make_environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Return the variables that a process on the software NPU needs, to be set over those of `environ`.
+    """Return the variables that a process on the software NPU needs in addition to `environ`.
 
     Args:
-        environ: The process's environment; values set by the user are kept.
+        environ: The process's environment. Values set by the user are kept.
         folder: Folder of the libraries.
     """
     home = folder.parent
@@ -81,15 +81,15 @@ def make_environment(environ: Mapping[str, str], folder: Path) -> dict[str, str]
         "LD_LIBRARY_PATH": _join(map(str, list_library_paths(folder)), environ.get("LD_LIBRARY_PATH")),
         "PYTHONPATH": _join([str(home / PYTHON_FOLDER)], environ.get("PYTHONPATH")),
         "ASCEND_OPP_PATH": str(home / "opp"),
-        # Only errors: MindSpore warns about the missing drivers.
+        # Show only errors, because MindSpore warns about the missing drivers.
         "GLOG_v": environ.get("GLOG_v", "3"),
     }
 
 
 def enter() -> None:
-    """Restart this command on the software NPU if ASCEND_CPT_SOFTNPU=1; otherwise return.
+    """Restart this command on the software NPU if ASCEND_CPT_SOFTNPU=1. Otherwise, return.
 
-    Call it before anything imports MindSpore.
+    Call this before anything imports MindSpore.
 
     Raises:
         ClusterError: when this machine cannot emulate NPUs.

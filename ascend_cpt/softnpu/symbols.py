@@ -1,7 +1,7 @@
-"""List the CANN functions called by the Ascend plugin of the installed MindSpore.
+"""Lists the CANN functions called by the installed MindSpore's Ascend plugin.
 
-There are two kinds: undefined symbols of its libraries, and names looked up at runtime with `dlsym`, which appear
-in its libraries as strings.
+There are two kinds: undefined symbols in the plugin's libraries, and names looked up at runtime with `dlsym`, which
+appear in these libraries as strings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def find_mindspore() -> Path:
     """Return the folder of the installed MindSpore, without importing it.
 
     Raises:
-        ClusterError: when it is not installed.
+        ClusterError: when MindSpore is not installed.
     """
     spec = find_spec("mindspore")
     if spec is None or spec.origin is None:
@@ -54,7 +54,7 @@ def read_mindspore_version() -> str:
     """Return the version of the installed MindSpore.
 
     Raises:
-        ClusterError: when it is not installed.
+        ClusterError: when MindSpore is not installed.
     """
     try:
         return version("mindspore")
@@ -93,7 +93,7 @@ def _find_system_library(name: str) -> Path:
 def _read_symbols(paths: Iterable[Path], flag: str) -> set[str]:
     found: set[str] = set()
     for path in paths:
-        # A file without dynamic symbols makes nm fail; it has none.
+        # nm fails for a file without dynamic symbols, which means there are none.
         found.update(line.split()[-1].split("@")[0] for line in _run("nm", "-D", flag, str(path)).splitlines() if line)
     return found
 

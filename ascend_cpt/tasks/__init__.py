@@ -1,1 +1,1 @@
-"""Evaluation tasks: items in files, their requests to the network, and scores. Plain Python and NumPy."""
+"""Evaluation tasks: items in files, their requests to the network, and scores, in plain Python and NumPy."""

@@ -1,4 +1,4 @@
-"""Kinds and metrics of tasks, and the checks of a task's configuration."""
+"""Task kinds and metrics, and checks of a task's configuration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEEDLE_KEYS = ("lengths", "depths", "per_cell", "choices", "seed")
 
 
 def find_task_problems(config: TaskConfig, seq_length: int | None = None) -> list[str]:
-    """Return a problem, beginning with the key, for each setting that cannot work; `seq_length` is that of the run."""
+    """Return a problem, beginning with the key, for each setting that cannot work at the run's `seq_length`."""
     problems: list[str] = []
     _check_name("kind", config.kind, METRICS, problems)
     if config.schema is not None:
@@ -65,7 +65,7 @@ def _check_needle(config: TaskConfig, seq_length: int | None) -> list[str]:
 
 
 def _check_name(key: str, name: str, known: Collection[str], problems: list[str]) -> bool:
-    """Return whether a name is known; if not, add a problem."""
+    """Return whether a name is known. If not, add a problem."""
     if name in known:
         return True
     problems.append(f"{key}: {name!r} is unknown{nearest(name, known)}; choose from {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Invented facts for needle-in-a-haystack tasks: a statement, a question about it, and possible answers."""
+"""Invented facts for needle-in-a-haystack tasks, each with a statement, a question and possible answers."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def make_fact(generator: random.Random, num_answers: int, encode_answer: Callabl
     """Return a random fact.
 
     Args:
-        generator: Source of random numbers. Only its `random` is used, which is the same in all versions of Python.
+        generator: Source of random numbers. Only `random` is used, which is the same in all Python versions.
         num_answers: Number of answers.
         encode_answer: (question, answer) → token ids of the answer after the question.
 
     Raises:
-        ValueError: the tokenizer has too few different values with equally many tokens.
+        ValueError: too few distinct values have the same number of tokens.
     """
     subject = f"{_choose(generator, SUBJECTS)} {_choose(generator, CITIES)}"
     question = f"\n\nQuestion: What is the {subject}?\nAnswer: The {subject} is"
     right = _draw_value(generator)
     ids = tuple(encode_answer(question, right))
-    # By token ids: a tokenizer without some of the digits could give equal ones.
+    # Compare token ids, because a tokenizer that lacks some digits could encode different values equally.
     found = {ids: right}
     for _ in range(MAX_DRAWS):
         if len(found) == num_answers:
@@ -70,7 +70,7 @@ def make_fact(generator: random.Random, num_answers: int, encode_answer: Callabl
             found.setdefault(other, value)
     if len(found) < num_answers:
         raise ValueError(f"only {len(found)} of {MAX_DRAWS} values have {len(ids)} tokens and differ; lower choices")
-    # Not always the first one, which wins ties.
+    # The answer must not always come first, because the first one wins ties.
     gold = int(generator.random() * num_answers)
     answers = list(found.values())[1:]
     answers.insert(gold, right)

@@ -1,4 +1,4 @@
-"""Loads a task: encodes the prompts and answers of its items."""
+"""Loads a task and encodes the prompts and answers of its items."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def load_task(
     prefix_token: int | None,
     add_prefix: bool = False,
 ) -> Task:
-    """Read the items of a task and make its requests.
+    """Read a task's items and make their requests.
 
     Args:
         name: Name of the task.
         config: Its configuration.
-        encode: Text → token ids, without special tokens.
+        encode: Encodes text to token ids, without special tokens.
         seq_length: Length of the network's input. Items with a longer request are left out.
         prefix_token: Context of an empty prompt: the BOS token, or EOS if there is none.
         add_prefix: Begin every context with `prefix_token`, for tokenizers that add BOS.
 
     Raises:
         ConfigError: settings that cannot work.
-        DataError: missing or invalid files and items (all are listed), or no item fits into `seq_length`.
+        DataError: files or items are missing or invalid (all are listed), or no item fits in `seq_length`.
     """
     check_task(name, config, seq_length)
     assert config.kind != NEEDLE, "use load_needle_task"
@@ -116,7 +116,7 @@ def load_task(
 
 
 def check_task(name: str, config: TaskConfig, seq_length: int) -> None:
-    """Raise a ConfigError that lists the settings of a task that cannot work, if there are any."""
+    """Raise a ConfigError that lists a task's settings that cannot work, if there are any."""
     if problems := find_task_problems(config, seq_length):
         raise ConfigError("; ".join(f"task {name}: {problem}" for problem in problems))
 
@@ -135,7 +135,7 @@ class Encoder:
         Raises:
             ValueError: a context or an answer without tokens.
         """
-        # Spaces belong to the token of the word that follows them.
+        # Spaces belong to the token of the following word.
         stripped = context.rstrip()
         spaces, answers_ids = context[len(stripped) :], []
         context_ids = list(self.encode(stripped)) if context else []
@@ -153,7 +153,7 @@ class Encoder:
 
 
 def _make_requests(item: int, prompt: Prompt, kind: str, encoder: Encoder) -> list[Request]:
-    """Return a request for each choice, or for the right answer only."""
+    """Return a request for each choice, or only for the right answer."""
     question = prompt.question
     choices = range(len(question.answers)) if kind == "multiple_choice" else (question.gold,)
     answers = [question.answers[choice] for choice in choices]

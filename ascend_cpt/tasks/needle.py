@@ -1,8 +1,8 @@
-"""Needle in a haystack: a sentence with a random fact in a long text, and a question about it at the end.
+"""Needle in a haystack: a sentence with a random fact inside a long text, and a question about the fact at the end.
 
-Haystacks are token ids of a packed dataset, needle and question are encoded, and the ids are joined. A cell is a pair
-of length and depth. Its items depend only on these two, the seed, the number of depths and the dataset, so that stages
-with different lists of lengths have the same items in their common cells.
+Haystacks are token ids from a packed dataset, to which the encoded needle and question are added. A cell is a pair of
+length and depth. Its items depend only on these two, the seed, the number of depths and the dataset, so stages with
+different lists of lengths have the same items in the cells they share.
 """
 
 from __future__ import annotations
@@ -66,18 +66,18 @@ def load_needle_task(
 
     Args:
         name: Name of the task.
-        config: Its configuration, of kind `needle`; `path` is used in messages only.
-        encode: Text → token ids, without special tokens.
+        config: The task's configuration, of kind `needle`. `path` is only used in messages.
+        encode: Encodes text to token ids, without special tokens.
         read_tokens: Reads the dataset at `path`.
         seq_length: Length of the network's input.
         prefix_token: The BOS token, or EOS if there is none.
-        num_tokens: Tokens of the dataset.
-        eod_token: The token that ends a document; needles may be inserted after it.
+        num_tokens: Number of tokens in the dataset.
+        eod_token: The token that ends a document. Needles may be inserted after it.
         add_prefix: Begin every context with `prefix_token`, for tokenizers that add BOS.
 
     Raises:
         ConfigError: settings that cannot work.
-        DataError: lengths too short for a needle and its question, or a dataset shorter than a haystack.
+        DataError: lengths are too short for a needle and its question, or the dataset is shorter than a haystack.
     """
     check_task(name, config, seq_length)
     encoder = Encoder(encode=encode, prefix_token=None, add_prefix=False)
@@ -97,7 +97,7 @@ def load_needle_task(
         if index == 0 or (item.length, item.number) != (items[index - 1].length, items[index - 1].number):
             haystack = _read_haystack(items, item, config.seed or 0, read_tokens, num_tokens)
         context = _join(item, haystack[: item.haystack_tokens], prefix, endings, _count_depths(config))
-        # One object for all uses of a token: contexts are long and hold pointers.
+        # Use one object for all uses of a token, because contexts are long and hold pointers.
         context = tuple(shared.setdefault(token, token) for token in context)
         requests += [
             Request(
@@ -126,10 +126,10 @@ def load_needle_task(
 
 
 def _choose_items(name: str, config: TaskConfig, encoder: Encoder, seq_length: int, num_prefix: int) -> list[_Item]:
-    """Return the items in the order of lengths, numbers and depths.
+    """Return the items ordered by length, number and depth.
 
     Raises:
-        DataError: lengths that are too short; all are listed.
+        DataError: lengths are too short (all are listed).
     """
     items: list[_Item] = []
     problems: list[str] = []
@@ -152,13 +152,13 @@ def _choose_items(name: str, config: TaskConfig, encoder: Encoder, seq_length: i
                 f"task {name}: {length} tokens are too few for a needle, its question and {num_depths} depths; "
                 f"use at least {length + missing}"
             )
-    # Default lengths that are too short are dropped, unless that is all of them.
+    # Default lengths that are too short are dropped, unless all of them are.
     raise_problems(f"task {name}", problems if config.lengths or not items else [])
     return items
 
 
 def list_depths(num_depths: int) -> list[float]:
-    """Return `num_depths` evenly spaced depths from 0 (start) to 1 (end); 0.5 for one."""
+    """Return `num_depths` evenly spaced depths from 0 (start) to 1 (end), or 0.5 for a single one."""
     return [0.5] if num_depths == 1 else [index / (num_depths - 1) for index in range(num_depths)]
 
 
@@ -194,7 +194,7 @@ def _make_item(config: TaskConfig, encoder: Encoder, length: int, depth: float, 
 
 
 def _find_endings(encode: Encode) -> set[int]:
-    """Return the tokens that are the end of a sentence or paragraph on their own."""
+    """Return the tokens that by themselves end a sentence or paragraph."""
     word = list(encode("a"))
     endings = set()
     for text in ENDINGS:
@@ -207,7 +207,7 @@ def _find_endings(encode: Encode) -> set[int]:
 def _read_haystack(
     items: Iterable[_Item], item: _Item, seed: int, read_tokens: ReadTokens, num_tokens: int
 ) -> list[int]:
-    """Return the tokens for all depths of a length and number: only the needle and its place differ between them."""
+    """Return the tokens for a length and number. Only the needle and its place differ between depths."""
     key = (item.length, item.number)
     count = max(other.haystack_tokens for other in items if (other.length, other.number) == key)
     generator = random.Random(f"{seed}/{item.length}/{item.number}")
@@ -228,8 +228,8 @@ def _join(
 def find_place(haystack: Sequence[int], depth: float, endings: set[int], *, reach: int) -> int:
     """Return the index at which a needle is inserted.
 
-    It is after the last ending within `reach` tokens before the depth, or at the depth if there is none. A needle at
-    depth 0 is at the start, one at depth 1 at the end.
+    The index follows the last ending within `reach` tokens before the depth, or is at the depth if there is none. A
+    needle at depth 0 is at the start, and one at depth 1 is at the end.
     """
     place = round(depth * len(haystack))
     if 0 < depth < 1:

@@ -1,4 +1,4 @@
-"""Builds the prompts of a task: description, solved examples, question."""
+"""Builds a task's prompts, each with a description, solved examples and a question."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_prompts(config: TaskConfig) -> list[Prompt]:
     """Read all items and examples, and return the prompts of the chosen items.
 
     Raises:
-        DataError: missing or invalid files and items; all problems of a file are listed.
+        DataError: files or items are missing or invalid. All problems in a file are listed.
     """
     schema, items = _read_items(config.path, config.schema)
     if config.kind == "multiple_choice":
@@ -76,7 +76,7 @@ def load_prompts(config: TaskConfig) -> list[Prompt]:
 
 
 def _read_items(path: str, schema: str | None) -> tuple[str, list[_Item]]:
-    """Return the schema and the items of a file or folder."""
+    """Return the schema and the items in a file or folder."""
     records = read_records(path)
     schema = schema or detect_schema(records[0])
     problems: list[str] = []

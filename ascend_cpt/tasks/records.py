@@ -1,4 +1,4 @@
-"""Reads the item files of a task: jsonl, jsonl.gz and parquet."""
+"""Reads a task's item files: jsonl, jsonl.gz and parquet."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Record:
 
 
 def read_records(path: str) -> list[Record]:
-    """Return the records of a file, or of all files directly in a folder, in the order of their names.
+    """Return the records in a file, or in all files directly in a folder, ordered by file name.
 
     Raises:
-        DataError: no such file, an unknown extension, no records, or lines that are not JSON objects (all are listed).
+        DataError: the file is missing, has an unknown extension, has no records, or has invalid lines (all listed).
     """
     problems: list[str] = []
     records: list[Record] = []
@@ -62,7 +62,7 @@ def read_records(path: str) -> list[Record]:
 
 
 def choose_items(items: Sequence[T], max_items: int | None) -> list[T]:
-    """Return `max_items` items spread over the file: one at random from each of `max_items` parts of equal length.
+    """Return `max_items` items spread over the file: a random one from each of `max_items` equal parts.
 
     The choice depends only on the number of items and `max_items`.
     """

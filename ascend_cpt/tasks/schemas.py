@@ -1,6 +1,6 @@
-"""Turns records into questions with answers, as the tasks of lm-evaluation-harness 0.4.13 do.
+"""Turns records into questions with answers, as in lm-evaluation-harness 0.4.13.
 
-Prompts and answers are those of its tasks mmlu_*, ceval-valid_*, cmmlu_*, hellaswag, arc_* and lambada_openai.
+Prompts and answers match the harness's tasks mmlu_*, ceval-valid_*, cmmlu_*, hellaswag, arc_* and lambada_openai.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ascend_cpt.errors import DataError
 from ascend_cpt.tasks.records import Record
 
 LETTERS = ("A", "B", "C", "D")
-_MAX_DIGITS = 20  # Python refuses to convert thousands
+_MAX_DIGITS = 20  # Python refuses to convert thousands of digits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A record in the form that all kinds of tasks use."""
+    """A record in the form used by all kinds of tasks."""
 
     text: str
     """The prompt, without description and examples."""
@@ -48,7 +48,7 @@ class Schema:
 
 
 def parse_record(schema: str, record: Record, problems: list[str]) -> Question | None:
-    """Return the question of a record; None if problems, each with file and line, were added."""
+    """Return a record's question, or None if problems, each with file and line, were added."""
     keys = find_keys(SCHEMAS[schema], record.data)
     found: list[str] = []
     question = None
@@ -61,7 +61,7 @@ def parse_record(schema: str, record: Record, problems: list[str]) -> Question |
 
 
 def find_keys(schema: Schema, data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the key set of a schema of which the record lacks the fewest keys."""
+    """Return the schema's key set from which the record lacks the fewest keys."""
     return min(schema.key_sets, key=lambda keys: sum(data.get(key) is None for key in keys))
 
 
@@ -69,7 +69,7 @@ def detect_schema(record: Record) -> str:
     """Return the schema whose keys a record has.
 
     Raises:
-        DataError: the keys fit no schema, or several.
+        DataError: the keys fit no schema, or several schemas.
     """
     fitting = [
         name
@@ -94,7 +94,7 @@ def describe_keys(name: str) -> str:
 
 
 def make_description(schema: str, question: Question, configured: str | None) -> str | None:
-    """Return the text before the first question; None if it needs a subject that the record does not have."""
+    """Return the text before the first question, or None if it needs a subject that the record lacks."""
     if configured is not None:
         return configured
     template = SCHEMAS[schema].description
@@ -180,7 +180,7 @@ def _parse_lambada(data: Mapping[str, Any], problems: list[str]) -> Question | N
     context, _, word = text.rpartition(" ")
     if not problems and not word:
         problems.append("text: ends with a space; the last word is the answer")
-    # The answer begins with a space, and in examples lm-evaluation-harness puts another one before it.
+    # The answer begins with a space, and lm-evaluation-harness puts another one before it in examples.
     return None if problems else Question(text=context, answers=(f" {word}",), gold=0, delimiter="")
 
 
@@ -214,7 +214,7 @@ def _read_texts(data: Mapping[str, Any], key: str, problems: list[str]) -> list[
 
 
 def _read_choices(data: Mapping[str, Any], key: str, problems: list[str]) -> list[str]:
-    """Return a list of texts of which there are at least two."""
+    """Return a list of at least two texts."""
     choices = _read_texts(data, key, problems)
     if isinstance(data[key], list) and len(choices) < 2:
         problems.append(

@@ -1,4 +1,4 @@
-"""Scores a task from the log-likelihoods of its requests, with the definitions of lm-evaluation-harness 0.4.13."""
+"""Scores a task from its requests' log-likelihoods, using the definitions in lm-evaluation-harness 0.4.13."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def score_task(task: Task, log_likelihoods: npt.NDArray[np.float64], greedy: npt
 
     Args:
         task: The task.
-        log_likelihoods: For each request the sum of the log-probabilities of its continuation tokens, in nats.
-        greedy: For each request whether every continuation token is the most likely one at its position.
+        log_likelihoods: For each request, the sum of its continuation tokens' log-probabilities, in nats.
+        greedy: For each request, whether every continuation token is the most likely one at its position.
     """
     assert log_likelihoods.shape == greedy.shape == (len(task.requests),)
     values: dict[str, float] = {}
@@ -75,7 +75,7 @@ def score_task(task: Task, log_likelihoods: npt.NDArray[np.float64], greedy: npt
 
 
 def _group_by_item(task: Task) -> list[list[int]]:
-    """Return for each item the rows of its requests, in the order of its choices."""
+    """Return, for each item, its requests' rows in the order of the choices."""
     rows: list[list[int]] = [[] for _ in range(task.num_items)]
     for row, request in enumerate(task.requests):
         assert request.choice == len(rows[request.item])
@@ -84,7 +84,7 @@ def _group_by_item(task: Task) -> list[list[int]]:
 
 
 def _mean_by_cell(task: Task, points: Sequence[float]) -> dict[str, float]:
-    """Return the mean of the items of each cell; nothing if the task has no cells."""
+    """Return the mean over the items in each cell, or an empty result if the task has no cells."""
     by_cell: dict[str, list[float]] = {}
     for cell, point in zip(task.cells, points, strict=False):
         by_cell.setdefault(cell, []).append(point)
@@ -94,7 +94,7 @@ def _mean_by_cell(task: Task, points: Sequence[float]) -> dict[str, float]:
 def _bits_per_byte(
     log_likelihoods: npt.NDArray[np.float64], requests: Sequence[Request], gold_rows: Sequence[int]
 ) -> float:
-    """Return the bits of all right answers over their bytes."""
+    """Return the total bits of all right answers divided by their total bytes."""
     num_bytes = sum(requests[row].num_bytes for row in gold_rows)
     return -(sum(float(log_likelihoods[row]) for row in gold_rows) / num_bytes) / math.log(2)
 

@@ -1,1 +1,1 @@
-"""Measures configurations in short runs that take turns, and combines the changes that made training faster."""
+"""Measures configurations in short, alternating runs, and combines the changes that made training faster."""

@@ -1,4 +1,4 @@
-"""Compares the trials of candidates with those of the base, and prints the table."""
+"""Compares the candidates' trials with the base's, and renders the table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MIN_GAIN = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A candidate against the base.
+    """A candidate compared with the base.
 
-    `gain` is the median over rounds of (its median tokens/s / the base's of the same round) - 1, so that a drift of the
-    machine between rounds cancels out. `noise` is half the range of these ratios.
+    `gain` is the median over rounds of (candidate's median tokens/s / base's median in the same round) - 1, so that
+    machine drift between rounds cancels out. `noise` is half the range of these ratios.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Comparison:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the gain is above the noise and above 1 %."""
+        """Whether the gain exceeds both the noise and 1%."""
         return self.gain > max(self.noise, MIN_GAIN)
 
 
 def compare(name: str, results: Mapping[tuple[str, int], TrialResult], rounds: Iterable[int]) -> Comparison | None:
-    """Return the comparison of a candidate with the base in these rounds; None if no round has both."""
+    """Compare a candidate with the base in these rounds. Return None if no round has both."""
     pairs = [
         (own, base)
         for number in rounds

@@ -1,4 +1,4 @@
-"""Overlays: small configurations that change one thing each, merged over the user's."""
+"""Overlays: small configurations that each change one thing and are merged over the user's configuration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BASE, COMBINED = "base", "combined"
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What a trial measures: the user's configuration with the changes of some overlays (none: the base)."""
+    """What a trial measures: the user's configuration with some overlays' changes (no overlays: the base)."""
 
     name: str
     overlays: tuple[str, ...]
@@ -24,10 +24,10 @@ class Candidate:
 
 
 def load_overlays(paths: Iterable[Path]) -> list[Candidate]:
-    """Return a candidate for every overlay; a folder stands for its `*.yaml` in order of their names.
+    """Return a candidate for every overlay. A folder stands for its `*.yaml` files in name order.
 
     Raises:
-        ConfigError: an unreadable or empty file, `base_config` in it, or two overlays with the same name.
+        ConfigError: a file is unreadable, is empty or has `base_config`, or two overlays have the same name.
     """
     files: list[Path] = []
     for path in paths:
@@ -47,7 +47,7 @@ def load_overlays(paths: Iterable[Path]) -> list[Candidate]:
 
 
 def combine(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the changes of all `candidates`; later ones override earlier ones."""
+    """Return the candidate with the changes of all `candidates`. Later ones override earlier ones."""
     tree = YamlTree(data={})
     for candidate in candidates:
         tree = merge_trees(tree, YamlTree(data=candidate.changes))

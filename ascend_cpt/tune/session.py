@@ -1,4 +1,4 @@
-"""Runs the trials of a tuning session. Results are on disk, so that a session can be interrupted and continued."""
+"""Runs the trials of a tuning session. Results are on disk, so a session can be interrupted and continued."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ BASE_CANDIDATE = Candidate(name=BASE, overlays=(), changes={})
 
 
 class TuneError(CptError):
-    """The base does not run, so that there is nothing to compare with."""
+    """The base does not run, so there is nothing to compare with."""
 
     exit_code = EXIT_FAILURE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The comparisons of a session, the reasons of dropped overlays, and the fastest candidate (None: the base)."""
+    """A session's comparisons, the reasons why overlays were dropped, and the fastest candidate (None: the base)."""
 
     comparisons: tuple[Comparison, ...]
     dropped: dict[str, str]
@@ -48,10 +48,10 @@ class Session:
     """The trials of a configuration and its overlays in one folder.
 
     Args:
-        folder: Results, trial folders and logs; trials write nowhere else.
-        settings: What all trials have in common.
-        overlays: One candidate each.
-        num_rounds: How often each candidate runs.
+        folder: Folder for results, trial folders and logs. Trials write nowhere else.
+        settings: Settings shared by all trials.
+        overlays: The overlays, each of which is one candidate.
+        num_rounds: Number of times each candidate runs.
         report: Takes progress lines.
     """
 
@@ -74,7 +74,7 @@ class Session:
 
         Raises:
             TuneError: the base fails in the first round.
-            KeyboardInterrupt: the running trial was stopped; its result is missing, all others are kept.
+            KeyboardInterrupt: the running trial was stopped. Its result is missing, but all others are kept.
         """
         alive = list(self._overlays)
         dropped: dict[str, str] = {}
@@ -99,7 +99,7 @@ class Session:
         return Outcome(comparisons=(base, *comparisons), dropped=dropped, winner=winner, device=base.results[0].device)
 
     def _measure_combined(self, combined: Candidate, dropped: dict[str, str]) -> Comparison | None:
-        """Run the combination in turn with the base, as often as the overlays, and compare."""
+        """Alternate the combination with the base, as many times as the overlays ran, and compare."""
         self._report(f"combining {', '.join(combined.overlays)}")
         rounds = range(self._num_rounds + 1, 2 * self._num_rounds + 1)
         for number in rounds:
@@ -111,10 +111,10 @@ class Session:
     def _run_round(
         self, number: int, candidates: Sequence[Candidate], dropped: dict[str, str], *, first_place: int
     ) -> None:
-        """Run the base and all candidates once; each round begins with a different one. Failing ones are dropped."""
+        """Run the base and all candidates once. Each round begins with a different one. Failing ones are dropped."""
         turn = [BASE_CANDIDATE, *candidates]
         shift = first_place % len(turn)
-        # In the first round the base goes first: if it does not run, nothing can be compared.
+        # In the first round, the base goes first, because nothing can be compared if the base does not run.
         for index, candidate in enumerate([*turn[shift:], *turn[:shift]]):
             result = self._get_result(candidate, number, place=f"{index + 1}/{len(turn)}")
             self._results[candidate.name, number] = result
@@ -129,7 +129,7 @@ class Session:
     def _get_result(self, candidate: Candidate, number: int, *, place: str) -> TrialResult:
         path = self._folder / "results" / f"{candidate.name}_{number}.json"
         recorded = TrialResult.load(path)
-        # A base that failed is measured again: the others need it.
+        # A base that failed is measured again, because the others need it.
         if recorded is not None and not (recorded.error and candidate.name == BASE):
             return recorded
         folder = self._trial_folder(candidate.name, number)
@@ -142,7 +142,7 @@ class Session:
         return result
 
     def _find_problem(self, candidate: Candidate, number: int, folder: Path) -> TrialResult | None:
-        """Return a failure if the configuration has unknown keys or wrong types; that takes no launch."""
+        """Return a failure if the configuration has unknown keys or wrong types. This requires no launch."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
             load_config(write_config(candidate, folder, self._settings.base))
@@ -153,7 +153,7 @@ class Session:
         return None
 
     def _estimate(self) -> str:
-        """Return the time left for the rounds of the overlays; how many will be combined is not known yet."""
+        """Return the time left for the overlays' rounds. How many will be combined is not known yet."""
         failed = {name for (name, _), result in self._results.items() if result.error and name != BASE}
         expected = (1 + len(self._overlays) - len(failed)) * self._num_rounds
         left = expected - sum(not result.error for result in self._results.values()) - 1
@@ -181,16 +181,16 @@ def open_session(
 
     Args:
         config: The user's configuration.
-        overrides: Dotted key → value of the command line.
-        folder: Created if it is missing.
-        overlays: One candidate each.
+        overrides: Dotted key → value from the command line.
+        folder: The session's folder, which is created if it is missing.
+        overlays: The overlays, each of which is one candidate.
         settings: Returns the settings of all trials, given the base configuration in the folder.
         num_rounds: Rounds of the session.
         report: Takes progress lines.
         retry_failed: Forget the results of failed trials.
 
     Raises:
-        ConfigError: the configuration is wrong, or the folder is in use, is that of another session, or is in the
+        ConfigError: the configuration is invalid, or the folder is in use, belongs to another session, or is in the
             configuration's output folder.
     """
     loaded = load_config(config, overrides)
@@ -226,7 +226,7 @@ def make_base(config: Path, overrides: dict[str, Any]) -> dict[str, Any]:
 def _check_plan(
     folder: Path, data: dict[str, Any], settings: TrialSettings, overlays: Sequence[Candidate], num_rounds: int
 ) -> None:
-    """Write what the session measures; refuse a folder with the trials of another session."""
+    """Record what the session measures. Refuse a folder with another session's trials."""
     values = {
         "configuration": data,
         "overlays": {one.name: one.changes for one in overlays},

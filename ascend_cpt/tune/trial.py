@@ -1,4 +1,4 @@
-"""One trial: a short run of a candidate under the launcher, in its own folder, and what it measured."""
+"""One trial: a short run of a candidate under the launcher, in its own folder, and its measurements."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KILL_AFTER_S = 30.0
 STOP_GRACE_S = 10
 MAX_REASON_CHARACTERS = 300
 
-# These settings do not change the speed of a step, and the trial writes only logs and metrics.
+# These settings do not change step speed, and make the trial write only logs and metrics.
 MEASURING: dict[str, Any] = {
     "load_checkpoint": None,
     "resume_training": None,
@@ -54,7 +54,7 @@ _ENDED = re.compile(r"^(?:\S+: )?worker \d+.* (?:was killed|failed with exit cod
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
-    """What all trials have in common."""
+    """Settings shared by all trials."""
 
     base: Path
     """The user's configuration with the overrides of the command line."""
@@ -68,7 +68,7 @@ class TrialSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What a trial measured, or why it failed."""
+    """A trial's measurements, or the reason why it failed."""
 
     name: str
     round: int
@@ -96,7 +96,7 @@ class TrialResult:
 
     @staticmethod
     def load(path: Path) -> TrialResult | None:
-        """Return the result in a file; None if it is missing or damaged, so that the trial is repeated."""
+        """Return the result in a file, or None if it is missing or damaged, so that the trial is repeated."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return TrialResult(**{**values, "tokens_per_s": tuple(values["tokens_per_s"])})
@@ -105,7 +105,7 @@ class TrialResult:
 
 
 def run_trial(candidate: Candidate, number: int, folder: Path, settings: TrialSettings) -> TrialResult:
-    """Run a candidate in `folder`, which is replaced, and return its result; failures are results too.
+    """Run a candidate in `folder`, which is replaced, and return its result. Failures are results too.
 
     Raises:
         KeyboardInterrupt: after the job was stopped.
@@ -125,7 +125,7 @@ def run_trial(candidate: Candidate, number: int, folder: Path, settings: TrialSe
 
 
 def write_config(candidate: Candidate, folder: Path, base: Path) -> Path:
-    """Write the configuration of a trial: the base, the candidate's changes, and the settings for measuring."""
+    """Write a trial's configuration: the base, the candidate's changes, and the measurement settings."""
     (folder / "changes.yaml").write_text(yaml.safe_dump(candidate.changes, sort_keys=False), encoding="utf-8")
     sections = {"base_config": [str(base), "changes.yaml"], "output_dir": str(folder / "output"), **MEASURING}
     path = folder / "trial.yaml"
@@ -137,7 +137,7 @@ def make_command(config: Path, folder: Path, settings: TrialSettings) -> list[st
     """Return the command of a trial.
 
     Raises:
-        ConfigError: `settings.launch` cannot be split or lacks the place of the training command.
+        ConfigError: `settings.launch` cannot be split or lacks a placeholder for the training command.
     """
     script = [str(REPOSITORY / "run_cpt.py"), "--config", str(config), "--stop-at-step", str(settings.num_steps)]
     training = shlex.join([*script, "--resume_training", "never", "--no-verify"])
@@ -155,7 +155,7 @@ def make_command(config: Path, folder: Path, settings: TrialSettings) -> list[st
 
 
 def _launch(config: Path, folder: Path, settings: TrialSettings) -> str:
-    """Run the job to its end and return why it failed, or an empty string."""
+    """Run the job to its end. Return why it failed, or an empty string."""
     environment = {
         **os.environ,
         "ASCEND_CPT_PYTHON": sys.executable,
@@ -183,7 +183,7 @@ def _launch(config: Path, folder: Path, settings: TrialSettings) -> str:
 
 
 def _stop(job: subprocess.Popen[bytes]) -> None:
-    """Stop a job that still runs: SIGTERM, so that a launcher can stop other nodes, then SIGKILL."""
+    """Stop a running job with SIGTERM, so that a launcher can stop other nodes, and then SIGKILL."""
     for number, wait_s in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, None)):
         if job.poll() is not None:
             return
@@ -215,7 +215,7 @@ def find_reason(console: str, code: int) -> str:
 
 
 def read_result(name: str, number: int, run_dir: Path, settings: TrialSettings, seconds: float) -> TrialResult:
-    """Return what a run folder recorded.
+    """Return the results recorded in a run folder.
 
     Raises:
         ValueError: steps are missing.
@@ -243,7 +243,7 @@ def read_result(name: str, number: int, run_dir: Path, settings: TrialSettings, 
 
 
 def find_port(ports: Sequence[int] = range(24_000, 32_000, 4)) -> int:
-    """Return a port that is free, as are the two above it.
+    """Return a free port whose next two ports are also free.
 
     Raises:
         ConfigError: when there is none.

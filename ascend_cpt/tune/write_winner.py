@@ -23,9 +23,9 @@ def write_winner(
 
     Args:
         path: The file to write.
-        config: The user's configuration; named relative to `path`.
-        overrides: Dotted key → value of the command line; part of the result.
-        winner: The candidate and what was measured.
+        config: The user's configuration, named relative to `path`.
+        overrides: Dotted key → value from the command line, included in the result.
+        winner: The winning candidate and its measurements.
         notice: A line about the device, or an empty string.
 
     Raises:

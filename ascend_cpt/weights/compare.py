@@ -1,4 +1,4 @@
-"""Compare two checkpoints bit by bit and report the result by kind of tensor."""
+"""Compares two checkpoints bit by bit and reports the result by kind of tensor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ascend_cpt.weights.sources import TensorSource
 
 @dataclass(frozen=True, kw_only=True)
 class KindReport:
-    """Comparison of the tensors of one kind over all layers."""
+    """The comparison of one kind of tensor over all layers."""
 
     kind: str
     num_tensors: int
@@ -32,7 +32,7 @@ def compare_folders(folder: HfFolder, other: TensorSource) -> list[KindReport]:
     Peak memory: the tensors of one group.
 
     Raises:
-        CheckpointError: one of them does not contain exactly the tensors of the folder's config.json.
+        CheckpointError: either one does not contain exactly the tensors described by the folder's config.json.
     """
     folder.check()
     if isinstance(other, HfFolder):
@@ -46,7 +46,7 @@ def compare_round_trip(folder: HfFolder) -> list[KindReport]:
     """Compare a Hugging Face folder with itself after conversion to MindFormers and back in memory.
 
     Raises:
-        CheckpointError: it does not contain exactly the tensors of its config.json.
+        CheckpointError: the folder does not contain exactly the tensors described by its config.json.
     """
     folder.check()
 
@@ -78,5 +78,5 @@ def _measure(expected: Array, tensor: Array, dtype: str) -> float:
     if expected.tobytes() == tensor.tobytes():
         return 0.0
     difference = np.abs(to_float32(expected, dtype) - to_float32(tensor, dtype)).max()
-    # Bits can differ although values are equal (0 and -0); this counts as a difference.
+    # Bits can differ even if values are equal (0 and -0), which counts as a difference.
     return float(difference) or float(np.finfo(np.float32).tiny) if np.isfinite(difference) else float("inf")

@@ -1,4 +1,4 @@
-"""Convert checkpoint folders between Hugging Face and MindFormers, one tensor group at a time."""
+"""Converts checkpoint folders between Hugging Face and MindFormers, one tensor group at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of the new folder. `dtype` and `vocab_size` are unchanged if None."""
+    """Options for the new folder. `dtype` and `vocab_size` are unchanged if None."""
 
     dtype: str | None = None
     vocab_size: int | None = None
@@ -43,7 +43,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Summary of a written folder."""
+    """A summary of a written folder."""
 
     path: Path
     num_tensors: int
@@ -119,7 +119,7 @@ def _read_as(source: TensorSource, name: str, dtype: str) -> Array:
 
 
 def _choose_types(source: TensorSource, groups: Sequence[Sequence[str]], dtype: str | None) -> dict[str, str]:
-    """Return the output dtype of each tensor; tensors that are joined must have the same dtype."""
+    """Return each tensor's output dtype. Tensors to be joined must have the same dtype."""
     types: dict[str, str] = {}
     for names in groups:
         given = {source.tensors[name].dtype for name in names}
@@ -152,7 +152,7 @@ def _write(
     is_hf: bool,
     card: str | None = None,
 ) -> Summary:
-    # config.json has a single dtype: that of most elements.
+    # config.json has a single dtype, so use the one that most elements have.
     most = max({info.dtype for info in infos}, key=lambda dtype: sum(i.num_elements for i in infos if i.dtype == dtype))
     name_file = name_hf_file if is_hf else name_mindformers_file
     with create_folder(target) as folder:

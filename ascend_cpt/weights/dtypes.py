@@ -1,4 +1,4 @@
-"""Number formats of checkpoints. NumPy has no bfloat16; such tensors are stored as uint16 bit patterns."""
+"""Checkpoint number formats. NumPy has no bfloat16, so such tensors are stored as uint16 bit patterns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ascend_cpt.errors import CheckpointError
 
 Array = NDArray[Any]
 
-# Name in a safetensors header → NumPy type of the array.
+# Name in a safetensors header → NumPy array type.
 STORAGE: dict[str, type[np.generic]] = {
     "F32": np.float32,
     "F16": np.float16,
@@ -62,5 +62,5 @@ def _float32_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = np.ascontiguousarray(values).view(np.uint32)
     # Round to nearest, ties to even: add half a unit, or just below it if the kept part is even.
     rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-    # The addition can overflow the mantissa of a NaN: keep its upper bits and set the quiet bit.
+    # The addition can overflow a NaN's mantissa, so keep the upper bits and set the quiet bit.
     return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)

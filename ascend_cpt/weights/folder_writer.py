@@ -1,4 +1,4 @@
-"""Write a folder of sharded safetensors, one tensor at a time. The folder gets its name when it is complete."""
+"""Writes a folder of sharded safetensors, one tensor at a time. The folder gets its final name once it is complete."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def name_hf_file(index: int, num_files: int) -> str:
 
 
 def name_mindformers_file(index: int, num_files: int) -> str:
-    """Return the file name used by the new checkpoint format of MindFormers."""
+    """Return the file name used by MindFormers' new checkpoint format."""
     return f"model-{index:07d}-{num_files:07d}.safetensors"
 
 
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`; rename it to `path` at the end, or remove it after an error.
+    """Yield a temporary folder next to `path`. Rename it to `path` at the end, or remove it after an error.
 
     Raises:
         CheckpointError: `path` exists, or the disk is full or not writable.
@@ -58,7 +58,7 @@ def write_shards(
 ) -> None:
     """Write tensors in the order of `infos` to files of at most `max_shard_bytes` (at least one tensor each).
 
-    Several Hugging Face files get an index. Peak memory: two tensors, since one is read while another is written.
+    Several Hugging Face files get an index. Peak memory is two tensors, since one is read while another is written.
     """
     shards = _split(infos, max_shard_bytes)
     stream = _read_ahead(tensors)
@@ -90,14 +90,14 @@ def _read_ahead(tensors: Iterable[tuple[str, Array]]) -> Iterator[tuple[str, Arr
 
 
 def write_config(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
-    """Write config.json with the dtype of the weights, for example "bfloat16"."""
-    # transformers 4.56 renamed the field; both are read.
+    """Write config.json with the weights' dtype, for example "bfloat16"."""
+    # transformers 4.56 renamed the field; it reads both names.
     key = "dtype" if "dtype" in config else "torch_dtype"
     write_json(folder / CONFIG_NAME, {**config, key: dtype})
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file with the formatting of transformers."""
+    """Write a JSON file with the same formatting as transformers."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""NumPy forward pass of the supported decoders, for checking converted weights without torch.
+"""A NumPy forward pass for the supported decoders, for checking converted weights without torch.
 
 It implements the published architecture (RMSNorm, rotary embedding on half-split pairs, grouped-query causal attention,
 gated MLP) in float32 and reads the weights layer by layer by their Hugging Face names. It is not optimized.
@@ -20,7 +20,7 @@ Reader = Callable[[str], Floats]
 
 
 def compute_logits(sizes: ModelSizes, read: Reader, tokens: NDArray[np.integer]) -> Floats:
-    """Return the logits (batch, length, vocab) of `tokens` (batch, length); `read` returns a tensor as float32."""
+    """Return the logits (batch, length, vocab) for `tokens` (batch, length). `read` returns a tensor as float32."""
     embedding = read(HF_EMBEDDING)
     hidden = embedding[tokens]
     angles = np.arange(tokens.shape[1], dtype=np.float32)[:, None] * compute_inverse_frequencies(

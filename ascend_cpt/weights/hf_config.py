@@ -1,4 +1,4 @@
-"""Create the config.json of a trained model from its model configuration."""
+"""Creates a trained model's config.json from its model configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a Hugging Face model folder: config.json and one or more safetensors files."""
+"""Reads a Hugging Face model folder: config.json and one or more safetensors files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_hf_folder(path: Path) -> bool:
 
 
 class HfFolder:
-    """The tensors of a model by name; data is read on demand.
+    """A model's tensors by name. Data is read on demand.
 
     Raises:
         CheckpointError: the folder, a file, an entry of the index or a tensor is missing or damaged.
@@ -65,7 +65,7 @@ class HfFolder:
         """Check that `model_config` (fields as in config.json) describes the model of this folder.
 
         Raises:
-            CheckpointError: fields differ; the message lists them.
+            CheckpointError: fields differ. The message lists them.
             ConfigError: the model in `model_config` is not supported.
         """
         wanted = read_sizes(model_config)
@@ -82,7 +82,7 @@ class HfFolder:
 
 
 def open_checked(path: Path, model_config: Mapping[str, Any]) -> HfFolder:
-    """Return the folder after `check` and `check_model`, whose errors it raises."""
+    """Return the folder after calling `check` and `check_model`, which may raise errors."""
     folder = HfFolder(path)
     folder.check()
     folder.check_model(model_config)
@@ -90,7 +90,7 @@ def open_checked(path: Path, model_config: Mapping[str, Any]) -> HfFolder:
 
 
 def list_companions(folder: Path) -> list[Path]:
-    """Return the tokenizer and generation_config files of a folder."""
+    """Return the tokenizer and generation_config files in a folder."""
     return sorted({path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()})
 
 

@@ -1,4 +1,4 @@
-"""Convert weights between Hugging Face and MindFormers, group by group, with the tables in `model.families`."""
+"""Converts weights between Hugging Face and MindFormers, group by group, using the tables in `model.families`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_NAMES = 5
 
 
 def iterate_to_mindformers(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
-    """Yield (MindFormers name, tensor) for every group; `read` returns a Hugging Face tensor by name.
+    """Yield (MindFormers name, tensor) for every group. `read` returns a Hugging Face tensor by name.
 
     Peak memory: the tensors of one group.
 
@@ -34,7 +34,7 @@ def iterate_to_mindformers(sizes: ModelSizes, read: Callable[[str], Array]) -> I
 
 
 def iterate_to_hf(sizes: ModelSizes, read: Callable[[str], Array]) -> Iterator[tuple[str, Array]]:
-    """Yield (Hugging Face name, tensor) for every group; `read` returns a MindFormers tensor by name.
+    """Yield (Hugging Face name, tensor) for every group. `read` returns a MindFormers tensor by name.
 
     Raises:
         CheckpointError: the shape of a tensor does not match the sizes.
@@ -61,7 +61,7 @@ def to_mindformers(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str,
 
 
 def to_hf(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str, Array]:
-    """Convert all MindFormers tensors of a model; the exact inverse of `to_mindformers`.
+    """Convert all of a model's MindFormers tensors. This is the exact inverse of `to_mindformers`.
 
     Raises:
         CheckpointError: tensors are missing, unexpected or have another shape.
@@ -71,10 +71,10 @@ def to_hf(tensors: Mapping[str, Array], sizes: ModelSizes) -> dict[str, Array]:
 
 
 def check_hf_names(names: Iterable[str], sizes: ModelSizes) -> None:
-    """Check that a Hugging Face checkpoint has exactly the tensors of its configuration.
+    """Check that a Hugging Face checkpoint has exactly the tensors described by its configuration.
 
     Raises:
-        CheckpointError: tensors are missing or unexpected; the message lists them.
+        CheckpointError: tensors are missing or unexpected. The message lists them.
     """
     tied_copy = {HF_OUTPUT} if sizes.tie_word_embeddings else set()
     given = {name for name in names if not name.endswith(_IGNORED_SUFFIX)} - tied_copy
@@ -82,10 +82,10 @@ def check_hf_names(names: Iterable[str], sizes: ModelSizes) -> None:
 
 
 def check_mindformers_names(names: Iterable[str], sizes: ModelSizes) -> None:
-    """Check that a MindFormers checkpoint has exactly the tensors of its model configuration.
+    """Check that a MindFormers checkpoint has exactly the tensors described by its model configuration.
 
     Raises:
-        CheckpointError: tensors are missing or unexpected; the message lists them.
+        CheckpointError: tensors are missing or unexpected. The message lists them.
     """
     _check_names(names, [group.mindformers for group in list_groups(sizes)])
 
@@ -94,7 +94,7 @@ def check_tied(embedding: Array, output: Array) -> None:
     """Check that the output layer in a checkpoint with tied embeddings equals the embedding.
 
     Raises:
-        CheckpointError: they differ.
+        CheckpointError: the two tensors differ.
     """
     if not np.array_equal(embedding, output):
         raise CheckpointError(

@@ -1,6 +1,6 @@
-"""Read a checkpoint folder in the new format of MindFormers, with whole or sliced tensors.
+"""Reads a checkpoint folder in MindFormers' new format, with whole or sliced tensors.
 
-A checkpoint of one process has `*model-*.safetensors` files with whole tensors. A distributed one has a file per rank
+A checkpoint from one process has `*model-*.safetensors` files with whole tensors. A distributed one has a file per rank
 and metadata.json (`mindformers.checkpoint.metadata.save_metadata`) with the global shape of every tensor, the grid of
 its slices (`axis_fragmentations`), the row-major index of each slice in the grid (called `global_offset`), and the
 files that contain each slice. Optimizer states are in `*opt-*` files, which are not read.
@@ -25,13 +25,13 @@ from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
 
 METADATA_NAME = "metadata.json"
 _MODEL_PATTERN = "*model-*.safetensors"
-# As MindFormers writes it: Python's text of (name, (index,)).
+# As written by MindFormers: Python's text form of (name, (index,)).
 _SHARD_ID = re.compile(r"""\((?P<quote>['"])(?P<name>[^'"\\]*)(?P=quote), \((?P<index>\d{1,18}),\)\)""")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """A slice of a tensor: its offset, its shape, and the file that contains it."""
+    """A tensor slice, with its offset, its shape, and the file that contains it."""
 
     offset: Shape
     shape: Shape
@@ -39,7 +39,7 @@ class Slice:
 
 
 class MindFormersFolder:
-    """The tensors of a model by name, merged from their slices when they are read.
+    """A model's tensors by name, merged from their slices when read.
 
     Raises:
         CheckpointError: files are missing or damaged, or slices of a tensor are missing.
@@ -93,12 +93,12 @@ class MindFormersFolder:
             raise
         except JsonError as error:
             raise CheckpointError(f"{metadata_path}: damaged: {error}") from error
-        # Values of unexpected types raise many kinds of errors in the code above.
+        # Values with unexpected types raise many kinds of errors in the code above.
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"{metadata_path}: damaged: {shorten(str(error))}") from error
 
     def _add_sliced(self, name: str, entry: Mapping[str, Any], storage: Mapping[Any, Any]) -> None:
-        """Add the slices of a tensor; tensors in optimizer files are skipped."""
+        """Add a tensor's slices. Tensors in optimizer files are skipped."""
         shape, grid = _read_sizes(entry["global_shape"]), _read_sizes(entry["axis_fragmentations"])
         if entry["layout"]["interleaved_parallel"]:
             raise CheckpointError(f"{self.path}: {name} has an interleaved layout, which is not supported")
@@ -129,7 +129,7 @@ class MindFormersFolder:
 
 
 def read_shard_id(key: str) -> tuple[str, int]:
-    """Return (name of the tensor, index of the slice) of a key in `storage_data`."""
+    """Return (tensor name, slice index) for a key in `storage_data`."""
     match = _SHARD_ID.fullmatch(key)
     if match is None:
         raise JsonError(f"{shorten(key)} is not the id of a slice")

@@ -1,8 +1,8 @@
-"""Read and write safetensors files one tensor at a time, including bfloat16.
+"""Reads and writes safetensors files one tensor at a time, including bfloat16.
 
-The format (https://github.com/huggingface/safetensors): the length of the header as an unsigned 64-bit little-endian
-number, the header as JSON (name → dtype, shape, data_offsets from the end of the header), the data. The safetensors
-package is not used, because it cannot read bfloat16 to NumPy and needs all tensors of a file in memory to write it.
+A file (https://github.com/huggingface/safetensors) has the header length as an unsigned 64-bit little-endian number,
+the header as JSON (name → dtype, shape, data_offsets from the end of the header), and the data. The safetensors
+package is not used, because it cannot read bfloat16 into NumPy and needs all of a file's tensors in memory to write it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TensorInfo:
 
     @property
     def num_elements(self) -> int:
-        return math.prod(self.shape)  # of Python's integers: NumPy's would overflow for an absurd shape
+        return math.prod(self.shape)  # with Python integers, since NumPy's would overflow for an absurd shape
 
     @property
     def size_bytes(self) -> int:
@@ -46,7 +46,7 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """A file opened for reading, with its header read and checked against the file size.
+    """A file opened for reading. Its header has been read and checked against the file size.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged or has an unsupported number format.
@@ -118,10 +118,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _check_entries(header: Mapping[str, Any]) -> int:
-    """Check the entries of a header and return the number of bytes of data that they need.
+    """Check a header's entries and return how many bytes of data they need.
 
     Raises:
-        JsonError: an entry has another form, or the data of two tensors overlap.
+        JsonError: an entry is malformed, or two tensors' data overlap.
     """
     places: list[tuple[int, int, str]] = []
     for name, entry in header.items():

@@ -1,7 +1,7 @@
-"""Checks the metadata.json of a checkpoint before MindFormers' loader reads it, which checks nothing.
+"""Checks a checkpoint's metadata.json before MindFormers' loader, which checks nothing, reads it.
 
-The file may have been delivered with the checkpoint. Shapes, ranks and names in it decide what the loader allocates and
-which files it opens.
+The file may have come with a checkpoint from elsewhere. Its shapes, ranks and names decide what the loader allocates
+and which files it opens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LAYOUT_KEYS = ["device_matrix", "tensor_map", "interleaved_parallel", "alias_na
 
 
 def check_shard_map(path: Path) -> None:
-    """Check form, sizes, ranks and file names in a metadata.json.
+    """Check the structure, sizes, ranks and file names in a metadata.json.
 
     Raises:
         CheckpointError: the file cannot be read or is damaged.
@@ -96,7 +96,7 @@ def _check_layout(layout: Any, name: str) -> None:
 
 
 def _is_tensor_map(axes: Any, num_axes: int) -> bool:
-    """Return whether each dimension has an axis of the devices, -1 for none, or a list of axes."""
+    """Return whether each dimension has a device axis, -1 for none, or a list of axes."""
     if not isinstance(axes, list) or len(axes) > _MAX_DIMENSIONS:
         return False
     flat = [axis for item in axes for axis in (item if isinstance(item, list) else [item])]

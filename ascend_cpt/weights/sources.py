@@ -1,4 +1,4 @@
-"""Sources of the tensors of a new folder: a folder, the mean of several, or a folder with a resized vocabulary."""
+"""Tensor sources for a new folder: a folder, the mean of several, or a folder with a resized vocabulary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TensorSource(Protocol):
 
 
 class MeanOfFolders:
-    """The mean of the tensors in several folders, summed in float32, in the dtype of the first folder.
+    """The mean of the tensors in several folders, summed in float32 and returned in the first folder's dtype.
 
     Raises:
         CheckpointError: the folders have different tensors.
@@ -53,7 +53,7 @@ class MeanOfFolders:
 
 
 class ResizedVocabulary:
-    """Resizes embedding and output layer to `vocab_size` rows: truncated, or extended with the mean of all rows."""
+    """Resizes the embedding and output layer to `vocab_size` rows by truncating or appending the mean of all rows."""
 
     def __init__(self, source: TensorSource, vocab_size: int) -> None:
         self._source, self._vocab_size = source, vocab_size

@@ -15,14 +15,14 @@ from mindformers.checkpoint.checkpoint import AsyncSaveManager
 from ascend_cpt.checkpoint.checksums import checksum_file
 from ascend_cpt.files import sync_file
 
-THREAD_NAME = "asyn_save_ckpt"  # MindSpore's
+THREAD_NAME = "asyn_save_ckpt"  # MindSpore's name
 
 _errors: list[BaseException] = []
 _default_excepthook = threading.excepthook
 
 
 class BackgroundFiles:
-    """Files of this rank that MindSpore is writing; created right after the save call."""
+    """This rank's files that MindSpore is still writing. Create it right after the save call."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -37,7 +37,7 @@ class BackgroundFiles:
         return not self._thread.is_alive()
 
     def wait(self) -> dict[str, str]:
-        """Wait until all files are written and return their checksums; re-raise the error of a file that was not."""
+        """Wait until all files are written and return their checksums. If writing failed, re-raise the error."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -55,14 +55,14 @@ class BackgroundFiles:
 
 
 def sync_and_checksum(files: Sequence[Path]) -> dict[str, str]:
-    """Flush files to disk and return their checksums by name. They were just written, so they are read from memory."""
+    """Flush files to disk and return checksums by name. Recently written files are read from the page cache."""
     for path in files:
         sync_file(path)
     return {path.name: checksum_file(path) for path in files}
 
 
 def collect_thread_errors() -> None:
-    """Keep the exceptions of MindSpore's saving threads, which are otherwise only printed."""
+    """Keep exceptions from MindSpore's saving threads, which are otherwise only printed."""
     _errors.clear()
     threading.excepthook = _keep_error
 

@@ -1,6 +1,6 @@
-"""Refuses to resume from a checkpoint without the optimizer state of every trained weight.
+"""Refuses to resume from a checkpoint that lacks optimizer state for any trained weight.
 
-MindFormers only logs, at level INFO, which optimizer parameters a checkpoint does not have, and continues with zeros.
+MindFormers only logs missing optimizer parameters at level INFO and continues with zeros.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ascend_cpt.errors import CheckpointError
 
 
 def require_optimizer_state() -> None:
-    """Make MindFormers' loading of weights together with an optimizer fail when optimizer state is missing."""
+    """Make MindFormers fail when it loads weights with an optimizer and optimizer state is missing."""
     module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
     upstream = module.load_parameters
 
@@ -30,14 +30,14 @@ def check_optimizer_state(optimizer: Collection[str], trained: Collection[str], 
     """Check that the optimizer state of every trained weight was loaded.
 
     Args:
-        optimizer: Names of the optimizer's parameters; the state of a weight is named `<kind>.<weight>`.
+        optimizer: Names of the optimizer's parameters. A weight's state is named `<kind>.<weight>`.
         trained: Names of the trained weights.
         loaded: Names of the parameters that were read from the checkpoint.
 
     Raises:
-        CheckpointError: when one is missing.
+        CheckpointError: when the state of a trained weight is missing.
     """
-    # With pipeline stages the network still has the weights of all stages here, and a rank reads those of its own.
+    # With pipeline stages, the network still has every stage's weights here, but a rank reads only its own stage's.
     weights = {name for name in trained if name in loaded}
     names = (name for name in optimizer if name not in weights and not name.startswith("accu_grads."))
     states = [name for name in names if name.partition(".")[2] in weights]

@@ -1,6 +1,6 @@
-"""Shapes and dtypes of a folder without metadata.json, read from the headers of its safetensors files.
+"""Reads the shapes and dtypes of a folder without metadata.json from its safetensors headers.
 
-To get them, MindFormers loads every file completely on every rank, before it loads the tensors that the rank needs.
+To get them, MindFormers loads every file in full on every rank before it loads the tensors that the rank needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 from ascend_cpt.weights.safetensors_file import read_header
 from ascend_cpt.weights.shard_map import check_shard_map
 
-# Name in a safetensors header → MindSpore dtype that `mindspore.load_checkpoint` gives the tensor.
+# Dtype name in a safetensors header → the MindSpore dtype that `mindspore.load_checkpoint` uses.
 _DTYPES = {
     "F64": ms.float64,
     "F32": ms.float32,
@@ -38,13 +38,13 @@ _DTYPES = {
 
 
 def read_metadata_from_headers(checkpoint_dir: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what MindFormers' `generate_default_metadata_from_checkpoint` returns, without reading tensor data.
+    """Return the same result as MindFormers' `generate_default_metadata_from_checkpoint`, without reading tensor data.
 
     Args:
         checkpoint_dir: A Hugging Face folder, or a MindFormers folder that one process wrote.
 
     Returns:
-        A list with the one `ShardedTensor` of each parameter, by name; the list of files that hold each shard, by id.
+        Each parameter's single `ShardedTensor` in a list, by name; and the list of files holding each shard, by id.
 
     Raises:
         CheckpointError: when the folder has no safetensors files, or one is missing, damaged or of an unknown
@@ -81,15 +81,15 @@ def read_metadata_from_headers(checkpoint_dir: str) -> tuple[dict[str, Any], dic
 
 
 def use_headers() -> None:
-    """Make MindFormers' loaders read the shapes of folders without metadata.json from headers."""
+    """Make MindFormers' loaders read shapes from file headers in folders without metadata.json."""
     metadata: Any = importlib.import_module("mindformers.checkpoint.metadata")
     metadata.generate_default_metadata_from_checkpoint = read_metadata_from_headers
 
 
 def use_checked_shard_maps() -> None:
-    """Make MindFormers' loader check metadata.json first; it calls `verify_ckpt_valid` before it reads anything.
+    """Make MindFormers' loader check metadata.json in `verify_ckpt_valid`, which it calls before reading anything.
 
-    Call it after `use_own_shards`.
+    Call this after `use_own_shards`.
     """
     module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
     upstream: Callable[[str], None] = module.verify_ckpt_valid

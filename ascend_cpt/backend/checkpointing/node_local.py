@@ -1,4 +1,4 @@
-"""Checkpoints without shared storage: every rank saves its shards on its own node and loads them from there.
+"""Checkpoints without shared storage: each rank saves its shards on its own node and loads them from there.
 
 MindFormers cannot save its new format without shared storage. The files here have the same names and content, so
 a folder with the files of all nodes (see tools/gather_checkpoint.py) can be loaded by MindFormers in any layout.
@@ -32,7 +32,7 @@ def save_own_shards(
 ) -> None:
     """Save this rank's shards of the model and the optimizer to `folder`, which must exist.
 
-    With `background` the function returns before the files are written.
+    With `background`, this returns before the files are written.
     """
     model_names = set(network.parameters_dict())
     model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
@@ -46,10 +46,10 @@ def save_own_shards(
 def load_own_shards(
     folder: Path, network: nn.Cell, optimizer: nn.Cell | None, *, prefix: str, rank: int, num_ranks: int
 ) -> None:
-    """Load this rank's shards saved by `save_own_shards`; without an optimizer only the weights.
+    """Load this rank's shards saved by `save_own_shards`, or only the weights if there is no optimizer.
 
     Raises:
-        CheckpointError: when the shards of this rank are not on this node.
+        CheckpointError: when this rank's shards are not on this node.
     """
     model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
     wanted = [model_file] if optimizer is None else [model_file, optimizer_file]
@@ -67,7 +67,7 @@ def load_own_shards(
 
 
 def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
-    """Make MindFormers' trainer load only this rank's shards from folders without the shards of all ranks."""
+    """Make MindFormers' trainer load only this rank's shards from folders that lack other ranks' shards."""
     trainer: Any = importlib.import_module("mindformers.trainer.base_trainer")
     checkpoint_module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
     upstream_load: Callable[..., None] = trainer.load_checkpoint
@@ -81,7 +81,7 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
             load_own_shards(folder, network, optimizer, prefix=prefix, rank=rank, num_ranks=num_ranks)
 
     def verify(checkpoint_dir: str) -> None:
-        # Upstream requires every file listed in metadata.json, including those of other nodes.
+        # Upstream requires every file listed in metadata.json, including other nodes' files.
         if has_all_shards(Path(checkpoint_dir)):
             upstream_verify(checkpoint_dir)
 
@@ -90,7 +90,7 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
 
 
 def has_all_shards(folder: Path) -> bool:
-    """Return whether a folder has the model shards of all ranks; True for a checkpoint saved by one process."""
+    """Return whether a folder has all ranks' model shards, which is always true if one process saved it."""
     return not find_missing_ranks(path.name for path in folder.iterdir())[1]
 
 

@@ -1,8 +1,8 @@
-"""metadata.json of a distributed checkpoint: which file holds each shard.
+"""Makes metadata.json for a distributed checkpoint, which records the file that holds each shard.
 
-MindFormers derives it from the layout of every parameter on every rank, and lists every replica of a shard together
-with the ranks of all its replicas. Here one rank represents each pipeline stage, since the ranks of a stage have the
-same layouts, and a shard has one entry: the first rank that holds it, from which MindFormers' loader reads it.
+MindFormers derives this map from the layout of every parameter on every rank, and lists each replica of a shard with
+the ranks of all replicas. Here one rank represents each pipeline stage, since all ranks in a stage have the same
+layouts. A shard has one entry, for the first rank that holds it, because MindFormers' loader reads it from there.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mindformers.checkpoint.utils import FileType, get_checkpoint_name
 from mindspore.parallel.shard import _DistributedTensorInfo
 from mindspore.parallel.strategy import _NetStrategyInfo
 
-# Buffers of gradient accumulation: part of the layout, but in no file, and MindFormers' loader skips them.
+# Gradient-accumulation buffers are part of the layout but are in no file; MindFormers' loader skips them.
 _NOT_SAVED = "accu_grads"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Placement:
-    """The shards of parameters with one layout: their numbers, and the first rank that holds each."""
+    """The shard indices of parameters with the same layout, and the first rank that holds each shard."""
 
     indices: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -33,13 +33,13 @@ class _Placement:
 
 
 def make_shard_map(network: Any, *, prefix: str, model_names: Collection[str], num_ranks: int) -> tuple[str, ...]:
-    """Return the text of metadata.json in parts; local, no communication.
+    """Return the text of metadata.json in parts, without communication between ranks.
 
     Args:
         network: The compiled training network.
         prefix: Prefix of the checkpoint file names.
-        model_names: The parameters in model files; all others are in optimizer files.
-        num_ranks: The ranks of the job.
+        model_names: Names of the parameters in model files. All others are in optimizer files.
+        num_ranks: Number of ranks in the job.
 
     Raises:
         RuntimeError: when the network was not compiled for distributed training.
@@ -65,12 +65,12 @@ def describe_stages(network: Any, global_layout: Mapping[int, Mapping[str, Any]]
         if infos and names_by_rank.get(rank) != infos.keys():
             stages[rank] = infos
             names_by_rank.update(dict.fromkeys(next(iter(infos.values())).rank_list, infos.keys()))
-    # Parameters of a layer, and layers, mostly share a layout: each is converted once.
+    # Most parameters share a layout within and across layers, so each layout is converted only once.
     kinds: dict[int, dict[Any, Any]] = {rank: {} for rank in stages}
     for rank, infos in stages.items():
         for info in infos.values():
             kinds[rank].setdefault(_get_kind(info), info)
-    # With both layouts given, MindSpore does not convert those of all ranks.
+    # When both layouts are given, MindSpore does not convert every rank's layout.
     layouts = _NetStrategyInfo(network, global_layout={network.compile_phase: kinds}, local_layout={}).get_rank_layout()
     return {
         rank: {
@@ -82,7 +82,7 @@ def describe_stages(network: Any, global_layout: Mapping[int, Mapping[str, Any]]
 
 
 def _get_kind(info: Any) -> tuple[str, str, int]:
-    """Return the values that determine a parameter's layout within a stage; all its parameters have the same ranks."""
+    """Return the values that determine a parameter's layout in a stage, whose parameters all have the same ranks."""
     return str(info.dev_matrix), str(info.tensor_map), info.opt_weight_shard_size
 
 
@@ -91,7 +91,7 @@ def render_shard_map(
 ) -> tuple[str, ...]:
     """Return the text of metadata.json in parts, as MindFormers' `load_metadata` reads it.
 
-    A parameter that several stages share, such as a tied embedding, is listed for the first of them.
+    A parameter shared by several stages, such as a tied embedding, is listed for the first of these stages.
 
     Args:
         stages: As `describe_stages` returns them.
@@ -121,7 +121,7 @@ def render_shard_map(
             if (key, kind) not in places:
                 places[key, kind] = list(_render_places(placement, prefix, kind, num_ranks))
             head = json.dumps(f"({name!r}, ", ensure_ascii=False)[:-1]
-            # The first part of a join has no separator before it.
+            # The first part has no separator before it.
             storage.append(head + f",\n{head}".join(places[key, kind]))
     entries = [f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in tensors.items()]
     return (
@@ -159,7 +159,7 @@ def _render_tensor(placement: _Placement, dtype: Any, shape: Any) -> str:
 
 
 def _render_places(placement: _Placement, prefix: str, kind: FileType, num_ranks: int) -> Iterator[str]:
-    """Yield for each shard the end of its id, after the name, and its entry."""
+    """For each shard, yield the part of its id after the name, and its entry."""
     for index, rank in zip(placement.indices, placement.ranks, strict=True):
         file_name = f"{get_checkpoint_name(None, prefix, rank, num_ranks, kind)}.safetensors"
         place = [{"file_name": file_name, "storage_rank": rank, "rank_group": [rank]}]

@@ -1,4 +1,4 @@
-"""Sends the checksums of all ranks' checkpoint files to all ranks, with the collective operations of training."""
+"""Shares every rank's checkpoint checksums with all ranks, using the same collectives as training."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ascend_cpt.backend.checkpointing.node_local import name_files
 from ascend_cpt.backend.collectives import sum_over_ranks
 from ascend_cpt.checkpoint.checksums import checksum_from_words, checksum_to_words
 
-NUM_FILES = 2  # of a rank: model and optimizer
+NUM_FILES = 2  # per rank: model and optimizer
 
 
 def share_checksums(own: Mapping[str, str], *, prefix: str, rank: int, num_ranks: int) -> dict[str, str]:
-    """Return the checksums of all ranks' files by name; every rank calls this when its files are written.
+    """Return the checksums of all ranks' files by name. Every rank calls this once its files are written.
 
     Args:
         own: Checksums of this rank's files.
         prefix: Prefix of the checkpoint file names.
         rank: This rank.
-        num_ranks: The ranks of the job.
+        num_ranks: Number of ranks in the job.
     """
-    # Words of 16 bits are exact in float32, and the sum has one term that is not zero.
+    # 16-bit words are exact in float32, and each sum has only one nonzero term.
     words = np.zeros((num_ranks, NUM_FILES, 8))
     for index, path in enumerate(name_files(Path(), prefix, rank, num_ranks)):
         words[rank, index] = checksum_to_words(own[path.name])

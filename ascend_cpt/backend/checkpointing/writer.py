@@ -34,7 +34,7 @@ from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 logger = logging.getLogger(__name__)
 
 PREFIX = "cpt"
-KEEP_ALL = 10**9  # old checkpoints are removed here; MindFormers ignores those of earlier launches
+KEEP_ALL = 10**9  # old checkpoints are removed here, because MindFormers ignores those from earlier launches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class KeepBest:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pending:
-    """A step whose state file is not written yet: this rank's files, and the thread that waits for them, if any."""
+    """A step whose state file is not written yet, with this rank's files and the thread, if any, waiting for them."""
 
     step: int
     folder: Path
@@ -56,9 +56,9 @@ class _Pending:
 
 
 class CheckpointWriter:
-    """Saves weights, optimizer and state of a step. The state is written last and marks the step complete.
+    """Saves a step's weights, optimizer and state. The state is written last and marks the step complete.
 
-    One rank per folder completes it: rank 0 with shared storage, otherwise the first rank of every node. All ranks must
+    One rank completes each folder: rank 0 with shared storage, otherwise the first rank on each node. All ranks must
     call each method at the same steps.
     """
 
@@ -92,7 +92,7 @@ class CheckpointWriter:
     def save(self, step: int, cb_params: Any, *, wait: bool = True) -> Path:
         """Save the training network of `cb_params` as step `step` and return the folder.
 
-        Without `wait` a background save continues after the return; `advance` or `finish` completes it.
+        Without `wait`, a background save continues after this returns, and `advance` or `finish` completes it.
 
         Raises:
             CheckpointError: when the disk is full; earlier complete checkpoints are not touched.
@@ -143,7 +143,7 @@ class CheckpointWriter:
             if self._completes:
                 self._complete(pending.folder, pending.step, checksums)
         wait_for_ranks(self._num_ranks)
-        # Only now: before the barrier an older step may be the newest that is complete on every node.
+        # Not earlier: before the barrier, an older step may be the newest one complete on every node.
         if self._completes:
             self._remove_old(pending.folder)
 
@@ -154,21 +154,21 @@ class CheckpointWriter:
             with report_full_disk(folder, "saving"):
                 yield
         except CheckpointError:
-            # With several writing ranks, others may still be writing into the folder.
+            # If several ranks write, others may still be writing to the folder.
             if self._completes and is_pure_data_parallel() and not (folder / STATE_NAME).exists():
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _write(self, folder: Path, step: int, cb_params: Any) -> tuple[Path, ...]:
-        """Write the files of a step; return this rank's, which may still be being written in the background."""
-        # Not `train_network`: in sink mode that is a wrapper that fetches the data.
+        """Write a step's files. Return this rank's files, which a background thread may still be writing."""
+        # Not `train_network`, which in sink mode is a wrapper that fetches the data.
         wrapper = cb_params.network
         common = CommonInfo(
             step_num=step,
             epoch_num=cb_params.cur_epoch_num,
             global_step=int(wrapper.optimizer.global_step.asnumpy().reshape(-1)[0]),
             loss_scale=float(cb_params.net_outputs[2].asnumpy().reshape(-1)[0]),
-            # The next step's size: MindFormers rescales the step of a checkpoint whose size differs from the launch's.
+            # The next step's batch size: MindFormers rescales the step if this differs from the launch's size.
             global_batch_size=self._budget.at(step).global_batch_size,
         )
         if is_pure_data_parallel():
@@ -183,7 +183,7 @@ class CheckpointWriter:
                 keep_max_num=KEEP_ALL,
                 user_prefix=PREFIX,
                 save_checkpoint_path=str(self._root),
-                sharded_tensor_metas=None,  # of the layouts of all ranks MindFormers only writes metadata.json
+                sharded_tensor_metas=None,  # MindFormers uses all ranks' layouts only to write metadata.json
             )
             if self._completes:
                 self._write_shard_map(folder, wrapper)
@@ -210,7 +210,7 @@ class CheckpointWriter:
             self._write_shard_map(folder, wrapper)
 
     def _write_shard_map(self, folder: Path, wrapper: ms.nn.Cell) -> None:
-        """Write metadata.json; the layouts do not change during a launch, so its text is made once."""
+        """Write metadata.json. Its text is made once, because layouts do not change during a launch."""
         if self._shard_map is None:
             self._shard_map = make_shard_map(
                 wrapper, prefix=PREFIX, model_names=wrapper.network.parameters_dict(), num_ranks=self._num_ranks
@@ -220,7 +220,7 @@ class CheckpointWriter:
     def _save_whole(self, folder: Path, wrapper: ms.nn.Cell, common: CommonInfo) -> tuple[Path, ...]:
         """Save the whole model from one rank.
 
-        Every rank has the same parameters, and MindFormers has no layout to shard them by.
+        Every rank has the same parameters, and MindFormers has no layout by which to shard them.
         """
         _make_empty(folder)
         save_own_shards(
@@ -236,11 +236,11 @@ class CheckpointWriter:
         return name_files(folder, PREFIX, 0, 1)
 
     def _complete(self, folder: Path, step: int, checksums: Mapping[str, str]) -> None:
-        """Write the state of a step whose files are written. The ranks have flushed those in `checksums` to disk."""
+        """Write the state of a step whose files are written. Ranks have flushed the files in `checksums` to disk."""
         paths = [path for path in sorted(folder.iterdir()) if path.name != STATE_NAME]
         # metadata.json and common.json.
         checksums = sync_and_checksum([path for path in paths if path.name not in checksums]) | dict(checksums)
-        # After a power failure the state must not exist without its files: older steps are deleted next.
+        # Older steps are deleted next, so the state must not survive a power failure without its files.
         for parent in (folder, self._root, self._root.parent):
             sync_folder(parent)
         rows = self._budget.count_rows(step)
@@ -269,15 +269,15 @@ class CheckpointWriter:
 
 
 def _make_empty(folder: Path) -> None:
-    """Create the folder of a step; remove one that is incomplete or damaged first."""
+    """Create a step's folder, first removing an incomplete or damaged one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
 
 def load_whole_checkpoints() -> None:
-    """Make every rank load a whole checkpoint, as saved in pure data parallel (CPU only).
+    """Make every rank load a whole checkpoint, as saved by pure data parallelism (CPU only).
 
-    With several ranks MindFormers requires the layout of each rank's shards; here there is none.
+    With several ranks, MindFormers requires a layout for each rank's shards, but there is none here.
     """
     checkpoint_module: Any = importlib.import_module("mindformers.checkpoint.checkpoint")
     checkpoint_module.get_real_group_size = lambda: 1

@@ -1,4 +1,4 @@
-"""Self-attention on a CPU without MindFormers' cast of query, key and value to float16."""
+"""CPU self-attention that omits MindFormers' cast of query, key and value to float16."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mindspore import Tensor
 
 
 class _NoFloat16Cast:
-    """Selects MindFormers' attention branch that does not cast.
+    """Selects the MindFormers attention branch that does not cast.
 
-    That branch is meant for plain attention and repeats the key-value heads (on the wrong axes in this layout). The CPU
-    attention kernel handles grouped heads, so nothing is repeated.
+    This branch is meant for plain attention and repeats the key-value heads (on the wrong axes in this layout). The
+    CPU attention kernel handles grouped heads, so this class disables the repetition.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,7 +33,7 @@ class PreciseSelfAttentionContiguous(_NoFloat16Cast, SelfAttentionContiguous):
 
 
 def install(*, keep_float16_cast: bool) -> None:
-    """Select the self-attention class of networks built after this call."""
+    """Select the self-attention class for networks built after this call."""
     gpt_layer_specs.SelfAttention = SelfAttention if keep_float16_cast else PreciseSelfAttention
     gpt_layer_specs.SelfAttentionContiguous = (
         SelfAttentionContiguous if keep_float16_cast else PreciseSelfAttentionContiguous

@@ -24,10 +24,10 @@ def is_installed() -> bool:
 def install_cpu_kernels(*, keep_float16_cast: bool = False) -> None:
     """Set the device to CPU and replace the operators that have no CPU kernel.
 
-    Call it before MindFormers' context and network are built; calling it again only changes `keep_float16_cast`.
+    Call this before MindFormers' context and network are built. Calling it again only changes `keep_float16_cast`.
 
     Args:
-        keep_float16_cast: keep MindFormers' cast of query, key and value to float16 before attention. By default they
+        keep_float16_cast: keep MindFormers' cast of query, key and value to float16 before attention. By default, they
             stay in compute_dtype, as in a float32 reference.
 
     Raises:
@@ -65,7 +65,8 @@ def _import(name: str) -> Any:
 def _skip_parallel_groups() -> tuple[Any, str, Callable[..., None]]:
     """Skip the model-parallel groups in data-parallel mode, the only multi-worker mode on CPU.
 
-    MindFormers resets data_parallel to 1 there and then fails because the sizes do not multiply to the world size.
+    MindFormers resets data_parallel to 1 in this mode and then fails because the sizes do not multiply to the world
+    size.
     """
     gpt_model = _import("base_models.gpt.gpt_model")
     upstream = gpt_model.initialize_model_parallel
@@ -78,8 +79,8 @@ def _skip_parallel_groups() -> tuple[Any, str, Callable[..., None]]:
 
 
 def _skip_core_binding() -> tuple[Any, str, Callable[..., None]]:
-    """Bind cores only if the user configured it: by default all workers would be bound to the same cores."""
-    # The attribute `mindformers.core.context.build_context` is the function of that name, not the module.
+    """Bind cores only if the user configured binding. By default, all workers would share the same cores."""
+    # The attribute `mindformers.core.context.build_context` is the function, not the module of that name.
     build_context = importlib.import_module("mindformers.core.context.build_context")
     upstream = build_context.set_ms_affinity
 

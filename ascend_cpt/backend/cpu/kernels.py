@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from ascend_cpt.errors import ConfigError
 
-# Added to the scores of masked pairs. Finite, so that a fully masked row (a padding token) becomes the mean over all
+# Added to masked scores. It is finite, so that a fully masked row (a padding token) becomes the mean over all
 # values instead of NaN.
 MASKED_SCORE = -1e9
 
@@ -35,11 +35,11 @@ class FlashAttentionScore(nn.Cell):
         query (B, N, S, D); key and value (B, N_kv, S_kv, D); attn_mask (B, 1, S, S_kv), (B, N, S, S_kv) or (S, S_kv)
         with 1 where a query must not attend to a key, or None.
     Outputs:
-        Four, like the operator: the row maximum of the scores (B, N, S, 1), two unused ones (None), and the attention
-        output (B, N, S, D) in the query's dtype.
+        Four, as for the operator: the row maximum of the scores (B, N, S, 1), two unused outputs (None), and the
+        attention output (B, N, S, D) in the query's dtype.
 
     Raises:
-        ConfigError: for what this CPU version does not support (other layouts, dropout, compressed or sliding masks).
+        ConfigError: for unsupported features (other layouts, dropout, compressed or sliding masks).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FlashAttentionScore(nn.Cell):
     ) -> tuple[Tensor, None, None, Tensor]:
         batch, num_heads, length, head_dim = query.shape
         num_kv_heads, kv_length = key.shape[1], key.shape[2]
-        # The queries of a group share a key: one product per key-value head, without repeating keys and values.
+        # Queries in a group share a key, so one product per key-value head suffices, without repeating keys and values.
         grouped = (batch, num_kv_heads, num_heads // num_kv_heads * length, head_dim)
         whole = (batch, num_heads, length, kv_length)
         grouped_query = ops.reshape(ops.cast(query, ms.float32) * self.scale, grouped)
@@ -102,6 +102,6 @@ def look_up_embedding(self: nn.Cell, input_ids: Tensor, weight: Tensor) -> Tenso
     """Return rows of `weight` (vocab, hidden) for `input_ids` (B, S): (B, S, hidden).
 
     Replaces `VocabParallelEmbedding.embedding_func`, whose `mint.nn.functional.embedding` has no backward on a CPU.
-    The first parameter must be named `self`: MindSpore's graph parser recognizes methods by it.
+    The first parameter must be named `self`, because MindSpore's graph parser recognizes methods by this name.
     """
     return ops.gather(weight, input_ids, 0)

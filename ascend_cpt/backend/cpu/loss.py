@@ -1,8 +1,8 @@
-"""The language-model loss of several CPU processes: the mean over the labels of the whole global batch.
+"""The language-model loss across several CPU processes: the mean over the labels in the whole global batch.
 
-Each process has MindFormers' mean over the labels of its own rows, and the gradients of the processes are averaged with
-equal weights. If rows are padded, processes have different numbers of labels. Here every process divides its sum by the
-mean number of labels per process, so that the average over the processes is the mean over all labels.
+In MindFormers, each process computes the mean over the labels in its own rows, and gradients are averaged over
+processes with equal weights. If rows are padded, processes have different numbers of labels. Here, each process divides
+its sum by the mean number of labels per process, so that the average over processes is the mean over all labels.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class GlobalMean(nn.Cell):
         self.sum = SumExt()
 
     def construct(self, losses: Tensor, mask: Tensor) -> Tensor:
-        """Return float32 of shape (1,) from the losses of this process's tokens and a mask of its labels, float32."""
+        """Return a float32 value of shape (1,) from this process's token losses and its float32 label mask."""
         num_labels = ops.stop_gradient(self.all_reduce(ops.reshape(self.sum(mask), (1,))))
         return self.sum(ops.mul(losses, mask)) / ((num_labels + 1e-8) / self.num_processes)
 
 
 class GlobalMeanLoss(CrossEntropyLoss):
-    """Replaces CrossEntropyLoss under data parallelism; the arguments and the shapes are the same."""
+    """Replaces CrossEntropyLoss under data parallelism, with the same arguments and shapes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,6 +46,6 @@ class GlobalMeanLoss(CrossEntropyLoss):
 
 
 def make_loss(*args: Any, **kwargs: Any) -> CrossEntropyLoss:
-    """Return the loss cell of a network; replaces the class in MindFormers' GPTModel."""
+    """Return a network's loss cell. Replaces the class in MindFormers' GPTModel."""
     is_parallel = ms.get_auto_parallel_context("parallel_mode") == ms.ParallelMode.DATA_PARALLEL
     return GlobalMeanLoss(*args, **kwargs) if is_parallel else CrossEntropyLoss(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""The overflow check of MFTrainOneStepCell on a CPU: whether all gradients are finite.
+"""The overflow check for MFTrainOneStepCell on a CPU, which tests whether all gradients are finite.
 
-MindFormers reads the NPU's status registers; on a CPU the gradients are checked. The first parameter of the functions
-must be named `self`: MindSpore's graph parser recognizes methods by it.
+MindFormers reads the NPU's status registers; on a CPU, the gradients are checked instead. The functions' first
+parameter must be named `self`, because MindSpore's graph parser recognizes methods by this name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _count_overflow = ops.MultitypeFuncGraph("count_overflow")
 
 @_count_overflow.register("Tensor")
 def _count_tensor_overflow(gradient: Tensor) -> Tensor:
-    """Return 1.0 if a gradient has an infinity or a NaN, otherwise 0.0."""
+    """Return 1.0 if a gradient contains an infinity or a NaN, otherwise 0.0."""
     finite = ops.ReduceAll()(ops.IsFinite()(gradient), ())
     return ops.cast(ops.logical_not(finite), ms.float32)
 
@@ -27,7 +27,7 @@ def start_overflow_check(self: nn.Cell, _pre_cond: Any, compute_input: Any) -> t
 
 
 def get_overflow_status(self: Any, _status: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
-    """Replacement for `get_overflow_status`: True (bool scalar) if any gradient on any worker is not finite."""
+    """Replacement for `get_overflow_status`: a bool scalar that is True if any worker has a non-finite gradient."""
     num_overflows = ops.addn(self.hyper_map(_count_overflow, gradients))
     if self.is_distributed:
         num_overflows = self.allreduce(num_overflows)

@@ -1,4 +1,4 @@
-"""Loads the weights of a Hugging Face folder or a checkpoint into a network built by MindFormers."""
+"""Loads weights from a Hugging Face folder or a checkpoint into a network built by MindFormers."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class LoadReport:
 
 
 def load_hf(network: nn.Cell, path: Path) -> LoadReport:
-    """Load the weights of the Hugging Face folder `path` into `network`, group by group, cast to its dtypes.
+    """Load weights from the Hugging Face folder `path` into `network` by group, casting them to the network's dtypes.
 
-    For networks with whole parameters only: one process, or data parallel. For sharded layouts use MindFormers'
-    `load_hf_checkpoint`, which reads each rank's slices, after `HfFolder.check` and `HfFolder.check_model`.
+    The parameters must not be sharded (one process, or data parallelism). For sharded layouts, call `HfFolder.check`
+    and `HfFolder.check_model`, then MindFormers' `load_hf_checkpoint`, which reads each rank's slices.
 
     Raises:
-        CheckpointError: when the folder is damaged or contains another model; the network is not changed.
+        CheckpointError: when the folder is damaged or contains another model. The network is then unchanged.
     """
     folder = HfFolder(path)
     folder.check()
@@ -67,10 +67,10 @@ def load_hf(network: nn.Cell, path: Path) -> LoadReport:
 
 
 def load_trained(network: nn.Cell, source: TensorSource) -> None:
-    """Load all weights of a MindFormers checkpoint of any layout into a network with whole parameters.
+    """Load all weights from a MindFormers checkpoint in any layout into a network with unsharded parameters.
 
     Raises:
-        CheckpointError: when the tensors differ from the network's; the network is not changed.
+        CheckpointError: when the tensors differ from the network's. The network is then unchanged.
     """
     _check_parameters(network, {name: info.shape for name, info in source.tensors.items()}, source.path)
     _set_parameters(
@@ -85,7 +85,7 @@ def _set_parameters(network: nn.Cell, tensors: Iterable[tuple[str, NDArray[np.fl
 
 
 def _check_network(network: Any, folder: HfFolder) -> None:
-    """Check that the network is the folder's model and that the folder has a tensor for every parameter."""
+    """Check that the network matches the folder's model and that the folder has a tensor for every parameter."""
     folder.check_model({**network.config.to_dict(), "model_type": network.config.model_type})
     _check_parameters(network, list_mindformers_shapes(folder.sizes), folder.path)
 

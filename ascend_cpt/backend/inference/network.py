@@ -20,13 +20,13 @@ _NO_PADDING = -1
 
 
 class InferenceNetwork:
-    """Computes logits of token sequences of a fixed length. Load weights into `cell` before use.
+    """Computes logits for token sequences of a fixed length. Load weights into `cell` before use.
 
     Args:
         config: The model's Hugging Face configuration.
-        length: Tokens per sequence; shorter ones are padded at the end, to which earlier tokens do not attend.
+        length: Tokens per sequence. Shorter ones are padded at the end; earlier tokens do not attend to the padding.
         device: `CPU` or `Ascend`.
-        compute_dtype: Dtype of parameters and computation, e.g. "float32".
+        compute_dtype: Dtype of the parameters and the computation, e.g. "float32".
     """
 
     def __init__(

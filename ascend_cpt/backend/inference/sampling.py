@@ -1,4 +1,4 @@
-"""Token sampling. Every new token takes one forward pass over all tokens; there is no key-value cache."""
+"""Token sampling. Each new token takes a forward pass over all tokens, because there is no key-value cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ComputeLogits = Callable[[NDArray[np.int32]], NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen: the most likely one at temperature 0, otherwise nucleus sampling."""
+    """How to choose the next token: the most likely one at temperature 0, otherwise by nucleus sampling."""
 
     temperature: float = 0.0
     top_p: float = 1.0

@@ -1,4 +1,4 @@
-"""A model with its tokenizer: completes text."""
+"""A model with its tokenizer, which together complete text."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TextModel:
         """Return `prompt` and its continuation.
 
         Raises:
-            DataError: when the prompt is empty, or prompt and `num_tokens` exceed the model's positions.
+            DataError: when the prompt is empty, or the prompt plus `num_tokens` exceeds the model's positions.
         """
         tokens = [int(token) for token in self._engine.encode_batch([prompt]).ids]
         length = len(tokens) + num_tokens

@@ -2,7 +2,7 @@
 
 Importing this package registers them with MindFormers, so that `model_config: {model_type: llama, architectures:
 [LlamaForCausalLM]}` with `use_legacy: False` builds the classes here. MindFormers registers its legacy Llama under
-another prefix; its Qwen2, which cannot be trained, is replaced.
+another prefix. Its Qwen2, which cannot be trained, is replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FAMILIES = ((LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM))
 
 
 def register_models() -> None:
-    """Register every family's configuration (by its model_type) and network (by its class name) with MindFormers."""
+    """Register each family's configuration (by model_type) and network (by class name) with MindFormers."""
     register = MindFormerRegister.register
     for config_class, model_class in _FAMILIES:
         register(MindFormerModuleType.CONFIG, legacy=False, search_names=config_class.model_type)(config_class)

@@ -1,11 +1,11 @@
-"""The language-model loss in parts of the rows (`cpt.loss_chunks`): the logits of only one part exist at a time.
+"""The language-model loss in chunks of the rows (`cpt.loss_chunks`), with only one chunk's logits in memory at a time.
 
-MindFormers computes the logits of a whole micro batch and keeps four float32 copies of them until the backward pass.
-Here output layer and cross entropy are one operator. Its forward pass keeps three numbers per token; its backward pass
-computes the logits again, part by part, and adds up the gradient of the output weight in float32.
+MindFormers computes the logits for a whole micro batch and keeps four float32 copies of them until the backward pass.
+Here, the output layer and the cross entropy are one operator. Its forward pass keeps three numbers per token. Its
+backward pass recomputes the logits chunk by chunk, and accumulates the output weight's gradient in float32.
 
-The operator is a Morph: MindSpore shards its inputs and outputs by layouts, and runs its functions on the slices of a
-device. Loss, gradients and their order of rows are MindFormers'.
+The operator is a Morph: MindSpore shards its inputs and outputs by layout and runs its functions on each device's
+slices. The loss, the gradients and their row order are the same as in MindFormers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NOTHING: tuple[Any, ...] = ()
 
 
 def infer_shapes(hidden: list[int], _weight: list[int], _labels: list[int]) -> tuple[list[int], ...]:
-    """Return the shapes of the operator's outputs: one number per token of hidden (seq_length, batch, hidden size)."""
+    """Return the shapes of the outputs: one number per token of hidden (seq_length, batch, hidden size)."""
     num_tokens = int(np.prod(hidden[:2]))
     return [num_tokens], [num_tokens], [num_tokens]
 
@@ -52,7 +52,7 @@ def infer_dtypes(*_dtypes: Any) -> tuple[Any, ...]:
 
 
 class TokenLosses(nn.Cell):
-    """Output layer and cross entropy of every token.
+    """The output layer and each token's cross entropy.
 
     Inputs: hidden (seq_length, batch, hidden size), weight (vocabulary, hidden size) and labels (batch * seq_length,)
     int32. Outputs: float32 of shape (batch * seq_length,): the loss of every token (nats), the maximum of its logits,
@@ -94,7 +94,7 @@ class TokenLosses(nn.Cell):
         return self.operator(hidden, self.cast(weight, self.compute_dtype), labels)
 
     def compute(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Any:
-        """Return the outputs of the cell; all arguments are slices of this device."""
+        """Return the cell's outputs. All arguments are this device's slices."""
         length, batch, size = hidden.shape
         part = length // self.num_chunks
         labels = self.reshape(labels, (batch, length))
@@ -102,14 +102,14 @@ class TokenLosses(nn.Cell):
         done = labels
         for index in range(self.num_chunks):
             start = index * part
-            # The dependency keeps MindSpore from computing the logits of several parts at the same time.
+            # The dependency keeps MindSpore from computing several parts' logits at the same time.
             rows = self.reshape(ops.depend(hidden[start : start + part], done), (part * batch, size))
             logits = self.cast(self.logits_of(rows, weight), ms.float32)
             _, top = self.max(logits)
             if self.shards > 1:
                 top = self.max_over_shards(top)
             centred = self.sub(logits, top)
-            # One-hot labels depend on nothing else: MindSpore would compute those of all parts first and keep them.
+            # One-hot labels have no other dependency, so MindSpore would compute and keep them for all parts first.
             own_labels = ops.depend(labels[:, start : start + part], centred)
             target = self.one_hot_labels(own_labels, part * batch, weight.shape[0])
             total = self.sum(self.exp(centred), -1, True)
@@ -131,13 +131,13 @@ class TokenLosses(nn.Cell):
         )
 
     def differentiate(self, hidden: Tensor, weight: Tensor, labels: Tensor, out: Any, dout: Any) -> Any:
-        """Return the gradients of the inputs from those of the losses; the other outputs must have none."""
+        """Return the input gradients from the losses' gradients. The other outputs must have no gradient."""
         length, batch, size = hidden.shape
         part = length // self.num_chunks
         label_rows = self.reshape(labels, (batch, length))
         maxima = self.reshape(out[1], (batch, length))
         sums = self.reshape(out[2], (batch, length))
-        # MindSpore divides the gradient of a loss by the number of devices that compute it.
+        # MindSpore divides a loss's gradient by the number of devices that compute the loss.
         scales = self.reshape(dout[0], (batch, length)) * self.shards
         gradients = NOTHING
         weight_gradient = None
@@ -160,7 +160,7 @@ class TokenLosses(nn.Cell):
         return self.join_rows(gradients), self.cast(weight_gradient, weight.dtype), ops.zeros_like(labels)
 
     def one_hot_labels(self, labels: Tensor, num_tokens: int, num_classes: int) -> Tensor:
-        """Return (num_tokens, num_classes) int32, from labels (batch, part) of the whole vocabulary."""
+        """Return int32 (num_tokens, num_classes) from whole-vocabulary labels (batch, part)."""
         own = self.reshape(self.transpose(labels, (1, 0)), (num_tokens,)) - self.shard_index * num_classes
         return self.one_hot(own, num_classes, self.on, self.off)
 
@@ -174,12 +174,12 @@ class TokenLosses(nn.Cell):
 
 
 class ChunkedLoss(CrossEntropyLoss):
-    """MindFormers' loss from hidden states instead of logits: the mean over the tokens that the mask selects."""
+    """MindFormers' loss, computed from hidden states instead of logits: the mean over tokens selected by the mask."""
 
     def __init__(self, upstream: CrossEntropyLoss, config: Any, num_chunks: int) -> None:
         super().__init__(config)
         self.token_losses = TokenLosses(config, num_chunks)
-        self.mean = getattr(upstream, "mean", None)  # set on CPU targets with several processes
+        self.mean = getattr(upstream, "mean", None)  # set for CPU targets with several processes
 
     def construct(self, hidden: Tensor, weight: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
         """Return the mean loss, float32."""
@@ -192,7 +192,7 @@ class ChunkedLoss(CrossEntropyLoss):
 
 
 class ChunkedGPTModel(GPTModel):
-    """A GPTModel whose loss takes the hidden states. Only for training: it has no logits to return."""
+    """A GPTModel whose loss takes the hidden states. It is only for training because it has no logits to return."""
 
     def construct(
         self,
@@ -206,7 +206,7 @@ class ChunkedGPTModel(GPTModel):
         loss_mask: Tensor | None = None,
         actual_seq_len: Tensor | None = None,
     ) -> Any:
-        """Return the losses as GPTModel does: that of the language model, and three that are 0 for dense models."""
+        """Return the losses as GPTModel does: the language-model loss, and three that are 0 for dense models."""
         if not self.config.use_eod_reset:
             position_ids = None
         if actual_seq_len is not None:
@@ -231,7 +231,7 @@ class ChunkedGPTModel(GPTModel):
 
 
 def chunk_losses(num_chunks: int) -> None:
-    """Compute the loss in parts in networks that are built after this call."""
+    """Make networks built after this call compute the loss in parts."""
     module: Any = importlib.import_module("mindformers.trainer.base_trainer")
     upstream = module.build_network
 

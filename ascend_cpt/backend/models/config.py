@@ -1,4 +1,4 @@
-"""The configuration of a dense decoder, from the fields of a Hugging Face config.json, for MindFormers' GPTModel."""
+"""The configuration of a dense decoder for MindFormers' GPTModel, made from Hugging Face config.json fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.sizes import ModelSizes, read_sizes, unify_value
 
-# MindFormers masks tokens equal to pad_token_id in loss and attention. No token id is -1.
+# MindFormers masks tokens equal to pad_token_id in the loss and attention. No token has id -1.
 NO_PADDING = -1
 
 # The fixed architecture; the model's configuration must not set other values.
@@ -22,7 +22,7 @@ _ARCHITECTURE: dict[str, Any] = {
     "gated_linear_unit": True,
     "hidden_act": "silu",
     "position_embedding_type": "rope",
-    # The layouts of the tables in `ascend_cpt.weights`.
+    # The layouts used by the tables in `ascend_cpt.weights`.
     "use_contiguous_weight_layout_attention": False,
     "use_interleaved_weight_layout_mlp": True,
 }
@@ -54,7 +54,7 @@ _NOT_CONVERTED = {
 
 
 class DecoderConverter(ConfigConverter):
-    """Renames the fields of a config.json to those of MindFormers' TransformerConfig."""
+    """Renames config.json fields to the names used in MindFormers' TransformerConfig."""
 
     CONFIG_MAPPING: ClassVar[dict[str, Any]] = {
         "head_dim": "kv_channels",
@@ -83,7 +83,7 @@ class DecoderConverter(ConfigConverter):
 class DecoderConfig(PretrainedConfig):
     """A dense decoder with RMSNorm, rotary embeddings and a gated MLP; fields and defaults as in transformers.
 
-    Fields of MindFormers' TransformerConfig are accepted in addition to those of config.json.
+    MindFormers' TransformerConfig fields are accepted in addition to the config.json fields.
 
     Raises:
         ConfigError: for a missing or unknown field, or an unsupported value.
@@ -114,7 +114,7 @@ class DecoderConfig(PretrainedConfig):
 
 
 def _list_resolved_fields(sizes: ModelSizes) -> dict[str, Any]:
-    """Return the fields that config.json may omit or write in two ways, as MindFormers expects them."""
+    """Return, in MindFormers' form, the fields that config.json may omit or write in two ways."""
     return {
         "add_qkv_bias": sizes.has_qkv_bias,
         "head_dim": sizes.head_dim,

@@ -19,7 +19,7 @@ from ascend_cpt.model.tensor_layout import Array, GroupedQkv, InterleavedRows, U
 
 
 class GroupedBiasConvertOp(QKVBiasConvertOp):
-    """Joins query, key and value biases by key-value head; MindFormers' version assumes one query head per key head."""
+    """Joins query, key and value biases by key-value head. MindFormers assumes one query head per key head."""
 
     def _hf_to_mf(self, weights: list[Array]) -> list[Array]:
         num_groups = self.num_query_groups // self.tensor_model_parallel_size // self.optimizer_parallel_size
@@ -27,7 +27,7 @@ class GroupedBiasConvertOp(QKVBiasConvertOp):
 
 
 class DecoderTemplate(WeightTemplate):
-    """The converter of MindFormers' `load_hf_checkpoint`, extended by the query, key and value biases that it skips."""
+    """MindFormers' `load_hf_checkpoint` converter, extended to the query, key and value biases that it skips."""
 
     def preprocess_hf_weights(
         self,
@@ -37,7 +37,7 @@ class DecoderTemplate(WeightTemplate):
         qkv_weights: dict[str, dict[str, Any]],
         num_moe_experts: int | None,
     ) -> tuple[str | None, Any]:
-        """Collect the parts of a joined tensor; return its name and value once all parts are there, None before."""
+        """Collect a joined tensor's parts. Return its name and value once all parts are there, and None before that."""
         if not src_name.endswith(".bias"):
             return super().preprocess_hf_weights(src_name, parameter, experts_weights, qkv_weights, num_moe_experts)
         (name,) = self.get_mf_name(src_name)

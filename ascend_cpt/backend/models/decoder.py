@@ -1,4 +1,4 @@
-"""A dense decoder on MindFormers' mcore GPTModel, from a DecoderConfig."""
+"""A dense decoder built from a DecoderConfig on MindFormers' mcore GPTModel."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ascend_cpt.model.rope import compute_inverse_frequencies
 
 
 class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
-    """Base class of the model families; MindFormers builds the subclasses.
+    """Base class of the model families. MindFormers builds the subclasses.
 
-    Inputs are those of GPTModel: input_ids and labels (batch, seq_length) int32, labels already shifted. In
-    training, returns four losses, of which only the first (language model) is not zero; otherwise the logits
-    (batch * seq_length, vocab_size) in float32.
+    The inputs are the same as for GPTModel: int32 input_ids and labels (batch, seq_length), labels already shifted. In
+    training, it returns four losses, of which only the first (language model) is nonzero. Otherwise, it returns the
+    float32 logits (batch * seq_length, vocab_size).
     """
 
     base_model_prefix: ClassVar[str] = "model"
@@ -40,7 +40,7 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
             post_process=transformer_config.post_process,
         )
         sizes = config.sizes
-        # GPTModel hard-codes one set of Llama 3.1's scaling factors; use those of the configuration.
+        # GPTModel hard-codes one set of Llama 3.1 scaling factors; use the configured ones instead.
         frequencies = compute_inverse_frequencies(sizes.rope, sizes.head_dim)
         self.model.rotary_pos_emb.inv_freq = Tensor(frequencies, ms.float32)
         # Used by MindFormers' `load_hf_checkpoint`.

@@ -1,4 +1,4 @@
-"""Freezes weights of the networks that MindFormers' trainer builds, before it makes the optimizer."""
+"""Freezes weights in networks built by MindFormers' trainer, before the trainer makes the optimizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def freeze_weights(names: Collection[str]) -> None:
-    """Do not train the weights with these names in networks that are built after this call."""
+    """Freeze the weights with these names in networks built after this call."""
     module: Any = importlib.import_module("mindformers.trainer.base_trainer")
     upstream = module.build_network
 

@@ -9,12 +9,12 @@ from ascend_cpt.backend.models.decoder import DecoderForCausalLM
 
 
 class LlamaConfig(DecoderConfig):
-    """The configuration of a Llama, as in its config.json."""
+    """The configuration of a Llama model, as in its config.json."""
 
     model_type: ClassVar[str] = "llama"
 
 
 class LlamaForCausalLM(DecoderForCausalLM):
-    """A Llama: grouped or full key-value heads, tied or untied embeddings, no bias, no norm of queries and keys."""
+    """A Llama model: grouped or full key-value heads, tied or untied embeddings, no biases, no query or key norms."""
 
     config_class: ClassVar[type[DecoderConfig]] = LlamaConfig

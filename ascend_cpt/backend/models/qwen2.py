@@ -9,12 +9,12 @@ from ascend_cpt.backend.models.decoder import DecoderForCausalLM
 
 
 class Qwen2Config(DecoderConfig):
-    """The configuration of a Qwen2, as in its config.json."""
+    """The configuration of a Qwen2 model, as in its config.json."""
 
     model_type: ClassVar[str] = "qwen2"
 
 
 class Qwen2ForCausalLM(DecoderForCausalLM):
-    """A Qwen2: like a Llama, with biases on query, key and value."""
+    """A Qwen2 model, which is like a Llama model with query, key and value biases."""
 
     config_class: ClassVar[type[DecoderConfig]] = Qwen2Config

@@ -1,4 +1,4 @@
-"""The input and output files of the process that simulates a rank."""
+"""The input and output files for the process that simulates a rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterOnRank:
-    """A parameter as sharded by MindSpore for a rank. Shapes are in elements."""
+    """A parameter as MindSpore shards it for one rank. Shapes are in elements."""
 
     name: str
     shape: list[int]

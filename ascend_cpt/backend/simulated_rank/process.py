@@ -1,4 +1,4 @@
-"""Compiles one rank of a cluster on the simulated device; run as `python -m` this module with the job's JSON file.
+"""Compiles one rank of a cluster on the simulated device. Run this module with `python -m` and the job's JSON file.
 
 The parent (`ascend_cpt.simulate.run_rank`) sets the environment. MindFormers' Trainer runs as in training, with its
 data loader and callbacks replaced. The outcome is written to the job's result file; the process may abort at exit.
@@ -26,7 +26,7 @@ KILOBYTE = 1024
 
 
 def main(job_path: Path) -> int:
-    """Compile and run the steps of a job."""
+    """Compile and run a job's steps."""
     job = Job(**json.loads(job_path.read_text(encoding="utf-8")))
     die_with_parent(job.parent_pid)
     try:
@@ -42,7 +42,7 @@ def main(job_path: Path) -> int:
 
 def _run(job: Job) -> None:
     if not job.uses_cann:
-        # MindSpore checks for the HCCL wheel, which is a part of CANN.
+        # MindSpore checks for the HCCL wheel, which is part of CANN.
         from mindspore.communication._comm_helper import GlobalComm
 
         GlobalComm.CHECK_ENVS = False
@@ -78,7 +78,7 @@ def always_run_optimizer() -> None:
     """Make the step run its optimizer unconditionally.
 
     MindFormers runs it `if not overflow`. The simulated device computes no flag, so the branch would not be taken and
-    the optimizer states not allocated; without a pipeline or a cluster the branch cannot be compiled at all.
+    the optimizer states would not be allocated. Without a pipeline or a cluster, the branch cannot even be compiled.
     """
     from mindspore.nn.wrap.loss_scale import TrainOneStepWithLossScaleCell
 
@@ -86,7 +86,7 @@ def always_run_optimizer() -> None:
 
 
 def skip_weight_initialization() -> None:
-    """Skip random initialization, which takes minutes and memory for a large model: the values are not used."""
+    """Skip random initialization, whose values are unused but cost minutes and memory for a large model."""
     from mindspore.common.initializer import Initializer
 
     Initializer.__call__ = _initialize_nothing
@@ -101,7 +101,7 @@ def _return_no_overflow(self: Any, overflow: Any) -> bool:
 
 
 def register_loader_and_callback(job: Job) -> None:
-    """Register the data loader and the callback of the job's YAML with MindFormers."""
+    """Register the data loader and callback named in the job's YAML file with MindFormers."""
     import mindspore.dataset as ds
     import numpy as np
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
@@ -110,7 +110,7 @@ def register_loader_and_callback(job: Job) -> None:
     from ascend_cpt.data.packed.network_inputs import RowFormat
 
     class SimulatedRows:
-        """Rows of zeros in the run's format; the simulated device does not read them."""
+        """Rows of zeros in the run's format. The simulated device does not read them."""
 
         def __new__(
             cls,
@@ -157,7 +157,7 @@ def list_parameters(network: Any) -> list[ParameterOnRank]:
     for parameter in network.get_parameters():
         layout = layouts.get(parameter.name)
         if layout is None and layouts:
-            continue  # of another stage
+            continue  # belongs to another stage
         shape = [int(size) for size in parameter.shape]
         if layout is None:  # one device: nothing is sharded
             found.append(ParameterOnRank(name=parameter.name, shape=shape, tensor_shape=shape, stored_shape=shape))

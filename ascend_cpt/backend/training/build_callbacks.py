@@ -1,4 +1,4 @@
-"""Builds the callbacks of a run: sinks, guards, alarms, validation and saving."""
+"""Builds a run's callbacks: sinks, guards, alarms, validation and saving."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def build_callbacks(
     timeline: Timeline = NO_TIMELINE,
     extra_sinks: Sequence[Sink] = (),
 ) -> list[Callback]:
-    """Return the callbacks of a rank; only the reporting rank has sinks. Call it before the network is built.
+    """Return a rank's callbacks; only the reporting rank has sinks. Call this before the network is built.
 
-    Without shared storage the first rank of every node completes the checkpoints there and writes the metrics.jsonl
+    Without shared storage, the first rank on each node completes that node's checkpoints and writes the metrics.jsonl
     that a resumed run reads.
     """
     cpt, budget = run.config.cpt, run.budget
@@ -123,7 +123,7 @@ def _choose_sinks(
     reports: bool,
     keeps_records: bool,
 ) -> SinkGroup:
-    """Return the sinks of a rank: without shared storage a node that does not report keeps records for its resume."""
+    """Return a rank's sinks. Without shared storage, a node that does not report keeps records for its own resume."""
     if reports:
         return _open_sinks(run, initial_step, console, extra_sinks)
     return SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
@@ -151,7 +151,7 @@ def _build_alarm(run: ResolvedRun, tasks: Sequence[Task]) -> ForgettingAlarm:
 
 
 def describe_run(run: ResolvedRun) -> RunInfo:
-    """Return what a report needs in addition to the records."""
+    """Return the facts that a report needs in addition to the records."""
     model, sizes, budget = run.model, read_sizes(run.model), run.budget
     device_name = _get_device_name(run)
     return RunInfo(
@@ -191,12 +191,12 @@ def _describe_source(source: Dataset, seq_length: int) -> dict[str, Any]:
 
 
 def _plan_tokens(run: ResolvedRun, phase: Phase) -> dict[str, int]:
-    """Return the tokens of each source in a phase; expected values where all rows are shuffled together."""
+    """Return the tokens from each source in a phase, or expected values if all rows are shuffled together."""
     length = run.budget.seq_length
     if phase.shares is not None:
         rows = run.count_source_rows(phase.first_step, phase.stop_step)
         return {source: rows[source] * length for source in phase.shares}
-    # Exact numbers would require going through every row of the phase.
+    # Exact numbers would require visiting every row of the phase.
     total_rows = sum(source.num_rows for source in run.sources)
     num_rows = run.budget.count_rows(phase.stop_step) - run.budget.count_rows(phase.first_step)
     return {source.name: round(num_rows * source.num_rows / total_rows) * length for source in run.sources}
@@ -207,7 +207,7 @@ def _get_device_name(run: ResolvedRun) -> str:
 
 
 def _check_missing_records(run: ResolvedRun, initial_step: int, sinks: SinkGroup) -> None:
-    """Warn that guards and alarms restart without history, or fail where ranks could then decide differently.
+    """Warn that guards and alarms restart without history, or fail if ranks could then decide differently.
 
     Raises:
         CheckpointError: when all ranks must reach the same decision but this one lacks the records.
@@ -241,7 +241,7 @@ def _describe_set(run: ResolvedRun, dataset: Dataset) -> dict[str, Any]:
 
 
 def _find_base(run: ResolvedRun, initial_step: int) -> dict[str, Any] | None:
-    """Return what the run started from: a resumed run keeps the record, since its configuration may have changed."""
+    """Return the run's base weights. A resumed run keeps its record, since its configuration may have changed."""
     if initial_step:
         recorded: dict[str, Any] | None = read_run_info(run.run_dir).get("base")
         return recorded
@@ -283,7 +283,7 @@ def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[s
 
 
 def _build_keep_best(run: ResolvedRun) -> KeepBest | None:
-    """Return the rule of `cpt.checkpoint.keep_best`; every rank that completes checkpoints sees metrics.jsonl."""
+    """Return the `cpt.checkpoint.keep_best` rule. Every rank that completes checkpoints sees metrics.jsonl."""
     best = run.config.cpt.checkpoint.keep_best
     if best is None:
         return None

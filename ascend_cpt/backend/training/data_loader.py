@@ -1,7 +1,7 @@
 """The training data loader, registered with MindFormers: each rank reads its own rows of the run, in order.
 
-Position p of the run is the row that `SampleOrder` computes for it. Rank r of n data-parallel ranks reads a contiguous
-part of every global batch, so the global batch of a step contains the same rows for every n.
+`SampleOrder` computes the row at each position of the run. Each of n data-parallel ranks reads a contiguous part of
+every global batch, so a step's global batch contains the same rows for every n.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ _errors: list[DataError] = []
 class MindRecordRows:
     """Random access to the rows of a packed dataset, read in windows.
 
-    Reading a single row of a MindRecord file is slow, but MindDataset reads the rows of a sampler in one pass.
+    Reading a single row of a MindRecord file is slow, but MindDataset reads all rows of a sampler in one pass.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        # MindDataset rejects files without rows, as written for a shard without documents.
+        # MindDataset rejects files without rows, which a shard without documents produces.
         shards = [shard for shard in manifest.shards if shard.num_rows]
         self._files = [str(manifest.folder / shard.file) for shard in shards]
         self._starts = np.cumsum([0, *(shard.num_rows for shard in shards)])
         self._row_length = manifest.row_tokens
-        # The missing label of the last token of a shorter row is masked in the loss, as padding is.
+        # In a shorter row, the last token's missing label is masked in the loss, like padding.
         self._missing = np.full((1, 1 if manifest.lacks_last_label else 0), manifest.tokenizer.pad_id, np.int32)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows with these numbers, in this order: int32 of shape (len(rows), seq_length + 1).
+        """Return the rows at these indices, in this order, as int32 of shape (len(rows), seq_length + 1).
 
         Raises:
             DataError: when the files contain fewer rows than their manifest lists, or a row is damaged.
         """
-        # MindDataset rejects samplers with more rows than the file, so a repeated row (of two epochs) is read once.
+        # MindDataset rejects samplers with more rows than the file, so a row repeated in two epochs is read once.
         unique, inverse = np.unique(rows, return_inverse=True)
         for path, start, stop in zip(self._files, self._starts, self._starts[1:], strict=False):
             within = unique[(unique >= start) & (unique < stop)] - start
@@ -68,7 +68,7 @@ class MindRecordRows:
 
 
 class PackedRows:
-    """Random access to the rows of several datasets of either format, by dataset number and row number."""
+    """Random access to rows of several datasets in either format, by dataset and row index."""
 
     def __init__(self, manifests: Sequence[Manifest], seq_length: int) -> None:
         self._parts = [
@@ -78,7 +78,7 @@ class PackedRows:
         self._row_length = seq_length + 1
 
     def read(self, numbers: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return row `rows[i]` of dataset `numbers[i]` for every i: int32 of shape (len(rows), seq_length + 1).
+        """Return row `rows[i]` of dataset `numbers[i]` for every i, as int32 of shape (len(rows), seq_length + 1).
 
         Raises:
             DataError: when files contain fewer rows than their manifest lists.
@@ -91,10 +91,10 @@ class PackedRows:
 
 
 class RunRows:
-    """The rows of one rank as a random-access source: item i is its i-th row of the run.
+    """One rank's rows as a random-access source: item i is the i-th row that the rank reads during the run.
 
-    With a batch ramp the items are numbered as if all steps had the size of step `ramp_step`, because MindFormers skips
-    the trained steps of a resumed run as if all had one size. Only the items of steps with this size are trained.
+    With a batch ramp, items are numbered as if all steps had the size of step `ramp_step`, because MindFormers skips a
+    resumed run's trained steps as if they all had the same size. Only items in steps of this size are trained on.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class RunRows:
         assert self._rows_per_step % (num_ranks * batch_size) == 0 or ramp_step is None
         self._num_items = order.phases[-1].stop_step * self._rows_per_step // num_ranks
         assert self._num_items % batch_size == 0, "the run is a whole number of global batches"
-        # The position of the run at which step 0 would be if all steps had this size.
+        # The position in the run at which step 0 would start if all steps had this size.
         self._origin = order.first_position(first) - first * self._rows_per_step
         self._window_start, self._window = 0, np.empty((0, 0), dtype=np.int32)
 
@@ -139,7 +139,7 @@ class RunRows:
         return self._format.make(self._window[offset], index % self._batch_size)
 
     def to_positions(self, items: np.ndarray) -> np.ndarray:
-        """Return the positions in the run (int64) of this rank's items: its slice of every global batch."""
+        """Return the run positions (int64) of this rank's items, which are its slice of every global batch."""
         batch, within = np.divmod(items, self._batch_size)
         positions = self._origin + (batch * self._num_ranks + self._rank) * self._batch_size + within
         # Items of steps with another size are skipped or prefetched, but not trained on.
@@ -148,7 +148,7 @@ class RunRows:
 
 @contextmanager
 def reporting_data_errors() -> Iterator[None]:
-    """Raise the original error of a `RunRows` in this block; MindSpore raises a RuntimeError with its traceback."""
+    """Within this block, re-raise a `RunRows` error that MindSpore has wrapped in a RuntimeError."""
     _errors.clear()
     try:
         yield
@@ -173,7 +173,7 @@ def open_manifests(paths: Sequence[str], digests: Sequence[str]) -> list[Manifes
 
 @MindFormerRegister.register(MindFormerModuleType.DATASET_LOADER)
 class CptPackedDataLoader:
-    """The run's data loader in MindFormers; `train_dataset.data_loader` in the resolved YAML has its arguments."""
+    """The run's MindFormers data loader. Its arguments are in `train_dataset.data_loader` of the resolved YAML file."""
 
     def __new__(
         cls,
@@ -188,7 +188,7 @@ class CptPackedDataLoader:
         num_shards: int | None = None,
         **_unused: object,
     ) -> ds.GeneratorDataset:
-        """Return the dataset of this rank (MindFormers passes rank, number of ranks and batch size)."""
+        """Return this rank's dataset. MindFormers passes the rank, the number of ranks and the batch size."""
         opened = open_manifests(manifests, digests)
         resolved = RowFormat.from_record(row_format)
         assert list(resolved.columns) == column_names

@@ -15,7 +15,7 @@ from ascend_cpt.run.mindformers_yaml import SCHEDULE_NAME
 
 @MindFormerRegister.register(MindFormerModuleType.LR)
 class CptTableLR(LearningRateSchedule):
-    """Learning rate by the optimizer's global step; past the end of the table it stays at the last value."""
+    """The learning rate by the optimizer's global step. Past the end of the table, it stays at the last value."""
 
     def __init__(self, kind: str, segments: list[dict[str, Any]], total_steps: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The scheduler process: msrun starts the script an additional time, as the rendezvous of the workers."""
+"""The scheduler process: msrun starts the script one additional time to serve as the workers' rendezvous."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def is_scheduler() -> bool:
 
 
 def serve_workers(wait: Callable[[], bool] = lambda: True) -> None:
-    """Run the rendezvous of the workers; returns when the last one has exited.
+    """Run the workers' rendezvous and return when the last worker has exited.
 
-    The rendezvous fails when not all workers have connected within the cluster timeout, which begins after `wait`.
-    There is none if `wait` returns False: the workers exit without connecting.
+    The rendezvous fails if not all workers connect within the cluster timeout, which begins after `wait`. If `wait`
+    returns False, the workers exit without connecting and there is no rendezvous.
     """
     import mindspore as ms
     from mindspore.communication import init
 
-    ms.set_device("CPU")  # whatever the workers use, the scheduler needs no device
+    ms.set_device("CPU")  # the scheduler needs no device, whatever the workers use
     if wait():
         init("mccl")

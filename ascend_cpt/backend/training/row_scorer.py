@@ -1,9 +1,9 @@
-"""Losses of single rows, computed with the weights and the layout of a training run.
+"""Computes per-row losses with a training run's weights and layout.
 
-The training network returns the mean loss of a batch. While a scoring graph is compiled, its loss cell is replaced by
-`RowSums`, which returns one sum per row instead. Without pipeline stages the graph is the forward pass. With stages
-MindSpore 2.9 cannot compile a forward pass of a training network, so the graph has the backward pass too, without
-the optimizer: it costs as much as a training step and changes no weight, optimizer state or step counter.
+The training network returns a batch's mean loss. While a scoring graph is compiled, the loss cell is replaced by
+`RowSums`, which returns one sum per row instead. Without pipeline stages, the graph is the forward pass. With stages,
+MindSpore 2.9 cannot compile only the forward pass of a training network, so the graph includes the backward pass but
+not the optimizer. It costs as much as a training step and changes no weight, optimizer state or step counter.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ Sums = npt.NDArray[np.float64]
 
 
 class RowSums(nn.Cell):
-    """The sums of each row of a batch, instead of MindFormers' mean loss.
+    """Sums for each row of a batch, instead of MindFormers' mean loss.
 
-    Returns float32 of shape (1, 2 * rows): first the loss of each row (nats) over its labels that are not ignored, then
+    Returns float32 of shape (1, 2 * rows): first each row's loss (nats) over its labels that are not ignored, then
     the number of these labels that are the most likely token. The first dimension keeps MindSpore from splitting
-    the sums over the devices of a pipeline stage when it adds the results of the micro batches.
+    the sums across a pipeline stage's devices when it adds up the micro-batch results.
     """
 
     def __init__(self, upstream: CrossEntropyLoss, seq_length: int) -> None:
         super().__init__(auto_prefix=False)
         self.upstream = upstream
         self.seq_length = seq_length
-        # As upstream's sums: every device has the values of all tokens of the batch.
+        # As in upstream's sums, every device has the values for all tokens in the batch.
         self.sum = SumExt().shard(((1, 1),))
 
     def sum_rows(self, losses: Tensor, least: Tensor, input_mask: Tensor) -> Tensor:
-        """Return the sums from the loss of every token, and the loss that its most likely label would have."""
+        """Return the sums, given each token's loss and the loss that its most likely label would have."""
         is_best = ops.cast(ops.stop_gradient(losses) <= least, ms.float32)
         mask = ops.cast(input_mask.reshape(-1), ms.float32)
         num_rows = losses.shape[0] // self.seq_length
@@ -63,7 +63,7 @@ class RowSums(nn.Cell):
 
 
 class LogitsRowSums(RowSums):
-    """The sums from logits; the arguments are those of CrossEntropyLoss."""
+    """Computes the sums from logits, with the same arguments as CrossEntropyLoss."""
 
     def construct(self, logits: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
         upstream = self.upstream
@@ -76,16 +76,16 @@ class LogitsRowSums(RowSums):
 
 
 class ChunkedRowSums(RowSums):
-    """The sums from hidden states, with `cpt.loss_chunks`; the arguments are those of ChunkedLoss."""
+    """Computes the sums from hidden states for `cpt.loss_chunks`, with the same arguments as ChunkedLoss."""
 
     def construct(self, hidden: Tensor, weight: Tensor, labels: Tensor, input_mask: Tensor) -> Tensor:
-        # A most likely label has the largest logit, and so a loss of log(sum(exp(logit - largest))).
+        # The most likely label has the largest logit, so its loss is log(sum(exp(logit - largest))).
         losses, _, least = self.upstream.token_losses(hidden, weight, labels)
         return self.sum_rows(losses, ops.stop_gradient(least), input_mask)
 
 
 class ForwardCell(nn.Cell):
-    """The forward pass of the training network; inputs are batches of those of `RowFormat`."""
+    """The training network's forward pass. The inputs are batches of `RowFormat` inputs."""
 
     def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
@@ -98,23 +98,23 @@ class ForwardCell(nn.Cell):
 
 
 class StagedCell(nn.Cell):
-    """Forward and backward pass of all micro batches with pipeline stages; the gradients are discarded."""
+    """The forward and backward pass of all micro batches with pipeline stages. Gradients are discarded."""
 
     def __init__(self, wrapper: Any) -> None:
         super().__init__(auto_prefix=False)
         self.wrapper = wrapper
-        # The training network returns several losses. MindSpore requires all of them to have the same shape.
+        # The training network returns several losses, which MindSpore requires to have the same shape.
         forward = ForwardCell(find_data_network(wrapper))
         self.network = _VirtualDatasetCell(PipelineCellWithMultiOutputs(forward, wrapper.micro_size))
         self.network.add_flags(defer_inline=True)
 
     def construct(self, *inputs: Tensor) -> Tensor:
-        """Return the sum over micro batches of the language-model loss; only the last stage has it."""
+        """Return the language-model loss summed over micro batches. Only the last stage has it."""
         wrapper = self.wrapper
         loss = self.network(*inputs)
         sensitivity = ops.ones_like(loss) * ops.cast(wrapper.scale_sense, ms.float32)  # must not be a constant
         grads = wrapper.grad(self.network, wrapper.weights)(*inputs, sensitivity)
-        # As in the training step: this sets the accumulated gradients back to zero.
+        # As in the training step, this resets the accumulated gradients to zero.
         if wrapper.opt_shard:
             rescale, sums = shard_grad_scale, wrapper.accu_grads
             grads = wrapper.grad_reducer(grads)
@@ -126,15 +126,15 @@ class StagedCell(nn.Cell):
 
 
 class RowScorer:
-    """Scores rows with the weights of a training run. All ranks call it with the same rows and get the same result.
+    """Scores rows with a training run's weights. All ranks pass the same rows and get the same result.
 
     Args:
         network: MindFormers' training wrapper around the network.
         row_format: How rows become network inputs.
-        layout: The layout of the run.
+        layout: The run's layout.
         num_micro_batches: Micro batches per call with pipeline stages, else 1.
         data_rank: This rank's data-parallel index.
-        gives_loss: With pipeline stages, whether this rank is the one of the last stage whose result is used.
+        gives_loss: With pipeline stages, whether this is the last-stage rank whose result is used.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class RowScorer:
         cell: nn.Cell = StagedCell(network) if self._is_staged else ForwardCell(find_data_network(network))
         if not self._is_staged and not self._is_replicated:
             cell = _VirtualDatasetCell(cell)
-        # Training mode: otherwise an mcore network returns no loss. The configuration checks reject dropout.
+        # Outside training mode, an mcore network returns no loss. The configuration checks reject dropout.
         self.cell = cell.set_train(True)
         """The scoring graph."""
         self._training_network = network
@@ -166,7 +166,7 @@ class RowScorer:
 
     @property
     def rows_per_score(self) -> int:
-        """Rows per call of `score`: one micro batch of every data-parallel rank."""
+        """Rows per call of `score`: one micro batch per data-parallel rank."""
         return self._format.micro_batch_size * self._layout.data_parallel
 
     @property
@@ -175,24 +175,24 @@ class RowScorer:
         return self.rows_per_score * self._num_micro_batches
 
     def sum(self, rows: Sequence[npt.NDArray[np.int32]]) -> tuple[float, int]:
-        """Return the summed loss (nats) of up to `rows_per_sum` packed rows, and the number of their labels."""
+        """Return the summed loss (nats) of up to `rows_per_sum` packed rows, and their number of labels."""
         assert len(rows) <= self.rows_per_sum
         losses, _, num_labels = self._run([(row, None) for row in rows])
         return float(losses.sum()), num_labels
 
     def score(self, rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]]) -> tuple[Sums, Sums]:
-        """Return, for up to `rows_per_score` rows, the summed loss (nats) and how many labels are the likeliest token.
+        """Return each row's summed loss (nats) and its number of most likely labels, for up to `rows_per_score` rows.
 
         Args:
-            rows: Rows of up to seq_length + 1 tokens, each with a mask of its labels (len(row) - 1,) that count. A row
-                is one document, whatever its tokens are.
+            rows: Rows of up to seq_length + 1 tokens, each with a mask (len(row) - 1,) of the labels that count. A row
+                is treated as one document, whatever its tokens are.
         """
         assert len(rows) <= self.rows_per_score
         losses, hits, _ = self._run(list(rows))
         return losses[: len(rows)], hits[: len(rows)]
 
     def _run(self, rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]]) -> tuple[Sums, Sums, int]:
-        """Return loss and hits by position in a micro batch, summed over micro batches, and the number of labels."""
+        """Return losses and hits by micro-batch position, summed over micro batches, and the number of labels."""
         columns, num_labels = self._make_columns(rows)
         with without_accumulation(), self._sum_rows(), keep_compile_phase(self._training_network):
             output = self.cell(*(Tensor(column) for column in columns))
@@ -202,7 +202,7 @@ class RowScorer:
     def _make_columns(
         self, rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]]
     ) -> tuple[list[npt.NDArray[Any]], int]:
-        """Return this rank's inputs by column, and the number of labels of all ranks.
+        """Return this rank's inputs by column, and the number of labels on all ranks.
 
         MindSpore splits the batch of all ranks into micro batches, not the batch of each rank: row p is in micro batch
         p // rows_per_score. Missing rows are copies of the first one with ignored labels.
@@ -211,7 +211,7 @@ class RowScorer:
         for place in range(self.rows_per_sum):
             rank, index = divmod(place, size * self._num_micro_batches)
             if place >= len(rows) and rank != self._data_rank:
-                continue  # another rank's filler, which has no labels
+                continue  # filler rows of another rank, which have no labels
             row, mask = rows[place] if place < len(rows) else (rows[0][0], np.zeros(len(rows[0][0]) - 1, np.bool_))
             row_format = self._format if mask is None else self._one_document
             inputs = list(row_format.make(row, index % size))
@@ -219,14 +219,14 @@ class RowScorer:
                 labels = np.full_like(inputs[1], IGNORE_LABEL)
                 labels[: len(mask)] = np.where(mask, inputs[1][: len(mask)], IGNORE_LABEL)
                 inputs[1] = labels
-            # The network also ignores the labels of padding in the input.
+            # The network also ignores the labels of padding tokens in the input.
             num_labels += int(((inputs[1] != IGNORE_LABEL) & (inputs[0] != row_format.pad_id)).sum())
             if rank == self._data_rank:
                 own.append(inputs)
         return [np.stack(column) for column in zip(*own, strict=True)], num_labels
 
     def _share(self, output: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return (2, rows_per_score) for the rows of all ranks, from what this rank's graph returned."""
+        """Gather the graph's results for the rows of all ranks and return an array of shape (2, rows_per_score)."""
         values = np.zeros((2, self.rows_per_score), np.float32)
         if self._is_replicated:
             size = self._format.micro_batch_size
@@ -239,7 +239,7 @@ class RowScorer:
 
     @contextmanager
     def _sum_rows(self) -> Iterator[None]:
-        """Compile the graphs that are first called inside with `RowSums` as loss."""
+        """Compile graphs that are first called in this block with `RowSums` as the loss."""
         upstream = self._loss_owner.loss
         self._loss_owner.loss = self._row_sums
         try:
@@ -250,11 +250,11 @@ class RowScorer:
 
 @contextmanager
 def without_accumulation() -> Iterator[None]:
-    """Turn off gradient accumulation in the graphs that are compiled, that is, first called, in this block.
+    """Turn off gradient accumulation in graphs that are compiled (first called) in this block.
 
     Compiling the training graph leaves its number of micro batches in MindSpore's global parallel context. With a
-    sharded optimizer, a graph that is compiled later then needs an accumulation buffer for every weight, which a
-    forward graph does not have ("You should define `accu_grads`").
+    sharded optimizer, a graph compiled later then needs an accumulation buffer for every weight, which a forward
+    graph does not have ("You should define `accu_grads`").
     """
     from mindspore.parallel._auto_parallel_context import auto_parallel_context
 
@@ -270,9 +270,9 @@ def without_accumulation() -> Iterator[None]:
 
 @contextmanager
 def keep_compile_phase(network: nn.Cell) -> Iterator[None]:
-    """Restore the phase of the training graph, which every call of another graph overwrites in all its cells.
+    """Restore the training graph's phase, which each call of another graph overwrites in all cells.
 
-    MindSpore looks up the layouts of the parameters of a checkpoint by it; a scoring graph has no optimizer state.
+    MindSpore uses the phase to look up parameter layouts for a checkpoint. A scoring graph has no optimizer state.
     """
     phase = network.compile_phase
     try:
@@ -283,7 +283,7 @@ def keep_compile_phase(network: nn.Cell) -> Iterator[None]:
 
 
 def find_data_network(network: nn.Cell) -> nn.Cell:
-    """Return the cell inside MindFormers' training wrappers that takes the inputs of `RowFormat`."""
+    """Return the cell inside MindFormers' training wrappers that takes the `RowFormat` inputs."""
     cell: object = network
     while not isinstance(cell, DataOrderWrapperCell):
         inner = getattr(cell, "network", None) or getattr(cell, "_backbone", None)

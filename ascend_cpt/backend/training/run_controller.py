@@ -25,7 +25,7 @@ from ascend_cpt.run.evaluation.watching import take_stop_request
 
 
 class RunController(Callback):
-    """Validates, saves and stops at the configured steps. Must be the last callback."""
+    """Validates, saves and stops at the configured steps. This must be the last callback."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class RunController(Callback):
         self._stop_file, self._removes_requests = stop_file, bool(sinks)
 
     def restore_alarm(self) -> None:
-        """Restore the recorded validations of a resumed run; called once, before training.
+        """Restore a resumed run's recorded validations. Called once, before training.
 
         `on_train_begin` is too late: the training loop checks for a requested stop only after a step.
 
@@ -78,7 +78,7 @@ class RunController(Callback):
             raise _make_alarm_error(stopping, "")
 
     def raise_ending(self) -> None:
-        """Raise the error that ended the run, after training; it is the same on every rank.
+        """After training, raise the error that ended the run. It is the same on every rank.
 
         Raises:
             RunStopped: when a guard or a validation set's alarm ended the run.
@@ -91,7 +91,7 @@ class RunController(Callback):
     def on_train_begin(self, run_context: RunContext) -> None:
         """Validate the weights that the run starts with."""
         if self._stop_file is not None and self._removes_requests:
-            self._stop_file.unlink(missing_ok=True)  # of an earlier launch
+            self._stop_file.unlink(missing_ok=True)  # from an earlier launch
         if self._build_evaluator is not None:
             self._evaluator = self._build_evaluator(run_context.original_args().network)
             if self._initial_step == 0:
@@ -99,16 +99,16 @@ class RunController(Callback):
         self._monitor.mark_step_over()
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
-        """Reinstall the signal handlers: a data pipeline started in the meantime has replaced the one for Ctrl-C."""
+        """Reinstall the signal handlers, because starting a data pipeline replaces the Ctrl-C handler."""
         reinstall_handlers()
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         """Validate, save or stop if due after this step.
 
-        A stop is requested and not raised: in sink mode an error raised from a callback leaves the threads of the data
-        queue blocked. `raise_ending` raises it after training.
+        A stop is requested rather than raised, because in sink mode an error raised in a callback leaves the
+        data-queue threads blocked. `raise_ending` raises the error after training.
         """
-        if self._monitor.ending is not None:  # the weights are not to be validated or saved
+        if self._monitor.ending is not None:  # the weights must not be validated or saved
             return
         cb_params = run_context.original_args()
         step = self._initial_step + cb_params.cur_step_num
@@ -152,7 +152,7 @@ class RunController(Callback):
         self._sinks.close()
 
     def _find_request(self, step: int) -> tuple[signal.Signals | None, bool]:
-        """Return the signal and the stop request that any rank has received, if the ranks exchange after this step."""
+        """If the ranks exchange after this step, return the signal and stop request received by any rank."""
         if not self._exchange.is_due(step):
             return None, False
         step_s, data_wait_s = self._monitor.take_times()
@@ -165,7 +165,7 @@ class RunController(Callback):
         return found.signal, found.is_stop_requested
 
     def _take_stop_request(self, saved: str) -> RunStopped:
-        """Return the error of a stop that tools/evaluate.py requested, and remove the request."""
+        """If tools/evaluate.py requested a stop, remove the request and return the corresponding error."""
         message = "an alarm of tools/evaluate.py"
         if self._stop_file is not None:
             message = take_stop_request(self._stop_file.parent) or message
@@ -174,7 +174,7 @@ class RunController(Callback):
         return RunStopped(f"{message}; {saved}")
 
     def _validate(self, step: int) -> list[AlarmVerdict]:
-        """Write the losses of all sets; return the verdicts that stop the run, the same on all ranks."""
+        """Write the losses of all sets. Return the verdicts that stop the run, which are the same on all ranks."""
         if self._evaluator is None:
             return []
         with reporting_activity("validating", is_reporting=self._reports_to_launcher):

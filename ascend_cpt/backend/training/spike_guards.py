@@ -1,9 +1,9 @@
-"""Spike guards in the training step: the update is skipped on the device, before the optimizer runs.
+"""Spike guards in the training step, which skip the update on the device before the optimizer runs.
 
 MindFormers' two wrappers skip the update in `construct`: `if not overflow` and, with `use_skip_data_by_global_norm`,
 `if global_norm < threshold`. The subclasses here replace them in MindFormers' registry, make the threshold a parameter
-and add the loss to the first condition. The host sets these parameters between steps, so the graph is compiled once. It
-works in graph and PyNative mode, with and without data sink.
+and add the loss to the first condition. The host sets these parameters between steps, so the graph is compiled only
+once. This works in graph and PyNative mode, with and without data sink.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ascend_cpt.monitor.record import to_json_number
 class _Guarded:
     """Additions to both wrappers. The guarded loss is the mean over micro batches and ranks."""
 
-    guards_loss = False  # set for the process by `install_guards`: a constant in the graph
+    guards_loss = False  # set per process by `install_guards`; a constant in the graph
     is_distributed: bool
     use_clip_grad: bool
     allreduce: Any
@@ -44,23 +44,23 @@ class _Guarded:
         self.loss_limit = Parameter(Tensor(math.inf, ms.float32), name="loss_limit", requires_grad=False)
         self.grad_norm_limit = Parameter(Tensor(math.inf, ms.float32), name="grad_norm_limit", requires_grad=False)
         self.num_losses = getattr(self, "micro_size", 1) * (get_group_size() if self.is_distributed else 1)
-        # MindFormers' condition, with a parameter instead of its constant. Without clipping there is no norm.
+        # MindFormers' condition, with a parameter instead of a constant. Without clipping, there is no norm.
         self.use_skip_data_by_global_norm = self.use_clip_grad
         self.global_norm_spike_threshold = Parameter(
             Tensor(math.inf, ms.float32), name="grad_norm_threshold", requires_grad=False
         )
 
     def grads_for_mcore(self, scaling_sens: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
-        """Return loss, gradients and their scale as upstream does; store the loss and copy the norm's limit."""
+        """Return the loss, gradients and scale as upstream does. Store the loss and copy the norm limit."""
         loss, grads, grad_scale_factor = self.upstream_grads(scaling_sens, *inputs)
         if self.guards_loss:
             ops.assign(self.guarded_loss, ops.cast(loss, ms.float32).reshape(()))
-        # A parameter read only inside the branch keeps its initial value there (CPU, graph mode), hence the copy.
+        # Copied because a parameter read only inside the branch keeps its initial value there (CPU, graph mode).
         ops.assign(self.global_norm_spike_threshold, self.grad_norm_limit + 0.0)
         return loss, grads, grad_scale_factor
 
     def process_loss_scale(self, overflow: Tensor) -> Tensor:
-        """Return whether to skip the update. The loss scale changes on real overflows only."""
+        """Return whether to skip the update. The loss scale changes only on real overflows."""
         is_skipped = self.upstream_process(overflow)
         if self.guards_loss:
             loss = self.guarded_loss + 0.0
@@ -85,7 +85,7 @@ class GuardedPipelineCell(_Guarded, MFPipelineWithLossScaleCell):
 
 
 def install_guards(config: GuardConfig) -> None:
-    """Register the guarded wrappers if spikes are to be skipped; call it before the network is built."""
+    """Register the guarded wrappers if spikes are to be skipped. Call this before the network is built."""
     if config.loss_spike is None and config.grad_norm_spike is None:
         return
     _Guarded.guards_loss = config.loss_spike is not None
@@ -100,8 +100,8 @@ class StepGuard:
     """Sets the judge's limits on the device and applies its verdicts to the run.
 
     Args:
-        judge: Computes limits and verdicts; the same on every rank.
-        run_dir: Where the rows of the step that stopped the run are written.
+        judge: Computes limits and verdicts, which are the same on every rank.
+        run_dir: Folder in which to write the rows of the step that stopped the run.
         list_rows: Step (from 0) → (source, row) of every row of its global batch.
         reports: Whether this rank writes.
     """
@@ -119,7 +119,7 @@ class StepGuard:
 
     @property
     def num_skipped(self) -> int:
-        """Skipped steps of the run so far."""
+        """The number of steps skipped in the run so far."""
         return self._judge.num_skipped
 
     def set_limits(self, wrapper: Any) -> None:
@@ -127,7 +127,7 @@ class StepGuard:
         limits = (self._judge.loss_limit, self._judge.grad_norm_limit)
         if limits != self._limits:
             wrapper.loss_limit.set_data(Tensor(limits[0], ms.float32))
-            # MindFormers requires norm < threshold: use the next float32 above the largest norm that is no spike.
+            # MindFormers requires norm < threshold, so use the next float32 above the largest non-spike norm.
             threshold = np.nextafter(np.float32(limits[1]), np.float32(np.inf))
             wrapper.grad_norm_limit.set_data(Tensor(threshold, ms.float32))
             self._limits = limits

@@ -27,25 +27,25 @@ RATE_STEPS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Constants for tokens/s and TFLOPS per device and MFU. `peak_flops` is of one device, None if unknown."""
+    """Constants for tokens/s, TFLOPS per device and MFU. `peak_flops` is per device, or None if unknown."""
 
     num_devices: int
     flops_per_token: float
     peak_flops: float | None
 
     def compute_tflops_per_device(self, tokens_per_s: float) -> float:
-        """Return the achieved TFLOPS of one device at the whole cluster's `tokens_per_s`."""
+        """Return the achieved TFLOPS per device when the whole cluster reaches `tokens_per_s`."""
         return tokens_per_s * self.flops_per_token / self.num_devices / 1e12
 
     def compute_mfu(self, tokens_per_s: float) -> float | None:
-        """Return the model FLOPs utilization at the whole cluster's `tokens_per_s`."""
+        """Return the model FLOPs utilization when the whole cluster reaches `tokens_per_s`."""
         if self.peak_flops is None:
             return None
         return tokens_per_s * self.flops_per_token / (self.num_devices * self.peak_flops)
 
 
 def read_peak_memory() -> int | None:
-    """Return the most memory in bytes that tensors of this process have taken on its device; None on a CPU."""
+    """Return this process's peak tensor memory on its device in bytes, or None on a CPU."""
     if ms.get_context("device_target") == "CPU":
         return None
     return int(ms.runtime.max_memory_allocated())
@@ -55,10 +55,10 @@ class StepMonitor(Callback):
     """Builds a record from MindFormers' step outputs, applies the guards and writes it to the sinks.
 
     Args:
-        gives_loss: With pipeline stages, whether this rank's loss is that of the run: only the last stage has one. None
+        gives_loss: With pipeline stages, whether this rank has the run's loss, as only the last stage does. None
             without stages, where every rank has a loss.
-        clock: Its parts are recorded after the first step.
-        timeline: Every step is recorded in it.
+        clock: The start clock, whose parts are recorded after the first step.
+        timeline: The timeline in which every step is recorded.
     """
 
     def __init__(
@@ -101,13 +101,13 @@ class StepMonitor(Callback):
         self._begin_s = time.perf_counter()
 
     def on_train_step_end(self, run_context: RunContext) -> None:
-        """Write the record of the step; when a guard stops the run, set `ending` and request the stop."""
+        """Write the step's record. If a guard stops the run, set `ending` and request the stop."""
         cb_params = run_context.original_args()
         loss, is_skipped, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
         # MindFormers sums the losses of the micro batches.
         loss_value = self._agree(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
         norm_value = None if grad_norm is None else float(np.mean(grad_norm.asnumpy()))
-        end_s = time.perf_counter()  # the device has finished: the loss was read
+        end_s = time.perf_counter()  # the device has finished, because the loss has been read
         step = self._initial_step + cb_params.cur_step_num
         verdict = self._guard.judge(
             cb_params.network,
@@ -157,11 +157,11 @@ class StepMonitor(Callback):
         return float(step_s), float(data_wait_s)
 
     def mark_step_over(self) -> None:
-        """Start the clock of the next step; called after the last callback, so validation and saving do not count."""
+        """Start timing the next step. Called after the last callback, so validation and saving do not count."""
         self._last_end_s = time.perf_counter()
 
     def _measure_rate(self, step_time_s: float) -> float:
-        """Return tokens per second over the last steps, without a launch's first step, which compiles."""
+        """Return tokens per second over recent steps, without a launch's first step, which compiles."""
         self._num_steps += 1
         if self._num_steps == 1:
             return self._budget.tokens_per_step / step_time_s
@@ -174,9 +174,9 @@ class StepMonitor(Callback):
         return next((phase.name for phase in self._phases if phase.first_step < step <= phase.stop_step), "")
 
     def _agree(self, loss: float) -> float:
-        """Return the loss of the run, the same on every rank.
+        """Return the run's loss, which is the same on every rank.
 
-        With pipeline stages it is the last one's, in pure data parallel the mean over ranks.
+        It is the last stage's loss with pipeline stages, and the mean over ranks in pure data parallelism.
         """
         if self._gives_loss is not None:
             return float(sum_over_ranks(np.array([loss if self._gives_loss else 0.0]), self._speed.num_devices)[0])

@@ -14,9 +14,9 @@ from typing import TextIO
 from ascend_cpt.cluster.launch.workers.worker_entry import LAUNCHER_PID
 from ascend_cpt.errors import CptError
 
-# In order of precedence when ranks have received different signals.
+# In order of precedence if ranks have received different signals.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ctrl-C in a terminal reaches the whole process group, and parents may forward it: signals this close count as one.
+# Ctrl-C reaches the whole process group, and parents may forward it, so signals this close together count as one.
 ECHO_S = 1.0
 FIRST_SIGNAL_MESSAGE = b"%s: saving after this step, then exiting (send it again to exit at once without saving)\n"
 
@@ -32,10 +32,10 @@ class StoppedBySignal(CptError):
 
 
 def install(console: TextIO) -> None:
-    """Install the handlers; call it from the main thread before the first step.
+    """Install the handlers. Call this from the main thread before the first step.
 
-    Under a launcher the handler only records the signal. Otherwise the first signal also prints a line to `console` and
-    a second one ends the process at once.
+    Under a launcher, the handler only records the signal. Otherwise, the first signal also prints a line to `console`,
+    and a second one ends the process at once.
     """
     _received.clear()
     handler = _record if LAUNCHER_PID in os.environ else partial(_record_and_print, console.fileno())
@@ -44,9 +44,9 @@ def install(console: TextIO) -> None:
 
 
 def reinstall_handlers() -> None:
-    """Install the handlers again: MindSpore replaces that of SIGINT when it starts a data pipeline or runs a graph.
+    """Reinstall the handlers: MindSpore replaces the SIGINT handler when it starts a data pipeline or runs a graph.
 
-    The graph's handler sends SIGTERM to the process, so Ctrl-C may arrive as SIGTERM; the pipeline's handler
+    The graph's handler sends SIGTERM to the process, so Ctrl-C may arrive as SIGTERM. The pipeline's handler
     ends the process.
     """
     for number in SIGNALS:
@@ -59,7 +59,7 @@ def list_received() -> list[float]:
 
 
 def choose_signal(counts: Sequence[float]) -> signal.Signals | None:
-    """Return the signal to obey, given for each of `SIGNALS` how many ranks have received it."""
+    """Return the signal to obey, given the number of ranks that received each of `SIGNALS`."""
     return next((number for number, count in zip(SIGNALS, counts, strict=True) if count > 0), None)
 
 
@@ -72,7 +72,7 @@ def _record_and_print(console: int, number: int, frame: FrameType | None) -> Non
     _record(number, frame)
     is_again = time.monotonic() - min(_received.values()) > ECHO_S
     if is_first or is_again:
-        # Not through the stream: the signal may have interrupted a print.
+        # Bypass the stream, because the signal may have interrupted a print.
         with contextlib.suppress(OSError):
             name = signal.Signals(number).name.encode()
             os.write(console, b"interrupted\n" if is_again else FIRST_SIGNAL_MESSAGE % name)

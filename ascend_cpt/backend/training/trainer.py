@@ -23,7 +23,7 @@ from ascend_cpt.tasks.load import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """This process's part in the run. `is_first_on_node`: it does the work that is done once per node."""
+    """This process's part in the run. With `is_first_on_node`, it does the work that is done once per node."""
 
     resolved_yaml: Path
     initial_step: int
@@ -42,7 +42,7 @@ class Launch:
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:
-    """Train `run` from its resolved YAML to the last step (or `stop_at_step`); called by every rank.
+    """Train `run` from its resolved YAML file to the last step (or `stop_at_step`). Every rank calls this.
 
     Raises:
         DataError: when a dataset does not match its manifest.
@@ -74,7 +74,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
     from ascend_cpt.backend.training import stop_signals
     from ascend_cpt.backend.training.data_loader import reporting_data_errors
 
-    # Building the context creates folders below MindFormers' output path, by default the current folder.
+    # Building the context creates folders in MindFormers' output path, which defaults to the current folder.
     set_output_path(str(run.run_dir.absolute()))
     mindformers_config = MindFormerConfig(str(launch.resolved_yaml))
     build_context(mindformers_config)
@@ -101,7 +101,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
 
 def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
-    """Change how MindFormers builds the network (frozen weights, loss in parts) and loads checkpoints."""
+    """Patch how MindFormers builds the network (frozen weights, chunked loss) and loads checkpoints."""
     from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
     from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
 
@@ -145,6 +145,6 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
 
 
 def get_data_rank(layout: ParallelLayout, rank: int) -> int:
-    """Return the data-parallel index of a rank: within a pipeline stage, ranks with the same index are adjacent."""
+    """Return a rank's data-parallel index. Within a pipeline stage, ranks with the same index are adjacent."""
     ranks_per_stage = layout.world_size // layout.pipeline_parallel
     return rank % ranks_per_stage // (ranks_per_stage // layout.data_parallel)

@@ -1,4 +1,4 @@
-"""Losses on held-out sets and scores of tasks, computed in the training process with the training network."""
+"""Computes losses on held-out sets and task scores in the training process, using the training network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ascend_cpt.tasks.score import score_task
 
 
 class Evaluator:
-    """Computes the loss of each validation set and the score of each task; all ranks share the work."""
+    """Computes the loss on each validation set and the score on each task. All ranks share the work."""
 
     def __init__(
         self, scorer: RowScorer, datasets: Sequence[Dataset], tasks: Sequence[Task], *, max_rows: int | None
@@ -27,7 +27,7 @@ class Evaluator:
         self._scorer, self._datasets, self._tasks, self._max_rows = scorer, datasets, tasks, max_rows
 
     def evaluate(self, step: int) -> list[Judged]:
-        """Return the loss of each set, weighted by the number of labels, and the score of each task."""
+        """Return the loss on each set, weighted by the number of labels, and the score on each task."""
         losses = [self._evaluate_set(dataset, step) for dataset in self._datasets]
         return [*losses, *(self._evaluate_task(task, step) for task in self._tasks)]
 
@@ -66,7 +66,7 @@ class Evaluator:
 def score_requests(
     scorer: RowScorer, requests: Sequence[Request]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Return the log-likelihood (nats) of each continuation, and whether greedy decoding would give it."""
+    """Return each continuation's log-likelihood (nats), and whether greedy decoding would produce it."""
     losses: list[float] = []
     hits: list[float] = []
     for start in range(0, len(requests), scorer.rows_per_score):
@@ -83,9 +83,9 @@ def score_requests(
 
 
 def compute_bits_per_byte(loss: float, manifest: Manifest) -> float | None:
-    """Return loss × tokens / (ln 2 × bytes): comparable between tokenizers, unlike the loss (nats per token) itself.
+    """Return loss × tokens / (ln 2 × bytes), which is comparable between tokenizers, unlike the loss (nats per token).
 
-    Tokens and bytes are of the whole set, even if `max_rows` limits the evaluation. None without text.
+    Tokens and bytes cover the whole set, even if `max_rows` limits the evaluation. Without text, return None.
     """
     if not manifest.text_bytes:
         return None

@@ -2,7 +2,7 @@
 
 Rank 0 collects and distributes the values over plain TCP, independent of MindSpore's rendezvous, so it works on every
 backend before any device is initialized. A process that fails sends its error, and all others exit with that error at
-once instead of waiting for it.
+once instead of waiting for the failed process.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ MAX_REASON_CHARACTERS = 100_000
 
 
 class JobChannel:
-    """All-gather between the processes of a job; with one process it returns that process's value.
+    """All-gather between a job's processes. With one process, it returns that process's value.
 
-    Use as a context manager: an error raised inside the block is sent to all other processes.
+    Use it as a context manager: an error raised inside the block is sent to all other processes.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class JobChannel:
             rank: Rank of this process.
             size: Number of processes.
             node: Node rank of this process.
-            address: Host and port on which rank 0 listens; only needed with several processes.
-            key: Key of the job; only needed with several processes.
+            address: Host and port on which rank 0 listens. Only needed with several processes.
+            key: The job's key. Only needed with several processes.
             timeout_s: Time limit of each all_gather.
         """
         assert size == 1 or (address is not None and key)
@@ -69,7 +69,7 @@ class JobChannel:
         """Connect to the other processes.
 
         Raises:
-            ClusterError: when not all processes connect within the timeout, or one of them failed.
+            ClusterError: when not all processes connect within the timeout, or a process failed.
         """
         if self._size > 1:
             assert self._address is not None
@@ -91,7 +91,7 @@ class JobChannel:
         if self._connection is None:
             self.close()
             return
-        # An error received from another process was already sent to all.
+        # An error received from another process has already been sent to all.
         if error is not None and not isinstance(error, (OtherProcessError, MissingProcessError)):
             text = str(error) if isinstance(error, CptError) else f"{type(error).__name__}: {error}"
             code = error.exit_code if isinstance(error, CptError) else EXIT_FAILURE
@@ -99,7 +99,7 @@ class JobChannel:
         self.close()
 
     def close(self) -> None:
-        """Disconnect. On rank 0, wait up to LINGER_S until all others have done so, since the server ends with it."""
+        """Disconnect. Rank 0 first waits up to LINGER_S for all others to disconnect, because it hosts the server."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -172,7 +172,7 @@ class JobChannel:
             if payloads is None:
                 raise MissingProcessError(self._explain_end())
             if payloads:
-                # At most one answer is pending. A failure may follow it, and the next all_gather returns that too.
+                # At most one answer is pending. The next all_gather also returns any failure that follows it.
                 try:
                     answer: Values | Failure = decode(payloads[-1], (Values, Failure))
                     return answer
@@ -198,7 +198,7 @@ class JobChannel:
 
 
 class OtherProcessError(ClusterError):
-    """Another process of the job failed. The message and the exit code are those of that process."""
+    """Another process of the job failed. The message and exit code come from that process."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -212,9 +212,9 @@ class MissingProcessError(ClusterError):
 
 
 def join_job(rank: int, size: int, environ: Mapping[str, str] = os.environ) -> JobChannel:
-    """Return the channel of a launched job, from the environment variables set by the launcher and msrun.
+    """Return a launched job's channel, based on the environment variables set by the launcher and msrun.
 
-    Raises ClusterError when several processes have no key, or it cannot be read.
+    Raises ClusterError when there are several processes and the key is missing or cannot be read.
     """
     node = int(environ.get("ASCEND_CPT_NODE_RANK", "0"))
     if size == 1:

@@ -16,19 +16,19 @@ from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.errors import ClusterError
 
 PROBE_NAME = ".storage_probe"
-REPORT_S = 10.0  # interval of reports during long work; far below the timeout of the channel
-VISIBILITY_TIMEOUT_S = 5.0  # network file systems may show a new file with a delay
+REPORT_S = 10.0  # interval between reports during long work; far below the channel timeout
+VISIBILITY_TIMEOUT_S = 5.0  # new files may appear on network file systems with a delay
 
 T = TypeVar("T")
 
 
 def check_topology(channel: JobChannel, run_dir: Path, *, shared: bool) -> None:
-    """Check that all nodes use one run folder (`shared`), or each node its own (not `shared`).
+    """Check that all nodes use one run folder (`shared`), or that each node uses its own (not `shared`).
 
-    Rank 0 writes a random token into its run folder; the others look for it in theirs.
+    Rank 0 writes a random token to its run folder, and the others look for the token in theirs.
 
     Raises:
-        ClusterError: when the storage is not as declared, naming a node.
+        ClusterError: when the storage is not as declared. The message names a node.
     """
     if len({member.node for member in channel.members}) == 1:
         return
@@ -76,9 +76,9 @@ def check_same(channel: JobChannel, topic: str, facts: Mapping[str, Any]) -> Non
     """Check that every process has the same `facts` (JSON values by name) as rank 0.
 
     Raises:
-        ClusterError: naming the first node that differs and the differing values.
+        ClusterError: when values differ. The message names the first such node and the values.
     """
-    # All processes send a digest; the full facts, which are long, are sent by two processes and only on a mismatch.
+    # All processes send a digest. Only on a mismatch do two processes send the full facts, which are long.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     digests = channel.all_gather(topic, digest)
     first_different = next((rank for rank, other in enumerate(digests) if other != digests[0]), None)
@@ -99,12 +99,12 @@ def check_same(channel: JobChannel, topic: str, facts: Mapping[str, Any]) -> Non
 
 
 def wait_for_work(channel: JobChannel, topic: str, work: Callable[[], T]) -> T:
-    """Run `work` while reporting to the other processes, and return its result when all have finished theirs.
+    """Run `work` while reporting to the other processes, and return its result once all have finished.
 
-    Each process may take any amount of time: none of them runs into the timeout of the channel.
+    Each process may take as long as it needs without hitting the channel timeout.
 
     Raises:
-        Exception: what `work` raises.
+        Exception: whatever `work` raises.
         ClusterError: when another process failed.
     """
     outcome: Future[T] = Future()

@@ -1,4 +1,4 @@
-"""The server of the job channel, a thread of rank 0."""
+"""The job channel's server, which runs in a thread on rank 0."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ascend_cpt.cluster.messages.server import Server
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
 HELLO = "connection"
-# A result holds the values of all processes, such as the steps of hundreds of checkpoints from hundreds of processes.
+# A result holds all processes' values, such as the steps of hundreds of checkpoints from hundreds of processes.
 MAX_VALUE_BYTES = 64 << 20
 POLL_S = 0.2
 
 
 class GatherServer(threading.Thread):
-    """Waits for the values of all processes for a topic, then sends them to all."""
+    """Waits until all processes have sent values for a topic, then sends all values to every process."""
 
     def __init__(self, size: int, address: tuple[str, int], key: bytes) -> None:
         super().__init__(daemon=True, name="job channel")
@@ -39,7 +39,7 @@ class GatherServer(threading.Thread):
                 f"port {address[1]}: cannot listen for the other processes ({error.strerror}); another job may be "
                 f"using it: choose another master port, or set {CHANNEL_PORT_VARIABLE} on every node"
             ) from None
-        self._ranks: dict[Peer, int] = {}  # of the processes that have sent something
+        self._ranks: dict[Peer, int] = {}  # for the processes that have sent something
         self._members: dict[int, Member] = {}
         self._exited: set[int] = set()
         self._values: dict[int, Any] = {}
@@ -50,7 +50,7 @@ class GatherServer(threading.Thread):
 
     @property
     def num_refused(self) -> int:
-        """Number of connections that did not prove that they know the job's secret."""
+        """Number of connections that did not prove knowledge of the job's secret."""
         return self._server.refusals.count
 
     def run(self) -> None:
@@ -120,7 +120,7 @@ class GatherServer(threading.Thread):
             self._check_missing()
 
     def _check_member(self, rank: int, record: Value) -> None:
-        """Check that a process introduces itself, under the rank that it has proved, before it sends values."""
+        """Check that a process introduces itself, with the rank that it has proved, before it sends values."""
         if record.topic == HELLO:
             if read_record(Member, record.value).rank != rank:
                 raise InvalidRecord("a different rank than in the handshake")

@@ -1,7 +1,7 @@
-"""Files through which workers report to the launcher of their node.
+"""Files through which workers report to their node's launcher.
 
-They hold the last finished step, work between steps that takes long, stacks on request, a deliberate end, and the exit
-code before Python and MindSpore shut down. Another file makes msrun's scheduler wait until rank 0 is about to train.
+They record the last finished step, long work between steps, stacks on request, a deliberate stop, and the exit code
+before Python and MindSpore shut down. Another file makes msrun's scheduler wait until rank 0 is about to train.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ READY_NAME = "ready_to_train"
 _TRAINS, _ENDS = "trains", "ends"
 _POLL_S = 0.1
 
-_stacks: list[IO[str]] = []  # open as long as the process runs
+_stacks: list[IO[str]] = []  # stays open while the process runs
 
 
 def report_step(step: int, environ: Mapping[str, str] = os.environ) -> None:
-    """Record that step `step` is finished. Called by one process per node; does nothing without a launcher."""
+    """Record that step `step` is finished. Called by one process per node. Does nothing without a launcher."""
     if name := environ.get(PROGRESS_FILE):
         _write(name, f"{step}\n")
 
 
 def read_step(path: Path) -> int | None:
-    """Return the last finished step; None when no step was reported."""
+    """Return the last finished step, or None if no step was reported."""
     try:
         return int(path.read_text(encoding="ascii"))
     except FileNotFoundError:
@@ -45,14 +45,14 @@ def read_step(path: Path) -> int | None:
 
 
 def report_activity(activity: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Record what the process does until the next step, "" for nothing special. Does nothing without a launcher."""
+    """Record what the process does until the next step ("" for nothing special). Does nothing without a launcher."""
     if name := environ.get(PROGRESS_FILE):
         _write(activity_path(name), activity)
 
 
 @contextlib.contextmanager
 def reporting_activity(activity: str, *, is_reporting: bool = True) -> Iterator[None]:
-    """Report an activity, and its end. Only one process per node reports: the one with `is_reporting`."""
+    """Report an activity and its end. Only one process per node reports: the one with `is_reporting`."""
     if is_reporting:
         report_activity(activity)
     yield
@@ -61,12 +61,12 @@ def reporting_activity(activity: str, *, is_reporting: bool = True) -> Iterator[
 
 
 def activity_path(progress_file: str | Path) -> Path:
-    """Return the file of the activity that belongs to a progress file."""
+    """Return the activity file that belongs to a progress file."""
     return Path(f"{progress_file}.activity")
 
 
 def report_stacks_on_request(rank: int, environ: Mapping[str, str] = os.environ) -> None:
-    """Let the launcher request the Python stacks of all threads by a signal, also while the main thread is blocked."""
+    """Let the launcher signal for the Python stacks of all threads, even while the main thread is blocked."""
     if not (folder := environ.get(STACKS_DIR)) or _stacks:
         return
     file = stacks_path(Path(folder), rank).open("w", encoding="utf-8")
@@ -75,7 +75,7 @@ def report_stacks_on_request(rank: int, environ: Mapping[str, str] = os.environ)
 
 
 def stacks_path(folder: Path, rank: int) -> Path:
-    """Return the file into which a worker writes its stacks; it exists once the worker accepts requests."""
+    """Return the file to which a worker writes its stacks. The file exists once the worker accepts requests."""
     return folder / f"stacks_{rank}.txt"
 
 
@@ -89,13 +89,13 @@ def report_own_stop(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def run_worker(main: Callable[[], int | None], environ: Mapping[str, str] = os.environ) -> int:
-    """Run a worker's `main` as `run_command` does; record its exit code for the launcher, if there is one.
+    """Run a worker's `main` as `run_command` does, and record the exit code for the launcher, if there is one.
 
-    MindSpore may crash while it shuts down afterwards. The launcher then uses this code instead of the signal.
+    MindSpore may crash during the shutdown that follows. The launcher then uses this code instead of the signal.
     """
     try:
         code = run_command(main)
-    except SystemExit as error:  # argparse: --help, or a wrong argument
+    except SystemExit as error:  # argparse: --help or an invalid argument
         code = error.code if isinstance(error.code, int) else EXIT_OK
     rank = environ.get("RANK_ID", "")
     if (folder := environ.get(STACKS_DIR)) and rank and environ.get("MS_ROLE") != "MS_SCHED":
@@ -104,7 +104,7 @@ def run_worker(main: Callable[[], int | None], environ: Mapping[str, str] = os.e
 
 
 def read_result(folder: Path, rank: int) -> int | None:
-    """Return the exit code that a worker recorded; None if it did not reach its end."""
+    """Return the exit code that a worker recorded, or None if the worker did not reach its end."""
     try:
         return int(result_path(folder, rank).read_text(encoding="ascii"))
     except FileNotFoundError:
@@ -117,7 +117,7 @@ def result_path(folder: Path, rank: int) -> Path:
 
 
 def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:
-    """Ask the launcher to start the job again once all workers have succeeded; return whether there is a launcher.
+    """Ask the launcher to restart the job once all workers have succeeded. Return whether there is a launcher.
 
     Called by every process of the job.
     """
@@ -128,16 +128,16 @@ def request_continuation(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def report_ready(environ: Mapping[str, str] = os.environ, *, trains: bool = True) -> None:
-    """Record that data and checkpoint are ready, and whether the job trains. Rank 0 calls this before training.
+    """Record that the data and checkpoint are ready, and whether the job trains. Rank 0 calls this before training.
 
-    It has no effect without a launcher.
+    Does nothing without a launcher.
     """
     if name := environ.get(PROGRESS_FILE):
         _write(Path(name).with_name(READY_NAME), _TRAINS if trains else _ENDS)
 
 
 def wait_until_ready(environ: Mapping[str, str] = os.environ) -> bool:
-    """Wait for `report_ready` of rank 0, on the same node; return whether the job trains.
+    """Wait until rank 0, on the same node, calls `report_ready`. Return whether the job trains.
 
     If rank 0 never reports, the launcher ends this process.
     """

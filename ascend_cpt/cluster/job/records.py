@@ -1,4 +1,4 @@
-"""The messages of the job channel. Its rank is that of the handshake, so no process can send for another."""
+"""The job channel's messages. The rank comes from the handshake, so no process can send for another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """The value of one process for an all_gather."""
+    """One process's value for an all_gather."""
 
     topic: Annotated[str, text(200)]
     value: Annotated[Any, anything]
@@ -40,7 +40,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """The values of all processes for an all_gather, in rank order."""
+    """All processes' values for an all_gather, in rank order."""
 
     topic: Annotated[str, text(200)]
     values: Annotated[tuple[Any, ...], several(anything, MAX_RANKS)]

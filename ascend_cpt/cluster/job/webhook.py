@@ -1,6 +1,6 @@
-"""Sends notices of a job (start, alarm, restart, hang, end) to a chat or a monitoring system, over HTTP.
+"""Sends a job's notices (start, alarm, restart, hang, end) to a chat or monitoring system over HTTP.
 
-The address is a secret: it usually contains a token. It is read from a file, and messages name only its host.
+The address is secret, because it usually contains a token. It is read from a file, and messages name only the host.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLOSE_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """What has happened. `job` names the run, or the command of a launcher."""
+    """An event to report. `job` names the run, or the launcher's command."""
 
     event: str
     """One of `EVENTS`."""
@@ -52,19 +52,19 @@ class Notice:
     """Host name."""
 
     def describe(self) -> str:
-        """Return the notice as one line for a chat."""
+        """Return the notice as one line of chat text."""
         return f"[ascend_cpt] {self.job} on {self.node}: {self.event}: {self.text}"
 
 
 class Webhook:
-    """Sends notices from a separate thread: the caller never waits, except in `close`.
+    """Sends notices from a separate thread, so the caller never waits except in `close`.
 
-    A notice is sent at most three times. When sending fails, or too many notices wait, one line is printed and the job
-    continues.
+    Sending a notice is tried at most three times. If it fails, or too many notices are waiting, one line is printed
+    and the job continues.
 
     Args:
-        url: Where to send them; None sends nothing.
-        format: One of `FORMATS`: how the receiver expects the body.
+        url: Where to send notices. With None, nothing is sent.
+        format: The body format that the receiver expects: one of `FORMATS`.
         warn: Prints a line.
     """
 
@@ -74,7 +74,7 @@ class Webhook:
         self._thread: threading.Thread | None = None
 
     def send(self, event: str, job: str, text: str) -> None:
-        """Send a notice later; does not block."""
+        """Queue a notice for sending, without blocking."""
         if self._url is None:
             return
         if self._thread is None:
@@ -87,7 +87,7 @@ class Webhook:
             self._warn(f"warning: the webhook is too slow; dropped the notice {event!r}")
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait until all notices are sent, at most `timeout_s`."""
+        """Wait up to `timeout_s` until all notices are sent."""
         if self._thread is None:
             return
         deadline_s = time.monotonic() + timeout_s
@@ -110,7 +110,7 @@ class Webhook:
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_S):
                     return
-            except Exception as error:  # whatever it is, the job goes on
+            except Exception as error:  # the job continues whatever the error
                 if delay_s is None or _is_final(error):
                     self._warn(
                         f"warning: the notice {notice.event!r} was not sent to {urlsplit(self._url).hostname} "
@@ -130,7 +130,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _describe(error: Exception) -> str:
-    """Return an error without the address, which urllib's own messages can contain."""
+    """Describe an error without the address, which urllib's own messages can contain."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP status {error.code}"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -150,9 +150,9 @@ def make_body(notice: Notice, format: str) -> dict[str, Any]:
 
 
 def open_webhook(environ: Mapping[str, str], warn: Callable[[str], None] = print) -> Webhook:
-    """Return the webhook that the environment names; without ASCEND_CPT_WEBHOOK_FILE one that sends nothing.
+    """Return the webhook that the environment names, or one that sends nothing without ASCEND_CPT_WEBHOOK_FILE.
 
-    The file has one line: the address, and after a space the format if it does not follow from the host.
+    The file has one line: the address followed, if the host does not imply the format, by a space and the format.
 
     Raises:
         ConfigError: when the file cannot be used.

@@ -22,7 +22,7 @@ DEFAULT_LOG_DIR = "output/msrun_log"
 # As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not
 # connected by then.
 DEFAULT_CLUSTER_TIMEOUT_S = 7200
-# A little less than HCCL's own limit for a collective (HCCL_EXEC_TIMEOUT, 1836 s), whose error does not name the cause.
+# Just under HCCL's own limit for a collective (HCCL_EXEC_TIMEOUT, 1836 s), whose error does not name the cause.
 DEFAULT_HANG_TIMEOUT_S = 1800
 
 
@@ -102,12 +102,12 @@ DRY_RUN=1 prints the msrun command, or why the launch would be refused, without 
 
 
 class UsageError(ClusterError):
-    """Positional arguments that do not match the usage; printed together with it."""
+    """Positional arguments that do not match the usage text, which is printed with this error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
-    """The settings of a launch on one node: script, number of processes, master address, log folder."""
+    """Settings for a launch on one node: script, number of processes, master address, log folder."""
 
     script: Path
     script_arguments: tuple[str, ...]
@@ -136,7 +136,7 @@ class LaunchSettings:
         return self.node_rank * self.num_local_workers
 
     def worker_log(self, rank: int) -> Path:
-        """Return where msrun writes the output of the worker of global rank `rank`."""
+        """Return the file to which msrun writes the output of the worker with global rank `rank`."""
         return self.log_dir / f"worker_{rank}.log"
 
     @property
@@ -149,25 +149,25 @@ class LaunchSettings:
 
     @property
     def progress_file(self) -> Path:
-        """File in which a worker of this node records the last finished step."""
+        """File in which a worker on this node records the last finished step."""
         return self.log_dir / "last_step"
 
     @property
     def stop_file(self) -> Path:
-        """File that a worker of this node creates when the run stops deliberately."""
+        """File that a worker on this node creates when the run stops deliberately."""
         return self.log_dir / "stopped_itself"
 
     @property
     def continue_file(self) -> Path:
-        """File that the workers of this node create when the job is to be started again after they have ended."""
+        """File that this node's workers create if the job is to be restarted after they have ended."""
         return self.log_dir / "continues"
 
 
 def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> LaunchSettings:
-    """Return the settings for `arguments` (CMD first, options anywhere); relative paths are resolved against `folder`.
+    """Return the settings for `arguments` (CMD first, options anywhere). Relative paths are resolved against `folder`.
 
-    Arguments override `environ`. Raises UsageError when the arguments do not match the usage, ClusterError for an
-    invalid value, workers that cannot be divided over the nodes, or a missing script.
+    Arguments override `environ`. Raises UsageError when the arguments do not match the usage, and ClusterError for an
+    invalid value, workers that cannot be divided evenly among the nodes, or a missing script.
     """
     arguments, secret_source = split_secret_options(arguments, environ)
     arguments, options = split_options(arguments, environ)
@@ -210,7 +210,7 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
 
 
 def split_options(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
-    """Return the positional arguments, and the values of all options by name.
+    """Return the positional arguments and the values of all options by name.
 
     Raises ClusterError for a value that is not a whole number. Unknown options stay positional.
     """
@@ -250,7 +250,7 @@ def _name_arguments(arguments: Sequence[str]) -> dict[str, str]:
     if "JOIN" in values and not _is_join(values["JOIN"]):
         raise UsageError(f"JOIN must be True or False, not {values['JOIN']!r}")
     if "MASTER_PORT" in values and "LOCAL_WORKER" not in values:
-        # The one-node form is complete; the environment is not used.
+        # The one-node form is complete, so the environment is not used.
         values |= {"LOCAL_WORKER": values["WORKER_NUM"], "MASTER_ADDR": DEFAULT_MASTER_ADDR, "NODE_RANK": "0"}
     return values
 
@@ -268,7 +268,7 @@ def _is_join(text: str) -> bool:
 
 
 def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """Return the script of CMD, searched in `folder` and then in the repository, and its arguments."""
+    """Return CMD's script, searched for in `folder` and then in the repository, and its arguments."""
     try:
         words = shlex.split(command)
     except ValueError as error:
@@ -283,7 +283,7 @@ def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
             return candidate.absolute(), tuple(words[1:])
     hint = ""
     if re.fullmatch(r"run_\w+\.py", Path(words[0]).name):
-        # MindFormers' run_mindformer.py and the scripts of its models, such as run_llama3.py.
+        # MindFormers' run_mindformer.py and its models' scripts, such as run_llama3.py.
         hint = "; use run_cpt.py instead, which takes MindFormers' flags"
     raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT}){hint}")
 
@@ -303,7 +303,7 @@ def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:
 
 
 def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tuple[int, int]:
-    """Return the workers of the job and of each node."""
+    """Return the number of workers in the job and on each node."""
     per_node_name = "NPUS_PER_NODE" if environ.get("NPUS_PER_NODE") else "GPUS_PER_NODE"
     num_nodes = _number("NNODES", {}, environ, default=0)
     per_node = _number(per_node_name, {}, environ, default=0)

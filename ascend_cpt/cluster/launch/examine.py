@@ -13,12 +13,12 @@ from ascend_cpt.cluster.node.doctor import Finding, Level, Node, examine
 from ascend_cpt.cluster.node.npu_tools import has_npu
 from ascend_cpt.errors import ClusterError
 
-# Time limit of npu-smi during a launch.
+# Time limit for npu-smi during a launch.
 LAUNCH_LIMIT_S = 2.0
 
 
 def describe_node(settings: LaunchSettings, environ: Mapping[str, str], *, limit_s: float) -> Node:
-    """Return the description of this node for the checks."""
+    """Describe this node for the checks."""
     return Node(
         environ=environ,
         num_local_workers=settings.num_local_workers,
@@ -47,7 +47,7 @@ def examine_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> list
 
 
 def check_secret(settings: LaunchSettings, environ: Mapping[str, str]) -> Finding:
-    """Check that this node has a job secret that only its user can read; whether all have the same is not checked."""
+    """Check that this node has a job secret that only its user can read, but not that all nodes have the same one."""
     source = settings.secret_source
     if source.insecure:
         text = "the job starts without a secret, so anyone who reaches its ports can stop it"

@@ -36,7 +36,7 @@ SECRET_USAGE = f"""\
 
 @dataclass(frozen=True, kw_only=True)
 class SecretSource:
-    """Where the secret comes from: a path, "-" for standard input, "" for the default; or nowhere (`insecure`)."""
+    """The source of the secret: a path, "-" for standard input, "" for the default, or none (`insecure`)."""
 
     path: str = ""
     insecure: bool = False
@@ -58,10 +58,10 @@ class JobSecret:
 
 
 def split_secret_options(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], SecretSource]:
-    """Return the other arguments, and where the secret comes from; arguments override `environ`.
+    """Return the other arguments and the source of the secret. Arguments override `environ`.
 
     Raises:
-        ClusterError: for a value that is missing or invalid, or both options together.
+        ClusterError: when a value is missing or invalid, or both options are given.
     """
     rest: list[str] = []
     paths: list[str] = []
@@ -88,10 +88,10 @@ def split_secret_options(arguments: Sequence[str], environ: Mapping[str, str]) -
 
 
 def find_secret(source: SecretSource, environ: Mapping[str, str], *, num_nodes: int) -> JobSecret:
-    """Return the secret of the job: a new one for one node, else the one that all nodes were given.
+    """Return the job's secret: a new one for a single node, else the one that all nodes were given.
 
     Raises:
-        ClusterError: when several nodes have none, or it cannot be used.
+        ClusterError: when several nodes have no secret, or the secret cannot be used.
     """
     if num_nodes == 1:
         return JobSecret(secret=secrets.token_bytes(32))
@@ -112,7 +112,7 @@ def find_secret(source: SecretSource, environ: Mapping[str, str], *, num_nodes: 
 
 
 def find_default_file(environ: Mapping[str, str]) -> Path:
-    """Return where the secret is looked for: $XDG_CONFIG_HOME/ascend_cpt/secret or ~/.config/ascend_cpt/secret."""
+    """Return the default secret file: $XDG_CONFIG_HOME/ascend_cpt/secret or ~/.config/ascend_cpt/secret."""
     folder = environ.get("XDG_CONFIG_HOME", "")
     home = Path(environ.get("HOME") or Path.home())
     return (Path(folder) if folder else home / ".config") / DEFAULT_SECRET

@@ -1,4 +1,4 @@
-"""This machine's lock on a node of a job: no other launch has the same master address, port and node rank."""
+"""A machine-local lock that prevents two launches with the same master address, port and node rank."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def hold_launch_lock(settings: LaunchSettings) -> Iterator[None]:
     process ends.
 
     Raises:
-        ClusterError: another launch on this machine holds it, or the folder is not safe.
+        ClusterError: another launch on this machine holds the lock, or the folder is not safe.
     """
     identity = f"{settings.master_addr}:{settings.master_port} node {settings.node_rank}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -46,7 +46,7 @@ def hold_launch_lock(settings: LaunchSettings) -> Iterator[None]:
 
 
 def find_runtime_folder() -> Path:
-    """Return XDG_RUNTIME_DIR/ascend_cpt, or without a usable one a folder of this user in the temporary folder.
+    """Return XDG_RUNTIME_DIR/ascend_cpt or, if unusable, a folder of this user in the temporary folder.
 
     Raises:
         ClusterError: the folder cannot be created, or other users can write to it.
@@ -70,7 +70,7 @@ def find_runtime_folder() -> Path:
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether this is a folder, not a link, of this user that no other user can write to."""
+    """Return whether this is a real folder (not a link), owned by this user, that no one else can write to."""
     try:
         status = folder.lstat()
     except OSError:
@@ -80,7 +80,7 @@ def _is_private(folder: Path) -> bool:
 
 
 def _open_and_lock(path: Path) -> int | str:
-    """Return the descriptor of the locked file, or what the process that holds the lock has written into it."""
+    """Return the descriptor of the locked file, or the text written to it by the process that holds the lock."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -95,7 +95,7 @@ def _open_and_lock(path: Path) -> int | str:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor
-        os.close(descriptor)  # its holder removed it after it was opened here
+        os.close(descriptor)  # its holder removed the file after it was opened here
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_launch(settings: LaunchSettings) -> None:
-    """Raise ClusterError for what the launch would refuse at once; the state of the node is not examined."""
+    """Raise ClusterError for anything the launch would refuse at once, without examining the node's state."""
     if settings.secret_source.path != STANDARD_INPUT:
         find_secret(settings.secret_source, os.environ, num_nodes=settings.num_nodes)
     open_webhook(os.environ)

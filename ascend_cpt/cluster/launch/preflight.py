@@ -1,4 +1,4 @@
-"""Checks on a node before launch: master address and port, and workers left over from an earlier launch."""
+"""Node checks before launch: master address and port, and workers left over from an earlier launch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_reachable(settings: LaunchSettings, environ: Mapping[str, str]) -> Non
 
 
 def check_dry_run(settings: LaunchSettings, environ: Mapping[str, str]) -> str:
-    """Return a warning when the master cannot work on this machine, which need not be the one of the launch.
+    """Return a warning if the master cannot work on this machine, which may differ from the launch machine.
 
     Raises:
         ClusterError: the launch would be refused on any machine.
@@ -55,7 +55,7 @@ def check_dry_run(settings: LaunchSettings, environ: Mapping[str, str]) -> str:
 
 
 def resolve_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Return the first address of a host name, as msrun does; ClusterError when it cannot be resolved."""
+    """Return a host name's first address, as msrun does. Raise ClusterError if it cannot be resolved."""
     try:
         return ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -70,7 +70,7 @@ def check_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, settings:
     """Raise ClusterError when node 0 cannot listen on the master's address and port."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # As MindSpore's scheduler does, so that connections of an earlier job in TIME_WAIT do not block the port.
+        # As in MindSpore's scheduler, so that an earlier job's connections in TIME_WAIT do not block the port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((str(address), settings.master_port))
@@ -89,7 +89,7 @@ def check_port(address: ipaddress.IPv4Address | ipaddress.IPv6Address, settings:
 
 
 def name_listener(port: int) -> str:
-    """Return " by process ..." for the process that listens on a local port; "" when unknown."""
+    """Return " by process ..." for the process that listens on a local port, or "" if unknown."""
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
             return f" by process {describe_process(connection.pid)}"
@@ -123,7 +123,7 @@ def find_stale_workers() -> list[int]:
 
 
 def _is_older(pid: int, process: psutil.Process) -> bool:
-    """Return whether `pid` runs and is older than `process`. A younger one has reused an ended launcher's id."""
+    """Return whether `pid` runs and is older than `process`. A younger process has reused an old launcher's id."""
     try:
         older: bool = psutil.Process(pid).create_time() <= process.create_time()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Maps the environment variables of cluster schedulers to those that the launcher reads.
+"""Maps cluster schedulers' environment variables to the ones that the launcher reads.
 
 Supported: MindX (Ascend Operator's environment variables for MindSpore and PyTorch jobs), Volcano's svc and env
 plugins and ModelArts on top of it, Slurm's srun, PAI DLC. With each of them, every *node* starts one launcher.
@@ -15,7 +15,7 @@ from ascend_cpt.errors import ClusterError
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduler:
-    """A scheduler: the variables that identify it (all must be set) and the mapping of its values."""
+    """A scheduler, with the variables that identify it (all must be set) and the mapping of its values."""
 
     name: str
     signs: tuple[str, ...]
@@ -23,7 +23,7 @@ class Scheduler:
 
 
 def find_scheduler(environ: Mapping[str, str]) -> Scheduler | None:
-    """Return the scheduler that started this process, None when no known one did."""
+    """Return the scheduler that started this process, or None if no known one did."""
     return next((known for known in SCHEDULERS if all(environ.get(sign) for sign in known.signs)), None)
 
 
@@ -106,7 +106,7 @@ def _divide(environ: Mapping[str, str], whole: str, part: str) -> str:
     return str(int(texts[0]) // int(texts[1]))
 
 
-# Most specific first: MindX runs on Volcano and so also has Volcano's variables.
+# Most specific first: MindX runs on Volcano, so it also has Volcano's variables.
 SCHEDULERS = (
     Scheduler(
         name="MindX",

@@ -9,14 +9,14 @@ FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequests:
-    """Context manager that collects the numbers of stop signals in `received`; `add` records one from another node."""
+    """Context manager that collects stop signals in `received`. `add` records one from another node."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequests:
-        # Ignored signals stay ignored, so that nohup keeps the job running when its terminal closes.
+        # Ignored signals stay ignored, so that nohup keeps the job running after its terminal closes.
         handled = [number for number in FORWARDED_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._previous = {number: signal.signal(number, self._receive) for number in handled}
         return self

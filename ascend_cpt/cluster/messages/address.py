@@ -1,4 +1,4 @@
-"""Addresses of MASTER_ADDR: IPv4, IPv6 (with or without brackets) or a host name."""
+"""Handles MASTER_ADDR values: IPv4, IPv6 (with or without brackets) or a host name."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def strip_brackets(host: str) -> str:
 
 
 def listen(host: str, port: int, *, backlog: int) -> socket.socket:
-    """Return a non-blocking socket that listens on one address of this machine only, the first one of `host`.
+    """Return a non-blocking socket that listens only on the first address of `host`, which must be local.
 
     Raises:
-        OSError: when the name is unknown, the address is not one of this machine, or the port is in use.
+        OSError: when the name is unknown, the address does not belong to this machine, or the port is in use.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(strip_brackets(host), port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
-        # Connections of an earlier job in TIME_WAIT must not block the port.
+        # An earlier job's connections in TIME_WAIT must not block the port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

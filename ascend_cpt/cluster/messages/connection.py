@@ -1,4 +1,4 @@
-"""A client's connection to a server of its job."""
+"""A client's connection to one of its job's servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSED_LIMIT_S = 30.0
 
 
 class RefusedError(ConnectionError):
-    """The handshake failed: the server has another secret, or another program listens there."""
+    """The handshake failed because the server has another secret, or another program listens there."""
 
 
 class Connection:
@@ -35,19 +35,19 @@ class Connection:
         connected.settimeout(SEND_TIMEOUT_S)
 
     def send(self, payload: bytes) -> bool:
-        """Send a message; return whether it was written to the socket. After a failure the connection is closed."""
+        """Send a message. Return whether it was written to the socket. On failure, the connection is closed."""
         with self._lock:
             try:
                 self.socket.sendall(self._writer.make_header(payload))
                 self.socket.sendall(payload)
             except OSError:
-                # A part of the frame may have been sent, so nothing can follow it.
+                # Part of the frame may have been sent, so nothing can follow it.
                 self.close()
                 return False
         return True
 
     def receive(self) -> list[bytes] | None:
-        """Wait for data and return the complete messages; None when the peer closed or sent an invalid frame."""
+        """Wait for data and return complete messages, or None if the peer closed or sent an invalid frame."""
         try:
             data = self.socket.recv(1 << 18)
             return self._reader.feed(data) if data else None
@@ -57,7 +57,7 @@ class Connection:
             return None
 
     def close(self) -> None:
-        """Close the connection; blocked reads on both ends return."""
+        """Close the connection, so that blocked reads on both ends return."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
@@ -66,12 +66,12 @@ class Connection:
 def connect(
     address: tuple[str, int], *, key: bytes, purpose: str, number: int, max_bytes: int = MAX_MESSAGE_BYTES
 ) -> Connection:
-    """Connect to a server of the job; both sides prove that they know the key.
+    """Connect to one of the job's servers. Both sides prove that they know the key.
 
     Args:
         address: Host and port.
         key: The job's key for this purpose.
-        purpose: Names the server; both sides must use the same.
+        purpose: Name of the server. Both sides must use the same one.
         number: This client's node or rank.
         max_bytes: Maximum size of a message from the server.
 

@@ -1,7 +1,7 @@
-"""Frames: a length, an HMAC-SHA256 and a payload.
+"""Frames, each with a length, an HMAC-SHA256 and a payload.
 
-The HMAC covers the payload's SHA-256, which is computed once for many receivers, and a counter, so that no frame can be
-repeated or left out.
+The HMAC covers the payload's SHA-256, which is computed once for many receivers, and a counter, which prevents frames
+from being replayed or dropped.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _COUNTED = struct.Struct(">QI")
 
 
 class InvalidFrame(ValueError):
-    """A frame that is too long or that the peer did not make."""
+    """A frame that is too long or was not made by the peer."""
 
 
 class _Counter:
-    """Makes the HMACs of successive frames."""
+    """Makes the HMACs for successive frames."""
 
     def __init__(self, key: bytes) -> None:
         self._key, self._number = key, 0
@@ -31,7 +31,7 @@ class _Counter:
 
 
 def hash_payload(payload: bytes) -> bytes:
-    """Return the SHA-256 of a payload, from which the headers for all its receivers are made."""
+    """Return a payload's SHA-256, from which the headers for all receivers are made."""
     return hashlib.sha256(payload).digest()
 
 
@@ -42,13 +42,13 @@ class FrameWriter:
         self._counter = _Counter(key)
 
     def make_header(self, payload: bytes, payload_hash: bytes | None = None) -> bytes:
-        """Return what precedes the payload of the next frame; `payload_hash` is that of `hash_payload` if known."""
+        """Return the header that precedes the next payload. `payload_hash` is from `hash_payload`, if known."""
         payload_hash = hash_payload(payload) if payload_hash is None else payload_hash
         return _HEADER.pack(len(payload), self._counter.sign(len(payload), payload_hash))
 
 
 class FrameReader:
-    """Splits received bytes into payloads. The time is linear in the number of bytes, however they arrive."""
+    """Splits received bytes into payloads in time linear in the number of bytes, however they arrive."""
 
     def __init__(self, key: bytes, max_bytes: int) -> None:
         self._counter, self._max_bytes = _Counter(key), max_bytes

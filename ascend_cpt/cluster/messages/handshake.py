@@ -4,9 +4,9 @@
     client → server   MAGIC, number of the client, client's nonce, proof(client)
     server → client   proof(server)
 
-A proof is an HMAC-SHA256 over the role, the purpose of the connection, the client's number and both nonces. All parts
-have a fixed size, so that data from unauthenticated processes needs no parsing and only bounded memory. Both sides
-make the keys of the frames that follow from the same values, so every message depends on the handshake.
+A proof is an HMAC-SHA256 over the role, the connection's purpose, the client's number and both nonces. All parts have
+a fixed size, so data from unauthenticated processes needs no parsing and only bounded memory. Both sides derive the
+keys for later frames from the same values, so every message depends on the handshake.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ANSWER_BYTES = _ANSWER.size
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Session:
-    """What both sides know after the handshake. `number` is the client's node or rank."""
+    """The values that both sides know after the handshake. `number` is the client's node or rank."""
 
     key: bytes
     purpose: str
@@ -40,7 +40,7 @@ class Session:
         return self._digest(f"proof of the {role}")
 
     def frame_key(self, sender: str) -> bytes:
-        """Return the key of the frames that `sender` sends: "client" or "server"."""
+        """Return the key for frames sent by `sender` ("client" or "server")."""
         return self._digest(f"frames of the {sender}")
 
     def _digest(self, label: str) -> bytes:
@@ -57,7 +57,7 @@ def answer_greeting(greeting: bytes, *, key: bytes, purpose: str, number: int) -
     """Return the client's answer to a greeting of GREETING_BYTES, and the session.
 
     Raises:
-        ValueError: when the greeting is not one of this protocol.
+        ValueError: when the greeting does not belong to this protocol.
     """
     if not greeting.startswith(MAGIC):
         raise ValueError("another program or another version listens there")
@@ -67,7 +67,7 @@ def answer_greeting(greeting: bytes, *, key: bytes, purpose: str, number: int) -
 
 
 def check_answer(answer: bytes, *, key: bytes, purpose: str, server_nonce: bytes) -> Session | None:
-    """Return the session of a client's answer of ANSWER_BYTES; None when its proof is wrong."""
+    """Return the session for a client's answer of ANSWER_BYTES, or None if its proof is wrong."""
     magic, number, client_nonce, proof = _ANSWER.unpack(answer)
     session = Session(key=key, purpose=purpose, number=number, server_nonce=server_nonce, client_nonce=client_nonce)
     is_right = hmac.compare_digest(proof, session.prove("client"))

@@ -14,7 +14,7 @@ RECEIVE_BYTES = 1 << 18
 
 
 class Peer:
-    """An accepted connection. `number` is the node or rank that the peer proved to be, None before."""
+    """An accepted connection. `number` is the node or rank that the peer has proved, or None before that."""
 
     def __init__(self, connected: socket.socket, host: str) -> None:
         connected.setblocking(False)
@@ -28,14 +28,14 @@ class Peer:
         self._writer: FrameWriter | None = None
         self._unsent: deque[memoryview] = deque()
         self.unsent_bytes = 0
-        self.sent_s = self.accepted_s  # when the peer last took something
+        self.sent_s = self.accepted_s  # when the peer last took data
 
     def greet(self) -> None:
         """Send the greeting."""
         self._queue(MAGIC + self._nonce)
 
     def receive_answer(self, key: bytes, purpose: str) -> Session | None:
-        """Read a part of the client's answer; return the session when the answer is complete and right.
+        """Read part of the client's answer. Return the session once the answer is complete and correct.
 
         Raises:
             ConnectionError: when the peer closed the connection or its proof is wrong.
@@ -52,14 +52,14 @@ class Peer:
         return session
 
     def admit(self, session: Session, max_bytes: int) -> None:
-        """Send the server's proof to the peer, and accept its messages of up to `max_bytes` from now on."""
+        """Send the server's proof to the peer. From now on, accept messages of up to `max_bytes`."""
         self.number = session.number
         self._reader = FrameReader(session.frame_key("client"), max_bytes)
         self._writer = FrameWriter(session.frame_key("server"))
         self._queue(session.prove("server"))
 
     def receive(self) -> list[bytes]:
-        """Return the messages that the data received so far completes.
+        """Return the messages completed by the data received so far.
 
         Raises:
             ConnectionError: when the peer closed the connection or sent an invalid frame.
@@ -102,7 +102,7 @@ class Peer:
         self.flush()
 
     def _receive(self, max_bytes: int) -> bytes | None:
-        """Return received bytes, None when there are none yet."""
+        """Return received bytes, or None if there are none yet."""
         try:
             data = self.socket.recv(max_bytes)
         except (BlockingIOError, InterruptedError):

@@ -1,4 +1,4 @@
-"""The ports of a job besides MASTER_PORT, and the timing of the launchers' connections."""
+"""A job's ports besides MASTER_PORT, and timing constants for the launchers' connections."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LAUNCHER_PORT_OFFSET = 2
 PORTS_OF_A_JOB = LAUNCHER_PORT_OFFSET + 1
 LAUNCHER_PORT_VARIABLE = "ASCEND_CPT_LAUNCHER_PORT"
 CHANNEL_PORT_VARIABLE = "ASCEND_CPT_AGREEMENT_PORT"
-# Set by the launcher: where rank 0 listens for the other workers, and the file with their key.
+# Set by the launcher: the address where rank 0 listens for other workers, and the file with the workers' key.
 CHANNEL_HOST_VARIABLE = "ASCEND_CPT_CHANNEL_HOST"
 CHANNEL_KEY_VARIABLE = "ASCEND_CPT_CHANNEL_KEY_FILE"
 HEARTBEAT_S = 2.0

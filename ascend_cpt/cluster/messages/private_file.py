@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def read_regular_file(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
-    """Return the first `max_bytes` bytes of a file and its status, from the same open file; no bytes if not regular.
+    """Return a file's first `max_bytes` bytes (none if it is not regular) and its status, from one open file.
 
     Raises:
-        OSError: when it cannot be read.
+        OSError: when the file cannot be read.
         ValueError: when the path contains a null character.
     """
-    # Without O_NONBLOCK a FIFO would block.
+    # Without O_NONBLOCK, opening a FIFO would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)

@@ -25,7 +25,7 @@ _CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) 
 
 
 class InvalidRecord(ValueError):
-    """A message that is none of the expected records."""
+    """A message that is not one of the expected records."""
 
 
 def encode(record: Any) -> bytes:
@@ -35,7 +35,7 @@ def encode(record: Any) -> bytes:
 
 
 def decode(payload: bytes, kinds: tuple[type, ...]) -> Any:
-    """Return the record in a payload, of one of the classes `kinds`.
+    """Return the record in a payload, which must be one of the classes `kinds`.
 
     Raises:
         InvalidRecord: for anything else.
@@ -89,7 +89,7 @@ def real(minimum: float, maximum: float) -> Read:
     """Accept a finite number within limits."""
 
     def read(value: Any) -> float:
-        # Compared first: math.isfinite fails for whole numbers beyond the range of floats. A NaN is in no range.
+        # Compared first, because math.isfinite fails for integers beyond the float range. No range contains NaN.
         if type(value) not in (int, float) or not minimum <= value <= maximum or not math.isfinite(value):
             raise InvalidRecord("a number out of range")
         return float(value)
@@ -98,7 +98,7 @@ def real(minimum: float, maximum: float) -> Read:
 
 
 def one_of(*allowed: Any) -> Read:
-    """Accept one of some values, of the same type."""
+    """Accept one of the given values, with the same type."""
 
     def read(value: Any) -> Any:
         if not any(type(value) is type(other) and value == other for other in allowed):
@@ -109,7 +109,7 @@ def one_of(*allowed: Any) -> Read:
 
 
 def text(max_characters: int) -> Read:
-    """Accept a text of limited length; control characters are removed, since texts are printed."""
+    """Accept text of limited length. Control characters are removed, since the text is printed."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or len(value) > max_characters:
@@ -121,7 +121,7 @@ def text(max_characters: int) -> Read:
 
 
 def several(read_one: Read, max_items: int) -> Read:
-    """Accept a list of limited length whose items `read_one` accepts; it becomes a tuple."""
+    """Accept a list of limited length whose items `read_one` accepts, and convert it to a tuple."""
 
     def read(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or len(value) > max_items:

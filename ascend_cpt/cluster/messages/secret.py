@@ -1,7 +1,7 @@
-"""The secret that the processes of a job share, and the keys made from it.
+"""The secret shared by a job's processes, and the keys derived from it.
 
-The secret is read from a file that only its owner can read, or from standard input. It is never an argument, a
-variable or part of a message.
+The secret is read from a file that only its owner can read, or from standard input. It is never passed as an argument,
+in an environment variable or in a message.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pathlib import Path
 from ascend_cpt.cluster.messages.private_file import read_regular_file
 from ascend_cpt.errors import ClusterError
 
-# Shorter secrets could be found by trying: everyone who can connect can collect proofs to compare guesses with.
+# Shorter secrets could be brute-forced: anyone who can connect can collect proofs to compare guesses with.
 MIN_SECRET_BYTES = 32
 MAX_SECRET_BYTES = 4096
-# The secret of a job that was started with --insecure: known to everyone, so that it proves nothing.
+# The secret of a job started with --insecure. Everyone knows it, so it proves nothing.
 INSECURE_SECRET = b"ascend_cpt --insecure"
 INSECURE_VARIABLE = "ASCEND_CPT_INSECURE"
 STANDARD_INPUT = "-"
-# The two servers of a job. Both sides of a connection must use the same purpose, and each has its own key.
+# A job's two servers. Both sides of a connection must use the same purpose, and each purpose has its own key.
 LAUNCHERS, WORKERS = "launchers", "workers"
 
 
 def derive_key(secret: bytes, purpose: str) -> bytes:
-    """Return the key for one purpose (32 bytes). Neither the secret nor the key of another purpose follows from it."""
+    """Return the 32-byte key for one purpose. It reveals neither the secret nor another purpose's key."""
     return hmac.digest(secret, f"ascend_cpt key: {purpose}".encode(), "sha256")
 
 
@@ -36,7 +36,7 @@ def read_secret_file(path: Path) -> bytes:
     """Return the content of a secret file, without surrounding whitespace.
 
     Raises:
-        ClusterError: when it cannot be read, is not a regular file, belongs to a user other than this one or
+        ClusterError: when the file cannot be read, is not a regular file, is owned by a user other than this one or
             root, can be read by others, or is too short or too long.
     """
     try:
@@ -59,7 +59,7 @@ def read_secret_file(path: Path) -> bytes:
 
 
 def read_secret_from_input() -> bytes:
-    """Return the first line of standard input as the secret; it is read once per process.
+    """Return the first line of standard input as the secret. It is read once per process.
 
     Raises:
         ClusterError: when standard input is a terminal, or the line is too short or too long.
@@ -78,13 +78,13 @@ def _read_line() -> bytes:
 
 
 def check_secret(content: bytes, source: str) -> bytes:
-    """Return the secret in `content`, without surrounding whitespace; `source` names where it is from.
+    """Return the secret in `content`, without surrounding whitespace. `source` says where the secret is from.
 
     Raises:
-        ClusterError: when it is too short or too long. The message does not contain it.
+        ClusterError: when the secret is too short or too long. The message does not contain the secret.
     """
     secret = content.strip()
-    # Content that is longer may have been read in part only.
+    # Longer content may have been read only in part.
     if len(secret) < MIN_SECRET_BYTES or len(content.removesuffix(b"\n")) > MAX_SECRET_BYTES:
         raise ClusterError(
             f"{source}: a job secret must have {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; make one with "

@@ -1,7 +1,7 @@
-"""A listening socket and its connections, polled by one thread. Peers count only after they have proved the secret.
+"""A listening socket and its connections, polled by one thread. Peers count only once they have proved the secret.
 
-A peer that is not part of the job can hold at most one of MAX_UNPROVED places, a few bytes, for HANDSHAKE_S. Sends are
-queued for each peer, so a slow peer delays no other.
+A connection from outside the job can hold at most one of MAX_UNPROVED places, and a few bytes, for HANDSHAKE_S. Sends
+are queued per peer, so a slow peer does not delay the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ascend_cpt.cluster.messages.peer import Peer
 
 MAX_UNPROVED = 256
 HANDSHAKE_S = 10.0
-# A peer that reads none of its queued messages for this long, or has more than this many queued, is dropped.
+# A peer that reads no queued messages for this long, or has more than this much queued, is dropped.
 STALL_S = 45.0
 MAX_UNSENT_MESSAGES = 4
 # Small, so that the answers of waiting connections are read before new connections replace them.
@@ -33,7 +33,7 @@ SPARE_DESCRIPTORS = 512
 
 @dataclass(kw_only=True)
 class Refusals:
-    """Connections that ended without a proof: how many, and where the last one came from."""
+    """The number of connections that ended without a proof, and where the last one came from."""
 
     count: int = 0
     last_host: str = ""
@@ -57,8 +57,8 @@ class Server:
         Args:
             address: Host and port.
             key: The job's key for this purpose.
-            purpose: Names the server; clients must use the same.
-            size: How many peers are expected.
+            purpose: Name of the server. Clients must use the same one.
+            size: The number of peers expected.
             accepts: Whether a peer that proved the key may have this number.
             max_bytes: Maximum size of a message from a peer.
 
@@ -78,9 +78,9 @@ class Server:
         self._resume_accepting()
 
     def poll(self, timeout_s: float) -> Iterator[tuple[Peer, list[bytes] | None]]:
-        """Yield peers with what they sent: [] when they have just proved the key, their messages, or None at the end.
+        """Yield each peer with [] if it has just proved the key, its messages, or None if its connection ended.
 
-        Peers that the caller drops during the iteration are skipped. A peer reported with None is dropped already.
+        Peers that the caller drops during the iteration are skipped. A peer reported with None is already dropped.
         """
         ready = self._selector.select(timeout_s)
         for key, events in ready:
@@ -99,11 +99,11 @@ class Server:
             self._resume_accepting()
 
     def send(self, peer: Peer, payload: bytes) -> None:
-        """Queue a message for a peer; never blocks."""
+        """Queue a message for a peer. Never blocks."""
         self._send([peer], payload)
 
     def send_all(self, payload: bytes) -> None:
-        """Queue a message for all peers that have proved the key; never blocks."""
+        """Queue a message for all peers that have proved the key. Never blocks."""
         self._send(list(self.peers), payload)
 
     def _send(self, peers: list[Peer], payload: bytes) -> None:
@@ -147,7 +147,7 @@ class Server:
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
             except OSError:
-                # No descriptor or memory is left: make room. The processes of the job try again.
+                # No descriptor or memory is left, so make room. The job's processes will try again.
                 for peer in list(self._unproved):
                     self._refuse(peer)
                 self._pause_accepting(ACCEPT_PAUSE_S)
@@ -164,7 +164,7 @@ class Server:
             self._unproved[peer] = None
 
     def _make_place(self) -> None:
-        """Refuse the oldest connection of the host that has the most, so that one host cannot keep out the others."""
+        """Refuse the oldest connection from the host with the most, so that one host cannot keep out the others."""
         counts = Counter(peer.host for peer in self._unproved)
         busiest = max(counts, key=lambda host: counts[host])
         self._refuse(next(peer for peer in self._unproved if peer.host == busiest))
@@ -222,7 +222,7 @@ class Server:
 
 
 def _allow_descriptors(needed: int) -> None:
-    """Raise this process's limit of open files to what a large job needs, as far as the system allows."""
+    """Raise this process's open-file limit to what a large job needs, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

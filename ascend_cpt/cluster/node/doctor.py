@@ -1,7 +1,7 @@
-"""Checks a node before training: each finding has a fix.
+"""Checks a node before training and offers a fix for each problem found.
 
-Sources: CANN versions are those that MindSpore 2.9.0 accepts (mindspore/run_check/_check_version.py). Driver
-compatibility is read from the toolkit's own list. HCCL ports: CANN's reference of HCCL_IF_BASE_PORT.
+Sources: the CANN versions accepted by MindSpore 2.9.0 (mindspore/run_check/_check_version.py); the toolkit's own list
+of compatible drivers; and, for HCCL ports, CANN's reference for HCCL_IF_BASE_PORT.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ MIN_MEMORY_PER_CPU_WORKER_GB = 2
 MIN_CONNECT_TIMEOUT_S, MAX_CONNECT_TIMEOUT_S = 300, 7200
 MIN_EXEC_TIMEOUT_S = 600
 HCCL_BASE_PORT, NUM_HCCL_PORTS = 60000, 32
-# The driver holds up to 3.5 GB of HBM on an idle chip in published npu-smi outputs.
+# In published npu-smi outputs, the driver holds up to 3.5 GB of HBM on an idle chip.
 IDLE_HBM_MB = 6000
 GB = 10**9
 
 
 class Level(str, Enum):
-    """Result of a check."""
+    """The severity of a check's result."""
 
     OK = "ok"
     WARNING = "warning"
@@ -59,7 +59,7 @@ class Level(str, Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Result of one check, with the `fix` for a warning or an error."""
+    """The result of one check, with a `fix` for a warning or an error."""
 
     level: Level
     check: str
@@ -72,7 +72,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """Description of the node to check. Tests replace `root` and `query_npus`."""
+    """The node to check. Tests replace `root` and `query_npus`."""
 
     environ: Mapping[str, str]
     num_local_workers: int = 8
@@ -203,7 +203,7 @@ def check_npus(node: Node) -> Iterator[Finding]:
 
 
 def check_hccl(node: Node) -> Iterator[Finding]:
-    """Check timeouts and ports of HCCL, the communication library."""
+    """Check the timeouts and ports of HCCL, the communication library."""
     if not node.num_devices:
         text = "no NPUs on this machine, so HCCL is not used"
         yield Finding(level=Level.SKIPPED, check="hccl", text=text)
@@ -274,7 +274,7 @@ def check_hostname(node: Node) -> Iterator[Finding]:
 
 
 def check_resources(node: Node) -> Iterator[Finding]:
-    """Check disk space, memory, shared memory and the limit of open files."""
+    """Check disk space, memory, shared memory and the open-file limit."""
     folder = next(path for path in [node.output_dir.absolute(), *node.output_dir.absolute().parents] if path.exists())
     free_gb = shutil.disk_usage(folder).free / GB
     text = f"{free_gb:.0f} GB free at {folder}"

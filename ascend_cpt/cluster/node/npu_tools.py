@@ -1,4 +1,4 @@
-"""Parsers for npu-smi and the version files of the NPU driver and CANN."""
+"""Parsers for npu-smi output and for the version files of the NPU driver and CANN."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# How long HCCL waits for the other ranks of a group. MindSpore sets 600 s on import where it is not set, which is less
-# than the compile times of two pipeline stages may differ by. CANN accepts 120 to 7200.
+# How long HCCL waits for a group's other ranks. If it is not set, MindSpore sets it to 600 s on import, but the compile
+# times of two pipeline stages may differ by more than that. CANN accepts 120 to 7200.
 CONNECT_TIMEOUT = "HCCL_CONNECT_TIMEOUT"
 DEFAULT_CONNECT_TIMEOUT_S = 1800
 DRIVER_VERSION_FILE = Path("/usr/local/Ascend/driver/version.info")
@@ -50,8 +50,8 @@ def parse_npu_smi(text: str) -> Status:
     """Parse the table of `npu-smi info`.
 
     Each chip has two rows: | card name | health | power ... | and | number [physical id] | bus | ... used / total |.
-    The processes follow in rows | card number | pid | name | memory | [pid in container] |. Raises ValueError when
-    there is no chip.
+    The processes follow in rows | card number | pid | name | memory | [pid in container] |. Raises ValueError if there
+    is no chip.
     """
     version = re.search(r"npu-smi\s+(\S+)", text)
     chips: list[Chip] = []
@@ -95,7 +95,7 @@ def parse_npu_smi(text: str) -> Status:
 def query_npu_smi(limit_s: float) -> Status:
     """Run `npu-smi info` and return its parsed output.
 
-    Raises OSError when the program is missing or fails, ValueError when its output cannot be parsed, TimeoutError.
+    Raises OSError if the program is missing or fails, ValueError if its output cannot be parsed, and TimeoutError.
     """
     try:
         result = subprocess.run(
@@ -110,13 +110,13 @@ def query_npu_smi(limit_s: float) -> Status:
 
 
 def parse_version_file(text: str) -> dict[str, str]:
-    """Return the keys, in lower case, and values of a file of `Key=value` lines: version.info, *_install.info."""
+    """Return the lower-case keys and values of a `Key=value` file such as version.info or *_install.info."""
     pairs = (line.strip().partition("=") for line in text.splitlines() if "=" in line)
     return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 
 def find_cann_version(home: Path) -> dict[str, str] | None:
-    """Return the version file of the CANN toolkit in ASCEND_HOME_PATH; None when there is none."""
+    """Return the CANN toolkit's version file in ASCEND_HOME_PATH, or None if there is none."""
     candidates = [*sorted(home.glob("*/ascend_toolkit_install.info")), home / "ascend_toolkit_install.info"]
     # The file that MindSpore reads.
     candidates.append(home / "compiler" / "version.info")
@@ -125,12 +125,12 @@ def find_cann_version(home: Path) -> dict[str, str] | None:
 
 
 def shorten_version(version: str) -> str:
-    """Return major and minor version, as in support tables: 8.3.RC2 gives 8.3."""
+    """Return the major and minor version, as in support tables: 8.3.RC2 gives 8.3."""
     return ".".join(version.split(".")[:2])
 
 
 def is_compatible(toolkit: dict[str, str], driver: dict[str, str]) -> bool | None:
-    """Return whether the toolkit lists the driver's version as compatible; None when either is not stated."""
+    """Return whether the toolkit lists the driver's version as compatible, or None if either is not stated."""
     compatible = re.findall(r"\[([^\[\]]+)\]", toolkit.get("compatible_version", ""))
     inner = driver.get("innerversion", "")
     if not compatible or not inner:

@@ -29,9 +29,9 @@ class PackageProblem:
 def read_pins(path: Path) -> dict[str, str]:
     """Return {name: version} of a requirements file of `name==version` lines.
 
-    Lines with a condition (`; platform_machine == ...`) are skipped: such packages are needed on some machines only.
-    A name without a version has that of overrides.txt in the same folder. Raises ClusterError for a missing file, and
-    for a name without a version anywhere.
+    Lines with a condition (`; platform_machine == ...`) are skipped, because only some machines need such packages. A
+    name without a version takes its version from overrides.txt in the same folder. Raises ClusterError for a missing
+    file or a name without a version in either file.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt") if p.name != OVERRIDES))
@@ -51,7 +51,7 @@ def read_pins(path: Path) -> dict[str, str]:
 
 
 def find_problems(pins: dict[str, str]) -> list[PackageProblem]:
-    """Return the packages of `pins` that are missing or differ in version; local versions (`+cpu`) are ignored."""
+    """Return the packages in `pins` that are missing or differ in version. Local versions (`+cpu`) are ignored."""
     problems = []
     for name, expected in pins.items():
         try:
@@ -65,7 +65,7 @@ def find_problems(pins: dict[str, str]) -> list[PackageProblem]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print one line per problem; raise ClusterError when a package is missing (another version is a warning)."""
+    """Print one line per problem. Raise ClusterError if a package is missing (a wrong version is only a warning)."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="+", help="base, dev, ray or torch: the files of requirements/")
     names = parser.parse_args(arguments).names

@@ -1,1 +1,1 @@
-"""Writes manifests for packed datasets that other programs made."""
+"""Writes manifests for packed datasets made by other programs."""

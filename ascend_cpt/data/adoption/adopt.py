@@ -1,4 +1,4 @@
-"""Writes the manifest of a packed dataset that another program made, after checking all its ids."""
+"""Checks all ids of a packed dataset made by another program and writes a manifest for it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def adopt(settings: AdoptSettings) -> Manifest:
     """Check a packed dataset without a manifest, write its manifest and return it.
 
     Raises:
-        DataError: no such dataset, it does not fit the tokenizer, training cannot read it, or it has another manifest.
+        DataError: the dataset is missing or unreadable, does not fit the tokenizer, or has a different manifest.
     """
     files = _find_one(settings.path)
     for path in () if files.is_indexed else files.files:
@@ -90,7 +90,7 @@ def _choose_padding(info: TokenizerInfo, pad_id: int | None) -> TokenizerInfo:
 
 
 def _describe_rows(files: DataFiles, info: TokenizerInfo, settings: AdoptSettings) -> Manifest:
-    """Return the manifest of a MindRecord dataset."""
+    """Return a manifest for a MindRecord dataset."""
     first = _read_first(files)
     with _show_progress(count_all_rows(files.files) * first.size) as bar:
         counts = [
@@ -104,7 +104,7 @@ def _describe_rows(files: DataFiles, info: TokenizerInfo, settings: AdoptSetting
         )
     row_tokens = lengths.pop()
     seq_length = _choose_length(files.files[0], row_tokens, settings.seq_length)
-    # Rows that are not all full cannot be read as one stream, so their padding counts.
+    # Partly filled rows cannot be read as one stream, so their padding counts.
     pads_rows = any(count.num_padded > (1 if count.tail_tokens else 0) for count in counts)
     if pads_rows:
         num_padded = sum(count.num_padded for count in counts)
@@ -125,7 +125,7 @@ def _describe_rows(files: DataFiles, info: TokenizerInfo, settings: AdoptSetting
 
 
 def _choose_length(path: Path, row_tokens: int, given: int | None) -> int:
-    """Return the sequence length: that of the rows if it is given or even, otherwise one less."""
+    """Return the sequence length: the row length if that is the given length or even, otherwise one less."""
     if given in (row_tokens, row_tokens - 1):
         return given
     if given is not None:
@@ -151,7 +151,7 @@ def _describe_file(path: Path, count: RowCounts, pads_rows: bool) -> Shard:
 
 
 def _describe_indexed(files: DataFiles, info: TokenizerInfo) -> Manifest:
-    """Return the manifest of an indexed dataset."""
+    """Return a manifest for an indexed dataset."""
     reader = IndexedReader(files.prefix)
     num_ends = num_closed = 0
     with _show_progress(int(reader.lengths.sum(dtype=np.int64))) as bar:
@@ -182,7 +182,7 @@ def _describe_indexed(files: DataFiles, info: TokenizerInfo) -> Manifest:
 
 
 def _add_origin(manifest: Manifest, is_marked: bool) -> Manifest:
-    """Return the manifest with the entries about how it was made; `is_marked`: documents end with EOD."""
+    """Return the manifest with provenance entries added. `is_marked` means that documents end with EOD."""
     return dataclasses.replace(
         manifest,
         settings={"adopted": True, "append_eod": is_marked},
@@ -192,7 +192,7 @@ def _add_origin(manifest: Manifest, is_marked: bool) -> Manifest:
 
 
 def _read_first(files: DataFiles) -> np.ndarray:
-    """Return the first ids of a dataset: those of its first row, or of its beginning."""
+    """Return the first token ids of a dataset, taken from its first row or from the start of its stream."""
     if files.is_indexed:
         return IndexedReader(files.prefix).ids[:_PREVIEW_TOKENS]
     for path in files.files:
@@ -203,7 +203,7 @@ def _read_first(files: DataFiles) -> np.ndarray:
 
 @contextmanager
 def _show_progress(num_tokens: int) -> Iterator[tqdm]:
-    """Show a bar with rate and remaining time; without a terminal, a line every half minute."""
+    """Show a progress bar with rate and remaining time or, without a terminal, print a line every half minute."""
     interval_s = 0.1 if sys.stderr.isatty() else _LOG_EVERY_S
     with tqdm(
         total=num_tokens, unit="tok", unit_scale=True, mininterval=interval_s, delay=interval_s, leave=False, miniters=1

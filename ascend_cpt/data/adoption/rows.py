@@ -25,7 +25,7 @@ _PACK = "pack the text with tools/preprocess_data.py"
 
 @dataclass(frozen=True, kw_only=True)
 class RowCounts:
-    """What the rows of a file contain."""
+    """Counts of what a file's rows contain."""
 
     row_tokens: int
     """Ids in every row; 0 without rows."""
@@ -39,7 +39,7 @@ class RowCounts:
 
 
 def check_vocabulary(ids: npt.NDArray[np.integer], tokenizer: TokenizerInfo, path: Path) -> None:
-    """Raise DataError for ids that the tokenizer does not have."""
+    """Raise DataError for ids outside the tokenizer's vocabulary."""
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
         wrong = int(ids.max()) if int(ids.max()) >= tokenizer.vocab_size else int(ids.min())
         raise DataError(
@@ -55,13 +55,13 @@ def count_rows(
 
     Args:
         path: The file.
-        tokenizer: The tokenizer, with the padding id of the dataset.
-        ignore_labels: Do not look at a column of labels.
+        tokenizer: The tokenizer, with the dataset's padding id.
+        ignore_labels: Do not check the label column.
         on_tokens: Called with the number of ids checked since the last call.
 
     Raises:
-        DataError: rows of different lengths, ids outside the vocabulary, labels other than the next
-            tokens, or padding other than at the end of rows.
+        DataError: rows of different lengths, ids outside the vocabulary, labels that are not the next
+            tokens, or padding that is not at the end of rows.
     """
     wanted = [COLUMN, MASK] if ignore_labels else [COLUMN, MASK, LABELS]
     arrays = read_layout(path).arrays
@@ -91,7 +91,7 @@ def count_rows(
 
 
 def check_file(path: Path) -> None:
-    """Raise DataError for a file that training cannot read: without a column of ids, renamed, or part of a set."""
+    """Raise DataError if training cannot read the file: it has no id column, was renamed, or is part of a set."""
     layout = read_layout(path)
     if path.name not in layout.names:
         raise DataError(
@@ -107,12 +107,12 @@ def check_file(path: Path) -> None:
 
 
 def count_all_rows(paths: tuple[Path, ...]) -> int:
-    """Return the number of rows of MindRecord files, from their indexes."""
+    """Return the number of rows in MindRecord files, read from their indexes."""
     return sum(map(count_entries, paths))
 
 
 def _iter_blocks(path: Path, columns: list[str]) -> Iterator[dict[str, Ids]]:
-    """Yield the columns of some rows at a time, each of shape [num_rows, row_tokens]."""
+    """Yield the columns for blocks of rows, each of shape [num_rows, row_tokens]."""
     rows = iter_columns(path, columns)
     first = next(rows, None)
     if first is None:
@@ -134,7 +134,7 @@ def _iter_blocks(path: Path, columns: list[str]) -> Iterator[dict[str, Ids]]:
 
 
 def _find_real(ids: Ids, pad_id: int) -> npt.NDArray[np.bool_]:
-    """Return which ids are before the padding at the end of their row, of the shape of `ids`."""
+    """Return a mask, shaped like `ids`, of the ids before the padding at the end of each row."""
     after = np.logical_or.accumulate((ids != pad_id)[:, ::-1], axis=1)
     return after[:, ::-1]
 
@@ -152,7 +152,7 @@ def _check_mask(path: Path, ids: Ids, mask: Ids, is_real: npt.NDArray[np.bool_],
 
 
 def _check_labels(path: Path, ids: Ids, labels: Ids, is_real: npt.NDArray[np.bool_]) -> None:
-    """Check that labels are the ids, or the ids shifted by one: training makes its labels from the ids."""
+    """Check that labels are the ids, or the ids shifted by one, since training makes its labels from the ids."""
     counts = is_real & (labels >= 0)
     is_shifted = ((labels[:, :-1] == ids[:, 1:]) | ~(counts[:, :-1] & is_real[:, 1:])).all()
     if not (is_shifted or ((labels == ids) | ~counts).all()):
@@ -161,10 +161,10 @@ def _check_labels(path: Path, ids: Ids, labels: Ids, is_real: npt.NDArray[np.boo
             f"{_PACK}, or add --ignore-labels"
         )
     shown = is_real.copy()
-    # Before padding or the end, the label of the last token may be missing.
+    # The last token before the padding or the end of the row may have no label.
     shown[:, :-1] &= is_real[:, 1:]
     shown[:, -1] = False
-    # Labels that are the ids have none for the first token.
+    # If the labels equal the ids, the first token has no label.
     shown[:, 0] = False
     if (masked := int((shown & (labels < 0)).sum())) > 0:
         raise DataError(

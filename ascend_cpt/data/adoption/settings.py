@@ -1,4 +1,4 @@
-"""The settings of `tools/inspect_data.py adopt`."""
+"""Settings for `tools/inspect_data.py adopt`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class AdoptSettings:
-    """Settings of `tools/inspect_data.py adopt`; see its `--help`."""
+    """Settings for `tools/inspect_data.py adopt`; see its `--help`."""
 
     path: Path
     tokenizer_path: str

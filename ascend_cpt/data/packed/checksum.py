@@ -13,10 +13,10 @@ _ZERO_PAGE = bytes(_PAGE_BYTES)
 
 
 def checksum_file(path: Path) -> str:
-    """Return the SHA-256 over the file size and the non-zero 4 KiB pages with their page numbers.
+    """Return a SHA-256 of the file size and the nonzero 4 KiB pages with their page numbers.
 
-    MindRecord files are sparse (apparent size 50 MB with a few MB of data). Skipping zero pages is fast and gives the
-    same checksum for a copy in which the holes are filled with zeros.
+    MindRecord files are sparse (an apparent size of 50 MB with a few MB of data). Skipping zero pages is fast and gives
+    the same checksum for a copy in which the holes are filled with zeros.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -30,7 +30,7 @@ def checksum_file(path: Path) -> str:
 
 
 def _find_data(descriptor: int, offset: int, size_bytes: int) -> int:
-    """Return the offset of the first page with data at or after `offset`; the file size if there is none."""
+    """Return the offset of the first page with data at or after `offset`, or the file size if there is none."""
     try:
         data = os.lseek(descriptor, offset, os.SEEK_DATA)
     except OSError as error:

@@ -1,7 +1,7 @@
 """The manifest of a packed dataset: its files with checksums, tokenizer, sources and settings.
 
 A dataset consists of `{prefix}.manifest.json` and shard files in the same folder. The manifest is written last, so a
-dataset with a manifest is complete. File names are relative to the folder, so that a dataset can be moved or copied.
+dataset with a manifest is complete. File names are relative to the folder, so a dataset can be moved or copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OUTPUT_FORMATS = ("mindrecord", "mmap")
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One data file of a dataset with its index file."""
+    """One of a dataset's data files, with its index file."""
 
     file: str
     """Data file, relative to the folder of the manifest."""
@@ -66,7 +66,7 @@ class SourceFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A packed dataset of one JSON key."""
+    """A packed dataset for one JSON key."""
 
     key: str
     """Column or JSON key of the packed text."""
@@ -100,13 +100,13 @@ class Manifest:
 
     @property
     def folder(self) -> Path:
-        """Folder of the shard files."""
+        """The folder that contains the shard files."""
         assert self.path is not None, "a manifest has a folder after it was read or written"
         return self.path.parent
 
     @property
     def row_tokens(self) -> int:
-        """Ids in a row of a MindRecord dataset."""
+        """Number of ids in a row of a MindRecord dataset."""
         assert self.seq_length is not None
         return self.seq_length + (0 if self.lacks_last_label else 1)
 
@@ -116,7 +116,7 @@ class Manifest:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens including EOD, without padding."""
+        """Number of tokens, including EOD but not padding."""
         return sum(shard.num_tokens for shard in self.shards)
 
     @property
@@ -125,7 +125,7 @@ class Manifest:
 
     @property
     def text_bytes(self) -> int:
-        """UTF-8 bytes of the text of the packed documents, for bits per byte."""
+        """Number of UTF-8 bytes in the packed documents' text, used for bits per byte."""
         return sum(shard.text_bytes for shard in self.shards)
 
     @property
@@ -134,19 +134,19 @@ class Manifest:
 
     @property
     def num_cut_documents(self) -> int | None:
-        """Documents with tokens in more than one row; None if unknown."""
+        """Number of documents with tokens in more than one row, or None if unknown."""
         counts = [shard.num_cut_documents for shard in self.shards]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
 
     @property
     def padding_tokens(self) -> int:
-        """Padding in the rows; 0 for an mmap dataset."""
+        """Number of padding tokens in the rows; 0 for an mmap dataset."""
         return 0 if self.seq_length is None else self.num_rows * self.row_tokens - self.num_tokens
 
     @property
     def padding_share(self) -> float:
-        """Share of padding among the tokens of all rows, from 0 to 1."""
+        """Fraction of all row tokens that are padding, from 0 to 1."""
         return self.padding_tokens / max(1, self.num_tokens + self.padding_tokens)
 
     @property
@@ -176,7 +176,7 @@ class Manifest:
 
 
 class NoManifestError(DataError):
-    """A dataset that was not packed by this package has no manifest."""
+    """Raised for a dataset without a manifest, which this package did not pack."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(self.explain(path))
@@ -184,7 +184,7 @@ class NoManifestError(DataError):
 
     @staticmethod
     def explain(path: Path, tokenizer: str | None = None) -> str:
-        """Return the message for the dataset at `path`, with the command that writes its manifest."""
+        """Return the message for the dataset at `path`, including the command that writes a manifest."""
         command = f"python tools/inspect_data.py adopt {shlex.quote(str(path))} --tokenizer "
         return (
             f"{path}: has no manifest, so its tokenizer and checksums are unknown; write one with: {command}"
@@ -193,7 +193,7 @@ class NoManifestError(DataError):
 
 
 def describe_packing(manifest: Manifest) -> str:
-    """Describe how documents were put into rows, with the share of cut documents and of padding."""
+    """Describe how documents were packed into rows, with the shares of cut documents and padding."""
     if manifest.seq_length is None:
         return "whole documents, cut into rows in training"
     num_cut = manifest.num_cut_documents
@@ -202,7 +202,7 @@ def describe_packing(manifest: Manifest) -> str:
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> Manifest:
-    """Write `manifest` to `path` atomically and return it with its path set."""
+    """Write `manifest` to `path` atomically and return the manifest with its path set."""
     path = Path(path)
     record = _to_record(manifest) | {"digest": manifest.digest}
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -216,7 +216,7 @@ def load_manifest(prefix: str | Path) -> Manifest:
     one manifest.
 
     Raises:
-        DataError: no dataset, several datasets, or an invalid manifest.
+        DataError: there is no dataset, there are several, or the manifest is invalid.
     """
     path = find_manifest(prefix)
     try:

@@ -1,8 +1,8 @@
-"""Read and write Megatron indexed datasets: token ids in `{prefix}.bin`, document index in `{prefix}.idx`.
+"""Reads and writes Megatron indexed datasets: token ids in `{prefix}.bin` and a document index in `{prefix}.idx`.
 
-Format of the index (little endian): magic, version (8 bytes), dtype code (1), number of sequences and of document
-boundaries (8 each), int32 lengths and int64 byte offsets of the sequences, and the int64 index of the first sequence of
-each document. The writer uses one sequence per document.
+The index format (little endian) is: magic, version (8 bytes), dtype code (1), number of sequences (8), number of
+document boundaries (8), int32 lengths and int64 byte offsets of the sequences, and the int64 index of each document's
+first sequence. The writer uses one sequence per document.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COPY_BYTES = 64 << 20
 
 
 def choose_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the dtype that Megatron uses for a vocabulary of this size."""
+    """Return the dtype that Megatron uses for this vocabulary size."""
     return np.dtype(np.uint16 if vocab_size < _MAX_UINT16_VOCABULARY else np.int32)
 
 
@@ -46,7 +46,7 @@ class IndexedReader:
     """A memory-mapped indexed dataset.
 
     Raises:
-        DataError: a file is missing or invalid, or the files do not match.
+        DataError: a file is missing or invalid, or the files do not match each other.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -84,13 +84,13 @@ class IndexedReader:
         return len(self.lengths)
 
     def read(self, begin: int, end: int) -> Encoded:
-        """Return the documents `begin` to `end` (exclusive)."""
+        """Return documents `begin` to `end` (exclusive)."""
         boundaries = self._boundaries[begin : end + 1]
         return Encoded(self.ids[boundaries[0] : boundaries[-1]].astype(np.int32), boundaries - boundaries[0])
 
 
 class IndexedWriter:
-    """Writes documents to an indexed dataset; the index is written on close."""
+    """Writes documents to an indexed dataset. The index is written on close."""
 
     def __init__(self, prefix: Path, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
@@ -120,7 +120,7 @@ def write_index(path: Path, dtype: np.dtype[Any], lengths: npt.NDArray[np.intege
 
 
 def join_parts(prefixes: Iterable[Path], target: Path) -> None:
-    """Concatenate indexed datasets of the same dtype into one at the prefix `target`."""
+    """Concatenate indexed datasets with the same dtype into one at prefix `target`."""
     lengths: list[npt.NDArray[np.int64]] = []
     dtype: np.dtype[Any] | None = None
     with Path(f"{target}{DATA_SUFFIX}").open("wb") as data:
@@ -136,7 +136,7 @@ def join_parts(prefixes: Iterable[Path], target: Path) -> None:
 
 
 def iter_documents(reader: IndexedReader, begin: int, end: int, batch_tokens: int) -> Iterator[tuple[int, Encoded]]:
-    """Yield (number of the next document, batch) for the documents `begin` to `end`, in batches of bounded size."""
+    """Yield (index of the next document, batch) for documents `begin` to `end`, in batches of bounded size."""
     ends = np.cumsum(reader.lengths[begin:end], dtype=np.int64)
     first = 0
     while first < end - begin:

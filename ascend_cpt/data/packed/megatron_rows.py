@@ -1,6 +1,6 @@
 """Training rows of an mmap dataset, cut from the concatenated documents when they are read.
 
-The rows are the same as those of the documents packed into one MindRecord file.
+Packing the documents into one MindRecord file would give the same rows.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from ascend_cpt.data.packed.megatron_indexed import DATA_SUFFIX, IndexedReader
 
 
 def count_rows(manifest: Manifest, seq_length: int) -> int:
-    """Return the number of rows of `seq_length` trained tokens of a dataset in either format."""
+    """Return the number of rows with `seq_length` trained tokens in a dataset of either format."""
     if manifest.output_format != "mmap":
         return manifest.num_rows
     return -(-manifest.num_tokens // (seq_length + 1))
 
 
 class MmapRows:
-    """The rows of an mmap dataset, each of seq_length + 1 ids; the last one is padded.
+    """The rows of an mmap dataset, each with seq_length + 1 ids. The last row is padded.
 
     Raises:
-        DataError: a file is missing, or the files do not match.
+        DataError: a file is missing, or the files do not match each other.
     """
 
     def __init__(self, manifest: Manifest, seq_length: int) -> None:
@@ -33,7 +33,7 @@ class MmapRows:
         self._row_length, self._pad_id = seq_length + 1, manifest.tokenizer.pad_id
 
     def read(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Return the rows with the given numbers, int32 of shape (len(rows), seq_length + 1)."""
+        """Return the rows at the given indices, int32 of shape (len(rows), seq_length + 1)."""
         found = np.full((len(rows), self._row_length), self._pad_id, dtype=np.int32)
         for place, row in enumerate(rows):
             ids = self._ids[row * self._row_length : (row + 1) * self._row_length]

@@ -1,4 +1,4 @@
-"""Read and write MindRecord files. The only module of this package that imports mindspore."""
+"""Reads and writes MindRecord files. This is the only module of the package that imports mindspore."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ERROR_MARK = "[ERROR]"
 class MindRecordWriter:
     """Writes int32 rows to a MindRecord file.
 
-    The format stores the file name, so the file cannot be renamed, only moved: write it to a temporary folder.
+    The format stores the file name, so the file can be moved but not renamed. Write it to a temporary folder.
 
     Raises:
         DataError: the file cannot be written, or a row is too long for the format.
@@ -59,19 +59,19 @@ class MindRecordWriter:
 
 
 def count_rows(path: Path) -> int:
-    """Return the number of rows in the index of a MindRecord file."""
+    """Return the number of rows in a MindRecord file's index."""
     with closing(sqlite3.connect(f"file:{path}{INDEX_SUFFIX}?mode=ro", uri=True)) as connection:
         return int(connection.execute("SELECT COUNT(*) FROM INDEXES").fetchone()[0])
 
 
 def iter_rows(path: Path, batch_rows: int = 1024) -> Iterator[npt.NDArray[np.int32]]:
-    """Yield the rows of a MindRecord file in order, as arrays of shape [num_rows, row_length].
+    """Yield a MindRecord file's rows in order, as arrays of shape [num_rows, row_length].
 
     Raises:
         DataError: the file is damaged or cannot be read.
     """
     check_rows(path)
-    os.environ.setdefault("GLOG_v", "3")  # otherwise mindspore logs warnings for every file
+    os.environ.setdefault("GLOG_v", "3")  # otherwise mindspore would log warnings for every file
     from mindspore.dataset import MindDataset
 
     if not count_rows(path):
@@ -85,7 +85,7 @@ def iter_rows(path: Path, batch_rows: int = 1024) -> Iterator[npt.NDArray[np.int
 
 
 def _describe(error: Exception) -> str:
-    """Return the line of the error message with the cause."""
+    """Return the line of the error message that states the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line.removeprefix(_ERROR_MARK).strip() for line in lines if line.startswith(_ERROR_MARK)]
     return next(iter(causes or lines), type(error).__name__)

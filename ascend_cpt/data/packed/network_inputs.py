@@ -1,12 +1,12 @@
-"""Convert packed rows to network inputs: input ids, labels and, if attention is within documents, their boundaries.
+"""Converts packed rows to network inputs: input ids, labels and, for attention within documents, boundaries.
 
 The end-of-document token is the last token of its document. A document that continues in the next row is treated as a
-new document there. Labels are not changed: the label of an end-of-document token is the first token of the next
+new document there. Labels do not depend on boundaries: an end-of-document token's label is the first token of the next
 document.
 
 MindFormers supports two representations of the boundaries:
 
-- a dense mask of seq_length² bytes per row, used by the attention on the CPU, where rows are short.
+- a dense mask of seq_length² bytes per row, used by attention on the CPU, where rows are short.
 - the end positions of the documents (`actual_seq_len`), used by flash attention on Ascend with a constant mask of
   2048² bytes for any row length.
 """
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 Ids = npt.NDArray[np.int32]
 
-IGNORE_LABEL = -100  # ignore_token_id of MindFormers
+IGNORE_LABEL = -100  # MindFormers' ignore_token_id
 ACROSS, WITHIN = "across", "within"
 DOCUMENT_ATTENTION = (ACROSS, WITHIN)
 BOUNDARIES = ("none", "mask", "ends")
@@ -50,13 +50,13 @@ class RowFormat:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> RowFormat:
-        """Return the format from the output of `to_record`."""
+        """Create the format from the output of `to_record`."""
         values = dict(record)
         return cls(boundaries=values.pop("borders"), **values)
 
     def to_record(self) -> dict[str, Any]:
         """Return the format as plain values."""
-        # The key `borders` is stored in resolved.yaml files of earlier versions.
+        # Earlier versions stored the key `borders` in resolved.yaml files.
         return {"borders" if name == "boundaries" else name: value for name, value in asdict(self).items()}
 
     @property
@@ -79,8 +79,8 @@ class RowFormat:
         """Return the inputs of a packed row, in the order of `columns`.
 
         Args:
-            row: int32 of shape (n + 1,) with n up to seq_length; a shorter row is padded, without loss on the padding.
-            place: Index of the row in the batch of its rank.
+            row: int32 of shape (n + 1,) with n up to seq_length. A shorter row is padded; padding has no loss.
+            place: Index of the row in the rank's batch.
         """
         inputs, labels = split_row(row, self.pad_id)
         missing = self.seq_length - len(inputs)
@@ -101,7 +101,7 @@ class RowFormat:
 def split_row(row: Ids, pad_id: int) -> tuple[Ids, Ids]:
     """Return the input ids and the labels of a packed row, both int32 of shape (len(row) - 1,).
 
-    Labels are the ids shifted by one; padding (trailing `pad_id`) is ignored by the loss.
+    Labels are the ids shifted by one. The loss ignores padding (trailing `pad_id`).
     """
     labels = row[1:].copy()
     is_real = labels != pad_id
@@ -111,7 +111,7 @@ def split_row(row: Ids, pad_id: int) -> tuple[Ids, Ids]:
 
 
 def find_ends(inputs: Ids, eod_id: int) -> Ids:
-    """Return the end (exclusive) of each document in a row; the last one is the row length."""
+    """Return the end (exclusive) of each document in a row. The last end is the row length."""
     ends = (np.flatnonzero(inputs == eod_id) + 1).astype(np.int32)
     return ends if ends.size and ends[-1] == len(inputs) else np.append(ends, np.int32(len(inputs)))
 
@@ -133,7 +133,7 @@ def make_mask(ends: Ids) -> npt.NDArray[np.uint8]:
 def list_ends(ends: Ids, num_ends: int) -> Ids:
     """Return the ends as a list of length `num_ends`, padded with empty documents.
 
-    If there are more documents, the last ones are merged, with a warning.
+    If there are more documents, merge the last ones and log a warning.
     """
     if len(ends) > num_ends:
         logger.warning(

@@ -1,4 +1,4 @@
-"""Output of a shard for one key: MindRecord rows or a part of an indexed dataset."""
+"""A shard's output for one key: MindRecord rows or a part of an indexed dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MMAP = "mmap"
 
 
 class Output(Protocol):
-    """Writes documents to the files of a shard."""
+    """Writes documents to a shard's files."""
 
     num_tokens: int
     """Tokens added, including EOD and BOS."""
@@ -102,7 +102,7 @@ class MmapOutput:
 
 
 def make_shard(path: Path, index_path: Path, **counts: int) -> Shard:
-    """Describe the files of a shard."""
+    """Describe a shard's files."""
     return Shard(
         file=path.name,
         size_bytes=path.stat().st_size,

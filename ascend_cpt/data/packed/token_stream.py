@@ -1,6 +1,6 @@
-"""Random access to the tokens of a packed dataset, in either format, without MindSpore.
+"""Random access to the tokens of a packed dataset in either format, without MindSpore.
 
-Rows do not overlap, so the tokens of a dataset are those of its rows in order, without the padding at the end of rows.
+Rows do not overlap, so concatenating a dataset's rows in order, minus the trailing padding, gives its tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PLACES = "SELECT PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDE
 
 @dataclass(frozen=True, kw_only=True)
 class FileLayout:
-    """The layout of a MindRecord file, from its header."""
+    """The layout of a MindRecord file, read from its header."""
 
     header_bytes: int
     page_bytes: int
@@ -41,7 +41,7 @@ class FileLayout:
     """Array columns and their types (`int32`, `int64`, `float32`, `bytes`), in the order in which a row has them."""
 
     def split_row(self, entry: bytes) -> dict[str, bytes]:
-        """Return the array columns of a row, each as an entry of `pack_rows` if it has whole numbers.
+        """Return a row's array columns. Integer columns are entries as written by `pack_rows`.
 
         Raises:
             ValueError: the sizes within the entry are not possible.
@@ -64,11 +64,11 @@ class FileLayout:
 class TokenStream:
     """The tokens of a dataset.
 
-    If rows may be padded (`packing` other than `concat`), no index has the position of each row: reading then begins at
-    the row in which `start` would be if all rows had equally many tokens, and continues at the first row after the end.
+    If rows may be padded (`packing` other than `concat`), no index gives each row's position in the stream. Reading
+    then begins at the row that would contain `start` if all rows had equally many tokens, and wraps around at the end.
 
     Raises:
-        DataError: an mmap dataset whose files do not match.
+        DataError: the files of an mmap dataset do not match each other.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -84,11 +84,11 @@ class TokenStream:
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens, without padding."""
+        """Number of tokens, not counting padding."""
         return int(self._starts[-1])
 
     def read(self, start: int, count: int) -> Tokens:
-        """Return the tokens from `start` on, int32 of shape (count,).
+        """Return tokens starting at `start`, int32 of shape (count,).
 
         Raises:
             DataError: a file cannot be read.
@@ -115,7 +115,7 @@ class TokenStream:
         while num_read < count:
             number = int(np.searchsorted(first_rows, row, "right")) - 1
             first = row - int(first_rows[number])
-            # The fewest rows that can hold these tokens: padded rows need more, which are read in the next turn.
+            # The fewest rows that can hold these tokens. If padding requires more, the next iteration reads them.
             wanted = -(-(count - num_read) // self._row_length)
             last = min(first + wanted, shards[number].num_rows) - 1
             rows = read_rows(self._manifest.folder / shards[number].file, first, last)
@@ -136,16 +136,16 @@ class TokenStream:
 
 
 def read_rows(path: Path, first: int, last: int) -> Tokens:
-    """Return the rows `first` to `last` (inclusive) of a MindRecord file, [num_rows, row_length].
+    """Return rows `first` to `last` (inclusive) of a MindRecord file, of shape [num_rows, row_length].
 
     Raises:
-        DataError: the file cannot be read, or has fewer rows.
+        DataError: the file cannot be read or has fewer rows.
     """
     return np.stack([row[COLUMN] for row in iter_columns(path, [COLUMN], range(first, last + 1))])
 
 
 def iter_columns(path: Path, names: Iterable[str], rows: Iterable[int] | None = None) -> Iterator[dict[str, Tokens]]:
-    """Yield the named integer columns of rows of a MindRecord file; of all rows if `rows` is None.
+    """Yield the named integer columns for the given rows of a MindRecord file (None for all rows).
 
     Raises:
         DataError: the file cannot be read, has fewer rows, or has numbers of more than 32 bits.
@@ -158,7 +158,7 @@ def iter_columns(path: Path, names: Iterable[str], rows: Iterable[int] | None = 
 
 
 def count_entries(path: Path) -> int:
-    """Return the number of rows of a MindRecord file. Raises DataError when its index cannot be read."""
+    """Return the number of rows in a MindRecord file. Raise DataError if its index cannot be read."""
     with _reporting_damage(path):
         return len(_find_entries(path, None))
 
@@ -198,17 +198,17 @@ def _read_layout(path: Path, size_bytes: int, _mtime_ns: int) -> FileLayout:
 
 
 def check_rows(path: Path, rows: Iterable[int] | None = None, row_length: int | None = None) -> None:
-    """Check the sizes within the entries of rows, from which MindSpore computes addresses without checking them.
+    """Check the sizes in row entries, because MindSpore computes addresses from them unchecked.
 
-    A damaged size ends the process with a segmentation fault there. Values of ids are not checked.
+    A damaged size would make MindSpore crash with a segmentation fault. The ids themselves are not checked.
 
     Args:
         path: A MindRecord file.
-        rows: Numbers of the rows to check; all if None.
+        rows: Indices of the rows to check, or None for all.
         row_length: The number of ids that a row must have, if known.
 
     Raises:
-        DataError: a row is damaged, or the file cannot be read or has fewer rows.
+        DataError: a row is damaged, the file cannot be read, or it has fewer rows.
     """
     with _reporting_damage(path), path.open("rb") as file:
         layout = read_layout(path)
@@ -222,7 +222,7 @@ def check_rows(path: Path, rows: Iterable[int] | None = None, row_length: int | 
 
 
 def _find_entries(path: Path, rows: Iterable[int] | None) -> list[tuple[int, int]]:
-    """Return (offset, size) in bytes of the entries of rows, as the index has them; of all rows if None."""
+    """Return the (offset, size) in bytes of the given rows' entries (None for all), as stored in the index."""
     index = f"{path.absolute().as_uri()}{INDEX_SUFFIX}?mode=ro"
     with closing(sqlite3.connect(index, uri=True)) as connection:
         if rows is None:

@@ -1,4 +1,4 @@
-"""Verifies the files of packed datasets once per machine, and records which files are verified."""
+"""Verifies packed dataset files once per machine, and records which files are verified."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def find_record() -> Path:
-    """Return the path of this machine's record, in XDG_CACHE_HOME or ~/.cache, which machines may share."""
+    """Return the path of this machine's record in XDG_CACHE_HOME or ~/.cache, which several machines may share."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     host = re.sub(r"[^\w.-]", "_", os.uname().nodename)
     return cache / "ascend_cpt" / f"verified_{host}.json"
 
 
 def verify_once(manifest: Manifest, record_path: Path) -> int:
-    """Verify the checksums of files that are not yet recorded as verified; return the number of bytes read.
+    """Verify the checksums of files not yet recorded as verified. Return the number of bytes read.
 
-    The record has size, modification time and checksum of every verified file. Files modified since are read again.
+    The record has each verified file's size, modification time and checksum. Files modified since are read again.
 
     Raises:
         DataError: a file is missing, or its content differs.

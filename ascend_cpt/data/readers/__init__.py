@@ -1,1 +1,1 @@
-"""Read documents from input files."""
+"""Reads documents from input files."""

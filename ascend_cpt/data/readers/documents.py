@@ -1,4 +1,4 @@
-"""Extract and check the documents of input records; bad records are counted and listed."""
+"""Extracts and checks the documents in input records. Bad records are counted and listed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Reject:
 
 
 def format_reject(reject: Reject) -> str:
-    """Return the line of a reject in a list; file names and keys need not be valid Unicode."""
+    """Return a reject's line for the list. File names and keys need not be valid Unicode."""
     record = asdict(reject)
     line = json.dumps(record, ensure_ascii=False)
     return (json.dumps(record) if _SURROGATE.search(line) else line) + "\n"
@@ -65,7 +65,7 @@ class Tally:
     """Documents dropped by deduplication and filters, by kind."""
 
     def reject(self, file: InputFile, record: Record, kind: str, detail: str = "") -> None:
-        """Count a rejected record or document and list it, if it is among the first."""
+        """Count a rejected record or document, and list it if it is among the first."""
         self.rejected[kind] = self.rejected.get(kind, 0) + 1
         if len(self.rejects) < MAX_LISTED:
             detail = detail[:_DETAIL_CHARS]
@@ -80,7 +80,7 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """The texts of a document, in the order of the keys."""
+    """A document's texts, in the order of the keys."""
 
     texts: tuple[str, ...]
     text_bytes: tuple[int, ...]
@@ -90,9 +90,9 @@ class Document:
 def extract_documents(
     handler: Handler, keys: Sequence[str], file: InputFile, record: Record, tally: Tally, max_bytes: int
 ) -> Iterator[Document]:
-    """Yield the valid documents of a record and add its counts and rejects to `tally`.
+    """Yield a record's valid documents and add the record's counts and rejects to `tally`.
 
-    Documents with more than `max_bytes` of text under a key are rejected.
+    Documents with more than `max_bytes` of text under any key are rejected.
     """
     tally.num_records += 1
     if record.row is None:
@@ -100,7 +100,7 @@ def extract_documents(
         return
     try:
         rows = list(handler.extract(record.row))
-    except Exception as error:  # custom handlers can raise anything; reject the record
+    except Exception as error:  # custom handlers can raise anything, so reject the record
         tally.reject(file, record, HANDLER_ERROR, f"{type(error).__name__}: {error}")
         return
     if not rows:
@@ -120,9 +120,9 @@ def _list_keys(row: Mapping[str, Any]) -> str:
 
 
 def _check_document(keys: Sequence[str], row: Mapping[str, Any], max_bytes: int) -> Document | tuple[str, str]:
-    """Return the document, or kind and detail of the reject.
+    """Return the document, or the reject's kind and detail.
 
-    A document without a valid text under one of the keys is rejected for all keys, so that the datasets stay aligned.
+    A document that lacks a valid text under any key is rejected for all keys, so that the datasets stay aligned.
     """
     if type(row) is not dict and not isinstance(row, Mapping):  # the first is faster
         return WRONG_TYPE, f"the handler returned {type(row).__name__}, not a mapping of key to text"

@@ -7,8 +7,8 @@ A handler is a class with a method `extract`, which receives a record (column or
         def extract(self, record):
             yield {"text": record["title"] + "\\n\\n" + record["text"]}
 
-Records without a document are counted as filtered. Documents without a text under each key, and records for which the
-handler raises an exception, are counted and listed as rejected.
+Records that yield no document are counted as filtered. Documents that lack a text under any key, and records for which
+the handler raises an exception, are counted and listed as rejected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ascend_cpt.errors import DataError
 
 
 class Handler(Protocol):
-    """Interface of a handler class."""
+    """The interface of a handler class."""
 
     def extract(self, record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
         """Yield the documents of `record` (key → text)."""
@@ -41,13 +41,13 @@ class GeneralPretrainHandler:
 
 
 class WikiTextHandler(GeneralPretrainHandler):
-    """Joins the lines of WikiText into articles, each from one `= Title =` line to the next."""
+    """Joins WikiText lines into articles, each of which extends from one `= Title =` line to the next."""
 
     # Section headings have two or more equals signs on each side.
     _title = re.compile(r"\s*= (?!=).*(?<!=) =\s*")
 
     def begins_document(self, record: Mapping[str, Any]) -> bool:
-        """Return whether the record starts a document. For handlers with this method records are joined."""
+        """Return whether the record starts a document. If a handler has this method, records are joined."""
         return any(isinstance(text, str) and self._title.fullmatch(text) for text in record.values())
 
 
@@ -61,7 +61,7 @@ def load_handler(name: str) -> Handler:
     """Create the handler `name`: one of HANDLERS, or a custom one as `package.module:Class`.
 
     Raises:
-        DataError: unknown handler, or it cannot be imported.
+        DataError: the handler is unknown or cannot be imported.
     """
     if ":" in name:
         return _load_custom(name)
@@ -76,7 +76,7 @@ def load_handler(name: str) -> Handler:
 
 
 def needed_columns(handler: Handler, keys: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the columns that `handler` needs, None for all."""
+    """Return the columns that `handler` needs, or None for all."""
     return tuple(keys) if getattr(handler, "reads_only_keys", False) else None
 
 
@@ -91,7 +91,7 @@ def is_built_in(handler: Handler) -> bool:
 
 
 def describe_handler(handler: Handler) -> str:
-    """Return the name, or the source code of a custom handler, for detecting changes."""
+    """Return the handler's name, or a custom handler's source code, for detecting changes."""
     if is_built_in(handler):
         return type(handler).__name__
     try:

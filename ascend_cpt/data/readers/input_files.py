@@ -1,4 +1,4 @@
-"""Find the input files of `--input`, their formats and fingerprints."""
+"""Finds the input files given by `--input`, with their formats and fingerprints."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class InputFile:
 
 
 def find_input_files(patterns: Sequence[str], *, only_format: str | None = None) -> list[InputFile]:
-    """Return the files of `patterns` (files, folders, globs) in sorted order. Folders are searched recursively.
+    """Return the files matching `patterns` (files, folders, globs) in sorted order. Folders are searched recursively.
 
-    Hidden files, files with unknown endings and files that are not regular (pipes, devices) in folders are skipped; a
-    file given by name must be regular and have a known ending. A file with several paths (links) is returned once,
-    under the first. With `only_format` files of other formats are skipped as well; a file given by name has that format
-    whatever its ending, and a file that matches a glob has it if its ending is unknown.
+    In folders, hidden files, files with unknown endings and non-regular files (pipes, devices) are skipped. A file
+    given by name must be regular and have a known ending. A file reachable by several paths (links) is returned once,
+    under the first path. With `only_format`, files in other formats are skipped too. A file given by name then has that
+    format whatever its ending, and a file that matches a glob has that format if its ending is unknown.
 
     Raises:
-        DataError: no such file, no file with a known format, or mixed formats.
+        DataError: no file matches, no file has a known format, or formats are mixed.
     """
     files: dict[tuple[int, int], InputFile] = {}
     for pattern in patterns:
@@ -76,7 +76,7 @@ def find_input_files(patterns: Sequence[str], *, only_format: str | None = None)
 
 
 def fingerprint_file(file: InputFile) -> str:
-    """Return a SHA-256 over the content of a file, or over samples, size and modification time of a large one."""
+    """Return a SHA-256 of a file's content or, for a large file, of samples, size and modification time."""
     digest = hashlib.sha256()
     # The content of an indexed dataset is in the .bin file.
     paths = [file.path, file.path.removesuffix(".idx") + ".bin"] if file.format == "indexed" else [file.path]
@@ -143,12 +143,12 @@ def _find_pattern(pattern: str, only_format: str | None) -> list[InputFile]:
 def _describe(
     path: Path, root: Path | None = None, *, named_format: str | None = None, unknown_format: str | None = None
 ) -> InputFile | None:
-    """Return the description of a file, None if its format is unknown or it is not a regular file.
+    """Return the description of a file, or None if its format is unknown or the file is not regular.
 
     Args:
         path: The file.
         root: The input folder.
-        named_format: The format, instead of that of the ending.
+        named_format: The format, which overrides the one implied by the ending.
         unknown_format: The format if the ending is unknown.
     """
     ending = path.suffix.lower()

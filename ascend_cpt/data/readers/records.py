@@ -1,4 +1,4 @@
-"""Read the records of a span, and join records that form one document."""
+"""Reads the records in a span and joins records that form one document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_cpt.data.readers.spans import Span
 
 
 def read_records(span: Span, options: ReadOptions, handler: Handler) -> Iterator[Record]:
-    """Yield the records of the span; if the handler joins records, the joined ones that start in the span."""
+    """Yield the records in the span or, if the handler joins records, the joined records that start in it."""
     begins_document = getattr(handler, "begins_document", None)
     cursor = _open_cursor(span, options)
     if begins_document is None:
@@ -22,7 +22,7 @@ def read_records(span: Span, options: ReadOptions, handler: Handler) -> Iterator
 
 
 class _Cursor:
-    """Iterates over the records of a file; the last record can be pushed back."""
+    """Iterates over a file's records. The last record returned can be pushed back."""
 
     def __init__(self, file: InputFile, options: ReadOptions, start: int) -> None:
         self.file = file
@@ -33,14 +33,14 @@ class _Cursor:
         self._pushed_back: Record | None = None
 
     def next(self) -> Record | None:
-        """Return the next record, None at the end of the file."""
+        """Return the next record, or None at the end of the file."""
         record, self._pushed_back = self._pushed_back or next(self._records, None), None
         if record is not None:
             self.safe_start = record.position + 1
         return record
 
     def push_back(self, record: Record, stop: int) -> None:
-        """Push back `record`, the last one returned, which is the first one at `stop` or later."""
+        """Push back the last record returned, which is the first one at `stop` or later."""
         self._pushed_back = record
         self.safe_start = stop
 
@@ -49,7 +49,7 @@ _last_cursor: _Cursor | None = None
 
 
 def _open_cursor(span: Span, options: ReadOptions) -> _Cursor:
-    """Return a cursor for the span. For files that must be read from the start, reuse the last cursor if possible."""
+    """Return a cursor for the span. Reuse the last cursor, if possible, for files that must be read from the start."""
     global _last_cursor
     last = _last_cursor
     is_same_file = last is not None and (last.file, last.options) == (span.file, options)
@@ -73,8 +73,8 @@ def _read_joined(
 ) -> Iterator[Record]:
     """Yield the joined records that start in the span.
 
-    The last one may extend past the span; the rest of one that started before it is skipped. Bad records are yielded
-    separately.
+    The last one may extend past the span. The remainder of one that started before the span is skipped. Bad records
+    are yielded separately.
     """
     if span.start == span.stop:
         return  # reading on to the next title would consume the lines before a file's first title
@@ -99,7 +99,7 @@ def _read_joined(
 
 
 class _JoinedDocument:
-    """Joins records into one, without trailing blank lines, unless it is too long."""
+    """Joins records into one, without trailing blank lines, unless the result is too long."""
 
     def __init__(self, first: Record, max_bytes: int) -> None:
         self._first = first
@@ -117,7 +117,7 @@ class _JoinedDocument:
                 lines.clear()
 
     def finish(self) -> Iterator[Record]:
-        """Yield the document; nothing if all lines are blank."""
+        """Yield the document, or nothing if all lines are blank."""
         if self._num_bytes > self._max_bytes:
             yield Record(self._first.position, self._first.line, None, TOO_LONG)
             return
@@ -127,7 +127,7 @@ class _JoinedDocument:
 
 
 def _join_lines(lines: Sequence[Any]) -> Any:
-    """Return the joined text, or a value that is not a string, so that the document is rejected."""
+    """Return the joined text, or a non-string value so that the document is rejected."""
     for line in lines:
         if not isinstance(line, str):
             return line

@@ -1,4 +1,4 @@
-"""Find and open regular files. Folders may contain loops of links, and files that block or never end (devices)."""
+"""Finds and opens regular files. Folders may contain link loops, and files that block or never end (devices)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _KINDS = {
 
 
 def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
-    """Open a regular file for reading in binary, as `open` does.
+    """Open a regular file for binary reading, like `open`.
 
     Raises:
-        DataError: the file cannot be read, or is not a regular file.
+        DataError: the file cannot be read or is not a regular file.
     """
     try:
         check_regular(path, os.stat(path))
-        # O_NONBLOCK: opening a pipe that has replaced the file since would block.
+        # O_NONBLOCK: opening a pipe that has since replaced the file would block.
         file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=buffering)  # noqa: SIM115
         check_regular(path, os.fstat(file.fileno()))
     except (OSError, ValueError) as error:
@@ -42,15 +42,15 @@ def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
 
 
 def check_regular(path: str | Path, status: os.stat_result) -> None:
-    """Raise DataError if the status is not that of a regular file."""
+    """Raise DataError if the status does not describe a regular file."""
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path}: {_KINDS.get(stat.S_IFMT(status.st_mode), 'special')}, not a regular file")
 
 
 def walk(folder: Path) -> list[Path]:
-    """Return the regular files in `folder` and its subfolders, sorted by path, without hidden ones.
+    """Return the non-hidden regular files in `folder` and its subfolders, sorted by path.
 
-    Links are followed. A folder with several paths is searched once, under the first of them.
+    Links are followed. A folder reachable by several paths is searched once, under the first path.
     """
     found = [
         Path(parent, name) for parent, names in _walk_folders(folder) for name in names if not name.startswith(".")
@@ -59,7 +59,7 @@ def walk(folder: Path) -> list[Path]:
 
 
 def expand(pattern: str) -> list[str]:
-    """Return the paths that match a glob, sorted; `**` matches any number of folders, each of them once."""
+    """Return the sorted paths that match a glob. `**` matches any number of folders, each only once."""
     parts = pattern.split(os.sep)
     if "**" not in parts:
         return sorted(glob.glob(pattern))
@@ -72,11 +72,11 @@ def expand(pattern: str) -> list[str]:
         for folder, _ in _walk_folders(Path(root)):
             prefix = "" if folder == os.curdir else glob.escape(folder)
             found.update(expand(os.path.join(prefix, *parts[k + 1 :])))
-    return sorted(found, key=os.path.normpath)  # below the working directory some paths begin with ./
+    return sorted(found, key=os.path.normpath)  # in the working directory, some paths begin with ./
 
 
 def skip_special(path: str | Path, status: os.stat_result) -> bool:
-    """Return whether to skip a file found in a folder because it is not a regular one, with a warning."""
+    """Return whether to skip a file found in a folder because it is not regular, and log a warning if so."""
     try:
         check_regular(path, status)
     except DataError as error:
@@ -86,7 +86,7 @@ def skip_special(path: str | Path, status: os.stat_result) -> bool:
 
 
 def _walk_folders(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder, by device and inode, with the names of its files; hidden folders are skipped."""
+    """Yield each folder, by device and inode, with its file names. Hidden folders are skipped."""
     visited: set[tuple[int, int]] = set()
     for parent, subfolders, names in os.walk(root, followlinks=True):
         status = os.stat(parent)

@@ -1,4 +1,4 @@
-"""Split the input into n contiguous shards of about equal weight, without copying text."""
+"""Splits the input into n contiguous shards of about equal weight, without copying text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ascend_cpt.data.readers.input_files import InputFile
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The records of a file that start at `start` or later and before `stop`."""
+    """The records in a file that start at `start` or later but before `stop`."""
 
     file: InputFile
     start: int
@@ -23,7 +23,7 @@ class Span:
 
 
 def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]], num_shards: int) -> list[list[Span]]:
-    """Return the spans of each of the `num_shards` shards; `extents[k]` are the extents of `files[k]`.
+    """Return the spans for each of the `num_shards` shards. `extents[k]` are the extents of `files[k]`.
 
     Shard k gets the positions between k / n and (k + 1) / n of the total weight. Shards may be empty if there are more
     shards than positions. Each position is in exactly one span, and spans are in order.
@@ -35,7 +35,7 @@ def split_input(files: Sequence[InputFile], extents: Sequence[Sequence[Extent]],
     first_positions = _first_positions(located_extents)
 
     def locate(weight: int) -> tuple[int, int]:
-        """Return the (file, position) at which the cumulative weight is `weight`."""
+        """Return the (file, position) at which the cumulative weight reaches `weight`."""
         k = bisect.bisect_right(ends, weight)
         if k == len(located_extents):
             return len(files), 0

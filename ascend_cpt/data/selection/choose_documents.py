@@ -1,4 +1,4 @@
-"""Select the documents to drop (duplicates, filters) in passes over the shards before packing."""
+"""Selects documents to drop (duplicates, filters) in passes over the shards before packing."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DONE_FILE = "done.json"
 def select_documents(
     settings: PreprocessSettings, tasks: Sequence[ShardTask], filters: FilterSettings | None, work: Path, fork: bool
 ) -> list[ShardTask]:
-    """Return the tasks with their lists of dropped documents. A selection completed by an earlier run is reused.
+    """Return the tasks with their lists of dropped documents. Reuse a selection completed by an earlier run.
 
     Raises:
-        DataError: bad input, datatrove failed, or the work folder cannot be written.
+        DataError: the input is bad, datatrove failed, or the work folder cannot be written.
     """
     if not settings.selects:
         return list(tasks)

@@ -1,7 +1,7 @@
 """Quality filters and near-duplicate removal with datatrove.
 
-datatrove needs NumPy 2 and MindSpore NumPy 1, so `datatrove_program.py` runs in a separate environment
-(requirements/filters.txt). The documents are exported to temporary JSON lines files in the work folder.
+datatrove needs NumPy 2 but MindSpore needs NumPy 1, so `datatrove_program.py` runs in a separate environment
+(requirements/filters.txt). The documents are exported to temporary JSON Lines files in the work folder.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class FilterSettings:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of dropped documents: the filters, then MinHash."""
+        """The kinds of dropped documents: the filters, then MinHash."""
         names = tuple(name for name, _ in self.filters)
         return names if self.minhash is None else (*names, MINHASH_KIND)
 
     def describe(self) -> dict[str, Any]:
-        """Return what determines the result, as JSON values."""
+        """Return everything that determines the result, as JSON values."""
         return {"filters": [[name, arguments] for name, arguments in self.filters], "minhash": self.minhash}
 
 
@@ -71,7 +71,7 @@ def load_filters(path: str) -> FilterSettings:
     """Read a filter configuration.
 
     Raises:
-        DataError: it cannot be read, or has an unknown name.
+        DataError: the file cannot be read or contains an unknown name.
     """
     try:
         content = read_yaml(Path(path))
@@ -114,7 +114,7 @@ def check_installed(filters: FilterSettings) -> None:
 
 
 def export_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
-    """Export the documents of a shard for datatrove, except those dropped already."""
+    """Export a shard's documents for datatrove, except those already dropped."""
     assert task.dropped is not None
     dropped = set(load_dropped(task.dropped)[0].tolist())
     with open(_text_folder(task) / f"{task.number:06d}.jsonl", "wb") as file:
@@ -126,7 +126,7 @@ def export_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
 
 
 def filter_documents(tasks: Sequence[ShardTask], filters: FilterSettings, workers: int, first_kind: int) -> None:
-    """Run datatrove on the exported documents and save what it drops; kinds are numbered from `first_kind`.
+    """Run datatrove on the exported documents and save what it drops. Kinds are numbered from `first_kind`.
 
     Raises:
         DataError: datatrove failed.
@@ -179,7 +179,7 @@ def _read_exported(folder: Path) -> dict[int, np.ndarray]:
 
 
 def _read_numbers(folder: Path) -> dict[int, np.ndarray]:
-    """Read files of `shard number` lines; return the document numbers by shard."""
+    """Read files with `shard number` lines and return the document indices by shard."""
     parts = [np.fromfile(path, np.int64, sep=" ").reshape(-1, 2) for path in folder.iterdir()]
     pairs = np.concatenate([np.empty((0, 2), np.int64), *parts])
     return {shard: pairs[pairs[:, 0] == shard, 1] for shard in np.unique(pairs[:, 0]).tolist()}

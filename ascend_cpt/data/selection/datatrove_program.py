@@ -1,7 +1,7 @@
 """Program that runs datatrove in its own environment, without this package.
 
-It reads the job as JSON from standard input (see `datatrove_filters.filter_documents`) and writes, for each filter and
-for MinHash, the ids of the remaining documents.
+It reads the job as JSON from standard input (see `datatrove_filters.filter_documents`). For each filter and for
+MinHash, it writes the ids of the remaining documents.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     config = MinhashConfig(**options)
     folders = {name: str(scratch / name) for name in ("kept", "signatures", "buckets", "remove")}
     if steps:
-        # Each task reads and writes the file with its number, so that the order of documents is kept.
+        # Each task reads and writes the file with its own number, so that the document order is preserved.
         run(job["tasks"], JsonlReader(job["text"]), *steps, JsonlWriter(folders["kept"], "${rank}.jsonl", None))
     source = folders["kept"] if steps else job["text"]
     run(job["tasks"], JsonlReader(source), MinhashDedupSignature(folders["signatures"], config, **language))

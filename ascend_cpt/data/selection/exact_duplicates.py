@@ -1,7 +1,7 @@
-"""Find documents with identical text; the first one in input order is kept.
+"""Finds documents with identical text and keeps the first one in input order.
 
-Each shard writes the hashes of its documents in blocks, sorted by first byte. Equal hashes are then searched for one
-range of first bytes at a time, so that memory does not depend on the number of documents.
+Each shard writes its document hashes in blocks, sorted by first byte. Equal hashes are then found within one range of
+first bytes at a time, so that memory use does not depend on the number of documents.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REPORT_DOCUMENTS = 1024
 
 
 def hash_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
-    """Write the hashes of the documents of a shard, next to its list of dropped documents."""
+    """Write a shard's document hashes next to its list of dropped documents."""
     assert task.dropped is not None
     hashes: list[bytes] = []
     with open(_hashes_path(task.dropped), "wb") as file:
@@ -46,7 +46,7 @@ def hash_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
 
 
 def drop_duplicates(tasks: Sequence[ShardTask], kind: int) -> None:
-    """Find duplicates among the hashed documents of all shards and save them as dropped with the given kind."""
+    """Find duplicates among all shards' hashed documents and save them as dropped documents of the given kind."""
     paths = [task.dropped for task in tasks if task.dropped is not None]
     assert len(paths) == len(tasks)
     total_bytes = sum(_hashes_path(path).stat().st_size for path in paths)
@@ -80,7 +80,7 @@ def _hash(document: Document) -> bytes:
 
 
 def _write_block(file: IO[bytes], hashes: Sequence[bytes], end: int) -> None:
-    """Write a block: the ends of its 256 buckets, then the entries of the documents before number `end`."""
+    """Write a block: the ends of its 256 buckets, then the entries of the documents before index `end`."""
     entries = np.empty(len(hashes), _ENTRY)
     raw = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, _HASH_BYTES)
     entries["high"], entries["low"] = raw[:, :8].copy().view(">u8")[:, 0], raw[:, 8:].copy().view(">u8")[:, 0]
@@ -91,7 +91,7 @@ def _write_block(file: IO[bytes], hashes: Sequence[bytes], end: int) -> None:
 
 
 def _read_buckets(path: Path, first: int, after: int) -> npt.NDArray[np.void]:
-    """Return the entries in buckets `first` to `after` (exclusive), ordered by document within a bucket."""
+    """Return the entries in buckets `first` to `after` (exclusive), ordered by document within each bucket."""
     return np.concatenate([np.empty(0, _ENTRY), *_iter_buckets(path, first, after)])
 
 

@@ -1,4 +1,4 @@
-"""Batches of tokenized documents of a shard, from text or from an indexed dataset of ids."""
+"""Batches of a shard's tokenized documents, from text or from an indexed dataset of ids."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 def iter_batches(task: ShardTask, tally: Tally) -> Iterator[Batch]:
-    """Yield the documents of the shard and update `tally`."""
+    """Yield the shard's documents and update `tally`."""
     if any(span.file.format == INDEXED_FORMAT for span in task.spans):
         yield from _iter_indexed(task, tally)
         return
@@ -76,7 +76,7 @@ def _needs_much_memory(document: Document, engine: Engine) -> bool:
 
 
 def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
-    """Yield documents of indexed datasets. A trailing EOD is removed, because packing adds it."""
+    """Yield documents from indexed datasets. A trailing EOD is removed, because packing adds one."""
     weight_before = 0
     max_tokens = task.read_options.max_record_bytes  # a token has at least one byte of text
     for span in task.spans:
@@ -103,7 +103,7 @@ def _iter_indexed(task: ShardTask, tally: Tally) -> Iterator[Batch]:
 
 
 def _iter_parts(reader: IndexedReader, span: Span, max_tokens: int) -> Iterator[tuple[int, Encoded | None]]:
-    """Yield (number of the next document, batch); a document of more than `max_tokens` is yielded alone, as None."""
+    """Yield (index of the next document, batch). For a document longer than `max_tokens`, the batch is None."""
     begin = span.start
     for number in (span.start + np.flatnonzero(reader.lengths[span.start : span.stop] > max_tokens)).tolist():
         yield from iter_documents(reader, begin, number, _BATCH_TOKENS)

@@ -1,7 +1,7 @@
-"""Documents of a shard, without those dropped as duplicates or by filters.
+"""Yields a shard's documents, without those dropped as duplicates or by filters.
 
-Documents to drop are selected before packing, in passes over the same shards. The work folder has a file per shard with
-the numbers of its dropped documents, each with the number of its kind. Packing counts and lists them with the rejects.
+Documents to drop are selected before packing, in passes over the same shards. The work folder has one file per shard
+with the index and kind of each dropped document. Packing counts and lists these documents with the rejects.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Located(NamedTuple):
 
 
 def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
-    """Yield the valid documents of a shard and update `tally`."""
+    """Yield a shard's valid documents and update `tally`."""
     handler = load_handler(task.handler_name)
     number = weight_before = 0
     max_bytes = task.read_options.max_record_bytes
@@ -53,7 +53,7 @@ def iter_documents(task: ShardTask, tally: Tally) -> Iterator[Located]:
 
 
 def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
-    """Yield the documents that are not dropped; count and list those that are."""
+    """Yield the documents that are not dropped. Count and list the dropped ones."""
     if task.dropped is None:
         yield from iter_documents(task, tally)
         return
@@ -74,21 +74,21 @@ def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
 
 
 def save_dropped(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:
-    """Append dropped documents of a kind to the file of a shard, in any order."""
+    """Append dropped documents of one kind to a shard's file, in any order."""
     entries = np.stack([numbers, np.full(len(numbers), kind, np.int64)], 1)
     with open(path, "ab") as file:
         file.write(entries.astype("<i8").tobytes())
 
 
 def load_dropped(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the sorted numbers of the dropped documents of a shard, and their kinds."""
+    """Return the sorted indices of the documents dropped from a shard, and the kind of each."""
     entries = np.fromfile(path, "<i8").reshape(-1, 2) if path.exists() else np.empty((0, 2), np.int64)
     entries = entries[np.argsort(entries[:, 0], kind="stable")]
     return entries[:, 0], entries[:, 1]
 
 
 def with_dropped(tasks: Sequence[ShardTask], folder: Path, kinds: Sequence[str]) -> list[ShardTask]:
-    """Return the tasks with the paths, in `folder`, of their lists of dropped documents."""
+    """Return the tasks with the paths of their dropped-document lists in `folder`."""
     return [
         dataclasses.replace(task, dropped=folder / f"{task.number}.left_out", drop_kinds=tuple(kinds)) for task in tasks
     ]

@@ -1,6 +1,6 @@
-"""Read, tokenize, pack and write one shard. Runs in the worker processes.
+"""Reads, tokenizes, packs and writes one shard in a worker process.
 
-The result file of a shard is written last: a shard with one is complete and is not packed again.
+A shard's result file is written last, so a shard with a result file is complete and is not packed again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESULT_FILE = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """Files and counts of a packed shard."""
+    """A packed shard's files and counts."""
 
     shards: tuple[Shard, ...]
     """One per key."""
@@ -46,12 +46,12 @@ class ShardResult:
 
 
 def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResult:
-    """Pack the shard and commit its result; `report` is called after each batch.
+    """Pack the shard and commit its result, calling `report` after each batch.
 
     Raises:
         DataError: the input cannot be read, or the output cannot be written.
     """
-    # Each attempt has its own folder: an attempt on a node considered lost may still be writing.
+    # Each attempt has its own folder, because one on a node considered lost may still be writing.
     attempt = task.folder.with_name(f"{task.folder.name}.{uuid.uuid4().hex}")
     try:
         for earlier in task.folder.parent.glob(f"{task.folder.name}.*"):
@@ -71,7 +71,7 @@ def pack_shard(task: ShardTask, report: Callable[[Progress], None]) -> ShardResu
 
 
 def load_result(task: ShardTask) -> ShardResult | None:
-    """Return the committed result of the shard, None if there is none from this run or it is damaged."""
+    """Return the shard's committed result, or None if this run has none or it is damaged."""
     try:
         record = json.loads((task.folder / RESULT_FILE).read_text(encoding="utf-8"))
         return _from_record(record) if record["run"] == task.run else None
@@ -94,7 +94,7 @@ def _from_record(record: dict[str, Any]) -> ShardResult:
 
 
 def _count_kinds(rejects: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Count the rejects of a result that an earlier version wrote: it lists all of them."""
+    """Count the rejects in a result written by an earlier version, which lists all of them."""
     return dict(sorted(Counter(str(reject["kind"]) for reject in rejects).items()))
 
 

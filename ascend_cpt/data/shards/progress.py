@@ -1,4 +1,4 @@
-"""Progress of a run: a progress bar on a terminal, otherwise log lines at intervals."""
+"""Shows a run's progress as a bar on a terminal, or as log lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG_EVERY_S = 30.0
 
 
 class ProgressReporter:
-    """Shows the processed share of the input, tokens per second and remaining time."""
+    """Shows the share of the input processed, tokens per second and remaining time."""
 
     def __init__(self, total_weight: int) -> None:
         self._total = total_weight

@@ -1,4 +1,4 @@
-"""Pack shards as Ray tasks, on one machine or on several with a shared file system."""
+"""Packs shards as Ray tasks, on one machine or on several with a shared file system."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _WORKER_VARIABLES = {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "TOKENI
 def run_shards_on_ray(
     tasks: Sequence[ShardTask], address: str | None, on_progress: Callable[[Progress], None]
 ) -> dict[int, ShardResult]:
-    """Pack the shards on the Ray cluster at `address` (default: a new local one); return results by shard number.
+    """Pack the shards on the Ray cluster at `address` (default: a new local one). Return results by shard index.
 
-    Ray schedules one shard per core and retries shards of lost workers or nodes. Progress is reported per finished
-    shard. Input, tokenizer and output must be at the same paths on all nodes.
+    Ray schedules one shard per core and retries shards from lost workers or nodes. Progress is reported per finished
+    shard. The input, tokenizer and output must be at the same paths on all nodes.
 
     Raises:
-        DataError: Ray is not installed or not reachable, a shard failed, or a shard was lost too often.
+        DataError: Ray is not installed or cannot be reached, a shard failed, or a shard was lost too often.
     """
     try:
         import ray
@@ -81,7 +81,7 @@ def _pack(task: ShardTask) -> ShardResult:
 
 
 def _make_absolute(task: ShardTask) -> ShardTask:
-    """Return the task with absolute paths, because workers have another working directory."""
+    """Return the task with absolute paths, because workers have a different working directory."""
 
     def absolute(path: str | Path) -> str:
         return os.path.abspath(path)

@@ -14,7 +14,7 @@ from ascend_cpt.data.tokenizing.engine_choice import EngineChoice
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """All inputs for packing a shard."""
+    """All inputs needed to pack a shard."""
 
     number: int
     run: str

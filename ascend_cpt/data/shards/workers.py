@@ -1,4 +1,4 @@
-"""Run a job for each shard in local worker processes and report progress."""
+"""Runs a job for each shard in local worker processes and reports progress."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def run_shards(
     *,
     fork: bool = False,
 ) -> dict[int, T]:
-    """Run a job for each shard in `workers` processes (for one, in this process); return results by shard number.
+    """Run a job per shard in `workers` processes (in this process if 1). Return results by shard index.
 
     `on_progress` is called several times per second with the sum over the shards. With `fork`, workers inherit what is
-    loaded here, such as the tokenizer, which is only safe without other threads.
+    loaded here, such as the tokenizer. This is only safe without other threads.
 
     Raises:
-        DataError: a shard failed or a worker was killed; finished shards stay committed.
+        DataError: a shard failed or a worker was killed. Finished shards stay committed.
     """
     if workers == 1 or len(tasks) <= 1:
         return _run_here(job, tasks, on_progress)

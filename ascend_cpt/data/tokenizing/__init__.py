@@ -1,1 +1,1 @@
-"""Tokenizers: their files, reference engines, and a fast engine that is used if it gives the same ids."""
+"""Tokenizers: their files, reference engines, and a fast engine that is used if it produces the same ids."""

@@ -1,4 +1,4 @@
-"""Common types of all tokenizers."""
+"""Types shared by all tokenizers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_cpt.data.tokenizing.info import TokenizerInfo
 
 
 class Encoded(NamedTuple):
-    """Token ids of several texts; those of text k are `ids[offsets[k]:offsets[k + 1]]`."""
+    """Token ids of several texts. Text k has the ids `ids[offsets[k]:offsets[k + 1]]`."""
 
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ class Engine(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> Encoded: ...
 
     def needs_reference(self, text: str) -> bool:
-        """Return whether the text is encoded by a reference library, which needs about 200 bytes per byte of text."""
+        """Return whether a reference library encodes the text, which takes about 200 bytes per byte of text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str: ...

@@ -1,4 +1,4 @@
-"""Choose the tokenizing engine: the fast one if it gives the same ids as the reference engine."""
+"""Chooses the tokenizing engine: the fast one if it produces the same ids as the reference engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """The engine of a run and the result of its check; stored in the manifest."""
+    """The run's engine and the result of its check, which are stored in the manifest."""
 
     name: str
     version: str
@@ -39,7 +39,7 @@ _last_made: dict[tuple[TokenizerFile, str], Engine] = {}
 
 
 def load_engine(file: TokenizerFile, choice: EngineChoice) -> Engine:
-    """Return the chosen engine. The last one is cached, because loading a large vocabulary takes half a second."""
+    """Return the chosen engine, caching the last one because loading a large vocabulary takes half a second."""
     key = (file, choice.name)
     if key not in _last_made:
         _keep(file, GigatokenEngine(file) if choice.name == "gigatoken" else make_reference_engine(file))
@@ -49,8 +49,8 @@ def load_engine(file: TokenizerFile, choice: EngineChoice) -> Engine:
 def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) -> EngineChoice:
     """Choose between gigatoken and the reference engine.
 
-    Both engines encode PROBE_TEXTS, the control-token strings and `sample` (documents of this corpus). If the ids
-    differ, a warning is logged; with `auto` the reference engine is used, with `gigatoken` gigatoken is used anyway.
+    Both engines encode PROBE_TEXTS, the control-token strings and `sample` (documents from this corpus). If the ids
+    differ, a warning is logged: `auto` falls back to the reference engine, while `gigatoken` uses gigatoken anyway.
     """
     assert requested in ENGINES
     if requested == "reference":
@@ -62,7 +62,7 @@ def choose_engine(file: TokenizerFile, requested: str, sample: Sequence[str]) ->
         try:
             fast, problem = GigatokenEngine(file), ""
         except UnsupportedTokenizerError as error:
-            # The lines after the first say where in its own source gigatoken failed.
+            # The lines after the first one give gigatoken's own source location.
             fast, problem = None, next(iter(str(error).splitlines()), "")
         reference, expected = future.result()
     if fast is None:
@@ -86,7 +86,7 @@ def _encode_with_reference(file: TokenizerFile, texts: Sequence[str]) -> tuple[E
 
 
 def _find_difference(fast: Engine, texts: Sequence[str], expected: Encoded) -> str:
-    """Return the first text with ids other than `expected`, truncated; empty if there is none."""
+    """Return the first text, truncated, whose ids differ from `expected`, or "" if there is none."""
     got = fast.encode_batch(texts)
     for k, text in enumerate(texts):
         ids = got.ids[got.offsets[k] : got.offsets[k + 1]]
@@ -98,7 +98,7 @@ def _find_difference(fast: Engine, texts: Sequence[str], expected: Encoded) -> s
 def _keep(
     file: TokenizerFile, engine: Engine, check: str = "", num_texts: int = 0, num_tokens: int = 0
 ) -> EngineChoice:
-    """Cache the engine for `load_engine` and return the description of the choice."""
+    """Cache the engine for `load_engine` and return a description of the choice."""
     _last_made.clear()
     _last_made[file, engine.name] = engine
     return EngineChoice(

@@ -1,4 +1,4 @@
-"""Read the files of a tokenizer: vocabulary size, EOD, padding and BOS ids, and a fingerprint.
+"""Reads tokenizer files: vocabulary size, EOD, padding and BOS ids, and a fingerprint.
 
 Types are named as in Megatron and MindSpeed-LLM: `PretrainedFromHF` (a folder with tokenizer.json),
 `SentencePiece` (tokenizer.model of Llama 2) and `TikToken` (tokenizer.model of Llama 3, qwen.tiktoken).
@@ -28,7 +28,7 @@ def open_tokenizer(
     """Read the tokenizer at `path` (a Hugging Face folder, or a model file for the other types).
 
     Raises:
-        DataError: no tokenizer, another type, or no end-of-document token.
+        DataError: there is no tokenizer, it has another type, or it has no end-of-document token.
     """
     assert type_name in TOKENIZER_TYPES
     path = Path(path)
@@ -46,10 +46,10 @@ def open_tokenizer(
 
 
 def fingerprint_tokenizer(path: str | Path) -> str:
-    """Return the fingerprint, as in manifests, of the tokenizer at `path` (a Hugging Face folder or a model file).
+    """Return the manifest fingerprint of the tokenizer at `path` (a Hugging Face folder or a model file).
 
     Raises:
-        DataError: no readable tokenizer.
+        DataError: there is no readable tokenizer.
     """
     path = Path(path)
     if path.is_dir():
@@ -140,7 +140,7 @@ def _open_tiktoken(path: Path, eod_token: str | None, parse_control: bool) -> To
 
 
 def _read_vocabulary(vocabulary: Any) -> dict[str, int]:
-    """Return text → id; Unigram models have a list of [text, score] pairs."""
+    """Return text → id. Unigram models store a list of [text, score] pairs."""
     if isinstance(vocabulary, dict):
         return dict(vocabulary)
     return {text: k for k, (text, _score) in enumerate(vocabulary)}
@@ -167,12 +167,12 @@ def _find_eod(ids: Mapping[str, int], token: str | None, path: Path) -> int:
 
 
 def _specials_for_padding(control: Iterable[str], ids: Mapping[str, int]) -> list[int]:
-    """Return the ids of the control tokens, those for padding first."""
+    """Return the control-token ids, with padding tokens first."""
     return [ids[text] for text in sorted(control, key=lambda text: ("pad" not in text.lower(), ids[text]))]
 
 
 def _choose_pad(candidates: Iterable[int | None], eod_id: int, bos_id: int | None) -> int:
-    """Return the first candidate that is neither EOD nor BOS, which would otherwise be ignored by the loss."""
+    """Return the first candidate that is neither EOD nor BOS, which the loss would otherwise ignore."""
     for candidate in candidates:
         if candidate is not None and candidate >= 0 and candidate not in (eod_id, bos_id):
             return candidate
@@ -182,7 +182,7 @@ def _choose_pad(candidates: Iterable[int | None], eod_id: int, bos_id: int | Non
 
 
 def _fingerprint_json(content: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of those parts of a tokenizer.json that determine the ids, independent of formatting."""
+    """Return a SHA-256 of the parts of a tokenizer.json that determine the ids, independent of formatting."""
     model = dict(content.get("model") or {})
     model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
     decisive = {name: content.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer")} | {"model": model}

@@ -1,6 +1,6 @@
 """The fast engine, gigatoken. It is checked against the reference engine before use (see `engine_choice.py`).
 
-Documents that may be affected by known differences of gigatoken 0.10 are encoded by the reference engine.
+The reference engine encodes documents that may be affected by known differences in gigatoken 0.10.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE, TIKTO
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.data.tokenizing.tiktoken_engine import find_family
 
-# Characters newer than the Unicode tables of the reference engine that are encoded differently. Found by encoding with
-# both engines every code point, alone and with a dozen combining marks before and after it, every pair of combining
-# marks, every canonical decomposition and every pair in blocks with newer compositions (repeated by a slow test).
+# Characters that are newer than the reference engine's Unicode tables and are encoded differently. They were found by
+# encoding with both engines every code point, alone and with a dozen combining marks before and after it, every pair
+# of combining marks, every canonical decomposition and every pair in blocks with newer compositions. A slow test
+# repeats this search.
 _NEW_CHARACTERS = (
     "\U00011380-\U000113ff\U00011de0-\U00011de9\U00016100-\U0001613f\U00016d40-\U00016d7f\U00016ff4-\U00016ff6"
 )
@@ -51,11 +52,11 @@ class UnsupportedTokenizerError(Exception):
 class GigatokenEngine:
     """The gigatoken library on one thread.
 
-    Its word cache is unbounded, so the tokenizer is recreated when the memory of the process has grown by 96 MiB.
+    Its word cache is unbounded, so the tokenizer is recreated when the process's memory has grown by 96 MiB.
     """
 
     def __init__(self, file: TokenizerFile) -> None:
-        """Load the tokenizer; raise UnsupportedTokenizerError if gigatoken does not support it."""
+        """Load the tokenizer. Raise UnsupportedTokenizerError if gigatoken does not support it."""
         self.name = "gigatoken"
         self.reference: Engine | None = None
         """Engine for texts that gigatoken may encode differently; created on first use."""
@@ -64,7 +65,7 @@ class GigatokenEngine:
         """Whether text must be normalized to NFC before gigatoken encodes it."""
         self._tokenizer, normalizes_nfc = _load(file)
         self._is_new_character = _tabulate(_NEW_CHARACTERS + _NEW_MARKS if normalizes_nfc else _NEW_CHARACTERS)
-        # Its SentencePiece backend always encodes control-token strings as control tokens.
+        # gigatoken's SentencePiece backend always encodes control-token strings as control tokens.
         is_sentence_piece = type(self._tokenizer.backend).__name__ == "SentencePieceTokenizer"
         self._control_strings = file.control_strings if is_sentence_piece and not file.parse_control else ()
         self._encode([""])  # the first call allocates more memory
@@ -109,14 +110,14 @@ class GigatokenEngine:
 
 
 def _tabulate(characters: str) -> npt.NDArray[np.bool_]:
-    """Return a table, by code point, of the characters in a regular-expression character class."""
+    """Return a table by code point of the characters in a regular-expression character class."""
     table = np.zeros(_NEW_END, bool)
     table[[ord(character) for character in re.findall(f"[{characters}]", "".join(map(chr, range(_NEW_END))))]] = True
     return table
 
 
 def _load(file: TokenizerFile) -> tuple[Any, bool]:
-    """Return the gigatoken tokenizer, and whether it normalizes text to NFC."""
+    """Return the gigatoken tokenizer and whether it normalizes text to NFC."""
     import gigatoken
 
     try:
@@ -140,7 +141,7 @@ def _measure_memory() -> int:
 
 
 def _make_plain_json(file: TokenizerFile) -> bytes:
-    """Return the tokenizer.json without its control tokens, unless they are parsed.
+    """Return the tokenizer.json, without control tokens unless they are parsed.
 
     Added tokens that are not control tokens (such as runs of spaces) are kept, because they affect how text is encoded.
     """

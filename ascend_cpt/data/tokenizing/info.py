@@ -1,4 +1,4 @@
-"""Description of a tokenizer in the manifest of a dataset."""
+"""The description of a tokenizer in a dataset's manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerInfo:
-    """The tokenizer with which a dataset was packed."""
+    """The tokenizer used to pack a dataset."""
 
     type: str
     """`PretrainedFromHF`, `SentencePiece` or `TikToken`."""
@@ -26,5 +26,5 @@ class TokenizerInfo:
 
     @property
     def prefix_id(self) -> int:
-        """The token before a text that has nothing before it: `bos_id`, or `eod_id` without one."""
+        """The token placed before a text that nothing precedes: `bos_id`, or `eod_id` if there is no BOS."""
         return self.eod_id if self.bos_id is None else self.bos_id

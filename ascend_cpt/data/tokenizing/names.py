@@ -1,4 +1,4 @@
-"""Names of tokenizer types and engines, in a separate module so that `--help` imports nothing else."""
+"""Names of tokenizer types and engines, kept in a separate module so that `--help` imports nothing else."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ ENGINES = ("auto", "gigatoken", "reference")
 
 
 def parse_tokenizer_type(text: str) -> str:
-    """Return the type of a tokenizer by one of its names; upper and lower case are the same in `OTHER_NAMES`.
+    """Return the tokenizer type for one of its names. Case is ignored in `OTHER_NAMES`.
 
     Raises:
-        argparse.ArgumentTypeError: unknown name.
+        argparse.ArgumentTypeError: the name is unknown.
     """
     by_name = {name.lower(): kind for name, kind in OTHER_NAMES.items()}
     if text not in TOKENIZER_TYPES and text.lower() not in by_name:
@@ -56,8 +56,8 @@ def parse_tokenizer_type(text: str) -> str:
 def find_named_tokenizer(type_name: str, path: str) -> tuple[str, str]:
     """Return the type and path of a tokenizer that was given by name, such as Llama2Tokenizer.
 
-    The path may be its folder or any of its files. A folder without a model file but with a tokenizer.json is read as a
-    Hugging Face folder.
+    The path may be the tokenizer's folder or any file in it. A folder with a tokenizer.json but no model file is read
+    as a Hugging Face folder.
     """
     place = Path(path)
     if type_name == HUGGING_FACE:

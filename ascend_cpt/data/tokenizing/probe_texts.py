@@ -1,4 +1,4 @@
-"""Texts on which tokenizers often differ: blanks, digits, contractions, scripts, combining marks, long runs."""
+"""Texts on which tokenizers often differ: whitespace, digits, contractions, scripts, combining marks, long runs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from ascend_cpt.errors import DataError
 
 
 def make_reference_engine(file: TokenizerFile) -> Engine:
-    """Create the reference engine of a tokenizer."""
+    """Create the reference engine for a tokenizer."""
     if file.info.type == HUGGING_FACE:
         return HuggingFaceEngine(file)
     if file.info.type == SENTENCE_PIECE:
@@ -22,7 +22,7 @@ def make_reference_engine(file: TokenizerFile) -> Engine:
 def adds_bos(file: TokenizerFile) -> bool:
     """Return whether the tokenizer itself begins a text with its beginning-of-document token.
 
-    A Hugging Face tokenizer has a rule for it. Llama's own files have none, but Llama's code always adds the token.
+    A Hugging Face tokenizer has a rule for this. Llama's own files do not, but Llama's code always adds the token.
     """
     if file.info.bos_id is None or file.info.type != HUGGING_FACE:
         return file.info.bos_id is not None

@@ -1,4 +1,4 @@
-"""Tokenizers with rank files, which lack the split pattern and control tokens. Both depend on the model family."""
+"""Tokenizers with rank files, which lack a split pattern and control tokens. Both depend on the model family."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATTERN = (
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Split pattern and control tokens of a model family."""
+    """A model family's split pattern and control tokens."""
 
     name: str
     pattern: str
@@ -44,7 +44,7 @@ class Family:
         return {token: num_ranks + k for k, token in enumerate((*self.first_specials, *reserved))}
 
 
-# Llama 3.1 renamed some reserved tokens of Llama 3; the ids are the same.
+# Llama 3.1 renamed some of Llama 3's reserved tokens; the ids are the same.
 LLAMA3 = Family(
     name="llama3",
     pattern=_PATTERN % _LLAMA3_NUMBERS,
@@ -84,10 +84,10 @@ FAMILIES = {128_000: LLAMA3, 151_643: QWEN}
 
 
 def find_family(path: Path) -> tuple[Family, int]:
-    """Return the family of a rank file, which is determined by the number of ranks, and the number of ranks.
+    """Return a rank file's family, which the number of ranks determines, and the number of ranks.
 
     Raises:
-        DataError: not a rank file, or an unknown family.
+        DataError: the file is not a rank file, or its family is unknown.
     """
     num_ranks = len(_read_ranks(path))
     if num_ranks not in FAMILIES:
@@ -99,7 +99,7 @@ def find_family(path: Path) -> tuple[Family, int]:
 
 
 class TiktokenEngine:
-    """The tiktoken library with the pattern of a model family."""
+    """The tiktoken library with a model family's pattern."""
 
     def __init__(self, file: TokenizerFile) -> None:
         import tiktoken

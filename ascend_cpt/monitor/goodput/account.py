@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ascend_cpt.monitor.goodput.timeline import ENDING, FIRST_STEP, STEPS, Interval
 from ascend_cpt.monitor.sinks import format_duration
 
-# In the order in which they are shown.
+# In display order.
 CATEGORIES = {
     "steps": "steps that the run kept",
     "data": "waiting for data",
@@ -26,7 +26,7 @@ CATEGORIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """Where the wall time of a run went, over all its launches."""
+    """A breakdown of a run's wall time over all its launches."""
 
     wall_s: float
     """From the start of the first launch to the last record, in seconds."""
@@ -53,7 +53,7 @@ class Goodput:
         return f"goodput {self.share:.1%}" + (f" ({', '.join(parts)})" if parts else "")
 
     def describe_interruptions(self) -> str:
-        """Return the number of interruptions, the time between them and the time to recover; empty without any."""
+        """Describe the interruptions: their number, the time between them and the recovery time. Return "" if none."""
         between, recovery = self.mean_time_between_interruptions_s, self.mean_recovery_s
         if between is None:
             return ""
@@ -65,7 +65,7 @@ _LABELS = {"lost": "lost steps", "data": "data wait", "down": "not running"}
 
 
 def compute_goodput(intervals: Sequence[Interval]) -> Goodput | None:
-    """Return the goodput of a run from the intervals of its launches, in order; None without any."""
+    """Return a run's goodput from its launches' intervals, in order, or None if there are none."""
     if not intervals:
         return None
     launches: dict[float, list[Interval]] = {}
@@ -80,7 +80,7 @@ def compute_goodput(intervals: Sequence[Interval]) -> Goodput | None:
         later = [following[0].from_step for following in ordered[index + 1 :]]
         step_s = _find_step_time(launch) or _find_step_time(intervals) or 0.0
         for interval in launch:
-            # Two processes can overlap: the old one was ending while the new one started.
+            # Two processes can overlap if the new one started while the old one was ending.
             start_s = max(end_s, interval.start_s)
             length_s = max(0.0, interval.end_s - start_s)
             _add(seconds, interval, length_s, kept_until=min(later, default=None), step_s=step_s)
@@ -120,7 +120,7 @@ def _add(
 
 
 def _find_step_time(intervals: Sequence[Interval]) -> float | None:
-    """Return the median time of a step in seconds, without first steps; None without other ones."""
+    """Return the median step time in seconds, excluding first steps, or None if there are no others."""
     times = [
         (interval.end_s - interval.start_s) / (interval.last_step - interval.first_step + 1)
         for interval in intervals

@@ -1,7 +1,7 @@
-"""Finds ranks that are slower than the others, from times that all ranks exchange every few steps.
+"""Finds slow ranks from timings that all ranks exchange every few steps.
 
-In synchronous training all ranks take the same time for a step, because the fast ones wait. A slow rank is found by
-what it does alone: a matrix product of fixed size, waiting for its data, and what it does between two steps.
+In synchronous training, all ranks take the same time per step because the fast ones wait. A slow rank shows up in work
+that it does alone: a matrix product of fixed size, waiting for its data, and its work between two steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMPUTING, DATA, BETWEEN_STEPS = "computing", "data", "between steps"
 
 @dataclass(frozen=True, kw_only=True)
 class RankTimes:
-    """Mean times of one rank since the last exchange, in seconds."""
+    """One rank's mean times since the last exchange, in seconds."""
 
     step_s: float
     data_wait_s: float
@@ -62,7 +62,7 @@ class SlowRankDetector:
     """Judges the times of all ranks, `WINDOW` exchanges at a time.
 
     A single matrix product takes milliseconds and is disturbed by other processes, so the lower quartile of
-    `MIN_PROBES` of them is compared; a judgement holds until the next one.
+    `MIN_PROBES` products is compared. A verdict holds until the next one.
 
     Args:
         max_excess: A rank is slow above this excess over the median of all ranks.
@@ -75,7 +75,7 @@ class SlowRankDetector:
         self._probe_s: list[float] = []
 
     def add(self, step: int, times: Sequence[RankTimes], node_names: Sequence[str]) -> RanksRecord | None:
-        """Add the times of an exchange, one element per rank; return a record when the window is full."""
+        """Add the times from an exchange, one element per rank. Return a record when the window is full."""
         if not times:
             return None
         self._window.append(list(times))
@@ -115,20 +115,20 @@ class SlowRankDetector:
 
 
 class NewSlowRanks:
-    """Finds the slow ranks of a record that are not in the record before it."""
+    """Finds slow ranks in a record that are not in the previous record."""
 
     def __init__(self) -> None:
         self._known: set[tuple[int, str]] = set()
 
     def describe(self, record: RanksRecord) -> list[str]:
-        """Return a line for each rank that has become slow, or slow for another cause."""
+        """Return a line for each rank that has become slow, or is slow for a new reason."""
         known = self._known
         self._known = {(one["rank"], one["cause"]) for one in record.slow}
         return [describe_slow(one) for one in record.slow if (one["rank"], one["cause"]) not in known]
 
 
 def describe_slow(one: SlowRank) -> str:
-    """Return a slow rank in words."""
+    """Describe a slow rank in words."""
     what = {
         COMPUTING: f"computes {one['excess']:.0%} slower than the median rank",
         DATA: f"waits for data {one['excess']:.0%} of the step time longer than the median rank",
@@ -147,7 +147,7 @@ class _MeanTimes:
 
 
 def _average(times: Sequence[RankTimes]) -> _MeanTimes:
-    """Return the mean of each time without its largest value, which a single hiccup can raise."""
+    """Return the mean of each time, excluding its largest value, which a single hiccup can inflate."""
 
     def mean(name: str) -> float:
         return statistics.fmean(sorted(getattr(one, name) for one in times)[:-1])

@@ -1,6 +1,6 @@
-"""What the process that reports a run did at every moment, appended to `timeline.jsonl` in the run folder.
+"""Records what a run's reporting process does at every moment, in `timeline.jsonl` in the run folder.
 
-A line is an interval. The intervals of a launch follow each other without gaps, so their sum is the wall time.
+Each line is an interval. A launch's intervals follow each other without gaps, so they add up to the wall time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "timeline.jsonl"
-# Steps are written together. A process that is killed loses what it has not written.
+# Steps are written in batches. A process that is killed loses whatever it has not written.
 WRITE_EVERY_S = 5.0
 STEPS, FIRST_STEP, ENDING = "steps", "first_step", "ending"
 PARTS = ("starting", "waiting", "validation", FIRST_STEP, STEPS, "saving", ENDING)
@@ -42,9 +42,9 @@ class Timeline:
     """Writes the intervals of one launch.
 
     Args:
-        path: The file; None writes nothing.
+        path: The file, or None to write nothing.
         started_s: Start of the process in seconds since the epoch.
-        from_step: The step that the launch starts from.
+        from_step: The step from which the launch starts.
         read_clock: Returns the time in seconds since the epoch.
     """
 
@@ -60,13 +60,13 @@ class Timeline:
 
         Args:
             part: One of `PARTS`.
-            at_s: End of the interval in seconds since the epoch; default: now.
-            step: The step that was done in it.
-            data_s: Part of the time in which it waited for data.
+            at_s: End of the interval in seconds since the epoch, by default now.
+            step: The step that was done in the interval.
+            data_s: The part of the interval spent waiting for data.
         """
         if self._path is None:
             return
-        # The clock may be set back; intervals never overlap.
+        # The clock may be set back, but intervals must never overlap.
         end_s = max(self._last_s, self._read_clock() if at_s is None else at_s)
         pending = self._pending
         first, start_s = step, self._last_s
@@ -89,7 +89,7 @@ class Timeline:
             self.flush()
 
     def flush(self) -> None:
-        """Append what is not written yet."""
+        """Append the intervals that are not written yet."""
         if self._pending is not None and self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(self._pending)) + "\n")
@@ -101,7 +101,7 @@ NO_TIMELINE = Timeline(None, started_s=0.0, from_step=0)
 
 
 def read_timeline(path: Path) -> list[Interval]:
-    """Return the intervals of all launches in order; lines that are incomplete after a crash are skipped."""
+    """Return all launches' intervals in order. Lines left incomplete by a crash are skipped."""
     return sorted(_read_lines(path), key=lambda interval: interval.start_s) if path.is_file() else []
 
 

@@ -1,4 +1,4 @@
-"""The heat maps of needle tasks in the report, as tables with colored cells."""
+"""Renders needle-task heat maps for the report as tables with colored cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ascend_cpt.monitor.report.run_data import RunData
 
 
 def render_heat_maps(run: RunData) -> str:
-    """Return the maps of each needle task, first and last; an empty string without needle tasks."""
+    """Return each needle task's first and last maps, or an empty string if there are no needle tasks."""
     parts = []
     for name, records in run.tasks.items():
         for maps in choose_heat_maps(records):

@@ -1,4 +1,4 @@
-"""The template of the report page: style and script. The page loads no external resources."""
+"""The template for the report page: styles and script. The page loads no external resources."""
 
 from __future__ import annotations
 

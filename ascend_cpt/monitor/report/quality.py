@@ -1,4 +1,4 @@
-"""The charts of validation sets and tasks in the report, and the table of the tasks."""
+"""The report's charts of validation sets and tasks, and its table of tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Points = Sequence[Mapping[str, Any]]
 
 
 def make_set_chart(name: str, runs: Sequence[RunData], phases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the chart of a validation set: its losses with baseline, limit and rises."""
+    """Return a validation set's chart: its losses with the baseline, limit and rises."""
     chart = _start_chart(f"Validation: {name} (nats per token)", phases)
     for index, run in enumerate(runs):
         limit = run.info.get("validation", {}).get(name, {}).get("max_increase")
@@ -24,7 +24,7 @@ def make_set_chart(name: str, runs: Sequence[RunData], phases: list[dict[str, An
 
 
 def make_task_chart(name: str, runs: Sequence[RunData], phases: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the chart of a task: its scores with baseline, limit and drops."""
+    """Return a task's chart: its scores with the baseline, limit and drops."""
     metrics = dict.fromkeys(run.tasks[name][-1]["metric"] for run in runs if name in run.tasks)
     chart = _start_chart(f"Task: {name} ({', '.join(metrics)})", phases)
     for index, run in enumerate(runs):
@@ -36,7 +36,7 @@ def make_task_chart(name: str, runs: Sequence[RunData], phases: list[dict[str, A
 
 
 def _choose_metric(points: Points) -> Points:
-    """Return the scores of the metric that is recorded last: a resumed run may watch another one."""
+    """Return the scores for the last recorded metric, because a resumed run may watch a different one."""
     return [point for point in points if point["metric"] == points[-1]["metric"]]
 
 
@@ -45,7 +45,7 @@ def _start_chart(title: str, phases: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _add_run(chart: dict[str, Any], index: int, points: Points, key: str, limit: float | None) -> None:
-    """Add the curve of a run, its baseline, its limit (`limit` from the baseline), and its rises, if any."""
+    """Add a run's curve, baseline, limit (`limit` away from the baseline), and rises, if any."""
     if not points:
         return
     steps, values = (np.array([point[name] for point in points], dtype=float) for name in ("step", key))
@@ -77,7 +77,7 @@ def _list_marks(points: Points, key: str) -> list[dict[str, Any]]:
 
 
 def render_tasks(run: RunData) -> str:
-    """Return the table of the tasks; an empty string without tasks."""
+    """Return the table of tasks, or an empty string if there are none."""
     if not run.tasks:
         return ""
     rows = []

@@ -1,4 +1,4 @@
-"""Reads the data of a report from a run folder and downsamples it for plotting."""
+"""Reads a report's data from a run folder and downsamples it for plotting."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SMOOTH_SHARE = 50
 """The smoothed curve averages over 1/50 of the run."""
 
 Floats = NDArray[np.float64]
-# Columns of the step records. Optional ones may be missing in records of older versions or None.
+# Columns of the step records. Optional ones may be None, or missing from older versions' records.
 NEEDED = ("step", "total_steps", "tokens", "loss", "learning_rate", "tokens_per_s", "step_time_s")
 OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "tflops_per_device", "num_skipped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The records of a run: step columns, validations by set, scores by task, the last data account, `run.json`."""
+    """A run's records: step columns, validations by set, scores by task, the last data account, and `run.json`."""
 
     name: str
     columns: Mapping[str, Floats]
@@ -51,7 +51,7 @@ def load_run(run_dir: Path) -> RunData:
     """Read a run folder.
 
     Raises:
-        DataError: when it contains no run, or a damaged record before the last line.
+        DataError: when the folder contains no run, or a record before the last line is damaged.
     """
     path = run_dir / METRICS_NAME
     if not path.is_file():
@@ -98,7 +98,7 @@ def load_run(run_dir: Path) -> RunData:
 
 
 def _convert_judged(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a validation or a task score with its numbers as numbers: NaN and infinities are recorded as text."""
+    """Return a validation or task score with NaN and infinity, which are recorded as text, converted to numbers."""
     values: dict[str, Any] = {**record, "step": int(record["step"])}
     if record["kind"] == "validation":
         return {**values, "loss": float(record["loss"])}
@@ -107,7 +107,7 @@ def _convert_judged(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _to_floats(column: Iterable[Any]) -> Floats:
-    """Return a column as float64; strings such as `nan` and `inf` are parsed, None becomes NaN."""
+    """Return a column as float64. Strings such as `nan` and `inf` are parsed, and None becomes NaN."""
     try:
         return np.array([math.nan if value is None else float(value) for value in column])
     except (ValueError, TypeError) as error:
@@ -117,7 +117,7 @@ def _to_floats(column: Iterable[Any]) -> Floats:
 
 
 def downsample(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int64]:
-    """Return the indices to plot: first, last, and minimum and maximum of each bucket, so that no spike is lost.
+    """Return the indices to plot: the first, the last, and each bucket's minimum and maximum, so no spike is lost.
 
     A bucket with non-finite values also keeps one of them, shown as a gap in the curve.
     """
@@ -138,7 +138,7 @@ def downsample(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int
 
 
 def smooth(values: Floats) -> tuple[Floats, int]:
-    """Return the centered moving average and its window in steps; non-finite values are ignored."""
+    """Return the centered moving average and its window in steps, ignoring non-finite values."""
     window = max(1, len(values) // SMOOTH_SHARE)
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
@@ -150,7 +150,7 @@ def smooth(values: Floats) -> tuple[Floats, int]:
 
 
 def make_curve(steps: Floats, values: Floats) -> dict[str, list[float | None]] | None:
-    """Return the points `x`, `y` to plot, or None if no value is finite; a gap has a `y` of None."""
+    """Return the points `x`, `y` to plot, or None if no value is finite. In a gap, `y` is None."""
     if not np.isfinite(values).any():
         return None
     chosen = downsample(values)
@@ -158,7 +158,7 @@ def make_curve(steps: Floats, values: Floats) -> dict[str, list[float | None]] |
 
 
 def round_digits(value: float) -> float | None:
-    """Return a number rounded to six significant digits; None if it is not finite."""
+    """Return a number rounded to six significant digits, or None if it is not finite."""
     if not math.isfinite(value):
         return None
     rounded = float(f"{value:.6g}")

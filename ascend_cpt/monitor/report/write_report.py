@@ -1,4 +1,4 @@
-"""Writes a self-contained HTML report about one or several runs; charts are drawn in the browser."""
+"""Writes a self-contained HTML report about one or several runs. The browser draws the charts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ascend_cpt.monitor.report.run_data import Floats, RunData, load_run, make_c
 from ascend_cpt.monitor.sinks import format_duration
 
 REPORT_NAME = "report.html"
-# Title, column, logarithmic axis, number format.
+# Title, column, whether the axis is logarithmic, number format.
 CHARTS: tuple[tuple[str, str, bool, str], ...] = (
     ("Learning rate", "learning_rate", False, "exponent"),
     ("Gradient norm", "grad_norm", True, "plain"),
@@ -47,13 +47,13 @@ def write_report(run_dirs: Sequence[Path], output: Path) -> None:
 
 
 class ReportSink:
-    """Writes the report into the run folder when the run ends or stops. Must be closed after the other sinks."""
+    """Writes the report to the run folder when the run ends or stops. It must be closed after the other sinks."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
 
     def write(self, record: Record) -> None:
-        """Do nothing: the report is made from metrics.jsonl."""
+        """Do nothing, because the report is made from metrics.jsonl."""
 
     def close(self) -> None:
         """Write the report."""
@@ -65,7 +65,7 @@ def render_report(runs: Sequence[RunData]) -> str:
     names = _make_names_unique([run.name for run in runs])
     title = names[0] if len(names) == 1 else f"{len(names)} runs"
     data = {"runs": names, "tokens_per_step": [_tokens_per_step(run) for run in runs], "charts": _list_charts(runs)}
-    # A `<` in a name could end the script element or begin a comment in it.
+    # A `<` in a name could end the script element or begin a comment inside it.
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     sections = "".join(
         f'<section class="run"><h2><i class="key" style="--run:var(--c{index % 6})"></i>{html.escape(name)}</h2>'
@@ -73,7 +73,7 @@ def render_report(runs: Sequence[RunData]) -> str:
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     )
     parts = {"@TITLE@": html.escape(title), "@SECTIONS@": sections, "@DATA@": embedded}
-    # In one pass, because a name can contain a placeholder.
+    # Replace in one pass, because a name can contain a placeholder.
     return re.sub("|".join(parts), lambda match: parts[match.group()], PAGE)
 
 
@@ -106,7 +106,7 @@ def _list_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _draw_column(index: int, run: RunData, values: Floats, *, smoothed: bool) -> list[dict[str, Any]]:
-    """Return the lines of a column: its values and, if `smoothed` and long enough, their moving average."""
+    """Return a column's lines: its values and, if `smoothed` and long enough, their moving average."""
     steps = run.columns["step"]
     raw = make_curve(steps, values)
     if raw is None:
@@ -119,7 +119,7 @@ def _draw_column(index: int, run: RunData, values: Floats, *, smoothed: bool) ->
 
 
 def _hide_first_step(run: RunData, column: str) -> Floats:
-    """Return a column; of times and rates the first step is NaN: it compiles and would dominate the scale."""
+    """Return a column. For times and rates, the first step is NaN because compilation would dominate the scale."""
     values = run.columns[column]
     if column not in ("tokens_per_s", "tflops_per_device", "mfu", "step_time_s") or len(values) < 3:
         return values
@@ -142,7 +142,7 @@ def _make_loss_chart(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def _phases(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """Return the phases to shade: none for a single phase, or if the runs have different phases."""
+    """Return the phases to shade, or none for a single phase or runs with different phases."""
     found = [run.info.get("phases") or [] for run in runs]
     spans = [[{key: phase[key] for key in ("name", "first_step", "stop_step")} for phase in phases] for phases in found]
     return spans[0] if len(spans[0]) > 1 and all(span == spans[0] for span in spans) else []
@@ -215,13 +215,13 @@ def _format_last_skip(skipped: Mapping[int, str]) -> str:
 
 
 def _describe_size(source: Mapping[str, Any]) -> str:
-    """Return the tokens of a source, with the share of padding if rows are not concatenated documents."""
+    """Return a source's tokens, with the share of padding if rows are not concatenated documents."""
     share = source.get("padding_share")
     return format_count(source["tokens"]) + ("" if share is None else f", {share:.1%} padding")
 
 
 def _render_account(run: RunData) -> str:
-    """Return the tables of the data: tokens trained on and planned, epochs."""
+    """Return the data tables: tokens trained on, tokens planned, and epochs."""
     if run.account is None:
         return ""
     rows = []

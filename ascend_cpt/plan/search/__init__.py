@@ -1,1 +1,1 @@
-"""Search for layouts: candidates, recomputation and layers per stage, ranking."""
+"""Layout search: candidates, recomputation and layers per stage, and ranking."""

@@ -1,8 +1,8 @@
-"""Lists the layouts of a model on a cluster, without the layers and the recomputation of their stages.
+"""Lists a model's layouts on a cluster, without choosing layers or recomputation per stage.
 
-Not included: tensor parallelism without sequence parallelism, which is never better in the plan; a vocabulary that is
-not split by tensor parallelism (`vocab_emb_dp`) and interleaved stages, which the models do not support; and
-`mp_comm_recompute`, which has no effect on these models.
+The list excludes tensor parallelism without sequence parallelism, which is never better in the plan. It also excludes
+a vocabulary not split by tensor parallelism (`vocab_emb_dp`) and interleaved stages, which the models do not support,
+and `mp_comm_recompute`, which has no effect on these models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_CONTEXT = 8
 
 
 def list_layouts(case: TrainingCase, world_size: int, devices_per_node: int) -> Iterator[TrainingCase]:
-    """Yield every layout of the same model, sequence length and global batch with every number of rows.
+    """Yield every layout, with every number of rows, for the same model, sequence length and global batch.
 
     Layers are spread evenly, and nothing is recomputed.
     """
@@ -92,7 +92,7 @@ def list_switches(case: TrainingCase, devices_per_node: int) -> Iterator[Trainin
 
 
 def spread_layers(num_layers: int, num_stages: int) -> tuple[int, ...]:
-    """Return the layers of every stage: the even share, and the rest on the middle stages."""
+    """Return the layers per stage: an even share, with the remainder on the middle stages."""
     return split_layers(num_layers, num_stages, make_offset(num_layers, num_stages))
 
 
@@ -105,5 +105,5 @@ def make_offset(num_layers: int, num_stages: int) -> list[int]:
 
 
 def divisors(number: int) -> list[int]:
-    """Return the divisors of a number in ascending order."""
+    """Return a number's divisors in ascending order."""
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]

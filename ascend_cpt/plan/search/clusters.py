@@ -1,4 +1,4 @@
-"""Searches over numbers of nodes: the cheapest cluster, the smallest one for a deadline, the smallest that fits."""
+"""Searches over node counts for the cheapest cluster, the smallest to meet a deadline, or the smallest that fits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NODE_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 def list_by_nodes(plan: Estimate, accepts: Accepts, *, min_nodes: int = 1, max_nodes: int) -> Iterator[Estimate]:
-    """Yield the fastest plan on each number of nodes that fits, in ascending order."""
+    """Yield the fastest plan for each node count on which a layout fits, in ascending order."""
     counts = sorted({*NODE_COUNTS, max_nodes})
     for nodes in counts:
         if min_nodes <= nodes <= max_nodes:
@@ -20,7 +20,7 @@ def list_by_nodes(plan: Estimate, accepts: Accepts, *, min_nodes: int = 1, max_n
 
 
 def find_on(plan: Estimate, accepts: Accepts, nodes: int, *, max_layouts: int) -> list[Estimate]:
-    """Return the fastest plans on a number of nodes, fastest first."""
+    """Return the fastest plans on this number of nodes, fastest first."""
     cases = find_fastest(
         plan.case,
         plan.machine,
@@ -33,14 +33,14 @@ def find_on(plan: Estimate, accepts: Accepts, nodes: int, *, max_layouts: int) -
 
 
 def find_smallest(plan: Estimate, accepts: Accepts, *, more_than: int) -> int | None:
-    """Return the smallest number of nodes above `more_than` on which a layout fits; None if none up to 128 does."""
+    """Return the smallest node count above `more_than` on which a layout fits, or None if none up to 128 does."""
     larger = list_by_nodes(plan, accepts, min_nodes=more_than + 1, max_nodes=NODE_COUNTS[-1])
     found = next(larger, None)
     return None if found is None else found.case.layout.world_size // plan.machine.devices_per_node
 
 
 def find_cheapest(plan: Estimate, accepts: Accepts, *, max_nodes: int, days: float | None) -> list[Estimate]:
-    """Return the plans on up to `max_nodes` nodes that keep the deadline, by device hours."""
+    """Return the plans on up to `max_nodes` nodes that meet the deadline, sorted by device hours."""
     found = [
         candidate
         for candidate in list_by_nodes(plan, accepts, max_nodes=max_nodes)

@@ -1,4 +1,4 @@
-"""Searches for the fastest layouts of a model that fit on a cluster."""
+"""Searches for a model's fastest layouts that fit on a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ascend_cpt.plan.speed.throughput import combine_stages, estimate_stage
 
 Accepts = Callable[[TrainingCase], bool]
 Shape = tuple[ParallelLayout, int]
-# Speeds that differ by less count as equal, so that the simplest switches are tried first.
+# Speeds that differ by less than this count as equal, so that the simplest switches are tried first.
 MARGIN = 1e-6
 
 
@@ -28,15 +28,15 @@ def find_fastest(
     max_layouts: int = 10,
     accepts: Accepts = lambda case: True,
 ) -> list[TrainingCase]:
-    """Return the fastest case of each of the `max_layouts` fastest layouts and numbers of rows, fastest first.
+    """Return the fastest case for each of the `max_layouts` fastest combinations of layout and rows, fastest first.
 
     Layouts are tried in the order of a bound: the speed with layers divided evenly and nothing recomputed. The search
     ends when no bound exceeds the speeds found, so pruning loses nothing.
 
     Args:
-        case: Gives the model, the sequence length and the global batch; its layout does not matter.
+        case: Provides the model, sequence length and global batch. Its layout does not matter.
         machine: The machine.
-        limits: Limits of the memory of a device.
+        limits: A device's memory limits.
         world_size: Number of devices.
         max_layouts: Length of the result.
         accepts: Called with the best case of a layout; False drops it.
@@ -56,21 +56,21 @@ def find_fastest(
 
 
 def bound_speed(case: TrainingCase, machine: Machine) -> float:
-    """Return tokens per second that no division into stages exceeds: equal times, unlimited memory."""
+    """Return an upper bound on tokens per second for any division into stages: equal times, unlimited memory."""
     stages = [estimate_stage(case, stage, machine, machine.efficiency) for stage in range(case.num_stages)]
     time = combine_stages(case, stages, machine, machine.efficiency)
     slowest_s = max(stage.total_s for stage in stages)
     mean_s = sum(stage.total_s for stage in stages) / len(stages)
     # A step takes (micro batches - 1) × the slowest stage + every stage once.
     gained_s = (case.num_micro_batches - 1) * (slowest_s - mean_s)
-    # Sharding the optimizer within a node can save the exchange over the network, at most all of it.
+    # Sharding the optimizer within a node saves at most the whole exchange over the network.
     return time.tokens / (time.step_s - gained_s - time.data_exchange_s)
 
 
 def _solve_layout(
     layout: TrainingCase, machine: Machine, limits: Limits, floor: float
 ) -> tuple[float, TrainingCase] | None:
-    """Return the fastest case of a layout that exceeds `floor` tokens per second, with its speed."""
+    """Return a layout's fastest case that exceeds `floor` tokens per second, with its speed."""
     best: tuple[float, TrainingCase] | None = None
     for case in list_switches(layout, machine.devices_per_node):
         floor = max(floor, best[0] * (1 + MARGIN) if best else 0.0)
@@ -83,7 +83,7 @@ def _solve_layout(
 
 
 def estimate_as(plan: Estimate, case: TrainingCase) -> Estimate:
-    """Return the plan of the same run with another case."""
+    """Return the plan for the same run with another case."""
     return estimate(case, plan.machine, plan.limits, total_tokens=plan.total_tokens, checkpoints=plan.checkpoints)
 
 

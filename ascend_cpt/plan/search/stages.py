@@ -1,4 +1,4 @@
-"""Distributes the layers of a layout over its stages, and recomputes as few of them as memory requires."""
+"""Distributes a layout's layers over its stages, and recomputes as few layers as memory allows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSolver:
-    """Finds layers and recomputation of one layout with its switches."""
+    """Finds the layers and recomputation per stage for one layout with its switches."""
 
     case: TrainingCase
     machine: Machine
@@ -31,10 +31,10 @@ class StageSolver:
     _found: dict[tuple[int, int], Stage | None] = field(default_factory=dict)
 
     def solve(self) -> tuple[TrainingCase, StepTime] | None:
-        """Return the case with the fastest division into stages that was found, and its time; None if none fits.
+        """Return the case with the fastest division into stages found, and its time, or None if none fits.
 
         Starting with the even division, one layer at a time is moved from a stage that does not fit, or else from the
-        slowest one, to the one where it costs least, as long as this helps.
+        slowest stage, to the stage where it costs least, as long as this helps.
         """
         layers = self.case.layers_per_stage
         for _ in range(2 * len(layers)):
@@ -82,7 +82,7 @@ class StageSolver:
         return tuple(moved)
 
     def fit_stage(self, stage: int, num_layers: int) -> Stage | None:
-        """Return the stage with the fewest recomputed layers that fit, by bisection; None if none do."""
+        """Return the stage with the fewest recomputed layers that fits, found by bisection, or None if none fits."""
         key = (stage, num_layers)
         if key not in self._found:
             self._found[key] = self._bisect(stage, num_layers)

@@ -1,4 +1,4 @@
-"""Renders the layouts that a search found as a table; row 0 is the configuration as given."""
+"""Renders the layouts that a search found as a table. Row 0 is the given configuration."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def render_table(given: Estimate | None, plans: Sequence[Estimate], *, by_cost: 
     """Return the table.
 
     Args:
-        given: The plan of the configuration; None if its layout is impossible on these devices.
+        given: The plan for the configuration, or None if its layout is impossible on these devices.
         plans: The plans that were found, best first.
-        by_cost: Whether the gain is that in device hours per token instead of tokens per second.
+        by_cost: Whether the gain is measured in device hours per token instead of tokens per second.
     """
     rows = [HEADING]
     if given is not None:
@@ -30,7 +30,7 @@ def render_table(given: Estimate | None, plans: Sequence[Estimate], *, by_cost: 
 
 
 def compute_gain(given: Estimate | None, plan: Estimate, *, by_cost: bool) -> float | None:
-    """Return the relative gain over the configuration as given; None if that does not fit or does not exist."""
+    """Return the relative gain over the given configuration, or None if that does not fit or does not exist."""
     if given is None or not given.fits:
         return None
     if by_cost:
@@ -45,7 +45,7 @@ def describe_gain(given: Estimate | None, plan: Estimate, *, by_cost: bool) -> s
 
 
 def count_device_hours(plan: Estimate) -> float | None:
-    """Return the device hours of the run; None if its length is unknown."""
+    """Return the run's device hours, or None if its length is unknown."""
     return None if plan.days is None else plan.days * 24 * plan.case.layout.world_size
 
 
@@ -74,13 +74,13 @@ def _make_row(name: str, plan: Estimate, gain: str) -> list[str]:
 
 
 def describe_by_stage(numbers: Sequence[int]) -> str:
-    """Return numbers by stage, with repetitions as `4×20`."""
+    """Return per-stage numbers, with repetitions as `4×20`."""
     runs = [(value, len(list(group))) for value, group in groupby(numbers)]
     return ",".join(str(value) if length == 1 else f"{length}×{value}" for value, length in runs)
 
 
 def describe_switches(case: TrainingCase) -> str:
-    """Return the switches of a case that trade memory for time, with the names of their keys."""
+    """Return a case's switches that trade memory for time, with their key names."""
     switches = {
         "select_recompute": case.recomputes_selected,
         "gradient_accumulation_shard": case.shards_gradients,

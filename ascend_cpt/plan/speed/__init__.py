@@ -1,1 +1,1 @@
-"""The time of a training step: model, efficiencies and their fit to measured speeds."""
+"""Training step time: the model, its efficiencies, and their fit to measured speeds."""

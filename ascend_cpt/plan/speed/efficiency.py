@@ -1,4 +1,4 @@
-"""The fractions of a machine's peak rates that a run reaches, and fixed times: the fitted part of the time model."""
+"""The fitted part of the time model: the fractions of a machine's peak rates that a run reaches, and fixed times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """Fractions of the peak rates that are reached, and overheads."""
+    """Achieved fractions of the peak rates, and overheads."""
 
     matmul: float
     attention: float
@@ -27,7 +27,7 @@ class Efficiency:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorBand:
-    """Errors of the model on figures it was not fitted to, as fractions of the figure."""
+    """The model's errors on figures to which it was not fitted, as fractions of each figure."""
 
     median: float
     """Median of the absolute errors."""

@@ -19,7 +19,7 @@ MINDFORMERS = "MindFormers"
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A speed with the case that reached it."""
+    """A published speed with the case that reached it."""
 
     name: str
     family: str
@@ -33,7 +33,7 @@ class Figure:
 
 
 def load_figures(path: Path) -> list[Figure]:
-    """Return the figures of a file."""
+    """Load the figures from a file."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [_make_figure(entry, content["models"][entry["model"]]) for entry in content["figures"]]
 

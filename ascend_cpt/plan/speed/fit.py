@@ -1,7 +1,7 @@
-"""Fits the efficiencies of the time model to speeds, by damped least squares of the logarithms.
+"""Fits the time model's efficiencies to speeds, by damped least squares on the logarithms.
 
-Parameters are fitted in transformed space (logarithm, or logit for fractions), with priors, because a few speeds do not
-determine all of them. Residuals are weighted as in Huber's loss, so that one odd figure has limited influence.
+Parameters are fitted in transformed space (logarithm, or logit for fractions) with priors, because a few speeds do not
+determine all parameters. Residuals are weighted as in Huber's loss, so that an outlier has limited influence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ascend_cpt.plan.speed.throughput import Rates, estimate_step
 
 Vector = NDArray[np.float64]
 FRACTIONS = ("matmul", "attention", "exchange", "data_hidden", "tensor_hidden")
-# Relative error expected of a figure: two published figures of one layout differ by 11 %.
+# Expected relative error of a figure. Two published figures for the same layout differ by 11%.
 SIGMA = 0.08
 HUBER = 1.5
 MAX_ITERATIONS = 60
@@ -40,7 +40,7 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Typical value of a parameter, and the standard deviation in transformed space; 0 fixes the parameter."""
+    """A parameter's typical value, and its standard deviation in transformed space (0 fixes the parameter)."""
 
     value: float
     sigma: float
@@ -54,13 +54,13 @@ def predict(speed: Speed, efficiency: Efficiency) -> float:
 def fit(
     speeds: Sequence[Speed], priors: Mapping[str, Prior], by_group: Sequence[str] = (), *, sigma: float = SIGMA
 ) -> dict[str, Efficiency]:
-    """Return the efficiencies of every group.
+    """Return the efficiencies for every group.
 
     Args:
-        speeds: What to fit to.
+        speeds: The speeds to fit.
         priors: One for every field of `Efficiency`.
-        by_group: Fields with a value of their own in every group.
-        sigma: Relative error expected of a speed.
+        by_group: Fields that have a separate value in each group.
+        sigma: Expected relative error of a speed.
     """
     groups = sorted({speed.group for speed in speeds})
     keys = [
@@ -92,7 +92,7 @@ def fit(
 
 
 def change(efficiency: Efficiency, name: str, value: float) -> Efficiency:
-    """Return the efficiency with another value of a field."""
+    """Return the efficiency with a field set to another value."""
     return dataclasses.replace(efficiency, **{name: value})
 
 

@@ -1,9 +1,9 @@
-"""Estimates the time of a training step, its parts, and the throughput.
+"""Estimates a training step's time, the parts of that time, and the throughput.
 
-FLOPs of a device are counted as in Narayanan et al. 2021 (arXiv:2104.04473, appendix), with half of the attention
-FLOPs because of the causal mask. The model FLOPs utilization counts full attention as in PaLM (arXiv:2204.02311,
-appendix B), like the figure that a run reports. The efficiencies are fitted to figures published by MindFormers;
-docs/planning.md lists them with the errors.
+Device FLOPs are counted as in Narayanan et al. 2021 (arXiv:2104.04473, appendix), with half of the attention FLOPs
+because of the causal mask. The model FLOPs utilization counts full attention as in PaLM (arXiv:2204.02311, appendix B),
+like the figure that a run reports. The efficiencies are fitted to figures published by MindFormers, which
+docs/planning.md lists with the errors.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 from ascend_cpt.plan.slices import count_slices
 from ascend_cpt.plan.speed.efficiency import Efficiency
 
-BACKWARD_MATMUL = 2.0  # gradients of inputs and of weights
+BACKWARD_MATMUL = 2.0  # input gradients and weight gradients
 BACKWARD_ATTENTION = 2.5  # FlashAttention recomputes the scores
-# Tensors of the size of a micro batch's hidden states exchanged per layer between tensor-parallel ranks.
+# Tensors as large as a micro batch's hidden states, exchanged per layer between tensor-parallel ranks.
 FORWARD_EXCHANGES = 4
 BACKWARD_EXCHANGES = 4
-# Float32 tensors of the size of the logits, read or written by the loss and its gradient.
+# Float32 tensors as large as the logits, read or written by the loss and its gradient.
 LOGITS_PASSES = 14
 LOGITS_PASSES_AGAIN = 6  # to compute them, and the log-softmax, once more (`cpt.loss_chunks`)
-# Tensors of the size of the MLP's inner states, read or written to compute SiLU again (`select_recompute`).
+# Tensors as large as the MLP's inner states, read or written to recompute SiLU (`select_recompute`).
 SELECTED_PASSES = 2
-# Float32 tensors of the size of the parameters, read or written by the optimizer.
+# Float32 tensors as large as the parameters, read or written by the optimizer.
 UPDATE_PASSES = 20
 # Both moments, read from the host and written back (`optimizer.swap`).
 SWAPPED_TENSORS = 4
@@ -35,7 +35,7 @@ SECONDS_PER_DAY = 86400
 
 
 class Rates(Protocol):
-    """Peak rates of a machine; see `machines.Machine`."""
+    """A machine's peak rates; see `machines.Machine`."""
 
     @property
     def peak_flops(self) -> float: ...
@@ -92,11 +92,11 @@ class StepTime:
 
     @property
     def model_flops_utilization(self) -> float:
-        """Model FLOPs utilization, 0 to 1; recomputation is not counted."""
+        """Model FLOPs utilization, 0 to 1, not counting recomputation."""
         return self.model_flops / (self.step_s * self.num_devices * self.peak_flops)
 
     def count_days(self, tokens: int) -> float:
-        """Return the days that a run of `tokens` takes without interruptions."""
+        """Return how many days a run of `tokens` takes without interruptions."""
         return tokens / self.tokens_per_s / SECONDS_PER_DAY
 
 
@@ -120,9 +120,9 @@ def estimate_step(case: TrainingCase, machine: Rates, efficiency: Efficiency) ->
 
 
 def combine_stages(case: TrainingCase, stages: Sequence[StageTime], machine: Rates, efficiency: Efficiency) -> StepTime:
-    """Return the time of one optimizer step whose stages take these times per micro batch."""
+    """Return the time of one optimizer step, given each stage's time per micro batch."""
     slowest = max(stages, key=lambda stage: stage.total_s)
-    # The first micro batch passes the other stages once; with interleaving a stage waits for one of its parts only.
+    # The first micro batch passes the other stages once. With interleaving, a stage waits for only one of its parts.
     bubble = (sum(stage.total_s for stage in stages) - slowest.total_s) / case.interleave
     sends = 2 * case.num_micro_batches * case.interleave if case.num_stages > 1 else 0
     boundary_bytes = case.tokens_per_rank // _sequence_parts(case) * case.model.hidden_size * case.compute_bytes
@@ -134,7 +134,7 @@ def combine_stages(case: TrainingCase, stages: Sequence[StageTime], machine: Rat
         tensor_exchange_s=case.num_micro_batches * slowest.exchange_s,
         pipeline_bubble_s=bubble,
         pipeline_exchange_s=sends * boundary_bytes / pipeline_rate,
-        # Gradients are reduced while the last micro batch computes, weights are gathered while the first one does.
+        # Gradients are reduced during the last micro batch, and weights are gathered during the first one.
         data_exchange_s=data_s - min(efficiency.data_hidden * data_s, slowest.compute_s),
         update_s=_estimate_update(case, machine),
         tokens=case.tokens_per_step,
@@ -145,9 +145,9 @@ def combine_stages(case: TrainingCase, stages: Sequence[StageTime], machine: Rat
 
 
 def _count_layer_attention(case: TrainingCase) -> float:
-    """Return forward FLOPs of scores and weighted values for one token, over half of the sequence on average.
+    """Return one token's forward FLOPs for scores and weighted values, over half the sequence on average.
 
-    Context parallelism splits rows into consecutive parts: the rank with the last one sees nearly the whole row.
+    Context parallelism splits rows into consecutive parts, so the rank with the last part sees nearly the whole row.
     """
     parts = case.layout.context_parallel
     return 2.0 * case.seq_length * case.model.query_size * (2 - 1 / parts)
@@ -165,7 +165,7 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
         inner = tokens / tensor * case.model.intermediate_size * case.compute_bytes
         moved += SELECTED_PASSES * inner * (layers - recomputed)
     if stage == case.num_stages - 1:
-        computed_again = int(case.loss_chunks > 1)  # the backward pass computes the logits of each part again
+        computed_again = int(case.loss_chunks > 1)  # the backward pass recomputes each part's logits
         matmul += (1 + BACKWARD_MATMUL + computed_again) * 2 * case.model.hidden_size * case.model.vocab_size
         passes = LOGITS_PASSES + computed_again * LOGITS_PASSES_AGAIN
         moved += passes * tokens * case.model.vocab_size / tensor * FLOAT32_BYTES
@@ -174,7 +174,7 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
         + tokens / tensor * attention / (machine.peak_flops * efficiency.attention)
         + moved / machine.memory_bytes_per_s
     )
-    # Also with `mp_comm_recompute: False`, which does not change the compiled graph.
+    # This also holds with `mp_comm_recompute: False`, which does not change the compiled graph.
     again = (FORWARD_EXCHANGES - 1) * recomputed
     exchanges = (FORWARD_EXCHANGES + BACKWARD_EXCHANGES) * layers + again
     exchange_bytes = tokens * case.model.hidden_size * case.compute_bytes * (tensor - 1) / tensor
@@ -204,7 +204,7 @@ def _count_elementwise_bytes(case: TrainingCase) -> float:
 
 
 def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Efficiency) -> float:
-    """Return seconds of communication between data-parallel ranks, on the largest stage."""
+    """Return the seconds of communication between data-parallel ranks on the largest stage."""
     replicas = case.layout.data_parallel * case.layout.context_parallel
     if replicas == 1:
         return 0.0
@@ -214,11 +214,11 @@ def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Effi
     )
     tensor = case.layout.tensor_parallel
     shards = min(case.optimizer_shard_size or replicas, replicas) if case.shards_optimizer else 1
-    # Accumulated gradients are reduced once per step; sharded ones after every micro batch.
+    # Accumulated gradients are reduced once per step, but sharded ones after every micro batch.
     reductions = case.num_micro_batches if case.shards_gradients else 1
     reduced_bytes = elements * FLOAT32_BYTES * (replicas - 1) / replicas * reductions
     if shards < replicas:
-        # The gradients of the shards are then summed over the groups of ranks that hold the same ones.
+        # Shard gradients are then summed over the groups of ranks that hold the same shards.
         groups = replicas // shards
         reduced_bytes += elements / shards * FLOAT32_BYTES * (groups - 1) / groups
     gathers = 1 + case.regathers_weights * case.num_micro_batches
@@ -229,7 +229,7 @@ def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Effi
 
 
 def _estimate_update(case: TrainingCase, machine: Rates) -> float:
-    """Return seconds of the optimizer, on the largest stage."""
+    """Return the seconds that the optimizer takes on the largest stage."""
     elements = max(
         sum(number * part.num_stored_elements for part, number in count_slices(case, stage))
         for stage in range(case.num_stages)
@@ -241,7 +241,7 @@ def _estimate_update(case: TrainingCase, machine: Rates) -> float:
 
 
 def _choose_rate(machine: Rates, group_span: int) -> float:
-    """Return the bandwidth of a group of adjacent ranks: within a node or over the network."""
+    """Return the bandwidth within a group of adjacent ranks, inside a node or over the network."""
     return machine.node_bytes_per_s if group_span <= machine.devices_per_node else machine.network_bytes_per_s
 
 

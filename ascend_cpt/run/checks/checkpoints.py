@@ -15,12 +15,12 @@ EXPORTED_CHECKPOINTS = ("last", "best")
 
 
 def find_checkpoint_problems(config: RunConfig) -> list[str]:
-    """Return a problem for every setting of keep_best and export that cannot work."""
+    """Return a problem for every keep_best or export setting that cannot work."""
     return _check_save(config) + _check_keep_best(config) + _check_export(config)
 
 
 def note_keep_best(config: RunConfig, budget: Budget) -> tuple[str, ...]:
-    """Return a warning if no checkpoint before the last step is saved at a step with a validation."""
+    """Return a warning if no checkpoint before the last one is saved at a validation step."""
     cpt = config.cpt
     if cpt.checkpoint.keep_best is None or cpt.validation is None:
         return ()

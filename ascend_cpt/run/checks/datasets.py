@@ -54,7 +54,7 @@ def find_dataset_problems(config: RunConfig, datasets: Sequence[Dataset], kind: 
 
 
 def find_length_problem(dataset: Dataset, seq_length: int, *, may_be_shorter: bool) -> str:
-    """Return why a dataset's rows do not fit the run's `seq_length`, as the end of a message; empty if they fit.
+    """Return the end of a message saying why a dataset's rows do not fit `seq_length`, or "" if they fit.
 
     An mmap dataset is cut into rows of any length when it is read.
     """
@@ -96,13 +96,13 @@ def find_tokenizer_problems(config: RunConfig, datasets: Sequence[Dataset]) -> l
 def note_padding(
     config: RunConfig, budget: Budget, sources: Sequence[Dataset], num_rows: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """Return warnings about padded rows, if they are more than `NOTED_PADDING` of the run.
+    """Return warnings about padded rows if they make up more than `NOTED_PADDING` of the run.
 
     Args:
         config: The run's configuration.
-        budget: Its batch and steps.
-        sources: Its sources.
-        num_rows: Rows of each source that the run trains on.
+        budget: The run's batch and steps.
+        sources: The run's sources.
+        num_rows: Number of rows of each source that the run trains on.
     """
     padded = {s.name: s.manifest.padding_share for s in sources if s.manifest.packing != CONCAT}
     share = sum(num_rows[name] * part for name, part in padded.items()) / max(1, sum(num_rows.values()))

@@ -1,4 +1,4 @@
-"""Checks of `cpt.environment`, variables that the libraries read in the training processes, and `cpt.compile_cache`."""
+"""Checks `cpt.compile_cache` and `cpt.environment` (variables that libraries read in the training processes)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.errors import ConfigError
 
-# Others are refused: they would change results, addresses or files, and a configuration may come from elsewhere.
+# Other variables are refused because they could change results, addresses or files; the config may be untrusted.
 KNOWN = (
     "CPU_AFFINITY",  # MindFormers: bind each process to its share of the cores
     "HCCL_BUFFSIZE",  # HCCL: MB of communication buffer per group
@@ -20,7 +20,7 @@ KNOWN = (
 
 
 def find_environment_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
-    """Return a problem for every variable that may not be set, every wrong value, and a cache that would not work."""
+    """Return a problem for each forbidden variable, each invalid value, and a cache that would not work."""
     problems = []
     if config.cpt.compile_cache and not uses_cpu(config) and layout.world_size > 1:
         problems.append(
@@ -38,10 +38,10 @@ def find_environment_problems(config: RunConfig, layout: ParallelLayout) -> list
 
 
 def set_environment(variables: Mapping[str, Any], environ: MutableMapping[str, str]) -> None:
-    """Set the variables of a checked configuration. Call it before MindSpore is imported.
+    """Set the variables from a checked configuration. Call this before MindSpore is imported.
 
     Raises:
-        ConfigError: when the shell has set one of them to another value.
+        ConfigError: when the shell has already set one of the variables to a different value.
     """
     for name, value in variables.items():
         if environ.get(name, str(value)) != str(value):

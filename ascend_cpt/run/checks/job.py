@@ -1,4 +1,4 @@
-"""Job checks before training: all processes have the same software, recipe and data, and storage is as configured."""
+"""Checks before training that all processes have the same software, recipe and data, and storage as configured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_job(run: ResolvedRun, channel: JobChannel, haystacks: Mapping[str, Manifest] = NO_HAYSTACKS) -> None:
-    """Check that the processes of a job are consistent; data files are read once per machine.
+    """Check that the processes of a job are consistent. Each machine reads the data files once.
 
     Args:
         run: The resolved run.
@@ -33,7 +33,7 @@ def check_job(run: ResolvedRun, channel: JobChannel, haystacks: Mapping[str, Man
         haystacks: The dataset of each needle task.
 
     Raises:
-        ClusterError: naming the node that differs and how, or when another process failed.
+        ClusterError: when a node differs (the message says which and how), or another process failed.
         DataError: when a data file differs from its manifest.
     """
     check_same(channel, "software", list_software())
@@ -42,7 +42,7 @@ def check_job(run: ResolvedRun, channel: JobChannel, haystacks: Mapping[str, Man
     storage = run.config.cpt.storage
     check_topology(channel, run.run_dir, shared=storage.shared)
     if storage.shared:
-        # MindFormers recognizes only some file systems; this one was just checked to be shared.
+        # MindFormers recognizes only some shared file systems; the check above showed that this one is shared.
         known = filter(None, [os.environ.get(SHARED_PATHS)])
         os.environ[SHARED_PATHS] = ",".join([*known, str(run.run_dir.absolute())])
     if storage.verify_data:
@@ -52,10 +52,10 @@ def check_job(run: ResolvedRun, channel: JobChannel, haystacks: Mapping[str, Man
 
 
 def verify_data(manifests: Iterable[Manifest], channel: JobChannel) -> None:
-    """Compare the files of datasets with their checksums, unless this machine has done so. All processes call this.
+    """Compare dataset files with their checksums unless this machine already has. All processes call this.
 
     Args:
-        manifests: The datasets that this process verifies; it waits for the others.
+        manifests: The datasets that this process verifies. It waits while other processes verify theirs.
         channel: The channel to the other processes.
 
     Raises:
@@ -77,7 +77,7 @@ def list_software() -> dict[str, str]:
 
 
 def list_facts(run: ResolvedRun) -> dict[str, Any]:
-    """Return everything that must be equal on all nodes, by a descriptive name."""
+    """Return every value that must be the same on all nodes, keyed by a descriptive name."""
     fingerprint = run.fingerprint()
     del fingerprint["sources"]
     datasets = {f"data {dataset.name}": dataset.manifest.digest for dataset in (*run.sources, *run.validation)}

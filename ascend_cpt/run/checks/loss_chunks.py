@@ -1,4 +1,4 @@
-"""Checks of `cpt.loss_chunks`, the parts in which the loss of a micro batch is computed."""
+"""Checks of `cpt.loss_chunks`, the number of parts in which a micro batch's loss is computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.sections import find_section
 
-# Dotted keys whose values need the logits or losses of MindFormers' own loss.
+# Dotted keys whose values require the logits or losses from MindFormers' own loss function.
 UNSUPPORTED = (
     "model.model_config.mtp_num_layers",
     "model.model_config.num_nextn_predict_layers",
@@ -19,7 +19,7 @@ UNSUPPORTED = (
 
 
 def find_chunk_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
-    """Return a problem for every part of the configuration that does not work with a loss in parts."""
+    """Return a problem for every part of the configuration that does not work with a chunked loss."""
     chunks, length = config.cpt.loss_chunks, config.cpt.seq_length
     if chunks == 1:
         return []

@@ -15,7 +15,7 @@ from ascend_cpt.model.frozen import find_freeze_problem
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 
-# Dotted key → values that it may have if present, and what to set instead.
+# Dotted key → the values allowed if the key is present, and what to set instead.
 OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "train_dataset": ((), "name the data in cpt.sources"),
     "train_dataset_task": ((), "name the data in cpt.sources"),
@@ -49,7 +49,7 @@ DEVICE_TARGETS = ("Ascend", "CPU")
 
 
 def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
-    """Return a problem for every key that this program sets itself and every name unknown to MindFormers."""
+    """Return a problem for every key that this program sets itself and every name that MindFormers does not know."""
     problems: list[str] = []
     sections = config.mindformers
     for dotted, (allowed, advice) in OWNED_KEYS.items():
@@ -99,7 +99,7 @@ DROPOUT = "with dropout a resumed run would differ and the validation loss would
 
 
 def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
-    """Return a problem for everything that is missing in the model section or does not fit the layout."""
+    """Return a problem for everything that is missing from the model section or does not fit the layout."""
     problems: list[str] = []
     model = (config.mindformers.get("model") or {}).get("model_config")
     if not isinstance(model, dict):

@@ -15,7 +15,7 @@ GUARDED_WRAPPERS = ("MFTrainOneStepCell", "MFPipelineWithLossScaleCell")
 
 
 def find_monitoring_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
-    """Return a problem for every setting of validation, sinks and guards that cannot work."""
+    """Return a problem for every validation, sink or guard setting that cannot work."""
     return _check_sets(config) + _check_tasks(config) + _check_monitor(config) + _check_guards(config, layout)
 
 
@@ -52,13 +52,13 @@ def _find_alarm_problems(
     action: tuple[str, str],
     patience: Patience | None,
 ) -> list[str]:
-    """Return a problem for each setting of an alarm that cannot work.
+    """Return a problem for each alarm setting that cannot work.
 
     Args:
         config: The configuration.
-        keys: Path of keys to the section of the set or task.
-        limit: Key and value of the largest change, and what it is a change of.
-        action: Key and value of what an alarm does.
+        keys: Path of keys to the set's or task's section.
+        limit: Key and value of the largest allowed change, and the quantity that changes.
+        action: Key and value of the alarm's action.
         patience: The value of `patience`.
     """
     (limit_key, value, meaning), (action_key, chosen) = limit, action

@@ -1,1 +1,1 @@
-"""Evaluation of checkpoints: which sets and tasks, with which model and layout."""
+"""Checkpoint evaluation: chooses the sets, tasks, model and layout."""

@@ -19,7 +19,7 @@ POLL_S = 30.0
 
 
 def collect_settings(args: argparse.Namespace, config: RunConfig | None) -> EvaluationSettings:
-    """Return the settings of the command line and the configuration.
+    """Return the settings from the command line and the configuration.
 
     Raises:
         ConfigError: malformed --validation or --task.

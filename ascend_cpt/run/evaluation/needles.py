@@ -15,7 +15,7 @@ from ascend_cpt.tasks.needle import load_needle_task
 
 
 def open_haystacks(tasks: Mapping[str, TaskConfig]) -> dict[str, Manifest]:
-    """Return the manifest of the dataset of each needle task, so that its files can be verified.
+    """Return the manifest of each needle task's dataset, so that the dataset's files can be verified.
 
     Raises:
         DataError: a missing or damaged dataset.
@@ -24,7 +24,7 @@ def open_haystacks(tasks: Mapping[str, TaskConfig]) -> dict[str, Manifest]:
 
 
 def open_each(what: str, paths: Mapping[str, str]) -> dict[str, Manifest]:
-    """Return the manifest of each named dataset, with the sizes of its files checked; `what` is for messages.
+    """Check each named dataset's file sizes and return its manifest. Messages use `what`.
 
     Raises:
         DataError: a missing or damaged dataset.
@@ -42,15 +42,15 @@ def open_each(what: str, paths: Mapping[str, str]) -> dict[str, Manifest]:
 def open_needle_task(
     name: str, config: TaskConfig, encode: Encode, tokenizer: TokenizerInfo, *, seq_length: int, add_prefix: bool
 ) -> Task:
-    """Return a needle task with the text of the dataset at its `path`.
+    """Return a needle task that uses the text of the dataset at its `path`.
 
     Args:
         name: Name of the task.
-        config: Its configuration, of kind `needle`.
-        encode: Text → token ids of `tokenizer`, without special tokens.
+        config: The task's configuration, of kind `needle`.
+        encode: Encodes text to token ids of `tokenizer`, without special tokens.
         tokenizer: The tokenizer of the run.
         seq_length: Length of the network's input.
-        add_prefix: Begin every prompt with BOS, for tokenizers that add it.
+        add_prefix: Begin every prompt with BOS, for tokenizers that add BOS.
 
     Raises:
         ConfigError: settings that cannot work, or a dataset packed with another tokenizer.

@@ -1,4 +1,4 @@
-"""The folders of a run: one, or without shared storage that of every node."""
+"""The folders of a run: a single one, or one per node without shared storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ascend_cpt.monitor.history import METRICS_NAME, RUN_INFO_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolders:
-    """A run that is followed."""
+    """The folders of a run that is being followed."""
 
     folders: tuple[Path, ...]
     main: Path
@@ -36,10 +36,10 @@ class RunFolders:
 
 
 def follow(folders: Sequence[Path]) -> RunFolders:
-    """Return the run with these folders.
+    """Return the run in these folders.
 
     Raises:
-        CheckpointError: one of them is not the folder of a run that has started.
+        CheckpointError: one of the folders does not belong to a run that has started.
     """
     for folder in folders:
         if not (folder / "checkpoint").is_dir() and not (folder / METRICS_NAME).is_file():
@@ -57,10 +57,10 @@ def follow(folders: Sequence[Path]) -> RunFolders:
 
 
 def choose_parts(paths: Sequence[Path]) -> list[Path]:
-    """Return the checkpoints at the paths or, for run folders, the newest step that all of them have.
+    """Return the checkpoints at the paths or, for run folders, the checkpoints at their newest common step.
 
     Raises:
-        CheckpointError: no checkpoint, or no step that is complete in all of them.
+        CheckpointError: there is no checkpoint, or no step is complete in all folders.
     """
     if not all((path / "checkpoint").is_dir() for path in paths):
         return [locate_checkpoint(path).folder for path in paths]
@@ -71,10 +71,10 @@ def choose_parts(paths: Sequence[Path]) -> list[Path]:
 
 
 def link_parts(parts: Sequence[Path], folder: Path) -> Path:
-    """Return the checkpoint itself, or, for several parts, a folder inside `folder` with links to all their files.
+    """Return the checkpoint or, if it has several parts, a folder inside `folder` with links to all files of the parts.
 
     Raises:
-        CheckpointError: the parts are not those of one checkpoint, or shards are missing.
+        CheckpointError: the parts belong to different checkpoints, or shards are missing.
         FileNotFoundError: a part was deleted in the meantime.
     """
     if len(parts) == 1:
@@ -86,6 +86,6 @@ def check_parts(checkpoints: Sequence[Checkpoint]) -> None:
     """Check that the parts of a checkpoint have all shards.
 
     Raises:
-        CheckpointError: a checkpoint of several nodes lacks the part of one of them.
+        CheckpointError: a checkpoint saved by several nodes lacks one node's part.
     """
     check_ranks(checkpoints[0], [name for checkpoint in checkpoints for name in checkpoint.state.files])

@@ -1,4 +1,4 @@
-"""What an evaluation needs, from a configuration or from the command line alone."""
+"""Plans an evaluation from a configuration or from the command line alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROUND_TO = 64
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """Settings of an evaluation. A value of None is derived."""
+    """Evaluation settings. None means that the value is derived."""
 
     sets: Mapping[str, ValidationSetConfig]
     tasks: Mapping[str, TaskConfig]
@@ -55,7 +55,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """Sets, tasks and network of an evaluation."""
+    """The sets, tasks and network for an evaluation."""
 
     sets: tuple[Dataset, ...]
     tasks: tuple[Task, ...]
@@ -69,14 +69,14 @@ class EvaluationPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trained:
-    """Model section and rows of the run that saved a checkpoint."""
+    """The model section and row settings of the run that saved a checkpoint."""
 
     model: Mapping[str, Any]
     row_format: RowFormat
 
 
 def read_settings(config: RunConfig, settings: EvaluationSettings) -> EvaluationSettings:
-    """Return the settings with what the configuration adds: sets and tasks by name, model, attention, device."""
+    """Return the settings completed from the configuration: sets and tasks by name, model, attention, device."""
     cpt, validation = config.cpt, config.cpt.validation
     parallel = config.mindformers.get("parallel_config") or {}
     model = config.mindformers["model"]["model_config"]
@@ -109,9 +109,9 @@ def read_settings(config: RunConfig, settings: EvaluationSettings) -> Evaluation
 
 
 def _choose_tensor_parallel(parallel: Mapping[str, Any], model: Mapping[str, Any]) -> int:
-    """Return the devices that share the weights: those of a whole model in training, if heads can be divided by them.
+    """Return the tensor-parallel size: the devices per model replica in training, if the heads divide evenly.
 
-    An evaluation has no stages, so tensor parallelism has to split what the stages split in training.
+    An evaluation has no pipeline stages, so tensor parallelism must also split what the stages split in training.
     """
     devices = int(parallel.get("model_parallel") or 1) * int(parallel.get("pipeline_stage") or 1)
     return math.gcd(devices, int(model.get("num_key_value_heads") or model.get("num_attention_heads") or 1))
@@ -121,13 +121,13 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
     """Return the plan for evaluating the weights at `path`.
 
     Raises:
-        CheckpointError: when there are no weights, or they belong to a different model than the configuration's.
+        CheckpointError: when there are no weights, or they belong to a different model from the configured one.
         ConfigError: when there is nothing to evaluate, or the layout does not fit.
         DataError: when a dataset, a task or the tokenizer is missing or damaged.
     """
     trained = None if (path / CONFIG_NAME).is_file() else _read_resolved(path)
     model = _choose_model(path, settings, trained)
-    # The layers of pipeline stages, which an evaluation does not have.
+    # Settings for the layers of pipeline stages; an evaluation has no stages.
     model.pop("offset", None)
     manifests = open_sets(settings)
     for name, manifest in manifests.items():
@@ -138,7 +138,7 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
             )
     longest_row = int(model.get("max_position_embeddings") or 4096)
     if trained is not None and manifests:
-        longest_row = trained.row_format.seq_length  # of sets that have no row length of their own
+        longest_row = trained.row_format.seq_length  # for sets without their own row length
     lengths = {name: settings.sets[name].seq_length or manifest.seq_length for name, manifest in manifests.items()}
     limit = settings.seq_length or max((length or 0 for length in lengths.values()), default=0) or longest_row
     tokenizer = settings.tokenizer or path
@@ -180,7 +180,7 @@ def open_sets(settings: EvaluationSettings) -> dict[str, Manifest]:
 
     Raises:
         ConfigError: when there is nothing to evaluate.
-        DataError: when a dataset or the file of a task is missing or damaged.
+        DataError: when a dataset or task file is missing or damaged.
     """
     if not settings.sets and not settings.tasks:
         raise ConfigError(
@@ -190,7 +190,7 @@ def open_sets(settings: EvaluationSettings) -> dict[str, Manifest]:
 
 
 def _choose_model(path: Path, settings: EvaluationSettings, trained: _Trained | None) -> dict[str, Any]:
-    """Return the model section: the configuration's, else that of the weights."""
+    """Return the model section from the configuration, or else the one saved with the weights."""
     own = dict(trained.model) if trained else _read_hf_model(path, settings.dtype)
     if settings.model is None:
         return own
@@ -215,7 +215,7 @@ def _read_hf_model(path: Path, dtype: str) -> dict[str, Any]:
 
 
 def _read_resolved(path: Path) -> _Trained:
-    """Return model and rows from the resolved.yaml of the run that saved the checkpoint at `path`."""
+    """Read the model and row settings from the resolved.yaml of the run that saved the checkpoint at `path`."""
     checkpoint = locate_checkpoint(path).folder
     resolved = find_resolved(checkpoint)
     if resolved is None:

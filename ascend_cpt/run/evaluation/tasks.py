@@ -1,4 +1,4 @@
-"""Loads the evaluation tasks of a run with its tokenizer."""
+"""Loads a run's evaluation tasks with the run's tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load_run_tasks(run: ResolvedRun) -> tuple[Task, ...]:
     """Return the tasks of `cpt.validation.tasks`, encoded for rows of the run.
 
     Raises:
-        ConfigError: when there is no tokenizer, or not the one of the datasets.
+        ConfigError: when there is no tokenizer, or it is not the datasets' tokenizer.
         DataError: when a file of a task or the tokenizer is missing or damaged.
     """
     validation = run.config.cpt.validation
@@ -42,7 +42,7 @@ def find_tokenizer(config: RunConfig) -> Path:
     """Return the path of the tokenizer that encodes the tasks.
 
     Raises:
-        ConfigError: when it is not configured and the initial weights have none.
+        ConfigError: when no tokenizer is configured and the initial weights have none.
     """
     validation = config.cpt.validation
     assert validation is not None
@@ -110,7 +110,7 @@ def _check_padding(task: Task, pad_id: int) -> None:
 
 
 def describe_tasks(tasks: Iterable[Task], seq_length: int) -> list[str]:
-    """Return a line for each task: its items, and what an evaluation costs."""
+    """Return a line for each task with its number of items and the cost of evaluating it."""
     lines = []
     for task in tasks:
         num_rows = len(task.requests)

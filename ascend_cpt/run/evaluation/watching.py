@@ -1,4 +1,4 @@
-"""Follows the checkpoints of a run: which are to be evaluated, and what is recorded about them."""
+"""Follows a run: finds the checkpoints to evaluate, and records the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Key = tuple[int, str, str]
 
 @contextmanager
 def hold_watch_lock(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run's evaluation until the block or the process ends.
+    """Hold the run's evaluation lock until the block or the process ends.
 
     Raises:
         CheckpointError: when another process is evaluating the run.
@@ -44,7 +44,7 @@ def hold_watch_lock(run_dir: Path) -> Iterator[None]:
 
 
 def identify(parts: Sequence[Path]) -> str:
-    """Return what distinguishes a checkpoint from another one of the same step: the checksum of its states.
+    """Return the checksum of a checkpoint's states, which tells it apart from another checkpoint of the same step.
 
     Args:
         parts: The folder of the checkpoint, or of each of its parts.
@@ -56,21 +56,21 @@ def identify(parts: Sequence[Path]) -> str:
 
 
 def list_pending(run: RunFolders, names: Collection[tuple[str, str]]) -> list[int]:
-    """Return the steps of complete checkpoints that lack a record of one of the `names` (kind, name), in order."""
+    """Return, in order, the steps of complete checkpoints that have no record for one of `names` (kind, name)."""
     recorded = _list_recorded(run.main)
     pending = []
     for step in run.list_steps():
         try:
             checkpoint = identify(run.locate(step))
         except OSError:
-            continue  # deleted since
+            continue  # deleted in the meantime
         if not all(_is_recorded(recorded, (step, *name), checkpoint) for name in names):
             pending.append(step)
     return pending
 
 
 def drop_recorded(run_dir: Path, records: Iterable[Judged], checkpoint: str) -> list[Judged]:
-    """Return the records of a checkpoint that the run does not have yet: with a new set, all are evaluated again."""
+    """Return only the checkpoint's new records: after a set is added, every set is evaluated again."""
     recorded = _list_recorded(run_dir)
     return [
         record
@@ -80,12 +80,12 @@ def drop_recorded(run_dir: Path, records: Iterable[Judged], checkpoint: str) -> 
 
 
 def _is_recorded(recorded: Mapping[_Key, Collection[str | None]], key: _Key, checkpoint: str) -> bool:
-    # Records of the run itself and of earlier versions do not name their checkpoint.
+    # Records written by the training run or by earlier versions do not name a checkpoint.
     return not {None, checkpoint}.isdisjoint(recorded.get(key, ()))
 
 
 def _list_recorded(run_dir: Path) -> dict[_Key, set[str | None]]:
-    """Return step, kind and name of every validation and score, with the checkpoints that were evaluated."""
+    """Map the step, kind and name of every validation and score to the evaluated checkpoints."""
     recorded: dict[_Key, set[str | None]] = {}
     for record in (*read_metrics(run_dir / METRICS_NAME), *read_evaluations(run_dir)):
         if record["kind"] in JUDGED_KINDS:
@@ -95,7 +95,7 @@ def _list_recorded(run_dir: Path) -> dict[_Key, set[str | None]]:
 
 
 def append_records(run_dir: Path, records: Sequence[Judged], checkpoint: str) -> None:
-    """Add the records of a checkpoint to the run's evaluations.jsonl, all or none; a line cut by a crash is dropped."""
+    """Append all of a checkpoint's records to evaluations.jsonl, or none. Drop a line that a crash cut short."""
     path = run_dir / EVALUATIONS_NAME
     before = path.read_bytes() if path.is_file() else b""
     lines = "".join(json.dumps({**to_values(record), CHECKPOINT_KEY: checkpoint}) + "\n" for record in records)

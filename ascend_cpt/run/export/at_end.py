@@ -1,6 +1,6 @@
-"""Exports a completed run and verifies the export, by tools/convert_weights.py in a separate process.
+"""Exports a completed run and verifies the export by running tools/convert_weights.py in a separate process.
 
-A separate process, because the verification needs MindSpore on a CPU, and this process may be using it on NPUs.
+The process is separate because verification needs MindSpore on the CPU, and this process may use it on NPUs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "convert_weights.py"
 LOG_NAME = "export.log"
-# Set by the launcher for its workers; with them the tool's process would try to join the job.
+# The launcher sets these for its workers. If the tool's process inherited them, it would try to join the job.
 LAUNCH_VARIABLES = ("RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE")
 LAUNCH_PREFIX = "MS_"
-# The comparison of logits holds two models in float32, and their parts while they are loaded.
+# The logits comparison holds two float32 models in memory, plus their parts during loading.
 LOGITS_BYTES_PER_PARAMETER = 12
-# Shared storage may show files of another node with a delay.
+# Files from another node may appear on shared storage with a delay.
 VISIBILITY_TIMEOUT_S = 120.0
 POLL_S = 1.0
 
@@ -50,12 +50,12 @@ def is_export_missing(run: ResolvedRun) -> bool:
 
 
 def export_at_end(run: ResolvedRun, show: Callable[[str], None]) -> None:
-    """Export a completed run as configured in `cpt.export`, and verify the export. Does nothing if that is done.
+    """Export a completed run as configured in `cpt.export` and verify the export, unless already done.
 
     Called by one process. `show` prints a line.
 
     Raises:
-        ExportError: in one line, with the commands that repeat what failed.
+        ExportError: a one-line message with the commands that repeat the failed steps.
     """
     export = run.config.cpt.export
     if export is None:
@@ -77,7 +77,7 @@ def export_at_end(run: ResolvedRun, show: Callable[[str], None]) -> None:
     commands = [to_hf, verify]
     try:
         record = ExportRecord(to=str(target.absolute()), step=step, verified=False)
-        # A folder with its final name is complete, so an unverified export of this step only has to be verified.
+        # A folder with its final name is complete, so an unverified export of this step only needs verification.
         if own is None or own.step != step:
             if own is not None:
                 show(f"export   the earlier export of step {own.step} was moved to {_move_aside(target, own.step)}")
@@ -104,7 +104,7 @@ def _find_checkpoint(run: ResolvedRun, export: ExportConfig) -> Checkpoint:
 
 
 def _wait_for_checkpoint(run: ResolvedRun, export: ExportConfig) -> Checkpoint:
-    """Return the checkpoint to export; with pipeline stages another node has completed it."""
+    """Return the checkpoint to export. With pipeline stages, another node completes the checkpoint."""
     deadline = time.monotonic() + (VISIBILITY_TIMEOUT_S if run.report_rank else 0.0)
     while True:
         try:
@@ -128,7 +128,7 @@ def _has_memory_for_logits(run: ResolvedRun, show: Callable[[str], None]) -> boo
 
 
 def _move_aside(target: Path, step: int) -> Path:
-    """Rename an earlier export of this run: it may contain files that the user has added or edited."""
+    """Rename an earlier export of this run, because it may contain files that the user added or edited."""
     number = 0
     while (aside := target.with_name(f"{target.name}.step_{step}{f'_{number}' if number else ''}")).exists():
         number += 1
@@ -137,11 +137,11 @@ def _move_aside(target: Path, step: int) -> Path:
 
 
 class _ToolError(Exception):
-    """The tool failed; the message is its error line."""
+    """The tool failed; the message is the tool's error line."""
 
 
 def _run_tool(run: ResolvedRun, arguments: Sequence[str]) -> list[str]:
-    """Run a command of convert_weights.py and return the lines it printed; its whole output is in logs/export.log."""
+    """Run a convert_weights.py command and return the lines it printed. The full output goes to logs/export.log."""
     environment = {
         name: value
         for name, value in os.environ.items()

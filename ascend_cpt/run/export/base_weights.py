@@ -1,4 +1,4 @@
-"""Names the weights that a run starts from, for `run.json` and the model card."""
+"""Names a run's initial weights for `run.json` and the model card."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ascend_cpt.monitor.history import RUN_INFO_NAME, read_run_info
 from ascend_cpt.run.resolved_run import RANDOM_INIT
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
-# A model in the cache of the Hugging Face hub; other paths do not contain the model's name on the hub.
+# A model in the Hugging Face Hub cache. Other paths do not contain the model's name on the Hub.
 _HUB_CACHE = re.compile(r"/models--(?P<id>[^/]+)/snapshots/[^/]+$")
 
 
 def describe_base(initial_weights: str) -> dict[str, Any]:
-    """Return what is known of initial weights: `kind` (`random`, `hugging_face`, `run`), `name`, `step`, `base_model`.
+    """Describe the initial weights: `kind` (`random`, `hugging_face`, `run`), `name`, `step`, `base_model`.
 
-    `base_model` is the name on the Hugging Face hub: of a folder in the hub's cache, or of the base of an earlier run.
+    `base_model` is the Hugging Face Hub name of a folder in the Hub cache, or of an earlier run's base model.
     """
     if initial_weights == RANDOM_INIT:
         return {"kind": "random"}
@@ -38,6 +38,6 @@ def describe_base(initial_weights: str) -> dict[str, Any]:
 
 
 def find_hub_name(folder: Path) -> str | None:
-    """Return the name on the hub (`Qwen/Qwen3-8B-Base`) of a folder in the hub's cache."""
+    """Return the Hub name (`Qwen/Qwen3-8B-Base`) of a folder in the Hub cache."""
     match = _HUB_CACHE.search(folder.resolve().as_posix())
     return match["id"].replace("--", "/") if match else None

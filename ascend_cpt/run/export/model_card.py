@@ -1,4 +1,4 @@
-"""Writes the model card (README.md) of an exported model from what the run has recorded. Nothing else is stated."""
+"""Writes an exported model's card (README.md), stating only what the run has recorded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ascend_cpt.weights.dtypes import DTYPES
 
 @dataclass(kw_only=True)
 class _Recorded:
-    """The records of a run up to a step: of sets and tasks in step order, the last account and the last step."""
+    """A run's records up to a step: set and task records in step order, the last account, and the last step."""
 
     sets: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     tasks: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class _Recorded:
 def make_card(target: Path, trained: TrainedModel, options: Options) -> str:
     """Return the model card of an export of `trained` to `target`.
 
-    The values are those of the checkpoint's step. What is not recorded is left out.
+    The values are from the step at which the checkpoint was saved. Anything not recorded is left out.
     """
     origin = trained.origins[0]
     state = read_state(origin) if (origin / STATE_NAME).is_file() else None
@@ -128,7 +128,7 @@ def _render_recipe(state: RunState | None, info: Mapping[str, Any], recorded: _R
         return ""
     try:
         return _render_table("Recipe", ("", "value"), _list_recipe(state, info, recorded))
-    # A state that was changed can have any values in its fingerprint, and matching checksums.
+    # An altered state can have arbitrary values in its fingerprint and still have matching checksums.
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{STATE_NAME}: its fingerprint is damaged ({shorten(str(error))}); export another step"
@@ -230,7 +230,7 @@ def _render_evaluation(
 
 
 def _compare(groups: Mapping[str, Sequence[Mapping[str, Any]]], key: str, step: int) -> dict[str, tuple[str, str, str]]:
-    """Return name → (first value, value at `step`, difference) of the names with a value at `step`."""
+    """Return name → (first value, value at `step`, difference) for each name with a value at `step`."""
     found = {}
     for name, records in groups.items():
         at_step = [record for record in records if record["step"] == step]
@@ -254,7 +254,7 @@ def _describe_rows(settings: Mapping[str, Any] | None) -> str:
 
 def _render_verification(target: Path, trained: TrainedModel, options: Options) -> str:
     command = ["python", "tools/convert_weights.py", "verify", str(target)]
-    # A folder with other data types or sizes is not equal to the checkpoint.
+    # A folder with different dtypes or sizes is not identical to the checkpoint.
     if not (_changes_dtype(trained, options) or _resizes(trained, options)):
         command += ["--against", str(trained.origins[0])]
         if len(trained.origins) > 1:
@@ -272,7 +272,7 @@ def _resizes(trained: TrainedModel, options: Options) -> bool:
 
 
 def _render_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a section with a table; empty without rows."""
+    """Return a section with a table, or an empty one if there are no rows."""
     rows = list(rows)
     return f"## {title}\n\n{_render_rows(header, rows)}" if rows else ""
 

@@ -29,7 +29,7 @@ class ExportRecord:
 
 
 def read_record(run_dir: Path) -> ExportRecord | None:
-    """Return the record of the run's export; None if there is none.
+    """Return the record of the run's export, or None if there is none.
 
     Raises:
         CheckpointError: the record is damaged.
@@ -58,7 +58,7 @@ def find_own_export(run: ResolvedRun) -> ExportRecord | None:
 
 
 def choose_like(run: ResolvedRun) -> Path | None:
-    """Return the folder to take tokenizer files and config.json from: `cpt.export.like`, else the initial weights."""
+    """Return the source of the tokenizer files and config.json: `cpt.export.like`, else the initial weights."""
     export = run.config.cpt.export
     if export is not None and export.like is not None:
         return Path(export.like)
@@ -67,13 +67,13 @@ def choose_like(run: ResolvedRun) -> Path | None:
         return None
     try:
         check_like(Path(weights), run.model)
-    except CptError:  # a resumed run whose `init_from` was changed
+    except CptError:  # a resumed run with a changed `init_from`
         return None
     return Path(weights)
 
 
 def check_target(run: ResolvedRun) -> None:
-    """Check before training that the export at the end can be written.
+    """Check before training that the final export can be written.
 
     Raises:
         ConfigError: naming every problem of `cpt.export`.

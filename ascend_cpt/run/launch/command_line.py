@@ -1,4 +1,4 @@
-"""The command line of run_cpt.py: its arguments, and the run that they describe."""
+"""Parses the command line of run_cpt.py and loads the run that it describes."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ def list_replaced(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) -> None:
-    """Check that command line, configuration and launch are consistent.
+    """Check that the command line, the configuration and the launch are consistent.
 
     Raises:
-        ConfigError: when they contradict each other.
+        ConfigError: when the three contradict each other.
     """
     if args.run_mode == "predict":
         raise ConfigError(
@@ -167,10 +167,10 @@ def check_launch(config: RunConfig, args: argparse.Namespace, process: Process) 
 
 
 def check_ramp(run: ResolvedRun, args: argparse.Namespace) -> None:
-    """Check that a run with a batch ramp resumes from its newest checkpoint: it is started again at each batch size.
+    """Check that a run with a batch ramp resumes from its newest checkpoint, since each batch size restarts the run.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the run does not resume from it.
     """
     given = args.resume_training or str(run.config.mindformers.get("resume_training", "auto"))
     if run.budget.ramp and given.lower() not in ("auto", "true", "none"):
@@ -181,10 +181,10 @@ def check_ramp(run: ResolvedRun, args: argparse.Namespace) -> None:
 
 
 def load_config_of_arguments(args: argparse.Namespace, process: Process) -> RunConfig:
-    """Return the configuration with the overrides of the command line.
+    """Return the configuration with the command line's overrides.
 
     Raises:
-        ConfigError: when it is invalid, or inconsistent with the launch.
+        ConfigError: when the configuration is invalid or inconsistent with the launch.
     """
     config = load_config(args.config, collect_overrides(args), list_replaced(args))
     check_launch(config, args, process)
@@ -194,10 +194,10 @@ def load_config_of_arguments(args: argparse.Namespace, process: Process) -> RunC
 def load_run_of_arguments(
     args: argparse.Namespace, process: Process, packed: Mapping[str, str] | None = None
 ) -> ResolvedRun:
-    """Return the run of the command line and its configuration; `packed` as for `load_run`.
+    """Return the run that the command line describes, and its configuration. `packed` is as for `load_run`.
 
     Raises:
-        CptError: when they are invalid.
+        CptError: when either is invalid.
     """
     run = load_run(
         args.config,
@@ -212,10 +212,10 @@ def load_run_of_arguments(
 
 
 def load_dry_run_of_arguments(args: argparse.Namespace, process: Process, packed: Mapping[str, str]) -> ResolvedRun:
-    """Return the run of the command line for `--dry-run`; the datasets may be missing. `packed` as for `load_run`.
+    """Return the run for `--dry-run`; datasets may be missing. `packed` is as for `load_run`.
 
     Raises:
-        CptError: when command line or configuration are invalid.
+        CptError: when the command line or the configuration is invalid.
     """
 
     def check(config: RunConfig, world_size: int) -> None:

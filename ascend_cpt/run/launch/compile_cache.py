@@ -1,6 +1,6 @@
-"""The folder of a run's compile cache, chosen so that a changed run never takes a graph of an earlier one.
+"""Chooses a run's compile-cache folder so that a changed run never reuses an earlier run's graph.
 
-MindSpore compares neither configuration nor code with those of a cached graph. The key is therefore a hash of
+MindSpore does not check that a cached graph matches the configuration or code. The key is therefore a hash of
 everything that a compiled training step depends on: the whole configuration, the code of this package and of
 MindFormers, the version of MindSpore, the number of processes, and the environment variables that change compilation.
 """
@@ -24,7 +24,7 @@ FOLDER_NAME = "compile_cache"
 COMPLETE_NAME = "complete.json"
 PACKAGE = Path(__file__).resolve().parents[1]
 
-# They differ between the launches of one run.
+# These differ between launches of the same run.
 _PER_LAUNCH_KEYS = ("load_checkpoint", "resume_training")
 _VARIABLES = ("MS_", "HCCL_", "ASCEND_", "MINDSPORE_", "GE_", "TE_", "ENABLE_")
 _PER_LAUNCH_VARIABLES = (
@@ -36,14 +36,14 @@ _PER_LAUNCH_VARIABLES = (
 def find_cache_folder(
     run_dir: Path, sections: Mapping[str, Any], cpt: Mapping[str, Any], *, world_size: int, environ: Mapping[str, str]
 ) -> Path:
-    """Return the folder of the graphs of this configuration, code and environment, below `run_dir`.
+    """Return the folder in `run_dir` for the graphs of this configuration, code and environment.
 
     Args:
         run_dir: The run folder.
         sections: The compiled MindFormers configuration.
         cpt: The `cpt` section as configured.
-        world_size: Processes of the job.
-        environ: Environment variables of this process.
+        world_size: Number of processes in the job.
+        environ: This process's environment variables.
     """
     values = {
         "sections": {key: value for key, value in sections.items() if key not in _PER_LAUNCH_KEYS},
@@ -61,7 +61,7 @@ def find_cache_folder(
 
 
 def _choose_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that may change what is compiled; unknown ones are included, which is safe."""
+    """Return the variables that may change what is compiled. Unknown ones are included to be safe."""
     chosen = {
         name: value
         for name, value in environ.items()
@@ -80,7 +80,7 @@ def hash_code(package: Path) -> str:
 
 
 def _describe_installed(package: str) -> str:
-    """Return a hash of names, sizes and times of a package's files, without reading or importing them."""
+    """Return a hash of the names, sizes and times of a package's files, without reading or importing the files."""
     spec = importlib.util.find_spec(package)
     digest = hashlib.sha256()
     for folder in spec.submodule_search_locations or () if spec else ():
@@ -91,11 +91,11 @@ def _describe_installed(package: str) -> str:
 
 
 def prepare_cache(folder: Path, channel: JobChannel) -> bool:
-    """Return whether every process loads its graph from `folder`; otherwise all compile, and save their graphs there.
+    """Return whether all processes load graphs from `folder`. Otherwise all compile, and save their graphs there.
 
-    Processes that load and processes that compile could create communication groups in different orders. Graphs
-    of other keys are removed. Until its graph is loaded, a process has no complete graph (`mark_complete`), so
-    after a crash during loading the next launch compiles.
+    A mixture of loading and compiling processes could create communication groups in different orders. Graphs
+    with other keys are removed. A process's graph counts as incomplete until it is loaded (`mark_complete`), so
+    the next launch compiles if this one crashes while loading.
     """
     own = folder / f"rank_{channel.rank}"
     is_loaded = all(channel.all_gather("compile cache", is_complete(folder, channel.rank)))
@@ -108,7 +108,7 @@ def prepare_cache(folder: Path, channel: JobChannel) -> bool:
 
 
 def is_complete(folder: Path, rank: int) -> bool:
-    """Return whether the graph of a rank was saved completely and is undamaged."""
+    """Return whether a rank's graph was saved completely and is undamaged."""
     own = folder / f"rank_{rank}"
     try:
         recorded = json.loads((own / COMPLETE_NAME).read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def is_complete(folder: Path, rank: int) -> bool:
 
 
 def mark_complete(folder: Path, rank: int) -> None:
-    """Record the checksums of a rank's saved graph, after it was compiled or loaded."""
+    """Record the checksums of a rank's saved graph once the graph has been compiled or loaded."""
     own = folder / f"rank_{rank}"
     if own.is_dir():
         write_text(own / COMPLETE_NAME, json.dumps(_hash_files(own)))

@@ -1,4 +1,4 @@
-"""Sends what happens in a run to the webhook: the first step, alarms, slow ranks, and the end."""
+"""Notifies the webhook of a run's first step, alarms, slow ranks and end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class NoticeSink:
     """Sends a notice for the first step of a launch, and when an alarm or a slow rank begins.
 
     Args:
-        webhook: Where to.
+        webhook: Where to send notices.
         job: The run's name.
     """
 
@@ -27,7 +27,7 @@ class NoticeSink:
         self._new_slow_ranks = NewSlowRanks()
 
     def write(self, record: Record) -> None:
-        """Send a notice if the record is one to report."""
+        """Send a notice if the record is to be reported."""
         if isinstance(record, StartRecord):
             self._webhook.send("start", self._job, f"training at step {record.step}; {format_start(record)}")
         elif isinstance(record, (ValidationRecord, TaskRecord)):
@@ -43,7 +43,7 @@ class NoticeSink:
 
 @contextmanager
 def notifying_end(webhook: Webhook, job: str) -> Iterator[None]:
-    """Send a notice when an error ends the run, and close the webhook. Under the launcher, it reports crashes."""
+    """Send a notice when an error ends the run, and close the webhook. The launcher, if any, reports crashes."""
     try:
         yield
     except CptError as error:

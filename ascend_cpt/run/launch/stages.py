@@ -1,4 +1,4 @@
-"""How the stages of multi-stage training are launched: configurations and commands, before their datasets are open."""
+"""Prepares the configuration and command of each stage of multi-stage training, before any dataset is open."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StageLaunch:
-    """How a stage is launched. Its configuration is loaded, but its datasets are not open yet."""
+    """How to launch a stage whose configuration is loaded but whose datasets are not open yet."""
 
     entry: StageConfig
     config: RunConfig
@@ -44,15 +44,15 @@ class StageLaunch:
 
     @property
     def packed(self) -> dict[str, str] | None:
-        """The prefixes of the packed datasets; None while this node does not see one of them."""
+        """The prefixes of the packed datasets, or None while one is not visible on this node."""
         return list_packed(self.raw)
 
 
 def plan_launches(path: Path, launch: Sequence[str], options: StageOptions) -> list[StageLaunch]:
-    """Return how the stages of a file are launched. Configurations and raw text are read, datasets are not.
+    """Return how to launch the stages in a file. This reads configurations and raw text but no datasets.
 
     Raises:
-        CptError: when a file, the arguments of the launch or raw text are invalid.
+        CptError: when a file, a launch argument or the raw text is invalid.
     """
     entries = load_stages(path)
     names = [entry.name for entry in entries]

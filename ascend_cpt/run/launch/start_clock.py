@@ -1,4 +1,4 @@
-"""Measures the time from the start of a process to the end of its first step, in parts."""
+"""Measures each part of the time from the start of a process to the end of its first step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StartClock:
     """Adds up the time of each part.
 
     Args:
-        started_s: Start of the process, in seconds since the epoch; default: as the kernel recorded it.
+        started_s: Start of the process, in seconds since the epoch. By default, the time that the kernel recorded.
     """
 
     def __init__(self, started_s: float | None = None) -> None:
@@ -30,7 +30,7 @@ class StartClock:
         self.last_s = now_s
 
     def make_record(self, step: int) -> StartRecord:
-        """Return the parts so far; `step` is the first step of the launch."""
+        """Return a record of the parts so far; `step` is the launch's first step."""
         seconds = self._seconds
         return StartRecord(
             step=step,

@@ -1,4 +1,4 @@
-"""Resolves a configuration without its datasets and cluster, with placeholder manifests."""
+"""Resolves a configuration without its datasets or cluster, using placeholder manifests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def choose_world_size(config: RunConfig, num_nodes: int | None, devices_per_node
 
 
 def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
-    """Resolve a run whose datasets are not available; they are assumed to fit and to be large enough.
+    """Resolve a run without its datasets, which are assumed to fit and to be large enough.
 
     Raises:
         ConfigError: naming every problem.
@@ -53,14 +53,14 @@ def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
 
 
 def resolve_with_placeholders(config: RunConfig, world_size: int) -> ResolvedRun:
-    """Resolve a run for any device target with datasets that fit it.
+    """Resolve a run for any device target, with placeholder datasets that fit.
 
     Raises:
         ConfigError: naming every problem.
     """
     cpt = config.cpt
     placeholder = make_placeholder_manifest(config)
-    # A source that is given by its epochs must be smaller than its phase.
+    # A source specified by its epochs must be smaller than its phase.
     small = make_placeholder_manifest(config, max(cpt.seq_length, (_find_budget(config) or 0) // SMALL_PART))
     by_epochs = {name for phase in cpt.phases for name, one in phase.blend.items() if isinstance(one, EpochsConfig)}
     sets = cpt.validation.sets if cpt.validation else {}
@@ -85,7 +85,7 @@ def _find_budget(config: RunConfig) -> int | None:
 
 
 def make_placeholder_manifest(config: RunConfig, num_tokens: int = NUM_ASSUMED_TOKENS) -> Manifest:
-    """Return the manifest of a dataset of `num_tokens` tokens (rounded down to rows) that fits the configuration."""
+    """Return a manifest that fits the configuration, with `num_tokens` tokens rounded down to whole rows."""
     model = config.mindformers.get("model", {}).get("model_config") or {}
     vocab_size = int(model.get("vocab_size") or 2)
     pad_id = model.get("pad_token_id", vocab_size - 1)

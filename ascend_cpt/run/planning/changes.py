@@ -1,4 +1,4 @@
-"""The configuration keys of a case, as overrides and as a YAML file."""
+"""Renders the configuration keys of a case as overrides and as a YAML file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MISSING = object()
 
 
 def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
-    """Return the dotted keys and values that turn the run of `config` into `case`; unchanged keys are left out."""
+    """Return the dotted keys and values that turn the run of `config` into `case`, without unchanged keys."""
     layout = case.layout
     wanted: dict[str, Any] = {
         "parallel_config.data_parallel": layout.data_parallel,
@@ -37,7 +37,7 @@ def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
         f"{OPTIMIZER}.optimizer_weight_shard_size": case.optimizer_shard_size or -1,
         "model.model_config.offset": _write_offset(case),
     }
-    # Values that MindFormers or this program assume if a key is missing.
+    # Values that MindFormers or this program assumes if a key is missing.
     assumed = {
         "parallel_config.context_parallel": 1,
         "parallel_config.use_seq_parallel": False,
@@ -88,7 +88,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested sections of dotted keys."""
+    """Convert dotted keys to nested sections."""
     tree: dict[str, Any] = {}
     for dotted, value in changes.items():
         *parents, key = dotted.split(".")

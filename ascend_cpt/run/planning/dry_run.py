@@ -38,15 +38,15 @@ def load_dry_run(
     assumed: Mapping[str, int],
     check_config: Callable[[RunConfig, int], None],
 ) -> ResolvedRun:
-    """Resolve a run from a configuration. Datasets that are not on this machine are taken as large enough.
+    """Resolve a run from a configuration. Datasets that are not on this machine are assumed to be large enough.
 
     Args:
         path: The configuration file.
-        overrides: Dotted key → value, set over the file.
-        world_size: Devices; None for the product of the sizes in `parallel_config`, or one.
-        replace: Dotted keys whose section `overrides` replaces.
-        packed: Prefixes of the packed datasets of sources of raw text.
-        assumed: Tokens of datasets that are not on this machine.
+        overrides: Dotted key → value; overrides the file.
+        world_size: Number of devices, or None to use the product of the sizes in `parallel_config` (default: 1).
+        replace: Dotted keys of the sections that `overrides` replaces.
+        packed: Prefixes of the packed datasets for the raw-text sources.
+        assumed: Assumed token counts of datasets that are not on this machine.
         check_config: Called with the loaded configuration and the number of devices; may raise ConfigError.
 
     Raises:
@@ -93,7 +93,7 @@ def parse_assumed(text: str) -> dict[str, int]:
     """Parse `web=200B,qa=2.8B` as dataset → tokens.
 
     Raises:
-        ConfigError: not of this form.
+        ConfigError: when the text does not have this form.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -110,13 +110,13 @@ def parse_assumed(text: str) -> dict[str, int]:
 
 
 def _count_devices(config: RunConfig) -> int:
-    """Return the devices of `parallel_config`; one if they follow from the launch."""
+    """Return the number of devices in `parallel_config`, or 1 if the launch determines it."""
     has_size = (config.mindformers.get("parallel_config") or {}).get("data_parallel") is not None
     return choose_world_size(config, None, 1) if has_size and not uses_cpu(config) else 1
 
 
 def _is_missing(entry: SourceConfig | ValidationSetConfig) -> bool:
-    """Return whether there is nothing at the path of a dataset: no file whose name starts with it."""
+    """Return whether a dataset is missing: no file path starts with the dataset's prefix."""
     path = Path(entry.path)
     if path.exists() or manifest_path(path).exists():
         return False
@@ -134,7 +134,7 @@ def _check_assumed(config: RunConfig, assumed: Mapping[str, int], missing: list[
 
 
 def _check_known(config: RunConfig, is_open: list[str]) -> None:
-    """Check that no phase has a blend that depends on an unknown size."""
+    """Check that no phase's blend depends on an unknown dataset size."""
     for index, phase in enumerate(config.cpt.phases):
         for name in is_open:
             if isinstance(phase.blend.get(name), EpochsConfig) or phase.upweight:
@@ -145,7 +145,7 @@ def _check_known(config: RunConfig, is_open: list[str]) -> None:
 
 
 def _assume(config: RunConfig, num_tokens: int, example: Manifest | None) -> Manifest:
-    """Return the manifest of a dataset of `num_tokens` tokens that fits the run and the datasets that are here."""
+    """Return a manifest with `num_tokens` tokens that fits the run and the datasets on this machine."""
     manifest = make_placeholder_manifest(config, num_tokens)
     return manifest if example is None else dataclasses.replace(manifest, tokenizer=example.tokenizer)
 

@@ -1,4 +1,4 @@
-"""Refits the efficiencies of the time estimate to step times that runs logged, and keeps them in a file."""
+"""Refits the efficiencies used in time estimates to the step times logged by runs, and stores them in a file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ascend_cpt.plan.speed.fit import Prior, Speed, fit, predict
 from ascend_cpt.run.planning.training_case import build_case_of
 from ascend_cpt.strict_json import JsonError, read_json_object
 
-# The first steps compile and fill caches.
+# The first steps include compilation and cache warm-up.
 SKIPPED_STEPS = 3
 MIN_STEPS = 5
-# Relative error of the median step time of a run.
+# Relative error of a run's median step time.
 SIGMA = 0.02
-# How far the efficiencies may be from the published ones, in transformed space (see `fit`).
+# How far the efficiencies may deviate from the published ones, in transformed space (see `fit`).
 SIGMAS = {
     "matmul": 0.3,
     "attention": 0.3,
@@ -136,7 +136,7 @@ def refit(speeds: Sequence[RunSpeed]) -> Measured:
     efficiency = _fit(speeds, machine)
     band = machine.band
     if len(speeds) >= MIN_RUNS_FOR_BAND:
-        # Every run predicted from the others.
+        # Each run is predicted from the others.
         errors = sorted(
             _find_error(left_out, _fit([other for other in speeds if other is not left_out], machine))
             for left_out in speeds
@@ -162,7 +162,7 @@ def _find_error(speed: RunSpeed, efficiency: Efficiency) -> float:
 
 
 def render_changes_of(speeds: Sequence[RunSpeed], measured: Measured) -> str:
-    """Return what the refit changed: the efficiencies, and the errors on the runs."""
+    """Render how the refit changed the efficiencies and the errors on the runs."""
     before, after = speeds[0].machine.efficiency, measured.efficiency
     lines = []
     for field in dataclasses.fields(Efficiency):
@@ -194,10 +194,10 @@ def write_measured(path: Path, measured: Measured, speeds: Sequence[RunSpeed]) -
 
 
 def read_measured(path: Path) -> Measured:
-    """Return the efficiencies in a file.
+    """Read the efficiencies from a file.
 
     Raises:
-        ConfigError: when it is missing or damaged.
+        ConfigError: when the file is missing or damaged.
     """
     try:
         values = read_json_object(path)

@@ -21,7 +21,7 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The cluster of the command line."""
+    """The cluster described on the command line."""
 
     num_nodes: int | None
     devices_per_node: int
@@ -33,7 +33,7 @@ class Cluster:
     """Error band of the measured efficiency."""
 
     def find_machine(self) -> Machine:
-        """Return the machine with the number of devices per node, and the measured efficiency.
+        """Return the machine with its number of devices per node and its measured efficiency.
 
         Raises:
             ConfigError: for an unknown device.
@@ -48,7 +48,7 @@ _POOL = re.compile(r"^\s*([0-9.]+)\s*GB\s*$", re.IGNORECASE)
 
 
 def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[ResolvedRun, Estimate]:
-    """Return the resolved run of a configuration and its plan.
+    """Resolve a configuration and return the run with its plan.
 
     Raises:
         ConfigError: naming every problem.
@@ -57,7 +57,7 @@ def plan_run(path: Path, overrides: dict[str, Any], cluster: Cluster) -> tuple[R
 
 
 def plan_config(config: RunConfig, cluster: Cluster) -> tuple[ResolvedRun, Estimate]:
-    """Return the resolved run of a loaded configuration and its plan.
+    """Resolve a loaded configuration and return the run with its plan.
 
     Raises:
         ConfigError: naming every problem.

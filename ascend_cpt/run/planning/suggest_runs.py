@@ -1,4 +1,4 @@
-"""Suggests layouts for a run. Only those that the program itself accepts are suggested."""
+"""Suggests layouts for a run. It suggests only layouts that the program accepts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Suggestions:
     """A further line for the user, or empty."""
 
     def render(self) -> str:
-        """Return the table and the configuration of the first."""
+        """Render the table of plans and the first plan's configuration."""
         if not self.plans:
             head = [self.problem, self.note]
             if self.given is not None:
@@ -80,7 +80,7 @@ class Suggestions:
         ]
 
     def write(self, target: Path) -> str:
-        """Write the configuration of the first plan, or the given one if nothing is better; return what was written.
+        """Write the first plan's configuration, or the given one if none is better. Return what was written.
 
         Raises:
             ConfigError: when nothing fits, or the file cannot be written.
@@ -104,7 +104,7 @@ def suggest_runs(path: Path, overrides: Mapping[str, Any], cluster: Cluster, goa
         ConfigError: when the configuration is wrong apart from its layout, or `goal` needs a length that is unknown.
     """
     config = load_config(path, dict(overrides))
-    # Over several numbers of nodes, the given layout is compared on the devices it is made for.
+    # When several node counts are searched, the given layout is compared on the devices it was made for.
     own = cluster if goal.objective == "speed" else dataclasses.replace(cluster, num_nodes=None)
     given, problem = _plan_given(config, own)
     start = given or _plan_anything(config, overrides, cluster, problem)
@@ -168,7 +168,7 @@ def _plan_anything(config: RunConfig, overrides: Mapping[str, Any], cluster: Clu
     """Return a plan with any layout that the program accepts, to start from.
 
     Raises:
-        ConfigError: the problem of the given layout, if no other layout is accepted.
+        ConfigError: the given layout's problem, if no other layout is accepted.
     """
     if cluster.num_nodes is None:
         raise ConfigError(problem)
@@ -195,7 +195,7 @@ def _plan_anything(config: RunConfig, overrides: Mapping[str, Any], cluster: Clu
 
 @dataclass(frozen=True)
 class _Check:
-    """Whether the program accepts a case, and plans it as the search did."""
+    """Checks that the program accepts a case and plans it as the search did."""
 
     path: Path
     overrides: Mapping[str, Any]
@@ -208,5 +208,5 @@ class _Check:
             planned = build_case(resolve_without_data(config, case.layout.world_size))
         except ConfigError:
             return False
-        # Without accumulation or sharding some switches have no effect and may differ.
+        # Without accumulation or sharding, some switches have no effect and are allowed to differ.
         return dataclasses.replace(planned, parameters=case.parameters) == case

@@ -1,4 +1,4 @@
-"""The inputs of the memory, time and disk estimates, from a resolved run."""
+"""Builds the inputs to the memory, time and disk estimates from a resolved run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 
 def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
-    """Return the checkpoints that a run writes in `total_steps` (None: its length is unknown)."""
+    """Return how many checkpoints a run writes in `total_steps` (None if the length is unknown)."""
     checkpoint, tokens_per_step = run.config.cpt.checkpoint, run.budget.tokens_per_step
     return plan_checkpoints(
         count_parameters(read_sizes(run.model)),
@@ -30,7 +30,7 @@ def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
 
 
 def build_case(run: ResolvedRun) -> TrainingCase:
-    """Return the training case of a resolved run."""
+    """Return the training case for a resolved run."""
     sections = {**run.config.mindformers, "model": {"model_config": run.model}}
     return build_case_of(
         sections,
@@ -53,7 +53,7 @@ def build_case_of(
     compresses_mask: bool,
     loss_chunks: int = 1,
 ) -> TrainingCase:
-    """Return the training case of MindFormers' sections."""
+    """Return the training case for the MindFormers sections."""
     model = sections["model"]["model_config"]
     sizes = read_sizes(model)
     parallel = sections.get("parallel") or {}

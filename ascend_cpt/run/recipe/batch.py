@@ -13,7 +13,7 @@ from ascend_cpt.recipe.budget import BatchStage, split_global_batch
 
 
 def resolve_batch(config: RunConfig, layout: ParallelLayout) -> tuple[BatchStage, ...]:
-    """Return the batch sizes of the run, one without a ramp. Their first steps are not known yet and are 0.
+    """Return the run's batch stages, or a single one without a ramp. First steps are not known yet, so they are 0.
 
     Raises:
         ConfigError: naming every problem.
@@ -28,7 +28,7 @@ def resolve_batch(config: RunConfig, layout: ParallelLayout) -> tuple[BatchStage
 
 
 def place_stages(config: RunConfig, sizes: tuple[BatchStage, ...], total_tokens: int) -> tuple[BatchStage, ...]:
-    """Return the stages of a ramp with their first steps. A stage ends at the last whole step before its `until`.
+    """Return a ramp's stages with their first steps. Each stage ends at the last whole step before `until`.
 
     Raises:
         ConfigError: a stage has no step, or ends at or after the end of the run.
@@ -95,7 +95,7 @@ def _derive_global_batch(config: RunConfig, layout: ParallelLayout) -> int:
 
 
 def _find_accumulation(config: RunConfig, layout: ParallelLayout) -> int | None:
-    """Return the configured micro batches per step; with pipeline stages they are MindFormers' `micro_batch_num`."""
+    """Return the configured micro batches per step: MindFormers' `micro_batch_num` if there are pipeline stages."""
     accumulation: int | None = (config.mindformers.get("runner_config") or {}).get("gradient_accumulation_steps")
     if layout.pipeline_parallel > 1:
         accumulation = (config.mindformers.get("parallel_config") or {}).get("micro_batch_num", accumulation)
@@ -103,7 +103,7 @@ def _find_accumulation(config: RunConfig, layout: ParallelLayout) -> int | None:
 
 
 def _split(config: RunConfig, layout: ParallelLayout, size: int, keys: tuple[str, ...]) -> BatchStage:
-    """Return the rows of a micro batch and the micro batches of a step of `size` rows.
+    """Return the rows per micro batch and the micro batches per step for a step of `size` rows.
 
     Raises:
         ConfigError: naming every problem.
@@ -111,7 +111,7 @@ def _split(config: RunConfig, layout: ParallelLayout, size: int, keys: tuple[str
     problems: list[str] = []
     where = config.locate(*keys)
     is_ramp = len(keys) > 2
-    # In a ramp the rows of a micro batch stay the same and the number of micro batches changes: it cannot be set.
+    # In a ramp, the micro batch keeps its size and the number of micro batches changes, so it cannot be set.
     accumulation = None if is_ramp else _find_accumulation(config, layout)
     rows = (config.mindformers.get("runner_config") or {}).get("batch_size")
     if is_ramp and rows is None and not uses_cpu(config):

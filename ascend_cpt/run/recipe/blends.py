@@ -1,4 +1,4 @@
-"""Resolves the blend of a phase: weights, epochs of a source, or factors on the sizes of the sources; and replay."""
+"""Resolves a phase's blend (weights, epochs per source, or factors on source sizes) and replay."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ascend_cpt.recipe.blend import normalize_shares
 
 
 def fill_lengths(config: RunConfig, num_rows: Mapping[str, int]) -> RunConfig:
-    """Return the configuration with the length of each phase that is given by the epochs of all its sources.
+    """Return the configuration with lengths filled in for phases defined by the epochs of all their sources.
 
     Raises:
-        ConfigError: a number of epochs is not above 0.
+        ConfigError: a number of epochs is not greater than 0.
     """
     raise_problems(config.path, _find_problems(config))
     phases = tuple(_fill_length(config, phase, num_rows) for phase in config.cpt.phases)
@@ -49,22 +49,22 @@ def _fill_length(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, i
 
 
 def _list_epochs(phase: PhaseConfig) -> dict[str, Fraction]:
-    """Return the epochs of the sources that are given by epochs."""
+    """Return the epochs of the sources that are specified by epochs."""
     return {name: Fraction(str(one.epochs)) for name, one in phase.blend.items() if isinstance(one, EpochsConfig)}
 
 
 def resolve_blend(
     config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int], phase_rows: int
 ) -> dict[str, Fraction] | None:
-    """Return the shares of a phase's sources including replay; None if all rows are shuffled together.
+    """Return the shares of a phase's sources including replay, or None if all rows are shuffled together.
 
-    Sorted by name, so that the row order does not depend on the order of the keys.
+    The shares are sorted by name so that the row order does not depend on the key order.
 
     Args:
         config: The run's configuration.
-        phase: One of its phases.
-        num_rows: Rows of each source of the run.
-        phase_rows: Rows of the phase.
+        phase: A phase of the run.
+        num_rows: Number of rows in each source of the run.
+        phase_rows: Number of rows in the phase.
 
     Raises:
         ValueError: the blend is missing or cannot be used.
@@ -89,7 +89,7 @@ def resolve_blend(
     rest = 1 - sum(replayed.values(), start=Fraction(0))
     taken = sum(fixed.values(), start=Fraction(0))
     if not weights:
-        # A length that was given: the epochs are met only if they fill it.
+        # With a given length, the epochs are met only if they fill the phase.
         _check_filled(config, phase, taken, rest, phase_rows)
         fixed = {name: share / taken * rest for name, share in fixed.items()}
     elif taken >= rest:
@@ -104,7 +104,7 @@ def resolve_blend(
 
 
 def _check_filled(config: RunConfig, phase: PhaseConfig, taken: Fraction, rest: Fraction, phase_rows: int) -> None:
-    """Check that the epochs of all sources fill the phase, up to the rounding to whole steps."""
+    """Check that the epochs of all sources fill the phase, allowing for rounding to whole steps."""
     missing = abs(taken - rest)
     if missing * phase_rows > max(phase_rows // 100, 2 * _max_batch(config)):
         tokens, of = (format_count(float(share * phase_rows * config.cpt.seq_length)) for share in (taken, rest))
@@ -122,7 +122,7 @@ def _max_batch(config: RunConfig) -> int:
 
 
 def _weigh_by_size(config: RunConfig, phase: PhaseConfig, num_rows: Mapping[str, int]) -> dict[str, float]:
-    """Return rows × factor of each source but the replayed one."""
+    """Return rows × factor for each source except the replayed one."""
     replay = config.cpt.replay
     if phase.blend:
         raise ValueError("has both blend and upweight; keep one")

@@ -26,7 +26,7 @@ _NUM_REQUESTS = len(stop_signals.SIGNALS) + 1
 
 @dataclass(frozen=True, kw_only=True)
 class Exchanged:
-    """What all ranks know after an exchange; the same on every rank."""
+    """The result of an exchange, which is the same on every rank."""
 
     signal: signal.Signals | None
     """The signal that any rank has received."""
@@ -37,11 +37,11 @@ class Exchanged:
 
 
 class RankExchange:
-    """Decides after which steps the ranks exchange, and does it. All ranks must call it for the same steps.
+    """Decides after which steps the ranks exchange, and runs the exchange. All ranks must call it for the same steps.
 
-    The first exchange of a launch is after its first step. The next one is `MAX_STEPS` later, or earlier if that takes
-    longer than `MAX_DELAY_S`: a stop request waits at most that long, or one step. One rank needs no collective and
-    looks for requests after every step.
+    The first exchange of a launch follows its first step. The next is `MAX_STEPS` later, or earlier if that would take
+    longer than `MAX_DELAY_S`. A stop request therefore waits at most that long, or one step. A single rank needs no
+    collective and looks for requests after every step.
 
     Args:
         rank: This process.
@@ -53,24 +53,24 @@ class RankExchange:
         self._next_step = 0
         self._probe = SpeedProbe()
         self._num_exchanges = 0
-        # The product measured since the last exchange (0: none), and the longest one that any rank has measured.
+        # The probe time measured since the last exchange (0: none), and the longest one on any rank.
         self._probe_s = self._longest_probe_s = 0.0
         self._wait_s = 0.0
         self.node_names: tuple[str, ...] = ()
         """Host name of each rank, known after the first exchange of several ranks."""
 
     def is_due(self, step: int) -> bool:
-        """Return whether the ranks exchange after this step; the same on every rank."""
+        """Return whether the ranks exchange after this step. The answer is the same on every rank."""
         return step >= self._next_step
 
     def exchange(self, step: int, *, is_stop_requested: bool, step_s: float, data_wait_s: float) -> Exchanged:
-        """Exchange, and measure what is sent with the next exchange.
+        """Run an exchange, and measure the values to send with the next one.
 
         Args:
             step: The step that has ended.
             is_stop_requested: Whether this rank has found a stop request.
-            step_s: Mean time of a step since the last exchange, in seconds.
-            data_wait_s: The part of it in which this rank waited for data.
+            step_s: Mean step time since the last exchange, in seconds.
+            data_wait_s: The part of `step_s` that this rank spent waiting for data.
         """
         requests = [*stop_signals.list_received(), float(is_stop_requested)]
         start_s = time.perf_counter()
@@ -88,7 +88,7 @@ class RankExchange:
         )
 
     def _plan_next(self, step: int, *, mean_step_s: float) -> None:
-        """Set the step of the next exchange from values that all ranks have received, and measure the probe if due."""
+        """Set the next exchange step from values received by all ranks, and measure the probe if due."""
         num_steps = max(1, min(MAX_STEPS, int(MAX_DELAY_S / max(mean_step_s, 1e-9))))
         self._next_step = step + num_steps
         if not self.node_names:
@@ -100,7 +100,7 @@ class RankExchange:
             self._probe_s = self._probe.measure()
 
     def _prepare(self) -> None:
-        """Exchange host names and agree on the size of the probe, the smallest that any rank has found."""
+        """Exchange host names and agree on the probe size: the smallest found by any rank."""
         name = socket.gethostname().encode()[:_NAME_BYTES]
         rows = self._gather([self._probe.find_size(), *name.ljust(_NAME_BYTES, b"\0")])
         self._probe.set_size(int(rows[:, 0].min()))
@@ -109,7 +109,7 @@ class RankExchange:
         )
 
     def _gather(self, values: Sequence[float]) -> npt.NDArray[np.float32]:
-        """Return the values of every rank, one row each, as float32: exact for bytes and sufficient for times."""
+        """Return each rank's values in one row, as float32, which is exact for bytes and sufficient for times."""
         rows = np.zeros((self._num_ranks, len(values)))
         rows[self._rank] = values
         return sum_over_ranks(rows.ravel(), self._num_ranks).reshape(rows.shape)

@@ -1,4 +1,4 @@
-"""Times a matrix product on this rank's own device: the step time alone is the same on all ranks, which wait."""
+"""Times a matrix product on this rank's own device. Ranks wait for each other, so step times alone do not differ."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LONG_ENOUGH_S = 0.002
 
 
 class SpeedProbe:
-    """Multiplies two square float32 matrices, without communication; on a CPU only."""
+    """Multiplies two square float32 matrices without communication, on a CPU only."""
 
     def __init__(self) -> None:
         self._matrix: Tensor | None = None
 
     def find_size(self) -> int:
-        """Return the smallest of `SIZES` that takes `LONG_ENOUGH_S`, or the largest; 0 on an NPU, for no probe."""
+        """Return the smallest of `SIZES` that takes `LONG_ENOUGH_S`, else the largest; 0 (no probe) on an NPU."""
         if ms.get_context("device_target") != "CPU":
             return 0  # the software NPU has no aclnnMatmul outside a graph, so it could not be tried
         for size in SIZES:
@@ -39,7 +39,7 @@ class SpeedProbe:
         self.measure()
 
     def measure(self) -> float:
-        """Return the time of the product in seconds; 0 without a matrix."""
+        """Return the time of the product in seconds, or 0 without a matrix."""
         if self._matrix is None:
             return 0.0
         start_s = time.perf_counter()

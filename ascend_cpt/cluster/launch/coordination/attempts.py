@@ -1,4 +1,4 @@
-"""The attempt loop of a job on one node."""
+"""A job's attempt loop on one node."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def run_job(
 ) -> int:
     """Run the job and return the launcher's exit code. All its processes on this node have ended by then.
 
-    `key` is the launchers' key, made from the job secret. Restarts, hangs and failures are sent to `webhook`; what the
-    training itself can report, it reports.
+    `key` is the launchers' key, derived from the job secret. Restarts, hangs and failures are sent to `webhook`, except
+    those that training reports itself.
 
-    0: all workers of all nodes succeeded. 2: user error. 128 + n: stopped by signal n. Otherwise 1.
+    0: all workers on all nodes succeeded. 2: user error. 128 + n: stopped by signal n. 1: any other failure.
     """
     with StopRequests() as requests, open_coordinator_client(settings, requests, key) as client:
         return _run_attempts(settings, command, environment, requests, client, webhook)
@@ -67,7 +67,7 @@ def _run_attempts(
 def _send_notices(
     settings: LaunchSettings, outcome: Outcome, decision: RestartDecision, webhook: Webhook, *, is_hang: bool
 ) -> None:
-    """Send a hang from the node that has found it, and restarts and the end of a failed job from node 0."""
+    """Report a hang from the node that detected it, and restarts and the end of a failed job from node 0."""
     job = " ".join([settings.script.name, *settings.script_arguments])
     if is_hang:
         webhook.send("hang", job, outcome.reason.removeprefix("hang: "))

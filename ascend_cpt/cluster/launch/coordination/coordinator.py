@@ -1,6 +1,6 @@
-"""The coordinator on node 0: starts and ends the attempts of a job on all nodes together.
+"""The coordinator on node 0, which starts and ends a job's attempts on all nodes together.
 
-A node joins an attempt only when no process of an earlier attempt runs on it, so attempts never overlap.
+A node joins an attempt only when no process from an earlier attempt runs on that node, so attempts never overlap.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ascend_cpt.cluster.messages.secret import LAUNCHERS
 from ascend_cpt.cluster.messages.server import Server
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
-# A joining launcher may take over a node rank when nothing was received from its holder for this long.
+# A joining launcher may take over a node rank if nothing was received from the rank's holder for this long.
 RANK_HOLD_S = 3 * HEARTBEAT_S
 SHUTDOWN_TIMEOUT_S = 5.0
 POLL_S = 0.2
@@ -93,9 +93,9 @@ class Coordinator(threading.Thread):
         """The error that ended the coordinator before the job, None while there is none."""
 
     def run(self) -> None:
-        """Serve until the final decision; then wait for all launchers to disconnect, up to the shutdown timeout.
+        """Serve until the final decision, then wait up to the shutdown timeout for all launchers to disconnect.
 
-        When the coordinator fails, it closes all connections, so that every launcher notices at once.
+        If the coordinator fails, it closes all connections so that every launcher notices at once.
         """
         try:
             while not self._is_over or (self._by_peer and time.monotonic() < self._deadline_s):
@@ -113,7 +113,7 @@ class Coordinator(threading.Thread):
             self._server.close()
 
     def close(self) -> None:
-        """Stop serving; after the final decision, wait for the others to receive it."""
+        """Stop serving. After the final decision, first wait for the others to receive the decision."""
         if not self._is_over:
             self._is_over, self._deadline_s = True, 0.0
         self.join(SHUTDOWN_TIMEOUT_S + 1)
@@ -232,7 +232,7 @@ class Coordinator(threading.Thread):
 
     def _cancel_others(self, name: str, outcome: Outcome) -> None:
         for node, launcher in self._active.items():
-            # Nodes that have ended already print why they have to wait.
+            # Nodes that have already ended print why they must wait.
             if self._outcomes.get(node) is not outcome:
                 self._send(launcher, Cancel(reason=f"{name}: {outcome.reason}", lines=outcome.lines))
 
@@ -259,7 +259,7 @@ class Coordinator(threading.Thread):
         """Forward a stop signal received by one node, so that all nodes save and stop."""
         if not self._active:
             message = f"{name_signal(number)} on {launcher}: stopping the job"
-            # Nodes in their restart delay read it when they join.
+            # Nodes in their restart delay read the signal when they join.
             others = [other for other in self._launchers if other.node is not None and other is not launcher]
             self._announce(others, RestartDecision(again=False, code=128 + number, message=message))
             return

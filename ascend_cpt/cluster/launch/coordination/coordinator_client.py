@@ -1,4 +1,4 @@
-"""The launcher's client of the coordinator: when an attempt starts, when it is cancelled, and whether to restart."""
+"""The launcher's coordinator client: learns when an attempt starts or is cancelled, and whether to restart."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
 RETRY_S = 0.5
 POLL_S = 0.1
-# Print a notice when joining takes longer than this.
+# Print a notice if joining takes longer than this.
 WAIT_NOTICE_S = 10.0
 
 
 class Lost:
-    """Takes the place of a message when the connection is lost."""
+    """Stands in for a message when the connection is lost."""
 
 
 Received = FromCoordinator | Lost
 
 
 class CoordinatorClient(Protocol):
-    """Interface between a launcher's attempt loop and the coordination of all nodes."""
+    """The interface between a launcher's attempt loop and the coordination across nodes."""
 
     def join(self) -> RestartDecision | None:
         """Wait until all nodes can start the next attempt and return None, or a decision when the job is over."""
 
     def is_cancelled(self) -> bool:
-        """Return whether another node ended the running attempt; print the cause once."""
+        """Return whether another node ended the running attempt. Print the cause once."""
 
     def announce_stop(self, number: int) -> None:
         """Notify the other nodes that this node received a stop signal."""
@@ -68,7 +68,7 @@ class CoordinatorClient(Protocol):
 def open_coordinator_client(
     settings: LaunchSettings, requests: StopRequests, key: bytes
 ) -> Iterator[CoordinatorClient]:
-    """Yield the coordination client of a job; with several nodes, node 0 also runs the coordinator.
+    """Yield a job's coordination client. With several nodes, node 0 also runs the coordinator.
 
     Raises ClusterError when node 0 cannot listen.
     """
@@ -87,7 +87,7 @@ def open_coordinator_client(
 
 
 class _CoordinatorRunner:
-    """Runs the coordinator on node 0, and a new one after it failed."""
+    """Runs the coordinator on node 0, and starts a new one if it fails."""
 
     def __init__(self, settings: LaunchSettings, policy: RestartPolicy, key: bytes) -> None:
         self._settings, self._policy, self._key = settings, policy, key
@@ -127,7 +127,7 @@ class SingleNodeClient:
 
 
 class RemoteCoordinatorClient:
-    """The connection to the coordinator on node 0. `join` opens it and reconnects when it is lost."""
+    """The connection to the coordinator on node 0. `join` opens the connection and reconnects if it is lost."""
 
     def __init__(
         self,
@@ -149,14 +149,14 @@ class RemoteCoordinatorClient:
         """Join the next attempt, reconnecting as needed, and wait until all nodes have joined.
 
         Raises:
-            ClusterError: when the coordinator rejects this node, or has another secret.
+            ClusterError: when the coordinator rejects this node or has a different secret.
         """
         settings = self._settings
         limit_s = settings.rejoin_timeout_s if self._num_attempts else settings.cluster_timeout_s
         start_s = time.monotonic()
         deadline_s = start_s + limit_s
         self._is_cancelled = has_joined = has_printed_notice = False
-        # Node 0 has the same deadline and names the missing nodes; allow time for its answer.
+        # Node 0 has the same deadline and names the missing nodes, so allow time for its answer.
         while time.monotonic() < deadline_s + SHUTDOWN_TIMEOUT_S and not self._requests.received:
             if not has_printed_notice and time.monotonic() > start_s + WAIT_NOTICE_S:
                 print_status(f"waiting up to {limit_s} s for all {settings.num_nodes} nodes to join")
@@ -233,7 +233,7 @@ class RemoteCoordinatorClient:
             self._receiver = None
 
     def _decide_alone(self, outcome: Outcome) -> RestartDecision:
-        """Decide without node 0 when the connection to it is lost, by the rules node 0 applies to other lost nodes."""
+        """Decide without node 0 if the connection is lost, using the same rules as node 0 for other lost nodes."""
         if self._num_restarts >= self._settings.max_restarts:
             return RestartDecision(
                 again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job ended"
@@ -261,7 +261,7 @@ class RemoteCoordinatorClient:
         return True
 
     def _check_refusal(self, error: RefusedError) -> None:
-        """Report a wrong secret before the first attempt; later ones show that the secret is right, so try again."""
+        """Report a wrong secret before the first attempt. Later, the secret is known to be right, so try again."""
         now_s = time.monotonic()
         if self._refused_since_s is None:
             self._refused_since_s = now_s
@@ -283,7 +283,7 @@ class RemoteCoordinatorClient:
         return self._receiver.connection.send(encode(join))
 
     def _next_message(self, limit_s: float) -> Received | None:
-        """Return the next message, `Lost` when disconnected, or None when none arrived within the limit."""
+        """Return the next message, `Lost` if disconnected, or None if no message arrived within the limit."""
         if self._receiver is None:
             return None
         try:
@@ -301,7 +301,7 @@ class RemoteCoordinatorClient:
 
 
 class _Receiver(threading.Thread):
-    """Receives the coordinator's messages and sends heartbeats, independently of the main thread."""
+    """Receives the coordinator's messages and sends heartbeats independently of the main thread."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(daemon=True, name="connection to node 0")

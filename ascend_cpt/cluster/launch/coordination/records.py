@@ -1,4 +1,4 @@
-"""The messages between launchers and the coordinator. Everything else is refused."""
+"""The messages between launchers and the coordinator. Any other message is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_LINES, MAX_LINE_CHARACTERS = 20, 2000
 MAX_TEXT_CHARACTERS = 4000
 _LINE = text(MAX_LINE_CHARACTERS)
 _TEXT = text(MAX_TEXT_CHARACTERS)
-# Not SIGKILL: a job stops only in ways that let its workers save.
+# Not SIGKILL, because a job stops only in ways that let its workers save.
 _STOP_SIGNAL = one_of(*(int(number) for number in FORWARDED_SIGNALS))
 
 
@@ -39,7 +39,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Join:
-    """A launcher is ready for the next attempt. `size`: the workers and nodes that it was started for."""
+    """A launcher is ready for the next attempt. `size` is the number of workers and nodes it was started for."""
 
     size: Annotated[tuple[int, int], exactly(whole(1, MAX_WORKERS), whole(1, MAX_NODES))]
     host: Annotated[str, text(255)]
@@ -69,7 +69,7 @@ def read_outcome(value: Any) -> Outcome:
     """Return the outcome from its JSON form.
 
     Raises:
-        InvalidRecord: for anything else, and for an exit code that does not fit: 0 means that all workers succeeded.
+        InvalidRecord: for anything else, or for an inconsistent exit code: 0 means that all workers succeeded.
     """
     record = read_record(OutcomeRecord, value)
     if (record.code == 0) != (record.end in (End.DONE.value, End.CONTINUES.value)):
@@ -97,14 +97,14 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Go:
-    """All nodes have joined: start the attempt."""
+    """All nodes have joined, so start the attempt."""
 
     warnings: Annotated[tuple[str, ...], several(_LINE, MAX_NODES)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cancel:
-    """Another node's processes ended, for this reason and with these lines of its log: end the attempt."""
+    """End the attempt, because another node's processes ended for this reason and with these log lines."""
 
     reason: Annotated[str, text(2 * MAX_TEXT_CHARACTERS)]
     lines: Annotated[tuple[str, ...], several(_LINE, MAX_LINES)]
@@ -112,7 +112,7 @@ class Cancel:
 
 @dataclass(frozen=True, kw_only=True)
 class StopBy:
-    """The launcher of another node, `by`, received a stop signal."""
+    """The launcher on another node, `by`, received a stop signal."""
 
     number: Annotated[int, _STOP_SIGNAL]
     by: Annotated[str, _LINE]

@@ -16,7 +16,7 @@ class End(str, Enum):
     """Why an attempt ended on a node."""
 
     DONE = "done"
-    CONTINUES = "continues"  # all workers succeeded, and the job goes on in new ones
+    CONTINUES = "continues"  # all workers succeeded, and the job continues in new ones
     FAILED = "failed"  # a crash: the same step may fail again
     KILLED = "killed"  # from outside, not caused by the step
     FINAL = "final"  # a user error or a deliberate stop: a restart would end the same way
@@ -28,8 +28,8 @@ class End(str, Enum):
 class Outcome:
     """How an attempt ended on a node.
 
-    `code` is the launcher's exit code if the job ends here; `reason` one line with the process and its log; `lines` the
-    relevant lines of that log; `step` the last step finished in this attempt, or None.
+    `code` is the launcher's exit code if the job ends here. `reason` is one line with the process and its log, and
+    `lines` are the relevant lines from that log. `step` is the last step finished in this attempt, or None.
     """
 
     end: End
@@ -45,7 +45,7 @@ CONTINUES = Outcome(end=End.CONTINUES, code=EXIT_OK)
 
 @dataclass(frozen=True, kw_only=True)
 class RestartDecision:
-    """The decision after an attempt: restart after `delay_s`, or exit with `code`. `message` gives the reason."""
+    """The decision after an attempt: restart after `delay_s`, or exit with `code`. `message` states the reason."""
 
     again: bool
     code: int = EXIT_OK
@@ -54,7 +54,7 @@ class RestartDecision:
 
 
 class RestartPolicy:
-    """At most `max_restarts` restarts, and none after the same step failed twice in a row."""
+    """Allows at most `max_restarts` restarts, and none after the same step failed twice in a row."""
 
     def __init__(self, max_restarts: int, first_delay_s: float) -> None:
         self._max_restarts, self._first_delay_s = max_restarts, first_delay_s
@@ -104,7 +104,7 @@ class RestartPolicy:
 
 
 def count_memory_kills(vmstat: Path = VMSTAT) -> int:
-    """Return how many processes the kernel's out-of-memory killer has ended; 0 when not available."""
+    """Return how many processes the kernel's out-of-memory killer has ended, or 0 if unknown."""
     try:
         lines = vmstat.read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The command line and environment of the processes on a node."""
+"""Builds the command line and environment for a node's processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def build_command(settings: LaunchSettings) -> list[str]:
         f"--log_dir={settings.log_dir}",
         "--join=False",
         f"--cluster_time_out={settings.cluster_timeout_s}",
-        # Core binding queries the driver for the cores close to each NPU.
+        # Core binding asks the driver which cores are close to each NPU.
         f"--bind_core={has_npu()}",
         # msrun runs `python` or `python3` from the PATH; the worker then switches to this interpreter.
         "python3" if shutil.which("python3", path=_search_path(os.environ)) else "python",
@@ -47,7 +47,7 @@ def build_command(settings: LaunchSettings) -> list[str]:
 
 
 def build_environment(settings: LaunchSettings, environ: Mapping[str, str], key_file: Path) -> dict[str, str]:
-    """Return the environment of the node's processes: the caller's, this package, and the workers' variables.
+    """Return the environment for the node's processes: the caller's, this package, and the workers' variables.
 
     `key_file` holds the key of the workers' channel.
     """

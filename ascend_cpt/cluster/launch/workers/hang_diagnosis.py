@@ -15,7 +15,7 @@ import psutil
 from ascend_cpt.cluster.job.launcher_files import STACKS_SIGNAL, stacks_path
 
 STACKS_WAIT_S = 3.0
-# Functions in which a worker waits for the others: it has given its part to a collective, or reads a result of one.
+# Functions in which a worker waits for others after joining a collective or while reading a collective's result.
 WAITING_FUNCTIONS = {
     "asnumpy",
     "all_gather",
@@ -26,7 +26,7 @@ WAITING_FUNCTIONS = {
     "synchronize",
     "wait_for_ranks",
 }
-# MindSpore's function that runs a compiled graph, the collectives in it included.
+# MindSpore's function that runs a compiled graph, including the graph's collectives.
 GRAPH_FUNCTION = "_exec_pip"
 _STATES = {
     psutil.STATUS_STOPPED: "is stopped (SIGSTOP)",
@@ -41,28 +41,28 @@ _PACKAGE = "ascend_cpt/"
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerState:
-    """What a worker is doing. The `rank` of smallest `priority` is the most likely cause."""
+    """What a worker is doing. The `rank` with the smallest `priority` is the most likely cause."""
 
     rank: int
     priority: int
     text: str
 
 
-# Priorities of the causes; workers that wait for others are none.
+# Priorities of the causes. Workers that wait for others are not causes.
 EXTERNAL, BLOCKED, SILENT, BUSY, WAITING = range(5)
 
 
 def diagnose(pids: Mapping[int, int], stacks_dir: Path) -> tuple[list[WorkerState], list[WorkerState]]:
-    """Return the states of all workers and those of the likely causes, both by rank; takes a few seconds.
+    """Return the states of all workers and of the likely causes, both by rank. This takes a few seconds.
 
     Args:
         pids: Rank to process.
-        stacks_dir: Where the workers write their stacks.
+        stacks_dir: Folder in which the workers write their stacks.
     """
     offsets = {}
     for rank, pid in pids.items():
         path = stacks_path(stacks_dir, rank)
-        if path.exists():  # otherwise the signal would end the process
+        if path.exists():  # otherwise, the signal would end the process
             offsets[rank] = path.stat().st_size
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, STACKS_SIGNAL)
@@ -108,7 +108,7 @@ def judge(rank: int, status: str, stack: str, *, has_stacks: bool = True) -> Wor
 
 
 def parse_main_thread(stack: str) -> list[tuple[str, int, str]]:
-    """Return (file, line, function) of the main thread's frames, innermost first; faulthandler writes it last."""
+    """Return (file, line, function) of the main thread's frames, innermost first. This thread is written last."""
     frames: list[tuple[str, int, str]] = []
     for line in stack.splitlines():
         if match := _FRAME.match(line):

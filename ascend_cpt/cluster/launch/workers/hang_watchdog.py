@@ -1,4 +1,4 @@
-"""Detects that the workers of a node no longer finish steps."""
+"""Detects that a node's workers no longer finish steps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ascend_cpt.cluster.job.launcher_files import activity_path
 
-# A step may take this many times the median of the last ones: data on a slow disk, a busy node.
+# A step may take this many times the recent median, for example because of a slow disk or a busy node.
 STEP_FACTOR = 20
 # Validation (with the compilation of its graph), saving and the work after the last step may take this many times the
 # limit.
 ACTIVITY_FACTOR = 6
 RECENT_STEPS = 20
 PERIOD_S = 0.5
-# A launcher that was itself suspended for so long must not count that time.
+# A launcher that was itself suspended for this long must not count that time.
 MAX_GAP_S = 30.0
 
 
@@ -30,20 +30,20 @@ class Hang:
     limit_s: float
 
     def describe(self) -> str:
-        """Return for example "no step for 1805 s after step 48 (limit 1800 s)"."""
+        """Return a description such as "no step for 1805 s after step 48 (limit 1800 s)"."""
         during = f" while {self.activity}" if self.activity else ""
         return f"no step for {self.waited_s:.0f} s after step {self.step}{during} (limit {self.limit_s:.0f} s)"
 
 
 class HangWatchdog:
-    """Watches the files in which a worker of this node reports its steps.
+    """Watches the files in which a worker on this node reports its steps.
 
     Nothing is watched before the first step of an attempt, because compilation has no upper bound.
 
     Args:
-        progress_file: Where the worker reports.
-        timeout_s: Shortest limit of a step; 0 disables the watchdog. The limit is `STEP_FACTOR` times the median of
-            the last steps if that is longer.
+        progress_file: File in which the worker reports its steps.
+        timeout_s: Shortest time limit for a step, or 0 to disable the watchdog. The limit is `STEP_FACTOR` times the
+            recent median if that is longer.
     """
 
     def __init__(self, progress_file: Path, timeout_s: float) -> None:
@@ -54,7 +54,7 @@ class HangWatchdog:
         self._last_change_s = self._last_check_s = -1.0
 
     def check(self, now_s: float) -> Hang | None:
-        """Return a hang if there is one at `now_s` (monotonic clock); reads the files at most once per `PERIOD_S`."""
+        """Return a hang if there is one at `now_s` (monotonic clock). Reads the files at most once per `PERIOD_S`."""
         if not self._timeout_s or (self._last_check_s >= 0 and now_s - self._last_check_s < PERIOD_S):
             return None
         if self._last_check_s >= 0 and now_s - self._last_check_s > MAX_GAP_S:

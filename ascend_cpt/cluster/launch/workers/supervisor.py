@@ -1,7 +1,7 @@
-"""Starts the processes of an attempt on one node, monitors them, reports failures, and cleans up.
+"""Starts an attempt's processes on one node, monitors them, reports failures, and cleans up.
 
-msrun starts the scheduler (on node 0) and the workers and exits. Their new parent is then the nearest subreaper, which
-is this process, so it receives the exit code of each worker at once.
+msrun starts the scheduler (on node 0) and the workers, then exits. Their new parent is the nearest subreaper, which is
+this process, so it receives each worker's exit code at once.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 POLL_S = 0.05
-# Time between the first failure and killing the rest, for the others to print their errors.
+# Time between the first failure and killing the rest, so that the others can print their errors.
 FAILURE_GRACE_S = 5.0
 # The scheduler exits about two seconds after the last worker.
 SCHEDULER_GRACE_S = 10.0
-# A node without a cause of the hang waits for one that has it to report first.
+# A node that does not have the cause of the hang waits for the node that does to report first.
 HANG_REPORT_GRACE_S = 30.0
-# Exit codes of a worker that saved and exited after a stop signal.
+# Exit codes of workers that saved and exited after a stop signal.
 SIGNALLED_CODES = {128 + signal.SIGTERM, 128 + signal.SIGINT}
 
 
@@ -122,7 +122,7 @@ class Supervisor:
             # The workers are about to fail as well, with more detailed errors.
             self._wait_until(lambda: not self._ranks or bool(self._failures) or self._must_end(), FAILURE_GRACE_S)
         if not (self._failures or self._must_end()):
-            # The workers of other nodes may still need the scheduler.
+            # Workers on other nodes may still need the scheduler.
             limit_s = SCHEDULER_GRACE_S if self._settings.num_nodes == 1 else self._settings.cluster_timeout_s
             self._wait_until(lambda: not self._scheduler_pid or self._must_end(), limit_s)
         if self._received:
@@ -139,7 +139,7 @@ class Supervisor:
         return bool(self._received) or self._client.is_cancelled()
 
     def _wait_for_starter(self) -> Outcome | None:
-        """Wait until msrun has started all processes; return an outcome when the attempt ends here."""
+        """Wait until msrun has started all processes. Return an outcome if the attempt ends here."""
         while not (ended := os.waitid(os.P_PID, self._starter_pid, os.WEXITED | os.WNOHANG)):
             self._follower.pump()
             time.sleep(POLL_S)
@@ -154,9 +154,9 @@ class Supervisor:
         return None
 
     def _identify_children(self) -> None:
-        """Find the rank of each worker: msrun starts them in rank order, each as a session leader.
+        """Find each worker's rank, given that msrun starts workers in rank order, each as a session leader.
 
-        Includes workers that have already exited, since only this process reaps them.
+        This includes workers that have already exited, since only this process reaps them.
         """
         leaders = []
         for child in psutil.Process().children():
@@ -166,7 +166,7 @@ class Supervisor:
             elif session == self._starter_pid:
                 self._scheduler_pid = child.pid
         if len(leaders) > self._settings.num_local_workers:
-            # A worker that has exited left a child process, which was reparented to this process.
+            # A child of a worker that exited, now reparented to this process.
             leaders = [(time_s, pid) for time_s, pid in leaders if _runs_script(pid, self._settings.script)]
         first = self._settings.first_rank
         self._ranks = {pid: rank for rank, (_, pid) in enumerate(sorted(leaders), start=first)}
@@ -185,7 +185,7 @@ class Supervisor:
         time.sleep(POLL_S)
 
     def _correct(self, rank: int, code: int) -> int:
-        """Return the exit code that a worker recorded if a signal ended it afterwards, while MindSpore shut down."""
+        """Return the exit code that a worker recorded if a signal later ended it while MindSpore shut down."""
         if code >= 0 or (result := read_result(self._settings.log_dir, rank)) is None:
             return code
         print_status(
@@ -197,7 +197,7 @@ class Supervisor:
     def _report_failure(self) -> Outcome:
         """Print which worker failed first and why, and return the outcome."""
         if self._failures:
-            # Of those that ended within one poll: one that was killed, else the one with the oldest last log write.
+            # Among workers that ended within one poll, prefer a killed one, else the one with the oldest log write.
             rank = min(
                 self._failures,
                 key=lambda rank: (
@@ -231,7 +231,7 @@ class Supervisor:
         return Outcome(end=end, code=kept, lines=tuple(lines), reason=reason)
 
     def _report_hang(self, hang: Hang) -> Outcome:
-        """Print what the workers are doing and which of them is the likely cause, and return the outcome."""
+        """Print what the workers are doing and which is the likely cause, and return the outcome."""
         states, causes = diagnose({rank: pid for pid, rank in self._ranks.items()}, self._settings.log_dir)
         lines = describe_states(states)
         if not causes and self._settings.num_nodes > 1:
@@ -256,7 +256,7 @@ class Supervisor:
         return not lines or (os.path.sameopenfile(1, 2) and self._follower.has_shown(lines[0]))
 
     def _stop(self) -> Outcome:
-        """Forward the stop signal and wait for the workers to end; a second signal kills them at once."""
+        """Forward the stop signal and wait for the workers to end. A second signal kills them at once."""
         number = self._received[0]
         self._client.announce_stop(number)
         print_status(
@@ -286,7 +286,7 @@ class Supervisor:
             self._follow_and_reap()
 
     def _kill_all(self) -> None:
-        """End and reap every process of the job; after a failure, send SIGTERM first."""
+        """End and reap all of the job's processes. After a failure, send SIGTERM first."""
         if self._ranks and not self._received:
             self._signal_workers(signal.SIGTERM)
             self._wait_until(lambda: not self._ranks, FAILURE_GRACE_S)
@@ -301,7 +301,7 @@ class Supervisor:
 
 
 def _runs_script(pid: int, script: Path) -> bool:
-    """Return whether a process is a worker: its command has the script, or is not known because it has ended."""
+    """Return whether a process is a worker: its command includes the script, or is unknown because it has ended."""
     try:
         words = psutil.Process(pid).cmdline()
     except psutil.ZombieProcess:
@@ -310,7 +310,7 @@ def _runs_script(pid: int, script: Path) -> bool:
 
 
 def _reap() -> list[tuple[int, int]]:
-    """Return (pid, exit code) of the children that have ended; a negative code is the signal that killed the child."""
+    """Return (pid, exit code) of each child that has ended. A negative code is the signal that killed the child."""
     ended: list[tuple[int, int]] = []
     while True:
         try:
@@ -327,5 +327,5 @@ def _last_write_ns(path: Path) -> int:
 
 
 def _relative(path: Path) -> str:
-    """Return `path` relative to the current folder when it is below it."""
+    """Return `path` relative to the current folder if it is inside that folder."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

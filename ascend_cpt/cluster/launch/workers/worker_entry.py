@@ -1,6 +1,6 @@
-"""Entry point of every process that msrun starts: exits with the launcher, and replaces itself with the user's script.
+"""Entry point of every process that msrun starts: becomes the user's script, and exits when the launcher does.
 
-Run by path and limited to the standard library for a fast start: `python worker_entry.py SCRIPT [ARGUMENT ...]`.
+For a fast start, it is run by path and uses only the standard library: `python worker_entry.py SCRIPT [ARGUMENT ...]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ADOPTION_TIMEOUT_S = 10.0
 
 def main() -> None:
     """Replace this process with the script."""
-    # msrun starts a scheduler wherever MASTER_ADDR is a local address; only node 0 may have one.
+    # msrun starts a scheduler wherever MASTER_ADDR is a local address, but only node 0 may have one.
     if os.environ.get("MS_ROLE") == "MS_SCHED" and os.environ[NODE_RANK] != "0":
         return
     die_with_launcher(int(os.environ[LAUNCHER_PID]))
@@ -32,7 +32,7 @@ def main() -> None:
 def die_with_launcher(launcher_pid: int) -> None:
     """Make the kernel kill this process when the launcher exits for any reason.
 
-    msrun starts this process and exits; the launcher then becomes its parent. Under MindX msrun keeps running and
+    msrun starts this process and exits, and the launcher becomes its parent. Under MindX, msrun keeps running and
     supervises its workers itself.
     """
     deadline = time.monotonic() + ADOPTION_TIMEOUT_S

@@ -1,4 +1,4 @@
-"""Worker logs: live output, the error of a failed worker, and moving logs of earlier launches."""
+"""Handles worker logs: shows live output, extracts a failed worker's error, and archives earlier logs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAX_READ_BYTES = 4 << 20
 
 
 class LogFollower:
-    """Copies a growing log to a terminal, without log records of MindSpore and MindFormers and control characters."""
+    """Copies a growing log to a terminal, without control characters or MindSpore and MindFormers log records."""
 
     def __init__(self, path: Path, terminal: TextIO) -> None:
         self._path = path
@@ -73,9 +73,9 @@ class LogFollower:
 
 
 def describe_failure(log: Path) -> list[str]:
-    """Return the cause of a failure from a log: an `error:` line, else the last Python exception, else the last lines.
+    """Return a failure's cause from a log: an `error:` line, else the last Python exception, else the last lines.
 
-    An exception after an `error:` line is the cause; one before it was handled.
+    An exception after an `error:` line is the cause, whereas one before it was handled.
     """
     lines = _read_end(log)
     traceback = max((number for number, line in enumerate(lines) if line == TRACEBACK_HEAD), default=-1)
@@ -129,7 +129,7 @@ def _exception_of(lines: list[str]) -> list[str]:
 
 
 def _read_end(log: Path) -> list[str]:
-    """Return the lines of the last MAX_READ_BYTES of a log; none when it does not exist."""
+    """Return the lines in the last MAX_READ_BYTES of a log, or none if the log does not exist."""
     if not log.is_file():
         return []
     with log.open("rb") as file:
@@ -139,9 +139,9 @@ def _read_end(log: Path) -> list[str]:
 
 
 def archive_logs(log_dir: Path) -> Path | None:
-    """Move the logs of an earlier launch from `log_dir` to `log_dir/earlier_<n>`; return that folder, or None.
+    """Move an earlier launch's logs from `log_dir` to `log_dir/earlier_<n>`. Return that folder, or None.
 
-    Only files written by a launch are moved; the folder may hold other files.
+    Only files written by a launch are moved, because the folder may hold other files.
     """
     names = (
         *("worker_*.log", "scheduler.log", "msrun.log", "stacks_*.txt"),

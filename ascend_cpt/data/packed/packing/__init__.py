@@ -1,4 +1,4 @@
-"""Pack the token ids of documents into rows of equal length: one after the other, one per row, or by best fit."""
+"""Packs documents' token ids into rows of equal length: one after another, one document per row, or by best fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def make_packer(packing: str, layout: RowLayout) -> Packer:
-    """Return the packer of this name."""
+    """Return the packer with this name."""
     packers: dict[str, Callable[[RowLayout], Packer]] = {
         CONCAT: ConcatPacker,
         DOCUMENT: DocumentPacker,

@@ -1,10 +1,10 @@
 """Best-fit packing (Ding et al., "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
-Documents longer than a row are split into whole rows and a rest. Documents and rests are then put into rows in order of
-decreasing length, each into the fullest row that has room for it. No other document is cut.
+Documents longer than a row are split into whole rows and a remainder. Documents and remainders are then put into rows
+in order of decreasing length, each into the fullest row with enough room. No other document is cut.
 
-The paper sorts the whole corpus; here it is done for windows of bounded size. The emptiest rows of a window are not
-written: their documents are packed again with the next window.
+The paper sorts the whole corpus, whereas this module sorts windows of bounded size. A window's emptiest rows are not
+written; their documents are packed again with the next window.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FREE_PART = 64
 
 
 class BestFitPacker(Packer):
-    """Rows of whole documents. They depend on the documents and their order, not on their batches."""
+    """Packs rows of whole documents. The rows depend on the documents' order but not on how they are batched."""
 
     def __init__(self, layout: RowLayout) -> None:
         super().__init__(layout)
@@ -46,7 +46,7 @@ class BestFitPacker(Packer):
         self._waiting_tokens = 0
 
     def add(self, documents: Encoded) -> Iterator[Rows]:
-        """Yield rows each time a window is full."""
+        """Yield rows whenever a window is full."""
         stream, offsets = add_special_tokens(documents, self._layout)
         lengths = np.diff(offsets)
         self.num_tokens += stream.size
@@ -78,7 +78,7 @@ class BestFitPacker(Packer):
             free = self._row_tokens - np.bincount(rows, lengths, num_rows).astype(np.int64)
             emptiest = np.argsort(-free, kind="stable")[: num_rows // _CARRIED_PART]
             is_carried[emptiest] = free[emptiest] > self._row_tokens // _FREE_PART
-        # Rows are in the order of their first documents, and documents of a row in the order of the input.
+        # Rows are ordered by their first documents, and documents within a row are in input order.
         _, first = np.unique(rows, return_index=True)
         places = np.empty(num_rows, np.int64)
         places[np.argsort(first)] = np.arange(num_rows)
@@ -92,7 +92,7 @@ class BestFitPacker(Packer):
         yield from self._write(ids, lengths, order, places[rows[order]])
 
     def _write(self, ids: Rows, lengths: Numbers, order: Numbers, rows: Numbers) -> Iterator[Rows]:
-        """Yield the rows of the pieces `order`, which are sorted by their row `rows`; in blocks to bound the memory."""
+        """Yield the rows of the pieces `order`, sorted by row (`rows`), in blocks to bound memory use."""
         starts = np.flatnonzero(np.diff(rows, prepend=-1))
         begins = np.cumsum(lengths) - lengths
         step = max(1, BLOCK_TOKENS // self._row_tokens)
@@ -106,7 +106,7 @@ class BestFitPacker(Packer):
 def assign_rows(lengths: Numbers, capacity: int) -> tuple[Numbers, int]:
     """Return the row of each piece, int64 of shape (len(lengths),), and the number of rows, by best-fit decreasing.
 
-    Pieces of equal length are placed together: they go to the fullest row with room until it is full, then to the next.
+    Pieces of equal length are placed together: they fill the fullest row with room, then the next one, and so on.
 
     Args:
         lengths: Tokens of each piece, from 1 to `capacity`.
@@ -157,7 +157,7 @@ def assign_rows(lengths: Numbers, capacity: int) -> tuple[Numbers, int]:
 
 
 def _gather(ids: Rows, begins: Numbers, lengths: Numbers) -> Rows:
-    """Return the ids of pieces one after the other."""
+    """Return the concatenated ids of the pieces."""
     shifts = begins - (np.cumsum(lengths) - lengths)
     gathered: Rows = ids[np.repeat(shifts, lengths) + np.arange(int(lengths.sum()))]
     return gathered

@@ -1,4 +1,4 @@
-"""Concatenate documents and cut the stream into rows; a document at the end of a row continues in the next one."""
+"""Concatenates documents and cuts the stream into rows. A document cut at the end of a row continues in the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ascend_cpt.data.tokenizing.base import Encoded
 
 
 class ConcatPacker(Packer):
-    """Rows without padding, except for the last one, which is padded or dropped."""
+    """Packs rows without padding, except for the last one, which is padded or dropped."""
 
     def __init__(self, layout: RowLayout) -> None:
         super().__init__(layout)
@@ -32,7 +32,7 @@ class ConcatPacker(Packer):
             yield rows[begin : begin + step]
 
     def finish(self) -> Iterator[Rows]:
-        """Yield the remaining tokens as a padded row; with `drop_tail` only count them."""
+        """Yield the remaining tokens as a padded row, or only count them with `drop_tail`."""
         rest, self._rest = self._rest, np.empty(0, np.int32)
         if self._layout.drop_tail:
             self.dropped_tokens = rest.size

@@ -1,4 +1,4 @@
-"""One document per row, padded; a longer document is split into whole rows and a padded one."""
+"""Packs one document per row, with padding. A longer document is split into whole rows and a padded one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ascend_cpt.data.tokenizing.base import Encoded
 
 
 class DocumentPacker(Packer):
-    """Rows of one document, or of one piece of a document, in the order of the input."""
+    """Packs rows of one document or one piece of a document, in input order."""
 
     def add(self, documents: Encoded) -> Iterator[Rows]:
         """Yield the rows of the documents."""
@@ -22,5 +22,5 @@ class DocumentPacker(Packer):
         yield from self._fill_rows(stream, split_documents(lengths, self._row_tokens))
 
     def finish(self) -> Iterator[Rows]:
-        """Yield nothing: every document has its rows."""
+        """Yield nothing, because every document's rows have already been yielded."""
         yield from ()

@@ -1,4 +1,4 @@
-"""What all packers share: the row layout, special tokens, and rows that end in padding."""
+"""Code shared by all packers: the row layout, special tokens, and padded rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RowLayout:
 
 
 class Packer(ABC):
-    """Packs a stream of documents into rows of seq_length + 1 tokens that do not overlap."""
+    """Packs a stream of documents into non-overlapping rows of seq_length + 1 tokens."""
 
     def __init__(self, layout: RowLayout) -> None:
         self._layout = layout
@@ -57,14 +57,14 @@ class Packer(ABC):
 
     @abstractmethod
     def add(self, documents: Encoded) -> Iterator[Rows]:
-        """Add documents; yield blocks of rows that are complete, of shape [num_rows, seq_length + 1]."""
+        """Add documents and yield blocks of completed rows, of shape [num_rows, seq_length + 1]."""
 
     @abstractmethod
     def finish(self) -> Iterator[Rows]:
         """Yield the remaining rows."""
 
     def _fill_rows(self, ids: Rows, lengths: Numbers) -> Iterator[Rows]:
-        """Yield padded rows in blocks; row k has the next `lengths[k]` of `ids`."""
+        """Yield padded rows in blocks. Row k has the next `lengths[k]` of `ids`."""
         step = max(1, BLOCK_TOKENS // self._row_tokens)
         begin = 0
         for first in range(0, len(lengths), step):
@@ -95,9 +95,9 @@ def add_special_tokens(documents: Encoded, layout: RowLayout) -> Encoded:
 
 
 def split_documents(lengths: Numbers, row_tokens: int) -> Numbers:
-    """Return the lengths of the pieces of documents: documents of up to a row are whole, longer ones are split.
+    """Return the lengths of document pieces. Only documents longer than a row are split.
 
-    All pieces of a document but the last one are whole rows. Empty documents have no piece.
+    All pieces of a document except the last are whole rows. Empty documents have no pieces.
     """
     num_pieces = -(-lengths // row_tokens)
     pieces = np.full(int(num_pieces.sum()), row_tokens, np.int64)
@@ -107,7 +107,7 @@ def split_documents(lengths: Numbers, row_tokens: int) -> Numbers:
 
 
 def strip_padding(rows: Rows, pad_id: int) -> Rows:
-    """Return the ids of rows, of shape (num_rows, row_length), one after the other, without the padding at the ends."""
+    """Concatenate the ids of rows of shape (num_rows, row_length), without the padding at the ends."""
     is_real = rows[:, ::-1] != pad_id
     lengths = np.where(is_real.any(1), rows.shape[1] - is_real.argmax(1), 0)
     ids: Rows = rows[np.arange(rows.shape[1]) < lengths[:, None]]

@@ -20,10 +20,10 @@ _SHARED_MODULES = {"tsv": "csv"}
 
 
 class Reader(Protocol):
-    """Interface of a reader module."""
+    """The interface of a reader module."""
 
     def measure(self, file: InputFile, options: ReadOptions) -> Sequence[Extent]:
-        """Return consecutive extents of the file with their numbers of positions and weights, for splitting it evenly.
+        """Return consecutive file extents with position counts and weights, for splitting the file evenly.
 
         Raises:
             DataError: the file does not have the format.
@@ -32,16 +32,16 @@ class Reader(Protocol):
     def read(self, file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
         """Yield the records at position `start` or later, in order, without loading the whole file.
 
-        Reading [a, b) and [b, c) must give exactly the records of [a, c), for any b: a record belongs to the part that
+        Reading [a, b) and [b, c) must give exactly the records in [a, c) for any b: a record belongs to the part that
         contains its start position. The caller stops at the first record after its part.
         """
 
     def must_skim(self, file: InputFile) -> bool:
-        """Return whether the file must be read from its start to reach a position."""
+        """Return whether reaching a position requires reading the file from its start."""
 
 
 def load_reader(format_name: str) -> Reader:
-    """Return the reader of a format in `input_files.FORMATS`, importing its libraries."""
+    """Return the reader for a format in `input_files.FORMATS`, importing the libraries it needs."""
     assert format_name in FORMATS.values()
     module = _SHARED_MODULES.get(format_name, format_name)
     return cast(Reader, importlib.import_module(f"{__name__}.{module}_file"))

@@ -54,15 +54,15 @@ def read(file: InputFile, start: int, options: ReadOptions) -> Iterator[Record]:
 
 
 def _validate(file: InputFile, batch: pa.RecordBatch, *, full: bool = True) -> pa.RecordBatch:
-    """Return the batch; raise DataError if its offsets or lengths are impossible, because reading them could crash.
+    """Return the batch. Raise DataError for impossible offsets or lengths, because reading them could crash.
 
-    Without `full` only the sizes of the buffers are checked, which is enough to ask for the size of the batch.
+    Without `full`, only buffer sizes are checked, which is enough for computing the batch's size.
     """
     try:
         for column in batch.columns:
             column.validate()
             if full:
-                # Text that is not UTF-8 only rejects its row.
+                # Only the row is rejected if its text is not UTF-8.
                 plain = _WITHOUT_ENCODING.get(column.type)
                 (column if plain is None else column.view(plain)).validate(full=True)
     except pa.ArrowException as error:
@@ -71,7 +71,7 @@ def _validate(file: InputFile, batch: pa.RecordBatch, *, full: bool = True) -> p
 
 
 def _count_bytes(batch: pa.RecordBatch) -> int:
-    """Return the approximate size of a batch: Arrow does not report the size of views."""
+    """Return a batch's approximate size, because Arrow does not report the size of views."""
     total = 0
     for column in batch.columns:
         try:
@@ -82,9 +82,9 @@ def _count_bytes(batch: pa.RecordBatch) -> int:
 
 
 def _expand_views(file: InputFile, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the batch with columns of type string_view and binary_view as large_string and large_binary.
+    """Return the batch with string_view and binary_view columns converted to large_string and large_binary.
 
-    Several views can show the same bytes, so this is done within the limit of memory.
+    Several views can show the same bytes, so the conversion runs under the memory limit.
     """
     columns = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):

@@ -1,4 +1,4 @@
-"""Records from arrow record batches, for the parquet and arrow readers."""
+"""Extracts records from Arrow record batches for the parquet and arrow readers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_NESTED_BYTES = 256 << 20
 
 
 def check_columns(file: InputFile, schema: pa.Schema, columns: tuple[str, ...] | None) -> list[str]:
-    """Return the columns to read; raise DataError if one is missing or is there twice."""
+    """Return the columns to read. Raise DataError if a column is missing or occurs twice."""
     if columns is None:
         return list(schema.names)
     for name in columns:
@@ -34,7 +34,7 @@ def check_columns(file: InputFile, schema: pa.Schema, columns: tuple[str, ...] |
 
 
 def limit_batches(batches: Iterable[pa.RecordBatch], max_record_bytes: int) -> Iterator[pa.RecordBatch]:
-    """Yield the batches; raise pa.ArrowMemoryError or MemoryError if reading one takes too much memory."""
+    """Yield the batches. Raise pa.ArrowMemoryError or MemoryError if reading one takes too much memory."""
     iterator = iter(batches)
     while True:
         with limited_memory(batch_limit_bytes(max_record_bytes)):
@@ -47,7 +47,7 @@ def limit_batches(batches: Iterable[pa.RecordBatch], max_record_bytes: int) -> I
 def iter_rows(
     file: InputFile, batches: Iterable[pa.RecordBatch], first_row: int, start: int, max_record_bytes: int
 ) -> Iterator[Record]:
-    """Yield the rows from number `start` on; the first row of `batches` has number `first_row`."""
+    """Yield the rows from index `start` on. The first row in `batches` has index `first_row`."""
     try:
         for batch in limit_batches(batches, max_record_bytes):
             skipped = max(start - first_row, 0)
@@ -62,7 +62,7 @@ def iter_rows(
 
 
 def needs_too_much(file: InputFile, row: int, max_record_bytes: int) -> DataError:
-    """Return the error for a batch that takes too much memory."""
+    """Return the error to raise for a batch that takes too much memory."""
     return DataError(
         f"{file.path}: cannot be read near row {row + 1}: needs more than "
         f"{batch_limit_bytes(max_record_bytes) >> 20} MiB at once; write the file with smaller row groups or record "
@@ -71,7 +71,7 @@ def needs_too_much(file: InputFile, row: int, max_record_bytes: int) -> DataErro
 
 
 def _iter_part(part: pa.RecordBatch, first_row: int, max_record_bytes: int) -> Iterator[Record]:
-    """Yield the rows of a part, in pieces that take little memory."""
+    """Yield a part's rows in pieces that take little memory."""
     sizes = [measure_values(column) for column in part.columns]
     total = sum(size.num_bytes for size in sizes)
     if total > min(_SLICE_BYTES, max_record_bytes):
@@ -95,7 +95,7 @@ def _iter_part(part: pa.RecordBatch, first_row: int, max_record_bytes: int) -> I
 
 
 def _iter_one_by_one(part: pa.RecordBatch, first_row: int) -> Iterator[Record]:
-    """Convert row by row, so that a value that is not UTF-8 only rejects its own row."""
+    """Convert row by row, so that a value that is not UTF-8 causes only its own row to be rejected."""
     for k in range(part.num_rows):
         try:
             row: dict[str, Any] | None = {name: part.column(name)[k].as_py() for name in part.schema.names}

@@ -1,4 +1,4 @@
-"""Common parts of the readers: records, extents and lines of a byte stream."""
+"""Code shared by the readers: records, extents and lines of a byte stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """A part of a file with positions of about equal weight."""
+    """A part of a file whose positions have about equal weight."""
 
     num_positions: int
     weight: int
@@ -64,7 +64,7 @@ def measure_bytes(file: InputFile) -> list[Extent]:
 
 @dataclass(frozen=True, kw_only=True)
 class LongLine:
-    """Stands for the content of a line that is too long; its `len` is that of the line."""
+    """Stands for the content of an overlong line and has the line's `len`."""
 
     num_bytes: int
     num_quotes: int
@@ -73,7 +73,7 @@ class LongLine:
     def __len__(self) -> int:
         return self.num_bytes
 
-    # Called by `_clean`, for which a check of the type would take a fifth of the time of a line.
+    # Called by `_clean`, where a type check would take a fifth of the time per line.
     def removeprefix(self, prefix: bytes) -> LongLine:
         return self
 
@@ -85,10 +85,10 @@ def iter_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[tuple[in
     """Yield (position, line number, content without line end) of the lines starting at `start` or later.
 
     A carriage return before the line feed and a byte order mark at the start of the file are removed. Line numbers
-    start at 1; they are None unless reading starts at the start of the file. Lines longer than `max_bytes` are not kept
-    in memory.
+    start at 1, or are None unless reading starts at the beginning of the file. Lines longer than `max_bytes` are not
+    kept in memory.
     """
-    # A line belongs here if it starts at `start` or later, so the line feed before it is at start - 1 or later.
+    # A line belongs here if it starts at `start` or later, so the preceding line feed is at start - 1 or later.
     offset = 0 if file.compression else max(start - 1, 0)
     is_numbered = offset == 0
     number = 0
@@ -116,7 +116,7 @@ def iter_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[tuple[in
 
 
 class _UnfinishedLine:
-    """The beginning of a line that goes on in the next block. Once it is too long, only its quotes are counted."""
+    """The beginning of a line that continues in the next block. Once it is too long, only its quotes are counted."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -137,7 +137,7 @@ class _UnfinishedLine:
             self._parts = []
 
     def finish(self, end: bytes | LongLine) -> bytes | LongLine:
-        """Add the end of the line, return the line, and start with an empty one."""
+        """Add the end of the line, return the line, and start a new, empty one."""
         self.add(end)
         if self.num_bytes > self._max_bytes:
             line: bytes | LongLine = LongLine(num_bytes=self.num_bytes, num_quotes=self._num_quotes)

@@ -1,4 +1,4 @@
-"""Read the bytes of a text file, decompressing .gz and .zst, and map them to positions in the file."""
+"""Reads the bytes of a text file, decompressing .gz and .zst, and maps them to positions in the file."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _KEPT_CHUNKS = 1 << 10
 
 
 class ByteStream:
-    """Blocks of the bytes of a file from `start` on.
+    """A file's bytes from `start` on, in blocks.
 
-    A position is a byte offset in the file on disk. A compressed file can only be read from its start, so `start` must
-    be 0; all text decompressed from one chunk has the position of the chunk.
+    A position is a byte offset in the file on disk. A compressed file can only be read from its beginning, so `start`
+    must be 0, and all text decompressed from one chunk has the chunk's position.
     """
 
     def __init__(self, file: InputFile, start: int = 0) -> None:
@@ -36,16 +36,16 @@ class ByteStream:
         self._file = file
         self._start = start
         self._blocks = self._read_compressed() if file.compression else self._read_plain()
-        # For compressed files: text offset and file position of each chunk.
+        # For compressed files: each chunk's text offset and file position.
         self._offsets: list[int] = []
         self._positions: list[int] = []
 
     def read(self) -> bytes:
-        """Return the next block, empty at the end of the file; raise DataError if the file is damaged."""
+        """Return the next block, which is empty at the end of the file. Raise DataError if the file is damaged."""
         return next(self._blocks, b"")
 
     def locate(self, offset: int) -> int:
-        """Return the file position of the byte at `offset` in the text; offsets must not decrease between calls."""
+        """Return the file position of the byte at `offset` in the text. Offsets must not decrease between calls."""
         if not self._file.compression:
             return offset
         k = bisect.bisect_right(self._offsets, offset) - 1
@@ -61,7 +61,7 @@ class ByteStream:
                 yield block
 
     def _read_compressed(self) -> Iterator[bytes]:
-        """Decompress chunk by chunk, to blocks of bounded size."""
+        """Decompress chunk by chunk into blocks of bounded size."""
         offset = position = 0
         decompressor: Any = None
         feed_bytes = _ZSTD_FEED_BYTES if self._file.compression == "zst" else _FEED_BYTES
@@ -82,7 +82,7 @@ class ByteStream:
             raise DataError(f"{self._file.path}: the compressed file is truncated; copy it again")
 
     def _decompress(self, decompressor: Any, data: bytes) -> tuple[bytes, Any]:
-        """Return the decompressed data and the decompressor to go on with, None at the end of a member.
+        """Return the decompressed data and the decompressor to continue with, or None at the end of a member.
 
         A file may have several members (gzip) or frames (zstd), with zeros between or after them.
         """

@@ -73,13 +73,13 @@ def _make_record(position: int, line: int, header: list[str], fields: list[str])
 
 
 class _RowTooLongError(Exception):
-    """The lines of a row are longer than the limit; they have been skipped."""
+    """A row's lines exceeded the length limit and have been skipped."""
 
 
 class _Lines:
-    """The lines of the file, decoded for the csv module.
+    """A file's lines, decoded for the csv module.
 
-    Bytes that are not UTF-8 are decoded to lone surrogates, so that only their row is rejected.
+    Bytes that are not UTF-8 are decoded to lone surrogates, so that only the row containing them is rejected.
     """
 
     def __init__(self, file: InputFile, max_bytes: int) -> None:
@@ -90,12 +90,12 @@ class _Lines:
         self.begins_row = True
         """Set by the reader before each row."""
         self._size_bytes = file.size_bytes
-        self._limit = max_bytes + 1  # with the line feed after the last line
+        self._limit = max_bytes + 1  # including the line feed after the last line
         self._lines = iter_lines(file, 0, max_bytes)
         self._following = next(self._lines, None)
 
     def iter_text(self) -> Iterator[str]:
-        """Yield the lines that follow; raise _RowTooLongError after skipping a row that is too long."""
+        """Yield the lines that follow. Raise _RowTooLongError after skipping a row that is too long."""
         lines, limit, end = self._lines, self._limit, self._size_bytes
         following = self._following
         number = row_bytes = 0
@@ -112,7 +112,7 @@ class _Lines:
             if row_bytes > limit:
                 self._following = following
                 self.number += number
-                # A row goes on in another line only within quotes.
+                # A row continues on another line only within quotes.
                 self._skip_row(line, is_quoted=before > 0)
                 raise _RowTooLongError
             yield line.decode("utf-8", "surrogateescape") + "\n"  # type: ignore[union-attr]

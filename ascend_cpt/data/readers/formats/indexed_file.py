@@ -1,4 +1,4 @@
-"""Megatron indexed datasets (.idx with .bin), only to split them. They contain ids, which `shards/batches.py` reads."""
+"""Splits Megatron indexed datasets (.idx with .bin). `shards/batches.py` reads the token ids in them."""
 
 from __future__ import annotations
 

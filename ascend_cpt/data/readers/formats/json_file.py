@@ -24,12 +24,12 @@ from ascend_cpt.data.readers.formats.byte_stream import ByteStream, read_head
 from ascend_cpt.data.readers.input_files import InputFile
 from ascend_cpt.errors import DataError
 
-# A string, a bracket or a comma. A string without closing quote goes on: the buffer ends in it, or it has many escape
-# sequences, whose number is limited because the matcher needs memory for each.
+# A string, a bracket or a comma. A string without a closing quote is unfinished: the buffer ends inside it, or it has
+# too many escape sequences, which are limited because the matcher needs memory for each.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*){0,4096}("?)|[\[\]{},]', re.DOTALL)
 _REST_OF_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*){0,4096}("?)', re.DOTALL)
 
-# Parsed values take more memory than their text: `[],` becomes an object of 80 bytes.
+# Parsed values take more memory than their text: `[],` becomes an 80-byte object.
 _ALWAYS_PARSED_BYTES = 1 << 20
 _VALUE_BYTES = {b"[": 80, b"{": 240, b",": 64}
 _MAX_VALUES_BYTES = 256 << 20
@@ -64,7 +64,7 @@ def _read_lines(file: InputFile, start: int, max_bytes: int) -> Iterator[Record]
 
 
 def _read_array(file: InputFile, start: int, max_bytes: int) -> Iterator[Record]:
-    """Yield the elements of an array from `start` on. The array is always scanned from its start."""
+    """Yield the array elements from `start` on. The array is always scanned from its beginning."""
     for position, line, element in _ArrayScanner(file, max_bytes).iter_elements():
         if position >= start:
             yield Record(position, line, None, TOO_LONG) if element is None else _parse(position, line, element)
@@ -85,7 +85,7 @@ def _parse(position: int, line: int | None, content: bytes) -> Record:
 
 
 def _has_too_many_values(content: bytes) -> bool:
-    """Return whether the values of a record would take too much memory.
+    """Return whether a record's values would take too much memory.
 
     Strings are excluded from the count only if the count with them is too high.
     """
@@ -103,7 +103,7 @@ def _has_too_many_values(content: bytes) -> bool:
 
 
 def _parse_leniently(content: bytes) -> tuple[Any, str]:
-    """Parse JSON that orjson rejects but Python writes (NaN, big integers); return (row, problem)."""
+    """Parse JSON that orjson rejects but Python can write (NaN, big integers). Return (row, problem)."""
     try:
         return json.loads(content.decode("utf-8")), ""
     except UnicodeDecodeError:
@@ -131,9 +131,9 @@ class _ArrayScanner:
         """Position and line of the current element if its beginning has been dropped because it is too long."""
 
     def iter_elements(self) -> Iterator[tuple[int, int, bytes | None]]:
-        """Yield (position, line, content) of each element; the content is None if it is longer than the limit.
+        """Yield each element's (position, line, content). Content longer than the limit is given as None.
 
-        One element of at most twice the limit and one block are in memory.
+        At most one block and one element of up to twice the limit are in memory.
         """
         self._fill()
         self._begin = self._scan = self._buffer.index(b"[") + 1
@@ -154,7 +154,7 @@ class _ArrayScanner:
         self._check_rest()
 
     def _find_next(self) -> bytes | None:
-        """Move past the next bracket or comma that is not in a string and return it; None at the end of the text."""
+        """Move past the next bracket or comma outside a string and return it, or None at the end of the text."""
         while True:
             token = (_REST_OF_STRING if self._is_in_string else _TOKEN).search(self._buffer, self._scan)
             if token is None or token.end() == self._scan:
@@ -172,13 +172,13 @@ class _ArrayScanner:
                 return token.group()
 
     def _drop_beginning(self) -> None:
-        """Forget what has been scanned of the current element, except where it begins."""
+        """Discard the scanned part of the current element, but remember where the element begins."""
         if self._dropped is None:
             self._dropped = self._locate_element(self._scan)
         self._begin = self._scan
 
     def _locate_element(self, end: int) -> tuple[int, int] | None:
-        """Return position and line of the first character from `_begin` to `end` that is not a space."""
+        """Return the position and line of the first non-space character from `_begin` to `end`."""
         content = self._buffer[self._begin : end]
         if not (stripped := content.lstrip()):
             return None
@@ -216,7 +216,7 @@ class _ArrayScanner:
         self._buffer = self._buffer[length:]
 
     def _fill(self) -> bool:
-        """Double the buffer, so that long elements are scanned only a few times."""
+        """Double the buffer size so that long elements are scanned only a few times."""
         blocks: list[bytes] = []
         wanted = max(1, len(self._buffer))
         while wanted > 0 and (block := self._stream.read()):

@@ -1,4 +1,4 @@
-"""Limits the memory that reading one batch of a file may allocate: a small file can expand to gigabytes."""
+"""Limits the memory allocated while reading one batch, because a small file can expand to gigabytes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def batch_limit_bytes(max_record_bytes: int) -> int:
-    """Return the memory that a batch may take when records of this length are allowed."""
+    """Return how much memory a batch may take if records of this length are allowed."""
     return max(_MIN_LIMIT_BYTES, 8 * max_record_bytes)
 
 
 @contextmanager
 def limited_memory(num_bytes: int) -> Iterator[None]:
-    """Make allocations of more than `num_bytes` in total fail, with MemoryError or the error of the library.
+    """Make allocations beyond `num_bytes` in total fail with MemoryError or the library's own error.
 
-    Files mapped into memory do not count. Other threads are limited as well, so keep the block short.
+    Memory-mapped files do not count. Other threads are limited too, so keep the block short.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     try:

@@ -45,7 +45,7 @@ def _read_group(
     start: int,
     max_record_bytes: int,
 ) -> Iterator[Record]:
-    """Yield the rows of a row group; its first row has number `first_row` in the file."""
+    """Yield a row group's rows. The group's first row has index `first_row` in the file."""
     group = parquet.metadata.row_group(number)
     batch_size = max(1, min(group.num_rows, BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
     while True:
@@ -61,7 +61,7 @@ def _read_group(
                 )
             return
         except DataError as error:
-            # The size in the metadata is that of the encoded values: repeated ones can be much larger.
+            # The metadata gives the encoded size; repeated values can take much more space when decoded.
             if batch_size == 1 or not isinstance(error.__cause__, MemoryError):
                 raise
             batch_size = max(1, batch_size // 16)

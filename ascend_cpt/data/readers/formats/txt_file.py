@@ -63,7 +63,7 @@ def _read_whole(file: InputFile, start: int, max_bytes: int) -> Iterator[Record]
         num_bytes += len(block)
         blocks.append(block)
         if num_bytes > max_bytes:
-            blocks.clear()  # the file is read to its end, because it may be damaged
+            blocks.clear()  # read the file to the end, because it may be damaged
     if num_bytes > max_bytes:
         yield Record(0, 1, None, TOO_LONG)
     elif content := b"".join(blocks).removeprefix(BYTE_ORDER_MARK):
@@ -71,7 +71,7 @@ def _read_whole(file: InputFile, start: int, max_bytes: int) -> Iterator[Record]
 
 
 def _read_paragraphs(file: InputFile, start: int, max_bytes: int) -> Iterator[Record]:
-    """Yield paragraphs. One that starts before `start` belongs to the previous part, so its rest is skipped."""
+    """Yield paragraphs. The remainder of one that starts before `start` belongs to the previous part and is skipped."""
     scan_start = 0 if file.compression else start
     inside = scan_start > 0 and not _is_after_blank_line(file, start)
     paragraph = _Paragraph(max_bytes)
@@ -85,7 +85,7 @@ def _read_paragraphs(file: InputFile, start: int, max_bytes: int) -> Iterator[Re
 
 
 class _Paragraph:
-    """Collects the lines of a paragraph, unless it is too long."""
+    """Collects the lines of a paragraph, unless the paragraph is too long."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -103,7 +103,7 @@ class _Paragraph:
             self._lines.append(line)
 
     def finish(self, start: int) -> Iterator[Record]:
-        """Yield the paragraph as one record if it starts at `start` or later, and begin with an empty one."""
+        """Yield the paragraph as one record if it starts at `start` or later, and begin a new, empty one."""
         if self._first is not None and self._first[0] >= start:
             if self._is_too_long():
                 yield Record(*self._first, None, TOO_LONG)

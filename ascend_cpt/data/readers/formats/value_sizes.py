@@ -1,4 +1,4 @@
-"""How much memory the values of an arrow array take as Python objects, without converting them."""
+"""Computes how much memory an Arrow array's values would take as Python objects, without converting them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OBJECT_BYTES = 64
 
 
 class ValueSize(NamedTuple):
-    """Size of the values of an array."""
+    """The size of an array's values."""
 
     num_bytes: int
     """Exact for a single text, otherwise an approximate upper bound."""
@@ -19,7 +19,7 @@ class ValueSize(NamedTuple):
 
 
 def measure_values(array: pa.Array) -> ValueSize:
-    """Return the size of all values of an array."""
+    """Return the size of all values in an array."""
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return ValueSize(_measure_texts(array), False)
@@ -48,7 +48,7 @@ def _measure_one(array: pa.Array) -> int:
 
 
 def _measure_chosen(array: pa.Array, values: pa.Array, indices: pa.Array) -> ValueSize:
-    """Return the size of values chosen by indices: exact for one, otherwise as if all were the largest."""
+    """Return the size of values chosen by index. It is exact for one value; otherwise, all count as the largest."""
     if len(array) == 1:
         index = indices[0].as_py()
         return ValueSize(0, False) if index is None else measure_values(values.slice(index, 1))
@@ -56,7 +56,7 @@ def _measure_chosen(array: pa.Array, values: pa.Array, indices: pa.Array) -> Val
 
 
 def _measure_nested(array: pa.Array) -> int:
-    """Return an upper bound of the memory of numbers, lists and structs."""
+    """Return an upper bound on the memory for numbers, lists and structs."""
     kind = array.type
     own = _OBJECT_BYTES * len(array)
     if isinstance(array, pa.ExtensionArray):
@@ -72,7 +72,7 @@ def _measure_nested(array: pa.Array) -> int:
         return own + sum(_bound(child.slice(first, after - first)) for child in (array.keys, array.items))
     if isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         return own + _bound(array.flatten())
-    if kind.num_fields:  # unions and views of lists: a child can be used by every value
+    if kind.num_fields:  # unions and list views, in which every value can use a child
         return own + max(1, len(array)) * int(array.nbytes) * _OBJECT_BYTES
     return own + int(array.nbytes)
 
