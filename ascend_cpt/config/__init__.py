@@ -1,1 +1,1 @@
-"""The configuration: schema (frozen dataclasses) and the strict loader."""
+"""The configuration schema (frozen dataclasses) and its strict loader."""

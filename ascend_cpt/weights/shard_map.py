@@ -96,7 +96,7 @@ def _check_layout(layout: Any, name: str) -> None:
 
 
 def _is_tensor_map(axes: Any, num_axes: int) -> bool:
-    """Return whether each dimension has a device axis, -1 for none, or a list of axes."""
+    """Return, for each dimension, its device axis, a list of axes, or -1 if it has none."""
     if not isinstance(axes, list) or len(axes) > _MAX_DIMENSIONS:
         return False
     flat = [axis for item in axes for axis in (item if isinstance(item, list) else [item])]

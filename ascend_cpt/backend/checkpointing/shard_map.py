@@ -53,7 +53,7 @@ def make_shard_map(network: Any, *, prefix: str, model_names: Collection[str], n
 
 
 def describe_stages(network: Any, global_layout: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Return (layout, dtype, global shape) of each parameter by name, for one rank per pipeline stage.
+    """Return each parameter's (layout, dtype, global shape), keyed by name, for one rank per pipeline stage.
 
     Args:
         network: The network that the layout belongs to.

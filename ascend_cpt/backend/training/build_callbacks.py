@@ -123,7 +123,7 @@ def _choose_sinks(
     reports: bool,
     keeps_records: bool,
 ) -> SinkGroup:
-    """Return a rank's sinks. Without shared storage, a node that does not report keeps records for its own resume."""
+    """Return a rank's sinks. Without shared storage, a node that does not report keeps records to resume on its own."""
     if reports:
         return _open_sinks(run, initial_step, console, extra_sinks)
     return SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)

@@ -64,7 +64,7 @@ def check_secret(settings: LaunchSettings, environ: Mapping[str, str]) -> Findin
 
 
 def examine_before_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> None:
-    """Print warnings and errors of the node checks. Skipped without NPUs or with SKIP_DOCTOR=1.
+    """Print the warnings and errors from the node checks. Skipped without NPUs or with SKIP_DOCTOR=1.
 
     Raises ClusterError when a check reports an error.
     """

@@ -106,7 +106,7 @@ def _list_charts(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _draw_column(index: int, run: RunData, values: Floats, *, smoothed: bool) -> list[dict[str, Any]]:
-    """Return a column's lines: its values and, if `smoothed` and long enough, their moving average."""
+    """Return the lines for a column: its values and, if `smoothed` and there are enough, their moving average."""
     steps = run.columns["step"]
     raw = make_curve(steps, values)
     if raw is None:

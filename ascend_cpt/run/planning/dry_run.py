@@ -116,7 +116,7 @@ def _count_devices(config: RunConfig) -> int:
 
 
 def _is_missing(entry: SourceConfig | ValidationSetConfig) -> bool:
-    """Return whether a dataset is missing: no file path starts with the dataset's prefix."""
+    """Return whether a dataset is missing, i.e. whether no file path starts with its prefix."""
     path = Path(entry.path)
     if path.exists() or manifest_path(path).exists():
         return False
