@@ -10,7 +10,6 @@ slices. The loss, the gradients and their row order are the same as in MindForme
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import mindspore as ms
@@ -25,7 +24,6 @@ from mindspore.ops.auto_generate import (
     Cast,
     Concat,
     Exp,
-    ExpandDims,
     Log,
     Mul,
     Neg,
@@ -36,6 +34,8 @@ from mindspore.ops.auto_generate import (
     Transpose,
 )
 from mindspore.ops.operations import Morph
+
+from ascend_cpt.backend.models.built_networks import change_built_networks
 
 NOTHING: tuple[Any, ...] = ()
 
@@ -72,7 +72,7 @@ class TokenLosses(nn.Cell):
             self.shard_index = group.rank
             self.max_over_shards = ops.AllReduce(ops.ReduceOp.MAX, group.group)
             self.sum_over_shards = ops.AllReduce(ops.ReduceOp.SUM, group.group)
-        self.reshape, self.transpose, self.cast, self.expand = Reshape(), Transpose(), Cast(), ExpandDims()
+        self.reshape, self.transpose, self.cast = Reshape(), Transpose(), Cast()
         self.logits_of = ops.MatMul(transpose_b=True)
         self.input_gradient = ops.MatMul()
         self.weight_gradient = ops.MatMul(transpose_a=True)
@@ -232,16 +232,12 @@ class ChunkedGPTModel(GPTModel):
 
 def chunk_losses(num_chunks: int) -> None:
     """Make networks built after this call compute the loss in parts."""
-    module: Any = importlib.import_module("mindformers.trainer.base_trainer")
-    upstream = module.build_network
 
-    def build_network(*args: Any, **settings: Any) -> Any:
-        network = upstream(*args, **settings)
+    def chunk(network: Any) -> None:
         (model,) = [cell for _, cell in network.cells_and_names() if isinstance(cell, GPTModel)]
         model.__class__ = ChunkedGPTModel
         model.loss = ChunkedLoss(model.loss, model.config, num_chunks)
         if model.pp > 1:
             model.loss.token_losses.pipeline_stage = model.pp - 1
-        return network
 
-    module.build_network = build_network
+    change_built_networks(chunk)

@@ -96,7 +96,9 @@ def run_worker(main: Callable[[], int | None], environ: Mapping[str, str] = os.e
     try:
         code = run_command(main)
     except SystemExit as error:  # argparse: --help or an invalid argument
-        code = error.code if isinstance(error.code, int) else EXIT_OK
+        if isinstance(error.code, str):
+            raise  # Python prints the message and exits with 1
+        code = error.code or EXIT_OK
     rank = environ.get("RANK_ID", "")
     if (folder := environ.get(STACKS_DIR)) and rank and environ.get("MS_ROLE") != "MS_SCHED":
         _write(result_path(Path(folder), int(rank)), f"{code}\n")

@@ -44,7 +44,7 @@ def hold_watch_lock(run_dir: Path) -> Iterator[None]:
 
 
 def identify(parts: Sequence[Path]) -> str:
-    """Return the checksum of a checkpoint's states, which tells it apart from another checkpoint of the same step.
+    """Return the checksum of a checkpoint's states, which differs between two checkpoints of the same step.
 
     Args:
         parts: The folder of the checkpoint, or of each of its parts.
