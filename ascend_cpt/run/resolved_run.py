@@ -117,8 +117,7 @@ class ResolvedRun:
         subsets = [[name, self.order.num_rows[name]] for name in self.order.pool_rows]
         ramp = self.order.to_record().get("ramp")
         return {
-            # The layers of pipeline stages are left out because the layout may change.
-            "model": {key: value for key, value in self.model.items() if key != "offset"},
+            "model": without_stage_layers(self.model),
             # A list, because row indices depend on the order of the sources.
             "sources": [[source.name, source.manifest.digest] for source in self.sources],
             "seq_length": self.budget.seq_length,
@@ -136,3 +135,8 @@ class ResolvedRun:
     def report_rank(self) -> int:
         """The rank that writes records. With pipeline stages, only the last stage has the loss."""
         return self.layout.world_size - self.layout.world_size // self.layout.pipeline_parallel
+
+
+def without_stage_layers(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return model settings without the layers of pipeline stages, which are part of the layout, not of the model."""
+    return {key: value for key, value in model.items() if key != "offset"}

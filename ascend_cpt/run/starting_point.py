@@ -17,7 +17,7 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.model.sizes import unify_value
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
-from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun
+from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun, without_stage_layers
 from ascend_cpt.run.verified import ALONE, Verifier
 from ascend_cpt.strict_json import shorten
 from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
@@ -194,7 +194,7 @@ def _ignore_stages(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved fingerprint without the layers of pipeline stages, which earlier versions recorded."""
     model = saved.get("model")
     if isinstance(model, Mapping):
-        return {**saved, "model": {key: value for key, value in model.items() if key != "offset"}}
+        return {**saved, "model": without_stage_layers(model)}
     return dict(saved)
 
 
