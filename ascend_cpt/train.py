@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         holds = channel.rank == 0 if run.config.cpt.storage.shared else channel.is_first_on_node
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with report_full_disk(run.run_dir, "writing to the run folder"), lock:
-            start = choose_start(run, args.resume_training, extend=args.extend, channel=channel)
+            start = choose_start(run, args.resume_training, extend=args.extend, reshard=args.reshard, channel=channel)
             stage = run.at_step(min(start.step, run.budget.total_steps - 1))
             sections = make_mindformers_config(stage, resume_from=start.resume_from, init_from=start.init_from)
             cache = choose_compile_cache(run, sections, channel)
@@ -129,7 +129,7 @@ def show_plan(args: argparse.Namespace, process: Process) -> None:
     if packed is None:
         return
     run = load_dry_run_of_arguments(args, process, packed)
-    start = choose_start(run, args.resume_training, extend=args.extend, dry=True)
+    start = choose_start(run, args.resume_training, extend=args.extend, reshard=args.reshard, dry=True)
     print(f"{describe(run)}\n{describe_start(start)}")
     save_plan_picture(run)
 

@@ -1,4 +1,4 @@
-"""Compares the fingerprints (settings) of two runs."""
+"""Compares the fingerprints (settings) and the layouts of two runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
         for key in sorted({*saved_leaves, *current_leaves})
         if saved_leaves.get(key) != current_leaves.get(key)
     ]
+
+
+LAYOUT_SIZES = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
+
+
+def describe_layout_change(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return `key: saved → current` for what differs between two layouts.
+
+    If the parallel sizes differ, only they are listed, because the rest depends on them.
+    """
+    sizes = [{key: layout.get(key) for key in LAYOUT_SIZES} for layout in (saved, current)]
+    return describe_differences(*sizes) or describe_differences(saved, current)
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

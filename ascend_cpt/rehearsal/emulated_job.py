@@ -43,10 +43,21 @@ class EmulatedJob:
         workers: Number of processes on all nodes together.
         num_nodes: Number of launches, each of which is a node without shared storage.
         timeout_s: Time limit of each attempt.
+        program: The script to launch.
     """
 
-    def __init__(self, config: Path, folder: Path, *, workers: int, num_nodes: int = 1, timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: Path,
+        folder: Path,
+        *,
+        workers: int,
+        num_nodes: int = 1,
+        timeout_s: float,
+        program: str = "run_cpt.py",
+    ) -> None:
         self._config, self._folder, self._workers, self._timeout_s = config, folder, workers, timeout_s
+        self._program = program
         self._nodes = [folder / f"node{node}" for node in range(num_nodes)]
         self._launches: list[subprocess.Popen[bytes]] = []
         self._attempt, self._deadline = 0, 0.0
@@ -65,7 +76,7 @@ class EmulatedJob:
     def _launch(self, node: int, port: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         folder = self._nodes[node]
         folder.mkdir(parents=True, exist_ok=True)
-        words = f"run_cpt.py --config {self._config} --output_dir {folder / 'output'} {' '.join(arguments)}"
+        words = f"{self._program} --config {self._config} --output_dir {folder / 'output'} {' '.join(arguments)}"
         where = [str(port)]
         if len(self._nodes) > 1:
             where = [str(self._workers // len(self._nodes)), "127.0.0.1", str(port), str(node)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.config.loader import RunConfig
-from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.megatron_rows import count_rows
 from ascend_cpt.data.packed.network_inputs import RowFormat
@@ -130,6 +130,33 @@ class ResolvedRun:
             **({"subsets": subsets} if subsets else {}),
             **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
         }
+
+    def describe_layout(self) -> dict[str, Any]:
+        """Return the values that decide which slices of the parameters and of the optimizer state each rank has.
+
+        The sizes have the names that they have in `parallel_config`.
+        """
+        layout, stages = self.layout, self.layout.pipeline_parallel
+        share, offset = self.model["num_hidden_layers"] // stages, self.model.get("offset")
+        return {
+            "data_parallel": layout.data_parallel,
+            "model_parallel": layout.tensor_parallel,
+            "pipeline_stage": stages,
+            "context_parallel": layout.context_parallel,
+            "stage_layers": [share + more for more in (offset if isinstance(offset, list) else [0] * stages)],
+            "optimizer_sharding": self._describe_optimizer_sharding(),
+        }
+
+    def _describe_optimizer_sharding(self) -> str:
+        section = self.config.mindformers.get("parallel") or {}
+        num_replicas = self.layout.data_parallel * self.layout.context_parallel
+        if uses_cpu(self.config) or num_replicas == 1 or not section.get("enable_parallel_optimizer"):
+            return "off"
+        # The defaults are MindSpore's.
+        options = section.get("parallel_optimizer_config") or {}
+        num_ranks = options.get("optimizer_weight_shard_size", -1)
+        threshold_kb = options.get("parallel_optimizer_threshold", 64)
+        return f"{num_replicas if num_ranks == -1 else num_ranks} ranks from {threshold_kb} KB"
 
     @property
     def report_rank(self) -> int:

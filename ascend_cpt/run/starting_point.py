@@ -17,6 +17,7 @@ from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.model.sizes import unify_value
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
+from ascend_cpt.run.layout_change import check_common_step, check_layout
 from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun, without_stage_layers
 from ascend_cpt.run.verified import ALONE, Verifier
 from ascend_cpt.strict_json import shorten
@@ -50,6 +51,7 @@ def choose_start(
     resume_training: str | None,
     *,
     extend: bool = False,
+    reshard: bool = False,
     channel: JobChannel | None = None,
     dry: bool = False,
 ) -> Start:
@@ -62,8 +64,9 @@ def choose_start(
         run: The resolved run.
         resume_training: `auto`, `never`, the path of a checkpoint or run, or None to use the configuration's value.
         extend: Accept a run that is longer or has more phases than when its checkpoint was saved.
+        reshard: Accept another parallel layout than when the checkpoint was saved.
         channel: The channel to the other processes, in a launched job.
-        dry: Whether the initial weights may be missing on this machine.
+        dry: Whether the initial weights may be missing on this machine. Another layout is then only noted.
 
     Raises:
         ConfigError: when no initial weights are configured.
@@ -76,7 +79,7 @@ def choose_start(
         shared=storage.shared or channel is None,
         enabled=run.config.cpt.checkpoint.verify and channel is not None,
     )
-    start = _choose(run, resume_training, extend, verifier, dry)
+    start = _choose(run, resume_training, extend, reshard, verifier, dry)
     if channel is not None:
         weights = start.resume_from.folder if start.resume_from else start.init_from
         facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
@@ -95,11 +98,15 @@ def identify_weights(folder: Path) -> str:
     return f"{len(sizes)} files, {hash_values(sizes)}"
 
 
-def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, verifier: Verifier, dry: bool) -> Start:
+def _choose(
+    run: ResolvedRun, resume_training: str | None, extend: bool, reshard: bool, verifier: Verifier, dry: bool
+) -> Start:
     chosen, skipped = _choose_checkpoint(run, resume_training, verifier)
     if chosen is None:
         if extend:
             raise CheckpointError(f"{run.run_dir}: no checkpoint to extend; remove --extend")
+        if reshard and not verifier.shared:
+            check_common_step(run, verifier.channel)
         return _choose_weights(run, skipped, verifier, dry)
     differences = describe_differences(_ignore_stages(chosen.state.fingerprint), run.fingerprint())
     notes = verifier.note_unverified(chosen)
@@ -111,6 +118,8 @@ def _choose(run: ResolvedRun, resume_training: str | None, extend: bool, verifie
             f"{chosen.folder}: saved by a run with different settings, so it cannot be continued exactly "
             f"({'; '.join(differences)}); restore them{hint}, or start another run with --set cpt.run_name=NAME"
         )
+    if chosen.state.step < run.budget.total_steps:
+        notes = (*notes, *check_layout(run, chosen, reshard=reshard, shared=verifier.shared, dry=dry))
     return Start(resume_from=chosen, notes=notes, warnings=skipped)
 
 

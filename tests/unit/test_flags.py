@@ -26,6 +26,7 @@ FLAGS: dict[str, list[str]] = {
         "--no-verify",
         "--output_dir",
         "--pack-only",
+        "--reshard",
         "--resume_training",
         "--run_mode",
         "--set",

@@ -30,6 +30,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"document_attention", "raw_sources", "recipe", "verified"},
         {"resolve_recipe"},
         {"resolved_run"},
+        {"layout_change"},
         {"checks", "mindformers_yaml", "picture", "starting_point", "trained_model"},
         {"evaluation"},
         {"resolve"},

@@ -297,7 +297,12 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
     return CheckpointWriter(
         run.checkpoint_root,
         initial_state=RunState(
-            step=0, total_steps=budget.total_steps, tokens=0, position=0, fingerprint=run.fingerprint()
+            step=0,
+            total_steps=budget.total_steps,
+            tokens=0,
+            position=0,
+            fingerprint=run.fingerprint(),
+            layout=run.describe_layout(),
         ),
         budget=budget,
         keep_last=checkpoint.keep_last,

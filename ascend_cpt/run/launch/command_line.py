@@ -69,6 +69,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="every node has its own copy of the data and its own output (like cpt.storage.shared: false)",
     )
     parser.add_argument("--extend", action="store_true", help="continue a run to which tokens or phases were added")
+    parser.add_argument("--reshard", action="store_true", help="continue a run in another parallel layout")
     parser.add_argument(
         "--no-verify",
         action="store_true",
