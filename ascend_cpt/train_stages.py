@@ -84,12 +84,14 @@ def train_stages(path: Path, launch: Sequence[str], options: StageOptions, *, dr
     for number, stage in enumerate(stages, start=1):
         title = f"stage {stage.name} ({number} of {len(stages)})"
         extend = options.extend == stage.name
-        choose_start(stage.run, None, extend=extend)  # raises for a run folder with different settings
+        # Raises for a run folder with different settings.
+        choose_start(stage.run, None, extend=extend, reshard=options.reshard)
         if stage.is_complete and not stage.needs_launch and not is_export_missing(stage.run):
             print(f"{title}: complete in {stage.run.run_dir}", flush=True)
         else:
             print(f"{title}: {stage.command}", flush=True)
-            code = run_launcher([f"{stage.command}{' --extend' if extend else ''}", *launch])
+            flags = f"{' --extend' if extend else ''}{' --reshard' if options.reshard else ''}"
+            code = run_launcher([f"{stage.command}{flags}", *launch])
             if code != EXIT_OK:
                 return code
             _wait_until_complete(stage)

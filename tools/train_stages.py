@@ -31,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("launch", nargs="*", metavar="LAUNCH", help="arguments of scripts/msrun_launcher.sh after CMD")
     parser.add_argument("--extend", metavar="STAGE", help="extend this stage after its cpt.train_tokens was raised")
     parser.add_argument("--advance", metavar="STAGE", help="continue after this stage even if it is held")
+    parser.add_argument("--reshard", action="store_true", help="continue a stage in another parallel layout")
     parser.add_argument("--output_dir", metavar="PATH", help="parent of the run folders (default: the configurations')")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan of all stages and stop"
@@ -41,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Train."""
     args = parse_args()
-    options = StageOptions(extend=args.extend, advance=args.advance, output_dir=args.output_dir)
+    options = StageOptions(extend=args.extend, advance=args.advance, output_dir=args.output_dir, reshard=args.reshard)
     return train_stages(args.stages, args.launch, options, dry_run=args.dry_run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,20 @@ def read_run_info(run_dir: Path) -> dict[str, Any]:
         return values
     except (OSError, JsonError) as error:
         raise DataError(f"{path}: {error}; remove the file to continue without it") from None
+
+
+def extend_layouts(recorded: Sequence[Mapping[str, int]], step: int, sizes: Mapping[str, int]) -> list[dict[str, int]]:
+    """Return the layouts of a run that continues after `step` steps in a layout with these sizes.
+
+    Args:
+        recorded: `layouts` in `run.json`. Later ones are dropped, because the run was set back to an earlier step.
+        step: Number of steps that are already trained.
+        sizes: The parallel sizes from now on.
+    """
+    layouts = [dict(layout) for layout in recorded if layout.get("step", 0) < step]
+    if not layouts or {key: value for key, value in layouts[-1].items() if key != "step"} != sizes:
+        layouts.append({"step": step, **sizes})
+    return layouts
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

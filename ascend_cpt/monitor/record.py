@@ -329,6 +329,8 @@ class RunInfo:
     """`sinks` and `project` of `cpt.monitor`, for the records of tools/evaluate.py."""
     software: dict[str, str] = field(default_factory=dict)
     """Package → version, of the last launch."""
+    layouts: list[dict[str, int]] = field(default_factory=list)
+    """The parallel sizes by their names in `parallel_config`, and the `step` after which they are used."""
 
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -203,6 +203,7 @@ FLAGS: dict[str, list[str]] = {
         "--dry-run",
         "--extend",
         "--output_dir",
+        "--reshard",
     ],
 }
 LAUNCHER_OPTIONS = [

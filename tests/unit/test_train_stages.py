@@ -104,7 +104,7 @@ class FakeLauncher:
 
     def _find(self, command: str) -> Stage:
         for stage in resolve_stages(self.path, [], StageOptions()):
-            if command.removesuffix(" --extend") == stage.command:
+            if command.removesuffix(" --reshard").removesuffix(" --extend") == stage.command:
                 return stage
         raise AssertionError(command)
 

@@ -20,6 +20,7 @@ from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
 from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.backend.training.validation import Evaluator
+from ascend_cpt.checkpoint.fingerprint import LAYOUT_SIZES
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.parallel_layout import uses_cpu
 from ascend_cpt.config.values import to_steps
@@ -35,7 +36,14 @@ from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
 from ascend_cpt.monitor.goodput.slow_ranks import SlowRankDetector
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.guard import StepJudge
-from ascend_cpt.monitor.history import METRICS_NAME, RUN_INFO_NAME, read_history, read_run_info, read_values
+from ascend_cpt.monitor.history import (
+    METRICS_NAME,
+    RUN_INFO_NAME,
+    extend_layouts,
+    read_history,
+    read_run_info,
+    read_values,
+)
 from ascend_cpt.monitor.record import RunInfo
 from ascend_cpt.monitor.report.write_report import ReportSink
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink, Sink, SinkGroup
@@ -249,10 +257,19 @@ def _find_base(run: ResolvedRun, initial_step: int) -> dict[str, Any] | None:
     return describe_base(weights) if weights else None
 
 
+def _list_layouts(run: ResolvedRun, initial_step: int) -> list[dict[str, int]]:
+    recorded = read_run_info(run.run_dir).get("layouts", []) if initial_step else []
+    layout = run.describe_layout()
+    return extend_layouts(recorded, initial_step, {name: layout[name] for name in LAYOUT_SIZES})
+
+
 def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, extra_sinks: Sequence[Sink]) -> SinkGroup:
     settings = run.config.cpt.monitor
     info = dataclasses.replace(
-        describe_run(run), base=_find_base(run, initial_step), software={"ascend_cpt": __version__, **list_software()}
+        describe_run(run),
+        base=_find_base(run, initial_step),
+        software={"ascend_cpt": __version__, **list_software()},
+        layouts=_list_layouts(run, initial_step),
     ).to_values()
     write_text(run.run_dir / RUN_INFO_NAME, json.dumps(info, indent=1) + "\n")
     always: list[Sink] = [

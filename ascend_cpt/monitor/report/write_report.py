@@ -23,6 +23,12 @@ from ascend_cpt.monitor.report.run_data import Floats, RunData, load_run, make_c
 from ascend_cpt.monitor.sinks import format_duration
 
 REPORT_NAME = "report.html"
+SIZES = {
+    "data_parallel": "data",
+    "model_parallel": "tensor",
+    "pipeline_stage": "pipeline",
+    "context_parallel": "context",
+}
 # Title, column, whether the axis is logarithmic, number format.
 CHARTS: tuple[tuple[str, str, bool, str], ...] = (
     ("Learning rate", "learning_rate", False, "exponent"),
@@ -158,6 +164,7 @@ def _render_summary(run: RunData) -> str:
             f"{info['model']}, {format_count(info.get('num_parameters', 0))} parameters" if "model" in info else "",
         ),
         ("Devices", f"{info['num_devices']} × {info.get('device_name', '?')}" if "num_devices" in info else ""),
+        ("Layouts", _format_layouts(info.get("layouts") or [])),
         ("Steps", f"{int(steps[-1]):,} of {int(columns['total_steps'][-1]):,}"),
         ("Tokens", f"{format_count(int(columns['tokens'][-1]))} ({format_count(_tokens_per_step(run))} per step)"),
         ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),
@@ -176,6 +183,17 @@ def _render_summary(run: RunData) -> str:
     ]
     rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts if text)
     return f'<table class="facts">{rows}</table>'
+
+
+def _format_layouts(layouts: Sequence[Mapping[str, int]]) -> str:
+    """Return the layouts of a run that changed its layout, or "" for any other run."""
+    if len(layouts) < 2:
+        return ""
+    return ", ".join(
+        f"from step {layout.get('step', 0) + 1:,}: "
+        + (" × ".join(f"{name} {layout[key]}" for key, name in SIZES.items() if layout.get(key, 1) > 1) or "1 device")
+        for layout in layouts
+    )
 
 
 def _format_goodput(goodput: Goodput | None) -> str:

@@ -27,6 +27,8 @@ class StageOptions:
     advance: str | None = None
     """Continue after this stage even if the conditions of its `advance_when` are not met."""
     output_dir: str | None = None
+    reshard: bool = False
+    """Continue a stage in another parallel layout than the one it was saved in."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,8 +88,10 @@ def read_run_speed(run_dir: Path) -> RunSpeed:
         raise ConfigError(
             f"--measured {run_dir}: ran on {info['device_name']}; a plan can be fitted only to runs on {chips}"
         )
+    # resolved.yaml describes the newest layout.
+    first = max((layout.get("step", 0) for layout in info.get("layouts") or ()), default=0)
     times = [float(record["step_time_s"]) for record in read_metrics(run_dir / "metrics.jsonl")
-             if record["kind"] == "step"][SKIPPED_STEPS:]  # fmt: skip
+             if record["kind"] == "step" and record["step"] > first][SKIPPED_STEPS:]  # fmt: skip
     if len(times) < MIN_STEPS:
         raise ConfigError(
             f"--measured {run_dir}: has {len(times)} steps after the first {SKIPPED_STEPS}; at least {MIN_STEPS} are "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ascend_cpt.monitor.history import read_history, read_values
+from ascend_cpt.monitor.history import extend_layouts, read_history, read_values
 from ascend_cpt.monitor.record import DataRecord, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.sinks import JsonlSink
 from tests.unit.monitor.test_sinks import make_step
@@ -69,3 +69,15 @@ def test_values_of_a_set_and_of_a_task(tmp_path: Path) -> None:
     assert read_values(path, "task", "exam") == {10: -0.25}
     assert read_values(path, "task", "perplexity") == {10: 9.0}
     assert read_values(tmp_path / "none", "task", "exam") == {}
+
+
+def test_layouts_of_a_run_that_is_set_back() -> None:
+    wide, narrow = {"data_parallel": 2}, {"data_parallel": 1}
+    layouts = extend_layouts([], 0, wide)
+    assert layouts == [{"step": 0, **wide}] == extend_layouts(layouts, 200, wide)
+    layouts = extend_layouts(layouts, 200, narrow)
+    assert layouts == [{"step": 0, **wide}, {"step": 200, **narrow}]
+    assert extend_layouts(layouts, 200, narrow) == layouts, "a restart before the first step"
+    assert extend_layouts(layouts, 300, wide) == [*layouts, {"step": 300, **wide}]
+    # No step of a later layout is kept.
+    assert extend_layouts(layouts, 200, wide) == extend_layouts(layouts, 100, wide) == [{"step": 0, **wide}]

@@ -66,6 +66,11 @@ def test_the_case_is_read_back_from_the_run_folder(tmp_path: Path) -> None:
     assert read_run_speed(make_run(tmp_path / "run", "cpt_qwen3_32b_4k")).case == plan.case
 
 
+def test_steps_in_an_earlier_layout_do_not_count(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "cpt_qwen3_8b", layouts=[{"step": 0}, {"step": 2}])
+    assert read_run_speed(run).num_steps == 13 - 2 - 3
+
+
 def test_unusable_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no run.json"):
         read_run_speed(tmp_path)
