@@ -23,7 +23,7 @@ def check_layout(
     Args:
         run: The run to continue.
         chosen: The checkpoint to continue from.
-        reshard: Whether the layout may differ.
+        reshard: Whether the layout may differ. On a CPU, it always may.
         shared: Whether every node sees the files of all ranks.
         dry: Note a difference that is not allowed instead of failing.
 
@@ -34,6 +34,8 @@ def check_layout(
     if not changes:
         return ()
     step, what = chosen.state.step, "; ".join(changes)
+    if uses_cpu(run.config):  # every process loads the whole model, in any layout
+        reshard = True
     if not reshard and dry:
         return (f"step {step} was saved with another parallel layout ({what}); give --reshard to continue from it",)
     if not reshard:

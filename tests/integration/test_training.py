@@ -180,6 +180,32 @@ def test_two_workers_and_two_nodes_give_the_same_losses_and_resume_exactly(
     assert drop_validation_at(read_history(tmp_path / "output/stopped"), 7) == read_history(tmp_path / "output/whole")
 
 
+def test_the_number_of_workers_may_change_between_launches(
+    write_config: Callable[..., Path],
+    train: Callable[..., Completed],
+    launch: Callable[..., Completed],
+    tmp_path: Path,
+    free_port: int,
+) -> None:
+    """1 → 2 → 1 processes: the same losses within rounding, and every change is printed and recorded."""
+    whole = train(write_config(run_name="whole", validation=None), "--stop-at-step", "12")
+    assert whole.returncode == 0, whole.stderr
+    config = write_config(run_name="changed", validation=None)
+    first = train(config, "--stop-at-step", "4")
+    two = launch(config, "--stop-at-step", "8", port=free_port, log_dir=tmp_path / "log")
+    one = train(config, "--stop-at-step", "12", "--reshard")
+    assert [result.returncode for result in (first, two, one)] == [0, 0, 0], two.stderr + one.stderr
+    assert "new parallel layout" not in first.stdout
+    assert "note     new parallel layout from step 4 on: data_parallel: 1 → 2\n" in two.stdout
+    assert "note     new parallel layout from step 8 on: data_parallel: 2 → 1\n" in one.stdout
+    expected, found = (read_history(tmp_path / "output" / name) for name in ("whole", "changed"))
+    assert [record[:2] for record in found] == [record[:2] for record in expected]
+    assert [record[2] for record in found] == pytest.approx([record[2] for record in expected], abs=1e-4)
+    layouts = json.loads((tmp_path / "output/changed/run.json").read_text())["layouts"]
+    assert [(layout["step"], layout["data_parallel"]) for layout in layouts] == [(0, 1), (4, 2), (8, 1)]
+    assert "from step 5: data 2, from step 9: 1 device" in (tmp_path / "output/changed/report.html").read_text()
+
+
 def test_error_under_the_launcher_has_exit_code_2(
     write_config: Callable[..., Path], launch: Callable[..., Completed], tmp_path: Path, free_ports: list[int]
 ) -> None:

@@ -104,6 +104,7 @@ def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
     """Patch how MindFormers builds the network (frozen weights, chunked loss) and loads checkpoints."""
     from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
     from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
+    from ascend_cpt.backend.checkpointing.host_slices import slice_on_host
 
     if not on_cpu and not run.config.cpt.storage.shared:
         from ascend_cpt.backend.checkpointing.node_local import use_own_shards
@@ -119,6 +120,7 @@ def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
         from ascend_cpt.backend.models.chunked_loss import chunk_losses
 
         chunk_losses(run.config.cpt.loss_chunks)
+    slice_on_host()
     use_headers()
     use_checked_shard_maps()
     require_optimizer_state()

@@ -154,6 +154,17 @@ def test_checkpoints_of_earlier_versions_are_compared_by_their_files(resolve_run
     assert choose_start(place(run, run.run_dir, target="CPU", data=2), None).notes == ()
 
 
+@pytest.mark.parametrize("reshard", [False, True])
+def test_on_a_cpu_the_number_of_processes_may_change(resolve_run: ResolveRun, tmp_path: Path, reshard: bool) -> None:
+    run = place(resolve_run(), tmp_path / "run", target="CPU", data=2)
+    folder = save(run, 300)
+    state = read_state(folder)
+    (folder / "cpt-model-0000000-0000001.safetensors").touch()
+    write_state(folder, dataclasses.replace(state, files={"cpt-model-0000000-0000001.safetensors": 0}))
+    start = choose_start(place(run, run.run_dir, target="CPU"), None, reshard=reshard)
+    assert start.notes == ("new parallel layout from step 300 on: data_parallel: 2 → 1",)
+
+
 def test_without_shared_storage_every_node_needs_all_files(resolve_run: ResolveRun, tmp_path: Path) -> None:
     run = place(resolve_run(), tmp_path / "run", data=2, tensor=2)
     other = place(run, run.run_dir, tensor=2)

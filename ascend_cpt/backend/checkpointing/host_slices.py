@@ -1,0 +1,41 @@
+"""Cuts a rank's part out of a larger stored slice on the host, so that only this part is read from the file.
+
+MindSpore maps files into memory, and reads a part of a tensor when the part is used. MindFormers cuts a tensor on the
+device, which first reads all of it and needs device memory for it. This matters most when a run continues in a layout
+with smaller slices than those of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+
+def slice_on_host() -> None:
+    """Make MindFormers' loader cut tensors on the host."""
+    module: Any = importlib.import_module("mindformers.checkpoint.reshard")
+    module.smart_slice = cut_tensor
+
+
+def cut_tensor(tensor: Any, slice_ranges: Sequence[tuple[int, int]], load_from_multi_rank: bool = False) -> Any:
+    """Return a part of a tensor like MindFormers' `smart_slice`: an array if it is one of several parts.
+
+    Args:
+        tensor: A parameter that MindSpore has loaded.
+        slice_ranges: The first and the last index (excluded) of each dimension.
+        load_from_multi_rank: Whether the part is combined with parts from other files.
+
+    Raises:
+        ValueError: when there is not one range per dimension.
+    """
+    if len(slice_ranges) != len(tensor.shape):
+        raise ValueError(f"{len(slice_ranges)} ranges do not fit a tensor of {len(tensor.shape)} dimensions")
+    ranges = [(int(first), int(stop)) for first, stop in slice_ranges]
+    if not load_from_multi_rank and ranges == [(0, size) for size in tensor.shape]:
+        return tensor
+    part = np.array(tensor.asnumpy()[tuple(slice(first, stop) for first, stop in ranges)], order="C")
+    return part if load_from_multi_rank else ms.Tensor.from_numpy(part)
