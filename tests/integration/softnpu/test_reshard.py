@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ascend_cpt.checkpoint.gather import gather_checkpoint
 from ascend_cpt.rehearsal.emulated_job import EmulatedJob
 from ascend_cpt.weights.mindformers_folder import METADATA_NAME
 from tests.emulation import needs_emulation
@@ -24,12 +25,17 @@ pytestmark = needs_emulation
 STEPS = 2
 """Steps in each layout."""
 MAX_LOSS_DIFFERENCE = 1e-4
+PROBE = "tests/integration/softnpu/loaded_state.py"
 LAYOUTS = [
     Layout(data=2, tensor=2, accumulation=2),
     Layout(tensor=4, accumulation=2),
     Layout(pipeline=2, accumulation=4),
 ]
-BACK = [Layout(data=2, pipeline=2, accumulation=4, optimizer={"gradient_accumulation_shard": True}), LAYOUTS[0]]
+BACK = [
+    Layout(),
+    Layout(data=2, pipeline=2, accumulation=4, optimizer={"gradient_accumulation_shard": True}),
+    LAYOUTS[0],
+]
 CASES = [
     pytest.param(GUARDED, {}, LAYOUTS, id="qwen3"),
     pytest.param(
@@ -38,22 +44,29 @@ CASES = [
 ]
 
 
-def start(layout: Layout, dataset: Path, folder: Path, name: str, *, stop: int, loaded: Path | None = None) -> str:
-    """Train in a layout up to a step, in the output folder of the earlier ones, and return the console."""
+def start(layout: Layout, dataset: Path, folder: Path, name: str, *arguments: str, program: str, **cpt: Any) -> str:
+    """Train in a layout, in the output folder of the earlier ones, and return the console."""
     saving = {"every": f"{STEPS} steps", "keep_last": 0}
-    config = describe_layout(layout, dataset, folder / name, Path("random"), validation=None, checkpoint=saving)
-    program = "run_cpt.py" if loaded is None else "tests/integration/softnpu/loaded_state.py"
+    config = describe_layout(layout, dataset, folder / name, Path("random"), validation=None, checkpoint=saving, **cpt)
     job = EmulatedJob(config, folder, workers=layout.workers, timeout_s=TIMEOUT_S, program=program)
-    job.start("--stop-at-step", str(stop), *([] if loaded is None else ["--reshard"]))
+    job.start(*arguments)
     job.expect_success()
     return job.read_console()
 
 
 def list_areas(folder: Path) -> dict[str, tuple[tuple[int, ...], dict[int, tuple[slice, ...]]]]:
-    """Return the shape of every parameter and the area that each rank has of it, from a checkpoint's metadata.json."""
+    """Return the shape of every parameter and the area that each rank has of it, from a checkpoint's metadata.json.
+
+    One device writes no metadata.json.
+    """
     from mindformers.checkpoint.reshard import infer_slice_area_by_rank
 
-    areas = {}
+    areas: dict[str, Any] = {}
+    if not (folder / METADATA_NAME).exists():
+        for path in folder.glob("*.safetensors"):
+            shapes = {name: value.shape for name, value in load_file(path).items() if name != "global_step"}
+            areas |= {name: (shape, {0: tuple(slice(0, size) for size in shape)}) for name, shape in shapes.items()}
+        return areas
     for name, entry in json.loads((folder / METADATA_NAME).read_text())["state_dict_metadata"].items():
         layout, shape = entry["layout"], tuple(entry["global_shape"])
         ranks = {}
@@ -102,10 +115,11 @@ def test_a_run_continues_in_other_layouts(
     layouts: list[Layout],
     get_dataset: Callable[[int], Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layouts = [dataclasses.replace(layout, reference=reference, sections=sections) for layout in layouts]
     dataset, total = get_dataset(SHORT_ROWS), STEPS * len(layouts)
-    start(layouts[0], dataset, tmp_path / "whole", "config", stop=total)
+    start(layouts[0], dataset, tmp_path / "whole", "config", "--stop-at-step", str(total), program="run_cpt.py")
     whole, chain = (tmp_path / name / "node0/output/run" for name in ("whole", "chain"))
     shutil.copytree(whole, chain)
     for step in range(2 * STEPS, total + 1, STEPS):
@@ -113,12 +127,17 @@ def test_a_run_continues_in_other_layouts(
     for number, layout in enumerate(layouts[1:], start=1):
         loaded = tmp_path / f"loaded_{number}"
         loaded.mkdir()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LOADED_STATE", str(loaded))
-            stop = STEPS * (number + 1)
-            console = start(layout, dataset, tmp_path / "chain", f"config_{number}", stop=stop, loaded=loaded)
-        assert f"continuing at step {STEPS * number}" in console
         folders = [chain / f"checkpoint/iteration_{STEPS * count:08d}" for count in (number, number + 1)]
+        arguments, cpt = ["--reshard", "--stop-at-step", str(STEPS * (number + 1))], {}
+        if number == 2:  # as on nodes without shared storage
+            gathered = tmp_path / "gathered"
+            gather_checkpoint([folders[0]], gathered)
+            arguments += ["--resume_training", str(gathered)]
+            cpt = {"storage": {"shared": False}}
+        monkeypatch.setenv("LOADED_STATE", str(loaded))
+        console = start(layout, dataset, tmp_path / "chain", f"config_{number}", *arguments, program=PROBE, **cpt)
+        assert f"continuing at step {STEPS * number}" in console
+        assert f"new parallel layout from step {STEPS * number} on" in console
         check_loaded(loaded, *folders, workers=layout.workers)
     expected, found = read_history(whole), read_history(chain)
     assert (
