@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from mindspore.parallel.strategy import _NetStrategyInfo
 from safetensors.numpy import save_file
 
 from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps
+from ascend_cpt.backend.checkpointing.host_slices import slice_on_host
 from ascend_cpt.backend.checkpointing.shard_map import describe_stages, render_shard_map
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
@@ -133,6 +135,50 @@ def test_every_rank_loads_its_parts(tmp_path: Path, monkeypatch: Any, ours: bool
     assert source.tensors.keys() == {name for name in tensors if not name.startswith("adam")}
     for name in source.tensors:
         np.testing.assert_array_equal(source.read(name), tensors[name], strict=True)
+
+
+# Device matrix of a stage, the number of stages, and the ranks over which the optimizer is sharded (0: none).
+OTHER_SIZES = [([1, 4], 1, 0), ([2, 4], 1, -1), ([1, 1], 2, 0), ([2, 1], 4, -1), ([8, 1], 1, 2), ([1, 1], 1, 0)]
+
+
+@pytest.mark.parametrize(("devices", "num_stages", "shard_size"), OTHER_SIZES)
+def test_a_run_in_other_sizes_loads_its_parts(
+    tmp_path: Path, monkeypatch: Any, devices: list[int], num_stages: int, shard_size: int
+) -> None:
+    """As with `--reshard`: other sizes of data, tensor and pipeline, and other layers in the stages."""
+    tensors = write_checkpoint(tmp_path / "step", make_layout(), monkeypatch, ours=True)
+    sources, files = load_metadata(str(tmp_path / "step/metadata.json"))
+    monkeypatch.setattr(mindformers_reshard, "smart_slice", mindformers_reshard.smart_slice)
+    slice_on_host()
+    num_ranks = math.prod(devices)
+    layout: dict[int, dict[str, Any]] = {}
+    for rank in range(num_stages * num_ranks):
+        first = rank // num_ranks * num_ranks
+        ranks = list(range(first, first + num_ranks))
+        names = [name for number, name in enumerate(tensors) if number % num_stages == rank // num_ranks]
+        layout[rank] = {}
+        for number, name in enumerate(names):
+            axis = number % len(tensors[name].shape)
+            tensor_map = [[0] if at == axis else [-1] for at in range(len(tensors[name].shape))]
+            settings = {"dev_matrix": devices, "rank_list": ranks, "opt_weight_shard_size": shard_size}
+            layout[rank][name] = SimpleNamespace(
+                **{**vars(info(0, tensor_map, 0, tensors[name].shape)), "tensor_map": tensor_map, **settings}
+            )
+    num_cut = 0
+    for rank, wanted in describe_all(layout).items():
+        monkeypatch.setattr(mindformers_reshard, "get_real_rank", lambda rank=rank: rank)
+        metas = get_sharded_tensor_from_strategy_metadata(param_infos=wanted, cur_npu_rank=rank)
+        loaded = ReshardLoader(str(tmp_path / "step"), metas, sources, files).load()
+        assert loaded.keys() == wanted.keys()
+        for name, (tensor_layout, _, shape) in wanted.items():
+            described = tensor_layout.to_dict()
+            area = infer_slice_area_by_rank(
+                described["device_matrix"], described["tensor_map"], rank % num_ranks, shape
+            )
+            expected = tensors[name][tuple(slice(*bounds) for bounds in area)]
+            num_cut += expected.size < tensors[name].size
+            np.testing.assert_array_equal(loaded[name].asnumpy(), expected, strict=True)
+    assert bool(num_cut) == (num_ranks > 1)
 
 
 def test_metadata_is_that_of_mindformers_with_one_place_a_shard(tmp_path: Path, monkeypatch: Any) -> None:
