@@ -36,7 +36,7 @@ def write_loaded_state() -> None:
             load(network, state_dict, optimizer, *rest, **settings)
             parameters = {**optimizer.parameters_dict(), **network.parameters_dict()}
             loaded = {name: value.asnumpy() for name, value in parameters.items() if name in names}
-            save_file(loaded, Path(os.environ["LOADED_STATE"]) / f"{os.environ['RANK_ID']}.safetensors")
+            save_file(loaded, Path(os.environ["LOADED_STATE"]) / f"{os.environ.get('RANK_ID', '0')}.safetensors")
 
         module.load_parameters = load_and_write
 
