@@ -26,21 +26,18 @@ STEPS = 2
 """Steps in each layout."""
 MAX_LOSS_DIFFERENCE = 1e-4
 PROBE = "tests/integration/softnpu/loaded_state.py"
-LAYOUTS = [
-    Layout(data=2, tensor=2, accumulation=2),
-    Layout(tensor=4, accumulation=2),
-    Layout(pipeline=2, accumulation=4),
-]
+TWO_DEVICES = [Layout(data=2, accumulation=2), Layout(tensor=2, accumulation=2), Layout(pipeline=2, accumulation=4)]
+LAYOUTS = [Layout(data=2, tensor=2, accumulation=2), Layout(tensor=4, accumulation=2), TWO_DEVICES[2]]
 BACK = [
     Layout(),
     Layout(data=2, pipeline=2, accumulation=4, optimizer={"gradient_accumulation_shard": True}),
     LAYOUTS[0],
 ]
+LLAMA = Reference(family="llama3")
 CASES = [
-    pytest.param(GUARDED, {}, LAYOUTS, id="qwen3"),
-    pytest.param(
-        Reference(family="llama3"), {**SCALED, **PARTS}, [*LAYOUTS, *BACK], id="llama3", marks=pytest.mark.slow
-    ),
+    pytest.param(GUARDED, {}, TWO_DEVICES, id="two_devices"),
+    pytest.param(GUARDED, {}, LAYOUTS, id="qwen3", marks=pytest.mark.slow),
+    pytest.param(LLAMA, {**SCALED, **PARTS}, [*LAYOUTS, *BACK], id="llama3", marks=pytest.mark.slow),
 ]
 
 
