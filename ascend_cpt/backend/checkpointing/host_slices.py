@@ -1,8 +1,8 @@
 """Cuts a rank's part out of a larger stored slice on the host, so that only this part is read from the file.
 
-MindSpore maps files into memory, and reads a part of a tensor when the part is used. MindFormers cuts a tensor on the
-device, which first reads all of it and needs device memory for it. This matters most when a run continues in a layout
-with smaller slices than those of its checkpoint.
+MindSpore maps files into memory, and a part of a tensor is read when it is used. MindFormers cuts a tensor with an
+operator of the device, whose input is the whole tensor. This matters if a run continues in a layout with smaller slices
+than those of its checkpoint.
 """
 
 from __future__ import annotations
