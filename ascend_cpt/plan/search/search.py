@@ -9,7 +9,8 @@ from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.plan.case import TrainingCase
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate
 from ascend_cpt.plan.machines import Machine
-from ascend_cpt.plan.search.candidates import list_layouts, list_switches
+from ascend_cpt.plan.memory import estimate_stage_memory
+from ascend_cpt.plan.search.candidates import count_useful_chunks, list_layouts, list_switches
 from ascend_cpt.plan.search.stages import StageSolver
 from ascend_cpt.plan.speed.throughput import combine_stages, estimate_stage
 
@@ -76,10 +77,31 @@ def _solve_layout(
         floor = max(floor, best[0] * (1 + MARGIN) if best else 0.0)
         if bound_speed(case, machine) <= floor:
             continue
-        solved = StageSolver(case=case, machine=machine, limits=limits).solve()
+        solver = StageSolver(case=case, machine=machine, limits=limits)
+        solved = solver.solve()
         if solved is not None and solved[1].tokens_per_s > floor:
             best = (solved[1].tokens_per_s, solved[0])
+            floor = best[0] * (1 + MARGIN)
+        chunks = count_useful_chunks(case)
+        if chunks == 1 or bound_speed(dataclasses.replace(case, loss_chunks=chunks), machine) <= floor:
+            continue
+        solved = solver.split_loss(chunks).solve()
+        if solved is not None and solved[1].tokens_per_s > floor:
+            best = (solved[1].tokens_per_s, _join_chunks(solved[0]))
     return best
+
+
+def _join_chunks(case: TrainingCase) -> TrainingCase:
+    """Return the case with the fewest parts of the loss that do not raise the last stage's peak."""
+    last = case.num_stages - 1
+    peak_bytes = estimate_stage_memory(case, last).peak_bytes
+    chunks = case.loss_chunks
+    while chunks > 2:
+        fewer = dataclasses.replace(case, loss_chunks=chunks // 2)
+        if estimate_stage_memory(fewer, last).peak_bytes > peak_bytes:
+            break
+        chunks //= 2
+    return dataclasses.replace(case, loss_chunks=chunks)
 
 
 def estimate_as(plan: Estimate, case: TrainingCase) -> Estimate:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,12 @@ from ascend_cpt.plan.checkpoints import plan_checkpoints
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
 from ascend_cpt.plan.machines import MACHINES
 from ascend_cpt.plan.memory import estimate_memory
-from ascend_cpt.plan.search.candidates import list_layouts, list_switches, make_offset
+from ascend_cpt.plan.search.candidates import (
+    count_useful_chunks,
+    list_layouts,
+    list_switches,
+    make_offset,
+)
 from ascend_cpt.plan.search.clusters import find_cheapest, find_smallest, find_within
 from ascend_cpt.plan.search.search import bound_speed, estimate_as, find_fastest
 from ascend_cpt.plan.search.stages import StageSolver
@@ -22,7 +29,10 @@ from ascend_cpt.plan.speed.throughput import estimate_step
 
 MakeCase = Callable[..., TrainingCase]
 MACHINE = MACHINES["910B"]
+LONG: dict[str, Any] = {"model": {"vocab_size": 131072}, "seq_length": 8192}
+"""The logits dominate the last stage's peak."""
 TIGHT = Limits(device_bytes=64 * GIGABYTE, pool_bytes=int(5.5 * GIGABYTE))
+ROOMY = Limits(device_bytes=64 * GIGABYTE, pool_bytes=60 * GIGABYTE)
 
 
 def accept(case: TrainingCase) -> bool:
@@ -47,18 +57,48 @@ def test_found_cases_fit_are_legal_and_sorted(make_case: MakeCase) -> None:
     assert len({(plan.case.layout, plan.case.micro_batch_size) for plan in plans}) == 10
 
 
-def test_pruning_loses_nothing(make_case: MakeCase) -> None:
+@pytest.mark.parametrize(("limits", "is_chunked"), [(TIGHT, True), (ROOMY, False)])
+def test_pruning_loses_nothing(make_case: MakeCase, limits: Limits, is_chunked: bool) -> None:
     case = make_case((8, 1, 1, 1), num_micro_batches=2)
-    best = find_fastest(case, MACHINE, TIGHT, world_size=8, max_layouts=1)[0]
+    best = find_fastest(case, MACHINE, limits, world_size=8, max_layouts=1)[0]
     speeds = []
     for layout in list_layouts(case, 8, 8):
-        for switched in list_switches(layout, 8):
-            solved = StageSolver(case=switched, machine=MACHINE, limits=TIGHT).solve()
+        for switched, chunks in product(list_switches(layout, 8), (1, 4, 32)):
+            candidate = dataclasses.replace(switched, loss_chunks=chunks)
+            solved = StageSolver(case=candidate, machine=MACHINE, limits=limits).solve()
             if solved is not None:
                 speeds.append(solved[1].tokens_per_s)
                 assert solved[1].tokens_per_s <= bound_speed(layout, MACHINE) * (1 + 1e-9)
     assert len(speeds) > 50
     assert estimate_step(best, MACHINE, MACHINE.efficiency).tokens_per_s == pytest.approx(max(speeds))
+    assert (best.loss_chunks > 1) == is_chunked
+
+
+def test_a_chunked_loss_has_the_fewest_parts_that_do_not_raise_the_peak(make_case: MakeCase) -> None:
+    found = find_fastest(make_case((8, 1, 1, 1), num_micro_batches=2, **LONG), MACHINE, TIGHT, world_size=8)
+    chunked = [case for case in found if case.loss_chunks > 2]
+    assert chunked
+    for case in chunked:
+        most, fewer = (
+            estimate_memory(dataclasses.replace(case, loss_chunks=chunks))[-1].peak_bytes
+            for chunks in (32, case.loss_chunks // 2)
+        )
+        assert estimate_memory(case)[-1].peak_bytes <= most * 1.05 and fewer > most
+        assert case.seq_length // case.layout.context_parallel % case.loss_chunks == 0
+
+
+def test_the_loss_stays_whole_if_the_run_cannot_chunk_it(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), num_micro_batches=2, can_chunk_loss=False, loss_chunks=8, **LONG)
+    found = find_fastest(case, MACHINE, TIGHT, world_size=8)
+    assert found and {other.loss_chunks for other in found} == {1}
+
+
+@pytest.mark.parametrize(("seq_length", "context", "chunks"), [(4096, 1, 8), (4096 * 3, 1, 32), (96, 1, 1),
+                                                                (3 * 1024, 2, 4), (2**17, 1, 32)])  # fmt: skip
+def test_parts_divide_the_rows_of_a_device(make_case: MakeCase, seq_length: int, context: int, chunks: int) -> None:
+    case = make_case((1, 1, 1, context), seq_length=seq_length)
+    assert count_useful_chunks(case) == chunks
+    assert seq_length // context % chunks == 0
 
 
 def test_as_few_layers_are_recomputed_as_memory_requires(make_case: MakeCase) -> None:
@@ -81,8 +121,7 @@ def test_as_few_layers_are_recomputed_as_memory_requires(make_case: MakeCase) ->
 
 def test_layers_move_away_from_the_slowest_stage(make_case: MakeCase) -> None:
     case = make_case((1, 1, 4, 1), num_micro_batches=8, recompute=False, model={"num_hidden_layers": 32})
-    roomy = dataclasses.replace(TIGHT, pool_bytes=60 * GIGABYTE)
-    solved = StageSolver(case=case, machine=MACHINE, limits=roomy).solve()
+    solved = StageSolver(case=case, machine=MACHINE, limits=ROOMY).solve()
     assert solved is not None
     assert solved[1].step_s < estimate_step(case, MACHINE, MACHINE.efficiency).step_s
     assert solved[1].step_s == pytest.approx(estimate_step(solved[0], MACHINE, MACHINE.efficiency).step_s)
