@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.plan.case import TrainingCase
-from ascend_cpt.plan.estimate import Estimate, Limits, estimate
+from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
 from ascend_cpt.plan.machines import Machine
 from ascend_cpt.plan.memory import estimate_stage_memory
 from ascend_cpt.plan.search.candidates import count_useful_chunks, list_layouts, list_switches
@@ -18,6 +18,8 @@ Accepts = Callable[[TrainingCase], bool]
 Shape = tuple[ParallelLayout, int]
 # Speeds that differ by less than this count as equal, so that the simplest switches are tried first.
 MARGIN = 1e-6
+# Share of the usable memory that is not worth twice as many parts of the loss.
+CHUNK_MARGIN = 0.01
 
 
 def find_fastest(
@@ -87,19 +89,20 @@ def _solve_layout(
             continue
         solved = solver.split_loss(chunks).solve()
         if solved is not None and solved[1].tokens_per_s > floor:
-            best = (solved[1].tokens_per_s, _join_chunks(solved[0]))
+            best = (solved[1].tokens_per_s, _join_chunks(solved[0], limits))
     return best
 
 
-def _join_chunks(case: TrainingCase) -> TrainingCase:
-    """Return the case with the fewest parts of the loss that do not raise the last stage's peak."""
-    last = case.num_stages - 1
-    peak_bytes = estimate_stage_memory(case, last).peak_bytes
+def _join_chunks(case: TrainingCase, limits: Limits) -> TrainingCase:
+    """Return the case with the fewest parts of the loss with which the last stage needs hardly more memory."""
+
+    def count_needed(chunks: int) -> int:
+        split = dataclasses.replace(case, loss_chunks=chunks)
+        return needed_bytes(estimate_stage_memory(split, case.num_stages - 1))
+
     chunks = case.loss_chunks
-    while chunks > 2:
-        fewer = dataclasses.replace(case, loss_chunks=chunks // 2)
-        if estimate_stage_memory(fewer, last).peak_bytes > peak_bytes:
-            break
+    most_bytes = min(limits.usable_bytes, count_needed(chunks) + int(CHUNK_MARGIN * limits.usable_bytes))
+    while chunks > 2 and count_needed(chunks // 2) <= most_bytes:
         chunks //= 2
     return dataclasses.replace(case, loss_chunks=chunks)
 
