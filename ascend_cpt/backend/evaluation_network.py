@@ -34,7 +34,6 @@ from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 from ascend_cpt.weights.sources import TensorSource
 
-
 MAX_LOGITS_TOKENS = 4096
 """Tokens on a device whose logits may exist at the same time."""
 

@@ -89,11 +89,11 @@ def _solve_layout(
             continue
         solved = solver.split_loss(chunks).solve()
         if solved is not None and solved[1].tokens_per_s > floor:
-            best = (solved[1].tokens_per_s, _join_chunks(solved[0], limits))
+            best = (solved[1].tokens_per_s, reduce_chunks(solved[0], limits))
     return best
 
 
-def _join_chunks(case: TrainingCase, limits: Limits) -> TrainingCase:
+def reduce_chunks(case: TrainingCase, limits: Limits) -> TrainingCase:
     """Return the case with the fewest parts of the loss with which the last stage needs hardly more memory."""
 
     def count_needed(chunks: int) -> int:

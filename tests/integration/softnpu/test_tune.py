@@ -34,3 +34,15 @@ def test_session_on_an_emulated_npu(get_dataset: Callable[[int], Path], tmp_path
     print(result.stdout)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
     assert "Measured on emulated NPUs; the results do not apply to real NPUs." in result.stdout
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.startswith(("base ", *OVERLAYS))}
+    dropped = [line for line in result.stdout.splitlines() if line.startswith("dropped ")]
+    assert rows.keys() == {"base", *OVERLAYS}
+    assert len(dropped) == 1 and dropped[0].startswith("dropped no_such_operator: ")
+    if "No overlay gained more than the noise" in result.stdout:
+        assert not (tmp_path / "tuned.yaml").exists()
+        return
+    assert "Fastest: " in result.stdout
+    assert "real NPUs" in (tmp_path / "tuned.yaml").read_text(encoding="utf-8").splitlines()[2]
+    tuned = load_config(tmp_path / "tuned.yaml").mindformers
+    is_fused = bool(tuned["model"]["model_config"].get("apply_rope_fusion"))
+    assert is_fused or tuned["context"]["jit_config"]["jit_level"] == "O1"

@@ -21,7 +21,7 @@ from ascend_cpt.plan.search.candidates import (
     make_offset,
 )
 from ascend_cpt.plan.search.clusters import find_cheapest, find_smallest, find_within
-from ascend_cpt.plan.search.search import bound_speed, estimate_as, find_fastest
+from ascend_cpt.plan.search.search import bound_speed, estimate_as, find_fastest, reduce_chunks
 from ascend_cpt.plan.search.stages import StageSolver
 from ascend_cpt.plan.search.table import describe_by_stage, render_table
 from ascend_cpt.plan.slices import count_slices, slice_parameters
@@ -85,6 +85,15 @@ def test_a_chunked_loss_has_the_fewest_parts_that_need_little_memory(make_case: 
         )
         worth_it = most + TIGHT.usable_bytes // 100
         assert own <= min(worth_it, TIGHT.usable_bytes) < fewer
+
+
+def test_parts_that_save_little_memory_are_joined(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), seq_length=8192, loss_chunks=16)
+    needed = {n: needed_bytes(estimate_memory(dataclasses.replace(case, loss_chunks=n))[0]) for n in (4, 8, 16)}
+    assert needed[16] * 1.01 < needed[8] < needed[4] < ROOMY.usable_bytes
+    assert needed[4] - needed[16] < ROOMY.usable_bytes // 100
+    assert reduce_chunks(case, ROOMY).loss_chunks == 4
+    assert reduce_chunks(case, dataclasses.replace(ROOMY, pool_bytes=needed[16] + 1)).loss_chunks == 16
 
 
 def test_the_loss_stays_whole_if_the_run_cannot_chunk_it(make_case: MakeCase) -> None:
