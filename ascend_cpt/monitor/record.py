@@ -331,6 +331,8 @@ class RunInfo:
     """Package → version, of the last launch."""
     layouts: list[dict[str, int]] = field(default_factory=list)
     """The parallel sizes by their names in `parallel_config`, and the `step` after which they are used."""
+    loss_chunks: int = 1
+    """`cpt.loss_chunks` of the last launch."""
 
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
