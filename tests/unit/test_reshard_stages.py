@@ -18,7 +18,8 @@ def test_an_unfinished_stage_continues_in_another_layout(
     write_stages: Callable[..., Path],  # noqa: F811
     launcher: FakeLauncher,  # noqa: F811
 ) -> None:
-    path = write_stages()
+    on_npus = {"set": {"context.device_target": "Ascend", "parallel_config.data_parallel": 2}}
+    path = write_stages(on_npus, on_npus)
     plan = resolve_stages(path, [], StageOptions())[0].run
     folder = plan.checkpoint_root / "iteration_00000003"
     folder.mkdir(parents=True)
