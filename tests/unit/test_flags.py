@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.cluster.launch.arguments import OPTIONS
+from ascend_cpt.cluster.launch.options import OPTIONS
 from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, SECRET_OPTION
 
 REPO_ROOT = Path(__file__).resolve().parents[2]

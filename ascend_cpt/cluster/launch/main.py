@@ -10,10 +10,10 @@ from pathlib import Path
 from ascend_cpt.cluster.job.webhook import open_webhook
 from ascend_cpt.cluster.launch.arguments import USAGE, LaunchSettings, UsageError, parse_launch
 from ascend_cpt.cluster.launch.coordination.attempts import run_job
-from ascend_cpt.cluster.launch.examine import examine_before_launch
+from ascend_cpt.cluster.launch.checks.examine import examine_before_launch
 from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, find_secret, hold_channel_key
 from ascend_cpt.cluster.launch.launch_lock import hold_launch_lock
-from ascend_cpt.cluster.launch.preflight import check_dry_run, check_master, describe_process, find_stale_workers
+from ascend_cpt.cluster.launch.checks.preflight import check_dry_run, check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.schedulers import find_scheduler
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.command import build_command, build_environment, format_command

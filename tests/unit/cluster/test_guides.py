@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.cluster.launch.arguments import OPTIONS
+from ascend_cpt.cluster.launch.options import OPTIONS
 from ascend_cpt.cluster.launch.schedulers import SCHEDULERS
 
 REPO_ROOT = Path(__file__).resolve().parents[3]

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ascend_cpt.cluster.launch.arguments import OPTIONS, REPO_ROOT, USAGE, UsageError, parse_launch, split_options
+from ascend_cpt.cluster.launch.arguments import REPO_ROOT, USAGE, UsageError, parse_launch
+from ascend_cpt.cluster.launch.options import OPTIONS, split_options
 from ascend_cpt.errors import ClusterError
 
 CMD = "run_cpt.py --config x.yaml --max-restarts 9"

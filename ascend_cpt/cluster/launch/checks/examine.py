@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, find_default_file, find_secret
-from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers
+from ascend_cpt.cluster.launch.checks.preflight import check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.messages.secret import INSECURE_VARIABLE, STANDARD_INPUT
 from ascend_cpt.cluster.node.doctor import Finding, Level, Node, examine
