@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ascend_cpt.cluster.job.job_nodes import FITTING_NAME
 from ascend_cpt.cluster.launch.job_secret import SECRET_USAGE, SecretSource, split_secret_options
 from ascend_cpt.cluster.launch.options import MIN_NODES, SPARE_NODES, check_lost_nodes, describe_options, split_options
 from ascend_cpt.cluster.launch.schedulers import add_scheduler_values
@@ -23,7 +24,6 @@ DEFAULT_LOG_DIR = "output/msrun_log"
 # As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not
 # connected by then.
 DEFAULT_CLUSTER_TIMEOUT_S = 7200
-
 
 USAGE = f"""\
 usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
@@ -93,6 +93,16 @@ class LaunchSettings:
         """Whether this node only waits, as long as no other is lost."""
         return self.node_rank >= self.num_nodes
 
+    @property
+    def num_launchers(self) -> int:
+        """Nodes of the job and spare nodes."""
+        return self.num_nodes + self.spare_nodes
+
+    @property
+    def can_lose_nodes(self) -> bool:
+        """Whether the job may go on without some of its nodes."""
+        return self.spare_nodes > 0 or 0 < self.min_nodes < self.num_nodes
+
     def worker_log(self, rank: int) -> Path:
         """Return the file to which msrun writes the output of the worker with global rank `rank`."""
         return self.log_dir / f"worker_{rank}.log"
@@ -109,6 +119,11 @@ class LaunchSettings:
     def progress_file(self) -> Path:
         """File in which a worker on this node records the last finished step."""
         return self.log_dir / "last_step"
+
+    @property
+    def fitting_file(self) -> Path:
+        """File in which rank 0 records the numbers of workers that fit the run."""
+        return self.log_dir / FITTING_NAME
 
     @property
     def stop_file(self) -> Path:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
@@ -22,6 +23,7 @@ from ascend_cpt.cluster.launch.coordination.records import (
     Heartbeat,
     Join,
     Refused,
+    Standby,
     Stop,
     StopBy,
     write_outcome,
@@ -48,11 +50,24 @@ class Lost:
 Received = FromCoordinator | Lost
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The start of an attempt on this node. See `Go` for the fields."""
+
+    attempt: int
+    place: int = 0
+    hosts: tuple[str, ...]
+    reason: str = ""
+
+
 class CoordinatorClient(Protocol):
     """The interface between a launcher's attempt loop and the coordination across nodes."""
 
-    def join(self) -> RestartDecision | None:
-        """Wait until all nodes can start the next attempt and return None, or a decision when the job is over."""
+    cause: str
+    """Why another node ended the last attempt; empty if this node ended it."""
+
+    def join(self) -> RestartDecision | Start:
+        """Wait until the next attempt starts on this node, or return a decision when the job is over."""
 
     def is_cancelled(self) -> bool:
         """Return whether another node ended the running attempt. Print the cause once."""
@@ -72,7 +87,9 @@ def open_coordinator_client(
 
     Raises ClusterError when node 0 cannot listen.
     """
-    policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s)
+    # Each spare and each dispensable node may be lost once without counting as one of --max-restarts.
+    max_losses = settings.spare_nodes + (settings.num_nodes - settings.min_nodes if settings.min_nodes else 0)
+    policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s, max_losses)
     if settings.num_nodes == 1:
         yield SingleNodeClient(policy)
         return
@@ -110,11 +127,15 @@ class _CoordinatorRunner:
 class SingleNodeClient:
     """The client of a single-node job, which needs no coordinator."""
 
+    cause = ""
+
     def __init__(self, policy: RestartPolicy) -> None:
         self._policy = policy
+        self._num_attempts = 0
 
-    def join(self) -> RestartDecision | None:
-        return None
+    def join(self) -> RestartDecision | Start:
+        self._num_attempts += 1
+        return Start(attempt=self._num_attempts, hosts=(socket.gethostname(),))
 
     def is_cancelled(self) -> bool:
         return False
@@ -144,9 +165,13 @@ class RemoteCoordinatorClient:
         self._num_restarts = 0
         self._num_attempts = 0
         self._is_cancelled = False
+        self._is_on_standby = False
+        self.cause = ""
 
-    def join(self) -> RestartDecision | None:
-        """Join the next attempt, reconnecting as needed, and wait until all nodes have joined.
+    def join(self) -> RestartDecision | Start:
+        """Join the next attempt, reconnecting as needed, and wait until it starts on this node.
+
+        While this node is connected, node 0 decides how long to wait. A spare may wait as long as the job runs.
 
         Raises:
             ClusterError: when the coordinator rejects this node or has a different secret.
@@ -155,10 +180,12 @@ class RemoteCoordinatorClient:
         limit_s = settings.rejoin_timeout_s if self._num_attempts else settings.cluster_timeout_s
         start_s = time.monotonic()
         deadline_s = start_s + limit_s
-        self._is_cancelled = has_joined = has_printed_notice = False
-        # Node 0 has the same deadline and names the missing nodes, so allow time for its answer.
+        self._is_cancelled = has_joined = has_printed_notice = self._is_on_standby = False
+        self.cause = ""
         while time.monotonic() < deadline_s + SHUTDOWN_TIMEOUT_S and not self._requests.received:
-            if not has_printed_notice and time.monotonic() > start_s + WAIT_NOTICE_S:
+            if has_joined and self._receiver:
+                deadline_s = time.monotonic() + limit_s
+            if not (has_printed_notice or self._is_on_standby) and time.monotonic() > start_s + WAIT_NOTICE_S:
                 print_status(f"waiting up to {limit_s} s for all {settings.num_nodes} nodes to join")
                 has_printed_notice = True
             if self._receiver is None:
@@ -170,16 +197,16 @@ class RemoteCoordinatorClient:
                 has_joined = self._join()
             message = self._next_message(POLL_S)
             if isinstance(message, Go):
-                for warning in message.warnings:
-                    print_status(f"warning: {warning}")
-                self._num_attempts += 1
-                return None
+                return self._start(message)
+            if isinstance(message, Standby):
+                self._is_on_standby = True
+                print_status(message.message)
             if isinstance(message, Decision):
                 return message.to_decision()
             if isinstance(message, Refused):
                 raise ClusterError(message.message)
         if self._requests.received:
-            if self._num_attempts:
+            if self._num_attempts and not self._is_on_standby:
                 self.announce_stop(self._requests.received[0])
             return RestartDecision(again=False, code=128 + self._requests.received[0])
         host, port = self._address
@@ -190,10 +217,23 @@ class RemoteCoordinatorClient:
             f"are ports {settings.master_port} to {port} open between the nodes?",
         )
 
+    def _start(self, go: Go) -> Start:
+        settings = self._settings
+        if not go.place < len(go.hosts) <= settings.num_nodes or (go.place == 0) != (settings.node_rank == 0):
+            raise ClusterError(f"node 0 gave this node an impossible rank, {go.place} of {len(go.hosts)}")
+        for warning in go.warnings:
+            print_status(f"warning: {warning}")
+        if go.reason:
+            print_status(go.reason)
+        self._num_attempts += 1
+        self._is_on_standby = False
+        return Start(attempt=go.attempt, place=go.place, hosts=go.hosts, reason=go.reason)
+
     def is_cancelled(self) -> bool:
         while not self._is_cancelled and (message := self._next_message(0)):
             if isinstance(message, Cancel):
                 _print_cause(message)
+                self.cause = message.reason
                 self._is_cancelled = True
             elif isinstance(message, Lost):
                 print_status("lost the connection to node 0: its launcher was killed, or the network is down")
@@ -275,7 +315,7 @@ class RemoteCoordinatorClient:
     def _join(self) -> bool:
         assert self._receiver is not None
         join = Join(
-            size=(self._settings.num_workers, self._settings.num_nodes),
+            size=(self._settings.num_workers, self._settings.num_nodes, self._settings.spare_nodes),
             host=socket.gethostname(),
             num_restarts=self._num_restarts,
             time_s=time.time(),

@@ -7,8 +7,9 @@ member at position 0, because it runs the coordinator and MindSpore's scheduler.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # A launcher that loses its connection ends its workers within this time (supervisor.py: 5 s after SIGTERM, then
 # SIGKILL). Another node takes over the rank only later, so that no two workers write the same files.
@@ -54,7 +55,7 @@ class Placement:
         never = _Absence(
             text=f"did not connect within {lost_timeout_s:g} s",
             replace_at_s=now_s + lost_timeout_s,
-            leave_out_at_s=float("inf"),
+            leave_out_at_s=math.inf,
         )
         self._absent: dict[int, _Absence] = dict.fromkeys(range(num_nodes), never)
         self._excluded: set[int] = set()
@@ -63,6 +64,12 @@ class Placement:
     def is_fixed(self) -> bool:
         """Whether the job always runs on the same nodes."""
         return not self._num_spares and not 0 < self._min_nodes < self._num_nodes
+
+    def allow_leaving_out(self) -> None:
+        """Record that the job started before: a node that has not connected to this node 0 counts as lost."""
+        for number, absence in self._absent.items():
+            if absence.leave_out_at_s == math.inf:
+                self._absent[number] = replace(absence, leave_out_at_s=absence.replace_at_s)
 
     def accepts(self, number: int) -> bool:
         """Return whether the job has a launcher of this number."""
@@ -123,10 +130,14 @@ class Placement:
         missing = [number for number in self.members if number not in usable]
         if 0 in missing or not all(number in self._absent for number in missing):
             return None
-        spares = sorted(usable.difference(self.members))
-        if len(spares) < len(missing) or any(now_s < self._absent[number].replace_at_s for number in missing):
-            if any(now_s < self._absent[number].leave_out_at_s for number in missing):
-                return None
+        spares = sorted(usable - set(self.members))
+        absences = [self._absent[number] for number in missing]
+        if len(spares) >= len(missing):
+            times_s = [absence.replace_at_s for absence in absences]
+        else:
+            times_s = [absence.leave_out_at_s for absence in absences]
+        if any(now_s < time_s for time_s in times_s):
+            return None
         size = self._find_size(len(usable), fitting)
         if size is None:
             return None

@@ -26,6 +26,7 @@ MAX_STEP = 1 << 48
 MAX_RESTARTS = 10**9
 MAX_LINES, MAX_LINE_CHARACTERS = 20, 2000
 MAX_TEXT_CHARACTERS = 4000
+MAX_REASON_CHARACTERS = 100_000  # may name many nodes
 _LINE = text(MAX_LINE_CHARACTERS)
 _TEXT = text(MAX_TEXT_CHARACTERS)
 # Not SIGKILL, because a job stops only in ways that let its workers save.
@@ -39,9 +40,9 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Join:
-    """A launcher is ready for the next attempt. `size` is the number of workers and nodes it was started for."""
+    """A launcher is ready for the next attempt. `size`: the workers, nodes and spare nodes it was started for."""
 
-    size: Annotated[tuple[int, int], exactly(whole(1, MAX_WORKERS), whole(1, MAX_NODES))]
+    size: Annotated[tuple[int, int, int], exactly(whole(1, MAX_WORKERS), whole(1, MAX_NODES), whole(0, MAX_NODES))]
     host: Annotated[str, text(255)]
     num_restarts: Annotated[int, whole(0, MAX_RESTARTS)]
     time_s: Annotated[float, real(0, 1e12)]
@@ -97,9 +98,24 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Go:
-    """All nodes have joined, so start the attempt."""
+    """All nodes have joined, so start the attempt.
+
+    `place` is the receiver's node rank for msrun, and `hosts` are the host names of all nodes in order of rank.
+    `reason` states why other nodes take part than in the attempt before; empty if they are the same.
+    """
 
     warnings: Annotated[tuple[str, ...], several(_LINE, MAX_NODES)]
+    attempt: Annotated[int, whole(1, MAX_RESTARTS)]
+    place: Annotated[int, whole(0, MAX_NODES)]
+    hosts: Annotated[tuple[str, ...], several(text(255), MAX_NODES)]
+    reason: Annotated[str, text(MAX_REASON_CHARACTERS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standby:
+    """Wait: this node is a spare for now."""
+
+    message: Annotated[str, _TEXT]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,5 +156,5 @@ class Decision:
 
 FromLauncher = Heartbeat | Join | Stop | Ended
 FROM_LAUNCHER = (Heartbeat, Join, Stop, Ended)
-FromCoordinator = Heartbeat | Go | Cancel | StopBy | Refused | Decision
-FROM_COORDINATOR = (Heartbeat, Go, Cancel, StopBy, Refused, Decision)
+FromCoordinator = Heartbeat | Go | Standby | Cancel | StopBy | Refused | Decision
+FROM_COORDINATOR = (Heartbeat, Go, Standby, Cancel, StopBy, Refused, Decision)

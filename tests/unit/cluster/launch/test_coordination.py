@@ -15,7 +15,11 @@ from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings, parse
 from ascend_cpt.cluster.launch.coordination import coordinator as coordinator_module
 from ascend_cpt.cluster.launch.coordination import coordinator_client as client_module
 from ascend_cpt.cluster.launch.coordination.coordinator import Coordinator
-from ascend_cpt.cluster.launch.coordination.coordinator_client import RemoteCoordinatorClient, open_coordinator_client
+from ascend_cpt.cluster.launch.coordination.coordinator_client import (
+    RemoteCoordinatorClient,
+    Start,
+    open_coordinator_client,
+)
 from ascend_cpt.cluster.launch.coordination.records import FROM_COORDINATOR, Go, Join
 from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, RestartDecision, RestartPolicy
 from ascend_cpt.cluster.launch.signals import StopRequests
@@ -96,10 +100,14 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def is_start(answer: object) -> bool:
+    return isinstance(answer, Start)
+
+
 def start_attempt(settings: LaunchSettings) -> list[Node]:
     nodes = [Node(on_node(settings, rank)) for rank in range(settings.num_nodes)]
     waits = [node.run(lambda node: node.client.join()) for node in nodes]
-    assert [wait() for wait in waits] == [None, None]
+    assert [wait().place for wait in waits] == list(range(settings.num_nodes))
     return nodes
 
 
@@ -129,8 +137,8 @@ def test_a_failure_ends_the_attempt_everywhere_and_all_join_the_next(
     # Node 0 waits until node 1 joins as well.
     first = nodes[0].run(lambda node: node.client.join())
     time.sleep(0.3)
-    assert nodes[1].client.join() is None
-    assert first() is None
+    assert is_start(nodes[1].client.join())
+    assert is_start(first())
     assert not nodes[0].client.is_cancelled()
     failed = nodes[1].run(lambda node: node.client.report(BANG))
     wait_for(nodes[0].client.is_cancelled)
@@ -149,8 +157,8 @@ def test_others_wait_for_a_lost_node(
     assert nodes[0].client.report(CANCELLED).again
     waiting = nodes[0].run(lambda node: node.client.join())
     again = Node(on_node(settings, 1))
-    assert again.client.join() is None
-    assert waiting() is None
+    assert is_start(again.client.join())
+    assert is_start(waiting())
 
 
 def test_a_node_that_does_not_come_back_ends_the_job(
@@ -162,7 +170,7 @@ def test_a_node_that_does_not_come_back_ends_the_job(
     wait_for(nodes[0].client.is_cancelled)
     assert nodes[0].client.report(CANCELLED).again
     decision = nodes[0].client.join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert (decision.again, decision.code) == (False, 1)
     assert f"node 1 ({socket.gethostname()}) did not rejoin within 1 s" in decision.message
 
@@ -170,7 +178,7 @@ def test_a_node_that_does_not_come_back_ends_the_job(
 def test_a_node_that_never_connects_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve(cluster_timeout_s=1)
     decision = RemoteCoordinatorClient(settings, StopRequests(), KEY).join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert "within 1 s: node 1 did not connect" in decision.message
 
 
@@ -179,7 +187,7 @@ def test_an_unreachable_node_0_is_reported_with_its_address(
 ) -> None:
     monkeypatch.setattr("ascend_cpt.cluster.launch.coordination.coordinator_client.SHUTDOWN_TIMEOUT_S", 0)
     decision = RemoteCoordinatorClient(replace(settings, node_rank=1, cluster_timeout_s=1), StopRequests(), KEY).join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert f"node 0's launcher did not answer at 127.0.0.1:{settings.launcher_port} within 1 s" in decision.message
 
 
@@ -194,8 +202,8 @@ def test_node_0_may_be_restarted(settings: LaunchSettings, serve: Callable[..., 
     waiting = nodes[1].run(lambda node: node.client.join())
     serve()
     again = Node(settings)
-    assert again.client.join() is None
-    assert waiting() is None
+    assert is_start(again.client.join())
+    assert is_start(waiting())
     # The new node 0 takes over the restart count from node 1.
     failed = nodes[1].run(lambda node: node.client.report(BANG))
     wait_for(again.client.is_cancelled)
@@ -239,7 +247,7 @@ def test_a_stop_between_attempts_reaches_every_node(
     nodes[0].requests.add(15)
     assert waiting().code == 143
     decision = nodes[1].client.join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert (decision.again, decision.code) == (False, 143)
     assert "SIGTERM on node 0 (" in decision.message
 
@@ -252,10 +260,10 @@ def test_a_node_stopped_before_the_start_may_join_again(
     node = Node(on_node(settings, 1))
     node.requests.add(2)
     decision = node.client.join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert decision.code == 130
-    assert RemoteCoordinatorClient(on_node(settings, 1), StopRequests(), KEY).join() is None
-    assert waiting() is None
+    assert is_start(RemoteCoordinatorClient(on_node(settings, 1), StopRequests(), KEY).join())
+    assert is_start(waiting())
 
 
 def test_a_kill_takes_precedence_over_a_failure_as_cause(
@@ -322,7 +330,7 @@ def test_clock_skew_is_reported(settings: LaunchSettings, serve: Callable[..., C
     connections = []
     for node, skew_s in ((0, 0.0), (1, -90.0)):
         connection = connect(address, key=KEY, purpose=LAUNCHERS, number=node)
-        connection.send(encode(Join(host=f"h{node}", size=(4, 2), num_restarts=0, time_s=time.time() + skew_s)))
+        connection.send(encode(Join(host=f"h{node}", size=(4, 2, 0), num_restarts=0, time_s=time.time() + skew_s)))
         connections.append(connection)
     for connection in connections:
         found: list[Go] = []

@@ -13,8 +13,8 @@ def test_options_are_accepted_at_any_position() -> None:
     arguments = ["--max-restarts", "3", CMD, "2", "--stop-grace=60"]
     positional, values = split_options(arguments, {})
     assert positional == [CMD, "2"]
-    defaults = {"--restart-delay": 5, "--rejoin-timeout": 600, "--hang-timeout": 1800}
-    assert values == {**defaults, "--max-restarts": 3, "--stop-grace": 60}
+    defaults = {"--restart-delay": 5, "--rejoin-timeout": 600, "--hang-timeout": 1800, "--lost-node-timeout": 120}
+    assert values == {**defaults, "--spare-nodes": 0, "--min-nodes": 0, "--max-restarts": 3, "--stop-grace": 60}
 
 
 def test_options_default_to_the_environment() -> None:

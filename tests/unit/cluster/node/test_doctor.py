@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from ascend_cpt.cluster.launch.checks import examine as examine_module
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, parse_launch
+from ascend_cpt.cluster.launch.checks import examine as examine_module
 from ascend_cpt.cluster.launch.checks.examine import examine_before_launch, examine_launch
 from ascend_cpt.cluster.launch.checks.preflight import find_stale_workers, name_listener
 from ascend_cpt.cluster.node import doctor
