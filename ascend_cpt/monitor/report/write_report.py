@@ -15,6 +15,7 @@ import numpy as np
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.goodput.account import Goodput
+from ascend_cpt.monitor.goodput.nodes import describe_node_changes
 from ascend_cpt.monitor.record import Record
 from ascend_cpt.monitor.report.heat_tables import render_heat_maps
 from ascend_cpt.monitor.report.page import PAGE
@@ -158,6 +159,7 @@ def _render_summary(run: RunData) -> str:
             f"{info['model']}, {format_count(info.get('num_parameters', 0))} parameters" if "model" in info else "",
         ),
         ("Devices", f"{info['num_devices']} × {info.get('device_name', '?')}" if "num_devices" in info else ""),
+        ("Changed nodes", describe_node_changes(run.nodes)),
         ("Steps", f"{int(steps[-1]):,} of {int(columns['total_steps'][-1]):,}"),
         ("Tokens", f"{format_count(int(columns['tokens'][-1]))} ({format_count(_tokens_per_step(run))} per step)"),
         ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),
