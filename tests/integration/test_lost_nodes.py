@@ -1,0 +1,181 @@
+"""Training that loses a node for good: with a spare node, and on fewer nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ascend_cpt.monitor.goodput.account import compute_goodput
+from ascend_cpt.monitor.goodput.timeline import read_timeline
+from ascend_cpt.monitor.report.write_report import write_report
+from ascend_cpt.monitor.summary import summarize_run
+from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history
+
+NUM_STEPS = 60
+LIMIT_S = 400
+
+
+class Nodes:
+    """Launchers of one worker each on this machine, which all see one output folder."""
+
+    def __init__(self, folder: Path, config: Path, port: int, num_nodes: int, options: str) -> None:
+        self._folder, self._config, self._port, self._num_nodes = folder, config, port, num_nodes
+        self._options = options.split()
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, node: int) -> None:
+        command = f"run_cpt.py --config {self._config}"
+        form = [str(self._num_nodes), "1", "127.0.0.1", str(self._port), str(node), str(self._folder / "log")]
+        environ = os.environ | {"ASCEND_CPT_PYTHON": sys.executable, "ASCEND_CPT_ALLOW_LOCAL_MASTER": "1"}
+        with (self._folder / f"out_{node}").open("ab") as output:
+            self.processes[node] = subprocess.Popen(
+                ["bash", "scripts/msrun_launcher.sh", *self._options, command, *form, "False", "300"],
+                cwd=REPOSITORY,
+                env=environ,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def lose(self, node: int) -> None:
+        """Kill everything on a node at once."""
+        launcher = psutil.Process(self.processes[node].pid)
+        for process in [launcher, *launcher.children(recursive=True)]:
+            process.kill()
+
+    def wait(self, node: int) -> int:
+        return self.processes[node].wait(LIMIT_S)
+
+    def text(self, node: int) -> str:
+        return (self._folder / f"out_{node}").read_text()
+
+
+@pytest.fixture
+def make_nodes(
+    tmp_path: Path, free_ports: list[int], write_config: Callable[..., Path]
+) -> Iterator[Callable[..., Any]]:
+    made: list[Nodes] = []
+
+    def make(num_nodes: int, options: str, *, num_launchers: int | None = None, batch: int = 8, **cpt: Any) -> Nodes:
+        folder = tmp_path / f"job_{len(made)}"
+        folder.mkdir()
+        config = write_config(
+            run_name=f"run_{len(made)}",
+            global_batch_size=batch,
+            train_tokens=NUM_STEPS * batch * SEQ_LENGTH,
+            checkpoint={"every": "5 steps", "keep_last": 2},
+            validation=None,
+            **cpt,
+        )
+        nodes = Nodes(folder, config, free_ports[len(made)], num_nodes, options)
+        made.append(nodes)
+        for node in range(num_launchers or num_nodes):
+            nodes.start(node)
+        return nodes
+
+    yield make
+    for nodes in made:
+        for process in nodes.processes.values():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not (run / "metrics.jsonl").exists() or max((one[1] for one in read_history(run)), default=0) < step:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def read_nodes(run: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "nodes"]
+
+
+@pytest.mark.timeout(900)
+def test_a_spare_takes_over_and_the_losses_are_the_same(make_nodes: Callable[..., Nodes], tmp_path: Path) -> None:
+    calm = make_nodes(2, "")
+    assert [calm.wait(node) for node in (0, 1)] == [0, 0], calm.text(0)
+    expected = read_history(tmp_path / "output/run_0")
+    run = tmp_path / "output/run_1"
+    nodes = make_nodes(2, "--spare-nodes 1 --restart-delay 0", num_launchers=3)
+    wait_for_step(run, 12)
+    assert "node 2 is a spare: it waits until it is needed" in nodes.text(2)
+    nodes.lose(1)
+    assert [nodes.wait(node) for node in (0, 2)] == [0, 0], nodes.text(0) + nodes.text(2)
+    assert read_history(run) == expected
+    assert len(expected) == NUM_STEPS
+    host = os.uname().nodename
+    reason = (
+        f"node 1 ({host}) was lost: disconnected: its launcher was killed or the node is down; "
+        f"node 2 ({host}), a spare, takes its place"
+    )
+    assert reason in nodes.text(0)
+    assert reason in nodes.text(2)
+    assert f"restart after the loss of node 1 ({host}) in 0 s" in nodes.text(0)
+    first, second = read_nodes(run)
+    assert (first["attempt"], first["step"], first["num_nodes"], first["reason"]) == (1, 0, 2, "")
+    assert (second["attempt"], second["num_nodes"], second["reason"]) == (2, 2, reason)
+    assert second["step"] >= 5
+    assert json.loads((run / "run.json").read_text())["nodes"] == [host, host]
+    goodput = compute_goodput(read_timeline(run / "timeline.jsonl"))
+    assert goodput
+    assert (goodput.num_launches, goodput.num_interruptions) == (2, 1)
+    assert any(line.startswith(f"  changed nodes    step {second['step']}: node 1 (") for line in summarize_run(run))
+    page = tmp_path / "report.html"
+    write_report([run], page)
+    assert "Changed nodes" in page.read_text()
+
+
+@pytest.mark.timeout(900)
+def test_the_job_continues_on_one_node_with_the_same_batch(make_nodes: Callable[..., Nodes], tmp_path: Path) -> None:
+    calm = make_nodes(2, "")
+    assert [calm.wait(node) for node in (0, 1)] == [0, 0], calm.text(0)
+    expected = read_history(tmp_path / "output/run_0")
+    run = tmp_path / "output/run_1"
+    nodes = make_nodes(2, "--min-nodes 1 --restart-delay 0 --lost-node-timeout 12")
+    wait_for_step(run, 12)
+    nodes.lose(1)
+    assert nodes.wait(0) == 0, nodes.text(0)
+    history = read_history(run)
+    assert [record[:2] for record in history] == [record[:2] for record in expected]
+    differences = [abs(one[2] - other[2]) for one, other in zip(history, expected, strict=True)]
+    assert max(differences) < 1e-4, differences
+    first, second = read_nodes(run)
+    assert (first["data_parallel"], first["micro_batch_size"]) == (2, 4)
+    assert (second["num_nodes"], second["of_nodes"], second["data_parallel"], second["num_devices"]) == (1, 2, 1, 1)
+    assert second["micro_batch_size"] * second["num_accumulation_steps"] * second["data_parallel"] == 8
+    assert second["reason"].endswith("; the job continues on 1 of 2 nodes")
+    assert "nodes    attempt 2 on 1 of 2: " in nodes.text(0)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("options", "cpt", "message"),
+    [
+        (
+            "--min-nodes 2",
+            {},
+            "--min-nodes 2: the run fits on no smaller number of nodes; with 2 workers: ",
+        ),
+        ("--min-nodes 1", {"storage": {"shared": False}}, "need shared storage, because a lost node's part of the"),
+        ("--spare-nodes 1", {"storage": {"shared": False}}, "need shared storage, because a lost node's part of the"),
+    ],
+)
+def test_a_job_that_cannot_lose_a_node_is_refused_at_its_start(
+    make_nodes: Callable[..., Nodes], options: str, cpt: dict[str, Any], message: str
+) -> None:
+    num_launchers = 4 if "spare" in options else 3
+    nodes = make_nodes(3, options, num_launchers=num_launchers, batch=9, **cpt)
+    assert [nodes.wait(node) for node in range(num_launchers)] == [2] * num_launchers, nodes.text(0)
+    assert message in nodes.text(0)
+    assert "Traceback" not in nodes.text(0)
