@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ascend_cpt.cluster.job.job_nodes import JOB_NODES_VARIABLE, JobNodes
+from ascend_cpt.cluster.job.launcher_files import INTERRUPTION_CAUSE
 from ascend_cpt.cluster.job.webhook import Webhook
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import (
@@ -15,12 +16,12 @@ from ascend_cpt.cluster.launch.coordination.coordinator_client import (
     Start,
     open_coordinator_client,
 )
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision
+from ascend_cpt.cluster.launch.coordination.restart_policy import HANG, End, Outcome, RestartDecision
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.command import build_command, build_environment
 from ascend_cpt.cluster.launch.workers.supervisor import Supervisor
-from ascend_cpt.cluster.launch.workers.worker_log import archive_logs
+from ascend_cpt.cluster.launch.workers.worker_log import archive_logs, read_cause, write_cause
 
 POLL_S = 0.1
 
@@ -34,7 +35,8 @@ def run_job(settings: LaunchSettings, environ: Mapping[str, str], key_file: Path
     0: all workers on all nodes succeeded. 2: user error. 128 + n: stopped by signal n. 1: any other failure.
     """
     settings.fitting_file.unlink(missing_ok=True)
-    with StopRequests() as requests, open_coordinator_client(settings, requests, key) as client:
+    cause = read_cause(settings.log_dir)
+    with StopRequests() as requests, open_coordinator_client(settings, requests, key, cause=cause) as client:
         return _run_attempts(settings, environ, key_file, requests, client, webhook)
 
 
@@ -59,8 +61,9 @@ def _run_attempts(
             supervisor = _prepare_attempt(settings, decision, environ, key_file, requests, client)
             outcome = supervisor.run()
             decision = client.report(outcome)
-            cause = outcome.reason or client.cause or "another node failed"
-            _send_notices(settings, outcome, decision, webhook, cause, is_hang=supervisor.reported_hang)
+            write_cause(settings.log_dir, outcome.cause)
+            reason = outcome.reason or client.ended_by or "another node failed"
+            _send_notices(settings, outcome, decision, webhook, reason, is_hang=supervisor.reported_hang)
         if decision.message:
             print_status(decision.message)
         if requests.received:
@@ -85,7 +88,7 @@ def _prepare_attempt(
     """Return the supervisor of an attempt on the nodes of `start`."""
     per_node = settings.num_local_workers
     attempt = replace(settings, place=start.place, num_workers=len(start.hosts) * per_node)
-    environment = build_environment(attempt, environ, key_file)
+    environment = build_environment(attempt, environ, key_file) | {INTERRUPTION_CAUSE: client.cause}
     if settings.can_lose_nodes:
         sizes = range(settings.min_nodes or settings.num_nodes, settings.num_nodes)
         nodes = JobNodes(
@@ -110,20 +113,20 @@ def _send_notices(
     outcome: Outcome,
     decision: RestartDecision,
     webhook: Webhook,
-    cause: str,
+    reason: str,
     *,
     is_hang: bool,
 ) -> None:
     """Report a hang from the node that detected it, and restarts and the end of a failed job from node 0."""
     job = _name_job(settings)
     if is_hang:
-        webhook.send("hang", job, outcome.reason.removeprefix("hang: "))
+        webhook.send("hang", job, outcome.reason.removeprefix(HANG))
     if settings.node_rank != 0 or outcome.end is End.CONTINUES:
         return
     if decision.again:
-        webhook.send("restart", job, f"{cause}; {decision.message}")
+        webhook.send("restart", job, f"{reason}; {decision.message}")
     elif outcome.end in (End.FAILED, End.KILLED, End.CANCELLED):
-        webhook.send("end", job, f"failed: {cause}; {decision.message}".rstrip("; "))
+        webhook.send("end", job, f"failed: {reason}; {decision.message}".rstrip("; "))
 
 
 def _wait(delay_s: float, requests: StopRequests) -> None:

@@ -27,7 +27,14 @@ from ascend_cpt.cluster.launch.coordination.records import (
     Stop,
     StopBy,
 )
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
+from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    CAUSE_PRIORITY,
+    End,
+    Outcome,
+    RestartDecision,
+    RestartPolicy,
+    add_cause,
+)
 from ascend_cpt.cluster.launch.options import SPARE_NODES
 from ascend_cpt.cluster.launch.signals import name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
@@ -101,6 +108,7 @@ class Coordinator(threading.Thread):
         self._num_attempts = 0
         self._is_stopping = False
         self._is_over = False
+        self._cause = self._last_cause = ""
         self._num_errors = 0
         self._last_heartbeat_s = 0.0
         self._next_notice_s = 0.0
@@ -231,6 +239,7 @@ class Coordinator(threading.Thread):
             self._placement.allow_leaving_out()
         self._joined[node] = launcher
         self._placement.arrive(node)
+        self._cause = self._cause or join.cause
         self._start_when_complete()
         self._put_on_standby()
 
@@ -253,8 +262,16 @@ class Coordinator(threading.Thread):
         hosts, reason = tuple(launcher.host for launcher in self._active.values()), self._placement.reason
         for place, launcher in enumerate(self._active.values()):
             launcher.is_on_standby = False
-            go = Go(warnings=tuple(warnings), attempt=self._num_attempts, place=place, hosts=hosts, reason=reason)
+            go = Go(
+                warnings=tuple(warnings),
+                cause=self._cause,
+                attempt=self._num_attempts,
+                place=place,
+                hosts=hosts,
+                reason=reason,
+            )
             self._send(launcher, go)
+        self._last_cause, self._cause = self._cause, ""
         self._put_on_standby()
 
     def _put_on_standby(self) -> None:
@@ -289,9 +306,11 @@ class Coordinator(threading.Thread):
 
     def _decide(self) -> None:
         outcomes = self._outcomes.values()
-        root = min(outcomes, key=lambda outcome: _CAUSE_PRIORITY[outcome.end])
+        node, root = min(self._outcomes.items(), key=lambda item: CAUSE_PRIORITY[item[1].end])
+        cause = f"{self._active[node]}: {root.cause}" if root.cause else ""
         steps = [outcome.step for outcome in outcomes if outcome.step is not None]
         root = Outcome(end=root.end, code=root.code, reason=root.reason, step=max(steps, default=None))
+        self._cause = add_cause(self._last_cause, root, cause)
         culprit, without = self._find_dispensable(root)
         decision = self._policy.decide(root, culprit=culprit, without=without)
         launchers, self._active = self._active.values(), {}
@@ -372,16 +391,3 @@ class Coordinator(threading.Thread):
             )
         decision = RestartDecision(again=False, code=EXIT_FAILURE, message=f"error: {message}")
         self._announce(list(self._joined.values()), decision)
-
-
-# Priority of outcomes when choosing the root cause, lowest first. A killed process makes others fail, possibly with an
-# error message of their own.
-_CAUSE_PRIORITY = {
-    End.STOPPED: 0,
-    End.KILLED: 1,
-    End.FINAL: 2,
-    End.FAILED: 2,
-    End.CANCELLED: 3,
-    End.CONTINUES: 4,
-    End.DONE: 5,
-}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +12,12 @@ from typing import Protocol
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator import SHUTDOWN_TIMEOUT_S, Coordinator
+from ascend_cpt.cluster.launch.coordination.receiver import Lost, Received, Receiver
 from ascend_cpt.cluster.launch.coordination.records import (
-    FROM_COORDINATOR,
     Cancel,
     Decision,
     Ended,
-    FromCoordinator,
     Go,
-    Heartbeat,
     Join,
     Refused,
     Standby,
@@ -28,12 +25,18 @@ from ascend_cpt.cluster.launch.coordination.records import (
     StopBy,
     write_outcome,
 )
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
+from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    MAX_CAUSE_CHARACTERS,
+    End,
+    Outcome,
+    RestartDecision,
+    RestartPolicy,
+    add_cause,
+)
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
-from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, Connection, RefusedError, connect
-from ascend_cpt.cluster.messages.ports import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S
-from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode
+from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, RefusedError, connect
+from ascend_cpt.cluster.messages.records import encode
 from ascend_cpt.cluster.messages.secret import LAUNCHERS
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
@@ -41,13 +44,7 @@ RETRY_S = 0.5
 POLL_S = 0.1
 # Print a notice if joining takes longer than this.
 WAIT_NOTICE_S = 10.0
-
-
-class Lost:
-    """Stands in for a message when the connection is lost."""
-
-
-Received = FromCoordinator | Lost
+LOST_NODE_0 = "lost the connection to node 0: its launcher was killed, or the network is down"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +60,12 @@ class Start:
 class CoordinatorClient(Protocol):
     """The interface between a launcher's attempt loop and the coordination across nodes."""
 
-    cause: str
-    """Why another node ended the last attempt; empty if this node ended it."""
+    ended_by: str
+    """Which other node ended the last attempt and why; empty if this node ended it."""
+
+    @property
+    def cause(self) -> str:
+        """Why the attempt before the one that `join` allowed was interrupted, or "" if it was not."""
 
     def join(self) -> RestartDecision | Start:
         """Wait until the next attempt starts on this node, or return a decision when the job is over."""
@@ -81,9 +82,11 @@ class CoordinatorClient(Protocol):
 
 @contextmanager
 def open_coordinator_client(
-    settings: LaunchSettings, requests: StopRequests, key: bytes
+    settings: LaunchSettings, requests: StopRequests, key: bytes, *, cause: str = ""
 ) -> Iterator[CoordinatorClient]:
     """Yield a job's coordination client. With several nodes, node 0 also runs the coordinator.
+
+    `cause` is why the last attempt of an earlier launch on this node was interrupted.
 
     Raises ClusterError when node 0 cannot listen.
     """
@@ -91,10 +94,11 @@ def open_coordinator_client(
     max_losses = settings.spare_nodes + (settings.num_nodes - settings.min_nodes if settings.min_nodes else 0)
     policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s, max_losses)
     if settings.num_nodes == 1:
-        yield SingleNodeClient(policy)
+        yield SingleNodeClient(policy, cause)
         return
     runner = _CoordinatorRunner(settings, policy, key) if settings.node_rank == 0 else None
-    client = RemoteCoordinatorClient(settings, requests, key, ensure_coordinator=runner.ensure if runner else None)
+    ensure = runner.ensure if runner else None
+    client = RemoteCoordinatorClient(settings, requests, key, ensure_coordinator=ensure, cause=cause)
     try:
         yield client
     finally:
@@ -127,11 +131,12 @@ class _CoordinatorRunner:
 class SingleNodeClient:
     """The client of a single-node job, which needs no coordinator."""
 
-    cause = ""
+    ended_by = ""
 
-    def __init__(self, policy: RestartPolicy) -> None:
+    def __init__(self, policy: RestartPolicy, cause: str = "") -> None:
         self._policy = policy
         self._num_attempts = 0
+        self.cause = cause
 
     def join(self) -> RestartDecision | Start:
         self._num_attempts += 1
@@ -144,6 +149,7 @@ class SingleNodeClient:
         pass
 
     def report(self, outcome: Outcome) -> RestartDecision:
+        self.cause = add_cause(self.cause, outcome, outcome.cause)
         return self._policy.decide(outcome)
 
 
@@ -156,17 +162,20 @@ class RemoteCoordinatorClient:
         requests: StopRequests,
         key: bytes,
         ensure_coordinator: Callable[[], None] | None = None,
+        cause: str = "",
     ) -> None:
         self._settings, self._requests, self._key = settings, requests, key
         self._ensure_coordinator = ensure_coordinator
         self._address = (settings.master_addr, settings.launcher_port)
-        self._receiver: _Receiver | None = None
+        self._receiver: Receiver | None = None
         self._refused_since_s: float | None = None
         self._num_restarts = 0
         self._num_attempts = 0
         self._is_cancelled = False
         self._is_on_standby = False
+        self.ended_by = ""
         self.cause = ""
+        self._own_cause = cause
 
     def join(self) -> RestartDecision | Start:
         """Join the next attempt, reconnecting as needed, and wait until it starts on this node.
@@ -181,7 +190,7 @@ class RemoteCoordinatorClient:
         start_s = time.monotonic()
         deadline_s = start_s + limit_s
         self._is_cancelled = has_joined = has_printed_notice = self._is_on_standby = False
-        self.cause = ""
+        self.ended_by = ""
         while time.monotonic() < deadline_s + SHUTDOWN_TIMEOUT_S and not self._requests.received:
             if has_joined and self._receiver:
                 deadline_s = time.monotonic() + limit_s
@@ -227,16 +236,17 @@ class RemoteCoordinatorClient:
             print_status(go.reason)
         self._num_attempts += 1
         self._is_on_standby = False
+        self.cause, self._own_cause = go.cause, ""
         return Start(attempt=go.attempt, place=go.place, hosts=go.hosts, reason=go.reason)
 
     def is_cancelled(self) -> bool:
         while not self._is_cancelled and (message := self._next_message(0)):
             if isinstance(message, Cancel):
                 _print_cause(message)
-                self.cause = message.reason
+                self.ended_by = message.reason
                 self._is_cancelled = True
             elif isinstance(message, Lost):
-                print_status("lost the connection to node 0: its launcher was killed, or the network is down")
+                print_status(LOST_NODE_0)
                 self._is_cancelled = True
             else:
                 self._handle_signal(message)
@@ -279,6 +289,7 @@ class RemoteCoordinatorClient:
                 again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job ended"
             )
         self._num_restarts += 1
+        self._own_cause = outcome.cause or LOST_NODE_0
         return RestartDecision(
             again=True,
             message=f"waiting up to {self._settings.rejoin_timeout_s} s for node 0; then restart "
@@ -296,7 +307,7 @@ class RemoteCoordinatorClient:
         except OSError:
             return False
         self._refused_since_s = None
-        self._receiver = _Receiver(connection)
+        self._receiver = Receiver(connection)
         self._receiver.start()
         return True
 
@@ -319,6 +330,7 @@ class RemoteCoordinatorClient:
             host=socket.gethostname(),
             num_restarts=self._num_restarts,
             time_s=time.time(),
+            cause=self._own_cause[:MAX_CAUSE_CHARACTERS],
         )
         return self._receiver.connection.send(encode(join))
 
@@ -338,43 +350,6 @@ class RemoteCoordinatorClient:
         if isinstance(message, StopBy):
             print_status(f"{name_signal(message.number)} on {message.by}: stopping the job")
             self._requests.add(message.number)
-
-
-class _Receiver(threading.Thread):
-    """Receives the coordinator's messages and sends heartbeats independently of the main thread."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(daemon=True, name="connection to node 0")
-        self.connection = connection
-        self.messages: queue.SimpleQueue[Received] = queue.SimpleQueue()
-        connection.socket.settimeout(HEARTBEAT_S)
-
-    def run(self) -> None:
-        """Receive until the connection is lost, whatever the reason."""
-        try:
-            self._receive()
-        finally:
-            self.messages.put(Lost())
-
-    def _receive(self) -> None:
-        last_received_s = time.monotonic()
-        while (payloads := self.connection.receive()) is not None:
-            now_s = time.monotonic()
-            if payloads:
-                last_received_s = now_s
-            elif now_s - last_received_s > HEARTBEAT_TIMEOUT_S:
-                return
-            self.connection.send(encode(Heartbeat()))
-            try:
-                messages = [decode(payload, FROM_COORDINATOR) for payload in payloads]
-            except InvalidRecord:
-                return
-            for message in messages:
-                if not isinstance(message, Heartbeat):
-                    self.messages.put(message)
-
-    def close(self) -> None:
-        self.connection.close()
 
 
 def _print_cause(message: Cancel) -> None:

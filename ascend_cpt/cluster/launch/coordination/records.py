@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision
+from ascend_cpt.cluster.launch.coordination.restart_policy import MAX_CAUSE_CHARACTERS, End, Outcome, RestartDecision
 from ascend_cpt.cluster.launch.signals import FORWARDED_SIGNALS
 from ascend_cpt.cluster.messages.records import (
     InvalidRecord,
@@ -40,12 +40,17 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Join:
-    """A launcher is ready for the next attempt. `size`: the workers, nodes and spare nodes it was started for."""
+    """A launcher is ready for the next attempt.
+
+    `size` is the number of workers, nodes and spare nodes it was started for. `cause` is why its last attempt ended, if
+    it lost the coordinator then.
+    """
 
     size: Annotated[tuple[int, int, int], exactly(whole(1, MAX_WORKERS), whole(1, MAX_NODES), whole(0, MAX_NODES))]
     host: Annotated[str, text(255)]
     num_restarts: Annotated[int, whole(0, MAX_RESTARTS)]
     time_s: Annotated[float, real(0, 1e12)]
+    cause: Annotated[str, text(MAX_CAUSE_CHARACTERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +105,13 @@ class Ended:
 class Go:
     """All nodes have joined, so start the attempt.
 
+    `cause` is why the last one was interrupted, "" if it was not.
     `place` is the receiver's node rank for msrun, and `hosts` are the host names of all nodes in order of rank.
     `reason` states why other nodes take part than in the attempt before; empty if they are the same.
     """
 
     warnings: Annotated[tuple[str, ...], several(_LINE, MAX_NODES)]
+    cause: Annotated[str, text(MAX_CAUSE_CHARACTERS)]
     attempt: Annotated[int, whole(1, MAX_RESTARTS)]
     place: Annotated[int, whole(0, MAX_NODES)]
     hosts: Annotated[tuple[str, ...], several(text(255), MAX_NODES)]

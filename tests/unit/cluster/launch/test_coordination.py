@@ -14,6 +14,7 @@ import pytest
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings, parse_launch
 from ascend_cpt.cluster.launch.coordination import coordinator as coordinator_module
 from ascend_cpt.cluster.launch.coordination import coordinator_client as client_module
+from ascend_cpt.cluster.launch.coordination import receiver as receiver_module
 from ascend_cpt.cluster.launch.coordination.coordinator import Coordinator
 from ascend_cpt.cluster.launch.coordination.coordinator_client import (
     RemoteCoordinatorClient,
@@ -21,7 +22,14 @@ from ascend_cpt.cluster.launch.coordination.coordinator_client import (
     open_coordinator_client,
 )
 from ascend_cpt.cluster.launch.coordination.records import FROM_COORDINATOR, Go, Join
-from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, RestartDecision, RestartPolicy
+from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    CAUSE_PRIORITY,
+    DONE,
+    End,
+    Outcome,
+    RestartDecision,
+    RestartPolicy,
+)
 from ascend_cpt.cluster.launch.signals import StopRequests
 from ascend_cpt.cluster.messages.connection import connect
 from ascend_cpt.cluster.messages.records import decode, encode
@@ -222,6 +230,57 @@ def test_without_restarts_losing_node_0_ends_the_job(
         assert (decision.again, decision.code) == (False, 1)
 
 
+def test_every_node_gets_the_cause_of_a_restart(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+    serve(max_restarts=5)
+    nodes = start_attempt(settings)
+    assert [node.client.cause for node in nodes] == ["", ""]
+
+    def fail(outcome: Outcome) -> None:
+        failed = nodes[1].run(lambda node: node.client.report(outcome))
+        wait_for(nodes[0].client.is_cancelled)
+        assert nodes[0].client.report(CANCELLED).again
+        assert failed().again
+        waiting = nodes[0].run(lambda node: node.client.join())
+        assert is_start(nodes[1].client.join())
+        assert is_start(waiting())
+
+    host = socket.gethostname()
+    fail(BANG)
+    assert [node.client.cause for node in nodes] == [f"node 1 ({host}): worker 1 failed: RuntimeError: bang"] * 2
+    # This attempt finished a step, so training has recorded the first cause.
+    fail(replace(BANG, end=End.KILLED, reason="worker 1 was killed", step=4))
+    assert [node.client.cause for node in nodes] == [f"node 1 ({host}): worker 1 was killed"] * 2
+    # This one did not.
+    fail(replace(BANG, reason="hang: no step for 9 s", step=None))
+    both = f"node 1 ({host}): worker 1 was killed; then node 1 ({host}): hang: no step for 9 s"
+    assert [node.client.cause for node in nodes] == [both] * 2
+
+
+def test_the_loss_of_a_node_is_a_cause(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+    first = serve(max_restarts=5)
+    nodes = start_attempt(settings)
+    nodes[1].client.close()
+    wait_for(nodes[0].client.is_cancelled)
+    assert nodes[0].client.report(replace(CANCELLED, step=3)).again
+    nodes[1] = Node(on_node(settings, 1))
+    waiting = nodes[0].run(lambda node: node.client.join())
+    assert is_start(nodes[1].client.join())
+    assert is_start(waiting())
+    reason = "disconnected: its launcher was killed or the node is down"
+    assert nodes[1].client.cause == nodes[0].client.cause == f"node 1 ({socket.gethostname()}): {reason}"
+    # If node 0 is lost, node 1 reports the cause to the next node 0.
+    nodes[0].client.close()
+    first.close()
+    wait_for(nodes[1].client.is_cancelled)
+    assert nodes[1].client.report(CANCELLED).again
+    waiting = nodes[1].run(lambda node: node.client.join())
+    serve()
+    again = Node(settings)
+    assert is_start(again.client.join())
+    assert is_start(waiting())
+    assert again.client.cause == nodes[1].client.cause == client_module.LOST_NODE_0
+
+
 def test_a_stop_reaches_every_node(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve()
     nodes = start_attempt(settings)
@@ -301,7 +360,7 @@ def test_a_node_without_heartbeats_is_lost(
     # A broken network: the socket stays open, but no data arrives.
     receiver = nodes[1].client._receiver
     assert receiver
-    for module in (coordinator_module, client_module):
+    for module in (coordinator_module, receiver_module):
         monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT_S", 1.0)
         monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
     receiver.connection.send = lambda payload: False  # type: ignore[method-assign]
@@ -330,7 +389,8 @@ def test_clock_skew_is_reported(settings: LaunchSettings, serve: Callable[..., C
     connections = []
     for node, skew_s in ((0, 0.0), (1, -90.0)):
         connection = connect(address, key=KEY, purpose=LAUNCHERS, number=node)
-        connection.send(encode(Join(host=f"h{node}", size=(4, 2, 0), num_restarts=0, time_s=time.time() + skew_s)))
+        join = Join(host=f"h{node}", size=(4, 2, 0), num_restarts=0, time_s=time.time() + skew_s, cause="")
+        connection.send(encode(join))
         connections.append(connection)
     for connection in connections:
         found: list[Go] = []
@@ -349,4 +409,4 @@ def test_a_port_in_use_is_named(settings: LaunchSettings, serve: Callable[..., C
 
 
 def test_every_end_has_a_priority() -> None:
-    assert set(coordinator_module._CAUSE_PRIORITY) == set(End)
+    assert set(CAUSE_PRIORITY) == set(End)

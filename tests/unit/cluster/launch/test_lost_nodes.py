@@ -77,7 +77,7 @@ def test_a_spare_takes_the_place_of_a_lost_node(
     decision = lose(nodes[1], nodes[0])
     assert decision.again
     assert decision.message.startswith("restart after the loss of node 1 (")
-    assert nodes[0].client.cause.startswith("node 1 (")
+    assert nodes[0].client.ended_by.startswith("node 1 (")
     first = nodes[0].client.join()
     second = spare()
     assert isinstance(first, Start)
@@ -256,7 +256,7 @@ def test_a_spare_can_neither_stop_nor_end_the_attempt(
 def test_a_launcher_beyond_the_spares_is_refused(spare_job: tuple[LaunchSettings, list[Node], Node, Any]) -> None:
     settings, nodes, _, _ = spare_job
     connection = connect(("127.0.0.1", settings.launcher_port), key=KEY, purpose=LAUNCHERS, number=3)
-    connection.send(encode(Join(size=(4, 2, 1), host="h", num_restarts=0, time_s=time.time())))
+    connection.send(encode(Join(size=(4, 2, 1), host="h", num_restarts=0, time_s=time.time(), cause="")))
     assert not listen(connection, Go)
     assert not any(node.client.is_cancelled() for node in nodes)
 
@@ -273,7 +273,7 @@ def test_an_impossible_rank_from_node_0_is_refused(
 ) -> None:
     client = RemoteCoordinatorClient(on_node(settings, 1), StopRequests(), KEY)
     with pytest.raises(ClusterError, match="an impossible rank"):
-        client._start(Go(warnings=(), attempt=1, place=place, hosts=hosts, reason=""))
+        client._start(Go(warnings=(), cause="", attempt=1, place=place, hosts=hosts, reason=""))
 
 
 def test_losses_do_not_count_as_restarts_and_are_limited() -> None:
