@@ -80,8 +80,6 @@ def build_callbacks(
     judge.restore(history.steps, history.num_skipped)
     shared = cpt.storage.shared
     sinks = _choose_sinks(run, initial_step, console, extra_sinks, reports, is_first_on_node and not shared, nodes)
-    if nodes is not None:
-        sinks.write(nodes)
     if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
         _check_missing_records(run, initial_step, sinks)
     monitor = StepMonitor(
@@ -277,7 +275,10 @@ def _open_sinks(
         config=info,
         warn=SinkGroup([], console).warn,
     )
-    return SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir)], console)
+    sinks = SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir)], console)
+    if nodes is not None:
+        sinks.write(nodes)
+    return sinks
 
 
 def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[str, Any] | None) -> DataAccount:
