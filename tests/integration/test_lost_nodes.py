@@ -14,14 +14,16 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from ascend_cpt.monitor.goodput.account import compute_goodput
 from ascend_cpt.monitor.goodput.timeline import read_timeline
 from ascend_cpt.monitor.report.write_report import write_report
 from ascend_cpt.monitor.summary import summarize_run
-from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history
+from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, make_sections, read_history
+from tests.ports import find_free_port
 
-NUM_STEPS = 60
+NUM_STEPS = 40
 LIMIT_S = 400
 
 
@@ -59,28 +61,46 @@ class Nodes:
         return (self._folder / f"out_{node}").read_text()
 
 
+def start_nodes(
+    folder: Path, dataset: Path, options: str, *, num_nodes: int = 2, num_spares: int = 0, **cpt: Any
+) -> Nodes:
+    """Start a job in a new folder, whose run is `folder / "run"`."""
+    folder.mkdir()
+    batch = cpt.setdefault("global_batch_size", 8)
+    settings = {
+        "train_tokens": NUM_STEPS * batch * SEQ_LENGTH,
+        "checkpoint": {"every": "5 steps", "keep_last": 2},
+        "validation": None,
+        **cpt,
+    }
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(make_sections(dataset, folder, **settings)), encoding="utf-8")
+    nodes = Nodes(folder, config, find_free_port(), num_nodes, options)
+    for node in range(num_nodes + num_spares):
+        nodes.start(node)
+    return nodes
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, packed: Path, secret_file: Path) -> list[tuple[Any, ...]]:
+    """Return the steps of a run that loses no node."""
+    folder = tmp_path_factory.mktemp("calm") / "job"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASCEND_CPT_SECRET_FILE", str(secret_file))
+        nodes = start_nodes(folder, packed, "")
+    assert [nodes.wait(node) for node in (0, 1)] == [0, 0], nodes.text(0)
+    history = read_history(folder / "run")
+    assert len(history) == NUM_STEPS
+    return history
+
+
 @pytest.fixture
-def make_nodes(
-    tmp_path: Path, free_ports: list[int], write_config: Callable[..., Path]
-) -> Iterator[Callable[..., Any]]:
+def make_nodes(tmp_path: Path, packed: Path) -> Iterator[Callable[..., Nodes]]:
     made: list[Nodes] = []
 
-    def make(num_nodes: int, options: str, *, num_launchers: int | None = None, batch: int = 8, **cpt: Any) -> Nodes:
-        folder = tmp_path / f"job_{len(made)}"
-        folder.mkdir()
-        config = write_config(
-            run_name=f"run_{len(made)}",
-            global_batch_size=batch,
-            train_tokens=NUM_STEPS * batch * SEQ_LENGTH,
-            checkpoint={"every": "5 steps", "keep_last": 2},
-            validation=None,
-            **cpt,
-        )
-        nodes = Nodes(folder, config, free_ports[len(made)], num_nodes, options)
-        made.append(nodes)
-        for node in range(num_launchers or num_nodes):
-            nodes.start(node)
-        return nodes
+    def make(options: str, **settings: Any) -> Nodes:
+        made.append(start_nodes(tmp_path / "job", packed, options, **settings))
+        return made[-1]
 
     yield make
     for nodes in made:
@@ -102,18 +122,16 @@ def read_nodes(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(900)
-def test_a_spare_takes_over_and_the_losses_are_the_same(make_nodes: Callable[..., Nodes], tmp_path: Path) -> None:
-    calm = make_nodes(2, "")
-    assert [calm.wait(node) for node in (0, 1)] == [0, 0], calm.text(0)
-    expected = read_history(tmp_path / "output/run_0")
-    run = tmp_path / "output/run_1"
-    nodes = make_nodes(2, "--spare-nodes 1 --restart-delay 0", num_launchers=3)
+def test_a_spare_takes_over_and_the_losses_are_the_same(
+    make_nodes: Callable[..., Nodes], calm: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    run = tmp_path / "job/run"
+    nodes = make_nodes("--spare-nodes 1 --restart-delay 0", num_spares=1)
     wait_for_step(run, 12)
     assert "node 2 is a spare: it waits until it is needed" in nodes.text(2)
     nodes.lose(1)
     assert [nodes.wait(node) for node in (0, 2)] == [0, 0], nodes.text(0) + nodes.text(2)
-    assert read_history(run) == expected
-    assert len(expected) == NUM_STEPS
+    assert read_history(run) == calm
     host = os.uname().nodename
     reason = (
         f"node 1 ({host}) was lost: disconnected: its launcher was killed or the node is down; "
@@ -137,18 +155,17 @@ def test_a_spare_takes_over_and_the_losses_are_the_same(make_nodes: Callable[...
 
 
 @pytest.mark.timeout(900)
-def test_the_job_continues_on_one_node_with_the_same_batch(make_nodes: Callable[..., Nodes], tmp_path: Path) -> None:
-    calm = make_nodes(2, "")
-    assert [calm.wait(node) for node in (0, 1)] == [0, 0], calm.text(0)
-    expected = read_history(tmp_path / "output/run_0")
-    run = tmp_path / "output/run_1"
-    nodes = make_nodes(2, "--min-nodes 1 --restart-delay 0 --lost-node-timeout 12")
+def test_the_job_continues_on_one_node_with_the_same_batch(
+    make_nodes: Callable[..., Nodes], calm: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    run = tmp_path / "job/run"
+    nodes = make_nodes("--min-nodes 1 --restart-delay 0 --lost-node-timeout 12")
     wait_for_step(run, 12)
     nodes.lose(1)
     assert nodes.wait(0) == 0, nodes.text(0)
     history = read_history(run)
-    assert [record[:2] for record in history] == [record[:2] for record in expected]
-    differences = [abs(one[2] - other[2]) for one, other in zip(history, expected, strict=True)]
+    assert [record[:2] for record in history] == [record[:2] for record in calm]
+    differences = [abs(one[2] - other[2]) for one, other in zip(history, calm, strict=True)]
     assert max(differences) < 1e-4, differences
     first, second = read_nodes(run)
     assert (first["data_parallel"], first["micro_batch_size"]) == (2, 4)
@@ -174,8 +191,8 @@ def test_the_job_continues_on_one_node_with_the_same_batch(make_nodes: Callable[
 def test_a_job_that_cannot_lose_a_node_is_refused_at_its_start(
     make_nodes: Callable[..., Nodes], options: str, cpt: dict[str, Any], message: str
 ) -> None:
-    num_launchers = 4 if "spare" in options else 3
-    nodes = make_nodes(3, options, num_launchers=num_launchers, batch=9, **cpt)
-    assert [nodes.wait(node) for node in range(num_launchers)] == [2] * num_launchers, nodes.text(0)
+    num_spares = 1 if "spare" in options else 0
+    nodes = make_nodes(options, num_nodes=3, num_spares=num_spares, global_batch_size=9, **cpt)
+    assert [nodes.wait(node) for node in range(3 + num_spares)] == [2] * (3 + num_spares), nodes.text(0)
     assert message in nodes.text(0)
     assert "Traceback" not in nodes.text(0)
