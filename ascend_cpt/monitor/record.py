@@ -331,10 +331,10 @@ class RunInfo:
     """The initial weights (`run/export/base_weights.py`); None if they were not recorded at the first step."""
     trackers: dict[str, Any] = field(default_factory=dict)
     """`sinks` and `project` of `cpt.monitor`, for the records of tools/evaluate.py."""
-    software: dict[str, str] = field(default_factory=dict)
-    """Package → version, of the last launch."""
     nodes: list[str] = field(default_factory=list)
     """Host names of the last launch, in a job that goes on without lost nodes."""
+    software: dict[str, str] = field(default_factory=dict)
+    """Package → version, of the last launch."""
 
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

@@ -96,7 +96,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME=TOKENS,...",
         help="with --dry-run: sizes of missing datasets, such as web=200B,qa=2.8B",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if read_job_nodes():
+        args.reshard = True  # on fewer nodes, the data-parallel size differs from that of the checkpoint
+    return args
 
 
 def parse_bool(text: str) -> bool:
