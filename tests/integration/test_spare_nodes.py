@@ -27,7 +27,7 @@ def test_a_spare_replaces_a_lost_node_which_then_waits_as_a_spare(job: Job) -> N
     for node in (2, 1, 0):
         job.start(node, total=400, options="--spare-nodes 1")
     wait_for(lambda: "node 2 is a spare: it waits until it is needed" in job.text(2), LIMIT_S)
-    wait_for(lambda: job.checkpoint() >= 10, LIMIT_S)
+    wait_for(lambda: job.checkpoint() >= 10 and (job.folder / "pid_1").exists(), LIMIT_S)
     lose(job, 1)
     wait_for(lambda: "a spare, takes its place" in job.text(0), LIMIT_S)
     job.start(1, total=400, options="--spare-nodes 1")
@@ -49,7 +49,7 @@ def test_the_job_continues_on_the_node_that_is_left(job: Job) -> None:
     options = "--min-nodes 1 --lost-node-timeout 1"
     for node in (1, 0):
         job.start(node, total=200, options=options)
-    wait_for(lambda: job.checkpoint() >= 10, LIMIT_S)
+    wait_for(lambda: job.checkpoint() >= 10 and (job.folder / "pid_1").exists(), LIMIT_S)
     lose(job, 1)
     assert job.wait(0) == 0, job.text(0)
     assert "; the job continues on 1 of 2 nodes" in job.text(0)
