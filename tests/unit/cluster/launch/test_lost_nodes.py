@@ -104,7 +104,7 @@ def test_the_spare_ends_with_the_job(spare_job: tuple[LaunchSettings, list[Node]
     wait_for(nodes[0].client.is_cancelled)
     assert not nodes[0].client.report(CANCELLED).again
     assert not failed().again
-    assert spare().code == BANG.code
+    assert spare() == RestartDecision(again=False, code=BANG.code)
 
 
 def test_a_stopped_spare_leaves_the_job_running(spare_job: tuple[LaunchSettings, list[Node], Node, Any]) -> None:
