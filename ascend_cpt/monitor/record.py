@@ -335,6 +335,8 @@ class RunInfo:
     """Host names of the last launch, in a job that goes on without lost nodes."""
     software: dict[str, str] = field(default_factory=dict)
     """Package → version, of the last launch."""
+    loss_chunks: int = 1
+    """`cpt.loss_chunks` of the last launch."""
 
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

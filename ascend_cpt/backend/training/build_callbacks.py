@@ -183,6 +183,7 @@ def describe_run(run: ResolvedRun, nodes: NodesRecord | None = None) -> RunInfo:
             for name, task in (run.config.cpt.validation.tasks if run.config.cpt.validation else {}).items()
         },
         nodes=nodes.hosts if nodes else [],
+        loss_chunks=run.config.cpt.loss_chunks,
         trackers={"sinks": list(run.config.cpt.monitor.sinks), "project": run.config.cpt.monitor.project},
     )
 
