@@ -209,6 +209,7 @@ class RemoteCoordinatorClient:
                 return self._start(message)
             if isinstance(message, Standby):
                 self._is_on_standby = True
+                limit_s = settings.rejoin_timeout_s  # for node 0, if it is lost
                 print_status(message.message)
             if isinstance(message, Decision):
                 return message.to_decision()

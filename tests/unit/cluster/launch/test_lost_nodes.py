@@ -116,6 +116,19 @@ def test_a_stopped_spare_leaves_the_job_running(spare_job: tuple[LaunchSettings,
     assert not any(node.client.is_cancelled() or node.requests.received for node in nodes)
 
 
+def test_a_spare_waits_for_a_lost_node_0_as_long_as_the_others(
+    settings: LaunchSettings, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ascend_cpt.cluster.launch.coordination.coordinator_client.SHUTDOWN_TIMEOUT_S", 0)
+    settings = replace(settings, **SPARE | {"cluster_timeout_s": 100, "rejoin_timeout_s": 2})
+    coordinator = serve_with_losses(serve, settings, 1)
+    spare = Node(on_node(settings, 2))
+    answer = spare.run(lambda node: node.client.join())
+    wait_for(lambda: spare.client._is_on_standby)
+    coordinator.close()
+    assert "node 0's launcher did not answer" in answer().message
+
+
 def test_a_lost_spare_does_not_end_the_attempt(spare_job: tuple[LaunchSettings, list[Node], Node, Any]) -> None:
     _, nodes, node, _ = spare_job
     node.requests.add(15)
