@@ -53,6 +53,7 @@ from ascend_cpt.run.launch.command_line import (
     read_process,
 )
 from ascend_cpt.run.launch.compile_cache import find_cache_folder, prepare_cache
+from ascend_cpt.run.launch.lost_nodes import describe_nodes, record_nodes
 from ascend_cpt.run.launch.notices import notifying_end
 from ascend_cpt.run.launch.start_clock import StartClock
 from ascend_cpt.run.mindformers_yaml import make_mindformers_config, render_yaml
@@ -227,7 +228,8 @@ def train_run(
         report_stacks_on_request(process.rank)
         with captured_output(log_path) as console:
             if process.rank == 0:
-                lines = [describe(run), *describe_tasks(tasks, run.budget.seq_length), describe_start(start)]
+                lines = [describe(run), *describe_tasks(tasks, run.budget.seq_length)]
+                lines += [*describe_nodes(process.nodes), describe_start(start)]
                 print("\n".join(lines), file=console, flush=True)
             launch = make_launch(
                 resolved_yaml=run.run_dir / RESOLVED_NAME,
@@ -235,6 +237,7 @@ def train_run(
                 stop_at_step=stop_at_step,
                 console=console,
                 tasks=tasks,
+                nodes=record_nodes(run, process.nodes, start.step),
             )
             with notifying_end(launch.webhook, run.run_dir.name):
                 train(run, launch)

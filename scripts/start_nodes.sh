@@ -4,8 +4,9 @@
 #     bash scripts/start_nodes.sh HOSTFILE "run_cpt.py --config ..." [LOCAL_WORKER [MASTER_PORT]] [--max-restarts N ...]
 #
 # HOSTFILE has one host per line; the first is node 0, and its name must resolve on all others. "#" starts a comment;
-# text after the name (slots=8) is ignored. Defaults: LOCAL_WORKER 8, MASTER_PORT 8118. Every node needs this repository
-# under the same path ($REMOTE_ROOT if different from the local one) and must accept ssh without a password.
+# text after the name (slots=8) is ignored. With --spare-nodes N, the last N hosts are the spare nodes. Defaults:
+# LOCAL_WORKER 8, MASTER_PORT 8118. Every node needs this repository under the same path ($REMOTE_ROOT if different from the
+# local one) and must accept ssh without a password.
 # Each node receives the job secret through ssh's standard input: the content of the file $ASCEND_CPT_SECRET_FILE, or a new
 # secret. It is stored on each node in ~/.config/ascend_cpt/job_MASTER_PORT, for a launcher that you start again by hand. With
 # --insecure there is none.
@@ -53,6 +54,16 @@ passed=()
 while IFS= read -r name; do passed+=("$name=${!name}"); done \
     < <(compgen -e | grep -E '^(ASCEND_CPT_.*|HCCL_.*|SHARED_PATHS|SKIP_DOCTOR)$' | grep -vx ASCEND_CPT_SECRET_FILE || true)
 
+spares="${ASCEND_CPT_SPARE_NODES:-0}"
+for index in "${!options[@]}"; do
+    case "${options[index]}" in
+        --spare-nodes) spares="${options[index + 1]-}" ;;
+        --spare-nodes=*) spares="${options[index]#*=}" ;;
+    esac
+done
+[[ "$spares" =~ ^[0-9]+$ ]] || fail "--spare-nodes must be a whole number of at least 0, not '$spares'"
+((${#hosts[@]} - spares >= 2 || !spares)) || fail "--spare-nodes $spares: $hostfile must list at least two more hosts"
+
 insecure="${ASCEND_CPT_INSECURE:-0}"
 for option in "${options[@]}"; do [[ "$option" != --insecure ]] || insecure=1; done
 secret_folder=.config/ascend_cpt secret_name="job_$master_port"
@@ -77,7 +88,7 @@ remote_command() {
     # The home folder is that of the remote user.
     # shellcheck disable=SC2016
     [[ "$insecure" == 1 ]] || printf 'ASCEND_CPT_SECRET_FILE="$HOME"/%q ' "$secret_folder/$secret_name"
-    words=(bash scripts/msrun_launcher.sh "${options[@]}" "$command" "$((${#hosts[@]} * local_worker))"
+    words=(bash scripts/msrun_launcher.sh "${options[@]}" "$command" "$(((${#hosts[@]} - spares) * local_worker))"
         "$local_worker" "${hosts[0]}" "$master_port" "$1")
     printf '%q ' "${words[@]}"
 }

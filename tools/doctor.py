@@ -18,7 +18,7 @@ from ascend_cpt.installed import require
 require("psutil")
 
 from ascend_cpt.cluster.launch.arguments import parse_launch
-from ascend_cpt.cluster.launch.examine import examine_launch
+from ascend_cpt.cluster.launch.checks.examine import examine_launch
 from ascend_cpt.cluster.launch.job_secret import SECRET_OPTION, SECRET_VARIABLE
 from ascend_cpt.cluster.messages.secret import INSECURE_VARIABLE
 from ascend_cpt.cluster.node.doctor import Level, Node, examine

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypedDict
 
+from ascend_cpt.monitor.goodput.nodes import NodesRecord
 from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord
 from ascend_cpt.strict_json import JsonError, parse_json, shorten
 
@@ -130,7 +131,7 @@ class StartRecord:
 
 Judged = ValidationRecord | TaskRecord
 """Records with a baseline and an alarm."""
-Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord | RanksRecord
+Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord | RanksRecord | NodesRecord
 KINDS: dict[type, str] = {
     StepRecord: "step",
     ValidationRecord: "validation",
@@ -138,6 +139,7 @@ KINDS: dict[type, str] = {
     DataRecord: "data",
     StartRecord: "start",
     RanksRecord: "ranks",
+    NodesRecord: "nodes",
 }
 
 
@@ -273,6 +275,8 @@ def to_scalars(record: Record) -> dict[str, float]:
         return totals | {f"epochs/{source}": epochs for source, epochs in record.epochs.items()}
     if isinstance(record, RanksRecord):
         return {"ranks/slow": float(len({one["rank"] for one in record.slow})), "ranks/probe_s": record.probe_s}
+    if isinstance(record, NodesRecord):
+        return {"nodes/nodes": float(record.num_nodes), "nodes/devices": float(record.num_devices)}
     if isinstance(record, StartRecord):
         return {f"start/{name}": value for name, value in vars(record).items() if name != "step"}
     numbers = {
@@ -327,6 +331,8 @@ class RunInfo:
     """The initial weights (`run/export/base_weights.py`); None if they were not recorded at the first step."""
     trackers: dict[str, Any] = field(default_factory=dict)
     """`sinks` and `project` of `cpt.monitor`, for the records of tools/evaluate.py."""
+    nodes: list[str] = field(default_factory=list)
+    """Host names of the last launch, in a job that goes on without lost nodes."""
     software: dict[str, str] = field(default_factory=dict)
     """Package → version, of the last launch."""
     layouts: list[dict[str, int]] = field(default_factory=list)

@@ -8,6 +8,7 @@ from typing import Any
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.goodput.account import Goodput, Interruption, compute_goodput, list_interruptions
+from ascend_cpt.monitor.goodput.nodes import describe_node_changes
 from ascend_cpt.monitor.goodput.slow_ranks import MAX_LISTED, SlowRank, describe_slow
 from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import read_metrics
@@ -40,6 +41,8 @@ def summarize_run(run_dir: Path) -> list[str]:
         lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  last start       {line}" for line in _describe_start(records))
     lines.extend(f"  slow             {line}" for line in describe_slow_ranks(records))
+    if changes := describe_node_changes([record for record in records if record["kind"] == "nodes"]):
+        lines.append(f"  changed nodes    {changes}")
     intervals = read_timeline(run_dir / FILE_NAME)
     if goodput := compute_goodput(intervals):
         lines.extend(f"  {line}" for line in _describe_goodput(goodput))

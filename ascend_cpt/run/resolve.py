@@ -22,6 +22,7 @@ from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
 from ascend_cpt.run.document_attention import find_boundary_problems
 from ascend_cpt.run.raw_sources import find_raw_sources, find_tokenizer
+from ascend_cpt.run.recipe.smaller_world import keep_global_batch
 from ascend_cpt.run.resolve_recipe import resolve_recipe
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
 from ascend_cpt.tasks.check import NEEDLE
@@ -32,6 +33,7 @@ def load_run(
     overrides: Mapping[str, Any],
     *,
     world_size: int,
+    full_world_size: int | None = None,
     replace: Sequence[str] = (),
     check_config: Callable[[RunConfig], None] | None = None,
     packed: Mapping[str, str] | None = None,
@@ -42,6 +44,7 @@ def load_run(
         path: The configuration file.
         overrides: Dotted key → value; overrides the file.
         world_size: Number of devices in the launch.
+        full_world_size: Number of devices in the whole job, if some of its nodes are lost; the batch is for these.
         replace: Dotted keys of the sections that `overrides` replaces instead of merging.
         check_config: Called with the loaded configuration before datasets are opened; may raise ConfigError.
         packed: Prefixes of the packed datasets for the raw-text sources, by default looked up in the cache.
@@ -56,6 +59,8 @@ def load_run(
     tasks = config.cpt.validation.tasks if config.cpt.validation else {}
     # Checked before anything starts; the tasks are loaded later.
     open_datasets(config, "cpt.validation.tasks", {name: task for name, task in tasks.items() if task.kind == NEEDLE})
+    if full_world_size is not None:
+        config = keep_global_batch(config, world_size=world_size, full_world_size=full_world_size)
     return resolve(
         config,
         world_size=world_size,

@@ -20,7 +20,7 @@ Attack = Callable[[Target], str]
 INSIDERS: dict[str, tuple[Attack, str]] = {}
 DROPPED = "dropped"
 IGNORED = "ignored"
-JOIN: dict[str, Any] = {"kind": "Join", "size": [4, 2], "host": "x", "num_restarts": 0, "time_s": 0.0}
+JOIN: dict[str, Any] = {"kind": "Join", "size": [4, 2, 0], "host": "x", "num_restarts": 0, "time_s": 0.0, "cause": ""}
 OUTCOME: dict[str, Any] = {"end": "failed", "code": 1, "reason": "", "lines": [], "step": None}
 
 
@@ -81,8 +81,12 @@ SPEECHES: dict[str, tuple[dict[str, Any] | bytes, ...]] = {
     "a size without items": (JOIN | {"size": []},),
     "a size of texts": (JOIN | {"size": ["4", "2"]},),
     "a host of 1,000 characters": (JOIN | {"host": "x" * 1000},),
-    "a time that is no number": (b'{"kind": "Join", "size": [4, 2], "host": "x", "num_restarts": 0, "time_s": NaN}',),
-    "a time of 1e999": (b'{"kind": "Join", "size": [4, 2], "host": "x", "num_restarts": 0, "time_s": 1e999}',),
+    "a time that is no number": (
+        b'{"kind": "Join", "size": [4, 2, 0], "host": "x", "num_restarts": 0, "time_s": NaN, "cause": ""}',
+    ),
+    "a time of 1e999": (
+        b'{"kind": "Join", "size": [4, 2, 0], "host": "x", "num_restarts": 0, "time_s": 1e999, "cause": ""}',
+    ),
     "minus one restart": (JOIN | {"num_restarts": -1},),
     "a field too many": (JOIN | {"node": 1},),
     "a field too few": ({"kind": "Join", "size": [4, 2]},),
@@ -105,9 +109,11 @@ for _name, _messages in SPEECHES.items():
     insider(_name)(say(*_messages))
 insider("the end of an attempt in which it is not", IGNORED)(say({"kind": "Ended", "outcome": OUTCOME}))
 insider("a stop before it has joined", IGNORED)(say({"kind": "Stop", "number": 15}))
-insider("a size that differs", REFUSED)(say(JOIN | {"size": [6, 3]}))
+insider("a size that differs", REFUSED)(say(JOIN | {"size": [6, 3, 0]}))
 insider("control characters and half a surrogate pair", REFUSED)(
-    say(b'{"kind": "Join", "size": [6, 3], "host": "\\u001b[2J\\ud800", "num_restarts": 0, "time_s": 0}')
+    say(
+        b'{"kind": "Join", "size": [6, 3, 0], "host": "\\u001b[2J\\ud800", "num_restarts": 0, "time_s": 0, "cause": ""}'
+    )
 )
 
 
@@ -141,7 +147,7 @@ def wrong_code(target: Target) -> str:
 def never_read(target: Target) -> str:
     connection = enter(target)
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-    request = json.dumps(JOIN | {"size": [6, 3]}).encode()
+    request = json.dumps(JOIN | {"size": [6, 3, 0]}).encode()
     with contextlib.suppress(OSError):
         connection.socket.settimeout(0.5)
         for _ in range(20_000):
@@ -149,7 +155,7 @@ def never_read(target: Target) -> str:
                 break
     # Another one is served at once.
     start_s = time.monotonic()
-    other = say(JOIN | {"size": [6, 3]})(target)
+    other = say(JOIN | {"size": [6, 3, 0]})(target)
     took_s = time.monotonic() - start_s
     connection.close()
     return "no delay" if other == REFUSED and took_s < 2 else f"{other} after {took_s:.1f} s"
@@ -161,7 +167,7 @@ def _on_path(change: Callable[[bytes], bytes]) -> Attack:
     def attack(target: Target) -> str:
         with relayed(target, lambda number, part: change(part) if number else part) as relay:
             connection = connect(relay.address, key=target.key, purpose=target.purpose, number=target.spare)
-            connection.send(json.dumps(JOIN | {"size": [6, 3]}).encode())
+            connection.send(json.dumps(JOIN | {"size": [6, 3, 0]}).encode())
             return see(connection)
 
     return attack

@@ -22,7 +22,7 @@ class Target:
     """A port of a job.
 
     `key` and `purpose` are what its processes know; `spare` is a number that none of them has; `size` is the number of
-    workers and nodes.
+    workers, nodes and spare nodes.
     """
 
     address: tuple[str, int]
@@ -30,7 +30,7 @@ class Target:
     purpose: str
     spare: int
     handshake_s: float
-    size: tuple[int, int] = (4, 2)
+    size: tuple[int, int, int] = (4, 2, 0)
 
     def dial(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=5)

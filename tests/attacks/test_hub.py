@@ -71,7 +71,7 @@ def job() -> Iterator[Job]:
         coordinator.start()
         requests = [StopRequests(), StopRequests()]
         clients = [RemoteCoordinatorClient(replace(settings, node_rank=rank), requests[rank], KEY) for rank in range(2)]
-        assert run_all([client.join for client in clients]) == [None, None]
+        assert [start.place for start in run_all([client.join for client in clients])] == [0, 1]
         address = ("127.0.0.1", settings.launcher_port)
         target = Target(address=address, key=KEY, purpose=LAUNCHERS, spare=99, handshake_s=HANDSHAKE_S)
         made = Job(coordinator, clients, requests, target)
@@ -145,7 +145,7 @@ def test_a_coordinator_that_fails_is_noticed_and_started_again(
     settings = replace(parse_launch(words, {}, REPO_ROOT), cluster_timeout_s=20)
     with open_coordinator_client(settings, StopRequests(), KEY) as first:
         second = RemoteCoordinatorClient(replace(settings, node_rank=1), StopRequests(), KEY)
-        assert run_all([first.join, second.join]) == [None, None]
+        assert [start.place for start in run_all([first.join, second.join])] == [0, 1]
 
         def fail() -> None:
             raise RuntimeError("bang")
@@ -157,7 +157,7 @@ def test_a_coordinator_that_fails_is_noticed_and_started_again(
             time.sleep(0.02)
         cancelled = Outcome(end=End.CANCELLED, code=1)
         assert [client.report(cancelled).again for client in (first, second)] == [True, True]
-        assert run_all([first.join, second.join]) == [None, None]
+        assert [start.place for start in run_all([first.join, second.join])] == [0, 1]
         decisions = run_all([lambda: first.report(DONE), lambda: second.report(DONE)])
         assert [decision.code for decision in decisions] == [0, 0]
         second.close()

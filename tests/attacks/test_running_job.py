@@ -42,7 +42,7 @@ PATIENT |= {"never reads"}
 def make_target(port: int, secret_file: Path) -> Target:
     key = derive_key(read_secret_file(secret_file), LAUNCHERS)
     return Target(
-        address=("127.0.0.1", port + 2), key=key, purpose=LAUNCHERS, spare=99, handshake_s=HANDSHAKE_S, size=(2, 2)
+        address=("127.0.0.1", port + 2), key=key, purpose=LAUNCHERS, spare=99, handshake_s=HANDSHAKE_S, size=(2, 2, 0)
     )
 
 

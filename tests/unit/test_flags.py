@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.cluster.launch.arguments import OPTIONS
 from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, SECRET_OPTION
+from ascend_cpt.cluster.launch.options import OPTIONS
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -208,9 +208,12 @@ FLAGS: dict[str, list[str]] = {
 }
 LAUNCHER_OPTIONS = [
     "--hang-timeout",
+    "--lost-node-timeout",
     "--max-restarts",
+    "--min-nodes",
     "--rejoin-timeout",
     "--restart-delay",
+    "--spare-nodes",
     "--stop-grace",
     "--secret-file",
     "--insecure",

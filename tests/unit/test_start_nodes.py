@@ -154,3 +154,17 @@ def test_invalid_arguments_are_one_line(
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {message}")
     assert result.stdout == ""
+
+
+def test_the_last_hosts_are_the_spare_nodes(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "hosts").write_text("n0\nn1\nn2\n")
+    for options in (("--spare-nodes", "1"), ("--spare-nodes=1",)):
+        result = run(tmp_path, environ, "hosts", "run_cpt.py", "4", "9000", *options)
+        assert result.returncode == 0, result.stderr
+        given = "|".join(options)
+        assert sorted(result.stdout.splitlines()) == [
+            f"[n{rank}] n{rank}||{given}|run_cpt.py|8|4|n0|9000|{rank}|" for rank in (0, 1, 2)
+        ]
+    result = run(tmp_path, environ, "hosts", "run_cpt.py", "4", "9000", "--spare-nodes", "2")
+    assert result.returncode == 2
+    assert "error: --spare-nodes 2: hosts must list at least two more hosts" in result.stderr

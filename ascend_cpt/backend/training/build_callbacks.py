@@ -33,6 +33,7 @@ from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan
 from ascend_cpt.monitor.forgetting import ForgettingAlarm, make_alarm
+from ascend_cpt.monitor.goodput.nodes import NodesRecord
 from ascend_cpt.monitor.goodput.slow_ranks import SlowRankDetector
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.monitor.guard import StepJudge
@@ -70,6 +71,7 @@ def build_callbacks(
     clock: StartClock | None = None,
     timeline: Timeline = NO_TIMELINE,
     extra_sinks: Sequence[Sink] = (),
+    nodes: NodesRecord | None = None,
 ) -> list[Callback]:
     """Return a rank's callbacks; only the reporting rank has sinks. Call this before the network is built.
 
@@ -85,7 +87,7 @@ def build_callbacks(
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     shared = cpt.storage.shared
-    sinks = _choose_sinks(run, initial_step, console, extra_sinks, reports, is_first_on_node and not shared)
+    sinks = _choose_sinks(run, initial_step, console, extra_sinks, reports, is_first_on_node and not shared, nodes)
     if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
         _check_missing_records(run, initial_step, sinks)
     monitor = StepMonitor(
@@ -130,10 +132,11 @@ def _choose_sinks(
     extra_sinks: Sequence[Sink],
     reports: bool,
     keeps_records: bool,
+    nodes: NodesRecord | None,
 ) -> SinkGroup:
     """Return a rank's sinks. Without shared storage, a node that does not report keeps records to resume on its own."""
     if reports:
-        return _open_sinks(run, initial_step, console, extra_sinks)
+        return _open_sinks(run, initial_step, console, extra_sinks, nodes)
     return SinkGroup([JsonlSink(run.run_dir / METRICS_NAME, initial_step)] if keeps_records else [], None)
 
 
@@ -158,7 +161,7 @@ def _build_alarm(run: ResolvedRun, tasks: Sequence[Task]) -> ForgettingAlarm:
     )
 
 
-def describe_run(run: ResolvedRun) -> RunInfo:
+def describe_run(run: ResolvedRun, nodes: NodesRecord | None = None) -> RunInfo:
     """Return the facts that a report needs in addition to the records."""
     model, sizes, budget = run.model, read_sizes(run.model), run.budget
     device_name = _get_device_name(run)
@@ -187,6 +190,7 @@ def describe_run(run: ResolvedRun) -> RunInfo:
             name: {"max_drop": task.max_drop, "on_drop": task.on_drop}
             for name, task in (run.config.cpt.validation.tasks if run.config.cpt.validation else {}).items()
         },
+        nodes=nodes.hosts if nodes else [],
         loss_chunks=run.config.cpt.loss_chunks,
         trackers={"sinks": list(run.config.cpt.monitor.sinks), "project": run.config.cpt.monitor.project},
     )
@@ -264,10 +268,12 @@ def _list_layouts(run: ResolvedRun, initial_step: int) -> list[dict[str, int]]:
     return extend_layouts(recorded, initial_step, {name: layout[name] for name in LAYOUT_SIZES})
 
 
-def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, extra_sinks: Sequence[Sink]) -> SinkGroup:
+def _open_sinks(
+    run: ResolvedRun, initial_step: int, console: TextIO, extra_sinks: Sequence[Sink], nodes: NodesRecord | None
+) -> SinkGroup:
     settings = run.config.cpt.monitor
     info = dataclasses.replace(
-        describe_run(run),
+        describe_run(run, nodes),
         base=_find_base(run, initial_step),
         software={"ascend_cpt": __version__, **list_software()},
         layouts=_list_layouts(run, initial_step),
@@ -285,7 +291,10 @@ def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, extra_sink
         config=info,
         warn=SinkGroup([], console).warn,
     )
-    return SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir)], console)
+    sinks = SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir)], console)
+    if nodes is not None:
+        sinks.write(nodes)
+    return sinks
 
 
 def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[str, Any] | None) -> DataAccount:

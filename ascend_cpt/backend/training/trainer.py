@@ -14,6 +14,7 @@ from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.model.frozen import list_frozen
 from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.monitor.goodput.nodes import NodesRecord
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
 from ascend_cpt.run.launch.notices import NoticeSink
 from ascend_cpt.run.launch.start_clock import StartClock
@@ -39,6 +40,8 @@ class Launch:
     """Records how the time of the run is spent."""
     webhook: Webhook = NO_WEBHOOK
     """Receives notices of the run; only on the rank that reports it."""
+    nodes: NodesRecord | None = None
+    """The nodes of this launch, in a job that goes on without lost nodes."""
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:
@@ -143,6 +146,7 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
         clock=launch.clock,
         timeline=launch.timeline,
         extra_sinks=[NoticeSink(launch.webhook, run.run_dir.name)],
+        nodes=launch.nodes,
     )
 
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ascend_cpt.cluster.job.job_nodes import FITTING_NAME
 from ascend_cpt.cluster.launch.job_secret import SECRET_USAGE, SecretSource, split_secret_options
+from ascend_cpt.cluster.launch.options import MIN_NODES, SPARE_NODES, check_lost_nodes, describe_options, split_options
 from ascend_cpt.cluster.launch.schedulers import add_scheduler_values
 from ascend_cpt.cluster.messages.ports import LAUNCHER_PORT_OFFSET, LAUNCHER_PORT_VARIABLE
 from ascend_cpt.errors import ClusterError
@@ -22,60 +24,6 @@ DEFAULT_LOG_DIR = "output/msrun_log"
 # As in MindFormers' scripts/msrun_launcher.sh (msrun's own default is 600): the job ends if a node has not
 # connected by then.
 DEFAULT_CLUSTER_TIMEOUT_S = 7200
-# Just under HCCL's own limit for a collective (HCCL_EXEC_TIMEOUT, 1836 s), whose error does not name the cause.
-DEFAULT_HANG_TIMEOUT_S = 1800
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """An integer option: `--name N`, else the environment variable `variable`, else `default`."""
-
-    name: str
-    variable: str
-    default: int
-    help: str
-
-
-OPTIONS = (
-    Option(
-        name="--max-restarts",
-        variable="ASCEND_CPT_MAX_RESTARTS",
-        default=0,
-        help="restart the job after a crash, at most N times; it resumes from its newest checkpoint",
-    ),
-    Option(
-        name="--restart-delay",
-        variable="ASCEND_CPT_RESTART_DELAY_S",
-        default=5,
-        help="seconds before the first restart; doubled after each restart without progress",
-    ),
-    Option(
-        name="--rejoin-timeout",
-        variable="ASCEND_CPT_REJOIN_TIMEOUT_S",
-        default=600,
-        help="seconds to wait for a lost node to rejoin",
-    ),
-    Option(
-        name="--stop-grace",
-        variable="ASCEND_CPT_STOP_GRACE_S",
-        default=120,
-        help="seconds for workers to save after SIGTERM or SIGINT",
-    ),
-    Option(
-        name="--hang-timeout",
-        variable="ASCEND_CPT_HANG_TIMEOUT_S",
-        default=DEFAULT_HANG_TIMEOUT_S,
-        help="seconds without a finished step after which the job counts as hung and is ended; 0: never",
-    ),
-)
-
-
-def describe_options() -> str:
-    """Return the options part of the usage text."""
-    return "\n".join(
-        f"  {f'{option.name} N':20} {option.help} (default {option.default}; {option.variable})" for option in OPTIONS
-    )
-
 
 USAGE = f"""\
 usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
@@ -85,7 +33,7 @@ usage: bash scripts/msrun_launcher.sh CMD [WORKER_NUM]
 
   CMD               one quoted string: a Python script and its arguments, e.g. "run_cpt.py --config x.yaml"
   WORKER_NUM        processes in the whole job; LOCAL_WORKER of them on each node
-  NODE_RANK         0 on the node of MASTER_ADDR, 1, 2, ... on the others
+  NODE_RANK         0 on the node of MASTER_ADDR, 1, 2, ... on the others; the highest ones are the spare nodes
   LOG_DIR           default {DEFAULT_LOG_DIR}; with several nodes each writes to its subfolder node_<NODE_RANK>
   JOIN              True or False, accepted for compatibility with msrun; the launcher always waits for the job
   CLUSTER_TIME_OUT  seconds within which all nodes must connect, default {DEFAULT_CLUSTER_TIMEOUT_S}
@@ -116,12 +64,17 @@ class LaunchSettings:
     master_addr: str
     master_port: int
     node_rank: int
+    place: int
+    """The node rank given to msrun. A spare in the place of a lost node has the place of that node."""
     log_dir: Path
     cluster_timeout_s: int
     launcher_port: int
     max_restarts: int
     restart_delay_s: int
     rejoin_timeout_s: int
+    spare_nodes: int
+    min_nodes: int
+    lost_node_timeout_s: int
     stop_grace_s: int
     hang_timeout_s: int
     secret_source: SecretSource
@@ -133,7 +86,22 @@ class LaunchSettings:
     @property
     def first_rank(self) -> int:
         """Global rank of this node's first worker."""
-        return self.node_rank * self.num_local_workers
+        return self.place * self.num_local_workers
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether this node only waits, as long as no other is lost."""
+        return self.node_rank >= self.num_nodes
+
+    @property
+    def num_launchers(self) -> int:
+        """Nodes of the job and spare nodes."""
+        return self.num_nodes + self.spare_nodes
+
+    @property
+    def can_lose_nodes(self) -> bool:
+        """Whether the job may go on without some of its nodes."""
+        return self.spare_nodes > 0 or 0 < self.min_nodes < self.num_nodes
 
     def worker_log(self, rank: int) -> Path:
         """Return the file to which msrun writes the output of the worker with global rank `rank`."""
@@ -151,6 +119,11 @@ class LaunchSettings:
     def progress_file(self) -> Path:
         """File in which a worker on this node records the last finished step."""
         return self.log_dir / "last_step"
+
+    @property
+    def fitting_file(self) -> Path:
+        """File in which rank 0 records the numbers of workers that fit the run."""
+        return self.log_dir / FITTING_NAME
 
     @property
     def stop_file(self) -> Path:
@@ -174,13 +147,15 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
     environ = add_scheduler_values(environ)
     values = _name_arguments(arguments)
     script, script_arguments = _split_command(arguments[0], folder)
-    _check_resume(script_arguments, options["--max-restarts"])
-    num_workers, num_local_workers = _count_workers(values, environ)
+    _check_resume(script_arguments, options)
+    num_workers, num_local_workers = _count_workers(values, environ, options[SPARE_NODES])
     if num_workers % num_local_workers:
         raise ClusterError(
             f"WORKER_NUM {num_workers} is not a multiple of LOCAL_WORKER {num_local_workers}; change one of them"
         )
     num_nodes = num_workers // num_local_workers
+    check_lost_nodes(options, num_nodes)
+    node_rank = _node_rank(values, environ, num_workers, num_nodes, options[SPARE_NODES])
     log_dir = folder / values.get("LOG_DIR", DEFAULT_LOG_DIR)
     master_port = _number("MASTER_PORT", values, environ, default=DEFAULT_MASTER_PORT, minimum=1024, maximum=65535)
     launcher_port = _number(
@@ -195,42 +170,22 @@ def parse_launch(arguments: Sequence[str], environ: Mapping[str, str], folder: P
         num_local_workers=num_local_workers,
         master_addr=_master_addr(values, environ, num_nodes),
         master_port=master_port,
-        node_rank=_node_rank(values, environ, num_workers, num_nodes),
+        node_rank=node_rank,
+        place=node_rank,
         log_dir=log_dir,
         cluster_timeout_s=_number("CLUSTER_TIME_OUT", values, {}, default=DEFAULT_CLUSTER_TIMEOUT_S, minimum=1),
         launcher_port=launcher_port,
         max_restarts=options["--max-restarts"],
         restart_delay_s=options["--restart-delay"],
         rejoin_timeout_s=options["--rejoin-timeout"],
+        spare_nodes=options[SPARE_NODES],
+        min_nodes=options[MIN_NODES],
+        lost_node_timeout_s=options["--lost-node-timeout"],
         stop_grace_s=options["--stop-grace"],
         hang_timeout_s=options["--hang-timeout"],
         secret_source=secret_source,
     )
     return replace(settings, log_dir=log_dir / f"node_{settings.node_rank}") if num_nodes > 1 else settings
-
-
-def split_options(arguments: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], dict[str, int]]:
-    """Return the positional arguments and the values of all options by name.
-
-    Raises ClusterError for a value that is not a whole number. Unknown options stay positional.
-    """
-    known = {option.name: option for option in OPTIONS}
-    positional: list[str] = []
-    texts: dict[str, tuple[str, str]] = {}
-    words = iter(arguments)
-    for word in words:
-        name, equals, text = word.partition("=")
-        if name in known:
-            texts[name] = (name, text if equals else next(words, ""))
-        else:
-            positional.append(word)
-    values = {}
-    for option in OPTIONS:
-        given, text = texts.get(option.name) or (option.variable, environ.get(option.variable) or str(option.default))
-        if not (text.isascii() and text.isdecimal() and len(text) < 10):
-            raise ClusterError(f"{given} must be a whole number of at least 0, not {text!r}")
-        values[option.name] = int(text)
-    return positional, values
 
 
 def _name_arguments(arguments: Sequence[str]) -> dict[str, str]:
@@ -288,24 +243,30 @@ def _split_command(command: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
     raise ClusterError(f"script not found: {words[0]} (looked in {folder} and {REPO_ROOT}){hint}")
 
 
-def _check_resume(script_arguments: Sequence[str], max_restarts: int) -> None:
+def _check_resume(script_arguments: Sequence[str], options: Mapping[str, int]) -> None:
     """Raise ClusterError when restarts are enabled for a command that would not resume from its newest checkpoint."""
+    option = next((name for name in ("--max-restarts", SPARE_NODES, MIN_NODES) if options[name]), None)
     values = []
     for position, word in enumerate(script_arguments):
         name, equals, value = word.partition("=")
         if name == "--resume_training":
             values.append(value if equals else " ".join(script_arguments[position + 1 : position + 2]))
-    if max_restarts and values and values[-1].lower() not in {"auto", "true"}:
+    if option and values and values[-1].lower() not in {"auto", "true"}:
         raise ClusterError(
-            f"--max-restarts resumes from the newest checkpoint, but the command has --resume_training {values[-1]}; "
+            f"{option} resumes from the newest checkpoint, but the command has --resume_training {values[-1]}; "
             "drop one of the two"
         )
 
 
-def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tuple[int, int]:
-    """Return the number of workers in the job and on each node."""
+def _count_workers(values: Mapping[str, str], environ: Mapping[str, str], num_spares: int) -> tuple[int, int]:
+    """Return the number of workers in the job and on each node. NNODES counts the spare nodes as well."""
     per_node_name = "NPUS_PER_NODE" if environ.get("NPUS_PER_NODE") else "GPUS_PER_NODE"
     num_nodes = _number("NNODES", {}, environ, default=0)
+    if num_nodes and num_nodes <= num_spares:
+        raise ClusterError(
+            f"{SPARE_NODES} {num_spares} leaves none of NNODES={num_nodes} to train on; NNODES includes the spare nodes"
+        )
+    num_nodes = num_nodes and num_nodes - num_spares
     per_node = _number(per_node_name, {}, environ, default=0)
     if "WORKER_NUM" in values:
         num_workers = _number("WORKER_NUM", values, {}, default=0)
@@ -335,16 +296,19 @@ def _count_workers(values: Mapping[str, str], environ: Mapping[str, str]) -> tup
     return num_workers, num_local_workers
 
 
-def _node_rank(values: Mapping[str, str], environ: Mapping[str, str], num_workers: int, num_nodes: int) -> int:
+def _node_rank(
+    values: Mapping[str, str], environ: Mapping[str, str], num_workers: int, num_nodes: int, num_spares: int
+) -> int:
     if num_nodes > 1 and not (values.get("NODE_RANK") or environ.get("NODE_RANK")):
         raise ClusterError(
-            f"NODE_RANK is missing: the job has {num_nodes} nodes; number them from 0 to {num_nodes - 1}"
+            f"NODE_RANK is missing: the job has {num_nodes} nodes; number them from 0 to {num_nodes + num_spares - 1}"
         )
     node_rank = _number("NODE_RANK", values, environ, default=0, minimum=0)
-    if node_rank >= num_nodes:
+    if node_rank >= num_nodes + num_spares:
+        spares = f" and {num_spares} spare" if num_spares else ""
         raise ClusterError(
             f"NODE_RANK {node_rank} is out of range: nodes are numbered from 0, and the job has {num_nodes} "
-            f"({num_workers} workers, {num_workers // num_nodes} on each)"
+            f"({num_workers} workers, {num_workers // num_nodes} on each){spares}"
         )
     return node_rank
 

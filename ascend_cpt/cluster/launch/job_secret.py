@@ -28,9 +28,9 @@ SECRET_VARIABLE = "ASCEND_CPT_SECRET_FILE"
 DEFAULT_SECRET = Path("ascend_cpt/secret")  # in the user's configuration folder
 
 SECRET_USAGE = f"""\
-  {f"{SECRET_OPTION} PATH":20} file with the job secret, readable only by you; {STANDARD_INPUT} reads standard input \
+  {f"{SECRET_OPTION} PATH":22} file with the job secret, readable only by you; {STANDARD_INPUT} reads standard input \
 ({SECRET_VARIABLE})
-  {INSECURE_OPTION:20} start several nodes without a secret; anyone who reaches the ports can stop the job \
+  {INSECURE_OPTION:22} start several nodes without a secret; anyone who reaches the ports can stop the job \
 ({INSECURE_VARIABLE}=1)"""
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ascend_cpt.cluster.job.webhook import open_webhook
 from ascend_cpt.cluster.launch.arguments import USAGE, LaunchSettings, UsageError, parse_launch
+from ascend_cpt.cluster.launch.checks.examine import examine_before_launch
+from ascend_cpt.cluster.launch.checks.preflight import check_dry_run, check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.coordination.attempts import run_job
-from ascend_cpt.cluster.launch.examine import examine_before_launch
 from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, find_secret, hold_channel_key
 from ascend_cpt.cluster.launch.launch_lock import hold_launch_lock
-from ascend_cpt.cluster.launch.preflight import check_dry_run, check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.schedulers import find_scheduler
 from ascend_cpt.cluster.launch.terminal import print_status
-from ascend_cpt.cluster.launch.workers.command import build_command, build_environment, format_command
+from ascend_cpt.cluster.launch.workers.command import build_command, format_command
 from ascend_cpt.cluster.messages.secret import STANDARD_INPUT
 from ascend_cpt.errors import EXIT_OK, run_command
 
@@ -33,14 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE, file=sys.stderr)
         raise
     if scheduler := find_scheduler(os.environ):
-        node = (
-            f"node {settings.node_rank} of {settings.num_nodes}, master {settings.master_addr}:{settings.master_port}"
-        )
+        master = f"{settings.master_addr}:{settings.master_port}"
+        node = f"node {settings.node_rank} of {settings.num_launchers}, master {master}"
         print_status(f"started by {scheduler.name}: {node}")
-    command = build_command(settings)
     if os.environ.get("DRY_RUN") == "1":
         check_launch(settings)
-        print(format_command(command))
+        spare = f"node {settings.node_rank} is a spare: it starts no processes until it is needed"
+        print(spare if settings.is_spare else format_command(build_command(settings)))
         return EXIT_OK
     secret = find_secret(settings.secret_source, os.environ, num_nodes=settings.num_nodes)
     if settings.num_nodes > 1 and settings.secret_source.insecure:
@@ -54,9 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             process = describe_process(pid)
             print_status(f"warning: process {process} from an earlier launch is still running; end it with: kill {pid}")
         examine_before_launch(settings, os.environ)
-        environment = build_environment(settings, os.environ, key_file)
         with closing(open_webhook(os.environ, print_status)) as webhook:
-            return run_job(settings, command, environment, secret.launcher_key, webhook)
+            return run_job(settings, os.environ, key_file, secret.launcher_key, webhook)
 
 
 def check_launch(settings: LaunchSettings) -> None:

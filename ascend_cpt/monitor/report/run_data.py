@@ -45,6 +45,8 @@ class RunData:
     info: Mapping[str, Any]
     goodput: Goodput | None = None
     """None for a run without a timeline."""
+    nodes: Sequence[Mapping[str, Any]] = ()
+    """A record for each launch of a job that goes on without lost nodes."""
 
 
 def load_run(run_dir: Path) -> RunData:
@@ -60,6 +62,7 @@ def load_run(run_dir: Path) -> RunData:
     rows: list[tuple[Any, ...]] = []
     skipped: dict[int, str] = {}
     judged: list[dict[str, Any]] = []
+    nodes: list[dict[str, Any]] = []
     account: Mapping[str, Any] | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -72,6 +75,8 @@ def load_run(run_dir: Path) -> RunData:
                         skipped[int(record["step"])] = str(record["skipped"])
                 elif kind in JUDGED_KINDS:
                     judged.append(parse_record(line))
+                elif kind == "nodes":
+                    nodes.append(parse_record(line))
                 elif kind == "data":
                     account = parse_record(line)
             except (ValueError, KeyError, TypeError, AttributeError):
@@ -94,6 +99,7 @@ def load_run(run_dir: Path) -> RunData:
         account=account,
         info=read_run_info(run_dir),
         goodput=compute_goodput(read_timeline(run_dir / FILE_NAME)),
+        nodes=nodes,
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.goodput.account import Goodput
+from ascend_cpt.monitor.goodput.nodes import describe_node_changes
 from ascend_cpt.monitor.record import Record
 from ascend_cpt.monitor.report.heat_tables import render_heat_maps
 from ascend_cpt.monitor.report.page import PAGE
@@ -170,6 +171,7 @@ def _render_summary(run: RunData) -> str:
         ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),
         ("Goodput", _format_goodput(run.goodput)),
         ("Interruptions", run.goodput.describe_interruptions() if run.goodput else ""),
+        ("Changed nodes", describe_node_changes(run.nodes)),
         ("Training loss", f"{losses[0]:.4f} at step {int(steps[0])} → {losses[-1]:.4f} at step {int(steps[-1])}"),
         *((f"Validation: {name}", _format_validation(points)) for name, points in run.validation.items()),
         ("Speed", f"{format_count(float(np.nanmedian(columns['tokens_per_s'])))} tokens/s{_format_compute(columns)}"),

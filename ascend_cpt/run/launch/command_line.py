@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ascend_cpt.cluster.job.job_nodes import JobNodes, read_job_nodes
 from ascend_cpt.config.foreign_flags import TRAIN_FLAGS, ExplainingParser
 from ascend_cpt.config.loader import RunConfig, load_config, parse_assignments
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.run.export.target import check_target
+from ascend_cpt.run.launch.lost_nodes import check_lost_nodes
 from ascend_cpt.run.planning.dry_run import load_dry_run, parse_assumed
 from ascend_cpt.run.resolve import load_run
 from ascend_cpt.run.resolved_run import ResolvedRun
@@ -27,6 +29,13 @@ class Process:
     rank: int
     world_size: int
     launched: bool
+    nodes: JobNodes | None = None
+    """The nodes of a job that can go on without some of them; None for other jobs."""
+
+    @property
+    def full_world_size(self) -> int | None:
+        """The world size of the whole job, if it can go on without some of its nodes."""
+        return self.nodes.num_workers if self.nodes else None
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -88,7 +97,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME=TOKENS,...",
         help="with --dry-run: sizes of missing datasets, such as web=200B,qa=2.8B",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if read_job_nodes():
+        args.reshard = True  # on fewer nodes, the data-parallel size differs from that of the checkpoint
+    return args
 
 
 def parse_bool(text: str) -> bool:
@@ -106,9 +118,12 @@ def parse_bool(text: str) -> bool:
 def read_process(world_size: int | None = None) -> Process:
     """Return the process that msrun's environment variables describe, or a single process if they are not set."""
     size = os.environ.get("RANK_SIZE") or os.environ.get("MS_WORKER_NUM")
-    launched = bool(size) and bool(os.environ.get("MS_SCHED_HOST"))
+    nodes = read_job_nodes()
+    # A single worker has no scheduler, also if it is the one that is left of a larger job.
+    launched = bool(size) and bool(os.environ.get("MS_SCHED_HOST") or nodes)
     rank = int(os.environ.get("RANK_ID", "0")) if launched else 0
-    return Process(rank=rank, world_size=world_size or (int(size or 1) if launched else 1), launched=launched)
+    world_size = world_size or (int(size or 1) if launched else 1)
+    return Process(rank=rank, world_size=world_size, launched=launched, nodes=nodes)
 
 
 def collect_overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +210,9 @@ def load_config_of_arguments(args: argparse.Namespace, process: Process) -> RunC
 def load_run_of_arguments(
     args: argparse.Namespace, process: Process, packed: Mapping[str, str] | None = None
 ) -> ResolvedRun:
-    """Return the run that the command line describes, and its configuration. `packed` is as for `load_run`.
+    """Return the run that the command line describes. `packed` is as for `load_run`.
+
+    If the job can go on without some of its nodes, also check that the run can.
 
     Raises:
         CptError: when either is invalid.
@@ -204,11 +221,14 @@ def load_run_of_arguments(
         args.config,
         collect_overrides(args),
         world_size=process.world_size,
+        full_world_size=process.full_world_size,
         replace=list_replaced(args),
         check_config=lambda config: check_launch(config, args, process),
         packed=packed,
     )
     check_target(run)
+    if process.nodes:
+        check_lost_nodes(run, load_config_of_arguments(args, process), process.nodes, writes=process.rank == 0)
     return run
 
 

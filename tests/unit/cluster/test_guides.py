@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.cluster.launch.arguments import OPTIONS
+from ascend_cpt.cluster.launch.options import OPTIONS
 from ascend_cpt.cluster.launch.schedulers import SCHEDULERS
 
 REPO_ROOT = Path(__file__).resolve().parents[3]
@@ -74,14 +74,17 @@ def test_launch_commands_pass_a_dry_run(command: str, tmp_path: Path, environ: d
     assert result.stdout
 
 
-def test_the_slurm_command_reads_its_rank_from_srun(tmp_path: Path, environ: dict[str, str]) -> None:
-    (line,) = [line for line in COMMANDS if line.startswith("srun")]
+@pytest.mark.parametrize("num_spares", [0, 1])
+def test_the_slurm_command_reads_its_rank_from_srun(tmp_path: Path, environ: dict[str, str], num_spares: int) -> None:
+    (line,) = [line for line in COMMANDS if line.startswith("srun") and ("--spare-nodes" in line) == (num_spares > 0)]
     assert "--ntasks-per-node=1" in line
-    environ |= {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node-[a,b]", "SLURM_NODEID": "1"}
+    num_nodes = 2 + num_spares
+    assert f"--nodes={num_nodes}" in line
+    environ |= {"SLURM_STEP_NUM_NODES": str(num_nodes), "SLURM_STEP_NODELIST": "node-[a-c]", "SLURM_NODEID": "1"}
     result = run(line[line.index("bash") :], tmp_path, environ)
     assert "--worker_num=16" in result.stdout or "--worker_num=8" in result.stdout, result.stderr
     assert "--node_rank=1" in result.stdout
-    assert result.stderr.splitlines()[0] == "started by Slurm: node 1 of 2, master node-a:8118"
+    assert result.stderr.splitlines()[0] == f"started by Slurm: node 1 of {num_nodes}, master node-a:8118"
 
 
 def accepts(words: list[str]) -> subprocess.CompletedProcess[str]:

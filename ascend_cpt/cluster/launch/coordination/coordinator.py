@@ -9,7 +9,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from ascend_cpt.cluster.job.job_nodes import read_fitting
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
+from ascend_cpt.cluster.launch.coordination.placement import FENCE_S, Placement
 from ascend_cpt.cluster.launch.coordination.records import (
     FROM_LAUNCHER,
     Cancel,
@@ -21,16 +23,19 @@ from ascend_cpt.cluster.launch.coordination.records import (
     Heartbeat,
     Join,
     Refused,
+    Standby,
     Stop,
     StopBy,
 )
 from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    CAUSE_PRIORITY,
     End,
     Outcome,
     RestartDecision,
     RestartPolicy,
     add_cause,
 )
+from ascend_cpt.cluster.launch.options import SPARE_NODES
 from ascend_cpt.cluster.launch.signals import name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.messages.peer import Peer
@@ -63,6 +68,7 @@ class _Launcher:
     host: str = "?"
     last_received_s: float = field(default_factory=time.monotonic)
     clock_skew_s: float = 0.0
+    is_on_standby: bool = False
 
     def __str__(self) -> str:
         return f"node {self.node} ({self.host})"
@@ -76,7 +82,10 @@ class Coordinator(threading.Thread):
         self._settings, self._policy = settings, policy
         try:
             self._server = Server(
-                (settings.master_addr, settings.launcher_port), key=key, purpose=LAUNCHERS, size=settings.num_nodes
+                (settings.master_addr, settings.launcher_port),
+                key=key,
+                purpose=LAUNCHERS,
+                size=settings.num_launchers,
             )
         except OSError as error:
             raise ClusterError(
@@ -88,6 +97,14 @@ class Coordinator(threading.Thread):
         self._active: dict[int, _Launcher] = {}
         self._outcomes: dict[int, Outcome] = {}
         self._hosts: dict[int, str] = {}
+        self._placement = Placement(
+            num_nodes=settings.num_nodes,
+            num_spares=settings.spare_nodes,
+            min_nodes=settings.min_nodes,
+            lost_timeout_s=min(settings.lost_node_timeout_s, settings.rejoin_timeout_s),
+            now_s=time.monotonic(),
+            hosts=self._hosts,
+        )
         self._num_attempts = 0
         self._is_stopping = False
         self._is_over = False
@@ -135,6 +152,8 @@ class Coordinator(threading.Thread):
         if self._server.refusals.count and now_s > self._next_notice_s:
             self._next_notice_s = now_s + REFUSAL_NOTICE_S
             self._report_refusals()
+        if not self._is_over and not self._active:
+            self._start_when_complete()
         if not self._is_over and not self._active and now_s > self._deadline_s:
             self._time_out()
 
@@ -150,7 +169,9 @@ class Coordinator(threading.Thread):
             self._send(launcher, Heartbeat())
             if now_s - launcher.last_received_s > HEARTBEAT_TIMEOUT_S:
                 self._mark_lost(
-                    launcher, f"sent no heartbeat for {HEARTBEAT_TIMEOUT_S:.0f} s: the node or the network is down"
+                    launcher,
+                    f"sent no heartbeat for {HEARTBEAT_TIMEOUT_S:.0f} s: the node or the network is down",
+                    silent_s=HEARTBEAT_TIMEOUT_S,
                 )
 
     def _report_refusals(self) -> None:
@@ -181,23 +202,25 @@ class Coordinator(threading.Thread):
             self._join(launcher, record)
         elif isinstance(record, Ended) and launcher.node is not None and self._active.get(launcher.node) is launcher:
             self._end(launcher, record.outcome)
-        elif isinstance(record, Stop) and launcher.node is not None:
+        elif isinstance(record, Stop) and launcher.node in self._placement.members:
             self._forward_signal(launcher, record.number)
 
     def _join(self, launcher: _Launcher, join: Join) -> None:
         node = launcher.peer.number
         assert node is not None, "only peers that have proved the key are read"
-        size, expected = join.size, (self._settings.num_workers, self._settings.num_nodes)
+        size = join.size
+        expected = (self._settings.num_workers, self._settings.num_nodes, self._settings.spare_nodes)
         holder = next((other for other in self._launchers if other.node == node and other is not launcher), None)
         master = f"{self._settings.master_addr}:{self._settings.master_port}"
         if size != expected:
             message = (
-                f"node {node} was started for {size[0]} workers on {size[1]} nodes, but node 0 for "
-                f"{expected[0]} on {expected[1]}; start all nodes with the same WORKER_NUM and LOCAL_WORKER"
+                f"node {node} was started for {size[0]} workers on {size[1]} nodes and {size[2]} spare, but node 0 for "
+                f"{expected[0]} on {expected[1]} and {expected[2]} spare; start all nodes with the same WORKER_NUM, "
+                f"LOCAL_WORKER and {SPARE_NODES}"
             )
             self._send(launcher, Refused(message=message))
             return
-        if not 0 <= node < self._settings.num_nodes:
+        if not self._placement.accepts(node):
             self._mark_lost(launcher, "has no place in this job")
             return
         if holder and time.monotonic() - holder.last_received_s < RANK_HOLD_S:
@@ -212,14 +235,23 @@ class Coordinator(threading.Thread):
         launcher.node, launcher.host, launcher.clock_skew_s = node, join.host, join.time_s - time.time()
         self._hosts[node] = launcher.host
         self._policy.count_earlier(join.num_restarts)
+        if self._policy.has_restarted:
+            self._placement.allow_leaving_out()
         self._joined[node] = launcher
+        self._placement.arrive(node)
         self._cause = self._cause or join.cause
         self._start_when_complete()
+        self._put_on_standby()
 
     def _start_when_complete(self) -> None:
-        if self._is_over or self._active or len(self._joined) < self._settings.num_nodes:
+        if self._is_over or self._active:
             return
-        self._active, self._joined, self._outcomes = self._joined, {}, {}
+        members = self._placement.choose(
+            self._joined.keys(), now_s=time.monotonic(), fitting=self._read_fitting_numbers()
+        )
+        if members is None:
+            return
+        self._active, self._outcomes = {node: self._joined.pop(node) for node in members}, {}
         self._num_attempts += 1
         warnings = [
             f"the clock of {launcher} differs by {launcher.clock_skew_s:+.0f} s from node 0's; "
@@ -227,9 +259,36 @@ class Coordinator(threading.Thread):
             for launcher in self._active.values()
             if abs(launcher.clock_skew_s) > MAX_CLOCK_SKEW_S
         ]
-        for launcher in self._active.values():
-            self._send(launcher, Go(warnings=tuple(warnings), cause=self._cause))
+        hosts, reason = tuple(launcher.host for launcher in self._active.values()), self._placement.reason
+        for place, launcher in enumerate(self._active.values()):
+            launcher.is_on_standby = False
+            go = Go(
+                warnings=tuple(warnings),
+                cause=self._cause,
+                attempt=self._num_attempts,
+                place=place,
+                hosts=hosts,
+                reason=reason,
+            )
+            self._send(launcher, go)
         self._last_cause, self._cause = self._cause, ""
+        self._put_on_standby()
+
+    def _put_on_standby(self) -> None:
+        """Notify launchers that have joined and do not take part that they are spares."""
+        for node, launcher in self._joined.items():
+            if not launcher.is_on_standby and node not in self._placement.members:
+                launcher.is_on_standby = True
+                message = f"node {node} is a spare: it waits until it is needed in the place of another node"
+                if node < self._settings.num_nodes:
+                    message = f"the job runs without node {node} for now, which waits as a spare"
+                self._send(launcher, Standby(message=message))
+
+    def _read_fitting_numbers(self) -> set[int] | None:
+        """Return the numbers of nodes that fit the run, as far as its workers recorded them."""
+        sizes = read_fitting(self._settings.fitting_file)
+        per_node = self._settings.num_local_workers
+        return None if sizes is None else {size // per_node for size in sizes if size % per_node == 0}
 
     def _end(self, launcher: _Launcher, outcome: Outcome) -> None:
         assert launcher.node is not None
@@ -247,19 +306,43 @@ class Coordinator(threading.Thread):
 
     def _decide(self) -> None:
         outcomes = self._outcomes.values()
-        node, root = min(self._outcomes.items(), key=lambda item: _CAUSE_PRIORITY[item[1].end])
+        node, root = min(self._outcomes.items(), key=lambda item: CAUSE_PRIORITY[item[1].end])
         cause = f"{self._active[node]}: {root.cause}" if root.cause else ""
         steps = [outcome.step for outcome in outcomes if outcome.step is not None]
         root = Outcome(end=root.end, code=root.code, reason=root.reason, step=max(steps, default=None))
         self._cause = add_cause(self._last_cause, root, cause)
-        decision = self._policy.decide(root)
+        culprit, without = self._find_dispensable(root)
+        decision = self._policy.decide(root, culprit=culprit, without=without)
         launchers, self._active = self._active.values(), {}
         if decision.again:
-            self._deadline_s = time.monotonic() + decision.delay_s + self._settings.rejoin_timeout_s
+            # Long enough for another node to take over.
+            limit_s = max(self._settings.rejoin_timeout_s, HEARTBEAT_TIMEOUT_S + FENCE_S if without else 0)
+            self._deadline_s = time.monotonic() + decision.delay_s + limit_s
         self._announce(list(launchers), decision)
         self._start_when_complete()
 
+    def _find_dispensable(self, root: Outcome) -> tuple[int | None, str]:
+        """Return the only node that failed, if it is a single one, and the nodes that a restart can do without.
+
+        These are lost nodes, or a node that alone ended two attempts in a row. For `RestartPolicy.decide`.
+        """
+        failed = {node for node, outcome in self._outcomes.items() if outcome.end in (End.FAILED, End.KILLED)}
+        lost = {node for node in failed if self._active[node].peer not in self._by_peer}
+        culprit = next(iter(failed)) if len(failed) == 1 else None
+        is_repeated = not lost and self._policy.has_failed_alone(culprit, root)
+        nodes = {culprit} if is_repeated and culprit is not None else lost
+        connected = {launcher.node for launcher in self._launchers if launcher.node is not None}
+        if not nodes or not self._placement.can_lose(nodes, connected, self._read_fitting_numbers()):
+            return culprit, ""
+        if is_repeated and culprit is not None:
+            reason = "its workers failed twice in a row without progress"
+            self._placement.exclude(culprit, now_s=time.monotonic(), reason=reason)
+        names = " and ".join(self._placement.name(node) for node in sorted(nodes))
+        return culprit, f"without {names}" if is_repeated else f"after the loss of {names}"
+
     def _announce(self, launchers: list[_Launcher], decision: RestartDecision) -> None:
+        if not decision.again:
+            launchers = list(dict.fromkeys([*launchers, *self._joined.values()]))  # spares as well
         for launcher in launchers:
             self._send(launcher, Decision(**vars(decision)))
         if not decision.again:
@@ -279,25 +362,25 @@ class Coordinator(threading.Thread):
             if other is not launcher:
                 self._send(other, StopBy(number=number, by=str(launcher)))
 
-    def _mark_lost(self, launcher: _Launcher, reason: str) -> None:
+    def _mark_lost(self, launcher: _Launcher, reason: str, *, silent_s: float = 0.0) -> None:
         self._by_peer.pop(launcher.peer, None)
         self._server.drop(launcher.peer)
         if launcher.node is None:
             return
         if self._joined.get(launcher.node) is launcher:
             del self._joined[launcher.node]
+        self._placement.lose(launcher.node, now_s=time.monotonic(), reason=reason, silent_s=silent_s)
         if self._active.get(launcher.node) is launcher and launcher.node not in self._outcomes:
             end = End.STOPPED if self._is_stopping else End.KILLED
             self._end(launcher, Outcome(end=end, code=EXIT_FAILURE, reason=reason))
 
     def _time_out(self) -> None:
-        missing = [node for node in range(self._settings.num_nodes) if node not in self._joined]
-        names = ", ".join(
-            f"node {node} ({self._hosts[node]})" if node in self._hosts else f"node {node}" for node in missing
-        )
+        missing = [node for node in self._placement.members if node not in self._joined]
+        names = ", ".join(map(self._placement.name, missing))
         if self._num_attempts:
             message = (
                 f"{names} did not rejoin within {self._settings.rejoin_timeout_s} s; start the job again to resume"
+                f"{self._placement.explain_waiting(self._joined.keys(), self._read_fitting_numbers())}"
             )
         else:
             message = (
@@ -308,16 +391,3 @@ class Coordinator(threading.Thread):
             )
         decision = RestartDecision(again=False, code=EXIT_FAILURE, message=f"error: {message}")
         self._announce(list(self._joined.values()), decision)
-
-
-# Priority of outcomes when choosing the root cause, lowest first. A killed process makes others fail, possibly with an
-# error message of their own.
-_CAUSE_PRIORITY = {
-    End.STOPPED: 0,
-    End.KILLED: 1,
-    End.FINAL: 2,
-    End.FAILED: 2,
-    End.CANCELLED: 3,
-    End.CONTINUES: 4,
-    End.DONE: 5,
-}

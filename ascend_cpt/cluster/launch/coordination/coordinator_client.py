@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import queue
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator import SHUTDOWN_TIMEOUT_S, Coordinator
+from ascend_cpt.cluster.launch.coordination.receiver import Lost, Received, Receiver
 from ascend_cpt.cluster.launch.coordination.records import (
-    FROM_COORDINATOR,
     Cancel,
     Decision,
     Ended,
-    FromCoordinator,
     Go,
-    Heartbeat,
     Join,
     Refused,
+    Standby,
     Stop,
     StopBy,
     write_outcome,
@@ -36,9 +35,8 @@ from ascend_cpt.cluster.launch.coordination.restart_policy import (
 )
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
-from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, Connection, RefusedError, connect
-from ascend_cpt.cluster.messages.ports import HEARTBEAT_S, HEARTBEAT_TIMEOUT_S
-from ascend_cpt.cluster.messages.records import InvalidRecord, decode, encode
+from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, RefusedError, connect
+from ascend_cpt.cluster.messages.records import encode
 from ascend_cpt.cluster.messages.secret import LAUNCHERS
 from ascend_cpt.errors import EXIT_FAILURE, ClusterError
 
@@ -49,22 +47,28 @@ WAIT_NOTICE_S = 10.0
 LOST_NODE_0 = "lost the connection to node 0: its launcher was killed, or the network is down"
 
 
-class Lost:
-    """Stands in for a message when the connection is lost."""
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The start of an attempt on this node. See `Go` for the fields."""
 
-
-Received = FromCoordinator | Lost
+    attempt: int
+    place: int = 0
+    hosts: tuple[str, ...]
+    reason: str = ""
 
 
 class CoordinatorClient(Protocol):
     """The interface between a launcher's attempt loop and the coordination across nodes."""
 
+    ended_by: str
+    """Which other node ended the last attempt and why; empty if this node ended it."""
+
     @property
     def cause(self) -> str:
         """Why the attempt before the one that `join` allowed was interrupted, or "" if it was not."""
 
-    def join(self) -> RestartDecision | None:
-        """Wait until all nodes can start the next attempt and return None, or a decision when the job is over."""
+    def join(self) -> RestartDecision | Start:
+        """Wait until the next attempt starts on this node, or return a decision when the job is over."""
 
     def is_cancelled(self) -> bool:
         """Return whether another node ended the running attempt. Print the cause once."""
@@ -86,7 +90,9 @@ def open_coordinator_client(
 
     Raises ClusterError when node 0 cannot listen.
     """
-    policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s)
+    # Each spare and each dispensable node may be lost once without counting as one of --max-restarts.
+    max_losses = settings.spare_nodes + (settings.num_nodes - settings.min_nodes if settings.min_nodes else 0)
+    policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s, max_losses)
     if settings.num_nodes == 1:
         yield SingleNodeClient(policy, cause)
         return
@@ -125,12 +131,16 @@ class _CoordinatorRunner:
 class SingleNodeClient:
     """The client of a single-node job, which needs no coordinator."""
 
+    ended_by = ""
+
     def __init__(self, policy: RestartPolicy, cause: str = "") -> None:
         self._policy = policy
+        self._num_attempts = 0
         self.cause = cause
 
-    def join(self) -> RestartDecision | None:
-        return None
+    def join(self) -> RestartDecision | Start:
+        self._num_attempts += 1
+        return Start(attempt=self._num_attempts, hosts=(socket.gethostname(),))
 
     def is_cancelled(self) -> bool:
         return False
@@ -157,16 +167,20 @@ class RemoteCoordinatorClient:
         self._settings, self._requests, self._key = settings, requests, key
         self._ensure_coordinator = ensure_coordinator
         self._address = (settings.master_addr, settings.launcher_port)
-        self._receiver: _Receiver | None = None
+        self._receiver: Receiver | None = None
         self._refused_since_s: float | None = None
         self._num_restarts = 0
         self._num_attempts = 0
         self._is_cancelled = False
+        self._is_on_standby = False
+        self.ended_by = ""
         self.cause = ""
         self._own_cause = cause
 
-    def join(self) -> RestartDecision | None:
-        """Join the next attempt, reconnecting as needed, and wait until all nodes have joined.
+    def join(self) -> RestartDecision | Start:
+        """Join the next attempt, reconnecting as needed, and wait until it starts on this node.
+
+        While this node is connected, node 0 decides how long to wait. A spare may wait as long as the job runs.
 
         Raises:
             ClusterError: when the coordinator rejects this node or has a different secret.
@@ -175,10 +189,12 @@ class RemoteCoordinatorClient:
         limit_s = settings.rejoin_timeout_s if self._num_attempts else settings.cluster_timeout_s
         start_s = time.monotonic()
         deadline_s = start_s + limit_s
-        self._is_cancelled = has_joined = has_printed_notice = False
-        # Node 0 has the same deadline and names the missing nodes, so allow time for its answer.
+        self._is_cancelled = has_joined = has_printed_notice = self._is_on_standby = False
+        self.ended_by = ""
         while time.monotonic() < deadline_s + SHUTDOWN_TIMEOUT_S and not self._requests.received:
-            if not has_printed_notice and time.monotonic() > start_s + WAIT_NOTICE_S:
+            if has_joined and self._receiver:
+                deadline_s = time.monotonic() + limit_s
+            if not (has_printed_notice or self._is_on_standby) and time.monotonic() > start_s + WAIT_NOTICE_S:
                 print_status(f"waiting up to {limit_s} s for all {settings.num_nodes} nodes to join")
                 has_printed_notice = True
             if self._receiver is None:
@@ -190,17 +206,17 @@ class RemoteCoordinatorClient:
                 has_joined = self._join()
             message = self._next_message(POLL_S)
             if isinstance(message, Go):
-                for warning in message.warnings:
-                    print_status(f"warning: {warning}")
-                self._num_attempts += 1
-                self.cause, self._own_cause = message.cause, ""
-                return None
+                return self._start(message)
+            if isinstance(message, Standby):
+                self._is_on_standby = True
+                limit_s = settings.rejoin_timeout_s  # for node 0, if it is lost
+                print_status(message.message)
             if isinstance(message, Decision):
                 return message.to_decision()
             if isinstance(message, Refused):
                 raise ClusterError(message.message)
         if self._requests.received:
-            if self._num_attempts:
+            if self._num_attempts and not self._is_on_standby:
                 self.announce_stop(self._requests.received[0])
             return RestartDecision(again=False, code=128 + self._requests.received[0])
         host, port = self._address
@@ -211,10 +227,24 @@ class RemoteCoordinatorClient:
             f"are ports {settings.master_port} to {port} open between the nodes?",
         )
 
+    def _start(self, go: Go) -> Start:
+        settings = self._settings
+        if not go.place < len(go.hosts) <= settings.num_nodes or (go.place == 0) != (settings.node_rank == 0):
+            raise ClusterError(f"node 0 gave this node an impossible rank, {go.place} of {len(go.hosts)}")
+        for warning in go.warnings:
+            print_status(f"warning: {warning}")
+        if go.reason:
+            print_status(go.reason)
+        self._num_attempts += 1
+        self._is_on_standby = False
+        self.cause, self._own_cause = go.cause, ""
+        return Start(attempt=go.attempt, place=go.place, hosts=go.hosts, reason=go.reason)
+
     def is_cancelled(self) -> bool:
         while not self._is_cancelled and (message := self._next_message(0)):
             if isinstance(message, Cancel):
                 _print_cause(message)
+                self.ended_by = message.reason
                 self._is_cancelled = True
             elif isinstance(message, Lost):
                 print_status(LOST_NODE_0)
@@ -278,7 +308,7 @@ class RemoteCoordinatorClient:
         except OSError:
             return False
         self._refused_since_s = None
-        self._receiver = _Receiver(connection)
+        self._receiver = Receiver(connection)
         self._receiver.start()
         return True
 
@@ -297,7 +327,7 @@ class RemoteCoordinatorClient:
     def _join(self) -> bool:
         assert self._receiver is not None
         join = Join(
-            size=(self._settings.num_workers, self._settings.num_nodes),
+            size=(self._settings.num_workers, self._settings.num_nodes, self._settings.spare_nodes),
             host=socket.gethostname(),
             num_restarts=self._num_restarts,
             time_s=time.time(),
@@ -321,43 +351,6 @@ class RemoteCoordinatorClient:
         if isinstance(message, StopBy):
             print_status(f"{name_signal(message.number)} on {message.by}: stopping the job")
             self._requests.add(message.number)
-
-
-class _Receiver(threading.Thread):
-    """Receives the coordinator's messages and sends heartbeats independently of the main thread."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(daemon=True, name="connection to node 0")
-        self.connection = connection
-        self.messages: queue.SimpleQueue[Received] = queue.SimpleQueue()
-        connection.socket.settimeout(HEARTBEAT_S)
-
-    def run(self) -> None:
-        """Receive until the connection is lost, whatever the reason."""
-        try:
-            self._receive()
-        finally:
-            self.messages.put(Lost())
-
-    def _receive(self) -> None:
-        last_received_s = time.monotonic()
-        while (payloads := self.connection.receive()) is not None:
-            now_s = time.monotonic()
-            if payloads:
-                last_received_s = now_s
-            elif now_s - last_received_s > HEARTBEAT_TIMEOUT_S:
-                return
-            self.connection.send(encode(Heartbeat()))
-            try:
-                messages = [decode(payload, FROM_COORDINATOR) for payload in payloads]
-            except InvalidRecord:
-                return
-            for message in messages:
-                if not isinstance(message, Heartbeat):
-                    self.messages.put(message)
-
-    def close(self) -> None:
-        self.connection.close()
 
 
 def _print_cause(message: Cancel) -> None:

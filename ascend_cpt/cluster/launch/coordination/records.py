@@ -26,6 +26,7 @@ MAX_STEP = 1 << 48
 MAX_RESTARTS = 10**9
 MAX_LINES, MAX_LINE_CHARACTERS = 20, 2000
 MAX_TEXT_CHARACTERS = 4000
+MAX_REASON_CHARACTERS = 100_000  # may name many nodes
 _LINE = text(MAX_LINE_CHARACTERS)
 _TEXT = text(MAX_TEXT_CHARACTERS)
 # Not SIGKILL, because a job stops only in ways that let its workers save.
@@ -41,11 +42,11 @@ class Heartbeat:
 class Join:
     """A launcher is ready for the next attempt.
 
-    `size` is the number of workers and nodes it was started for. `cause` is why its last attempt ended, if it lost the
-    coordinator then.
+    `size` is the number of workers, nodes and spare nodes it was started for. `cause` is why its last attempt ended, if
+    it lost the coordinator then.
     """
 
-    size: Annotated[tuple[int, int], exactly(whole(1, MAX_WORKERS), whole(1, MAX_NODES))]
+    size: Annotated[tuple[int, int, int], exactly(whole(1, MAX_WORKERS), whole(1, MAX_NODES), whole(0, MAX_NODES))]
     host: Annotated[str, text(255)]
     num_restarts: Annotated[int, whole(0, MAX_RESTARTS)]
     time_s: Annotated[float, real(0, 1e12)]
@@ -102,10 +103,26 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Go:
-    """All nodes have joined, so start the attempt. `cause` is why the last one was interrupted, "" if it was not."""
+    """All nodes have joined, so start the attempt.
+
+    `cause` is why the last one was interrupted, "" if it was not.
+    `place` is the receiver's node rank for msrun, and `hosts` are the host names of all nodes in order of rank.
+    `reason` states why other nodes take part than in the attempt before; empty if they are the same.
+    """
 
     warnings: Annotated[tuple[str, ...], several(_LINE, MAX_NODES)]
     cause: Annotated[str, text(MAX_CAUSE_CHARACTERS)]
+    attempt: Annotated[int, whole(1, MAX_RESTARTS)]
+    place: Annotated[int, whole(0, MAX_NODES)]
+    hosts: Annotated[tuple[str, ...], several(text(255), MAX_NODES)]
+    reason: Annotated[str, text(MAX_REASON_CHARACTERS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standby:
+    """Wait: this node is a spare for now."""
+
+    message: Annotated[str, _TEXT]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,5 +163,5 @@ class Decision:
 
 FromLauncher = Heartbeat | Join | Stop | Ended
 FROM_LAUNCHER = (Heartbeat, Join, Stop, Ended)
-FromCoordinator = Heartbeat | Go | Cancel | StopBy | Refused | Decision
-FROM_COORDINATOR = (Heartbeat, Go, Cancel, StopBy, Refused, Decision)
+FromCoordinator = Heartbeat | Go | Standby | Cancel | StopBy | Refused | Decision
+FROM_COORDINATOR = (Heartbeat, Go, Standby, Cancel, StopBy, Refused, Decision)

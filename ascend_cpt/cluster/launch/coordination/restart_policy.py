@@ -26,6 +26,19 @@ class End(str, Enum):
     CANCELLED = "cancelled"  # because another node's processes ended
 
 
+# Priority of outcomes when choosing the root cause, lowest first. A killed process makes others fail, possibly with an
+# error message of their own.
+CAUSE_PRIORITY = {
+    End.STOPPED: 0,
+    End.KILLED: 1,
+    End.FINAL: 2,
+    End.FAILED: 2,
+    End.CANCELLED: 3,
+    End.CONTINUES: 4,
+    End.DONE: 5,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How an attempt ended on a node.
@@ -82,27 +95,58 @@ class RestartDecision:
 
 
 class RestartPolicy:
-    """Allows at most `max_restarts` restarts, and none after the same step failed twice in a row."""
+    """Allows at most `max_restarts` restarts, and none after the same step failed twice in a row.
 
-    def __init__(self, max_restarts: int, first_delay_s: float) -> None:
-        self._max_restarts, self._first_delay_s = max_restarts, first_delay_s
+    Up to `max_losses` restarts that leave out nodes come on top of these.
+    """
+
+    def __init__(self, max_restarts: int, first_delay_s: float, max_losses: int = 0) -> None:
+        self._max_restarts, self._first_delay_s, self._max_losses = max_restarts, first_delay_s, max_losses
         self._num_restarts = 0
+        self._num_losses = 0
         self._num_without_progress = 0
         self._furthest_step = -1
         self._last_failure: Outcome | None = None
+        self._last_culprit: int | None = None
+
+    @property
+    def has_restarted(self) -> bool:
+        """Whether the job was restarted, possibly before this launcher was."""
+        return self._num_restarts + self._num_losses > 0
 
     def count_earlier(self, num_restarts: int) -> None:
         """Include restarts counted by another node, in case this launcher was itself restarted."""
-        self._num_restarts = max(self._num_restarts, num_restarts)
+        self._num_restarts = max(self._num_restarts, num_restarts - self._num_losses)
 
-    def decide(self, outcome: Outcome) -> RestartDecision:
-        """Return the decision for `outcome`, the root cause of the attempt's end."""
+    def has_failed_alone(self, node: int | None, outcome: Outcome) -> bool:
+        """Return whether this node alone ended this attempt and the one before, without progress between the two."""
+        last = self._last_failure
+        if node is None or node != self._last_culprit or last is None:
+            return False
+        return outcome.step is None or (last.step is not None and outcome.step <= last.step)
+
+    def decide(self, outcome: Outcome, *, culprit: int | None = None, without: str = "") -> RestartDecision:
+        """Return the decision after an attempt.
+
+        Args:
+            outcome: The root cause of its end.
+            culprit: The only node that failed, or None if there are several or none.
+            without: Names the nodes that the restart can do without, as "after the loss of ..." or "without ...";
+                empty if there are none.
+        """
+        last = self._last_failure
+        if outcome.end in (End.FAILED, End.KILLED):
+            self._last_failure, self._last_culprit = outcome, culprit
+        if without and outcome.end in (End.FAILED, End.KILLED) and self._num_losses < self._max_losses:
+            self._num_losses += 1
+            delay_s = self._choose_delay(outcome)
+            message = f"restart {without} in {delay_s:g} s{_describe_step(outcome)}"
+            return RestartDecision(again=True, code=EXIT_FAILURE, delay_s=delay_s, message=message)
         if outcome.end is End.CONTINUES:
             self._last_failure = None
             return RestartDecision(again=True, message=f"the job continues after step {outcome.step}")
         if outcome.end not in (End.FAILED, End.KILLED) or self._max_restarts == 0:
             return RestartDecision(again=False, code=outcome.code)
-        last, self._last_failure = self._last_failure, outcome
         if outcome.end is End.FAILED and last and last.end is End.FAILED and last.step == outcome.step:
             where = "before its first step" if outcome.step is None else f"after step {outcome.step}"
             return RestartDecision(
@@ -117,18 +161,26 @@ class RestartPolicy:
                 message=f"no restart: the limit is reached (--max-restarts {self._max_restarts})",
             )
         self._num_restarts += 1
-        advanced = outcome.step is not None and outcome.step > self._furthest_step
-        self._furthest_step = max(self._furthest_step, -1 if outcome.step is None else outcome.step)
-        self._num_without_progress = 0 if advanced else self._num_without_progress + 1
-        doublings = max(0, self._num_without_progress - 1)
-        delay_s = min(self._first_delay_s * 2**doublings, max(MAX_DELAY_S, self._first_delay_s))
+        delay_s = self._choose_delay(outcome)
         return RestartDecision(
             again=True,
             code=EXIT_FAILURE,
             delay_s=delay_s,
-            message=f"restart {self._num_restarts} of {self._max_restarts} in {delay_s:g} s"
-            + (f" (last finished step: {outcome.step})" if outcome.step is not None else ""),
+            message=f"restart {self._num_restarts} of {self._max_restarts} in {delay_s:g} s{_describe_step(outcome)}",
         )
+
+    def _choose_delay(self, outcome: Outcome) -> float:
+        """Return the delay before the restart, in seconds: twice the last one if there was no progress."""
+        advanced = outcome.step is not None and outcome.step > self._furthest_step
+        self._furthest_step = max(self._furthest_step, -1 if outcome.step is None else outcome.step)
+        self._num_without_progress = 0 if advanced else self._num_without_progress + 1
+        doublings = max(0, self._num_without_progress - 1)
+        delay_s: float = min(self._first_delay_s * 2**doublings, max(MAX_DELAY_S, self._first_delay_s))
+        return delay_s
+
+
+def _describe_step(outcome: Outcome) -> str:
+    return "" if outcome.step is None else f" (last finished step: {outcome.step})"
 
 
 def count_memory_kills(vmstat: Path = VMSTAT) -> int:

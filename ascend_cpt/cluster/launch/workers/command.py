@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ascend_cpt.cluster.job.job_nodes import JOB_NODES_VARIABLE
 from ascend_cpt.cluster.job.launcher_files import CONTINUE_FILE, PROGRESS_FILE, STACKS_DIR, STOP_FILE
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings
 from ascend_cpt.cluster.launch.workers import worker_entry
@@ -34,7 +35,7 @@ def build_command(settings: LaunchSettings) -> list[str]:
         f"--local_worker_num={settings.num_local_workers}",
         f"--master_addr={settings.master_addr}",
         f"--master_port={settings.master_port}",
-        f"--node_rank={settings.node_rank}",
+        f"--node_rank={settings.place}",
         f"--log_dir={settings.log_dir}",
         "--join=False",
         f"--cluster_time_out={settings.cluster_timeout_s}",
@@ -56,7 +57,11 @@ def build_environment(settings: LaunchSettings, environ: Mapping[str, str], key_
         CONNECT_TIMEOUT: str(DEFAULT_CONNECT_TIMEOUT_S),
         # MindFormers' log files; by default they go to ./output/log.
         "LOG_MF_PATH": str(settings.log_dir / "mindformers"),
-        **{name: value for name, value in environ.items() if value or name != CONNECT_TIMEOUT},
+        **{
+            name: value
+            for name, value in environ.items()
+            if (value or name != CONNECT_TIMEOUT) and name != JOB_NODES_VARIABLE
+        },
         "PATH": _search_path(environ),
         "PYTHONPATH": os.pathsep.join(python_path),
         worker_entry.LAUNCHER_PID: str(os.getpid()),

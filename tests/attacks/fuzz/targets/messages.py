@@ -18,6 +18,7 @@ from ascend_cpt.cluster.launch.coordination.records import (
     Heartbeat,
     Join,
     Refused,
+    Standby,
     Stop,
     StopBy,
     write_outcome,
@@ -45,13 +46,21 @@ MAX_BYTES = 4096
 OUTCOME = Outcome(end=End.FAILED, code=1, reason="rank 3 failed", lines=("line 1", "line 2"), step=12)
 LAUNCHER_RECORDS = (
     Heartbeat(),
-    Join(size=(4, 2), host="node-1", num_restarts=0, time_s=1.7e9, cause="lost the connection"),
+    Join(size=(4, 2, 1), host="node-1", num_restarts=0, time_s=1.7e9, cause="lost the connection"),
     Stop(number=15),
     Ended(outcome=write_outcome(OUTCOME)),
     Ended(outcome=write_outcome(Outcome(end=End.DONE, code=0))),
 )
 COORDINATOR_RECORDS = (
-    Go(warnings=("the clock differs",), cause="node 1 (x): worker 3 failed"),
+    Go(
+        warnings=("the clock differs",),
+        cause="node 1 (x): worker 3 failed",
+        attempt=2,
+        place=1,
+        hosts=("a", "c"),
+        reason="node 1 (b) was lost",
+    ),
+    Standby(message="node 2 is a spare"),
     Cancel(reason="node 1: rank 3 failed", lines=("line 1",)),
     StopBy(number=2, by="node 1 (x)"),
     Refused(message="NODE_RANK 1 is taken"),

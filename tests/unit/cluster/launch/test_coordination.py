@@ -13,11 +13,22 @@ import pytest
 
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings, parse_launch
 from ascend_cpt.cluster.launch.coordination import coordinator as coordinator_module
-from ascend_cpt.cluster.launch.coordination import coordinator_client as client_module
+from ascend_cpt.cluster.launch.coordination import receiver as receiver_module
 from ascend_cpt.cluster.launch.coordination.coordinator import Coordinator
-from ascend_cpt.cluster.launch.coordination.coordinator_client import RemoteCoordinatorClient, open_coordinator_client
+from ascend_cpt.cluster.launch.coordination.coordinator_client import (
+    RemoteCoordinatorClient,
+    Start,
+    open_coordinator_client,
+)
 from ascend_cpt.cluster.launch.coordination.records import FROM_COORDINATOR, Go, Join
-from ascend_cpt.cluster.launch.coordination.restart_policy import DONE, End, Outcome, RestartDecision, RestartPolicy
+from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    CAUSE_PRIORITY,
+    DONE,
+    End,
+    Outcome,
+    RestartDecision,
+    RestartPolicy,
+)
 from ascend_cpt.cluster.launch.signals import StopRequests
 from ascend_cpt.cluster.messages.connection import connect
 from ascend_cpt.cluster.messages.records import decode, encode
@@ -96,10 +107,14 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def is_start(answer: object) -> bool:
+    return isinstance(answer, Start)
+
+
 def start_attempt(settings: LaunchSettings) -> list[Node]:
     nodes = [Node(on_node(settings, rank)) for rank in range(settings.num_nodes)]
     waits = [node.run(lambda node: node.client.join()) for node in nodes]
-    assert [wait() for wait in waits] == [None, None]
+    assert [wait().place for wait in waits] == list(range(settings.num_nodes))
     return nodes
 
 
@@ -129,8 +144,8 @@ def test_a_failure_ends_the_attempt_everywhere_and_all_join_the_next(
     # Node 0 waits until node 1 joins as well.
     first = nodes[0].run(lambda node: node.client.join())
     time.sleep(0.3)
-    assert nodes[1].client.join() is None
-    assert first() is None
+    assert is_start(nodes[1].client.join())
+    assert is_start(first())
     assert not nodes[0].client.is_cancelled()
     failed = nodes[1].run(lambda node: node.client.report(BANG))
     wait_for(nodes[0].client.is_cancelled)
@@ -149,8 +164,8 @@ def test_others_wait_for_a_lost_node(
     assert nodes[0].client.report(CANCELLED).again
     waiting = nodes[0].run(lambda node: node.client.join())
     again = Node(on_node(settings, 1))
-    assert again.client.join() is None
-    assert waiting() is None
+    assert is_start(again.client.join())
+    assert is_start(waiting())
 
 
 def test_a_node_that_does_not_come_back_ends_the_job(
@@ -162,7 +177,7 @@ def test_a_node_that_does_not_come_back_ends_the_job(
     wait_for(nodes[0].client.is_cancelled)
     assert nodes[0].client.report(CANCELLED).again
     decision = nodes[0].client.join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert (decision.again, decision.code) == (False, 1)
     assert f"node 1 ({socket.gethostname()}) did not rejoin within 1 s" in decision.message
 
@@ -170,7 +185,7 @@ def test_a_node_that_does_not_come_back_ends_the_job(
 def test_a_node_that_never_connects_is_named(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve(cluster_timeout_s=1)
     decision = RemoteCoordinatorClient(settings, StopRequests(), KEY).join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert "within 1 s: node 1 did not connect" in decision.message
 
 
@@ -179,7 +194,7 @@ def test_an_unreachable_node_0_is_reported_with_its_address(
 ) -> None:
     monkeypatch.setattr("ascend_cpt.cluster.launch.coordination.coordinator_client.SHUTDOWN_TIMEOUT_S", 0)
     decision = RemoteCoordinatorClient(replace(settings, node_rank=1, cluster_timeout_s=1), StopRequests(), KEY).join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert f"node 0's launcher did not answer at 127.0.0.1:{settings.launcher_port} within 1 s" in decision.message
 
 
@@ -194,8 +209,8 @@ def test_node_0_may_be_restarted(settings: LaunchSettings, serve: Callable[..., 
     waiting = nodes[1].run(lambda node: node.client.join())
     serve()
     again = Node(settings)
-    assert again.client.join() is None
-    assert waiting() is None
+    assert is_start(again.client.join())
+    assert is_start(waiting())
     # The new node 0 takes over the restart count from node 1.
     failed = nodes[1].run(lambda node: node.client.report(BANG))
     wait_for(again.client.is_cancelled)
@@ -212,57 +227,6 @@ def test_without_restarts_losing_node_0_ends_the_job(
     for outcome in (DONE, CANCELLED):
         decision = nodes[1].client.report(outcome)
         assert (decision.again, decision.code) == (False, 1)
-
-
-def test_every_node_gets_the_cause_of_a_restart(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
-    serve(max_restarts=5)
-    nodes = start_attempt(settings)
-    assert [node.client.cause for node in nodes] == ["", ""]
-
-    def fail(outcome: Outcome) -> None:
-        failed = nodes[1].run(lambda node: node.client.report(outcome))
-        wait_for(nodes[0].client.is_cancelled)
-        assert nodes[0].client.report(CANCELLED).again
-        assert failed().again
-        waiting = nodes[0].run(lambda node: node.client.join())
-        assert nodes[1].client.join() is None
-        assert waiting() is None
-
-    host = socket.gethostname()
-    fail(BANG)
-    assert [node.client.cause for node in nodes] == [f"node 1 ({host}): worker 1 failed: RuntimeError: bang"] * 2
-    # This attempt finished a step, so training has recorded the first cause.
-    fail(replace(BANG, end=End.KILLED, reason="worker 1 was killed", step=4))
-    assert [node.client.cause for node in nodes] == [f"node 1 ({host}): worker 1 was killed"] * 2
-    # This one did not.
-    fail(replace(BANG, reason="hang: no step for 9 s", step=None))
-    both = f"node 1 ({host}): worker 1 was killed; then node 1 ({host}): hang: no step for 9 s"
-    assert [node.client.cause for node in nodes] == [both] * 2
-
-
-def test_the_loss_of_a_node_is_a_cause(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
-    first = serve(max_restarts=5)
-    nodes = start_attempt(settings)
-    nodes[1].client.close()
-    wait_for(nodes[0].client.is_cancelled)
-    assert nodes[0].client.report(replace(CANCELLED, step=3)).again
-    nodes[1] = Node(on_node(settings, 1))
-    waiting = nodes[0].run(lambda node: node.client.join())
-    assert nodes[1].client.join() is None
-    assert waiting() is None
-    reason = "disconnected: its launcher was killed or the node is down"
-    assert nodes[1].client.cause == nodes[0].client.cause == f"node 1 ({socket.gethostname()}): {reason}"
-    # If node 0 is lost, node 1 reports the cause to the next node 0.
-    nodes[0].client.close()
-    first.close()
-    wait_for(nodes[1].client.is_cancelled)
-    assert nodes[1].client.report(CANCELLED).again
-    waiting = nodes[1].run(lambda node: node.client.join())
-    serve()
-    again = Node(settings)
-    assert again.client.join() is None
-    assert waiting() is None
-    assert again.client.cause == nodes[1].client.cause == client_module.LOST_NODE_0
 
 
 def test_a_stop_reaches_every_node(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
@@ -290,7 +254,7 @@ def test_a_stop_between_attempts_reaches_every_node(
     nodes[0].requests.add(15)
     assert waiting().code == 143
     decision = nodes[1].client.join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert (decision.again, decision.code) == (False, 143)
     assert "SIGTERM on node 0 (" in decision.message
 
@@ -303,10 +267,10 @@ def test_a_node_stopped_before_the_start_may_join_again(
     node = Node(on_node(settings, 1))
     node.requests.add(2)
     decision = node.client.join()
-    assert decision
+    assert isinstance(decision, RestartDecision)
     assert decision.code == 130
-    assert RemoteCoordinatorClient(on_node(settings, 1), StopRequests(), KEY).join() is None
-    assert waiting() is None
+    assert is_start(RemoteCoordinatorClient(on_node(settings, 1), StopRequests(), KEY).join())
+    assert is_start(waiting())
 
 
 def test_a_kill_takes_precedence_over_a_failure_as_cause(
@@ -344,7 +308,7 @@ def test_a_node_without_heartbeats_is_lost(
     # A broken network: the socket stays open, but no data arrives.
     receiver = nodes[1].client._receiver
     assert receiver
-    for module in (coordinator_module, client_module):
+    for module in (coordinator_module, receiver_module):
         monkeypatch.setattr(module, "HEARTBEAT_TIMEOUT_S", 1.0)
         monkeypatch.setattr(module, "HEARTBEAT_S", 0.2)
     receiver.connection.send = lambda payload: False  # type: ignore[method-assign]
@@ -373,7 +337,7 @@ def test_clock_skew_is_reported(settings: LaunchSettings, serve: Callable[..., C
     connections = []
     for node, skew_s in ((0, 0.0), (1, -90.0)):
         connection = connect(address, key=KEY, purpose=LAUNCHERS, number=node)
-        join = Join(host=f"h{node}", size=(4, 2), num_restarts=0, time_s=time.time() + skew_s, cause="")
+        join = Join(host=f"h{node}", size=(4, 2, 0), num_restarts=0, time_s=time.time() + skew_s, cause="")
         connection.send(encode(join))
         connections.append(connection)
     for connection in connections:
@@ -393,4 +357,4 @@ def test_a_port_in_use_is_named(settings: LaunchSettings, serve: Callable[..., C
 
 
 def test_every_end_has_a_priority() -> None:
-    assert set(coordinator_module._CAUSE_PRIORITY) == set(End)
+    assert set(CAUSE_PRIORITY) == set(End)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, parse_launch
-from ascend_cpt.cluster.launch.examine import examine_launch
+from ascend_cpt.cluster.launch.checks.examine import examine_launch
 from ascend_cpt.cluster.launch.job_secret import (
     SecretSource,
     find_default_file,

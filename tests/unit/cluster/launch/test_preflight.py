@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, LaunchSettings, parse_launch
-from ascend_cpt.cluster.launch.preflight import ALLOW_LOCAL_MASTER, check_master
+from ascend_cpt.cluster.launch.checks.preflight import ALLOW_LOCAL_MASTER, check_master
 from ascend_cpt.cluster.launch.workers import worker_entry
 from ascend_cpt.errors import ClusterError
 

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from ascend_cpt.cluster.launch import examine as examine_module
 from ascend_cpt.cluster.launch.arguments import REPO_ROOT, parse_launch
-from ascend_cpt.cluster.launch.examine import examine_before_launch, examine_launch
-from ascend_cpt.cluster.launch.preflight import find_stale_workers, name_listener
+from ascend_cpt.cluster.launch.checks import examine as examine_module
+from ascend_cpt.cluster.launch.checks.examine import examine_before_launch, examine_launch
+from ascend_cpt.cluster.launch.checks.preflight import find_stale_workers, name_listener
 from ascend_cpt.cluster.node import doctor
 from ascend_cpt.cluster.node.doctor import Finding, Level, Node, examine
 from ascend_cpt.cluster.node.npu_tools import Chip, NpuProcess, Status

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
+from ascend_cpt.cluster.launch.checks.preflight import check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.job_secret import INSECURE_OPTION, find_default_file, find_secret
-from ascend_cpt.cluster.launch.preflight import check_master, describe_process, find_stale_workers
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.messages.secret import INSECURE_VARIABLE, STANDARD_INPUT
 from ascend_cpt.cluster.node.doctor import Finding, Level, Node, examine
@@ -36,7 +36,8 @@ def examine_launch(settings: LaunchSettings, environ: Mapping[str, str]) -> list
         found.append(Finding(level=Level.WARNING, check="processes", text=text, fix=f"kill {pid}"))
     try:
         check_master(settings, environ)
-        found.append(Finding(level=Level.OK, check="launch", text=f"node {settings.node_rank} of {settings.num_nodes}"))
+        text = f"node {settings.node_rank} of {settings.num_launchers}"
+        found.append(Finding(level=Level.OK, check="launch", text=text))
     except ClusterError as error:
         found.append(Finding(level=Level.ERROR, check="launch", text=str(error)))
     if settings.num_nodes > 1:
