@@ -17,13 +17,13 @@ NUM_STEPS = 8
 # Trains with a disk on which the optimizer file of step 4 takes very long.
 SLOW_DISK = """\
 import sys, time
-from mindspore.train import serialization
-save = serialization.save_file
+from ascend_cpt.backend.checkpointing import shard_files
+save = shard_files.save_file
 def save_slowly(tensors, name, **settings):
     if "iteration_00000004" in name and "opt" in name:
         time.sleep(600)
     save(tensors, name, **settings)
-serialization.save_file = save_slowly
+shard_files.save_file = save_slowly
 from ascend_cpt.train import main
 from ascend_cpt.errors import run_command
 sys.exit(run_command(main))

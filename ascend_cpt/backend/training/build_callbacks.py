@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TextIO
 
@@ -58,6 +58,7 @@ def build_callbacks(
     rank: int,
     data_rank: int,
     is_first_on_node: bool,
+    num_local_ranks: int = 1,
     tasks: Sequence[Task] = (),
     clock: StartClock | None = None,
     timeline: Timeline = NO_TIMELINE,
@@ -96,7 +97,13 @@ def build_callbacks(
     controller = RunController(
         total_steps=budget.total_steps,
         initial_step=initial_step,
-        writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
+        writer=_build_writer(
+            run,
+            rank,
+            completes=rank == 0 if shared else is_first_on_node,
+            num_local_ranks=num_local_ranks,
+            warn=partial(_print_warning, console) if is_first_on_node else None,
+        ),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
         saves=cpt.checkpoint.save,
         build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if validation else None,
@@ -292,7 +299,13 @@ def _build_keep_best(run: ResolvedRun) -> KeepBest | None:
     return KeepBest(num_best=best.n, read_values=partial(read_values, run.run_dir / METRICS_NAME, kind, name))
 
 
-def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> CheckpointWriter:
+def _print_warning(console: TextIO, message: str) -> None:
+    print(f"warning: {message}", file=console, flush=True)
+
+
+def _build_writer(
+    run: ResolvedRun, rank: int, *, completes: bool, num_local_ranks: int, warn: Callable[[str], None] | None
+) -> CheckpointWriter:
     budget, checkpoint = run.budget, run.config.cpt.checkpoint
     return CheckpointWriter(
         run.checkpoint_root,
@@ -308,6 +321,8 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
         rank=rank,
         num_ranks=run.layout.world_size,
         background=checkpoint.background,
+        num_local_ranks=num_local_ranks,
+        warn=warn,
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore.train import serialization
 from safetensors import SafetensorError
 
+from ascend_cpt.backend.checkpointing import shard_files
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.errors import CheckpointError
@@ -37,13 +37,13 @@ def save(tmp_path: Path, wrapper: TrainOneStep) -> tuple[CheckpointWriter, Calla
 
 def hold(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> None:
     """Delay writing the optimizer's file until an event."""
-    save_file = serialization.save_file
+    save_file = shard_files.save_file
 
     def save_later(tensors: Any, name: str, **settings: Any) -> None:
         assert "opt" not in name or released.wait(WAIT_S)
         save_file(tensors, name, **settings)
 
-    monkeypatch.setattr(serialization, "save_file", save_later)
+    monkeypatch.setattr(shard_files, "save_file", save_later)
 
 
 def test_step_is_complete_only_when_its_files_are(
@@ -89,14 +89,14 @@ def test_full_disk_in_the_background_stops_the_run_with_one_line(
     writer, save_step = save
     save_step(3)
     writer.finish()
-    save_file = serialization.save_file
+    save_file = shard_files.save_file
 
     def fail(tensors: Any, name: str, **settings: Any) -> None:
         if part in Path(name).name:
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         save_file(tensors, name, **settings)
 
-    monkeypatch.setattr(serialization, "save_file", fail)
+    monkeypatch.setattr(shard_files, "save_file", fail)
     folder = save_step(4)
     with pytest.raises(CheckpointError, match="iteration_00000004: the disk is full while saving; free space"):
         writer.finish()
