@@ -10,11 +10,15 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+import psutil
 import pytest
+from mindspore import nn
 from safetensors import SafetensorError
 
 from ascend_cpt.backend.checkpointing import shard_files
+from ascend_cpt.backend.checkpointing.background import HostBuffer
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.checkpoint.checksums import checksum_file
 from ascend_cpt.checkpoint.locate import list_complete
 from ascend_cpt.errors import CheckpointError
 from tests.integration.backend.test_callbacks import OUTPUTS, TrainOneStep, make_writer
@@ -36,11 +40,11 @@ def save(tmp_path: Path, wrapper: TrainOneStep) -> tuple[CheckpointWriter, Calla
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, released: threading.Event) -> None:
-    """Delay writing the optimizer's file until an event."""
+    """Delay writing all files until an event."""
     save_file = shard_files.save_file
 
     def save_later(tensors: Any, name: str, **settings: Any) -> None:
-        assert "opt" not in name or released.wait(WAIT_S)
+        assert released.wait(WAIT_S)
         save_file(tensors, name, **settings)
 
     monkeypatch.setattr(shard_files, "save_file", save_later)
@@ -67,7 +71,7 @@ def test_step_is_complete_only_when_its_files_are(
     writer.advance()
     assert list(list_complete(tmp_path)[0]) == []
     released.set()
-    while not (folder / "cpt_state.json").exists():
+    while writer.is_saving:
         writer.advance()
     assert list(list_complete(tmp_path)[0]) == [3]
     saved = ms.load_checkpoint(str(next(folder.glob("cpt-model-*"))), format="safetensors")
@@ -75,6 +79,7 @@ def test_step_is_complete_only_when_its_files_are(
     saved = ms.load_checkpoint(str(next(folder.glob("cpt-opt-*"))), format="safetensors")
     assert np.array_equal(saved[moment.name].asnumpy(), moment_before)
     save_step(4)
+    assert writer.is_saving
     save_step(5)  # waits for the previous save
     assert list(list_complete(tmp_path)[0]) == [4, 3]
     writer.finish()
@@ -102,3 +107,63 @@ def test_full_disk_in_the_background_stops_the_run_with_one_line(
         writer.finish()
     assert not folder.exists()
     assert list(list_complete(tmp_path)[0]) == [3]
+
+
+class MixedCell(nn.Cell):
+    """Parameters of several types and shapes."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        generator = np.random.default_rng(0)
+        for name, shape, dtype in (
+            ("b", (3, 5), ms.float32),
+            ("a", (), ms.float32),
+            ("c", (7,), ms.bfloat16),
+            ("d", (2, 0), ms.float16),
+            ("e", (1,), ms.int32),
+        ):
+            values = ms.Tensor(generator.standard_normal(shape).astype(np.float32) * 9)
+            setattr(self, name, ms.Parameter(values.astype(dtype), name=f"{prefix}.{name}"))
+
+
+def test_files_have_the_bytes_that_mindspore_writes(tmp_path: Path) -> None:
+    network, optimizer = MixedCell("model"), MixedCell("adam")
+    files = shard_files.name_files(tmp_path, "cpt", 1, 2)
+    shards = shard_files.read_shards(network, optimizer)
+    buffer = HostBuffer()
+    copies = buffer.copy(shards)
+    for source, copy in zip(shards, copies, strict=True):
+        assert list(source) == list(copy)
+        for name in source:
+            assert copy[name].dtype == source[name].dtype and not np.shares_memory(copy[name], source[name])
+    for part in (shards, copies, buffer.copy(shards)):
+        checksums = shard_files.write_shards(files, part)
+        for path, cell in zip(files, (network, optimizer), strict=True):
+            expected = tmp_path / "expected.safetensors"
+            ms.save_checkpoint(cell, str(expected.with_suffix("")), integrated_save=False, format="safetensors")
+            assert path.read_bytes() == expected.read_bytes()
+            assert path.stat().st_mode == expected.stat().st_mode
+            assert checksums[path.name] == checksum_file(expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["expected.safetensors", *checksums])
+
+
+def test_copies_use_the_same_memory_again(wrapper: TrainOneStep) -> None:
+    buffer = HostBuffer()
+    shards = shard_files.read_shards(wrapper.network, wrapper.optimizer)
+    first, second = buffer.copy(shards)[1], buffer.copy(shards)[1]
+    assert all(np.shares_memory(first[name], second[name]) for name in shards[1])
+
+
+def test_too_little_host_memory_is_a_warning(
+    tmp_path: Path, wrapper: TrainOneStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    make_writer(tmp_path, keep_last=3, background=True, warn=warnings.append).prepare(wrapper)
+    assert warnings == []
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    make_writer(tmp_path, keep_last=3, warn=warnings.append).prepare(wrapper)
+    assert warnings == [], "saving in the foreground needs no copy"
+    make_writer(tmp_path, keep_last=3, background=True, warn=warnings.append).prepare(wrapper)
+    assert len(warnings) == 1 and warnings[0].startswith(
+        "cpt.checkpoint.background needs 0.0 GB of host memory on this node (1 x 0.0 GB), but only 0.0 GB are free"
+    )

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,7 +101,9 @@ def make_monitor(
     )
 
 
-def make_writer(root: Path, *, keep_last: int, background: bool = False) -> CheckpointWriter:
+def make_writer(
+    root: Path, *, keep_last: int, background: bool = False, warn: Callable[[str], None] | None = None
+) -> CheckpointWriter:
     """Return the writer of a run in one process."""
     return CheckpointWriter(
         root,
@@ -113,6 +116,7 @@ def make_writer(root: Path, *, keep_last: int, background: bool = False) -> Chec
         rank=0,
         num_ranks=1,
         background=background,
+        warn=warn,
     )
 
 
