@@ -42,6 +42,7 @@ from ascend_cpt.softnpu.counters import DeviceCounts, read_counts
 from ascend_cpt.softnpu.environment import enter, is_requested
 
 SEQ_LENGTH, VOCAB_SIZE, NUM_ROWS, BATCH_SIZE = 256, 4096, 400, 4
+EMULATED_SEQ_LENGTH = 32  # the number of calls does not depend on the sizes
 WARM_STEPS = 20
 NUM_RESAMPLES = 10_000
 # The settings of the Atlas configurations that change how a step is run.
@@ -52,12 +53,12 @@ ASCEND = {
 }
 
 
-def make_dataset(folder: Path) -> Manifest:
+def make_dataset(folder: Path, seq_length: int = SEQ_LENGTH) -> Manifest:
     """Write random rows as a packed dataset."""
     from mindspore.mindrecord import FileWriter
 
     path = folder / "rows_text_document.mindrecord0"
-    rows = np.random.default_rng(0).integers(1, VOCAB_SIZE - 1, (NUM_ROWS, SEQ_LENGTH + 1), dtype=np.int32)
+    rows = np.random.default_rng(0).integers(1, VOCAB_SIZE - 1, (NUM_ROWS, seq_length + 1), dtype=np.int32)
     writer = FileWriter(str(path), 1)
     writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}})
     writer.write_raw_data([{"input_ids": row} for row in rows])
@@ -79,7 +80,7 @@ def make_dataset(folder: Path) -> Manifest:
         type="PretrainedFromHF", name="none", fingerprint="", vocab_size=VOCAB_SIZE, eod_id=0, pad_id=VOCAB_SIZE - 1
     )
     manifest = Manifest(
-        key="text", output_format="mindrecord", seq_length=SEQ_LENGTH, tokenizer=tokenizer, shards=(shard,)
+        key="text", output_format="mindrecord", seq_length=seq_length, tokenizer=tokenizer, shards=(shard,)
     )
     prefix = folder / "rows_text_document"
     write_manifest(manifest, manifest_path(prefix))
@@ -94,19 +95,23 @@ def make_run(folder: Path, total_steps: int, args: argparse.Namespace, world_siz
     layout = {"data_parallel": world_size // args.tensor // args.pipeline}
     layout |= {"model_parallel": args.tensor, "pipeline_stage": args.pipeline}
     size = {"hidden_size": args.hidden, "intermediate_size": 3 * args.hidden, "num_hidden_layers": args.layers}
+    seq_length = EMULATED_SEQ_LENGTH if is_requested(os.environ) else SEQ_LENGTH
     overrides: dict[str, Any] = {
+        "cpt.seq_length": seq_length,
         **({**ASCEND, "parallel_config": layout} if is_requested(os.environ) else {}),
         **{f"model.model_config.{key}": value for key, value in size.items()},
         "output_dir": str(folder / "output"),
         "cpt.init_from": "random",
-        "cpt.train_tokens": total_steps * BATCH_SIZE * SEQ_LENGTH,
+        "cpt.train_tokens": total_steps * BATCH_SIZE * seq_length,
         "cpt.global_batch_size": BATCH_SIZE,
         "cpt.schedule": {"kind": "constant", "peak_lr": 1e-4},
         "cpt.sources": {"rows": {"path": str(folder)}},
         "cpt.monitor": {"print_every_steps": 1},
         "cpt.guards": {"loss_spike": {}, "grad_norm_spike": {}} if args.guards else {},
     }
-    run = resolve(load_config(path, overrides), world_size=world_size, sources={"rows": make_dataset(folder)})
+    run = resolve(
+        load_config(path, overrides), world_size=world_size, sources={"rows": make_dataset(folder, seq_length)}
+    )
     run.run_dir.mkdir(parents=True)
     sections = make_mindformers_config(run, resume_from=None, init_from=None)
     (run.run_dir / "resolved.yaml").write_text(render_yaml(sections, "benchmark"), encoding="utf-8")

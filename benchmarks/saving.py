@@ -1,136 +1,152 @@
 """Measure how long training waits for a checkpoint: `python benchmarks/saving.py`.
 
-One process trains a Qwen3 on the CPU, once with all saving in the foreground and once with `checkpoint.background`,
-alternately. The figures come from the run folder: `timeline.jsonl` (saving), `metrics.jsonl` (step times) and the
-time at which each checkpoint became complete. The last save, for which every run waits, is not counted.
+One process trains a multilayer perceptron with Adam on the CPU. In every round it saves once in the foreground (a full
+write: copies, files, checksums, flushing, state, removal of the old checkpoint) and once in the background, where
+training continues. Both write to the same disk, so load on the machine affects both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.monitoring import VOCAB_SIZE, make_dataset
+import mindspore as ms
+from mindspore import nn
 
-SEQ_LENGTH = 256
-MODES = {"foreground": False, "background": True}
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
+from ascend_cpt.checkpoint.state import RunState
+from ascend_cpt.recipe.budget import Budget
+
+BATCH_SIZE = 16
+NUM_CALM_STEPS = 5
+MAX_STEPS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saving:
-    """What was measured in one run, in seconds."""
+class Round:
+    """What was measured in one round, in seconds."""
 
-    checkpoint_bytes: int
-    stalls_s: list[float]
-    """Time that training waited for each save."""
-    completed_s: list[float]
-    """Time from the end of the stall to the completion of each checkpoint."""
+    full_s: float
+    """A save in the foreground."""
+    stall_s: float
+    """Time that training waited for a save in the background, until it was complete."""
+    complete_s: float
+    """Time until the background save was complete."""
     calm_step_s: float
     """Median step time while nothing is written."""
-    writing_step_s: float | None
-    """Median step time while files are written; None if there was no such step."""
+    writing_step_s: float
+    """Median step time until the background save was complete."""
 
 
-def run_once(folder: Path, background: bool, args: argparse.Namespace) -> Saving:
-    """Train once and return what was measured."""
-    folder.mkdir()
-    make_dataset(folder)
-    config = folder / "run.json"  # JSON is YAML
-    base = ROOT / "configs/base"
-    size = {"hidden_size": args.hidden, "intermediate_size": 3 * args.hidden, "num_hidden_layers": args.layers}
-    settings = {
-        "base_config": [str(base / "cpu_tiny.yaml"), str(base / "qwen3_tiny.yaml")],
-        "output_dir": str(folder / "output"),
-        "model": {"model_config": {**size, "vocab_size": VOCAB_SIZE}},
-        "cpt": {
-            "run_name": "run",
-            "init_from": "random",
-            "train_tokens": args.steps * SEQ_LENGTH,
-            "global_batch_size": 1,
-            "schedule": {"kind": "constant", "peak_lr": 1e-4},
-            "sources": {"rows": {"path": str(folder)}},
-            "checkpoint": {"every": f"{args.every} steps", "keep_last": 0, "background": background},
-        },
-    }
-    config.write_text(json.dumps(settings), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "run_cpt.py"), "--config", str(config)]
-    result = subprocess.run(command, text=True, capture_output=True)
-    if result.returncode:
-        sys.exit(f"{result.stdout}{result.stderr}")
-    return measure(folder / "output/run")
+def make_training(hidden: int, layers: int) -> tuple[nn.Cell, Callable[[], None]]:
+    """Return a network with its optimizer, and a function that trains one step."""
+    ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+    network = nn.SequentialCell([nn.Dense(hidden, hidden) for _ in range(layers)])
+    wrapper = nn.TrainOneStepCell(
+        nn.WithLossCell(network, nn.MSELoss()), nn.Adam(network.trainable_params(), learning_rate=1e-5)
+    )
+    wrapper.set_train()
+    rows = ms.Tensor(np.random.default_rng(0).standard_normal((BATCH_SIZE, hidden)).astype(np.float32))
+
+    def train() -> None:
+        wrapper(rows, rows).asnumpy()
+
+    return wrapper, train
 
 
-def measure(run_dir: Path) -> Saving:
-    """Read the figures of a run from its folder."""
-    intervals = [json.loads(line) for line in (run_dir / "timeline.jsonl").read_text("utf-8").splitlines()]
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
-    steps_s = {record["step"]: record["step_time_s"] for record in records if record.get("kind") == "step"}
-    folders = sorted((run_dir / "checkpoint").glob("iteration_*"))
-    complete_s = [(folder / "cpt_state.json").stat().st_mtime for folder in folders][:-1]
-    step, stalls, ends = 0, dict.fromkeys((int(folder.name[-8:]) for folder in folders[:-1]), 0.0), {}
-    writing: list[float] = []
-    calm: list[float] = []
-    for interval in intervals:
-        step = interval["last_step"] or step
-        if interval["part"] == "saving":
-            saved = max((number for number in stalls if number <= step), default=0)
-            if step <= max(stalls) or saved != max(stalls) or step < max(steps_s):
-                stalls[saved] += interval["end_s"] - interval["start_s"]
-                ends.setdefault(saved, interval["end_s"])
-        elif interval["part"] == "steps":
-            now_s = interval["start_s"]
-            for number in range(interval["first_step"], interval["last_step"] + 1):
-                saved_at = [index for index, known in enumerate(sorted(stalls)) if known < number]
-                is_writing = bool(saved_at) and now_s < complete_s[saved_at[-1]]
-                (writing if is_writing else calm).append(steps_s[number])
-                now_s += steps_s[number]
-    return Saving(
-        checkpoint_bytes=sum(path.stat().st_size for path in folders[0].iterdir()),
-        stalls_s=list(stalls.values()),
-        completed_s=[max(0.0, at_s - ends[saved]) for at_s, saved in zip(complete_s, sorted(stalls), strict=True)],
-        calm_step_s=statistics.median(calm),
-        writing_step_s=statistics.median(writing) if writing else None,
+def make_writer(root: Path, background: bool) -> CheckpointWriter:
+    """Return a writer that keeps one checkpoint."""
+    return CheckpointWriter(
+        root,
+        initial_state=RunState(step=0, total_steps=MAX_STEPS, tokens=0, position=0, fingerprint={"seq_length": 1}),
+        budget=Budget(
+            seq_length=1, global_batch_size=1, micro_batch_size=1, num_accumulation_steps=1, total_steps=MAX_STEPS
+        ),
+        keep_last=1,
+        keep_every_steps=None,
+        shared=True,
+        completes=True,
+        rank=0,
+        num_ranks=1,
+        background=background,
     )
 
 
-def describe(name: str, runs: list[Saving]) -> None:
-    """Print the figures of all runs of a mode."""
-    for number, run in enumerate(runs, start=1):
-        stalls = " ".join(f"{stall_s:.2f}" for stall_s in run.stalls_s)
-        completed = " ".join(f"{one_s:.2f}" for one_s in run.completed_s)
-        writing = "-" if run.writing_step_s is None else f"{run.writing_step_s:.3f} s"
-        print(
-            f"{name} run {number}: {run.checkpoint_bytes / 1e6:.0f} MB; stall {stalls} s; complete after {completed} s "
-            f"more; step {run.calm_step_s:.3f} s, while writing {writing}"
-        )
+def measure(work: Callable[[], Any]) -> float:
+    """Return how long a call takes, in seconds."""
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+def run_round(number: int, wrapper: nn.Cell, train: Callable[[], None], writers: tuple[Any, Any]) -> Round:
+    """Save with both writers."""
+    outputs = (ms.Tensor(1.0), ms.Tensor(False), ms.Tensor(1.0))
+    parameters = SimpleNamespace(network=wrapper, cur_epoch_num=1, net_outputs=outputs)
+    foreground, background = writers
+    full_s = measure(lambda: foreground.save(number, parameters))
+    calm = [measure(train) for _ in range(NUM_CALM_STEPS)]
+    start_s = time.perf_counter()
+    folder: list[Path] = []
+    stall_s = measure(lambda: folder.append(background.save(number, parameters, wait=False)))
+    writing: list[float] = []
+    while not (folder[0] / "cpt_state.json").is_file():
+        writing.append(measure(train))
+        stall_s += measure(background.advance)
+    complete_s = time.perf_counter() - start_s
+    background.finish()
+    return Round(
+        full_s=full_s,
+        stall_s=stall_s,
+        complete_s=complete_s,
+        calm_step_s=statistics.median(calm),
+        writing_step_s=statistics.median(writing),
+    )
 
 
 def main() -> int:
-    """Train alternately with both modes and print the figures."""
+    """Save in rounds and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--every", type=int, default=25, help="steps between saves")
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--folder", type=Path, help="where to write; by default, the folder for temporary files")
     args = parser.parse_args()
-    runs: dict[str, list[Saving]] = {name: [] for name in MODES}
-    for number in range(args.rounds):
-        for name, background in MODES.items():
-            with tempfile.TemporaryDirectory() as folder:
-                runs[name].append(run_once(Path(folder) / f"{name}{number}", background, args))
-            describe(name, runs[name][-1:])
-    full_s, stall_s = (statistics.median(stall for run in runs[name] for stall in run.stalls_s) for name in MODES)
-    print(f"median: full write {full_s:.2f} s, stall {stall_s:.3f} s ({100 * stall_s / full_s:.1f} % of a full write)")
+    wrapper, train = make_training(args.hidden, args.layers)
+    train()
+    size_mb = sum(parameter.nbytes for parameter in wrapper.get_parameters()) / 1e6
+    print(f"{size_mb:.0f} MB per checkpoint")
+    print("round  full write   stall  stall / full  complete after  step  step while writing")
+    rounds: list[Round] = []
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        writers = make_writer(Path(folder) / "foreground", False), make_writer(Path(folder) / "background", True)
+        if hasattr(writers[1], "prepare"):
+            writers[1].prepare(wrapper)
+        for number in range(1, args.rounds + 1):
+            one = run_round(number, wrapper, train, writers)
+            rounds.append(one)
+            print(
+                f"{number:>5}  {one.full_s:>8.2f} s  {one.stall_s:>5.2f} s  {100 * one.stall_s / one.full_s:>10.1f} %  "
+                f"{one.complete_s:>12.2f} s  {one.calm_step_s:.3f} s  {one.writing_step_s:.3f} s",
+                flush=True,
+            )
+    shares = [100 * one.stall_s / one.full_s for one in rounds]
+    slowdowns = [one.writing_step_s / one.calm_step_s for one in rounds]
+    print(f"median: stall {statistics.median(shares):.1f} % of a full write; ", end="")
+    print(f"steps take {statistics.median(slowdowns):.2f} times as long while files are written")
     return 0
 
 

@@ -196,7 +196,9 @@ class CheckpointWriter:
         with self._reporting_full_disk(pending.folder):
             completion.wait()
             if self._completes:
-                self._removal = self._run(lambda: self._remove_old(pending.folder))
+                # Read here: training appends to the file with the values.
+                values = self._keep_best.read_values() if self._keep_best is not None else {}
+                self._removal = self._run(lambda: self._remove_old(pending.folder, values))
 
     def _run(self, work: Callable[[], Result]) -> Task[Result]:
         return Task(work, background=self._background)
@@ -290,10 +292,10 @@ class CheckpointWriter:
         write_state(folder, state)
         write_text(Path(get_checkpoint_tracker_filename(str(self._root))), str(step))
 
-    def _remove_old(self, newest: Path) -> None:
+    def _remove_old(self, newest: Path, values: Mapping[int, float]) -> None:
         best: list[Path] = []
         if self._keep_best is not None:
-            best = find_best(self._root, self._keep_best.read_values(), self._keep_best.num_best)
+            best = find_best(self._root, values, self._keep_best.num_best)
             if best:
                 mark_best(self._root, best[0])
         removed = remove_old_checkpoints(
