@@ -165,6 +165,8 @@ def wrap_callbacks(blocks: Blocks) -> None:
     """Run our callbacks only in their blocks, and record the time at every step."""
     from mindspore.train import Callback
 
+    from ascend_cpt.backend.training.step_monitor import HostOutputs
+
     build = trainer._build_callbacks
 
     class Gate(Callback):
@@ -194,8 +196,16 @@ def wrap_callbacks(blocks: Blocks) -> None:
             if is_requested(os.environ):
                 blocks.counts[step] = read_counts()
 
+    class GatedOutputs(HostOutputs):
+        def on_train_step_end(self, run_context: Any) -> None:
+            if blocks.has_ours(run_context.original_args().cur_step_num):
+                super().on_train_step_end(run_context)
+
     def build_gated(run: ResolvedRun, launch: trainer.Launch) -> list[Any]:
-        return [Gate(build(run, launch))]
+        callbacks = build(run, launch)
+        if isinstance(callbacks[0], HostOutputs):  # it runs before MindFormers' callbacks
+            return [GatedOutputs(), Gate(callbacks[1:])]
+        return [Gate(callbacks)]
 
     trainer._build_callbacks = build_gated
 

@@ -18,7 +18,7 @@ from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
-from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
+from ascend_cpt.backend.training.step_monitor import HostOutputs, Speed, StepMonitor, run_first
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.parallel_layout import uses_cpu
@@ -119,7 +119,10 @@ def build_callbacks(
         stop_file=run.run_dir / STOP_NAME,
         timeline=timeline,
     )
-    return [monitor, controller]
+    if uses_cpu(run.config):
+        return [monitor, controller]
+    run_first(HostOutputs)
+    return [HostOutputs(), monitor, controller]
 
 
 def _choose_sinks(
