@@ -15,8 +15,6 @@ import mindspore as ms
 import mindspore.dataset as ds
 import numpy as np
 import pytest
-from mindformers.core.callback.callback import MFLossMonitor
-from mindformers.trainer.base_trainer import BaseTrainer
 from mindspore import Model, Parameter, RunContext, Tensor, nn
 from mindspore.train.callback import _InternalCallbackParam
 
@@ -27,7 +25,7 @@ from ascend_cpt.backend.training import step_monitor, stop_signals
 from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard
-from ascend_cpt.backend.training.step_monitor import HostOutputs, Speed, StepMonitor, run_first
+from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
 from ascend_cpt.checkpoint.locate import check_checkpoint
 from ascend_cpt.checkpoint.state import RunState
 from ascend_cpt.config.monitoring_schema import GuardConfig
@@ -383,26 +381,3 @@ def test_loss_of_the_last_stage_is_recorded_on_every_rank(monkeypatch: pytest.Mo
         monitor.on_train_step_begin(make_context(1))
         monitor.on_train_step_end(make_context(1, loss=loss))
         assert sink.records[0].loss == 8.0
-
-
-def test_outputs_are_copied_to_the_host_before_the_first_callback() -> None:
-    class Device(Tensor):
-        num_reads = 0
-
-        def asnumpy(self) -> Any:
-            Device.num_reads += 1
-            return super().asnumpy()
-
-    monitor, outputs = MFLossMonitor(learning_rate=1e-3), HostOutputs()
-    run_first(HostOutputs)
-    assert BaseTrainer.sort_callbacks([monitor, outputs]) == [outputs, monitor]
-    context = make_context(2)
-    before = tuple(Device(output) for output in OUTPUTS)
-    context.original_args().net_outputs = before
-    outputs.on_train_step_end(context)
-    assert Device.num_reads == len(OUTPUTS)
-    copied = context.original_args().net_outputs
-    for source, copy in zip(OUTPUTS, copied, strict=True):
-        assert type(copy) is Tensor and copy.dtype == source.dtype and copy.shape == source.shape
-        assert np.array_equal(copy.asnumpy(), source.asnumpy())
-    assert Device.num_reads == len(OUTPUTS)
