@@ -146,22 +146,26 @@ class CheckpointWriter:
             self.finish()
         return folder
 
-    def advance(self) -> None:
+    def advance(self) -> bool:
         """Continue a background save: complete its step once all ranks have written their files.
+
+        Returns:
+            Whether there was anything to do.
 
         Raises:
             CheckpointError: when the disk is full.
         """
         pending = self._pending
         if pending is None:
-            return
+            return False
         task = pending.completion or pending.files
         if sum_over_ranks(np.array([not task.is_done]), self._num_ranks)[0]:
-            return
+            return False
         if pending.completion is None:
             self._pending = dataclasses.replace(pending, completion=self._start_completion(pending))
         else:
             self._end(pending, pending.completion)
+        return True
 
     def finish(self) -> None:
         """Wait for a background save, complete its step and remove old checkpoints.

@@ -114,8 +114,7 @@ class RunController(Callback):
         cb_params = run_context.original_args()
         step = self._initial_step + cb_params.cur_step_num
         self._prepare_saving(cb_params.network)
-        if self._writer.is_saving and self._exchange.is_due(step):
-            self._writer.advance()
+        if self._exchange.is_due(step) and self._writer.advance():
             self._timeline.end("saving")
         if self._reports_to_launcher:
             report_step(step)
