@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -167,3 +168,24 @@ def test_too_little_host_memory_is_a_warning(
     assert len(warnings) == 1 and warnings[0].startswith(
         "cpt.checkpoint.background needs 0.0 GB of host memory on this node (1 x 0.0 GB), but only 0.0 GB are free"
     )
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_files_that_cannot_be_written_stop_the_run(tmp_path: Path, background: bool) -> None:
+    """With a real limit instead of a full disk."""
+    writer = make_writer(tmp_path, keep_last=3, background=background)
+    small = SimpleNamespace(network=TrainOneStep(), cur_epoch_num=1, net_outputs=OUTPUTS)
+    writer.save(3, small)
+    large = TrainOneStep()
+    large.network = nn.Dense(512, 512)
+    parameters = SimpleNamespace(network=large, cur_epoch_num=1, net_outputs=OUTPUTS)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="iteration_00000004: the file is too large while saving; free space"):
+            writer.save(4, parameters)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(list_complete(tmp_path)[0]) == [3] and not (tmp_path / "iteration_00000004").exists()
+    writer.save(5, parameters)
+    assert list(list_complete(tmp_path)[0]) == [5, 3]
