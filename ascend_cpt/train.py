@@ -118,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
                 webhook=open_webhook(os.environ, print_line) if process.rank == run.report_rank else NO_WEBHOOK,
                 compile_cache=cache,
                 is_first_on_node=channel.is_first_on_node,
+                num_local_ranks=channel.num_local,
             )
             with ending(timeline):
                 code = train_run(run, start, sections, args, process, launch)

@@ -28,6 +28,11 @@ def _get_sum_cell() -> _SumOverRanks:
     return _SumOverRanks()
 
 
+def is_on_cpu() -> bool:
+    """Return whether the network runs on the host, where tensors and their NumPy arrays share memory."""
+    return ms.get_context("device_target") == "CPU"
+
+
 def is_pure_data_parallel() -> bool:
     """Return whether every rank holds the whole model (the only mode that supports several CPU processes)."""
     return ms.get_auto_parallel_context("parallel_mode") in ("data_parallel", "stand_alone")

@@ -10,20 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ascend_cpt.checkpoint.locate import list_complete
+from ascend_cpt.monitor.goodput.timeline import FILE_NAME as TIMELINE_NAME
+from ascend_cpt.monitor.goodput.timeline import read_timeline
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, read_history
 
 Completed = subprocess.CompletedProcess[str]
 NUM_STEPS = 8
-# Trains with a disk on which the optimizer file of step 4 takes very long.
+# Trains with a disk on which the model file of step 4 takes very long.
 SLOW_DISK = """\
 import sys, time
-from mindspore.train import serialization
-save = serialization.save_file
+from ascend_cpt.backend.checkpointing import shard_files
+save = shard_files.save_file
 def save_slowly(tensors, name, **settings):
-    if "iteration_00000004" in name and "opt" in name:
+    if "iteration_00000004" in name and "model" in name:
         time.sleep(600)
     save(tensors, name, **settings)
-serialization.save_file = save_slowly
+shard_files.save_file = save_slowly
 from ascend_cpt.train import main
 from ascend_cpt.errors import run_command
 sys.exit(run_command(main))
@@ -57,6 +59,8 @@ def test_training_continues_while_a_checkpoint_is_written(
     process.communicate()
     complete, incomplete = list_complete(run_dir / "checkpoint")
     assert list(complete) == [2]
+    saving_s = [each.end_s - each.start_s for each in read_timeline(run_dir / TIMELINE_NAME) if each.part == "saving"]
+    assert saving_s and sum(saving_s) < 20, "only the time that training waits counts as saving"
     assert len(incomplete) == 1 and "the save did not finish" in incomplete[0]
     resumed = train(config)
     assert resumed.returncode == 0, resumed.stderr

@@ -1,7 +1,6 @@
-"""Checkpoints without shared storage: each rank saves its shards on its own node and loads them from there.
+"""Checkpoints without shared storage: each rank loads the shards that it saved on its own node.
 
-MindFormers cannot save its new format without shared storage. The files here have the same names and content, so
-a folder with the files of all nodes (see tools/gather_checkpoint.py) can be loaded by MindFormers in any layout.
+A folder with the files of all nodes (see tools/gather_checkpoint.py) can be loaded by MindFormers in any layout.
 """
 
 from __future__ import annotations
@@ -13,40 +12,17 @@ from typing import Any
 
 import mindspore as ms
 from mindformers.checkpoint.checkpoint import load_parameters
-from mindformers.checkpoint.utils import FileType, get_checkpoint_name
 from mindspore import nn
 
+from ascend_cpt.backend.checkpointing.shard_files import name_files
 from ascend_cpt.checkpoint.locate import find_missing_ranks
 from ascend_cpt.errors import CheckpointError
-
-
-def save_own_shards(
-    folder: Path,
-    network: nn.Cell,
-    optimizer: nn.Cell,
-    *,
-    prefix: str,
-    rank: int,
-    num_ranks: int,
-    background: bool = False,
-) -> None:
-    """Save this rank's shards of the model and the optimizer to `folder`, which must exist.
-
-    With `background`, this returns before the files are written.
-    """
-    model_names = set(network.parameters_dict())
-    model_file, optimizer_file = name_files(folder, prefix, rank, num_ranks)
-    how = {"integrated_save": False, "format": "safetensors", "async_save": background}
-    ms.save_checkpoint(network, str(model_file.with_suffix("")), **how)
-    ms.save_checkpoint(
-        optimizer, str(optimizer_file.with_suffix("")), choice_func=lambda name: name not in model_names, **how
-    )
 
 
 def load_own_shards(
     folder: Path, network: nn.Cell, optimizer: nn.Cell | None, *, prefix: str, rank: int, num_ranks: int
 ) -> None:
-    """Load this rank's shards saved by `save_own_shards`, or only the weights if there is no optimizer.
+    """Load this rank's shards from the files named by `name_files`, or only the weights if there is no optimizer.
 
     Raises:
         CheckpointError: when this rank's shards are not on this node.
@@ -92,11 +68,3 @@ def use_own_shards(prefix: str, rank: int, num_ranks: int) -> None:
 def has_all_shards(folder: Path) -> bool:
     """Return whether a folder has all ranks' model shards, which is always true if one process saved it."""
     return not find_missing_ranks(path.name for path in folder.iterdir())[1]
-
-
-def name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Path, Path]:
-    """Return the paths of a rank's model shard and optimizer shard."""
-    names = [
-        get_checkpoint_name(str(folder), prefix, rank, num_ranks, kind) for kind in (FileType.MODEL, FileType.OPTIMIZER)
-    ]
-    return Path(f"{names[0]}.safetensors"), Path(f"{names[1]}.safetensors")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ascend_cpt.backend.checkpointing.node_local import name_files
+from ascend_cpt.backend.checkpointing.shard_files import name_files
 from ascend_cpt.backend.collectives import sum_over_ranks
 from ascend_cpt.checkpoint.checksums import checksum_from_words, checksum_to_words
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TextIO
 
@@ -18,7 +18,7 @@ from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.run_controller import RunController
 from ascend_cpt.backend.training.spike_guards import StepGuard, install_guards
-from ascend_cpt.backend.training.step_monitor import Speed, StepMonitor
+from ascend_cpt.backend.training.step_monitor import HostOutputs, Speed, StepMonitor, run_first
 from ascend_cpt.backend.training.validation import Evaluator
 from ascend_cpt.checkpoint.fingerprint import LAYOUT_SIZES
 from ascend_cpt.checkpoint.state import RunState
@@ -67,6 +67,7 @@ def build_callbacks(
     rank: int,
     data_rank: int,
     is_first_on_node: bool,
+    num_local_ranks: int = 1,
     tasks: Sequence[Task] = (),
     clock: StartClock | None = None,
     timeline: Timeline = NO_TIMELINE,
@@ -106,7 +107,7 @@ def build_callbacks(
     controller = RunController(
         total_steps=budget.total_steps,
         initial_step=initial_step,
-        writer=_build_writer(run, rank, completes=rank == 0 if shared else is_first_on_node),
+        writer=_build_writer(run, rank, is_first_on_node, num_local_ranks, partial(_print_warning, console)),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
         saves=cpt.checkpoint.save,
         build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if validation else None,
@@ -122,7 +123,7 @@ def build_callbacks(
         stop_file=run.run_dir / STOP_NAME,
         timeline=timeline,
     )
-    return [monitor, controller]
+    return [*_copy_outputs(run), monitor, controller]
 
 
 def _choose_sinks(
@@ -319,8 +320,22 @@ def _build_keep_best(run: ResolvedRun) -> KeepBest | None:
     return KeepBest(num_best=best.n, read_values=partial(read_values, run.run_dir / METRICS_NAME, kind, name))
 
 
-def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> CheckpointWriter:
-    budget, checkpoint = run.budget, run.config.cpt.checkpoint
+def _copy_outputs(run: ResolvedRun) -> list[Callback]:
+    """Return the callback that copies the outputs of a step from the device, if they are on one."""
+    if uses_cpu(run.config):
+        return []
+    run_first(HostOutputs)
+    return [HostOutputs()]
+
+
+def _print_warning(console: TextIO, message: str) -> None:
+    print(f"warning: {message}", file=console, flush=True)
+
+
+def _build_writer(
+    run: ResolvedRun, rank: int, is_first_on_node: bool, num_local_ranks: int, warn: Callable[[str], None]
+) -> CheckpointWriter:
+    budget, checkpoint, shared = run.budget, run.config.cpt.checkpoint, run.config.cpt.storage.shared
     return CheckpointWriter(
         run.checkpoint_root,
         initial_state=RunState(
@@ -335,11 +350,13 @@ def _build_writer(run: ResolvedRun, rank: int, *, completes: bool) -> Checkpoint
         keep_last=checkpoint.keep_last,
         keep_every_steps=to_steps(checkpoint.keep_every, budget.tokens_per_step),
         keep_best=_build_keep_best(run),
-        shared=run.config.cpt.storage.shared,
-        completes=completes,
+        shared=shared,
+        completes=rank == 0 if shared else is_first_on_node,
         rank=rank,
         num_ranks=run.layout.world_size,
         background=checkpoint.background,
+        num_local_ranks=num_local_ranks,
+        warn=warn if is_first_on_node else None,
     )
 
 

@@ -60,6 +60,7 @@ class RunController(Callback):
         self._alarm, self._recorded_validations = alarm, recorded_validations
         self._sinks, self._monitor = sinks, monitor
         self._ending: CptError | None = None
+        self._is_prepared = False
         self._stop_file, self._removes_requests = stop_file, bool(sinks)
 
     def restore_alarm(self) -> None:
@@ -112,7 +113,9 @@ class RunController(Callback):
             return
         cb_params = run_context.original_args()
         step = self._initial_step + cb_params.cur_step_num
-        self._writer.advance()
+        self._prepare_saving(cb_params.network)
+        if self._exchange.is_due(step) and self._writer.advance():
+            self._timeline.end("saving")
         if self._reports_to_launcher:
             report_step(step)
         last = step == self._total_steps or step == self._stop_at_step
@@ -142,6 +145,12 @@ class RunController(Callback):
                 report_activity("ending the run")
             run_context.request_stop()
         self._monitor.mark_step_over()
+
+    def _prepare_saving(self, network: nn.Cell) -> None:
+        """Reserve memory for background saves after the first step. Earlier, parameters may not be sharded yet."""
+        if self._saves and not self._is_prepared:
+            self._writer.prepare(network)
+        self._is_prepared = True
 
     def finish_saving(self) -> None:
         """Complete a background save that was not finished when a guard stopped the run."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import RunContext
+from mindspore import RunContext, Tensor
 from mindspore.train import Callback
 
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
@@ -49,6 +51,28 @@ def read_peak_memory() -> int | None:
     if ms.get_context("device_target") == "CPU":
         return None
     return int(ms.runtime.max_memory_allocated())
+
+
+class HostOutputs(Callback):
+    """Copies the outputs of each step to the host once, for all callbacks.
+
+    Every `asnumpy` of a tensor on the device is a copy for which the host waits. MindFormers' MFLossMonitor and our
+    monitor read the same outputs, several of them more than once.
+    """
+
+    def on_train_step_end(self, run_context: RunContext) -> None:
+        """Replace the step's outputs by tensors on the host."""
+        cb_params = run_context.original_args()
+        cb_params.net_outputs = tuple(
+            Tensor(output.asnumpy()) if isinstance(output, Tensor) else output for output in cb_params.net_outputs
+        )
+
+
+def run_first(callback_class: type[Callback]) -> None:
+    """Make MindFormers run callbacks of this class before its own."""
+    module: Any = importlib.import_module("mindformers.trainer.base_trainer")
+    if callback_class not in module.CALLBACK_HAS_SORT:
+        module.CALLBACK_HAS_SORT.insert(0, callback_class)
 
 
 class StepMonitor(Callback):

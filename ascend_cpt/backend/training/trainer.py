@@ -31,6 +31,8 @@ class Launch:
     stop_at_step: int | None
     console: TextIO
     is_first_on_node: bool
+    num_local_ranks: int = 1
+    """Number of processes on this node."""
     tasks: tuple[Task, ...] = ()
     compile_cache: Path | None = None
     """Where this run's compiled training step is loaded from or saved to; None without a cache."""
@@ -142,6 +144,7 @@ def _build_callbacks(run: ResolvedRun, launch: Launch) -> list[Any]:
         rank=rank,
         data_rank=get_data_rank(run.layout, rank),
         is_first_on_node=launch.is_first_on_node,
+        num_local_ranks=launch.num_local_ranks,
         tasks=launch.tasks,
         clock=launch.clock,
         timeline=launch.timeline,

@@ -121,6 +121,11 @@ class JobChannel:
         """Whether this process has the lowest rank on its node."""
         return self._me.rank == self.first_local_rank
 
+    @property
+    def num_local(self) -> int:
+        """Number of processes on this process's node."""
+        return sum(member.node == self._me.node for member in self.members)
+
     def all_gather(self, topic: str, value: Any) -> list[Any]:
         """Return the values that all processes passed for `topic`, in rank order. `value` must be JSON-serializable.
 

@@ -140,8 +140,9 @@ void Call::run() {
 
 int run_executor(Executor *executor) {
   static std::atomic<uint64_t> num_runs{0};
-  uint64_t count = ++num_runs;
-  if ((count & (count - 1)) == 0) calm_actors();  // seldom, and again: the threads may start later
+  uint64_t number = ++num_runs;
+  add_to(kLaunches);
+  if ((number & (number - 1)) == 0) calm_actors();  // seldom, and again: the threads may start later
   if (!executor) return record_error("an operator was run without being prepared");
   int code = 0;
   try {

@@ -153,6 +153,7 @@ void all_to_all(Group &group, const char *from, const uint64_t *send_counts, con
 // Runs a call of the C interface: `work(group)` throws Error.
 template <class F> int run(const char *name, void *comm, F work) {
   if (!comm) return record_error(std::string("Hccl") + name + ": no communicator");
+  add_to(kCollectives);
   auto &group = *static_cast<Group *>(comm);
   if (is_tracing()) {
     trace(std::string("Hccl") + name + " rank " + std::to_string(group.rank()) + " of " + std::to_string(group.size()) + " in " + group.label());

@@ -10,6 +10,10 @@ constexpr int kErrorFailure = 500002;          // ACL_ERROR_GE_FAILURE
 constexpr int kErrorOutOfMemory = 207001;      // ACL_ERROR_RT_MEMORY_ALLOCATION
 constexpr int kErrorInvalidParameter = 100000;  // ACL_ERROR_INVALID_PARAM
 
+// What a process has asked of its device so far; see softnpu_read_counts.
+enum Counter { kLaunches, kCollectives, kSynchronizations, kCopiesToHost, kCopiesToDevice, kNumCounters };
+void add_to(Counter counter);
+
 // The living object at an address, or null.
 const Object *find_object(const void *address);
 

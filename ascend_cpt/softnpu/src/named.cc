@@ -111,6 +111,7 @@ SOFTNPU_EXPORT int aclopCompileAndExecuteV2(const char *name, int num_inputs, Te
                                             DataBuffer **inputs, int num_outputs,
                                             TensorDescription **output_descriptions, DataBuffer **outputs,
                                             Attributes *attributes, int, int, const char *, void *) {
+  add_to(kLaunches);
   NamedCall call;
   call.name = name;
   return guarded("operator by name", [&] {

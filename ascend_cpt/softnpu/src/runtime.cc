@@ -19,6 +19,9 @@ constexpr uint32_t kNumDevices = 64;         // as many processes as anybody sta
 constexpr uint32_t kNumCores = 24;
 constexpr int kRunModeHost = 1;
 constexpr int kEventComplete = 1;
+constexpr int kToDevice = 1, kToHost = 2;  // aclrtMemcpyKind
+
+std::atomic<uint64_t> g_counts[kNumCounters];
 
 size_t read_total_bytes() {
   const char *text = getenv("ASCEND_CPT_SOFTNPU_MEMORY_GB");
@@ -131,6 +134,17 @@ int copy(void *to, size_t capacity, const void *from, size_t bytes) {
   return 0;
 }
 
+int copy_between(void *to, size_t capacity, const void *from, size_t bytes, int kind) {
+  if (kind == kToHost) add_to(kCopiesToHost);
+  if (kind == kToDevice) add_to(kCopiesToDevice);
+  return copy(to, capacity, from, bytes);
+}
+
+int synchronize() {
+  add_to(kSynchronizations);
+  return 0;
+}
+
 int fill(void *to, size_t capacity, int32_t value, size_t bytes) {
   if (bytes > capacity) return kErrorInvalidParameter;
   if (bytes) std::memset(to, value, bytes);
@@ -143,6 +157,8 @@ int make_stream(void **stream) {
 }
 
 }  // namespace
+
+void add_to(Counter counter) { g_counts[counter].fetch_add(1, std::memory_order_relaxed); }
 
 }  // namespace softnpu
 
@@ -227,17 +243,30 @@ SOFTNPU_EXPORT int aclrtFreePhysical(void *handle) {
   return 0;
 }
 
-SOFTNPU_EXPORT int aclrtMemcpy(void *to, size_t capacity, const void *from, size_t bytes, int) {
-  return copy(to, capacity, from, bytes);
+SOFTNPU_EXPORT int aclrtMemcpy(void *to, size_t capacity, const void *from, size_t bytes, int kind) {
+  add_to(kSynchronizations);  // the host waits for the copy
+  return copy_between(to, capacity, from, bytes, kind);
 }
-SOFTNPU_EXPORT int aclrtMemcpyAsync(void *to, size_t capacity, const void *from, size_t bytes, int, void *) {
-  return copy(to, capacity, from, bytes);
+SOFTNPU_EXPORT int aclrtMemcpyAsync(void *to, size_t capacity, const void *from, size_t bytes, int kind, void *) {
+  return copy_between(to, capacity, from, bytes, kind);
 }
 SOFTNPU_EXPORT int aclrtMemset(void *to, size_t capacity, int32_t value, size_t bytes) {
   return fill(to, capacity, value, bytes);
 }
 SOFTNPU_EXPORT int aclrtMemsetAsync(void *to, size_t capacity, int32_t value, size_t bytes, void *) {
   return fill(to, capacity, value, bytes);
+}
+
+// Nothing is left to wait for, but on a device the host would wait here.
+SOFTNPU_EXPORT int aclrtSynchronizeStream(void *) { return synchronize(); }
+SOFTNPU_EXPORT int aclrtSynchronizeStreamWithTimeout(void *, int32_t) { return synchronize(); }
+SOFTNPU_EXPORT int aclrtSynchronizeDevice() { return synchronize(); }
+SOFTNPU_EXPORT int aclrtSynchronizeDeviceWithTimeout(int32_t) { return synchronize(); }
+SOFTNPU_EXPORT int aclrtSynchronizeEvent(void *) { return synchronize(); }
+SOFTNPU_EXPORT int aclrtSynchronizeEventWithTimeout(void *, int32_t) { return synchronize(); }
+// Writes the counters of this process to `counts`, in the order of `Counter`.
+SOFTNPU_EXPORT void softnpu_read_counts(uint64_t *counts) {
+  for (int i = 0; i < kNumCounters; i++) counts[i] = g_counts[i].load(std::memory_order_relaxed);
 }
 
 SOFTNPU_EXPORT int aclrtLaunchCallback(void (*callback)(void *), void *data, int, void *) {

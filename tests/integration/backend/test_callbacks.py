@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 from mindspore import Model, Parameter, RunContext, Tensor, nn
 from mindspore.train.callback import _InternalCallbackParam
 
-from ascend_cpt.backend.checkpointing.node_local import has_all_shards, load_own_shards, save_own_shards
+from ascend_cpt.backend.checkpointing.node_local import has_all_shards, load_own_shards
+from ascend_cpt.backend.checkpointing.shard_files import name_files, read_shards, write_shards
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training import step_monitor, stop_signals
 from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
@@ -99,7 +101,9 @@ def make_monitor(
     )
 
 
-def make_writer(root: Path, *, keep_last: int, background: bool = False) -> CheckpointWriter:
+def make_writer(
+    root: Path, *, keep_last: int, background: bool = False, warn: Callable[[str], None] | None = None
+) -> CheckpointWriter:
     """Return the writer of a run in one process."""
     return CheckpointWriter(
         root,
@@ -112,6 +116,7 @@ def make_writer(root: Path, *, keep_last: int, background: bool = False) -> Chec
         rank=0,
         num_ranks=1,
         background=background,
+        warn=warn,
     )
 
 
@@ -189,7 +194,7 @@ def test_ranks_save_and_load_their_own_shards(tmp_path: Path) -> None:
             parameter.set_data(ms.Tensor(np.full(parameter.shape, rank + 1.0, np.float32)))
         for moment in list_moments(wrapper):
             moment.set_data(ms.Tensor(np.full(moment.shape, rank + 11.0, np.float32)))
-        save_own_shards(tmp_path, wrapper.network, wrapper.optimizer, prefix="cpt", rank=rank, num_ranks=2)
+        write_shards(name_files(tmp_path, "cpt", rank, 2), read_shards(wrapper.network, wrapper.optimizer))
     assert len(list(tmp_path.glob("cpt-model-*.safetensors"))) == 2
     loaded = TrainOneStep()
     load_own_shards(tmp_path, loaded.network, loaded.optimizer, prefix="cpt", rank=1, num_ranks=2)

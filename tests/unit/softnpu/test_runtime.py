@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ascend_cpt.softnpu.counters import DeviceCounts, read_counts
 from tests.unit.softnpu.harness import DTYPES, Device, DeviceTensor, OperatorError, decode, encode, make_zeros
 
 GIGABYTE = 1 << 30
 QUEUE_FULL = 207014
 OUT_OF_MEMORY = 207001
+BETWEEN_HOSTS, TO_DEVICE, TO_HOST = 0, 1, 2
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +210,18 @@ def test_waiting_actors_give_way_to_threads_that_compute(device: Device) -> None
         ended.set()
         for thread in threads:
             thread.join()
+
+
+def test_use_of_the_device_is_counted(device: Device, library: ctypes.CDLL, library_folder: Path) -> None:
+    before = read_counts(library_folder)
+    block = ctypes.create_string_buffer(16)
+    size = ctypes.c_size_t(16)
+    for kind in (TO_DEVICE, TO_HOST, TO_HOST, BETWEEN_HOSTS):
+        assert library.aclrtMemcpyAsync(block, size, bytes(16), size, kind, None) == 0
+    assert library.aclrtMemcpy(block, size, bytes(16), size, TO_HOST) == 0
+    assert library.aclrtSynchronizeStream(None) == library.aclrtSynchronizeStreamWithTimeout(None, -1) == 0
+    assert library.aclrtSynchronizeDevice() == library.aclrtSynchronizeEvent(None) == 0
+    for _ in range(3):
+        device.run("Cast", DeviceTensor([1.5], "float64"), DTYPES["float32"][0], make_zeros((1,), "float32"))
+    counts = read_counts(library_folder) - before
+    assert counts == DeviceCounts(launches=3, collectives=0, synchronizations=5, copies_to_host=3, copies_to_device=1)
