@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ascend_cpt.config.values import format_number, format_rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class NodesRecord:
@@ -31,9 +33,8 @@ class NodesRecord:
 def describe_node_changes(records: Sequence[Mapping[str, Any]]) -> str:
     """Describe how the nodes changed in the course of a run. Return "" if they did not."""
     return "; ".join(
-        f"step {record['step']}: {record['reason']} ({record['num_nodes']} of {record['of_nodes']} nodes, "
-        f"{record['num_devices']} devices, {record['micro_batch_size']} rows × {record['num_accumulation_steps']} per "
-        "data-parallel rank)"
+        f"step {record['step']}: {record['reason']} ({format_number(record['num_devices'], 'device')}, "
+        f"{format_rows(record['micro_batch_size'])} × {record['num_accumulation_steps']} per data-parallel rank)"
         for record in records
         if record.get("reason")
     )

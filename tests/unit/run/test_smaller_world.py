@@ -184,7 +184,7 @@ def test_the_nodes_are_recorded(make_manifest: MakeManifest, tmp_path: Path) -> 
     assert list(values)[:2] == ["kind", "step"]
     assert to_scalars(record) == {"nodes/nodes": 2, "nodes/devices": 16}
     assert describe_node_changes([{**values, "reason": ""}, values]) == (
-        "step 40: node 1 (b) was lost (2 of 8 nodes, 16 devices, 2 rows × 16 per data-parallel rank)"
+        "step 40: node 1 (b) was lost (16 devices, 2 rows × 16 per data-parallel rank)"
     )
     assert record_nodes(run, None, 40) is None
 
