@@ -259,15 +259,16 @@ def _open_sinks(run: ResolvedRun, initial_step: int, console: TextIO, extra_sink
         ConsoleSink(console, settings.print_every_steps),
         JsonlSink(run.run_dir / METRICS_NAME, initial_step),
     ]
+    warn = SinkGroup([], console).warn
     trackers = open_trackers(
         settings.sinks,
         run.run_dir,
         resume_step=initial_step,
         project=settings.project,
         config=info,
-        warn=SinkGroup([], console).warn,
+        warn=warn,
     )
-    return SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir)], console)
+    return SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir, warn)], console)
 
 
 def _open_account(run: ResolvedRun, phases: list[PhaseSpan], recorded: Mapping[str, Any] | None) -> DataAccount:

@@ -49,7 +49,7 @@ class Goodput:
         """Return one line: goodput, and the other categories with more than 0.05 % of the time."""
         shares = {name: seconds / self.wall_s if self.wall_s else 0.0 for name, seconds in self.seconds.items()}
         others = sorted((name for name in shares if name != "steps"), key=lambda name: -shares[name])
-        parts = [f"{_LABELS.get(name, name)} {shares[name]:.1%}" for name in others if shares[name] >= 0.0005]
+        parts = [f"{LABELS.get(name, name)} {shares[name]:.1%}" for name in others if shares[name] >= 0.0005]
         return f"goodput {self.share:.1%}" + (f" ({', '.join(parts)})" if parts else "")
 
     def describe_interruptions(self) -> str:
@@ -61,7 +61,7 @@ class Goodput:
         return text if recovery is None else f"{text}, {format_duration(recovery)} until the first step after one"
 
 
-_LABELS = {"lost": "lost steps", "data": "data wait", "down": "not running"}
+LABELS = {"steps": "kept steps", "lost": "lost steps", "data": "data wait", "down": "not running"}
 
 
 def compute_goodput(intervals: Sequence[Interval]) -> Goodput | None:
