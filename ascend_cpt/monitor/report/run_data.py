@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,11 @@ from ascend_cpt.monitor.report.step_columns import STEP_HEAD, StepColumns, check
 from ascend_cpt.monitor.summary import collect_by_name
 from ascend_cpt.terminal_text import strip_controls
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 4 << 20
 FEW_LINES = 500
 """Read one by one if one of them is unusual."""
+# It begins with a literal character and is therefore ten times faster than one that begins with ^.
+_OTHER_LINE = re.compile(rb"\n(?!" + re.escape(STEP_HEAD) + rb")[^\n]*(?=\n)")
 _HEAD = re.compile(rb'\{"kind": "(?!step")\w+", ')
 """How a record that is not a step begins when `JsonlSink` wrote it."""
 
@@ -117,45 +121,31 @@ class RunReader:
             file.seek(self._offset)
             while chunk := file.read(CHUNK_BYTES) + file.readline():
                 chunk = chunk[: chunk.rfind(b"\n") + 1]
-                self._add_chunk(chunk)
+                self._num_lines += self._add_chunk(chunk)
                 self._offset += len(chunk)
                 if file.tell() != self._offset:
                     break
 
-    def _add_chunk(self, chunk: bytes) -> None:
-        lines = chunk.count(b"\n")
-        if lines and chunk.startswith(STEP_HEAD) and chunk.count(b"\n" + STEP_HEAD) == lines - 1:
-            if not self._steps.add_lines(chunk, lines):
-                self._add_parts(chunk.split(b"\n")[:-1])
-        else:
-            self._add_parts(chunk.split(b"\n")[:-1])
-        self._num_lines += lines
+    def _add_chunk(self, chunk: bytes, first: int = 0) -> int:
+        """Add whole lines, the first of which is `first` lines after the last chunk, and return their number.
 
-    def _add_parts(self, lines: list[bytes], first: int = 0) -> None:
-        """Add lines, the first of which is `first` lines after those of earlier chunks: quickly where that is possible.
-
-        One value that is not a number makes the quick way impossible, so it is tried again for each half of the lines.
+        The step records are added at once. One value that is not a number makes that impossible; it is then tried again
+        with each half of the lines, and a few lines are added one by one.
         """
-        if self._add_mixed_lines(lines, first):
-            return
-        if len(lines) <= FEW_LINES:
-            self._steps.add_records([record for i, line in enumerate(lines) if (record := self._add(first + i, line))])
-            return
-        middle = len(lines) // 2
-        self._add_parts(lines[:middle], first)
-        self._add_parts(lines[middle:], first + middle)
-
-    def _add_mixed_lines(self, lines: list[bytes], first: int) -> bool:
-        """Add step records at once and the others one by one, or return False if a step record looks different."""
-        steps = [line for line in lines if line.startswith(STEP_HEAD)]
-        others = [(first + i, line) for i, line in enumerate(lines) if not line.startswith(STEP_HEAD)]
-        if not all(_HEAD.match(line) for _, line in others):
-            return False
-        if steps and not self._steps.add_lines(b"\n".join([*steps, b""]), len(steps)):
-            return False
-        for number, line in others:
-            self._add(number, line)
-        return True
+        num_lines = chunk.count(b"\n")
+        steps, others = _separate(chunk, num_lines)
+        is_regular = all(_HEAD.match(line) for _, line in others)
+        if is_regular and (not steps or self._steps.add_lines(steps, num_lines - len(others))):
+            for number, line in others:
+                self._add(first + number, line)
+        elif num_lines <= FEW_LINES:
+            records = [self._add(first + number, line) for number, line in enumerate(chunk.split(b"\n")[:-1])]
+            self._steps.add_records([record for record in records if record is not None])
+        else:
+            middle = chunk.index(b"\n", len(chunk) // 2) + 1
+            added = self._add_chunk(chunk[:middle], first)
+            self._add_chunk(chunk[middle:], first + added)
+        return num_lines
 
     def _add(self, number: int, line: bytes) -> dict[str, Any] | None:
         """Add a record that is not a step, or return a step record. `number` is counted from this chunk's first line."""
@@ -171,6 +161,27 @@ class RunReader:
             where = self._num_lines + number + 1
             raise DataError(f"{METRICS_NAME}: line {where} is not a valid record; correct or remove it") from None
         return None
+
+
+def _separate(chunk: bytes, num_lines: int) -> tuple[bytes, list[tuple[int, bytes]]]:
+    """Return the step records among whole lines, and the other lines with their numbers, counted from 0."""
+    if chunk.startswith(STEP_HEAD) and chunk.count(b"\n" + STEP_HEAD) == num_lines - 1:
+        return chunk, []
+    steps: list[bytes] = []
+    others: list[tuple[int, bytes]] = []
+    number, end, text = 0, 0, b"\n" + chunk
+    for match in _OTHER_LINE.finditer(text):
+        steps.append(text[end : match.start()])
+        number += steps[-1].count(b"\n")
+        others.append((number, match[0][1:]))
+        number, end = number + 1, match.end()
+    return b"".join([*steps, text[end:]])[1:], others
+
+
+def load_runs(run_dirs: Sequence[Path]) -> list[RunData]:
+    """Read run folders, several at the same time; see `RunReader.read`."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(load_run, run_dirs))
 
 
 def load_run(run_dir: Path) -> RunData:

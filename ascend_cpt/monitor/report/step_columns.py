@@ -15,8 +15,8 @@ from ascend_cpt.monitor.report.curves import Floats
 
 # Columns of the step records. Optional ones may be None, or missing from older versions' records.
 NEEDED = ("step", "total_steps", "tokens", "loss", "learning_rate", "tokens_per_s", "step_time_s")
-OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "tflops_per_device", "num_skipped")
-INTEGERS = ("step", "total_steps", "tokens", "num_skipped")
+OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "tflops_per_device")
+INTEGERS = ("step", "total_steps", "tokens")
 NAMES = (*NEEDED, *OPTIONAL)
 STEP_HEAD = b'{"kind": "step", '
 """How a step record begins when `JsonlSink` wrote it."""
@@ -53,7 +53,7 @@ class StepColumns:
         try:
             table = arrow_json.read_json(
                 pa.BufferReader(lines),
-                read_options=arrow_json.ReadOptions(block_size=2 << 20),
+                read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(lines)),
                 parse_options=arrow_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
         except pa.ArrowInvalid:

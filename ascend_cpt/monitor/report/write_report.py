@@ -12,10 +12,12 @@ from ascend_cpt.monitor.report.charts import list_charts, list_heat_maps
 from ascend_cpt.monitor.report.curves import encode_axes
 from ascend_cpt.monitor.report.page import Content, PlotlyMissing, render_page
 from ascend_cpt.monitor.report.quality import render_tasks
-from ascend_cpt.monitor.report.run_data import RunData, load_run
+from ascend_cpt.monitor.report.run_data import RunData, load_runs
 from ascend_cpt.monitor.report.tables import render_account, render_comparison, render_summary
 
 REPORT_NAME = "report.html"
+MAX_OPEN = 3
+"""The tables of more runs are folded."""
 
 
 def write_report(run_dirs: Sequence[Path], output: Path) -> None:
@@ -25,7 +27,7 @@ def write_report(run_dirs: Sequence[Path], output: Path) -> None:
         DataError: when a folder contains no run, or damaged records.
         PlotlyMissing: plotly is not installed.
     """
-    page = render_report([load_run(run_dir) for run_dir in run_dirs])
+    page = render_report(load_runs(run_dirs))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page)
 
@@ -60,9 +62,10 @@ def render_report(runs: Sequence[RunData]) -> str:
 def build_content(runs: Sequence[RunData]) -> Content:
     """Return the tables and charts of some runs."""
     names = _make_names_unique([run.name for run in runs])
+    is_open = " open" if len(runs) <= MAX_OPEN else ""
     sections = "".join(
-        f'<section class="run"><h2>{html.escape(name)}</h2>{render_summary(run)}{render_tasks(run)}'
-        f'<div class="charts" data-maps="{index}"></div>{render_account(run)}</section>'
+        f'<details class="run"{is_open}><summary><h2>{html.escape(name)}</h2></summary>{render_summary(run)}'
+        f'{render_tasks(run)}<div class="charts" data-maps="{index}"></div>{render_account(run)}</details>'
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     )
     data = {

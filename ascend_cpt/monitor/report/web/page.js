@@ -2,19 +2,21 @@
 // Draws the charts in #data with plotly, and gets newer ones from the server if there is one.
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 const THEMES = {
-  light: { ink: "#1c2024", soft: "#60666e", line: "#dfe3e8", paper: "#fff", alarm: "#c62828", good: "#15803d",
-    runs: ["#2563c9", "#c2410c", "#15803d", "#8b35c4", "#a16207", "#0e7490", "#be185d", "#4d7c0f", "#57534e", "#1e40af"] },
-  dark: { ink: "#e6e8ea", soft: "#9aa3ad", line: "#353c44", paper: "#1b1f24", alarm: "#ff7b72", good: "#6fd08c",
-    runs: ["#6ea8fe", "#ff9d5c", "#6fd08c", "#cf9bff", "#e3c04f", "#5fd4e8", "#ff8fc0", "#b4dc5a", "#c3b8ae", "#93a8ff"] },
+  light: { ink: "#1c2024", soft: "#60666e", line: "#dfe3e8", page: "#fff", paper: "#fff",
+    alarm: "#c62828", good: "#15803d", runs: ["#2563c9", "#c2410c", "#15803d", "#8b35c4", "#a16207", "#0e7490",
+      "#be185d", "#4d7c0f", "#57534e", "#1e40af"] },
+  dark: { ink: "#e6e8ea", soft: "#9aa3ad", line: "#353c44", page: "#14171a", paper: "#1b1f24",
+    alarm: "#ff7b72", good: "#6fd08c", runs: ["#6ea8fe", "#ff9d5c", "#6fd08c", "#cf9bff", "#e3c04f", "#5fd4e8",
+      "#ff8fc0", "#b4dc5a", "#c3b8ae", "#93a8ff"] },
 };
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const AXES = { steps: "Steps", tokens: "Tokens", time: "Time" };
 const SCALES = { auto: "Auto", linear: "Linear", log: "Log" };
 const FORMS = {
-  plain: { hover: ".5~g", axis: { exponentformat: "power" } },
+  plain: { hover: ".5~g", axis: { tickformat: "~g" } },
   count: { hover: ".4~s", axis: { exponentformat: "B" } },
   percent: { hover: ".3~p", axis: { tickformat: "~p" } },
-  exponent: { hover: ".3~e", axis: { exponentformat: "e", minexponent: 2 } },
+  exponent: { hover: ".3~e", axis: { tickformat: "~e" } },
 };
 const MARKS = {
   rise: { symbol: "triangle-up-open", color: "alarm", meaning: "beyond its limit" },
@@ -24,15 +26,17 @@ const MARKS = {
 };
 const PARTS = { steps: "#3f9b5c", data: "#d9a521", lost: "#c8453b", compiling: "#5b86c9", starting: "#8d6cc0",
   waiting: "#c77db0", validation: "#3aa3a8", saving: "#8c6d4f", ending: "#b0b6bd", down: "#6b727a" };
-const SCORES = [[0, "#b3261e"], [0.5, "#e8c547"], [1, "#2e8b57"]];
-const CONFIG = { responsive: true, displaylogo: false, showTips: false,
+const SCORES = [[0, "#f0938a"], [0.5, "#f5e08d"], [1, "#8fd0a3"]];
+// By default plotly has a button that sends the chart to a server of its makers.
+const CONFIG = { responsive: true, displaylogo: false, showTips: false, showSendToCloud: false, plotlyServerURL: "",
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
 const element = id => document.getElementById(id);
 // Plotly reads tags and entities in its texts.
 const escape = text => String(text).replace(/[&<>]/g, c => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
-const state = { axis: "steps", scale: "auto", hidden: new Set(), range: null, problem: "" };
-let data, theme, cards = new Map(), observer;
+const state = { axis: "steps", scale: "auto", hidden: new Set(), range: null };
+const cards = new Map();
+let data, theme, observer;
 
 function decode(values) {
   if (Array.isArray(values)) return values;
@@ -60,35 +64,38 @@ function place(run, steps) {
   });
 }
 const shown = item => !state.hidden.has(item.run);
+// The numbers of the runs that are shown. With more than FEW, a chart leaves out what would cover the curves.
+const FEW = 3;
+const visibleRuns = () => [...data.runs.keys()].filter(run => !state.hidden.has(run));
 const isLog = chart => state.scale === "log" || (state.scale === "auto" && Boolean(chart.log));
 
-function drawLines(chart) {
+function drawLines(chart, isNarrow) {
   const form = FORMS[chart.form], lines = chart.lines.filter(shown), several = data.runs.length > 1;
-  const isCrowded = new Set(lines.map(line => line.run)).size > 3;
+  const isCrowded = visibleRuns().length > (isNarrow ? 1 : FEW);
   return lines.map(line => {
-    const label = line.raw ? "each step" : line.note ? `mean of ${line.note}` : chart.short || "value";
-    const isAlone = !line.raw && isCrowded;
-    const name = !several ? label : isAlone || !(line.raw || line.note) ? data.runs[line.run].name
-      : `${data.runs[line.run].name}, ${label}`;
-    return { type: "scatter", mode: line.dots ? "lines+markers" : "lines", name: escape(name), x: place(line.run, line.x),
-      y: line.y, opacity: line.raw ? 0.35 : 1, connectgaps: false, meta: { run: line.run },
+    const label = line.raw ? "each step" : line.note ? `mean of ${line.note}` : "value";
+    const run = shorten(data.runs[line.run].name, isNarrow ? 20 : 40);
+    const name = !several ? label : isCrowded || !line.raw ? run : `${run}, ${label}`;
+    return { type: "scatter", mode: line.dots ? "lines+markers" : "lines", name: escape(name),
+      x: place(line.run, line.x), y: line.y, opacity: !line.raw ? 1 : isCrowded ? 0.2 : 0.35, connectgaps: false, meta: { run: line.run },
       line: { color: color(line.run), width: line.raw ? 1 : 2, dash: line.raw ? "solid" : dash(line.run) },
       marker: { color: color(line.run), size: line.x.length > 60 ? 4 : 7 },
       ...(line.raw && isCrowded ? { hoverinfo: "skip" } : { hovertemplate: `%{y:${form.hover}}` }) };
   });
 }
-function drawMarks(chart) {
-  const traces = [];
+function drawMarks(chart, isNarrow) {
+  const traces = [], isAlone = visibleRuns().length === 1;
   for (const [kind, look] of Object.entries(MARKS)) for (const run of data.runs.keys()) {
     const marks = (chart.marks || []).filter(mark => mark.kind === kind && mark.run === run && shown(mark))
       .sort((a, b) => a.x - b.x);
     if (!marks.length) continue;
-    const name = data.runs.length > 1 ? `${data.runs[run].name}, ${kind}` : kind;
+    const name = data.runs.length > 1 ? shorten(data.runs[run].name, isNarrow ? 12 : 40) : "";
+    const ink = isAlone ? theme[look.color] : color(run);
+    const describe = mark => `${shorten(mark.text, isNarrow ? 22 : 80)} (step ${mark.x})`;
     traces.push({ type: "scatter", mode: "markers", name: escape(name), meta: { run },
-      x: place(run, marks.map(mark => mark.x)),
-      y: marks.map(mark => mark.y), text: marks.map(mark => escape(`step ${mark.x}: ${mark.text}`)),
-      hovertemplate: "%{text}", marker: { symbol: look.symbol, size: 12, color: theme[look.color],
-        line: { width: 2, color: theme[look.color] } } });
+      x: place(run, marks.map(mark => mark.x)), y: marks.map(mark => mark.y),
+      text: marks.map(mark => escape(describe(mark))), hovertemplate: name ? "%{text}" : "%{text}<extra></extra>",
+      marker: { symbol: look.symbol, size: isAlone ? 12 : 10, color: ink, line: { width: 2, color: ink } } });
   }
   return traces;
 }
@@ -105,77 +112,86 @@ function drawShapes(chart, width) {
       label: room > 2 ? { text: escape(name), textposition: "top left", yanchor: "bottom", padding: 2,
         font: { size: 11, color: theme.soft } } : {} });
   });
-  const visible = [...data.runs.keys()].filter(run => !state.hidden.has(run));
+  const visible = visibleRuns();
   if (visible.length === 1) for (const restart of data.runs[visible[0]].restarts) {
     const [x] = place(visible[0], [restart]);
     shapes.push({ type: "line", yref: "paper", y0: 0, y1: 1, x0: x, x1: x, layer: "below",
       line: { color: theme.soft, width: 1, dash: "dot" } });
   }
-  const levels = (chart.levels || []).filter(level => shown(level) && level.y !== null);
+  const levels = (chart.levels || []).filter(level => visible.length <= FEW && shown(level) && level.y !== null);
   for (const level of levels) {
     const ink = level.alarm ? theme.alarm : color(level.run);
     shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: level.y, y1: level.y,
       line: { color: ink, width: 1.2, dash: "dash" },
-      label: levels.length < 5 ? { text: escape(level.text), textposition: "end", padding: 2,
+      label: visible.length === 1 ? { text: escape(level.text), textposition: "end", yanchor: "bottom", padding: 2,
         font: { size: 11, color: ink } } : {} });
   }
   return shapes;
 }
-function axisStyle() { return { gridcolor: theme.line, linecolor: theme.line, zeroline: false, automargin: true,
-  tickfont: { size: 11 }, title: { font: { size: 12 }, standoff: 4 } }; }
+function axisStyle(title) {
+  return { gridcolor: theme.line, linecolor: theme.line, zeroline: false, automargin: true, tickfont: { size: 11 },
+    title: { text: title, font: { size: 12 }, standoff: 4 } };
+}
 function baseLayout() {
-  return { autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
+  return { autosize: true, paper_bgcolor: theme.page, plot_bgcolor: theme.page, showlegend: false,
     font: { color: theme.ink, family: "system-ui, sans-serif", size: 12 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.soft, activecolor: theme.ink },
-    hoverlabel: { bgcolor: theme.paper, bordercolor: theme.line, font: { color: theme.ink, size: 12 }, namelength: -1 } };
+    hoverlabel: { bgcolor: theme.paper, bordercolor: theme.line, namelength: -1,
+      font: { color: theme.ink, size: visibleRuns().length > 8 ? 11 : 12 } } };
 }
 function curveFigure(chart, card) {
-  const axis = unit(), width = card.clientWidth;
-  const xaxis = { ...axisStyle(), exponentformat: "B", showspikes: true, spikemode: "across", spikethickness: 1,
+  const axis = unit(), width = card.clientWidth, isNarrow = width < 500;
+  const xaxis = { ...axisStyle(axis.title), exponentformat: "B", showspikes: true, spikemode: "across", spikethickness: 1,
     spikedash: "solid", spikecolor: theme.soft, ...(state.range ? { range: state.range } : { autorange: true }),
     uirevision: JSON.stringify([state.axis, state.range]), hoverformat: state.axis === "steps" ? ",d" : ".5~g",
     unifiedhovertitle: { text: state.axis === "time" ? `%{x} ${axis.title.slice(15, -1)}` : `${axis.title} %{x}` } };
-  xaxis.title = { ...xaxis.title, text: axis.title };
   const yaxis = { ...axisStyle(), ...FORMS[chart.form].axis, type: isLog(chart) ? "log" : "linear",
     uirevision: state.scale };
   // On a touch screen, a drag scrolls the page.
   const dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
   const layout = { ...baseLayout(), height: card.classList.contains("wide") && width > 700 ? 380 : 270, xaxis, yaxis,
-    margin: { l: 48, r: 14, t: 30, b: 40 }, hovermode: "x unified", dragmode, shapes: drawShapes(chart, width) };
-  return [[...drawLines(chart), ...drawMarks(chart)], layout];
+    margin: { l: 48, r: 14, t: (chart.phases || []).length ? 24 : 10, b: 40 }, hovermode: "x unified", dragmode,
+    shapes: drawShapes(chart, width) };
+  return [[...drawLines(chart, isNarrow), ...drawMarks(chart, isNarrow)], layout];
 }
-function barFigure(chart) {
-  const labels = part => part.runs.map(run => escape(shorten(data.runs[run].name)));
-  const traces = chart.bars.map(part => {
-    const kept = part.runs.map((run, i) => i).filter(i => !state.hidden.has(part.runs[i]));
-    const pick = list => kept.map(i => list[i]);
-    return { type: "bar", orientation: "h", name: part.label, x: pick(part.shares), y: pick(labels(part)),
-      text: pick(part.shares.map(share => share > 0.06 ? `${(share * 100).toFixed(0)}%` : "")), textposition: "inside",
-      insidetextanchor: "middle", textangle: 0, customdata: pick(part.texts), marker: { color: PARTS[part.kind] },
-      hovertemplate: `${part.label} %{x:.1%} (%{customdata})<extra></extra>` };
-  });
-  const several = data.runs.length > 1;
+function barFigure(chart, card) {
+  const isNarrow = card.clientWidth < 600, several = data.runs.length > 1;
+  const rows = chart.bars[0].runs.map((run, i) => i).filter(i => !state.hidden.has(chart.bars[0].runs[i]));
+  const pick = list => rows.map(i => list[i]);
+  const traces = chart.bars.map(part => ({ type: "bar", orientation: "h", name: part.label, x: pick(part.shares),
+    y: rows.map((_, row) => row), customdata: pick(part.texts), marker: { color: PARTS[part.kind] },
+    text: pick(part.shares.map(share => share > 0.08 ? `${(share * 100).toFixed(0)}%` : "")), textposition: "inside",
+    insidetextanchor: "middle", textangle: 0,
+    hovertemplate: `${part.label} %{x:.1%} (%{customdata})<extra></extra>` }));
+  const below = isNarrow ? 22 * Math.ceil(chart.bars.length / 3) + 14 : 34;
   const layout = { ...baseLayout(), barmode: "stack", hovermode: "closest", dragmode: false, showlegend: true,
-    height: 130 + 28 * chart.num_bars, bargap: 0.25, margin: { l: 10, r: 14, t: 4, b: 60 },
-    legend: { orientation: "h", y: 0, yref: "paper", yanchor: "top", traceorder: "normal", font: { size: 11.5 } },
-    xaxis: { ...axisStyle(), range: [0, 1], tickformat: ".0%", showgrid: false, visible: false },
-    yaxis: { ...axisStyle(), autorange: "reversed", fixedrange: true, type: "category", showticklabels: several } };
+    height: 30 * Math.max(1, rows.length) + below + 12, bargap: 0.25, margin: { l: 6, r: 6, t: 4, b: below },
+    legend: { orientation: "h", xref: "container", x: 0, yref: "container", y: 0, yanchor: "bottom",
+      traceorder: "normal", font: { size: 11.5 } },
+    xaxis: { range: [0, 1], visible: false, fixedrange: true },
+    yaxis: { ...axisStyle(), autorange: "reversed", fixedrange: true, showticklabels: several, showgrid: false,
+      tickvals: rows.map((_, row) => row),
+      ticktext: pick(chart.bars[0].runs.map(run => escape(shorten(data.runs[run].name, isNarrow ? 18 : 40)))) } };
   return [traces, layout];
 }
 function heatFigure(chart) {
-  const trace = { type: "heatmap", x: chart.lengths, y: chart.depths, z: chart.scores, zmin: 0, zmax: 1, xgap: 2, ygap: 2,
-    colorscale: SCORES, showscale: false, hoverongaps: false, texttemplate: "%{z:.2f}",
-    hovertemplate: "%{x} tokens, depth %{y}: %{z:.3f}<extra></extra>" };
+  const trace = { type: "heatmap", x: chart.lengths, y: chart.depths, z: chart.scores, zmin: 0, zmax: 1, xgap: 2,
+    ygap: 2, colorscale: SCORES, showscale: false, hoverongaps: false, texttemplate: "%{z:.2f}",
+    textfont: { color: "#1c2024" }, hovertemplate: "%{x} tokens, depth %{y}: %{z:.3f}<extra></extra>" };
+  const axis = title => ({ ...axisStyle(title), type: "category", showgrid: false });
   const layout = { ...baseLayout(), height: 90 + 30 * chart.depths.length, margin: { l: 48, r: 14, t: 6, b: 40 },
-    dragmode: false, xaxis: { ...axisStyle(), type: "category", showgrid: false, title: { text: "tokens" } },
-    yaxis: { ...axisStyle(), type: "category", autorange: "reversed", showgrid: false, title: { text: "depth" } } };
+    dragmode: false, xaxis: axis("tokens"), yaxis: { ...axis("depth"), autorange: "reversed" } };
   return [[trace], layout];
 }
-function shorten(name) { return name.length > 24 ? name.slice(0, 23) + "…" : name; }
+// The ends of names differ more often than their beginnings.
+function shorten(name, room) {
+  return name.length > room ? `${name.slice(0, room / 2 - 2)}…${name.slice(1 - room / 2)}` : name;
+}
 
 function draw(card) {
   const [chart, plot] = [card.chart, card.querySelector(".plot")];
-  const [traces, layout] = chart.bars ? barFigure(chart) : chart.scores ? heatFigure(chart) : curveFigure(chart, card);
+  const [traces, layout] = chart.bars ? barFigure(chart, card) : chart.scores ? heatFigure(chart)
+    : curveFigure(chart, card);
   card.isOld = false;
   Plotly.react(plot, traces, layout, CONFIG);
   if (chart.lines && !card.isWatched) {
@@ -192,9 +208,11 @@ function zoom(range) { state.range = range; redraw(); }
 function redraw() {
   theme = THEMES[darkness.matches ? "dark" : "light"];
   for (const card of cards.values()) { card.isOld = true; if (card.isNear) draw(card); }
-  for (const key of document.querySelectorAll(".key")) key.style.cssText =
-    `border-top-color: ${color(Number(key.dataset.run))}; border-top-style: ${dash(Number(key.dataset.run)) === "solid"
-      ? "solid" : dash(Number(key.dataset.run)) === "dot" ? "dotted" : "dashed"}`;
+  for (const key of document.querySelectorAll(".key")) {
+    const run = Number(key.dataset.run);
+    key.style.borderTopColor = color(run);
+    key.style.borderTopStyle = { solid: "solid", dot: "dotted" }[dash(run)] || "dashed";
+  }
 }
 function describeMarks(chart) {
   const kinds = new Set((chart.marks || []).map(mark => mark.kind)), note = (chart.lines || []).find(line => line.note);
@@ -266,11 +284,12 @@ function fillBar() {
 function show(newData) {
   data = newData;
   for (const run of data.runs) for (const name of ["steps", "tokens", "seconds"]) run[name] = decode(run[name]);
-  const old = cards;
   addCards(data.charts, element("charts"), "shared");
   for (const place of document.querySelectorAll("[data-maps]"))
     addCards(data.maps.filter(map => map.run === Number(place.dataset.maps)), place, `run ${place.dataset.maps}`);
-  for (const [key, card] of old) if (!card.isConnected) { observer.unobserve(card); Plotly.purge(card.querySelector(".plot")); cards.delete(key); }
+  for (const [key, card] of cards) if (!card.isConnected) {
+    observer.unobserve(card); Plotly.purge(card.querySelector(".plot")); cards.delete(key);
+  }
   if (data.runs.length) { fillBar(); redraw(); }
 }
 function announce(text, isProblem) {
@@ -287,7 +306,9 @@ async function follow() {
     else if (news) {
       document.title = element("title").textContent = news.title;
       element("comparison").innerHTML = news.comparison;
+      const open = [...document.querySelectorAll("details.run")].map(one => one.open);
       element("sections").innerHTML = news.sections;
+      document.querySelectorAll("details.run").forEach((one, i) => { one.open = open[i] ?? one.open; });
       show(news.data);
       announce(`updated at ${new Date().toLocaleTimeString()}`, false);
     }
