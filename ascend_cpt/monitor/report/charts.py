@@ -126,7 +126,9 @@ def _make_goodput_chart(runs: Sequence[RunData]) -> list[Chart]:
                     "label": LABELS.get(category, category),
                     "kind": category,
                     "runs": [index for index, _ in known],
-                    "shares": [round_digits(s / goodput.wall_s) for s, (_, goodput) in zip(seconds, known, strict=True)],
+                    "shares": [
+                        round_digits(s / goodput.wall_s) for s, (_, goodput) in zip(seconds, known, strict=True)
+                    ],
                     "texts": [format_duration(s) for s in seconds],
                 }
             )
@@ -154,4 +156,3 @@ def _make_heat_map(index: int, name: str, found: HeatMap) -> Chart:
             for depth in found.depths
         ],
     }
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ def find_restarts(intervals: Sequence[Interval]) -> list[Restart]:
         launches.setdefault(interval.launch_s, []).append(interval)
     ordered = [launches[key] for key in sorted(launches)]
     restarts = []
-    for before, launch in zip(ordered, ordered[1:], strict=False):
+    for before, launch in itertools.pairwise(ordered):
         from_step = launch[0].from_step
         last_step = max(interval.last_step for interval in before)
         restarts.append(

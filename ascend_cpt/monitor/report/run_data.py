@@ -85,9 +85,7 @@ class RunReader:
             DataError: when the folder contains no run, or a record before the last line is damaged.
         """
         if not self._path.is_file():
-            raise DataError(
-                f"{self._run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run"
-            )
+            raise DataError(f"{self._run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run")
         try:
             self._read_new_lines()
         except DataError as error:
@@ -120,10 +118,11 @@ class RunReader:
                 self._inode = stat.st_ino
             file.seek(self._offset)
             while chunk := file.read(CHUNK_BYTES) + file.readline():
-                chunk = chunk[: chunk.rfind(b"\n") + 1]
-                self._num_lines += self._add_chunk(chunk)
-                self._offset += len(chunk)
-                if file.tell() != self._offset:
+                whole = chunk[: chunk.rfind(b"\n") + 1]
+                if whole:
+                    self._num_lines += self._add_chunk(whole)
+                    self._offset += len(whole)
+                if len(whole) < len(chunk):
                     break
 
     def _add_chunk(self, chunk: bytes, first: int = 0) -> int:
@@ -148,7 +147,7 @@ class RunReader:
         return num_lines
 
     def _add(self, number: int, line: bytes) -> dict[str, Any] | None:
-        """Add a record that is not a step, or return a step record. `number` is counted from this chunk's first line."""
+        """Add a record that is not a step, or return a step record. `number` counts from the chunk's first line."""
         try:
             record = parse_object(line)
             if record["kind"] == "step":

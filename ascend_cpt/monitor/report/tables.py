@@ -77,6 +77,7 @@ def _format_last(points: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def render_summary(run: RunData) -> str:
+    """Return a table of facts about a run."""
     columns, info = run.columns, run.info
     steps, losses = columns["step"], columns["loss"]
     times = columns["step_time_s"]

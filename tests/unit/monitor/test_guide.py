@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ascend_cpt.config.loader import load_config
-from tests.unit.monitor.test_report import write_run
+from tests.unit.monitor.report.test_report import write_run
 
 # Files of a run folder in the order of the guide's table, and the modules that contain their names.
 WRITERS = {
