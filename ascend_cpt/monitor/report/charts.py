@@ -10,7 +10,7 @@ import numpy as np
 
 from ascend_cpt.monitor.goodput.account import CATEGORIES, LABELS
 from ascend_cpt.monitor.heat_map import HeatMap, choose_heat_maps
-from ascend_cpt.monitor.report.curves import Floats, make_curve, make_mean_curve, round_digits, smooth, value_at
+from ascend_cpt.monitor.report.curves import Floats, make_curve, make_mean_curve, round_digits, value_at
 from ascend_cpt.monitor.report.quality import make_set_chart, make_task_chart
 from ascend_cpt.monitor.report.run_data import RunData
 from ascend_cpt.monitor.rises import find_rises
@@ -55,10 +55,10 @@ def _draw_column(index: int, run: RunData, values: Floats, *, smoothed: bool) ->
     raw = make_curve(steps, values)
     if raw is None:
         return []
-    means, window = smooth(values)
-    curve = make_mean_curve(steps, means) if smoothed and window > 1 else None
-    if curve is None:
+    mean = make_mean_curve(steps, values) if smoothed else None
+    if mean is None:
         return [{"run": index, **raw}]
+    curve, window = mean
     return [{"run": index, "raw": True, **raw}, {"run": index, "note": f"{window} steps", **curve}]
 
 

@@ -47,13 +47,12 @@ def thin(values: Floats, num_points: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, len(values) - 1, min(num_points, len(values))).round().astype(np.int64))
 
 
-def smooth(values: Floats) -> tuple[Floats, int]:
-    """Return the centered moving average and its window in steps, ignoring non-finite values."""
+def smooth(values: Floats, middles: NDArray[np.int64]) -> tuple[Floats, int]:
+    """Return the centered moving average at some indices and its window in steps, ignoring non-finite values."""
     window = max(1, len(values) // SMOOTH_SHARE)
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
-    middles = np.arange(len(values))
     starts, stops = np.maximum(middles - window // 2, 0), np.minimum(middles + window // 2 + 1, len(values))
     totals, numbers = sums[stops] - sums[starts], counts[stops] - counts[starts]
     return np.where(numbers > 0, totals / np.maximum(numbers, 1), np.nan), window // 2 * 2 + 1
@@ -63,18 +62,17 @@ def make_curve(steps: Floats, values: Floats) -> dict[str, Values] | None:
     """Return the points `x`, `y` to plot, or None if no value is finite. In a gap, `y` is None or NaN."""
     if not np.isfinite(values).any():
         return None
-    return _encode_points(steps, values, downsample(values))
-
-
-def make_mean_curve(steps: Floats, values: Floats) -> dict[str, Values] | None:
-    """Return the points of a moving average: eight per window, so no point of it is far from a plotted one."""
-    if not np.isfinite(values).any():
-        return None
-    return _encode_points(steps, values, thin(values, 8 * SMOOTH_SHARE))
-
-
-def _encode_points(steps: Floats, values: Floats, chosen: NDArray[np.int64]) -> dict[str, Values]:
+    chosen = downsample(values)
     return {"x": encode(steps[chosen], "<i4"), "y": encode(values[chosen], "<f4")}
+
+
+def make_mean_curve(steps: Floats, values: Floats) -> tuple[dict[str, Values], int] | None:
+    """Return the moving average, eight points per window, and the window in steps; None for a short run."""
+    chosen = thin(values, 8 * SMOOTH_SHARE)
+    means, window = smooth(values, chosen)
+    if window == 1 or not np.isfinite(means).any():
+        return None
+    return {"x": encode(steps[chosen], "<i4"), "y": encode(means, "<f4")}, window
 
 
 def encode(values: Floats, dtype: str) -> Values:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,17 +23,13 @@ from ascend_cpt.monitor.history import (
 from ascend_cpt.monitor.record import parse_record
 from ascend_cpt.monitor.report.curves import Floats
 from ascend_cpt.monitor.report.restarts import Restart, find_restarts
-from ascend_cpt.monitor.report.step_columns import STEP_HEAD, StepColumns, check_names, parse_object
+from ascend_cpt.monitor.report.step_columns import StepColumns, check_names, parse_object
 from ascend_cpt.monitor.summary import collect_by_name
 from ascend_cpt.terminal_text import strip_controls
 
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 2 << 20
 FEW_LINES = 500
 """Read one by one if one of them is unusual."""
-# It begins with a literal character and is therefore ten times faster than one that begins with ^.
-_OTHER_LINE = re.compile(rb"\n(?!" + re.escape(STEP_HEAD) + rb")[^\n]*(?=\n)")
-_HEAD = re.compile(rb'\{"kind": "(?!step")\w+", ')
-"""How a record that is not a step begins when `JsonlSink` wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +127,8 @@ class RunReader:
         with each half of the lines, and a few lines are added one by one.
         """
         num_lines = chunk.count(b"\n")
-        steps, others = _separate(chunk, num_lines)
-        is_regular = all(_HEAD.match(line) for _, line in others)
-        if is_regular and (not steps or self._steps.add_lines(steps, num_lines - len(others))):
+        others = self._steps.add_lines(chunk)
+        if others is not None:
             for number, line in others:
                 self._add(first + number, line)
         elif num_lines <= FEW_LINES:
@@ -160,21 +154,6 @@ class RunReader:
             where = self._num_lines + number + 1
             raise DataError(f"{METRICS_NAME}: line {where} is not a valid record; correct or remove it") from None
         return None
-
-
-def _separate(chunk: bytes, num_lines: int) -> tuple[bytes, list[tuple[int, bytes]]]:
-    """Return the step records among whole lines, and the other lines with their numbers, counted from 0."""
-    if chunk.startswith(STEP_HEAD) and chunk.count(b"\n" + STEP_HEAD) == num_lines - 1:
-        return chunk, []
-    steps: list[bytes] = []
-    others: list[tuple[int, bytes]] = []
-    number, end, text = 0, 0, b"\n" + chunk
-    for match in _OTHER_LINE.finditer(text):
-        steps.append(text[end : match.start()])
-        number += steps[-1].count(b"\n")
-        others.append((number, match[0][1:]))
-        number, end = number + 1, match.end()
-    return b"".join([*steps, text[end:]])[1:], others
 
 
 def load_runs(run_dirs: Sequence[Path]) -> list[RunData]:

@@ -42,7 +42,7 @@ def render_comparison(names: Sequence[str], runs: Sequence[RunData]) -> str:
                 name,
                 f"{int(columns['step'][-1]):,} of {int(columns['total_steps'][-1]):,}",
                 format_count(int(columns["tokens"][-1])),
-                _format_number(float(smooth(columns["loss"])[0][-1]), ".4f"),
+                _format_number(float(smooth(columns["loss"], np.array([len(columns["loss"]) - 1]))[0][0]), ".4f"),
                 *(_format_last(run.validation.get(each, ()), "loss") for each in sets),
                 *(_format_last(run.tasks.get(each, ()), "score") for each in tasks),
                 format_count(_median(columns["tokens_per_s"])),

@@ -67,7 +67,7 @@ def test_downsampling_keeps_ends_extremes_and_gaps(values: Any) -> None:
 def test_smoothing_ignores_nan() -> None:
     values = np.arange(1000.0)
     values[500] = np.nan
-    means, window = smooth(values)
+    means, window = smooth(values, np.arange(1000))
     assert window == 21 and means[100] == 100.0 and means[0] == 5.0
     assert means[505] == pytest.approx((sum(range(495, 516)) - 500) / 20)
 
