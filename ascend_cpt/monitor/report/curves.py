@@ -39,7 +39,8 @@ def downsample(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int
     highs = starts + np.where(finite, rows, -np.inf).argmax(axis=1)
     gaps = starts + finite.argmin(axis=1)
     kept = np.concatenate([[0, count - 1], lows[has_values], highs[has_values], gaps[has_gap]])
-    return np.unique(np.minimum(kept, count - 1))
+    indices: NDArray[np.int64] = np.unique(np.minimum(kept, count - 1))
+    return indices
 
 
 def thin(values: Floats, num_points: int) -> NDArray[np.int64]:

@@ -132,7 +132,7 @@ def _are_at(lines: bytes, text: bytes, places: NDArray[np.int64]) -> NDArray[np.
     found = np.ones(len(places), bool)
     if not len(places):
         return found
-    words = np.ndarray((len(lines) - 7,), "<u8", lines, strides=(1,))
+    words: NDArray[np.uint64] = np.ndarray((len(lines) - 7,), "<u8", lines, strides=(1,))
     for offset in sorted({*range(0, len(text) - 7, 8), len(text) - 8}):
         found &= words[places + offset] == int.from_bytes(text[offset : offset + 8], "little")
     return found
