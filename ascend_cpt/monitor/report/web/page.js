@@ -77,7 +77,8 @@ function drawLines(chart, isNarrow) {
     const run = shorten(data.runs[line.run].name, isNarrow ? 20 : 40);
     const name = !several ? label : isCrowded || !line.raw ? run : `${run}, ${label}`;
     return { type: "scatter", mode: line.dots ? "lines+markers" : "lines", name: escape(name),
-      x: place(line.run, line.x), y: line.y, opacity: !line.raw ? 1 : isCrowded ? 0.2 : 0.35, connectgaps: false, meta: { run: line.run },
+      x: place(line.run, line.x), y: line.y, opacity: !line.raw ? 1 : isCrowded ? 0.2 : 0.35, connectgaps: false,
+      meta: { run: line.run },
       line: { color: color(line.run), width: line.raw ? 1 : 2, dash: line.raw ? "solid" : dash(line.run) },
       marker: { color: color(line.run), size: line.x.length > 60 ? 4 : 7 },
       ...(line.raw && isCrowded ? { hoverinfo: "skip" } : { hovertemplate: `%{y:${form.hover}}` }) };
@@ -141,7 +142,8 @@ function baseLayout() {
 }
 function curveFigure(chart, card) {
   const axis = unit(), width = card.clientWidth, isNarrow = width < 500;
-  const xaxis = { ...axisStyle(axis.title), exponentformat: "B", showspikes: true, spikemode: "across", spikethickness: 1,
+  const xaxis = { ...axisStyle(axis.title), exponentformat: "B", showspikes: true, spikemode: "across",
+    spikethickness: 1,
     spikedash: "solid", spikecolor: theme.soft, ...(state.range ? { range: state.range } : { autorange: true }),
     uirevision: JSON.stringify([state.axis, state.range]), hoverformat: state.axis === "steps" ? ",d" : ".5~g",
     unifiedhovertitle: { text: state.axis === "time" ? `%{x} ${axis.title.slice(15, -1)}` : `${axis.title} %{x}` } };
@@ -163,10 +165,10 @@ function barFigure(chart, card) {
     text: pick(part.shares.map(share => share > 0.08 ? `${(share * 100).toFixed(0)}%` : "")), textposition: "inside",
     insidetextanchor: "middle", textangle: 0,
     hovertemplate: `${part.label} %{x:.1%} (%{customdata})<extra></extra>` }));
-  const below = isNarrow ? 22 * Math.ceil(chart.bars.length / 3) + 14 : 34;
+  const below = isNarrow ? 20 * Math.ceil(chart.bars.length / 2) + 14 : 34;
   const layout = { ...baseLayout(), barmode: "stack", hovermode: "closest", dragmode: false, showlegend: true,
     height: 30 * Math.max(1, rows.length) + below + 12, bargap: 0.25, margin: { l: 6, r: 6, t: 4, b: below },
-    legend: { orientation: "h", xref: "container", x: 0, yref: "container", y: 0, yanchor: "bottom",
+    legend: { orientation: "h", xref: "container", x: 0, yref: "container", y: 0, yanchor: "bottom", maxheight: 1,
       traceorder: "normal", font: { size: 11.5 } },
     xaxis: { range: [0, 1], visible: false, fixedrange: true },
     yaxis: { ...axisStyle(), autorange: "reversed", fixedrange: true, showticklabels: several, showgrid: false,
