@@ -96,6 +96,8 @@ def make_lines(random: Any, count: int) -> list[dict[str, Any]]:
             record["loss"] = random.choice(["nan", "inf", "-inf"])
         if random.random() < 0.02:
             record = dict(reversed(record.items()))  # as no version of JsonlSink writes it
+        if random.random() < 0.02:
+            record = {key: record[key] for key in sorted(record, key=lambda key: (key != "kind", key != "step", key))}
         lines.append(record)
         if random.random() < 0.05:
             lines.append({"kind": "validation", "step": step, "name": "held", "loss": 2.0, "num_labels": 9})
@@ -170,9 +172,15 @@ def test_reader_adds_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Monkey
         file.write(line[50:] + "\n")
     assert reader.read().columns["loss"][-1] == 1.5 and reader.find_version() != before
     assert added == [line.encode() + b"\n"]
-    JsonlSink(metrics, 10).close()  # a launch that resumes at step 10 replaces the file
+    sink = JsonlSink(
+        metrics, 10
+    )  # a launch that resumes at step 10 replaces the file, which then grows beyond its size
+    for step in range(11, 41):
+        sink.write(make_step(step, loss=9.0))
+    sink.close()
     data = reader.read()
-    assert data.columns["step"].tolist() == list(range(1, 11)) and len(data.validation["general"]) == 2
+    assert data.columns["step"].tolist() == list(range(1, 41)) and len(data.validation["general"]) == 2
+    assert (data.columns["loss"][10:] == 9).all()
     assert list(data.skipped) == [7]
 
 
@@ -202,3 +210,11 @@ def test_run_that_has_not_finished_a_step(tmp_path: Path) -> None:
 def test_several_runs_are_read_in_the_given_order(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name) for name in "cab"]
     assert [run.name for run in load_runs(folders)] == ["c", "a", "b"]
+
+
+def test_values_belong_to_their_keys(tmp_path: Path) -> None:
+    first = {"kind": "step", **vars(make_step(1, loss=7.0))}
+    exchanged = {{"loss": "step", "step": "loss"}.get(key, key): value for key, value in first.items()}
+    exchanged |= {"step": 2, "loss": 9}
+    columns = load_run(write_lines(tmp_path, [first, exchanged])).columns
+    assert columns["step"].tolist() == [1, 2] and columns["loss"].tolist() == [7, 9]

@@ -61,7 +61,9 @@ def serve(repo_root: Path) -> Iterator[Callable[..., Served]]:
         assert process.stdout
         line = process.stdout.readline()
         match = re.fullmatch(r"serving on http://127\.0\.0\.1:(\d+)/ \(.*\); Ctrl-C ends it\n", line)
-        assert match, (line, process.stderr and process.stderr.read())
+        if match is None:
+            process.kill()
+            pytest.fail(line + process.communicate()[1])
         return Served(process=process, port=int(match[1]))
 
     yield start
