@@ -19,7 +19,7 @@ class Restart:
     num_lost_steps: int
     """Steps of the launch before that were computed again."""
     is_interruption: bool
-    """Whether the launch before did not end in an orderly way."""
+    """Whether the launch before ended with an error or in no orderly way."""
 
     def describe(self) -> str:
         """Return a few words about the restart."""
@@ -42,7 +42,7 @@ def find_restarts(intervals: Sequence[Interval]) -> list[Restart]:
             Restart(
                 from_step=from_step,
                 num_lost_steps=max(0, last_step - from_step),
-                is_interruption=before[-1].part != ENDING,
+                is_interruption=before[-1].part != ENDING or bool(before[-1].error),
             )
         )
     return restarts
