@@ -7,8 +7,9 @@ from typing import Any
 
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
-from ascend_cpt.monitor.goodput.account import Goodput, Interruption, compute_goodput, list_interruptions
+from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
 from ascend_cpt.monitor.goodput.nodes import describe_node_changes
+from ascend_cpt.monitor.goodput.restarts import Restart, find_restarts
 from ascend_cpt.monitor.goodput.slow_ranks import MAX_LISTED, SlowRank, describe_slow
 from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import read_metrics
@@ -46,7 +47,7 @@ def summarize_run(run_dir: Path) -> list[str]:
     intervals = read_timeline(run_dir / FILE_NAME)
     if goodput := compute_goodput(intervals):
         lines.extend(f"  {line}" for line in _describe_goodput(goodput))
-    lines.extend(f"                   {line}" for line in _describe_interruptions(list_interruptions(intervals)))
+    lines.extend(f"                   {line}" for line in _describe_interruptions(find_restarts(intervals)))
     lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():
@@ -89,9 +90,9 @@ def _describe_goodput(goodput: Goodput) -> list[str]:
     return lines
 
 
-def _describe_interruptions(found: list[Interruption]) -> list[str]:
-    lines = [interruption.describe() for interruption in found[-MAX_INTERRUPTIONS:]]
-    return [f"(the last {MAX_INTERRUPTIONS})", *lines] if len(found) > MAX_INTERRUPTIONS else lines
+def _describe_interruptions(restarts: list[Restart]) -> list[str]:
+    lines = [restart.describe() for restart in restarts if restart.is_interruption]
+    return [f"(the last {MAX_INTERRUPTIONS})", *lines[-MAX_INTERRUPTIONS:]] if len(lines) > MAX_INTERRUPTIONS else lines
 
 
 def _describe_start(records: list[dict[str, Any]]) -> list[str]:

@@ -183,6 +183,8 @@ FLAGS: dict[str, list[str]] = {
     "tools/rehearse.py": ["--devices-per-node", "--folder", "--keep", "--nodes", "--processes", "--set", "--timeout"],
     "tools/report.py": [
         "--output",
+        "--port",
+        "--serve",
     ],
     "tools/summarize_run.py": [],
     "tools/tune.py": [

@@ -284,15 +284,16 @@ def _open_sinks(
         ConsoleSink(console, settings.print_every_steps),
         JsonlSink(run.run_dir / METRICS_NAME, initial_step),
     ]
+    warn = SinkGroup([], console).warn
     trackers = open_trackers(
         settings.sinks,
         run.run_dir,
         resume_step=initial_step,
         project=settings.project,
         config=info,
-        warn=SinkGroup([], console).warn,
+        warn=warn,
     )
-    sinks = SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir)], console)
+    sinks = SinkGroup([*always, *trackers, *extra_sinks, ReportSink(run.run_dir, warn)], console)
     if nodes is not None:
         sinks.write(nodes)
     return sinks

@@ -126,6 +126,14 @@ def read_timeline(path: Path) -> list[Interval]:
     return sorted(_read_lines(path), key=lambda interval: interval.start_s) if path.is_file() else []
 
 
+def group_by_launch(intervals: Sequence[Interval]) -> list[list[Interval]]:
+    """Return the intervals of each launch, in order."""
+    launches: dict[float, list[Interval]] = {}
+    for interval in intervals:
+        launches.setdefault(interval.launch_s, []).append(interval)
+    return [launches[key] for key in sorted(launches)]
+
+
 def _read_lines(path: Path) -> Iterator[Interval]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:

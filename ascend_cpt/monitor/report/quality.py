@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ascend_cpt.monitor.report.run_data import RunData, make_curve, round_digits
+from ascend_cpt.monitor.report.curves import make_curve, round_digits
+from ascend_cpt.monitor.report.run_data import RunData
+from ascend_cpt.monitor.report.tables import render_table
 from ascend_cpt.monitor.rises import find_rises
 
 Points = Sequence[Mapping[str, Any]]
 
 
-def make_set_chart(name: str, runs: Sequence[RunData], phases: list[dict[str, Any]]) -> dict[str, Any]:
+def make_set_chart(name: str, runs: Sequence[RunData]) -> dict[str, Any]:
     """Return a validation set's chart: its losses with the baseline, limit and rises."""
-    chart = _start_chart(f"Validation: {name} (nats per token)", phases)
+    chart = _start_chart(f"Validation: {name} (nats per token)")
     for index, run in enumerate(runs):
         limit = run.info.get("validation", {}).get(name, {}).get("max_increase")
         _add_run(chart, index, run.validation.get(name, []), "loss", limit)
     return chart
 
 
-def make_task_chart(name: str, runs: Sequence[RunData], phases: list[dict[str, Any]]) -> dict[str, Any]:
+def make_task_chart(name: str, runs: Sequence[RunData]) -> dict[str, Any]:
     """Return a task's chart: its scores with the baseline, limit and drops."""
     metrics = dict.fromkeys(run.tasks[name][-1]["metric"] for run in runs if name in run.tasks)
-    chart = _start_chart(f"Task: {name} ({', '.join(metrics)})", phases)
+    chart = _start_chart(f"Task: {name} ({', '.join(metrics)})")
     for index, run in enumerate(runs):
         points = _choose_metric(run.tasks.get(name, []))
         limit = run.info.get("tasks", {}).get(name, {}).get("max_drop")
@@ -40,8 +41,8 @@ def _choose_metric(points: Points) -> Points:
     return [point for point in points if point["metric"] == points[-1]["metric"]]
 
 
-def _start_chart(title: str, phases: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"title": title, "form": "plain", "lines": [], "levels": [], "phases": phases}
+def _start_chart(title: str) -> dict[str, Any]:
+    return {"title": title, "form": "plain", "lines": [], "levels": []}
 
 
 def _add_run(chart: dict[str, Any], index: int, points: Points, key: str, limit: float | None) -> None:
@@ -97,12 +98,7 @@ def render_tasks(run: RunData) -> str:
             )
         )
     heads = ("Task", "Metric", "Items", "Before", "Last", "Change", "Alarm")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        f'<div class="tables"><div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        "</div></div>"
-    )
+    return f'<div class="tables">{render_table(heads, rows)}</div>'
 
 
 def _describe_drop(first_step: int, recovered_step: int | None) -> str:

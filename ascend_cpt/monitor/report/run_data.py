@@ -1,34 +1,35 @@
-"""Reads a report's data from a run folder and downsamples it for plotting."""
+"""Reads a report's data from a run folder, and from then on only what was added."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
-from numpy.typing import NDArray
-
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
+from ascend_cpt.monitor.goodput.restarts import Restart, find_restarts
 from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
-from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, add_evaluations, read_run_info
+from ascend_cpt.monitor.history import (
+    EVALUATIONS_NAME,
+    JUDGED_KINDS,
+    METRICS_NAME,
+    RUN_INFO_NAME,
+    add_evaluations,
+    read_run_info,
+)
 from ascend_cpt.monitor.record import parse_record
+from ascend_cpt.monitor.report.curves import Floats
+from ascend_cpt.monitor.report.step_columns import StepColumns, check_names, parse_object
 from ascend_cpt.monitor.summary import collect_by_name
+from ascend_cpt.terminal_text import strip_controls
 
-NUM_BUCKETS = 500
-"""A curve has at most two points per bucket: its minimum and its maximum."""
-SMOOTH_SHARE = 50
-"""The smoothed curve averages over 1/50 of the run."""
-
-Floats = NDArray[np.float64]
-# Columns of the step records. Optional ones may be None, or missing from older versions' records.
-NEEDED = ("step", "total_steps", "tokens", "loss", "learning_rate", "tokens_per_s", "step_time_s")
-OPTIONAL = ("grad_norm", "data_wait_s", "mfu", "tflops_per_device", "num_skipped")
+CHUNK_BYTES = 2 << 20
+FEW_LINES = 500
+"""Read one by one if one of them is unusual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,62 +46,131 @@ class RunData:
     info: Mapping[str, Any]
     goodput: Goodput | None = None
     """None for a run without a timeline."""
+    restarts: Sequence[Restart] = ()
     nodes: Sequence[Mapping[str, Any]] = ()
     """A record for each launch of a job that goes on without lost nodes."""
 
 
-def load_run(run_dir: Path) -> RunData:
-    """Read a run folder.
+class NoSteps(DataError):
+    """The run has not finished its first step."""
 
-    Raises:
-        DataError: when the folder contains no run, or a record before the last line is damaged.
-    """
-    path = run_dir / METRICS_NAME
-    if not path.is_file():
-        raise DataError(f"{run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run")
-    names = (*NEEDED, *OPTIONAL)
-    rows: list[tuple[Any, ...]] = []
-    skipped: dict[int, str] = {}
-    judged: list[dict[str, Any]] = []
-    nodes: list[dict[str, Any]] = []
-    account: Mapping[str, Any] | None = None
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = orjson.loads(line)
-                kind = record["kind"]
-                if kind == "step":
-                    rows.append(tuple([record[name] for name in NEEDED] + [record.get(name) for name in OPTIONAL]))
-                    if record.get("skipped"):
-                        skipped[int(record["step"])] = str(record["skipped"])
-                elif kind in JUDGED_KINDS:
-                    judged.append(parse_record(line))
-                elif kind == "nodes":
-                    nodes.append(parse_record(line))
-                elif kind == "data":
-                    account = parse_record(line)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                if not line.endswith(b"\n"):
-                    break  # last line, truncated by a crash
-                raise DataError(f"{path}: line {number} is not a valid record; correct or remove it") from None
-    if not rows:
-        raise DataError(f"{path}: has no steps yet; wait for the first step of the run")
-    records = [_convert_judged(record) for record in add_evaluations(judged, run_dir)]
-    columns = {name: _to_floats(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-    for name in ("step", "total_steps", "tokens"):
-        if not (columns[name] > 0).all() or not np.isfinite(columns[name]).all():
-            raise DataError(f"{path}: a step has a {name} that is not a positive number; correct or remove its line")
-    return RunData(
-        name=run_dir.resolve().name,
-        columns=columns,
-        skipped=skipped,
-        validation=collect_by_name(records, "validation"),
-        tasks=collect_by_name(records, "task"),
-        account=account,
-        info=read_run_info(run_dir),
-        goodput=compute_goodput(read_timeline(run_dir / FILE_NAME)),
-        nodes=nodes,
-    )
+
+class RunReader:
+    """Reads a run folder. A second call of `read` parses only the lines that were added since the first one."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir, self._path = run_dir, run_dir / METRICS_NAME
+        self._forget()
+
+    def _forget(self) -> None:
+        self._inode, self._offset, self._num_lines = -1, 0, 0
+        self._steps = StepColumns()
+        self._judged: list[dict[str, Any]] = []
+        self._nodes: list[dict[str, Any]] = []
+        self._account: Mapping[str, Any] | None = None
+
+    def find_version(self) -> tuple[tuple[int, int, int], ...]:
+        """Return a value that changes whenever a file that the report is made from does."""
+        paths = [self._run_dir / name for name in (METRICS_NAME, EVALUATIONS_NAME, FILE_NAME, RUN_INFO_NAME)]
+        stats = [path.stat() for path in paths if path.is_file()]
+        return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+    def read(self) -> RunData:
+        """Return the run's data.
+
+        Raises:
+            NoSteps: there are no steps yet.
+            DataError: when the folder contains no run, or a record before the last line is damaged.
+        """
+        if not self._path.is_file():
+            raise DataError(f"{self._run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run")
+        try:
+            self._read_new_lines()
+        except DataError as error:
+            self._forget()
+            raise DataError(str(error).replace(METRICS_NAME, str(self._path), 1)) from None
+        columns = self._steps.join()
+        if not len(columns["step"]):
+            raise NoSteps(f"{self._path}: has no steps yet; wait for the first step of the run")
+        records = [_convert_judged(record) for record in add_evaluations(self._judged, self._run_dir)]
+        timeline = read_timeline(self._run_dir / FILE_NAME)
+        return RunData(
+            name=strip_controls(self._run_dir.resolve().name),
+            columns=columns,
+            skipped=self._steps.skipped,
+            validation=collect_by_name(records, "validation"),
+            tasks=collect_by_name(records, "task"),
+            account=self._account,
+            info=read_run_info(self._run_dir),
+            goodput=compute_goodput(timeline),
+            restarts=find_restarts(timeline),
+            nodes=tuple(self._nodes),
+        )
+
+    def _read_new_lines(self) -> None:
+        """Add the whole lines after the last ones read. A line without an end may be unfinished and waits."""
+        with self._path.open("rb") as file:
+            stat = self._path.stat()
+            # A launch that resumes the run replaces the file.
+            if stat.st_ino != self._inode or stat.st_size < self._offset:
+                self._forget()
+                self._inode = stat.st_ino
+            file.seek(self._offset)
+            while chunk := file.read(CHUNK_BYTES) + file.readline():
+                whole = chunk[: chunk.rfind(b"\n") + 1]
+                if whole:
+                    self._num_lines += self._add_chunk(whole)
+                    self._offset += len(whole)
+                if len(whole) < len(chunk):
+                    break
+
+    def _add_chunk(self, chunk: bytes, first: int = 0) -> int:
+        """Add whole lines, the first of which is `first` lines after the last chunk, and return their number.
+
+        The step records are added at once. One value that is not a number makes that impossible; it is then tried again
+        with each half of the lines, and a few lines are added one by one.
+        """
+        num_lines = chunk.count(b"\n")
+        others = self._steps.add_lines(chunk)
+        if others is not None:
+            for number, line in others:
+                self._add(first + number, line)
+        elif num_lines <= FEW_LINES:
+            records = [self._add(first + number, line) for number, line in enumerate(chunk.split(b"\n")[:-1])]
+            self._steps.add_records([record for record in records if record is not None])
+        else:
+            middle = chunk.index(b"\n", len(chunk) // 2) + 1
+            added = self._add_chunk(chunk[:middle], first)
+            self._add_chunk(chunk[middle:], first + added)
+        return num_lines
+
+    def _add(self, number: int, line: bytes) -> dict[str, Any] | None:
+        """Add a record that is not a step, or return a step record. `number` counts from the chunk's first line."""
+        try:
+            record = parse_object(line)
+            if record["kind"] == "step":
+                return check_names(record)
+            if record["kind"] in JUDGED_KINDS:
+                self._judged.append(parse_record(line))
+            elif record["kind"] == "nodes":
+                self._nodes.append(parse_record(line))
+            elif record["kind"] == "data":
+                self._account = parse_record(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            where = self._num_lines + number + 1
+            raise DataError(f"{METRICS_NAME}: line {where} is not a valid record; correct or remove it") from None
+        return None
+
+
+def load_runs(run_dirs: Sequence[Path]) -> list[RunData]:
+    """Read run folders, several at the same time; see `RunReader.read`."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return list(pool.map(load_run, run_dirs))
+
+
+def load_run(run_dir: Path) -> RunData:
+    """Read a run folder once; see `RunReader.read`."""
+    return RunReader(run_dir).read()
 
 
 def _convert_judged(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,62 +180,3 @@ def _convert_judged(record: Mapping[str, Any]) -> dict[str, Any]:
         return {**values, "loss": float(record["loss"])}
     scores = {str(key): float(value) for key, value in record["values"].items()}
     return {**values, "score": float(record["score"]), "metric": str(record["metric"]), "values": scores}
-
-
-def _to_floats(column: Iterable[Any]) -> Floats:
-    """Return a column as float64. Strings such as `nan` and `inf` are parsed, and None becomes NaN."""
-    try:
-        return np.array([math.nan if value is None else float(value) for value in column])
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{METRICS_NAME}: a step has a value that is not a number ({error}); correct or remove its line"
-        ) from None
-
-
-def downsample(values: Floats, num_buckets: int = NUM_BUCKETS) -> NDArray[np.int64]:
-    """Return the indices to plot: the first, the last, and each bucket's minimum and maximum, so no spike is lost.
-
-    A bucket with non-finite values also keeps one of them, shown as a gap in the curve.
-    """
-    count = len(values)
-    if count <= 2 * num_buckets:
-        return np.arange(count)
-    edges = np.linspace(0, count, num_buckets + 1).astype(np.int64)
-    kept = {0, count - 1}
-    for start, stop in itertools.pairwise(edges):
-        part = values[start:stop]
-        finite = np.isfinite(part)
-        if not finite.all():
-            kept.add(int(start + np.argmin(finite)))
-        if finite.any():
-            kept.add(int(start + np.argmin(np.where(finite, part, np.inf))))
-            kept.add(int(start + np.argmax(np.where(finite, part, -np.inf))))
-    return np.array(sorted(kept), dtype=np.int64)
-
-
-def smooth(values: Floats) -> tuple[Floats, int]:
-    """Return the centered moving average and its window in steps, ignoring non-finite values."""
-    window = max(1, len(values) // SMOOTH_SHARE)
-    finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    middles = np.arange(len(values))
-    starts, stops = np.maximum(middles - window // 2, 0), np.minimum(middles + window // 2 + 1, len(values))
-    totals, numbers = sums[stops] - sums[starts], counts[stops] - counts[starts]
-    return np.where(numbers > 0, totals / np.maximum(numbers, 1), np.nan), window // 2 * 2 + 1
-
-
-def make_curve(steps: Floats, values: Floats) -> dict[str, list[float | None]] | None:
-    """Return the points `x`, `y` to plot, or None if no value is finite. In a gap, `y` is None."""
-    if not np.isfinite(values).any():
-        return None
-    chosen = downsample(values)
-    return {"x": [round_digits(x) for x in steps[chosen]], "y": [round_digits(y) for y in values[chosen]]}
-
-
-def round_digits(value: float) -> float | None:
-    """Return a number rounded to six significant digits, or None if it is not finite."""
-    if not math.isfinite(value):
-        return None
-    rounded = float(f"{value:.6g}")
-    return int(rounded) if rounded.is_integer() else rounded

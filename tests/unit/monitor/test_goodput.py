@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput, list_interruptions
+from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
+from ascend_cpt.monitor.goodput.restarts import find_restarts
 from ascend_cpt.monitor.goodput.timeline import ENDING, FIRST_STEP, STEPS, WRITE_EVERY_S, Timeline, read_timeline
 
 
@@ -61,11 +62,11 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "timeline.jsonl")
 
 
-def test_interruptions_with_their_causes(run: Run) -> None:
+def test_restarts_with_their_causes(run: Run) -> None:
     run.launch(0)
     run.train(9)
     run.timeline.flush()
-    assert list_interruptions(read_timeline(run.path)) == []
+    assert find_restarts(read_timeline(run.path)) == []
     run.launch(5, cause="worker 1 was killed")
     run.timeline.flush()
     run.launch(4, cause="worker 1 was killed; then worker 0 failed", skipped=("iteration_5: damaged",))
@@ -77,10 +78,12 @@ def test_interruptions_with_their_causes(run: Run) -> None:
     run.launch(12)
     run.spend(ENDING, 1, error="the disk is full")
     run.launch(12)
-    found = list_interruptions(read_timeline(run.path))
-    assert [interruption.describe() for interruption in found] == [
+    found = find_restarts(read_timeline(run.path))
+    assert [restart.is_interruption for restart in found] == [True, True, False, True, True]
+    assert [restart.describe() for restart in found] == [
         "after step 10, resumed at step 5: worker 1 was killed",
         "after step 6, resumed at step 4: worker 0 failed; skipped a checkpoint: iteration_5: damaged",
+        "after step 11, resumed at step 11: stopped in an orderly way",
         "after step 13, resumed at step 12: cause unknown, because the launcher ended as well",
         "after step 13, resumed at step 12: the disk is full",
     ]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from ascend_cpt.config.loader import load_config
-from tests.unit.monitor.test_report import write_run
+from tests.unit.monitor.report.test_report import write_run
 
 # Files of a run folder in the order of the guide's table, and the modules that contain their names.
 WRITERS = {
@@ -39,11 +39,11 @@ def test_commands_run(repo_root: Path, tmp_path: Path) -> None:
     for name in ("qwen3_tiny_base", "qwen3_tiny"):
         write_run(tmp_path / "output" / name)
     commands = [line for block in read_blocks(repo_root) for line in block.splitlines() if line.startswith("python ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         program, *arguments = command.split()[1:]
-        # The benchmark trains; here only its file is checked.
-        extra = ["--help"] if program.startswith("benchmarks") else []
+        # The benchmark trains, and a server does not end by itself; here only their arguments are checked.
+        extra = ["--help"] if program.startswith("benchmarks") or "--serve" in arguments else []
         result = subprocess.run(
             [sys.executable, str(repo_root / program), *arguments, *extra],
             cwd=tmp_path,

@@ -15,7 +15,7 @@ from ascend_cpt.monitor.record import TaskRecord, to_scalars, to_values
 from ascend_cpt.monitor.report.run_data import load_run
 from ascend_cpt.monitor.report.write_report import render_report
 from ascend_cpt.monitor.sinks import ConsoleSink, JsonlSink
-from tests.unit.monitor.test_report import write_run
+from tests.unit.monitor.report.test_report import read_data, write_run
 
 CELLS = {"8192/0": 1.0, "8192/0.5": 0.5, "8192/1": 1.0, "16384/0": 0.25, "16384/0.5": 0.0, "16384/1": 1.0}
 
@@ -53,17 +53,15 @@ def test_first_and_last_are_chosen() -> None:
     assert choose_heat_maps([]) == []
 
 
-def test_report_has_tables(tmp_path: Path) -> None:
-    page = render_report([load_run(write_needles(tmp_path / "one"))])
-    for text in (
-        "<caption>find/it: acc at step 0, by depth and tokens</caption>",
-        "<caption>find/it: exact at step 20, by depth and tokens</caption>",
-        "<th>Depth</th><th>8,192</th><th>16,384</th>",
-        '<tr><th>50%</th><td style="background:hsl(60 60% 45%)">0.50</td><td style="background:hsl(0 60% ',
-    ):
-        assert text in page, text
-    assert page.count("<caption>") == 4, "two metrics, first and last; none of the task without cells"
-    assert "<caption>" not in render_report([load_run(write_run(tmp_path / "two"))])
+def test_report_has_heat_maps(tmp_path: Path) -> None:
+    page = render_report([load_run(write_run(tmp_path / "two")), load_run(write_needles(tmp_path / "one"))])
+    maps = read_data(page)["maps"]
+    assert [found["title"] for found in maps] == [
+        f"find/it: {metric} at step {step}, by depth and tokens" for metric in ("acc", "exact") for step in (0, 20)
+    ], "two metrics, first and last; none of the task without cells"
+    assert {found["run"] for found in maps} == {1} and page.count('data-maps="1"') == 1
+    assert maps[1]["lengths"] == ["8,192", "16,384"] and maps[1]["depths"] == ["0%", "50%", "100%"]
+    assert maps[1]["scores"] == [[1, 0.25], [0.5, 0], [1, 1]] and maps[0]["scores"] == [[0, 0], [0, 0], [0, 0]]
 
 
 def test_cells_that_are_missing_or_nan(tmp_path: Path) -> None:
@@ -71,7 +69,8 @@ def test_cells_that_are_missing_or_nan(tmp_path: Path) -> None:
     values: dict[str, Any] = {"acc": math.nan, "acc/8/0": math.nan, "acc/16/1": 1.0}
     sink.write(TaskRecord(step=20, name="find", metric="acc", score=math.nan, num_items=2, values=values))
     sink.close()
-    assert "<tr><th>0%</th><td>–</td><td>–</td></tr>" in render_report([load_run(tmp_path)])
+    (found,) = read_data(render_report([load_run(tmp_path)]))["maps"]
+    assert found["scores"] == [[None, None], [None, 1]]
     assert draw_needles(tmp_path / "metrics.jsonl", tmp_path) == [tmp_path / "needle_find.png"]
 
 

@@ -1,7 +1,9 @@
-"""The report: reading, downsampling, and a page without external resources."""
+"""The report: its charts, tables, names that contain markup, and a page without external resources."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -13,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.goodput.timeline import Interval
 from ascend_cpt.monitor.record import DataRecord, RunInfo, TaskRecord, ValidationRecord
-from ascend_cpt.monitor.report.run_data import downsample, load_run, make_curve, smooth
+from ascend_cpt.monitor.report import page as page_module
+from ascend_cpt.monitor.report.page import PlotlyMissing, load_plotly
+from ascend_cpt.monitor.report.run_data import load_run
 from ascend_cpt.monitor.report.write_report import ReportSink, render_report, write_report
 from ascend_cpt.monitor.sinks import JsonlSink
 from tests.unit.monitor.test_sinks import make_step
@@ -59,6 +61,14 @@ def read_data(page: str) -> dict[str, Any]:
     return data
 
 
+def decode(values: Any) -> list[float | None]:
+    """Return the values of an encoded curve, with None for NaN, as the page sees them."""
+    if isinstance(values, list):
+        return values
+    numbers = np.frombuffer(base64.b64decode(values["bdata"]), "<" + values["dtype"]).tolist()
+    return [None if math.isnan(number) else number for number in numbers]
+
+
 def test_charts_of_a_run(tmp_path: Path) -> None:
     page = render_report([load_run(write_run(tmp_path / "one"))])
     data = read_data(page)
@@ -66,10 +76,22 @@ def test_charts_of_a_run(tmp_path: Path) -> None:
     loss = charts["Training loss (nats per token)"]
     assert max(y for y in loss["lines"][0]["y"] if y is not None) == 90.0
     assert loss["lines"][0]["y"][8] is None, "NaN is a gap"
-    assert loss["marks"] == [{"run": 0, "x": 7, "y": 90, "text": "skipped: loss spike"}]
+    assert loss["marks"] == [
+        {"run": 0, "x": 7, "y": 90, "text": "skipped: loss spike", "kind": "skip"},
+        {"run": 0, "x": 20, "y": 2, "text": "general beyond its limit", "kind": "rise"},
+    ]
     assert [phase["name"] for phase in loss["phases"]] == ["general", "q&a <late>"]
     held = charts["Validation: general (nats per token)"]
-    assert held["lines"][0] == {"run": 0, "dots": True, "x": [0, 10, 20], "y": [2, 2.05, 2.1]}
+    assert held["lines"] == [{"run": 0, "dots": True, "x": [0, 10, 20], "y": [2, 2.05, 2.1]}]
+    assert data["runs"] == [
+        {
+            "name": "one",
+            "steps": list(range(21)),
+            "tokens": [4096 * step for step in range(21)],
+            "seconds": [2 * step for step in range(21)],
+            "restarts": [],
+        }
+    ]
     assert [(level["y"], level.get("alarm", False)) for level in held["levels"]] == [(2, False), (2.05, True)]
     assert held["marks"] == [{"run": 0, "x": 20, "y": 2.1, "text": "beyond its limit", "kind": "rise"}]
     assert "Learning rate" in charts and "Gradient norm" in charts and "MFU" not in charts
@@ -174,20 +196,114 @@ def test_compute_of_a_device(tmp_path: Path) -> None:
     assert "2.05K tokens/s, 122 TFLOPS per device, MFU 50.0% (medians)" in page
 
 
-def test_page_loads_no_external_resources(tmp_path: Path) -> None:
+def test_page_loads_no_external_resources_and_allows_only_its_scripts(tmp_path: Path) -> None:
     page = render_report([load_run(write_run(tmp_path / "one"))])
-    assert not re.search(r"https?://|@import|url\(|<link|src=", page)
-    assert not re.search(r"@[A-Z]+@", page), "every placeholder of the template is filled"
+    own = page.replace(load_plotly(), "")
+    assert len(own) < len(page) - 4_000_000, "plotly's script is in the page"
+    assert not re.search(r"https?://|@import|url\(|<link|src=", own)
+    assert not re.search(r"@[A-Z]+@", own), "every placeholder of the template is filled"
+    assert "showSendToCloud: false" in own and 'plotlyServerURL: ""' in own
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    assert len(scripts) == 2
+    assert f"default-src 'none'; script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}';" in policy
+    assert "'unsafe-inline'" not in policy.split("style-src")[0]
+
+
+def test_restarts_and_goodput(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    parts = [("starting", 0, 0), ("first_step", 1, 1), ("steps", 2, 15)]
+    times = [(10.0, part, 0, first, last) for part, first, last in parts]
+    times += [
+        (100.0, part, 12, first, last)
+        for part, first, last in (("starting", 0, 0), ("steps", 13, 18), ("ending", 0, 0))
+    ]
+    times += [(200.0, "starting", 18, 0, 0), (200.0, "steps", 18, 19, 20)]
+    intervals = [
+        Interval(launch_s=launch, start_s=launch + 9 * i, end_s=launch + 9 * i + 9, part=part, from_step=start,
+                 first_step=first, last_step=last)
+        for i, (launch, part, start, first, last) in enumerate(times)
+    ]  # fmt: skip
+    (run / "timeline.jsonl").write_text("".join(json.dumps(vars(each)) + "\n" for each in intervals), encoding="utf-8")
+    page = render_report([load_run(run)])
+    data = read_data(page)
+    assert data["runs"][0]["restarts"] == [12, 18]
+    marks = [mark for mark in data["charts"][0]["marks"] if mark["kind"] == "restart"]
+    causes = ["cause unknown, because the launcher ended as well", "stopped in an orderly way"]
+    texts = [f"after step 15, resumed at step 12: {causes[0]}", f"after step 18, resumed at step 18: {causes[1]}"]
+    assert [(mark["x"], mark["y"], mark["text"]) for mark in marks] == [(12, 2.4, texts[0]), (18, 2.1, texts[1])]
+    for cells in ((15, 12, causes[0]), (18, 18, causes[1])):
+        assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in page
+    bars = data["charts"][-1]["bars"]
+    assert sum(bar["shares"][0] for bar in bars) == pytest.approx(1) and bars[0]["label"] == "kept steps"
+    assert {"kept steps", "lost steps", "starting", "not running"} <= {bar["label"] for bar in bars}
+
+
+def test_curves_of_a_long_run_are_encoded(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", PHASES[:1])
+    sink = JsonlSink(run / "metrics.jsonl", 20)
+    for step in range(21, 3001):
+        sink.write(make_step(step, loss=50.0 if step == 2000 else 2.0))
+    sink.close()
+    data = read_data(render_report([load_run(run)]))
+    raw, mean = data["charts"][0]["lines"]
+    steps, losses = decode(raw["x"]), decode(raw["y"])
+    assert raw["raw"] and mean["note"] == "61 steps" and len(steps) < 1500
+    assert losses[steps.index(2000)] == 50, "the spike is kept"
+    assert losses[steps.index(9)] is None, "a gap stays one"
+    assert len(decode(mean["x"])) == 400 and max(v for v in decode(mean["y"])[50:]) == pytest.approx(
+        2 + 48 / 61, rel=1e-2
+    )
+    assert decode(data["runs"][0]["tokens"])[-1] == 3000 * 4096
+
+
+def test_page_without_plotly_is_refused_and_a_run_ends_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    page_module.load_plotly.cache_clear()
+    run = write_run(tmp_path / "x")
+    with pytest.raises(PlotlyMissing, match="the report needs plotly"):
+        write_report([run], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+    warnings: list[str] = []
+    ReportSink(run, warnings.append).close()
+    assert len(warnings) == 1 and "\n" not in warnings[0] and not (run / "report.html").exists()
+    assert "requirements/base.txt" in warnings[0] and "tools/report.py" in warnings[0]
+
+
+def test_plotly_is_not_imported_before_a_report_is_written(repo_root: Path) -> None:
+    code = "import sys, ascend_cpt.monitor.report.write_report; print('plotly' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
 
 
 def test_several_runs_share_the_charts(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a/run")
     other = write_run(tmp_path / "b/run", PHASES[:1])
     data = read_data(render_report([load_run(first), load_run(other)]))
-    assert data["runs"] == ["run (1)", "run (2)"]
+    assert [run["name"] for run in data["runs"]] == ["run (1)", "run (2)"]
     loss = data["charts"][0]
     assert [line["run"] for line in loss["lines"]] == [0, 1]
     assert loss["phases"] == [], "different phases are not shaded"
+
+
+def test_comparison(tmp_path: Path) -> None:
+    runs = [load_run(write_tasks(tmp_path / "first")), load_run(write_run(tmp_path / "a<b"))]
+    page = render_report(runs)
+    table = re.search(r'<div id="comparison">(.*?)</table>', page, re.DOTALL)
+    assert table
+    heads = re.findall("<th>(.*?)</th>", table[1])
+    rows = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", table[1])[1:]]
+    assert heads == [
+        "Run", "Steps", "Tokens", "Training loss (mean)", "Validation: general", "Task: a&lt;b", "Tokens/s", "Skipped"
+    ]  # fmt: skip
+    assert rows == [
+        ["first", "20 of 20", "81.9K", "2.0000", "2.1000 (+0.1000), ALARM", "0.5000 (+0.0000)", "2.05K", "1"],
+        ["a&lt;b", "20 of 20", "81.9K", "2.0000", "2.1000 (+0.1000), ALARM", "–", "2.05K", "1"],
+    ]
+    assert "Comparison" not in render_report(runs[:1])
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -198,18 +314,25 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "</script><b>" not in page and "Validation: </script><b>" in read_data(page)["charts"][2]["title"]
 
 
-@pytest.mark.parametrize("placeholder", ["@DATA@", "@SECTIONS@", "@TITLE@"])
+@pytest.mark.parametrize("placeholder", ["@DATA@", "@SECTIONS@", "@TITLE@", "@SCRIPT@"])
 def test_names_with_placeholders_of_the_template(tmp_path: Path, placeholder: str) -> None:
     name = f"{placeholder}<img src=x onerror=alert(1)><!--<script>"
-    page = render_report([load_run(write_run(tmp_path / name))])
+    page = render_report([load_run(write_run(tmp_path / name)), load_run(write_run(tmp_path / "other"))])
     elements: list[str] = []
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attributes: elements.append(tag)  # type: ignore[method-assign]
-    parser.feed(page)
-    assert "img" not in elements and elements.count("script") == 2
-    assert read_data(page)["runs"] == [name]
+    parser.feed(page.replace(load_plotly(), ""))
+    assert "img" not in elements and elements.count("script") == 3
+    assert [run["name"] for run in read_data(page)["runs"]] == [name, "other"]
     (data,) = re.findall(r'id="data">(.*?)</script>', page)
     assert "<" not in data
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\u202eb", "a\r\nb\x07", "a\udcffb"])
+def test_control_characters_in_names(tmp_path: Path, name: str) -> None:
+    page = render_report([load_run(write_run(tmp_path / name))])
+    page.encode()
+    assert read_data(page)["runs"][0]["name"].replace("\n", "").replace(" ", "") == "ab"
 
 
 def test_run_without_run_json_and_with_a_truncated_line(tmp_path: Path) -> None:
@@ -220,59 +343,8 @@ def test_run_without_run_json_and_with_a_truncated_line(tmp_path: Path) -> None:
     assert read_data(render_report([load_run(run)]))["charts"][0]["phases"] == []
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "not a run folder"),
-        ("", "has no steps yet"),
-        ("hello\n", "line 1 is not a valid record"),
-        ('{"kind": "step", "step": 1}\n{}\n', "line 1 is not a valid record"),
-        ("[1]\n", "line 1 is not a valid record"),
-        ('{"kind": "validation", "step": 0, "name": "a", "loss": 1.0}\n', "has no steps yet"),
-        ('{"kind": "validation", "step": 0, "name": "a", "loss": "many"}\n', "line 1 is not a valid record"),
-        ('{"kind": "task", "step": 0, "name": "a", "metric": "acc", "score": "x"}\n', "line 1 is not a valid record"),
-    ],
-)
-def test_damaged_run_gives_a_one_line_error(tmp_path: Path, content: str | None, message: str) -> None:
-    if content is not None:
-        (tmp_path / "metrics.jsonl").write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=message) as error:
-        load_run(tmp_path)
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_damaged_run_json_is_named(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "x")
-    (run / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"run\.json: is not valid JSON"):
-        load_run(run)
-
-
-@given(values=arrays(np.float64, st.integers(1, 5000), elements=st.floats(-1e6, 1e6) | st.just(math.nan)))
-def test_downsampling_keeps_ends_extremes_and_gaps(values: Any) -> None:
-    kept = downsample(values, 50)
-    assert len(kept) <= 50 * 3 + 2 and kept[0] == 0 and kept[-1] == len(values) - 1
-    assert (np.diff(kept) > 0).all()
-    finite = values[np.isfinite(values)]
-    if len(finite):
-        assert np.nanmax(values[kept]) == finite.max() and np.nanmin(values[kept]) == finite.min()
-    assert np.isnan(values[kept]).any() == np.isnan(values).any()
-
-
-def test_smoothing_ignores_nan() -> None:
-    values = np.arange(1000.0)
-    values[500] = np.nan
-    means, window = smooth(values)
-    assert window == 21 and means[100] == 100.0 and means[0] == 5.0
-    assert means[505] == pytest.approx((sum(range(495, 516)) - 500) / 20)
-
-
-def test_column_without_values_has_no_curve() -> None:
-    assert make_curve(np.arange(3.0), np.full(3, np.nan)) is None
-
-
 def test_report_is_written_at_the_end_of_a_run(tmp_path: Path) -> None:
-    ReportSink(write_run(tmp_path / "x")).close()
+    ReportSink(write_run(tmp_path / "x"), pytest.fail).close()
     assert "</html>" in (tmp_path / "x/report.html").read_text(encoding="utf-8")
 
 
