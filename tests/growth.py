@@ -16,8 +16,23 @@ from ascend_cpt.weights.dtypes import Array
 from ascend_cpt.weights.safetensors_file import TensorInfo
 
 EOD, ADDED = "<|endoftext|>", "<think>"
-_WORDS = "the cat and dog in an old house were not at home when rain came over hill".split()
-_NEW_WORDS = "数据 训练 模型 继续 预训练 分词器 Qwertium qwertium zxcvbn 词表 嵌入 \u3041\u3042".split()
+# fmt: off
+_WORDS = "the cat and dog in an old house were not at home when rain came over hill".split()  # noqa: SIM905
+# fmt: on
+_NEW_WORDS = [
+    "数据",
+    "训练",
+    "模型",
+    "继续",
+    "预训练",
+    "分词器",
+    "Qwertium",
+    "qwertium",
+    "zxcvbn",
+    "词表",
+    "嵌入",
+    "ぁあ",
+]
 
 
 def make_general(num: int = 400, seed: int = 0) -> list[str]:
@@ -48,8 +63,16 @@ def write_byte_level(folder: Path, vocab_size: int = 300) -> Path:
 
     tokenizer = Tokenizer(models.BPE())
     # Qwen's.
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = "|".join(
+        [
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+            r"[^\r\n\p{L}\p{N}]?\p{L}+",
+            r"\p{N}",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -36,7 +36,7 @@ def parse_args() -> NewTokenSettings:
     parser.add_argument("--new-tokens", type=int, required=True, metavar="N", help="number of new tokens")
 
     add = parser.add_argument_group("text").add_argument
-    add("--input", nargs="+", required=True, metavar="PATH", help="corpus: files, folders (walked recursively) or globs")
+    add("--input", nargs="+", required=True, metavar="PATH", help="corpus: files, folders or globs")
     add("--heldout", nargs="+", metavar="PATH", help="texts for the comparison [a share of the corpus]")
     add("--heldout-share", type=float, default=0.01, metavar="SHARE", help="share of the corpus [%(default)s]")
     add("--general", nargs="+", metavar="PATH", help="other texts, to count the documents whose ids do not change")
@@ -55,7 +55,7 @@ def parse_args() -> NewTokenSettings:
         "--init",
         choices=METHODS,
         default=MEAN,
-        help="values of new rows: mean of the old tokens that a new one replaces, mean of all rows with a little noise, "
+        help="values of new rows: mean of the old tokens that a new one replaces, mean of all rows with little noise, "
         "or random [%(default)s]",
     )
     add("--pad-to", type=int, default=128, metavar="N", help="the vocabulary size becomes a multiple [%(default)s]")

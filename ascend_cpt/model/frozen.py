@@ -17,9 +17,7 @@ INCLUDE, EXCLUDE = "freeze_include", "freeze_exclude"
 _ROWS = re.compile(r"(.+)\[(\d+):\]")
 
 
-def list_frozen(
-    sizes: ModelSizes, pet_config: Mapping[str, Any] | None, trainable: Sequence[str] = ()
-) -> list[str]:
+def list_frozen(sizes: ModelSizes, pet_config: Mapping[str, Any] | None, trainable: Sequence[str] = ()) -> list[str]:
     """Return the MindFormers names of the weights that are not trained at all.
 
     With `trainable`, these are the weights that match none of its patterns. Otherwise, they are the weights that match

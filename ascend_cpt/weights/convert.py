@@ -111,7 +111,16 @@ def convert_to_hf(
         for name, shape in zip(group.hf, group.row.list_hf_shapes(sizes), strict=True)
     ]
     tensors = iterate_to_hf(sizes, lambda name: _read_as(source, name, types[name]))
-    return _write(target, infos, tensors, config, companions, options, is_hf=True, texts=None if card is None else {CARD_NAME: card})
+    return _write(
+        target,
+        infos,
+        tensors,
+        config,
+        companions,
+        options,
+        is_hf=True,
+        texts=None if card is None else {CARD_NAME: card},
+    )
 
 
 def write_hf(

@@ -118,7 +118,8 @@ def add_new_tokens(settings: NewTokenSettings) -> Extension:
         held_out = list(_limit(iter_texts(settings.held_out)))
     if not held_out:
         raise DataError(
-            f"--heldout-share {settings.held_out_share}: no document of the corpus is held out; raise it, or give --heldout"
+            f"--heldout-share {settings.held_out_share}: no document of the corpus is held out; raise it, or give "
+            "--heldout"
         )
     files = tokenizer.extend(learned)
     return _measure_and_write(settings, tokenizer, learned, files, folder, held_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_every_merge_is_of_the_most_frequent_pair(tmp_path: Path) -> None:
     for pair in learned.merges:
         counts: Counter[tuple[str, str]] = Counter()
         for tokens, count in words.items():
-            for neighbours in zip(tokens, tokens[1:], strict=False):
+            for neighbours in pairwise(tokens):
                 counts[neighbours] += count
         assert counts[pair] == max(n for two, n in counts.items() if "".join(two) not in vocabulary)
         merged: Counter[tuple[str, ...]] = Counter()

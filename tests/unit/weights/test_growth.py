@@ -26,9 +26,7 @@ MODELS = ["qwen3", "qwen3_tied", "llama2", "llama32_tied", "qwen25_tied"]
 
 def logits_of(folder: HfFolder) -> np.ndarray:
     tokens = np.random.default_rng(0).integers(0, 120, (2, 16))
-    return compute_logits(
-        folder.sizes, lambda name: to_float32(folder.read(name), folder.tensors[name].dtype), tokens
-    )
+    return compute_logits(folder.sizes, lambda name: to_float32(folder.read(name), folder.tensors[name].dtype), tokens)
 
 
 def copy_with_dtype(name: str, target: Path, dtype: str) -> HfFolder:
@@ -98,9 +96,7 @@ def test_new_rows(tmp_path: Path, name: str, dtype: str, method: str) -> None:
     names = [HF_EMBEDDING] + ([] if folder.sizes.tie_word_embeddings else [HF_OUTPUT])
     assert set(extended.tensors) == set(folder.tensors)
     for tensor in names:
-        old, rows = (
-            to_float32(part.read(tensor), part.tensors[tensor].dtype) for part in (folder, extended)
-        )
+        old, rows = (to_float32(part.read(tensor), part.tensors[tensor].dtype) for part in (folder, extended))
         assert np.array_equal(old[:120], rows[:120])
         if method == "mean":
             expected = np.stack([old[list(ids)].mean(axis=0) for ids in parts])

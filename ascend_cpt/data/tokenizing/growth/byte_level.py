@@ -37,7 +37,9 @@ class ByteLevelTokenizer:
         except Exception as error:  # tokenizers raises plain Exception
             raise DataError(f"{path}: the tokenizers library cannot load it: {error}") from error
         if self._content["model"].get("type") != "BPE" or "ByteLevel" not in _list_types(self._content):
-            raise DataError(f"{path}: not a byte-level BPE tokenizer; only these and SentencePiece BPE models are extended")
+            raise DataError(
+                f"{path}: not a byte-level BPE tokenizer; only these and SentencePiece BPE models are extended"
+            )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -79,9 +81,7 @@ class ByteLevelTokenizer:
         return files
 
 
-def write_tokenizer_json(
-    content: dict[str, Any], new_ids: dict[str, int], merges: Iterable[tuple[str, str]]
-) -> bytes:
+def write_tokenizer_json(content: dict[str, Any], new_ids: dict[str, int], merges: Iterable[tuple[str, str]]) -> bytes:
     """Return a tokenizer.json with new pieces and their merges.
 
     The tokenizers library numbers added tokens after the model's vocabulary, whatever their ids in the file, unless the

@@ -44,7 +44,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """New pieces in order, and the merges that make them. A piece may have several merges, or none if it is a character."""
+    """New pieces in order, and the merges that make them: several for a piece, or none if it is a character."""
 
     pieces: tuple[Piece, ...]
     merges: tuple[tuple[str, str], ...]
@@ -93,9 +93,7 @@ def learn_merges(
         margin *= 4
 
 
-def _train(
-    strings: Iterable[str], vocab_size: int, min_count: int
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _train(strings: Iterable[str], vocab_size: int, min_count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return the learned merges of two sequences of ids, in order."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -147,6 +145,4 @@ def _to_characters(document: Split) -> str:
 
 def _to_ids(characters: str) -> tuple[int, ...]:
     codes = (ord(character) for character in characters)
-    return tuple(
-        code - _FIRST_CODE - (len(_SURROGATES) if code >= _SURROGATES.stop else 0) for code in codes
-    )
+    return tuple(code - _FIRST_CODE - (len(_SURROGATES) if code >= _SURROGATES.stop else 0) for code in codes)

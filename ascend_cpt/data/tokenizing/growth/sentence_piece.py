@@ -181,7 +181,9 @@ class _Symbols:
         """Return the characters that become pieces, most frequent first. Control and space characters do not."""
         visible = [(count, text) for text, count in self.counts.items() if _is_visible(text)]
         total = sum(count for count, _ in visible)
-        usable = sorted((item for item in visible if item[0] >= settings.min_count), key=lambda item: (-item[0], item[1]))
+        usable = sorted(
+            (item for item in visible if item[0] >= settings.min_count), key=lambda item: (-item[0], item[1])
+        )
         chosen: list[str] = []
         covered = 0
         for count, text in usable:
