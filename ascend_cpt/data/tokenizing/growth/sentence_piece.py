@@ -60,10 +60,13 @@ class SentencePieceTokenizer:
         path = self._folder / TOKENIZER_JSON
         if not path.is_file():
             return None
-        content: dict[str, Any] = orjson.loads(path.read_bytes())
-        if content.get("model", {}).get("type") != "BPE" or any(
-            content["model"]["vocab"].get(text) != number for text, number in self._ids.items()
-        ):
+        try:
+            content: dict[str, Any] = orjson.loads(path.read_bytes())
+            vocabulary = content["model"]["vocab"]
+            is_same = content["model"].get("type") == "BPE" and vocabulary.items() >= self._ids.items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not a Hugging Face tokenizer ({error!r})") from error
+        if not is_same:
             raise DataError(f"{path}: does not have the vocabulary of {TOKENIZER_MODEL}; remove one of the two files")
         return content
 
