@@ -18,6 +18,7 @@ from ascend_cpt.weights.hf_folder import HfFolder
 from tests.growth import make_domain, write_byte_level, write_model, write_texts
 from tests.integration.conftest import read_history, run_command
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TIMEOUT_S = 900
 SEQ_LENGTH = 64
 BATCH = {"train_tokens": 2 * 8 * SEQ_LENGTH, "schedule": {"peak_lr": 1e-2}, "validation": None}
@@ -56,7 +57,6 @@ def list_changed(before: HfFolder, after: HfFolder) -> set[str]:
     return {name for name in before.tensors if not np.array_equal(before.read(name), after.read(name))}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_new_tokens_in_two_stages(
     write_config: Callable[..., Path], tmp_path: Path, free_ports: list[int], is_tied: bool
@@ -111,7 +111,6 @@ def check_with_transformers(folder: HfFolder) -> None:
     np.testing.assert_allclose(logits, compute_logits(folder.sizes, folder.read, np.array([ids])), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_only_new_blocks_are_trained(write_config: Callable[..., Path], tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", write_byte_level(tmp_path / "tokenizer"), 302)
     texts, expanded = write_texts(tmp_path / "general.jsonl", make_domain(300)), tmp_path / "expanded"

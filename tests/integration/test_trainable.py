@@ -15,6 +15,7 @@ import yaml
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 from tests.integration.conftest import SEQ_LENGTH, read_history, run_command
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TIMEOUT_S = 900
 FIRST_ROW = 300
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
@@ -46,7 +47,6 @@ def read_first_and_last(run: Path) -> list[MindFormersFolder]:
     return [MindFormersFolder(checkpoint) for checkpoint in (checkpoints[0], checkpoints[-1])]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "model", "changes"),
     [
@@ -79,7 +79,6 @@ def test_only_the_last_rows_are_trained(
         assert (before[FIRST_ROW:] != after[FIRST_ROW:]).any(axis=1).sum() > 150
 
 
-@pytest.mark.slow
 def test_the_gradient_norm_is_that_of_the_trained_rows(write_config: Callable[..., Path], tmp_path: Path) -> None:
     norms, losses = [], []
     for name, trainable in (("all", []), ("rows", ROWS), ("whole", [EMBEDDING, OUTPUT]), ("none", [OUTPUT + "[511:]"])):

@@ -78,15 +78,20 @@ def test_a_whole_model(tmp_path: Path, is_tied: bool) -> None:
 
 
 def test_held_out_texts_are_not_learned_from(tmp_path: Path) -> None:
-    """A word of held-out documents only does not become a token."""
+    """Every document has characters of its own, so the new pieces are only in the documents they were learned from."""
+    base = write_sentence_piece(tmp_path / "base")
+    texts = [(chr(0x4E00 + 2 * k) + chr(0x4E01 + 2 * k)) * 20 for k in range(60)]
+    corpus = TextInput(paths=(str(write_texts(tmp_path / "own.jsonl", texts)),))
+    extension = extend(tmp_path, base, corpus=corpus, held_out_share=0.5, num_tokens=20)
+    held_out = extension.comparisons["held out"]
+    assert 10 < held_out.num_documents < 50 and held_out.num_used == 0
+    extension = extend(tmp_path, base, "given", corpus=corpus, held_out=corpus, num_tokens=20)
+    assert extension.comparisons["held out"].num_used == 20
+
+
+def test_a_part_of_a_large_corpus_is_used(tmp_path: Path) -> None:
     base = write_byte_level(tmp_path / "base")
-    texts = make_domain(1000)
-    corpus = write_texts(tmp_path / "all.jsonl", texts)
-    extension = extend(tmp_path, base, corpus=TextInput(paths=(str(corpus),)), held_out_share=0.5)
-    assert 400 < extension.comparisons["held out"].num_documents < 600
-    other = write_texts(tmp_path / "other.jsonl", ["neverseen " * 3] * 20)
-    extension = extend(tmp_path, base, "other", held_out=TextInput(paths=(str(other),)))
-    assert extension.comparisons["held out"].num_used == 0
+    corpus = write_texts(tmp_path / "domain.jsonl", make_domain(1000))
     # A tenth of the bytes gives about a tenth of the counts.
     whole = extend(tmp_path, base, "whole", min_count=250, num_tokens=5)
     assert whole.num_tokens == 5
