@@ -97,6 +97,14 @@ def test_a_part_of_a_large_corpus_is_used(tmp_path: Path) -> None:
     assert whole.num_tokens == 5
     with pytest.raises(DataError, match="new pieces that occur at least 250 times"):
         extend(tmp_path, base, "rare", max_bytes=corpus.stat().st_size // 10, min_count=250, num_tokens=5)
+    # It is a random part, not the first one: of 60 documents, the new characters are not all from the first 20.
+    texts = [(chr(0x4E00 + 2 * k) + chr(0x4E01 + 2 * k)) * 20 for k in range(60)]
+    own = write_texts(tmp_path / "own.jsonl", texts)
+    source = TextInput(paths=(str(own),))
+    changes = {"corpus": source, "held_out": source, "max_bytes": own.stat().st_size // 2, "num_tokens": 40}
+    extend(tmp_path, write_sentence_piece(tmp_path / "pieces"), "random", **changes)
+    record = json.loads((tmp_path / "random/new_tokens.json").read_text(encoding="utf-8"))
+    assert max(token["text"] for token in record["tokens"]) > texts[24]
 
 
 def test_a_sentence_piece_model_and_its_weights(tmp_path: Path) -> None:

@@ -74,8 +74,9 @@ class SentencePieceTokenizer:
         """Return text → id of the pieces and added tokens of the tokenizer.json."""
         if self._json is None:
             return {}
-        added = {token["content"]: token["id"] for token in self._json.get("added_tokens") or ()}
-        return self._json["model"]["vocab"] | added
+        added: dict[str, int] = {token["content"]: token["id"] for token in self._json.get("added_tokens") or ()}
+        vocabulary: dict[str, int] = self._json["model"]["vocab"]
+        return vocabulary | added
 
     def learn(self, documents: Iterable[str], settings: LearnSettings) -> Learned:
         """Return new characters and pieces learned on `documents`."""
