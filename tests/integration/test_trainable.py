@@ -42,7 +42,7 @@ def train(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def read_first_and_last(run: Path) -> list[MindFormersFolder]:
-    checkpoints = sorted((run / "checkpoint").iterdir())
+    checkpoints = sorted((run / "checkpoint").glob("iteration_*"))
     assert len(checkpoints) == 3
     return [MindFormersFolder(checkpoint) for checkpoint in (checkpoints[0], checkpoints[-1])]
 
