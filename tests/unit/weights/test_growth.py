@@ -12,6 +12,7 @@ import pytest
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
 from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.weights.compare import compare_round_trip
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers, write_hf
 from ascend_cpt.weights.dtypes import to_float32
 from ascend_cpt.weights.forward import compute_logits
@@ -27,6 +28,10 @@ MODELS = ["qwen3", "qwen3_tied", "llama2", "llama32_tied", "qwen25_tied"]
 def logits_of(folder: HfFolder) -> np.ndarray:
     tokens = np.random.default_rng(0).integers(0, 120, (2, 16))
     return compute_logits(folder.sizes, lambda name: to_float32(folder.read(name), folder.tensors[name].dtype), tokens)
+
+
+def is_round_trip_exact(folder: HfFolder) -> bool:
+    return all(report.num_equal == report.num_tensors for report in compare_round_trip(folder))
 
 
 def copy_with_dtype(name: str, target: Path, dtype: str) -> HfFolder:
@@ -52,6 +57,7 @@ def test_new_blocks_do_not_change_the_logits(tmp_path: Path, name: str, every: i
     expanded.check()
     assert expanded.sizes.num_layers == 2 + 2 // every
     assert np.array_equal(logits_of(expanded), logits_of(folder))
+    assert is_round_trip_exact(expanded)
 
 
 def test_new_blocks_are_copies_with_two_zero_tensors(tmp_path: Path) -> None:
@@ -110,6 +116,7 @@ def test_new_rows(tmp_path: Path, name: str, dtype: str, method: str) -> None:
         np.testing.assert_allclose(rows[140:], np.broadcast_to(old[:120].mean(axis=0), (20, 48)), atol=2e-3)
     for tensor in set(folder.tensors) - set(names):
         assert np.array_equal(folder.read(tensor), extended.read(tensor))
+    assert is_round_trip_exact(extended)
     # Logits of old tokens are unchanged.
     np.testing.assert_allclose(logits_of(extended)[..., :120], logits_of(folder)[..., :120], atol=1e-5)
 
