@@ -15,13 +15,14 @@ from typing import Any
 from ascend_cpt import __version__
 from ascend_cpt.data.readers.input_files import fingerprint_file
 from ascend_cpt.data.texts import TextInput, iter_texts
-from ascend_cpt.data.tokenizing.base import Engine
-from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer, open_tokenizer
+from ascend_cpt.data.tokenizing.base import Engine, TokenizerFile
+from ascend_cpt.data.tokenizing.files import fingerprint_tokenizer
 from ascend_cpt.data.tokenizing.growth.byte_level import TOKENIZER_JSON
 from ascend_cpt.data.tokenizing.growth.compare_tokenizers import Comparison, compare_tokenizers
 from ascend_cpt.data.tokenizing.growth.learn_merges import Learned, LearnSettings
 from ascend_cpt.data.tokenizing.growth.open_growable import GrowableTokenizer, find_rank_files, open_growable
 from ascend_cpt.data.tokenizing.growth.sentence_piece import TOKENIZER_MODEL
+from ascend_cpt.data.tokenizing.info import TokenizerInfo
 from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import CheckpointError, DataError
@@ -159,8 +160,10 @@ def _limit(texts: Iterator[str]) -> Iterator[str]:
 
 
 def _open_engine(folder: Path, name: str) -> Engine:
-    kind, path = (HUGGING_FACE, folder) if name == TOKENIZER_JSON else (SENTENCE_PIECE, folder / name)
-    return make_reference_engine(open_tokenizer(kind, path))
+    """Return the reference engine of a file. Its control tokens do not matter, because only text is encoded."""
+    kind = HUGGING_FACE if name == TOKENIZER_JSON else SENTENCE_PIECE
+    info = TokenizerInfo(type=kind, name=name, fingerprint="", vocab_size=0, eod_id=0, pad_id=1)
+    return make_reference_engine(TokenizerFile(path=folder / name, info=info, control_strings=()))
 
 
 def _measure_and_write(
