@@ -21,7 +21,7 @@ from tests.integration.conftest import read_history, run_command
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TIMEOUT_S = 900
 SEQ_LENGTH = 64
-BATCH = {"train_tokens": 2 * 8 * SEQ_LENGTH, "schedule": {"peak_lr": 1e-2}, "validation": None}
+BATCH = {"train_tokens": 3 * 8 * SEQ_LENGTH, "schedule": {"peak_lr": 1e-2}, "validation": None}
 
 
 def run(*command: str) -> str:
@@ -38,7 +38,7 @@ def pack(texts: Path, tokenizer: Path, prefix: Path) -> str:
 
 
 def write(write_config: Callable[..., Path], base: Path, dataset: str, **changes: object) -> Path:
-    """Write the configuration of a run of two steps from the weights in `base`."""
+    """Write the configuration of a run of three steps from the weights in `base`."""
     path = write_config(init_from=str(base), sources={"train": {"path": dataset}}, **{**BATCH, **changes})
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     fields = ("vocab_size", "num_hidden_layers", "tie_word_embeddings")
@@ -128,7 +128,7 @@ def test_only_new_blocks_are_trained(write_config: Callable[..., Path], tmp_path
 
     exported = export(tmp_path / "output/new", tmp_path / "exported", expanded)
     changed = list_changed(HfFolder(expanded), exported)
-    # The inner tensors get a gradient once the two zero tensors have changed, in the second step.
+    # The inner tensors get a gradient once the two zero tensors have changed, in the second step. The third has rate 0.
     assert changed == {name for name in exported.tensors if name.startswith("model.layers.2.")}
     record = json.loads((expanded / "new_blocks.json").read_text(encoding="utf-8"))
     assert (record["new_layers"], record["copied_from"]) == ([2], [1])
