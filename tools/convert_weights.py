@@ -3,6 +3,7 @@
     python tools/convert_weights.py to-hf output/my_run exported/ --like /models/Qwen3-8B-Base
     python tools/convert_weights.py verify exported/ --against output/my_run
     python tools/convert_weights.py to-mindformers /models/Qwen3-8B-Base converted/
+    python tools/convert_weights.py expand /models/Qwen3-8B-Base expanded/ --every 4
 
 Model sizes are read from config.json or from the run. Training reads Hugging Face folders without conversion.
 """
@@ -25,6 +26,7 @@ require()
 
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
 from ascend_cpt.run.export.model_card import make_card
+from ascend_cpt.run.growth.new_blocks import add_new_blocks
 from ascend_cpt.run.trained_model import TrainedModel, open_trained
 from ascend_cpt.weights.compare import KindReport, compare_folders, compare_round_trip
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
@@ -49,17 +51,21 @@ def parse_args() -> argparse.Namespace:
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
     to_hf.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
-    for command in (to_mindformers, to_hf):
+    expand = commands.add_parser("expand", help="add blocks to a Hugging Face model that first change nothing")
+    expand.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
+    expand.add_argument("--every", type=int, required=True, metavar="K", help="add a block after every K blocks")
+    for command in (to_mindformers, to_hf, expand):
         command.add_argument("target", type=Path, metavar="TARGET", help="folder to write; must not exist")
+        command.add_argument(
+            "--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]"
+        )
+    for command in (to_mindformers, to_hf):
         command.add_argument("--dtype", choices=sorted(DTYPES), help="data type of the written weights [unchanged]")
         command.add_argument(
             "--resize-vocab",
             type=int,
             metavar="N",
             help="vocabulary size to write; new rows are the mean of the existing ones",
-        )
-        command.add_argument(
-            "--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]"
         )
 
     verify = commands.add_parser("verify", help="compare tensors bit by bit, and logits with a reference")
@@ -77,6 +83,8 @@ def main() -> int:
     args = parse_args()
     if args.command == "verify":
         return verify(args)
+    if args.command == "expand":
+        return expand(args)
     options = Options(dtype=args.dtype, vocab_size=args.resize_vocab, max_shard_bytes=int(args.max_shard_gb * 1e9))
     if args.command == "to-mindformers":
         print(convert_to_mindformers(HfFolder(args.source), args.target, options))
@@ -85,6 +93,17 @@ def main() -> int:
     print(f"from {', '.join(str(path) for path in trained.origins)}")
     card = make_card(args.target, trained, options)
     print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions, card=card))
+    return EXIT_OK
+
+
+def expand(args: argparse.Namespace) -> int:
+    """Write the model with new blocks, and print the keys for training them."""
+    options = Options(max_shard_bytes=int(args.max_shard_gb * 1e9))
+    expansion = add_new_blocks(args.source, args.target, every=args.every, options=options)
+    print(expansion.summary)
+    patterns = ", ".join(f"'decoder.layers.{layer}.*'" for layer in expansion.new_layers)
+    print(f"  model.model_config.num_hidden_layers: {expansion.num_layers}")
+    print(f"  cpt.trainable: [{patterns}]   # only the new blocks")
     return EXIT_OK
 
 

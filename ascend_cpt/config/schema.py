@@ -208,6 +208,9 @@ class CptConfig:
     data parallel × accumulation steps."""
     loss_chunks: Positive = 1
     """Parts in which the loss of a micro batch is computed, so that only one part's logits exist at a time."""
+    trainable: tuple[str, ...] = ()
+    """Patterns of MindFormers' names of the weights to train; all others are frozen. `NAME[N:]` trains the rows of an
+    embedding or output layer from N on. Default: all weights are trained."""
     train_tokens: Tokens | None = None
     """Token budget; default: the sum of the phases, or `runner_config.epochs` passes over the data."""
     schedule: ScheduleConfig | None = None

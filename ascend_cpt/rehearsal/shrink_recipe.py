@@ -43,6 +43,7 @@ def shrink_recipe(
         monitor={"print_every_steps": 1, "sinks": []},
     )
     small.pop("storage", None)
+    small.pop("trainable", None)  # the small model has other layers and a smaller vocabulary
     if cpt.get("loss_chunks", 1) > 1:
         small["loss_chunks"] = 2  # divides the number of rows in every rehearsal
     small["train_tokens"] = NUM_STEPS * tokens

@@ -20,6 +20,7 @@ from ascend_cpt.run.checks.environment import find_environment_problems
 from ascend_cpt.run.checks.loss_chunks import find_chunk_problems
 from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
+from ascend_cpt.run.checks.trainable import find_trainable_problems
 from ascend_cpt.run.document_attention import find_boundary_problems
 from ascend_cpt.run.raw_sources import find_raw_sources, find_tokenizer
 from ascend_cpt.run.recipe.smaller_world import keep_global_batch
@@ -95,7 +96,8 @@ def resolve(
         + find_monitoring_problems(config, layout)
         + find_checkpoint_problems(config)
         + find_environment_problems(config, layout)
-        + find_chunk_problems(config, layout),
+        + find_chunk_problems(config, layout)
+        + find_trainable_problems(config),
     )
     raise_problems(config.path, _find_subset_problems(config))
     subsets = {

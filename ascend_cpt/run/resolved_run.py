@@ -128,6 +128,7 @@ class ResolvedRun:
             "phases": self.order.to_record()["phases"],
             "seed": self.seed,
             **({"subsets": subsets} if subsets else {}),
+            **({"trainable": list(self.config.cpt.trainable)} if self.config.cpt.trainable else {}),
             **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
         }
 

@@ -6,7 +6,7 @@ import math
 
 from ascend_cpt.config.values import format_bytes, format_count, format_number, format_rows
 from ascend_cpt.data.packed.packing import CONCAT
-from ascend_cpt.model.frozen import list_frozen
+from ascend_cpt.model.frozen import list_first_rows, list_frozen
 from ascend_cpt.model.parameters import count_parameters, list_hf_shapes, list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.recipe.schedule import learning_rate_at
@@ -61,16 +61,20 @@ def _describe_batch(run: ResolvedRun) -> list[str]:
 
 
 def describe_frozen(run: ResolvedRun) -> list[str]:
-    """Return a line with the number of weights that are not trained, if any."""
-    sizes = read_sizes(run.model)
-    frozen = list_frozen(sizes, run.model.get("pet_config"))
-    if not frozen:
+    """Return lines with the number of weights that are not trained, and the weights trained by rows, if any."""
+    sizes, trainable = read_sizes(run.model), run.config.cpt.trainable
+    frozen = list_frozen(sizes, run.model.get("pet_config"), trainable)
+    first_rows = list_first_rows(sizes, trainable)
+    if not frozen and not first_rows:
         return []
     shapes = list_mindformers_shapes(sizes)
-    held, total = sum(math.prod(shapes[name]) for name in frozen), count_parameters(sizes)
+    held = sum(math.prod(shapes[name]) for name in frozen)
+    held += sum(row * math.prod(shapes[name][1:]) for name, row in first_rows.items())
+    total = count_parameters(sizes)
     return [
         f"frozen   {len(frozen)} of {len(shapes)} tensors, {format_count(held)} of {format_count(total)} parameters; "
-        "the plan and the size of checkpoints count them as trained"
+        "the plan and the size of checkpoints count them as trained",
+        *(f"frozen   rows 0 to {row - 1} of {name}" for name, row in first_rows.items()),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
-from ascend_cpt.model.parameters import list_groups, list_mindformers_shapes
+from ascend_cpt.model.parameters import list_groups, list_hf_shapes, list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.weights.dtypes import DTYPES, Array, cast
 from ascend_cpt.weights.folder_writer import (
@@ -111,7 +111,43 @@ def convert_to_hf(
         for name, shape in zip(group.hf, group.row.list_hf_shapes(sizes), strict=True)
     ]
     tensors = iterate_to_hf(sizes, lambda name: _read_as(source, name, types[name]))
-    return _write(target, infos, tensors, config, companions, options, is_hf=True, card=card)
+    return _write(
+        target,
+        infos,
+        tensors,
+        config,
+        companions,
+        options,
+        is_hf=True,
+        texts=None if card is None else {CARD_NAME: card},
+    )
+
+
+def write_hf(
+    source: TensorSource,
+    config: Mapping[str, Any],
+    target: Path,
+    options: Options,
+    companions: Sequence[Path] = (),
+    *,
+    texts: Mapping[str, str | bytes] | None = None,
+) -> Summary:
+    """Write a Hugging Face folder from Hugging Face tensors, such as those of a larger model.
+
+    Args:
+        source: The tensors, with the shapes described by `config`.
+        config: The content of config.json.
+        target: Folder to create.
+        options: The shard size; the tensors are not converted.
+        companions: Files to copy: tokenizer, generation_config.json.
+        texts: More files to write, as name → content.
+
+    Raises:
+        CheckpointError: `target` exists or cannot be written.
+    """
+    infos = [source.tensors[name] for name in list_hf_shapes(read_sizes(config))]
+    tensors = ((info.name, source.read(info.name)) for info in infos)
+    return _write(target, infos, tensors, config, companions, options, is_hf=True, texts=texts)
 
 
 def _read_as(source: TensorSource, name: str, dtype: str) -> Array:
@@ -150,7 +186,7 @@ def _write(
     options: Options,
     *,
     is_hf: bool,
-    card: str | None = None,
+    texts: Mapping[str, str | bytes] | None = None,
 ) -> Summary:
     # config.json has a single dtype, so use the one that most elements have.
     most = max({info.dtype for info in infos}, key=lambda dtype: sum(i.num_elements for i in infos if i.dtype == dtype))
@@ -160,8 +196,8 @@ def _write(
         write_config(folder, config, next(name for name, dtype in DTYPES.items() if dtype == most))
         for companion in companions:
             shutil.copyfile(companion, folder / companion.name)
-        if card is not None:
-            (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        for name, text in (texts or {}).items():
+            (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
     return Summary(
         path=target,
         num_tensors=len(infos),

@@ -21,12 +21,15 @@ from tests.unit.test_train_stages import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIX_STAGES = "llama3_8b_8k_128k"
+PACKED_256 = ("packed", "packed_new_tokens")
+NEW_TOKENS = "qwen3_tiny_new_tokens"
 
 
 @pytest.mark.parametrize(
     ("name", "num_workers", "lengths"),
     [
         ("qwen3_tiny_256_512", 2, {"256": 256, "512": 512}),
+        (NEW_TOKENS, 2, {"rows": 256, "all": 256}),
         ("qwen3_8b_8k_32k", 64, {"8k": 8192, "32k": 32768}),
         (SIX_STAGES, 64, {f"{length}k": 1024 * length for length in (8, 16, 32, 64, 96, 128)}),
     ],
@@ -40,7 +43,7 @@ def test_the_shipped_stages_resolve(
         made = {}
         for key, entry in entries.items():
             folder = Path(entry.path).parent.name
-            length = re.fullmatch(r"packed_(\d+)(k?)", "packed_256" if folder == "packed" else folder)
+            length = re.fullmatch(r"packed_(\d+)(k?)", "packed_256" if folder in PACKED_256 else folder)
             assert length is not None
             manifest = load_manifest(write_dataset(tmp_path, int(length[1]) * (1024 if length[2] else 1)))
             shards = (dataclasses.replace(manifest.shards[0], num_rows=10**7),)
@@ -52,6 +55,9 @@ def test_the_shipped_stages_resolve(
     stages = resolve_stages(REPOSITORY / f"configs/stages/{name}.yaml", launch, StageOptions())
     assert {stage.name: stage.run.budget.seq_length for stage in stages} == lengths
     assert {stage.run.layout.world_size for stage in stages} == {num_workers}
+    if name == NEW_TOKENS:
+        assert [bool(stage.run.config.cpt.trainable) for stage in stages] == [True, False]
+        return
     for before, after in pairwise(stages):
         assert before.advance_when is not None
         assert after.run.row_format.boundaries == ("ends" if num_workers == 64 else "mask")

@@ -12,7 +12,7 @@ from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.cluster.job.webhook import NO_WEBHOOK, Webhook
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
-from ascend_cpt.model.frozen import list_frozen
+from ascend_cpt.model.frozen import list_first_rows, list_frozen
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.goodput.nodes import NodesRecord
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
@@ -117,7 +117,8 @@ def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
         from ascend_cpt.backend.collectives import get_rank_and_size
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
-    if frozen := list_frozen(read_sizes(run.model), run.model.get("pet_config")):
+    sizes, trainable = read_sizes(run.model), run.config.cpt.trainable
+    if frozen := list_frozen(sizes, run.model.get("pet_config"), trainable):
         from ascend_cpt.backend.models.freeze import freeze_weights
 
         freeze_weights(frozen)
@@ -125,6 +126,10 @@ def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
         from ascend_cpt.backend.models.chunked_loss import chunk_losses
 
         chunk_losses(run.config.cpt.loss_chunks)
+    if first_rows := list_first_rows(sizes, trainable):
+        from ascend_cpt.backend.models.trained_rows import train_rows
+
+        train_rows(first_rows)
     slice_on_host()
     use_headers()
     use_checked_shard_maps()

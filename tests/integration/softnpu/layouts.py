@@ -116,6 +116,8 @@ SCALED = {
     }
 }  # fmt: skip
 PARTS = {"cpt": {"loss_chunks": 4}}
+# With tensor 2, each rank has 256 of the 512 rows: the first trained row is on the second rank, and on the first.
+ROWS = Reference(cpt={"trainable": ["embedding.word_embeddings.weight[300:]", "output_layer.weight[200:]"]})
 BFLOAT16 = _with_model(compute_dtype="bfloat16")
 
 LAYOUTS: dict[str, Layout] = {
@@ -132,6 +134,10 @@ LAYOUTS: dict[str, Layout] = {
     "tensor 2": Layout(tensor=2),
     "tensor 2, accumulation 4": Layout(tensor=2, accumulation=4),
     "tensor 2, no sequence parallel": Layout(tensor=2, parallel_config={"use_seq_parallel": False}),
+    "tensor 2, new rows": Layout(tensor=2, reference=ROWS),
+    "tensor 2, pipeline 2, new rows, loss in parts": Layout(
+        tensor=2, pipeline=2, accumulation=4, sections=PARTS, reference=ROWS
+    ),
     "pipeline 2": Layout(pipeline=2, accumulation=4),
     "pipeline 2, recompute list": Layout(
         pipeline=2, accumulation=4, sections={"recompute_config": {"recompute": [1, 0]}}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ascend_cpt.model.frozen import find_freeze_problem, list_frozen
+import pytest
+
+from ascend_cpt.model.frozen import find_freeze_problem, find_trainable_problem, list_first_rows, list_frozen
 from ascend_cpt.model.parameters import list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
 
@@ -41,3 +43,27 @@ def test_problems() -> None:
         ({"freeze_include": ["*"]}, "all weights would be frozen"),
     ):
         assert find_freeze_problem(SIZES, section).startswith(message)
+
+
+def test_trainable_patterns() -> None:
+    embedding, output = "embedding.word_embeddings.weight", "output_layer.weight"
+    assert list_frozen(SIZES, None, ["*.layers.0.*"]) == [name for name in NAMES if ".layers.0." not in name]
+    patterns = ["*word_embeddings.weight[100:]", f"{output}[0:]"]
+    assert list_frozen(SIZES, None, patterns) == [name for name in NAMES if name not in (embedding, output)]
+    assert list_first_rows(SIZES, patterns) == {embedding: 100}
+    # A pattern without rows trains the whole weight.
+    assert list_first_rows(SIZES, [*patterns, "*"]) == {}
+    assert find_trainable_problem(SIZES, patterns) == ""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("*.layer.0.*", "'*.layer.0.*' matches no weight of the model; the closest one is "),
+        ("model.embed_tokens.weight[5:]", "'model.embed_tokens.weight[5:]' matches no weight of the model"),
+        ("*layernorm*[5:]", "'*layernorm*[5:]': only the embedding and the output layer can be trained by rows, not"),
+        ("output_layer.weight[128:]", "'output_layer.weight[128:]': there are only 128 rows, numbered from 0"),
+    ],
+)
+def test_trainable_problems(pattern: str, message: str) -> None:
+    assert find_trainable_problem(SIZES, [pattern]).startswith(message)

@@ -1,0 +1,1 @@
+"""Extends a tokenizer: learns new pieces on a corpus, after all merges of the old tokenizer."""

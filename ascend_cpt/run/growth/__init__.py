@@ -1,0 +1,1 @@
+"""Makes larger models for continued pretraining: new tokens, and new blocks."""

@@ -1,0 +1,1 @@
+"""Makes a Hugging Face model larger: new blocks, and rows for new tokens."""
