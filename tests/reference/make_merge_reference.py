@@ -4,8 +4,8 @@ Run it in an environment with mergekit (`pip install mergekit`), from the reposi
 
     python tests/reference/make_merge_reference.py
 
-`merge/` then holds the models (base, continued, instruct, other) and mergekit.safetensors with the merged tensors, named
-`<recipe>/<tensor>`, of the recipes in recipes.json. mergekit computes in float32. Same versions, same bytes.
+`merge/` then holds the models (base, continued, instruct, other), the recipes, and mergekit.safetensors with the merged
+tensors, named `<recipe>/<dtype>/<tensor>`. mergekit computes in float32. Same versions, same bytes.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def make_tensors(seed: int) -> dict[str, torch.Tensor]:
     """Return random float32 tensors."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: 0.1 * torch.randn(shape, generator=generator) + ("norm" in name) for name, shape in list_shapes().items()
+        name: 0.1 * torch.randn(shape, generator=generator) + int("norm" in name)
+        for name, shape in list_shapes().items()
     }
 
 
@@ -116,7 +117,7 @@ def write_models() -> None:
         noise = make_tensors(seed)
         tensors = noise
         if name != "other":
-            tensors = {key: base[key] + 10 * deviation * (noise[key] - ("norm" in key)) for key in base}
+            tensors = {key: base[key] + 10 * deviation * (noise[key] - int("norm" in key)) for key in base}
         else:
             tensors["model.layers.1.input_layernorm.weight"].zero_()  # has no direction
         folder = FOLDER / name

@@ -12,7 +12,7 @@ from ascend_cpt.checkpoint.fingerprint import describe_differences
 from ascend_cpt.config.task_schema import TaskConfig
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.files import write_text
-from ascend_cpt.monitor.record import Judged, ValidationRecord, to_values
+from ascend_cpt.monitor.record import Judged, to_values
 from ascend_cpt.run.evaluation.needles import open_haystacks
 from ascend_cpt.run.evaluation.plan import EvaluationSettings, open_sets
 from ascend_cpt.run.merging.command_line import Order
@@ -45,9 +45,12 @@ class Point:
     """The evaluation of the merge at one value of the variable."""
 
     value: float
-    measures: tuple[Measure, ...]
-    records: tuple[Any, ...]
+    records: tuple[dict[str, Any], ...]
     """As `tools/evaluate.py --json` writes them."""
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        return tuple(map(_measure, self.records))
 
     def gain(self, reference: Point, names: Iterable[str]) -> float:
         """Return the mean improvement over `reference`: of the losses if `names` has any, else of the scores."""
@@ -110,11 +113,7 @@ class SweepResults:
 
     def add(self, value: float, records: Sequence[Judged]) -> None:
         """Store a point."""
-        point = Point(
-            value=value,
-            measures=tuple(_measure(record) for record in records),
-            records=tuple(to_values(record) for record in records),
-        )
+        point = Point(value=value, records=tuple(to_values(record) for record in records))
         self._stored = _Stored(**{**vars(self._stored), "points": (*self._stored.points, point)})
         write_text(self._path, json.dumps(asdict(self._stored), indent=1) + "\n")
 
@@ -131,8 +130,8 @@ class SweepResults:
         )
         if differences:
             raise ConfigError(
-                f"{self._path}: from another sweep ({'; '.join(differences[:3])}); give another TARGET, or remove it to "
-                "start anew"
+                f"{self._path}: from another sweep ({'; '.join(differences[:3])}); give another TARGET, or remove it "
+                "to start anew"
             )
         return stored
 
@@ -174,10 +173,16 @@ def make_table(variable: str, points: Sequence[Point]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, ["---"] * len(header), *rows))
 
 
-def _measure(record: Judged) -> Measure:
-    if isinstance(record, ValidationRecord):
-        return Measure(name=record.name, metric="loss", value=record.loss, higher_is_better=False)
-    return Measure(name=record.name, metric=record.metric, value=record.score, higher_is_better=record.higher_is_better)
+def _measure(record: Mapping[str, Any]) -> Measure:
+    # NaN and infinity are stored as text.
+    if "loss" in record:
+        return Measure(name=record["name"], metric="loss", value=float(record["loss"]), higher_is_better=False)
+    return Measure(
+        name=record["name"],
+        metric=record["metric"],
+        value=float(record["score"]),
+        higher_is_better=record["higher_is_better"],
+    )
 
 
 def _describe_merge(order: Order) -> dict[str, Any]:

@@ -109,7 +109,8 @@ class Merge:
             merged = np.empty(info.num_elements, STORAGE[info.dtype])
             for first, stop in _list_parts(info.num_elements):
                 parts = self._read_parts(info.name, first, stop, checksums)
-                result = self._combine(parts, weights)
+                with np.errstate(over="ignore", invalid="ignore"):  # checked below
+                    result = self._combine(parts, weights)
                 if not np.isfinite(result).all():
                     raise CheckpointError(self._explain_not_finite(info.name, parts))
                 merged[first:stop] = cast(result, "F32", info.dtype, info.name)

@@ -40,7 +40,7 @@ def add_task_vectors(
 
 def sum_weights(weights: Sequence[float]) -> np.float32:
     """Return the sum of the weights in float32."""
-    return np.sum(np.array(weights, np.float32), dtype=np.float32)
+    return np.float32(np.sum(np.array(weights, np.float32), dtype=np.float32))
 
 
 def _sum(tensors: Iterable[Float32], weights: Sequence[float]) -> Float32:

@@ -180,7 +180,7 @@ def test_values_that_are_not_finite_are_rejected(tmp_path: Path) -> None:
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"{broken}: model\.norm\.weight contains NaN or infinity"):
         merge(BASE, broken, target=tmp_path / "merged")
-    recipe = make_recipe("linear", [f"{CONTINUED}=1e38", f"{BASE}=1e39"], base=None, t=None, normalize=False)
+    recipe = make_recipe("linear", [f"{CONTINUED}=3e38", f"{BASE}=3e38"], base=None, t=None, normalize=False)
     with pytest.raises(CheckpointError, match="outside the range of float32"):
         Merge(recipe, like=BASE, options=MergeOptions()).write(recipe.at({}), tmp_path / "merged")
     recipe = make_recipe("linear", [f"{CONTINUED}=1e6", f"{BASE}=1"], base=None, t=None, normalize=False)
