@@ -36,7 +36,7 @@ from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.weights.mapping import to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["llama2", "llama31", "llama32_tied", "qwen25_tied"]
+MODELS = ["llama2", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
 
 
 @pytest.fixture(scope="module", autouse=True)

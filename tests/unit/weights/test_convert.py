@@ -26,7 +26,7 @@ from ascend_cpt.weights.safetensors_file import SafetensorsFile
 from ascend_cpt.weights.sources import MeanOfFolders
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]
+MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
 SHARD_BYTES = 20_000
 
 
