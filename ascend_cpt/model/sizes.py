@@ -133,8 +133,8 @@ def find_window_problem(config: Mapping[str, Any], seq_length: int) -> str | Non
     if window is None or seq_length <= window:
         return None
     return (
-        f"sliding_window: {window} tokens, fewer than the rows of {seq_length}; attention windows are not supported, so "
-        f"use rows of at most {window} tokens, or set sliding_window: null to train with full attention"
+        f"sliding_window: {window} tokens, fewer than the rows of {seq_length}; attention windows are not supported, "
+        f"so use rows of at most {window} tokens, or set sliding_window: null to train with full attention"
     )
 
 

@@ -50,8 +50,8 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         (
             "model.model_config.model_type=gemma2",
             1,
-            "'gemma2' is not supported (a GELU MLP, norms that multiply by 1 + weight, and attention windows in every "
-            "second layer); choose one of llama, mistral, ",
+            "'gemma2' is not supported .a GELU MLP, norms that multiply by 1 . weight, and attention windows in every "
+            "second layer.; choose one of llama, mistral, ",
         ),
         ("model.model_config.model_type=llamma", 1, "'llamma' is unknown; did you mean 'llama'"),
         ("optimizer.type=Adamx", 1, "'Adamx' is unknown; did you mean"),
