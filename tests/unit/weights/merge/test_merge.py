@@ -206,16 +206,18 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
         merge(BASE, CONTINUED, target=tmp_path / "merged")
 
 
-MEASURE = """
-import resource, sys
+MEASURE = r"""
+import re, sys
 from pathlib import Path
 from ascend_cpt.weights.merge.merge import Merge, MergeOptions
 from ascend_cpt.weights.merge.recipe import make_recipe
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def read_status(key):
+    return int(re.search(rf"^{key}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[1])
+before = read_status("VmRSS")
 models = [f"{path}=1" for path in sys.argv[2:]]
 recipe = make_recipe("task_arithmetic", models, base=Path(sys.argv[2]), t=None, normalize=None)
 Merge(recipe, like=Path(sys.argv[2]), options=MergeOptions()).write(recipe.at({}), Path(sys.argv[1]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((read_status("VmHWM") - before) // 1024)
 """
 
 
