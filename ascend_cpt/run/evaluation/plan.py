@@ -27,6 +27,7 @@ from ascend_cpt.run.resolved_run import Dataset
 from ascend_cpt.run.starting_point import select_model_identity
 from ascend_cpt.run.trained_model import read_model_config, read_section
 from ascend_cpt.tasks.load import Task
+from ascend_cpt.weights.hf_folder import HfFolder
 
 ROUND_TO = 64
 """Rows of tasks alone are as long as the longest request, rounded up to a multiple of this."""
@@ -197,6 +198,10 @@ def _choose_model(path: Path, settings: EvaluationSettings, trained: _Trained | 
     if settings.model is None:
         return own
     given = dict(settings.model)
+    if trained is None:
+        # config.json and a configuration may write the same model in different ways.
+        HfFolder(path).check_model(given)
+        return given
     before, now = select_model_identity(own), select_model_identity(given)
     if differences := describe_differences(before, now):
         raise CheckpointError(
