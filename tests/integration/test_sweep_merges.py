@@ -110,7 +110,7 @@ def test_a_killed_sweep_continues(models: Path, packed: Path, tmp_path: Path) ->
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 300
         while not (sweep / "sweep.json").is_file() and time.monotonic() < deadline:
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
