@@ -23,6 +23,7 @@ from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, TASKS, VOCAB_SIZE
 
 TOOL = [sys.executable, "tools/merge_weights.py"]
 CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -112,6 +113,7 @@ def test_a_killed_sweep_continues(models: Path, packed: Path, tmp_path: Path) ->
     ) as process:
         deadline = time.monotonic() + 300
         while not (sweep / "sweep.json").is_file() and time.monotonic() < deadline:
+            assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
     before = read_points(sweep)
