@@ -22,8 +22,8 @@ from ascend_cpt.weights.safetensors_file import SafetensorsFile
 REFERENCE = Path(__file__).resolve().parents[3] / "reference/merge"
 RECIPES: dict[str, dict[str, Any]] = json.loads((REFERENCE / "recipes.json").read_text(encoding="utf-8"))
 EXPECTED = SafetensorsFile(REFERENCE / "mergekit.safetensors")
-# In float32, mergekit rounds linear and slerp in another way. The tolerance is one unit in the last place of values from
-# 1 to 2 (the largest here are 1.5). In bfloat16, all results are bit-equal.
+# In float32, mergekit rounds linear and slerp in another way. The tolerance is one unit in the last place of values
+# from 1 to 2 (the largest here are 1.5). In bfloat16, all results are bit-equal.
 TOLERANCE = {"linear": 1.2e-7, "slerp": 1.2e-7, "task_arithmetic": 0.0}
 UNUSED = {"base": None, "t": None, "normalize": None}
 
