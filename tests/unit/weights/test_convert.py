@@ -173,7 +173,7 @@ def spoil_json(path: Path, change: Any) -> None:
         ("config.json", lambda path: spoil_json(path, lambda config: config.update(hidden_size=64)), "has shape"),
         ("config.json", lambda path: spoil_json(path, lambda config: config.update(num_hidden_layers=3)), "missing"),
         ("config.json", lambda path: spoil_json(path, lambda config: config.update(model_type="qwen3")), "q_norm"),
-        ("config.json", lambda path: spoil_json(path, lambda config: config.update(model_type="mistral")), "mistral"),
+        ("config.json", lambda path: spoil_json(path, lambda config: config.update(model_type="phi3")), "phi3"),
     ],
 )
 def test_bad_input_is_a_one_line_error_and_nothing_is_written(
