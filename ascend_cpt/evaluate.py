@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -58,26 +58,37 @@ def main(argv: list[str] | None = None) -> int:
     if is_scheduler():
         serve_workers()
         return 0
+    run = follow(args.model) if args.watch else None
+    with open_evaluation(args) as evaluation:
+        return evaluation.run_once() if run is None else evaluation.watch(run)
+
+
+@contextlib.contextmanager
+def open_evaluation(args: argparse.Namespace) -> Iterator[Evaluation]:
+    """Yield the evaluation that the options of `add_evaluation_options` describe, after joining the job.
+
+    Raises:
+        ConfigError: there is nothing to evaluate, or the configuration has errors.
+        DataError: a dataset or a task file is missing or damaged.
+    """
     process = read_process()
     config = load_config(args.config, parse_assignments(args.set)) if args.config else None
     if config is None and args.set:
         raise ConfigError("--set: overrides keys of a configuration; give one with --config")
     settings = collect_settings(args, config)
-    run = follow(args.model) if args.watch else None
     datasets = [*open_sets(settings).values(), *open_haystacks(settings.tasks).values()]
     if config is not None and (problems := find_monitoring_problems(config, _ONE_DEVICE)):
         raise ConfigError("\n".join(problems))
     with join_job(process.rank, process.world_size) as channel, contextlib.ExitStack() as stack:
-        if run is not None and process.rank == 0:
-            stack.enter_context(hold_watch_lock(run.main))
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ascend_cpt_evaluate_")))
         os.environ.setdefault("LOG_MF_PATH", str(logs))
         console = stack.enter_context(captured_output(logs / "mindformers.log"))
         if not args.no_verify:
             verify_data(datasets if channel.is_first_on_node else (), channel)
-        work = _Work(args=args, settings=settings, process=process, channel=channel, console=console, scratch=logs)
         try:
-            return work.run_once() if run is None else work.watch(run)
+            yield Evaluation(
+                args=args, settings=settings, process=process, channel=channel, console=console, scratch=logs
+            )
         except CptError:
             raise
         except Exception:
@@ -85,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
 
 
-class _Work:
+class Evaluation:
     """The evaluation of one process."""
 
     def __init__(
@@ -99,8 +110,9 @@ class _Work:
         scratch: Path,
     ) -> None:
         self._scratch = scratch
-        self._args, self._settings = args, settings
-        self._process, self._channel, self._console = process, channel, console
+        self._args, self.settings = args, settings
+        self._process, self.channel, self._console = process, channel, console
+        self.is_first = process.rank == 0
         # Each node verifies what it loads, because it is not known here whether the nodes share storage.
         self._verifier = Verifier(channel=channel, shared=False, weights_only=True, enabled=not args.no_verify)
         self._network: EvaluationNetwork | None = None
@@ -108,14 +120,22 @@ class _Work:
 
     def run_once(self) -> int:
         """Evaluate the given weights, print the results and write them to --json."""
-        parts, step = self._choose()
+        records = self.evaluate(*self._choose())
+        if self._args.json and self.is_first:
+            write_text(self._args.json, json.dumps([to_values(record) for record in records], indent=1) + "\n")
+        return 0
+
+    def evaluate(self, parts: Sequence[Path], step: int = 0) -> list[Judged]:
+        """Evaluate a Hugging Face folder, or the folders of a checkpoint's parts, and print the results.
+
+        Raises:
+            CheckpointError: the weights are damaged, deleted or from another model.
+        """
         if not self._load(parts):
             raise CheckpointError(f"{parts[0]}: was deleted while it was being loaded; choose a newer checkpoint")
         records = self._evaluate(parts[0], step)
         self._print_records(records)
-        if self._args.json and self._process.rank == 0:
-            write_text(self._args.json, json.dumps([to_values(record) for record in records], indent=1) + "\n")
-        return 0
+        return records
 
     def _choose(self) -> tuple[list[Path], int]:
         """Return the weights' folder, or the folders of a checkpoint's parts, and the step.
@@ -129,13 +149,13 @@ class _Work:
         if len(paths) == 1:
             checkpoint, skipped = self._verifier.locate(paths[0])
             for line in skipped:
-                self._print(f"warning: skipped an unusable checkpoint: {line}")
+                self.print(f"warning: skipped an unusable checkpoint: {line}")
             for line in self._verifier.note_unverified(checkpoint):
-                self._print(f"warning: {line}")
+                self.print(f"warning: {line}")
             return [checkpoint.folder], checkpoint.state.step
         # The run may save another step meanwhile, so all processes evaluate the step seen by the first process.
-        chosen = [str(part) for part in choose_parts(paths)] if self._process.rank == 0 else []
-        parts = [Path(part) for part in self._channel.all_gather("checkpoint", chosen)[0]]
+        chosen = [str(part) for part in choose_parts(paths)] if self.is_first else []
+        parts = [Path(part) for part in self.channel.all_gather("checkpoint", chosen)[0]]
         if problem := self._find_damage(parts):
             raise CheckpointError(problem)
         return parts, locate_checkpoint(parts[0]).state.step
@@ -146,21 +166,23 @@ class _Work:
 
     def watch(self, run: RunFolders) -> int:
         """Evaluate every new complete checkpoint until the run is over. Return 1 if an alarm asked the run to stop."""
-        names = [("validation", name) for name in self._settings.sets]
-        names += [("task", name) for name in self._settings.tasks]
-        trackers = EvaluationTrackers(run.main, self._console) if self._process.rank == 0 else None
-        if trackers is not None:
-            trackers.update()  # what an earlier watcher recorded before it was killed
+        names = [("validation", name) for name in self.settings.sets]
+        names += [("task", name) for name in self.settings.tasks]
         alarm: ForgettingAlarm | None = None
         given_up: set[int] = set()
-        try:
+        with contextlib.ExitStack() as stack:
+            trackers: EvaluationTrackers | None = None
+            if self.is_first:
+                stack.enter_context(hold_watch_lock(run.main))
+                trackers = stack.enter_context(contextlib.closing(EvaluationTrackers(run.main, self._console)))
+                trackers.update()  # what an earlier watcher recorded before it was killed
             while (step := self._wait(run, names, given_up)) is not None:
                 parts = run.locate(step)
                 problem = self._find_damage(parts)
                 # All processes use the first one's view, because a part may be deleted at any time.
-                checkpoint = self._channel.all_gather("checkpoint to evaluate", _identify(parts))[0]
+                checkpoint = self.channel.all_gather("checkpoint to evaluate", _identify(parts))[0]
                 if problem or not checkpoint or not self._load(parts):
-                    self._print(f"{problem or f'{parts[0]}: was deleted before it was evaluated'}; skipped")
+                    self.print(f"{problem or f'{parts[0]}: was deleted before it was evaluated'}; skipped")
                     given_up.add(step)
                     continue
                 records = self._evaluate(parts[0], step)
@@ -171,17 +193,14 @@ class _Work:
                     message = self._record(run.main, [alarm.judge(record) for record in new], checkpoint)
                     trackers.update()
                 # The first process decides for all of them.
-                message = self._channel.all_gather("verdict", message)[0]
+                message = self.channel.all_gather("verdict", message)[0]
                 if message:
-                    if self._process.rank == 0 and not run.is_over():
+                    if self.is_first and not run.is_over():
                         request_stop(run.main, message)
-                    self._print(f"asked the run to stop: {message}")
+                    self.print(f"asked the run to stop: {message}")
                     report_own_stop()
                     return 1
-        finally:
-            if trackers is not None:
-                trackers.close()
-        self._print(f"{run.main}: the run is over, and all its checkpoints are evaluated")
+        self.print(f"{run.main}: the run is over, and all its checkpoints are evaluated")
         return 0
 
     def _wait(self, run: RunFolders, names: Collection[tuple[str, str]], given_up: Collection[int]) -> int | None:
@@ -191,14 +210,14 @@ class _Work:
             over = run.is_over()
             pending = [step for step in list_pending(run, names) if step not in given_up]
             # A checkpoint may be complete only on some nodes, so evaluate the first one visible to all processes.
-            views = self._channel.all_gather("pending checkpoints", [pending, over])
+            views = self.channel.all_gather("pending checkpoints", [pending, over])
             common = set.intersection(*(set(view[0]) for view in views))
             if common:
                 return int(min(common))
             if all(view[1] for view in views):
                 return None
             if not is_waiting:
-                self._print(f"{run.main}: waiting for the next checkpoint")
+                self.print(f"{run.main}: waiting for the next checkpoint")
             is_waiting = True
             time.sleep(self._args.poll)
 
@@ -208,7 +227,7 @@ class _Work:
         self._print_records([verdict.record for verdict in verdicts])
         for verdict in verdicts:
             if verdict.message:
-                self._print(f"warning: {verdict.message}")
+                self.print(f"warning: {verdict.message}")
         stopping = [verdict for verdict in verdicts if verdict.stop]
         return describe_stop(stopping) if stopping else ""
 
@@ -221,12 +240,12 @@ class _Work:
                 network = self._prepare(path)
                 start_s = time.monotonic()
                 network.load(path)
-                self._print(f"{path}: loaded in {time.monotonic() - start_s:.1f} s")
+                self.print(f"{path}: loaded in {time.monotonic() - start_s:.1f} s")
                 is_loaded = True
         except Exception:
             if not _are_damaged(parts):
                 raise
-        return all(self._channel.all_gather("weights", is_loaded))
+        return all(self.channel.all_gather("weights", is_loaded))
 
     def _gather(self, parts: Sequence[Path]) -> Path | None:
         """Have the first process collect the files of all parts. Return their folder, or None if a part is gone."""
@@ -234,13 +253,13 @@ class _Work:
             return parts[0]
         shutil.rmtree(self._scratch / "gathered", ignore_errors=True)  # from the previous checkpoint
         gathered = ""
-        if self._process.rank == 0:
+        if self.is_first:
             try:
                 gathered = str(link_parts(parts, self._scratch / "gathered"))
             except (CheckpointError, OSError):
                 if not _are_damaged(parts):
                     raise
-        gathered = self._channel.all_gather("gathered checkpoint", gathered)[0]
+        gathered = self.channel.all_gather("gathered checkpoint", gathered)[0]
         if gathered and not Path(gathered).is_dir():
             raise CheckpointError(
                 f"{gathered}: not visible to this process; to evaluate several folders, start all processes on one "
@@ -253,9 +272,9 @@ class _Work:
         from ascend_cpt.backend.evaluation_network import EvaluationNetwork
 
         if self._plan is None:
-            self._plan = make_plan(path, self._settings, world_size=self._process.world_size)
+            self._plan = make_plan(path, self.settings, world_size=self._process.world_size)
             for line in describe_tasks(self._plan.tasks, self._plan.row_format.seq_length):
-                self._print(line)
+                self.print(line)
         plan = self._plan
         if self._network is None:
             self._network = EvaluationNetwork(
@@ -275,15 +294,15 @@ class _Work:
         assert network is not None and plan is not None
         start_s = time.monotonic()
         records = Evaluator(network.scorer, plan.sets, plan.tasks, max_rows=plan.max_rows).evaluate(step)
-        self._print(f"{path}: evaluated in {time.monotonic() - start_s:.1f} s")
+        self.print(f"{path}: evaluated in {time.monotonic() - start_s:.1f} s")
         return records
 
     def _make_alarm(self, run_dir: Path) -> ForgettingAlarm:
         """Return the configured alarm after replaying the records of earlier validations."""
         assert self._plan is not None
         alarm = make_alarm(
-            self._settings.sets,
-            self._settings.tasks,
+            self.settings.sets,
+            self.settings.tasks,
             metrics={task.name: task.metric for task in self._plan.tasks},
             tokens_per_step=self._count_tokens_per_step(run_dir),
         )
@@ -297,10 +316,11 @@ class _Work:
 
     def _print_records(self, records: Sequence[Judged]) -> None:
         for record in records:
-            self._print(format_validation(record) if isinstance(record, ValidationRecord) else format_task(record))
+            self.print(format_validation(record) if isinstance(record, ValidationRecord) else format_task(record))
 
-    def _print(self, line: str) -> None:
-        if self._process.rank == 0:
+    def print(self, line: str) -> None:
+        """Print a line on the terminal, in the first process only."""
+        if self.is_first:
             print(line, file=self._console, flush=True)
 
 

@@ -1,10 +1,10 @@
-"""Measure the conversion of a 2 GB checkpoint against copying its files: speed and peak memory.
+"""Measure the conversion and the merging of 2 GB checkpoints against copying the files: speed and peak memory.
 
-    python benchmarks/weights.py [--folder /a/disk/with/8GB] [--gb 2]
+    python benchmarks/weights.py [--folder /a/disk/with/16GB] [--gb 2]
 
 Creates a random Llama in bfloat16 with four shards, copies the files, converts them to MindFormers and back, compares
-the result bit by bit, and prints the ratios. Every step runs in its own process; files are dropped from the page cache
-if possible.
+the result bit by bit, merges the model with another one by every method, and prints the ratios. Every step runs in its
+own process; files are dropped from the page cache if possible.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,6 +30,9 @@ from ascend_cpt.weights.compare import compare_folders
 from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
 from ascend_cpt.weights.folder_writer import create_folder, name_hf_file, write_config, write_shards
 from ascend_cpt.weights.hf_folder import HfFolder
+from ascend_cpt.weights.merge.merge import Merge, MergeOptions
+from ascend_cpt.weights.merge.methods import LINEAR, METHODS, SLERP
+from ascend_cpt.weights.merge.recipe import make_recipe
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 from ascend_cpt.weights.safetensors_file import TensorInfo
 
@@ -36,7 +40,7 @@ NUM_SHARDS = 4
 MIN_SPEED_RATIO, MAX_PEAK_GB = 0.5, 1.0
 
 
-def make_model(target: Path, size_gb: float) -> None:
+def make_model(target: Path, size_gb: float, seed: int) -> None:
     """Write a random Llama model of about this size, with layers half as wide as in Llama 3 8B."""
     config = {
         "model_type": "llama",
@@ -51,7 +55,7 @@ def make_model(target: Path, size_gb: float) -> None:
     layer_bytes, rest_bytes = (count_bytes({**config, "num_hidden_layers": layers}) for layers in (2, 1))
     layer_bytes -= rest_bytes
     config["num_hidden_layers"] = max(1, round((size_gb * 1e9 - rest_bytes) / layer_bytes) + 1)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     shapes = list_hf_shapes(read_sizes(config))
     infos = [TensorInfo(name=name, dtype="BF16", shape=shape) for name, shape in shapes.items()]
     tensors = ((name, rng.integers(0, 0x3F80, shape, dtype=np.uint16)) for name, shape in shapes.items())
@@ -86,7 +90,23 @@ def to_hf(source: Path, target: Path) -> None:
     convert_to_hf(MindFormersFolder(source), read_config(source), target, options)
 
 
-STEPS: dict[str, Callable[[Path, Path], None]] = {"copy": copy, "to-mindformers": to_mindformers, "to-hf": to_hf}
+def merge(method: str, source: Path, target: Path) -> None:
+    """Merge a Hugging Face folder with the other model beside it."""
+    other = source.with_name(OTHER_NAME)
+    if method == LINEAR:
+        recipe = make_recipe(method, [f"{source}=0.3", f"{other}=0.7"], base=None, t=None, normalize=None)
+    else:
+        recipe = make_recipe(method, [str(other)], base=source, t="0.5" if method == SLERP else None, normalize=None)
+    Merge(recipe, like=source, options=MergeOptions(max_shard_bytes=500_000_000)).write(recipe.at({}), target)
+
+
+OTHER_NAME = "other"
+STEPS: dict[str, Callable[[Path, Path], None]] = {
+    "copy": copy,
+    "to-mindformers": to_mindformers,
+    "to-hf": to_hf,
+    **{method: partial(merge, method) for method in METHODS},
+}
 
 
 def measure(step: str, source: Path, target: Path) -> tuple[float, float]:
@@ -129,9 +149,10 @@ def main() -> int:
 def compare_steps(work: Path, size_gb: float, num_repeats: int) -> int:
     """Measure all steps alternately on the same files, and compare them."""
     model = work / "model"
-    make_model(model, size_gb)
+    make_model(model, size_gb, 0)
+    make_model(work / OTHER_NAME, size_gb, 1)
     total_gb = sum(path.stat().st_size for path in model.glob("*.safetensors")) / 1e9
-    sources = {"copy": model, "to-mindformers": model, "to-hf": work / "to-mindformers"}
+    sources = {**dict.fromkeys(STEPS, model), "to-hf": work / "to-mindformers"}
     best_s = dict.fromkeys(STEPS, float("inf"))
     peak_gb = dict.fromkeys(STEPS, 0.0)
     for _ in range(num_repeats):
@@ -147,7 +168,8 @@ def compare_steps(work: Path, size_gb: float, num_repeats: int) -> int:
         ratio = best_s["copy"] / seconds
         speed = f"{seconds:6.2f} s  {total_gb / seconds:5.2f} GB/s  {ratio:5.2f} x copy"
         print(f"  {step:15} {speed}  peak {peak_gb[step]:.2f} GB")
-        is_good &= ratio >= MIN_SPEED_RATIO and peak_gb[step] < MAX_PEAK_GB
+        # A merge reads two models.
+        is_good &= (step in METHODS or ratio >= MIN_SPEED_RATIO) and peak_gb[step] < MAX_PEAK_GB
     print(f"round trip: {'bit-equal' if is_equal else 'NOT EQUAL'}")
     print(f"limits ({MIN_SPEED_RATIO} x copy, {MAX_PEAK_GB} GB): {'met' if is_good else 'NOT MET'}")
     return 0 if is_good else 1

@@ -98,6 +98,11 @@ _QWEN2 = (
 )
 
 # model_type → name of the model class, the same in transformers and MindFormers.
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
-FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}
+FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.families import FAMILIES, HF_OUTPUT, Row
 from ascend_cpt.model.sizes import ModelSizes
 from ascend_cpt.model.tensor_layout import Shape
+from ascend_cpt.model.unsupported import refuse_family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def list_groups(sizes: ModelSizes) -> list[Group]:
         ConfigError: the family has no table.
     """
     if sizes.family not in FAMILIES:
-        raise ConfigError(f"model_type: {sizes.family} is not supported; only {', '.join(sorted(FAMILIES))} are")
+        raise refuse_family(sizes.family, FAMILIES)
     rows = [row for row in FAMILIES[sizes.family] if not (sizes.tie_word_embeddings and row.hf[0][0] == HF_OUTPUT)]
     per_layer = [row for row in rows if row.is_per_layer]
     first = rows.index(per_layer[0])

@@ -22,6 +22,8 @@ _FIXED_FIELDS: dict[str, Any] = {
     "use_sliding_window": False,
     "partial_rotary_factor": 1.0,
 }
+_MISTRAL_WINDOW = 4096
+"""transformers' default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,31 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         rms_norm_eps=read_number(config, "rms_norm_eps", 1e-6),
         rope=read_rope(config),
+    )
+
+
+def read_attention_window(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a token attends to, itself included, or None for all tokens before it.
+
+    Only Mistral has a window by default. For other families, `read_sizes` rejects `use_sliding_window`, without which
+    transformers ignores `sliding_window`.
+
+    Raises:
+        ConfigError: the window is not a positive whole number.
+    """
+    if config.get("model_type") != "mistral" or config.get("sliding_window", _MISTRAL_WINDOW) is None:
+        return None
+    return _read_count({"sliding_window": _MISTRAL_WINDOW, **config}, "sliding_window")
+
+
+def find_window_problem(config: Mapping[str, Any], seq_length: int) -> str | None:
+    """Return why rows of `seq_length` tokens are not possible with the model's attention window, if they are not."""
+    window = read_attention_window(config)
+    if window is None or seq_length <= window:
+        return None
+    return (
+        f"sliding_window: {window} tokens, fewer than the rows of {seq_length}; attention windows are not supported, "
+        f"so use rows of at most {window} tokens, or set sliding_window: null to train with full attention"
     )
 
 

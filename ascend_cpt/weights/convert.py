@@ -188,16 +188,28 @@ def _write(
     is_hf: bool,
     texts: Mapping[str, str | bytes] | None = None,
 ) -> Summary:
-    # config.json has a single dtype, so use the one that most elements have.
-    most = max({info.dtype for info in infos}, key=lambda dtype: sum(i.num_elements for i in infos if i.dtype == dtype))
     name_file = name_hf_file if is_hf else name_mindformers_file
     with create_folder(target) as folder:
         write_shards(folder, infos, tensors, name_file=name_file, max_shard_bytes=options.max_shard_bytes)
-        write_config(folder, config, next(name for name, dtype in DTYPES.items() if dtype == most))
+        write_config(folder, config, name_main_dtype(infos))
         for companion in companions:
             shutil.copyfile(companion, folder / companion.name)
         for name, text in (texts or {}).items():
             (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+    return summarize(target, infos)
+
+
+def name_main_dtype(infos: Sequence[TensorInfo]) -> str:
+    """Return the dtype that most elements have, since config.json has a single one."""
+    counts: dict[str, int] = {}
+    for info in infos:
+        counts[info.dtype] = counts.get(info.dtype, 0) + info.num_elements
+    most = max(sorted(counts), key=counts.__getitem__)
+    return next(name for name, dtype in DTYPES.items() if dtype == most)
+
+
+def summarize(target: Path, infos: Sequence[TensorInfo]) -> Summary:
+    """Return the summary of a written folder."""
     return Summary(
         path=target,
         num_tensors=len(infos),

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.families import ARCHITECTURES
-from ascend_cpt.model.sizes import read_sizes
-from ascend_cpt.strict_json import shorten
+from ascend_cpt.model.sizes import read_attention_window, read_sizes
+from ascend_cpt.model.unsupported import refuse_family
 
 # Fields of config.json that have the same name in the model configuration.
 _FIELDS = (
@@ -41,9 +40,7 @@ def make_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
     """
     sizes = read_sizes(model_config)
     if sizes.family not in ARCHITECTURES:
-        raise ConfigError(
-            f"model_type: {shorten(sizes.family)} is not supported; only {', '.join(sorted(ARCHITECTURES))} are"
-        )
+        raise refuse_family(sizes.family, ARCHITECTURES)
     config = {key: model_config[key] for key in _FIELDS if model_config.get(key) is not None}
     config.update(
         num_key_value_heads=sizes.num_kv_heads,
@@ -55,4 +52,7 @@ def make_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
         model_type=sizes.family,
         architectures=[ARCHITECTURES[sizes.family]],
     )
+    if sizes.family == "mistral":
+        # transformers takes 4096 if the field is missing.
+        config["sliding_window"] = read_attention_window(model_config)
     return config

@@ -18,7 +18,15 @@ from ascend_cpt.weights.safetensors_file import SafetensorsFile, TensorInfo
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 # Files other than weights and config.json that a usable model folder needs.
-COMPANION_PATTERNS = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt")
+COMPANION_PATTERNS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def is_hf_folder(path: Path) -> bool:
@@ -45,6 +53,10 @@ class HfFolder:
     def read(self, name: str) -> Array:
         """Return a tensor by name."""
         return self._files[name].read(name)
+
+    def read_part(self, name: str, first: int, stop: int) -> Array:
+        """Return the elements `first` to `stop` of a tensor, in the order of storage."""
+        return self._files[name].read_part(name, first, stop)
 
     def check(self) -> None:
         """Check names and shapes of all tensors against config.json without reading their data.

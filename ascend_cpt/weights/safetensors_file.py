@@ -78,10 +78,16 @@ class SafetensorsFile:
     def read(self, name: str) -> Array:
         """Return a copy of a tensor by name."""
         info = self.tensors[name]
-        flat = np.fromfile(self.path, STORAGE[info.dtype], info.num_elements, offset=self._offsets[name])
-        if flat.size != info.num_elements:
+        return self.read_part(name, 0, info.num_elements).reshape(info.shape)
+
+    def read_part(self, name: str, first: int, stop: int) -> Array:
+        """Return a copy of the elements `first` to `stop` of a tensor, in the order of storage."""
+        info = self.tensors[name]
+        offset = self._offsets[name] + first * get_item_bytes(info.dtype)
+        flat = np.fromfile(self.path, STORAGE[info.dtype], stop - first, offset=offset)
+        if flat.size != stop - first:
             raise CheckpointError(f"{self.path}: was truncated while it was being read; copy it again")
-        return flat.reshape(info.shape)
+        return flat
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:

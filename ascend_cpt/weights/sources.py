@@ -12,6 +12,7 @@ import numpy as np
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.families import VOCABULARY_TENSORS
 from ascend_cpt.weights.dtypes import Array, cast, to_float32
+from ascend_cpt.weights.merge.methods import combine_linearly
 from ascend_cpt.weights.safetensors_file import TensorInfo
 
 
@@ -46,10 +47,9 @@ class MeanOfFolders:
 
     def read(self, name: str) -> Array:
         dtype = self.tensors[name].dtype
-        total = to_float32(self._sources[0].read(name), dtype)
-        for source in self._sources[1:]:
-            total = total + to_float32(source.read(name), dtype)
-        return cast(total / np.float32(len(self._sources)), "F32", dtype, name)
+        tensors = (to_float32(source.read(name), dtype) for source in self._sources)
+        mean = combine_linearly(tensors, [1.0] * len(self._sources), normalize=True)
+        return cast(mean, "F32", dtype, name)
 
 
 class ResizedVocabulary:

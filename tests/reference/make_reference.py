@@ -57,6 +57,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama31": ("llama", {**_SIZES, "rope_scaling": _LLAMA31_ROPE, "tie_word_embeddings": False}),
     "llama32_tied": ("llama", {**_SIZES, "rope_scaling": _LLAMA31_ROPE, "tie_word_embeddings": True}),
     "qwen25_tied": ("qwen2", {**_QWEN2_SIZES, "rope_theta": 1e6, "tie_word_embeddings": True}),
+    # Heads narrower than hidden_size / heads, as in Mistral Nemo, and a window that is longer than the samples.
+    "mistral": ("mistral", {**_SIZES, "head_dim": 8, "rope_theta": 1e6, "sliding_window": 40}),
 }
 
 

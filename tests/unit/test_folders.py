@@ -36,7 +36,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"resolve"},
         {"planning"},
         {"summary", "export"},
-        {"launch"},
+        {"launch", "merging"},
     ),
     "backend": (
         {"collectives", "compile_cache", "cpu", "models", "mindformers_keys"},

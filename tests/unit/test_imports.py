@@ -24,6 +24,7 @@ LAYERS = (
     {"backend"},
     {"rehearsal", "simulate", "train", "tune"},
     {"train_stages", "evaluate"},
+    {"sweep_merges"},
 )
 LAYER_INDEX = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 

@@ -10,7 +10,7 @@ from ascend_cpt.backend.inference.sampling import Sampling, generate
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import DataError
-from ascend_cpt.model.sizes import read_config
+from ascend_cpt.model.sizes import read_attention_window, read_config
 from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.hf_folder import is_hf_folder
 
@@ -46,12 +46,13 @@ class TextModel:
         """
         tokens = [int(token) for token in self._engine.encode_batch([prompt]).ids]
         length = len(tokens) + num_tokens
-        max_length = self._config.get("max_position_embeddings", length)
+        window = read_attention_window(self._config) or length
+        max_length = min(self._config.get("max_position_embeddings", length), window)
         if not tokens:
             raise DataError("--prompt: empty; give a text to continue")
         if length > max_length:
             raise DataError(
-                f"--prompt and --num-tokens add up to {length} tokens, but the model has only {max_length} positions; "
+                f"--prompt and --num-tokens add up to {length} tokens, but the model can use at most {max_length}; "
                 "lower --num-tokens"
             )
         network = InferenceNetwork(self._config, length=length, device=self._device, compute_dtype=self._compute_dtype)

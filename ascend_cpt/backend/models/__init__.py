@@ -10,11 +10,20 @@ from __future__ import annotations
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
 from ascend_cpt.backend.models.llama import LlamaConfig, LlamaForCausalLM
+from ascend_cpt.backend.models.mistral import MistralConfig, MistralForCausalLM
 from ascend_cpt.backend.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
-__all__ = ["LlamaConfig", "LlamaForCausalLM", "Qwen2Config", "Qwen2ForCausalLM", "register_models"]
+__all__ = [
+    "LlamaConfig",
+    "LlamaForCausalLM",
+    "MistralConfig",
+    "MistralForCausalLM",
+    "Qwen2Config",
+    "Qwen2ForCausalLM",
+    "register_models",
+]
 
-_FAMILIES = ((LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM))
+_FAMILIES = ((LlamaConfig, LlamaForCausalLM), (MistralConfig, MistralForCausalLM), (Qwen2Config, Qwen2ForCausalLM))
 
 
 def register_models() -> None:

@@ -12,7 +12,8 @@ from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.config.values import format_number
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.model.frozen import find_freeze_problem
-from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.model.sizes import find_window_problem, read_sizes
+from ascend_cpt.model.unsupported import find_difference
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
 
 # Dotted key → the values allowed if the key is present, and what to set instead.
@@ -45,6 +46,7 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
     "model.model_config.use_eod_attn_mask_compression": ((False,), "set cpt.document_attention: within"),
 }
+_FAMILY_KEY = "model.model_config.model_type"
 DEVICE_TARGETS = ("Ascend", "CPU")
 
 
@@ -61,7 +63,7 @@ def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
             if not equal:
                 problems.append(f"{config.locate(*dotted.split('.'))}: {dotted}: remove it; {advice}")
     known_names = {
-        "model.model_config.model_type": sorted(ARCHITECTURES),
+        _FAMILY_KEY: sorted(ARCHITECTURES),
         "context.device_target": list(DEVICE_TARGETS),
         **load_key_table()["names"],
     }
@@ -92,7 +94,12 @@ def _find_unknown_name(config: RunConfig, dotted: str, names: list[str]) -> list
         return []
     matches = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f"did you mean {matches[0]!r}?" if matches else f"choose one of {', '.join(names)}"
-    return [f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} is unknown; {hint}"]
+    difference = find_difference(str(value)) if dotted == _FAMILY_KEY else None
+    if difference is not None:
+        reason, hint = f"is not supported ({difference})", f"choose one of {', '.join(names)}"
+    else:
+        reason = "is unknown"
+    return [f"{config.locate(*dotted.split('.'))}: {dotted}: {value!r} {reason}; {hint}"]
 
 
 DROPOUT = "with dropout a resumed run would differ and the validation loss would be wrong"
@@ -113,6 +120,9 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
             problems.append(
                 f"{config.locate('model', 'model_config', key)}: model.model_config.{key} must be 0: {DROPOUT}"
             )
+    if window_problem := find_window_problem(model, config.cpt.seq_length):
+        where_window = config.locate("model", "model_config", "sliding_window")
+        problems.append(f"{where_window}: model.model_config.{window_problem}")
     parallel = config.mindformers.get("parallel_config") or {}
     recompute = False if uses_cpu(config) else (config.mindformers.get("recompute_config") or {}).get("recompute")
     found = find_layout_problems(model, layout, config.cpt.seq_length, recompute=recompute)

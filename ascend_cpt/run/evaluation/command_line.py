@@ -74,6 +74,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="MODEL",
         help="run, checkpoint (iteration_*) or Hugging Face folder; without shared storage the folders of all nodes",
     )
+    add_evaluation_options(parser)
+    add("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    add(
+        "--watch",
+        action="store_true",
+        help="evaluate each new checkpoint of the run MODEL and record the results there",
+    )
+    add(
+        "--poll",
+        type=float,
+        default=POLL_S,
+        metavar="S",
+        help="with --watch: seconds between checks for new checkpoints [%(default)s]",
+    )
+    args = parser.parse_args(argv)
+    check_evaluation_options(args)
+    if not args.poll > 0:
+        raise ConfigError(f"--poll {args.poll:g}: must be above 0")
+    if args.watch and args.json:
+        raise ConfigError("--json: with --watch the results are in the run's evaluations.jsonl; remove one of the two")
+    return args
+
+
+def add_evaluation_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say what is evaluated and how."""
+    add = parser.add_argument
     add("--config", metavar="YAML", help="configuration with cpt.validation, model and layout, as for training")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the configuration")
     add("--validation", action="append", default=[], metavar="NAME=PATH", help="a packed dataset; may be repeated")
@@ -93,26 +119,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="dtype of the computation for a Hugging Face folder without --config [%(default)s]",
     )
     add("--no-verify", action="store_true", help="do not verify the checksums of the checkpoint and the data")
-    add("--json", type=Path, metavar="FILE", help="also write the results to this file")
-    add(
-        "--watch",
-        action="store_true",
-        help="evaluate each new checkpoint of the run MODEL and record the results there",
-    )
-    add(
-        "--poll",
-        type=float,
-        default=POLL_S,
-        metavar="S",
-        help="with --watch: seconds between checks for new checkpoints [%(default)s]",
-    )
-    args = parser.parse_args(argv)
+
+
+def check_evaluation_options(args: argparse.Namespace) -> None:
+    """Raise ConfigError if a number is not possible."""
     for name in ("max_rows", "seq_length", "batch_size", "tensor_parallel"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if not args.poll > 0:
-        raise ConfigError(f"--poll {args.poll:g}: must be above 0")
-    if args.watch and args.json:
-        raise ConfigError("--json: with --watch the results are in the run's evaluations.jsonl; remove one of the two")
-    return args

@@ -18,7 +18,7 @@ from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.network_inputs import ACROSS, RowFormat
 from ascend_cpt.data.tokenizing.files import open_tokenizer
 from ascend_cpt.errors import CheckpointError, ConfigError, DataError
-from ascend_cpt.model.sizes import CONFIG_NAME, read_config, select_model_fields
+from ascend_cpt.model.sizes import CONFIG_NAME, find_window_problem, read_config, select_model_fields
 from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
 from ascend_cpt.run.evaluation.needles import open_each
 from ascend_cpt.run.evaluation.tasks import find_tokenizer, load_tasks
@@ -27,6 +27,7 @@ from ascend_cpt.run.resolved_run import Dataset
 from ascend_cpt.run.starting_point import select_model_identity
 from ascend_cpt.run.trained_model import read_model_config, read_section
 from ascend_cpt.tasks.load import Task
+from ascend_cpt.weights.hf_folder import HfFolder
 
 ROUND_TO = 64
 """Rows of tasks alone are as long as the longest request, rounded up to a multiple of this."""
@@ -154,6 +155,8 @@ def make_plan(path: Path, settings: EvaluationSettings, *, world_size: int) -> E
     if settings.seq_length is None and not manifests:
         longest = max(len(r.context) + len(r.continuation) - 1 for task in tasks for r in task.requests)
         limit = min(limit, -(-longest // ROUND_TO) * ROUND_TO)
+    if problem := find_window_problem(model, limit):
+        raise ConfigError(f"{path}: {problem}")
     sets = tuple(
         Dataset(name=name, manifest=manifest, seq_length=lengths[name] or limit) for name, manifest in manifests.items()
     )
@@ -195,6 +198,10 @@ def _choose_model(path: Path, settings: EvaluationSettings, trained: _Trained | 
     if settings.model is None:
         return own
     given = dict(settings.model)
+    if trained is None:
+        # config.json and a configuration may write the same model in different ways.
+        HfFolder(path).check_model(given)
+        return given
     before, now = select_model_identity(own), select_model_identity(given)
     if differences := describe_differences(before, now):
         raise CheckpointError(

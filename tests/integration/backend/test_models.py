@@ -27,6 +27,7 @@ from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.models import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralForCausalLM,
     Qwen2ForCausalLM,
     register_models,
 )
@@ -36,7 +37,8 @@ from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.weights.mapping import to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["llama2", "llama31", "llama32_tied", "qwen25_tied"]
+MODELS = ["llama2", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
+CLASSES = {"llama": LlamaForCausalLM, "mistral": MistralForCausalLM, "qwen2": Qwen2ForCausalLM}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,8 +60,8 @@ def test_mindformers_builds_our_model_from_a_folder_and_loads_its_weights(name: 
     network = build_network(
         MindFormerConfig(pretrained_model_dir=str(folder), model_config={"params_dtype": "float32", "seq_length": 32})
     )
-    assert type(network) is (Qwen2ForCausalLM if name.startswith("qwen") else LlamaForCausalLM)
     sizes = read_sizes(read_config(name))
+    assert type(network) is CLASSES[sizes.family]
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     assert {key: parameter.shape for key, parameter in parameters.items()} == list_mindformers_shapes(sizes)
     load_hf_checkpoint(str(folder), network)

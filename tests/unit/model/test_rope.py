@@ -14,7 +14,7 @@ from ascend_cpt.model.rope import Llama3Scaling, Rope, compute_inverse_frequenci
 from ascend_cpt.model.sizes import read_sizes
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]
+MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
 LLAMA31: dict[str, Any] = {
     "rope_type": "llama3",
     "factor": 8.0,

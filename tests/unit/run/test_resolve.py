@@ -47,6 +47,12 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("cpt.schedule.kind=cosin", 1, "kind 'cosin' is unknown"),
         ("cpt.schedule.final_lr=1", 1, "final_lr must lie between 0 and peak_lr"),
         ("cpt.schedule.warmup_tokens=300K", 1, "does not fit"),
+        (
+            "model.model_config.model_type=gemma2",
+            1,
+            "'gemma2' is not supported .a GELU MLP, norms that multiply by 1 . weight, and attention windows in every "
+            "second layer.; choose one of llama, mistral, ",
+        ),
         ("model.model_config.model_type=llamma", 1, "'llamma' is unknown; did you mean 'llama'"),
         ("optimizer.type=Adamx", 1, "'Adamx' is unknown; did you mean"),
         ("context.device_target=GPU", 1, "'GPU' is unknown"),

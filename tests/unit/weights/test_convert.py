@@ -26,7 +26,7 @@ from ascend_cpt.weights.safetensors_file import SafetensorsFile
 from ascend_cpt.weights.sources import MeanOfFolders
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]
+MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
 SHARD_BYTES = 20_000
 
 
@@ -173,7 +173,7 @@ def spoil_json(path: Path, change: Any) -> None:
         ("config.json", lambda path: spoil_json(path, lambda config: config.update(hidden_size=64)), "has shape"),
         ("config.json", lambda path: spoil_json(path, lambda config: config.update(num_hidden_layers=3)), "missing"),
         ("config.json", lambda path: spoil_json(path, lambda config: config.update(model_type="qwen3")), "q_norm"),
-        ("config.json", lambda path: spoil_json(path, lambda config: config.update(model_type="mistral")), "mistral"),
+        ("config.json", lambda path: spoil_json(path, lambda config: config.update(model_type="phi3")), "phi3"),
     ],
 )
 def test_bad_input_is_a_one_line_error_and_nothing_is_written(

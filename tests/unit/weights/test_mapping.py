@@ -18,7 +18,7 @@ from ascend_cpt.model.sizes import ModelSizes, read_sizes
 from ascend_cpt.weights.mapping import to_hf, to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
-MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]
+MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
 
 
 def make_sizes(**changes: Any) -> ModelSizes:
@@ -156,6 +156,12 @@ PUBLISHED = {
     "llama3_70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False, 70_553_706_496),
     "llama32_1b": ("llama", 128256, 2048, 8192, 16, 32, 8, 64, True, 1_235_814_400),
     "llama32_3b": ("llama", 128256, 3072, 8192, 28, 24, 8, 128, True, 3_212_749_824),
+    "mistral_7b_v0.1": ("mistral", 32000, 4096, 14336, 32, 32, 8, 128, False, 7_241_732_096),
+    "mistral_7b_v0.3": ("mistral", 32768, 4096, 14336, 32, 32, 8, 128, False, 7_248_023_552),
+    "mistral_nemo_12b": ("mistral", 131072, 5120, 14336, 40, 32, 8, 128, False, 12_247_782_400),
+    "yi_6b": ("llama", 64000, 4096, 11008, 32, 32, 4, 128, False, 6_061_035_520),
+    "yi_34b": ("llama", 64000, 7168, 20480, 60, 56, 8, 128, False, 34_388_917_248),
+    "deepseek_7b": ("llama", 102400, 4096, 11008, 30, 32, 32, 128, False, 6_910_365_696),
     "qwen25_0.5b": ("qwen2", 151936, 896, 4864, 24, 14, 2, 64, True, 494_032_768),
     "qwen25_7b": ("qwen2", 152064, 3584, 18944, 28, 28, 4, 128, False, 7_615_616_512),
     "qwen25_72b": ("qwen2", 152064, 8192, 29568, 80, 64, 8, 128, False, 72_706_203_648),

@@ -162,10 +162,29 @@ def test_configuration_must_be_of_the_model(tokenizer: Path) -> None:
     settings = read_settings(config, make_settings(tokenizer=tokenizer, device=""))
     assert settings.device == "CPU" and settings.seq_length == config.cpt.seq_length
     assert set(settings.sets) == set(config.cpt.validation.sets if config.cpt.validation else ())
-    with pytest.raises(CheckpointError, match=r"qwen3: its model differs from the configuration's \(.*hidden_size"):
+    with pytest.raises(CheckpointError, match=r"qwen3: a different model: .*hidden_size is 48 in config\.json and 128"):
         make_plan(REFERENCE / "qwen3", settings, world_size=1)
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         make_plan(REFERENCE / "qwen3", make_settings(tasks={}), world_size=1)
+
+
+def test_a_configuration_may_write_the_model_of_a_folder_in_another_way(tokenizer: Path) -> None:
+    """An export contains defaults, such as hidden_act, that a configuration may omit."""
+    model = json.loads((REFERENCE / "qwen3/config.json").read_text(encoding="utf-8"))
+    del model["hidden_act"], model["sliding_window"], model["use_cache"]
+    plan = make_plan(REFERENCE / "qwen3", make_settings(tokenizer=tokenizer, model=model), world_size=1)
+    assert plan.model == model
+    with pytest.raises(CheckpointError, match="rope is "):
+        make_plan(
+            REFERENCE / "qwen3", make_settings(tokenizer=tokenizer, model={**model, "rope_theta": 5e5}), world_size=1
+        )
+
+
+def test_rows_are_not_longer_than_the_window_of_the_model(tokenizer: Path) -> None:
+    plan = make_plan(REFERENCE / "mistral", make_settings(tokenizer=tokenizer, seq_length=40), world_size=1)
+    assert plan.row_format.seq_length == 40
+    with pytest.raises(ConfigError, match="mistral: sliding_window: 40 tokens, fewer than the rows of 64"):
+        make_plan(REFERENCE / "mistral", make_settings(tokenizer=tokenizer), world_size=1)
 
 
 def write_resolved(run: Path, boundaries: str) -> Path:

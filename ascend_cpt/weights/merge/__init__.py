@@ -1,0 +1,1 @@
+"""Merges Hugging Face models: linear, slerp and task arithmetic."""
