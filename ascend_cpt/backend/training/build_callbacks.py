@@ -87,8 +87,8 @@ def build_callbacks(
     # Every rank restores the same history, so that all make the same decisions.
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
-    shared = cpt.storage.shared
-    sinks = _choose_sinks(run, initial_step, console, extra_sinks, reports, is_first_on_node and not shared, nodes)
+    keeps_records = is_first_on_node and _keeps_records(run, rank, num_local_ranks)
+    sinks = _choose_sinks(run, initial_step, console, extra_sinks, reports, keeps_records, nodes)
     if initial_step and (not history.steps or history.steps[-1]["step"] != initial_step):
         _check_missing_records(run, initial_step, sinks)
     monitor = StepMonitor(
@@ -103,15 +103,14 @@ def build_callbacks(
         clock=clock,
         timeline=timeline,
     )
-    validation = cpt.validation
     controller = RunController(
         total_steps=budget.total_steps,
         initial_step=initial_step,
         writer=_build_writer(run, rank, is_first_on_node, num_local_ranks, partial(_print_warning, console)),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
         saves=cpt.checkpoint.save,
-        build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if validation else None,
-        validate_every_steps=to_steps(validation.every if validation else None, budget.tokens_per_step),
+        build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if cpt.validation else None,
+        validate_every_steps=to_steps(cpt.validation.every if cpt.validation else None, budget.tokens_per_step),
         stop_at_step=stop_at_step,
         exchange=RankExchange(rank, run.layout.world_size),
         slow_ranks=SlowRankDetector(cpt.monitor.slow_rank_excess),
@@ -124,6 +123,12 @@ def build_callbacks(
         timeline=timeline,
     )
     return [*_copy_outputs(run), monitor, controller]
+
+
+def _keeps_records(run: ResolvedRun, first_rank: int, num_local_ranks: int) -> bool:
+    """Return whether a node's first rank writes records that the reporting rank does not write there."""
+    is_on_reporting_node = first_rank // num_local_ranks == run.report_rank // num_local_ranks
+    return not (run.config.cpt.storage.shared or is_on_reporting_node)
 
 
 def _choose_sinks(

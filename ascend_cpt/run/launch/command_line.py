@@ -88,6 +88,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         PACK_ONLY, action="store_true", help="pack the raw text of cpt.sources, which training then uses, and stop"
     )
+    _add_plan_arguments(parser)
+    args = parser.parse_args(argv)
+    if read_job_nodes():
+        args.reshard = True  # on fewer nodes, the data-parallel size differs from that of the checkpoint
+    return args
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan and stop")
     parser.add_argument(
         "--world-size", type=int, metavar="N", help="with --dry-run: plan for N devices [those of parallel_config]"
@@ -97,10 +105,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME=TOKENS,...",
         help="with --dry-run: sizes of missing datasets, such as web=200B,qa=2.8B",
     )
-    args = parser.parse_args(argv)
-    if read_job_nodes():
-        args.reshard = True  # on fewer nodes, the data-parallel size differs from that of the checkpoint
-    return args
 
 
 def parse_bool(text: str) -> bool:

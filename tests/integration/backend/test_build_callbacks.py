@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ascend_cpt.backend.training.build_callbacks import _check_missing_records, _plan_tokens
+from ascend_cpt.backend.training.build_callbacks import _check_missing_records, _keeps_records, _plan_tokens
 from ascend_cpt.config.monitoring_schema import GuardConfig, SpikeConfig, ValidationConfig, ValidationSetConfig
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.monitor.sinks import SinkGroup
@@ -47,6 +47,15 @@ def test_missing_records_are_a_warning_otherwise(
     console = io.StringIO()
     _check_missing_records(make_plan(world_size, guards, validation), 7, SinkGroup([], console))
     assert "guards and alarms restart without history" in console.getvalue()
+
+
+def test_one_rank_of_a_node_writes_its_records() -> None:
+    """16 ranks on two nodes with four pipeline stages: rank 12 reports, so rank 8 must not write the same file."""
+    own = SimpleNamespace(cpt=SimpleNamespace(storage=SimpleNamespace(shared=False)))
+    shared = SimpleNamespace(cpt=SimpleNamespace(storage=SimpleNamespace(shared=True)))
+    for config, expected in ((own, [True, False]), (shared, [False, False])):
+        run: Any = SimpleNamespace(config=config, report_rank=12)
+        assert [_keeps_records(run, rank, 8) for rank in (0, 8)] == expected
 
 
 def test_planned_tokens_are_exact_for_blends_and_expected_values_for_shuffles() -> None:

@@ -39,7 +39,7 @@ def test_commands_run(repo_root: Path, tmp_path: Path) -> None:
     for name in ("qwen3_tiny_base", "qwen3_tiny"):
         write_run(tmp_path / "output" / name)
     commands = [line for block in read_blocks(repo_root) for line in block.splitlines() if line.startswith("python ")]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         program, *arguments = command.split()[1:]
         # The benchmark trains, and a server does not end by itself; here only their arguments are checked.
