@@ -32,6 +32,7 @@ from ascend_cpt.weights.mapping import to_hf, to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "qwen25_tied"]
+MODELS += ["qwen3_moe", "qwen3_moe_tied"]
 PAD_TOKEN = 127
 ATTENTION = "decoder.layers.0.self_attention"
 LOSS_TOLERANCE = 1e-4
