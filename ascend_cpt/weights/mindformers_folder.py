@@ -3,8 +3,8 @@
 A checkpoint from one process has `*model-*.safetensors` files with whole tensors. A distributed one has a file per rank
 and metadata.json (`mindformers.checkpoint.metadata.save_metadata`) with the global shape of every tensor, the grid of
 its slices (`axis_fragmentations`), the row-major index of each slice in the grid (called `global_offset`), and the
-files that contain each slice. Optimizer states are in `*opt-*` files, which are not read. The sums kept by the routers of
-a mixture of experts are skipped.
+files that contain each slice. Optimizer states are in `*opt-*` files, which are not read. The sums kept by the routers
+of a mixture of experts are skipped.
 """
 
 from __future__ import annotations
