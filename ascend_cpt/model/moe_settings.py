@@ -12,7 +12,7 @@ BALANCE_KEY, HF_BALANCE_KEY = "moe_aux_loss_coeff", "router_aux_loss_coef"
 LOGITS_KEY = "moe_z_loss_coeff"
 _DEFAULT_BALANCE_WEIGHT = 0.001  # transformers' default
 
-# The routing of Qwen3-MoE. MindFormers' own defaults, or the values in its example configuration, compute another model.
+# The routing of Qwen3-MoE. MindFormers' defaults and its example configuration compute another model.
 FIXED_SETTINGS: dict[str, Any] = {
     "moe_grouped_gemm": True,
     "moe_router_dtype": "float32",
@@ -54,9 +54,7 @@ def find_moe_problems(model_config: Mapping[str, Any]) -> list[tuple[str, str]]:
         for key, value in FIXED_SETTINGS.items()
         if model_config.get(key) is not None and model_config[key] != value
     ]
-    problems += [
-        (key, f"remove it; set {name}") for key, name in _ALIASES.items() if model_config.get(key) is not None
-    ]
+    problems += [(key, f"remove it; set {name}") for key, name in _ALIASES.items() if model_config.get(key) is not None]
     for key in (BALANCE_KEY, HF_BALANCE_KEY, LOGITS_KEY):
         if read_number(model_config, key, 0.0) < 0:
             problems.append((key, "must not be negative"))

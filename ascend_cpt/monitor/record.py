@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypedDict
 
+from ascend_cpt.monitor.experts.load import ExpertsRecord
+from ascend_cpt.monitor.experts.load import to_scalars as to_expert_scalars
 from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord
 from ascend_cpt.strict_json import JsonError, parse_json, shorten
 
@@ -45,6 +47,9 @@ class StepRecord:
     skipped: str = ""
     num_skipped: int = 0
     """Skipped steps of the run so far."""
+    extra_loss: float | None = None
+    """The weighted losses of the routers in a mixture of experts, which are part of the training loss but not of
+    `loss`; None for other models."""
     peak_memory_bytes: int | None = None
     """Most memory that tensors have taken so far on the device of the reporting rank; None on a CPU."""
 
@@ -130,7 +135,7 @@ class StartRecord:
 
 Judged = ValidationRecord | TaskRecord
 """Records with a baseline and an alarm."""
-Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord | RanksRecord
+Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord | RanksRecord | ExpertsRecord
 KINDS: dict[type, str] = {
     StepRecord: "step",
     ValidationRecord: "validation",
@@ -138,6 +143,7 @@ KINDS: dict[type, str] = {
     DataRecord: "data",
     StartRecord: "start",
     RanksRecord: "ranks",
+    ExpertsRecord: "experts",
 }
 
 
@@ -273,12 +279,15 @@ def to_scalars(record: Record) -> dict[str, float]:
         return totals | {f"epochs/{source}": epochs for source, epochs in record.epochs.items()}
     if isinstance(record, RanksRecord):
         return {"ranks/slow": float(len({one["rank"] for one in record.slow})), "ranks/probe_s": record.probe_s}
+    if isinstance(record, ExpertsRecord):
+        return to_expert_scalars(record)
     if isinstance(record, StartRecord):
         return {f"start/{name}": value for name, value in vars(record).items() if name != "step"}
     numbers = {
         "train/loss": record.loss,
         "train/learning_rate": record.learning_rate,
         "train/grad_norm": record.grad_norm,
+        "train/extra_loss": record.extra_loss,
         "train/skipped": record.num_skipped,
         "speed/tokens_per_s": record.tokens_per_s,
         "speed/tokens_per_s_per_device": record.tokens_per_s_per_device,

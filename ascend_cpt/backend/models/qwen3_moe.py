@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from ascend_cpt.backend.models.config import DecoderConfig
 from ascend_cpt.backend.models.decoder import DecoderForCausalLM
-from ascend_cpt.backend.models.expert_router import use_expert_router
+from ascend_cpt.backend.models.experts.router import use_expert_router
 
 
 class Qwen3MoeConfig(DecoderConfig):

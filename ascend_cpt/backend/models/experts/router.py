@@ -1,4 +1,4 @@
-"""MindFormers' router with a z-loss, and with sums of each expert's load and of the two losses for the run's records."""
+"""MindFormers' router with a z-loss, and with sums of each expert's load and of the two losses."""
 
 from __future__ import annotations
 
