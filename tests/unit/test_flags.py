@@ -49,6 +49,14 @@ FLAGS: dict[str, list[str]] = {
         "--no-verify",
         "--resize-vocab",
     ],
+    "tools/convert_weights.py upcycle": [
+        "--dtype",
+        "--experts",
+        "--max-shard-gb",
+        "--noise",
+        "--per-token",
+        "--seed",
+    ],
     "tools/convert_weights.py verify": [
         "--against",
         "--average",
