@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ascend_cpt.model.sizes import MOE_FAMILIES, read_number
+from ascend_cpt.model.rope import read_number
+from ascend_cpt.model.sizes import MOE_FAMILIES
 
 # MindFormers' key for the weight of the balance loss, and the key in config.json, which MindFormers ignores.
 BALANCE_KEY, HF_BALANCE_KEY = "moe_aux_loss_coeff", "router_aux_loss_coef"
