@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypedDict
 
-from ascend_cpt.monitor.experts.load import ExpertsRecord
-from ascend_cpt.monitor.experts.load import to_scalars as to_expert_scalars
+from ascend_cpt.monitor.experts.load import ExpertsRecord, to_expert_scalars
 from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord
 from ascend_cpt.strict_json import JsonError, parse_json, shorten
 
@@ -48,8 +47,7 @@ class StepRecord:
     num_skipped: int = 0
     """Skipped steps of the run so far."""
     extra_loss: float | None = None
-    """The weighted losses of the routers in a mixture of experts, which are part of the training loss but not of
-    `loss`; None for other models."""
+    """The weighted losses of the routers, which are added to `loss` in training; None without experts."""
     peak_memory_bytes: int | None = None
     """Most memory that tensors have taken so far on the device of the reporting rank; None on a CPU."""
 

@@ -6,6 +6,7 @@ No token is dropped: an expert computes all tokens that choose it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +86,21 @@ def find_overload(record: ExpertsRecord, max_load: float | None) -> str:
 
 def format_experts(record: ExpertsRecord) -> str:
     """Return the record's line."""
-    unused = f"  {record.num_unused} unused" if record.num_unused else ""
+    return f"experts at {describe_experts(vars(record))}"
+
+
+def describe_experts(values: Mapping[str, Any]) -> str:
+    """Return a line from a record's JSON values."""
+    unused = f", {values['num_unused']} unused" if values["num_unused"] else ""
     return (
-        f"experts at step {record.step}: balance loss {record.balance_loss:.4f}  z-loss {record.z_loss:.4g}  "
-        f"load entropy {record.entropy:.4f}  largest load {record.max_load:.2f} × the mean (layer "
-        f"{record.max_load_layer}, expert {record.max_load_expert}){unused}"
+        f"step {values['step']}: balance loss {float(values['balance_loss']):.4f}, z-loss "
+        f"{float(values['z_loss']):.4g}, load entropy {float(values['entropy']):.4f}, largest load "
+        f"{float(values['max_load']):.2f} × the mean (layer {values['max_load_layer']}, expert "
+        f"{values['max_load_expert']}){unused}"
     )
 
 
-def to_scalars(record: ExpertsRecord) -> dict[str, float]:
+def to_expert_scalars(record: ExpertsRecord) -> dict[str, float]:
     """Return the values to plot against steps."""
     names = ("balance_loss", "z_loss", "entropy", "max_load", "num_unused")
     return {f"experts/{name}": float(getattr(record, name)) for name in names}

@@ -43,6 +43,8 @@ class RunData:
     tasks: Mapping[str, Sequence[Mapping[str, Any]]]
     account: Mapping[str, Any] | None
     info: Mapping[str, Any]
+    experts: Mapping[str, Any] | None = None
+    """The last record of the experts' loads; None for dense models."""
     goodput: Goodput | None = None
     """None for a run without a timeline."""
 
@@ -61,6 +63,7 @@ def load_run(run_dir: Path) -> RunData:
     skipped: dict[int, str] = {}
     judged: list[dict[str, Any]] = []
     account: Mapping[str, Any] | None = None
+    experts: Mapping[str, Any] | None = None
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -74,6 +77,8 @@ def load_run(run_dir: Path) -> RunData:
                     judged.append(parse_record(line))
                 elif kind == "data":
                     account = parse_record(line)
+                elif kind == "experts":
+                    experts = parse_record(line)
             except (ValueError, KeyError, TypeError, AttributeError):
                 if not line.endswith(b"\n"):
                     break  # last line, truncated by a crash
@@ -92,6 +97,7 @@ def load_run(run_dir: Path) -> RunData:
         validation=collect_by_name(records, "validation"),
         tasks=collect_by_name(records, "task"),
         account=account,
+        experts=experts,
         info=read_run_info(run_dir),
         goodput=compute_goodput(read_timeline(run_dir / FILE_NAME)),
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
+from ascend_cpt.monitor.experts.load import describe_experts
 from ascend_cpt.monitor.goodput.account import Goodput
 from ascend_cpt.monitor.record import Record
 from ascend_cpt.monitor.report.heat_tables import render_heat_maps
@@ -162,6 +163,7 @@ def _render_summary(run: RunData) -> str:
         ("Tokens", f"{format_count(int(columns['tokens'][-1]))} ({format_count(_tokens_per_step(run))} per step)"),
         ("Training time", f"{format_duration(float(np.nansum(times)))}, excluding validation and saving"),
         ("Goodput", _format_goodput(run.goodput)),
+        ("Experts", describe_experts(run.experts) if run.experts else ""),
         ("Interruptions", run.goodput.describe_interruptions() if run.goodput else ""),
         ("Training loss", f"{losses[0]:.4f} at step {int(steps[0])} → {losses[-1]:.4f} at step {int(steps[-1])}"),
         *((f"Validation: {name}", _format_validation(points)) for name, points in run.validation.items()),

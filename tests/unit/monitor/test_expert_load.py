@@ -43,6 +43,6 @@ def test_the_record_is_read_back_plotted_and_printed() -> None:
     assert values["kind"] == "experts" and values["max_load"] == 2.0
     assert to_scalars(RECORD)["experts/entropy"] == RECORD.entropy
     assert format_experts(RECORD) == (
-        "experts at step 20: balance loss 1.5000  z-loss 3  load entropy 0.7500  largest load 2.00 × the mean "
-        "(layer 1, expert 0)  2 unused"
+        "experts at step 20: balance loss 1.5000, z-loss 3, load entropy 0.7500, largest load 2.00 × the mean "
+        "(layer 1, expert 0), 2 unused"
     )
