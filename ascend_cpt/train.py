@@ -20,6 +20,7 @@ from ascend_cpt.checkpoint.locate import RESOLVED_NAME
 from ascend_cpt.checkpoint.lock import hold_run_folder
 from ascend_cpt.cluster.job.channel import JobChannel, join_job
 from ascend_cpt.cluster.job.launcher_files import (
+    INTERRUPTION_CAUSE,
     report_own_stop,
     report_ready,
     report_stacks_on_request,
@@ -106,8 +107,7 @@ def main(argv: list[str] | None = None) -> int:
             if process.rank == 0:
                 report_ready(trains=start.step < run.budget.total_steps)
             clock.end("data")
-            path = run.run_dir / TIMELINE_NAME if process.rank == run.report_rank else None
-            timeline = Timeline(path, started_s=started_s, from_step=start.step)
+            timeline = open_timeline(run, process, start, started_s)
             timeline.end("starting", at_s=joining_s)
             timeline.end("waiting", at_s=joined_s)
             launch = partial(
@@ -134,13 +134,24 @@ def show_plan(args: argparse.Namespace, process: Process) -> None:
     save_plan_picture(run)
 
 
+def open_timeline(run: ResolvedRun, process: Process, start: Start, started_s: float) -> Timeline:
+    """Return the timeline of this launch, with the cause of the interruption before it. One process writes it."""
+    return Timeline(
+        run.run_dir / TIMELINE_NAME if process.rank == run.report_rank else None,
+        started_s=started_s,
+        from_step=start.step,
+        cause=os.environ.get(INTERRUPTION_CAUSE, ""),
+        skipped=start.warnings,
+    )
+
+
 @contextmanager
 def ending(timeline: Timeline) -> Iterator[None]:
     """Record the end of the launch unless it fails. Guards, alarms and signals count as orderly ends."""
     try:
         yield
-    except CptError:
-        timeline.end(ENDING)
+    except CptError as error:
+        timeline.end(ENDING, error=str(error))
         raise
     else:
         timeline.end(ENDING)

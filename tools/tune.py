@@ -102,11 +102,11 @@ def count_workers(args: argparse.Namespace) -> int:
 
 
 def describe_device(outcome: Outcome) -> str:
-    """Return a warning if speeds say nothing about an NPU, or an empty string."""
+    """Return a warning if the speeds were not measured on NPUs, or an empty string."""
     if outcome.device == "CPU":
-        return "These are speeds of a CPU; they say nothing about an NPU."
+        return "Measured on a CPU; the results do not apply to NPUs."
     if is_requested(os.environ):
-        return "These are speeds of emulated NPUs; they say nothing about an NPU."
+        return "Measured on emulated NPUs; the results do not apply to real NPUs."
     return ""
 
 

@@ -20,6 +20,7 @@ from ascend_cpt.backend.collectives import is_pure_data_parallel
 from ascend_cpt.backend.cpu import install_cpu_kernels
 from ascend_cpt.backend.inference.load_weights import load_hf, load_trained
 from ascend_cpt.backend.models import register_models
+from ascend_cpt.backend.models.chunked_loss import chunk_loss
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.trainer import get_data_rank
 from ascend_cpt.config.parallel_layout import ParallelLayout
@@ -27,10 +28,14 @@ from ascend_cpt.data.packed.network_inputs import RowFormat
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.parameters import list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.run.checks.loss_chunks import find_keys_without_chunks
 from ascend_cpt.run.mindformers_yaml import compile_parallel, compile_row_settings
 from ascend_cpt.run.trained_model import open_trained
 from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 from ascend_cpt.weights.sources import TensorSource
+
+MAX_LOGITS_TOKENS = 4096
+"""Tokens on a device whose logits may exist at the same time."""
 
 
 class EvaluationNetwork:
@@ -73,6 +78,8 @@ class EvaluationNetwork:
         self._network: Any = build_network(
             config.model, default_args={"parallel_config": config.parallel_config, "moe_config": config.moe_config}
         )
+        if (chunks := count_loss_chunks(row_format, model_config)) > 1:
+            chunk_loss(self._network, chunks)
         if device == "CPU":
             for _, cell in self._network.cells_and_names():
                 cell.no_inline = False  # with several processes, MindSpore cannot run cells that are inlined late
@@ -113,6 +120,19 @@ class EvaluationNetwork:
             trained = open_trained(path, verify=False)
             _check_shapes(trained.source, self._model)
             load_checkpoint(checkpoint=str(trained.origins[0]), network=network)
+
+
+def count_loss_chunks(row_format: RowFormat, model_config: Mapping[str, Any]) -> int:
+    """Return the parts in which the loss is computed: a power of 2 that divides the rows."""
+    chunks = 1
+    if find_keys_without_chunks({"model": {"model_config": model_config}}):
+        return chunks
+    while (
+        row_format.micro_batch_size * row_format.seq_length > chunks * MAX_LOGITS_TOKENS
+        and row_format.seq_length % (2 * chunks) == 0
+    ):
+        chunks *= 2
+    return chunks
 
 
 def _check_shapes(source: TensorSource, model_config: Mapping[str, Any]) -> None:

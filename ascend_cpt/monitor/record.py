@@ -336,6 +336,8 @@ class RunInfo:
     """`sinks` and `project` of `cpt.monitor`, for the records of tools/evaluate.py."""
     software: dict[str, str] = field(default_factory=dict)
     """Package → version, of the last launch."""
+    loss_chunks: int = 1
+    """`cpt.loss_chunks` of the last launch."""
 
     def to_values(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

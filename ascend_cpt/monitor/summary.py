@@ -8,12 +8,15 @@ from typing import Any
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
 from ascend_cpt.monitor.experts.load import describe_experts
-from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
+from ascend_cpt.monitor.goodput.account import Goodput, Interruption, compute_goodput, list_interruptions
 from ascend_cpt.monitor.goodput.slow_ranks import MAX_LISTED, SlowRank, describe_slow
 from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import read_metrics
 from ascend_cpt.monitor.record import DataRecord, StartRecord
 from ascend_cpt.monitor.sinks import format_account, format_duration, format_start
+
+MAX_INTERRUPTIONS = 10
+"""Listed in a summary."""
 
 
 def summarize_run(run_dir: Path) -> list[str]:
@@ -41,8 +44,10 @@ def summarize_run(run_dir: Path) -> list[str]:
         lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  last start       {line}" for line in _describe_start(records))
     lines.extend(f"  slow             {line}" for line in describe_slow_ranks(records))
-    if goodput := compute_goodput(read_timeline(run_dir / FILE_NAME)):
+    intervals = read_timeline(run_dir / FILE_NAME)
+    if goodput := compute_goodput(intervals):
         lines.extend(f"  {line}" for line in _describe_goodput(goodput))
+    lines.extend(f"                   {line}" for line in _describe_interruptions(list_interruptions(intervals)))
     lines.extend(f"  data             {line}" for line in _describe_data(records))
     lines.append(f"  checkpoints      {run_dir / 'checkpoint'}")
     if (run_dir / "loss.png").is_file():
@@ -83,6 +88,11 @@ def _describe_goodput(goodput: Goodput) -> list[str]:
     if interruptions := goodput.describe_interruptions():
         lines.append(f"interruptions    {interruptions}")
     return lines
+
+
+def _describe_interruptions(found: list[Interruption]) -> list[str]:
+    lines = [interruption.describe() for interruption in found[-MAX_INTERRUPTIONS:]]
+    return [f"(the last {MAX_INTERRUPTIONS})", *lines] if len(found) > MAX_INTERRUPTIONS else lines
 
 
 def _describe_start(records: list[dict[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ SOFTMAX_BYTES_PER_ROW = 2 * 8 * FLOAT32_BYTES
 LOGITS_COPIES = 4  # float32: one-hot labels, log-softmax, and two temporaries computed from them
 
 LOGITS_COPIES_OF_PART = 3  # with `cpt.loss_chunks`: log-softmax, one-hot labels, and one computed from them
+ADDED_GRADIENTS = 2  # float32: a part's gradient of the output weight, and its sum with the previous parts'
 
 
 def count_saved_bytes(case: TrainingCase, stage: int) -> int:
@@ -99,7 +100,7 @@ def _count_chunked_loss_bytes(case: TrainingCase) -> int:
     # The sum of the weight gradients over the previous parts, and this part's logits.
     elementwise = (weight + LOGITS_COPIES_OF_PART * logits) * FLOAT32_BYTES
     # This part's gradient, in compute_dtype and float32, is added to the sum.
-    summing = 3 * weight * FLOAT32_BYTES + logits * case.compute_bytes
+    summing = (1 + ADDED_GRADIENTS) * weight * FLOAT32_BYTES + logits * case.compute_bytes
     final_norm = 2 * width.s * width.h * FLOAT32_BYTES
     hidden = 2 * width.t * width.h * case.compute_bytes  # for all parts, and their gradients
     return max(elementwise, summing) + final_norm + hidden

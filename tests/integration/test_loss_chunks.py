@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ascend_cpt.monitor.history import read_run_info
 from tests.integration.conftest import TASKS, read_history
 
 Completed = subprocess.CompletedProcess[str]
@@ -28,6 +29,7 @@ def compare(one: Path, parts: Path) -> None:
             for run in (records, others)
         )
         np.testing.assert_allclose(values, changed, rtol=1e-5)
+    assert [read_run_info(run)["loss_chunks"] for run in (one, parts)] == [1, 4]
 
 
 def write_pair(write_config: Callable[..., Path], family: str, changes: dict[str, Any], model: dict[str, Any]) -> Any:

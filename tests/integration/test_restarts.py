@@ -50,6 +50,8 @@ step = int(checkpoint.read_text()) if checkpoint.exists() else 0
 with (folder / "starts").open("a") as starts:
     starts.write(f"{rank} from {step}\\n")
 (folder / f"pid_{rank}").write_text(str(os.getpid()))
+with (folder / f"causes_{rank}").open("a") as causes:
+    causes.write(os.environ["ASCEND_CPT_INTERRUPTION_CAUSE"] + "\\n")
 while step < total:
     step += 1
     time.sleep(0.1)
@@ -117,6 +119,9 @@ class Job:
     def starts(self) -> list[str]:
         return sorted((self.folder / "starts").read_text().splitlines())
 
+    def causes(self, rank: int) -> list[str]:
+        return (self.folder / f"causes_{rank}").read_text().splitlines()
+
     def kill(self, name: str) -> None:
         os.kill(int((self.folder / f"pid_{name}").read_text()), signal.SIGKILL)
 
@@ -173,6 +178,8 @@ def test_a_killed_worker_is_restarted(job: Job) -> None:
     assert "restart 1 of 3 in 0 s (last finished step: 1" in job.text()
     assert len(job.starts()) == 4
     assert "0 from 10" in job.starts() or "0 from 15" in job.starts()
+    first, second = job.causes(0)
+    assert first == "" and second.startswith("worker 1 was killed by SIGKILL"), (first, second)
     logs = job.folder / "node0/output/msrun_log"
     assert "done 0" in (logs / "worker_0.log").read_text()
     assert (logs / "earlier_1/worker_1.log").exists()
@@ -253,6 +260,7 @@ def test_a_stop_of_one_node_lets_all_save(job: Job) -> None:
     for node in (0, 1):
         job.start(node, total=10000)
     job.wait_for_step(5)
+    wait_for((job.folder / "causes_1").exists)
     job.nodes[1].send_signal(signal.SIGTERM)
     assert [job.wait(0), job.wait(1)] == [143, 143], job.text(0) + job.text(1)
     assert "saved step" in job.text(0)
@@ -290,3 +298,15 @@ def test_a_stopped_worker_of_another_node_is_named_on_both(job: Job) -> None:
         assert "worker 1 is stopped (SIGSTOP)" in job.text(node), job.text(node)
         assert "likely cause: worker 1; stacks in output/msrun_log/node_1/stacks_*.txt" in job.text(node)
         assert "likely cause: none" not in job.text(node)
+
+
+def test_the_next_launch_gets_the_cause(job: Job) -> None:
+    job.start(num_nodes=1, options="--max-restarts 0")
+    job.wait_for_step(5)
+    job.kill("1")
+    assert job.wait() == 1, job.text()
+    for _ in range(2):
+        job.start(num_nodes=1)
+        assert job.wait() == 0, job.text()
+    first, second, third = job.causes(1)
+    assert first == third == "" and second.startswith("worker 1 was killed by SIGKILL"), job.causes(1)

@@ -47,7 +47,7 @@ def test_session_on_a_cpu(packed: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "work/results/base_1.json").read_text() == kept
     assert "dropped broken: error: " in result.stdout and "sawtooth" in result.stdout
-    assert "These are speeds of a CPU; they say nothing about an NPU." in result.stdout
+    assert "Measured on a CPU; the results do not apply to NPUs." in result.stdout
     rows = [line.split() for line in result.stdout.splitlines() if line.startswith(("base ", "smaller "))]
     assert {row[0] for row in rows} == {"base", "smaller"}
     assert not (tmp_path / "output").exists()

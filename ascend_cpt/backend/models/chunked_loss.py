@@ -10,6 +10,7 @@ slices. The loss, the gradients and their row order are the same as in MindForme
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -230,14 +231,15 @@ class ChunkedGPTModel(GPTModel):
         return self.loss(hidden, weight, local_labels, local_mask), self.init_mtp_loss, extra_loss, attention_loss
 
 
+def chunk_loss(network: Any, num_chunks: int) -> None:
+    """Make a network compute the loss in parts."""
+    (model,) = [cell for _, cell in network.cells_and_names() if isinstance(cell, GPTModel)]
+    model.__class__ = ChunkedGPTModel
+    model.loss = ChunkedLoss(model.loss, model.config, num_chunks)
+    if model.pp > 1:
+        model.loss.token_losses.pipeline_stage = model.pp - 1
+
+
 def chunk_losses(num_chunks: int) -> None:
-    """Make networks built after this call compute the loss in parts."""
-
-    def chunk(network: Any) -> None:
-        (model,) = [cell for _, cell in network.cells_and_names() if isinstance(cell, GPTModel)]
-        model.__class__ = ChunkedGPTModel
-        model.loss = ChunkedLoss(model.loss, model.config, num_chunks)
-        if model.pp > 1:
-            model.loss.token_losses.pipeline_stage = model.pp - 1
-
-    change_built_networks(chunk)
+    """Make networks that MindFormers' trainer builds after this call compute the loss in parts."""
+    change_built_networks(partial(chunk_loss, num_chunks=num_chunks))

@@ -196,6 +196,7 @@ def describe_run(run: ResolvedRun) -> RunInfo:
             name: {"max_drop": task.max_drop, "on_drop": task.on_drop}
             for name, task in (run.config.cpt.validation.tasks if run.config.cpt.validation else {}).items()
         },
+        loss_chunks=run.config.cpt.loss_chunks,
         trackers={"sinks": list(run.config.cpt.monitor.sinks), "project": run.config.cpt.monitor.project},
     )
 

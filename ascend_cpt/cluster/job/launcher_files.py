@@ -21,6 +21,8 @@ PROGRESS_FILE = "ASCEND_CPT_PROGRESS_FILE"
 STOP_FILE = "ASCEND_CPT_STOP_FILE"
 CONTINUE_FILE = "ASCEND_CPT_CONTINUE_FILE"
 STACKS_DIR = "ASCEND_CPT_STACKS_DIR"
+INTERRUPTION_CAUSE = "ASCEND_CPT_INTERRUPTION_CAUSE"
+"""Variable with the reason why the launcher restarted the job, "" at a first start."""
 STACKS_SIGNAL = signal.SIGUSR1
 READY_NAME = "ready_to_train"
 """Name of the file for the scheduler, beside the progress file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,54 @@ class Goodput:
         return text if recovery is None else f"{text}, {format_duration(recovery)} until the first step after one"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interruption:
+    """A launch that crashed, was killed or ended with an error, and was followed by another one."""
+
+    end_s: float
+    """The last record of the interrupted launch, in seconds since the epoch."""
+    last_step: int
+    """The last step that the interrupted launch recorded, 0 if none."""
+    from_step: int
+    """The step from which the next launch continued."""
+    cause: str
+    """The error of the launch, or the cause that the launcher found, or "" if neither is known."""
+    skipped: tuple[str, ...]
+    """Why newer checkpoints could not be used."""
+
+    def describe(self) -> str:
+        """Return one line."""
+        lines = [self.cause or UNKNOWN_CAUSE, *(f"skipped a checkpoint: {line}" for line in self.skipped)]
+        return f"after step {self.last_step}, resumed at step {self.from_step}: {'; '.join(lines)}"
+
+
+UNKNOWN_CAUSE = "cause unknown, because the launcher ended as well"
+
+
+def list_interruptions(intervals: Sequence[Interval]) -> list[Interruption]:
+    """Return a run's interruptions in order, from its launches' intervals."""
+    ordered = _group_by_launch(intervals)
+    return [
+        Interruption(
+            end_s=launch[-1].end_s,
+            last_step=max(launch[0].from_step, *(interval.last_step for interval in launch)),
+            from_step=following[0].from_step,
+            # The launcher repeats a cause that it cannot know to be recorded.
+            cause=launch[-1].error or following[0].cause.removeprefix(f"{launch[0].cause}; then "),
+            skipped=tuple(following[0].skipped),
+        )
+        for launch, following in itertools.pairwise(ordered)
+        if launch[-1].part != ENDING or launch[-1].error
+    ]
+
+
+def _group_by_launch(intervals: Sequence[Interval]) -> list[list[Interval]]:
+    launches: dict[float, list[Interval]] = {}
+    for interval in intervals:
+        launches.setdefault(interval.launch_s, []).append(interval)
+    return [launches[key] for key in sorted(launches)]
+
+
 _LABELS = {"lost": "lost steps", "data": "data wait", "down": "not running"}
 
 
@@ -68,10 +117,7 @@ def compute_goodput(intervals: Sequence[Interval]) -> Goodput | None:
     """Return a run's goodput from its launches' intervals, in order, or None if there are none."""
     if not intervals:
         return None
-    launches: dict[float, list[Interval]] = {}
-    for interval in intervals:
-        launches.setdefault(interval.launch_s, []).append(interval)
-    ordered = [launches[key] for key in sorted(launches)]
+    ordered = _group_by_launch(intervals)
     seconds = dict.fromkeys(CATEGORIES, 0.0)
     recoveries = []
     end_s = ordered[0][0].start_s

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ class Interval:
     """Steps done, both included; 0 if none."""
     data_s: float = 0.0
     """Part of the time in which the steps waited for data."""
+    cause: str = ""
+    """In a launch's first interval: why the launcher restarted the job, if known."""
+    skipped: Sequence[str] = ()
+    """In a launch's first interval: why newer checkpoints than the one it resumed from could not be used."""
+    error: str = ""
+    """In a launch's last interval: the error with which it ended."""
 
 
 class Timeline:
@@ -45,17 +51,27 @@ class Timeline:
         path: The file, or None to write nothing.
         started_s: Start of the process in seconds since the epoch.
         from_step: The step from which the launch starts.
+        cause: Why the launcher restarted the job, or "".
+        skipped: Why newer checkpoints could not be used.
         read_clock: Returns the time in seconds since the epoch.
     """
 
     def __init__(
-        self, path: Path | None, *, started_s: float, from_step: int, read_clock: Callable[[], float] = time.time
+        self,
+        path: Path | None,
+        *,
+        started_s: float,
+        from_step: int,
+        cause: str = "",
+        skipped: Sequence[str] = (),
+        read_clock: Callable[[], float] = time.time,
     ) -> None:
         self._path, self._launch_s, self._from_step, self._read_clock = path, started_s, from_step, read_clock
         self._last_s = started_s
+        self._cause, self._skipped = cause, tuple(skipped)
         self._pending: Interval | None = None
 
-    def end(self, part: str, *, at_s: float | None = None, step: int = 0, data_s: float = 0.0) -> None:
+    def end(self, part: str, *, at_s: float | None = None, step: int = 0, data_s: float = 0.0, error: str = "") -> None:
         """Record that the time since the last call, or since the start of the process, was spent on `part`.
 
         Args:
@@ -63,6 +79,7 @@ class Timeline:
             at_s: End of the interval in seconds since the epoch, by default now.
             step: The step that was done in the interval.
             data_s: The part of the interval spent waiting for data.
+            error: The error with which the launch ends.
         """
         if self._path is None:
             return
@@ -83,7 +100,11 @@ class Timeline:
             first_step=first,
             last_step=step,
             data_s=data_s,
+            cause=self._cause,
+            skipped=self._skipped,
+            error=error,
         )
+        self._cause, self._skipped = "", ()
         self._last_s = end_s
         if part != STEPS or end_s - start_s >= WRITE_EVERY_S:
             self.flush()

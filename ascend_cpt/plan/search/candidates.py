@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from itertools import product
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.plan.activations import ADDED_GRADIENTS, LOGITS_COPIES_OF_PART
 from ascend_cpt.plan.case import TrainingCase, split_layers
 from ascend_cpt.plan.layout import NODE_DEVICES, cuts_nodes_unevenly
 
 MAX_MICRO_BATCH = 8
 MAX_CONTEXT = 8
+# Every part adds its own operators to the graph.
+MAX_LOSS_CHUNKS = 32
 
 
 def list_layouts(case: TrainingCase, world_size: int, devices_per_node: int) -> Iterator[TrainingCase]:
@@ -81,6 +84,7 @@ def _list_rows(case: TrainingCase, layout: ParallelLayout, rows_per_rank: int) -
             optimizer_shard_size=None,
             shards_gradients=False,
             interleave=1,
+            loss_chunks=1,
         )
 
 
@@ -99,6 +103,24 @@ def list_switches(case: TrainingCase, devices_per_node: int) -> Iterator[Trainin
             optimizer_shard_size=size,
             shards_gradients=sharded,
         )
+
+
+def count_useful_chunks(case: TrainingCase) -> int:
+    """Return the number of parts of the loss, a power of 2, beyond which its peak hardly falls.
+
+    The peak is then in the sum of the output weight's gradients, not in the logits of a part.
+    """
+    if not case.can_chunk_loss:
+        return 1
+    row_part = case.seq_length // case.layout.context_parallel
+    chunks = 1
+    while (
+        chunks < MAX_LOSS_CHUNKS
+        and row_part % (2 * chunks) == 0
+        and LOGITS_COPIES_OF_PART * case.tokens_per_rank > ADDED_GRADIENTS * case.model.hidden_size * chunks
+    ):
+        chunks *= 2
+    return chunks
 
 
 def spread_layers(num_layers: int, num_stages: int) -> tuple[int, ...]:

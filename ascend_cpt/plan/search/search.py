@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.plan.case import TrainingCase
-from ascend_cpt.plan.estimate import Estimate, Limits, estimate
+from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
 from ascend_cpt.plan.machines import Machine
-from ascend_cpt.plan.search.candidates import list_layouts, list_switches
+from ascend_cpt.plan.memory import estimate_stage_memory
+from ascend_cpt.plan.search.candidates import count_useful_chunks, list_layouts, list_switches
 from ascend_cpt.plan.search.stages import StageSolver
 from ascend_cpt.plan.speed.throughput import combine_stages, estimate_stage
 
@@ -17,6 +18,8 @@ Accepts = Callable[[TrainingCase], bool]
 Shape = tuple[ParallelLayout, int]
 # Speeds that differ by less than this count as equal, so that the simplest switches are tried first.
 MARGIN = 1e-6
+# Share of the usable memory that is not worth twice as many parts of the loss.
+CHUNK_MARGIN = 0.01
 
 
 def find_fastest(
@@ -76,10 +79,32 @@ def _solve_layout(
         floor = max(floor, best[0] * (1 + MARGIN) if best else 0.0)
         if bound_speed(case, machine) <= floor:
             continue
-        solved = StageSolver(case=case, machine=machine, limits=limits).solve()
+        solver = StageSolver(case=case, machine=machine, limits=limits)
+        solved = solver.solve()
         if solved is not None and solved[1].tokens_per_s > floor:
             best = (solved[1].tokens_per_s, solved[0])
+            floor = best[0] * (1 + MARGIN)
+        chunks = count_useful_chunks(case)
+        if chunks == 1 or bound_speed(dataclasses.replace(case, loss_chunks=chunks), machine) <= floor:
+            continue
+        solved = solver.split_loss(chunks).solve()
+        if solved is not None and solved[1].tokens_per_s > floor:
+            best = (solved[1].tokens_per_s, reduce_chunks(solved[0], limits))
     return best
+
+
+def reduce_chunks(case: TrainingCase, limits: Limits) -> TrainingCase:
+    """Return the case with the fewest parts of the loss with which the last stage needs hardly more memory."""
+
+    def count_needed(chunks: int) -> int:
+        split = dataclasses.replace(case, loss_chunks=chunks)
+        return needed_bytes(estimate_stage_memory(split, case.num_stages - 1))
+
+    chunks = case.loss_chunks
+    most_bytes = min(limits.usable_bytes, count_needed(chunks) + int(CHUNK_MARGIN * limits.usable_bytes))
+    while chunks > 2 and count_needed(chunks // 2) <= most_bytes:
+        chunks //= 2
+    return dataclasses.replace(case, loss_chunks=chunks)
 
 
 def estimate_as(plan: Estimate, case: TrainingCase) -> Estimate:

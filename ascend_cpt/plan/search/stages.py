@@ -50,6 +50,16 @@ class StageSolver:
         )
         return case, self._combine(layers, stages)
 
+    def split_loss(self, chunks: int) -> StageSolver:
+        """Return the solver with a loss in `chunks` parts, which changes only the last stage."""
+        last = self.case.num_stages - 1
+        return StageSolver(
+            case=dataclasses.replace(self.case, loss_chunks=chunks),
+            machine=self.machine,
+            limits=self.limits,
+            _found={key: stage for key, stage in self._found.items() if key[0] != last},
+        )
+
     def _move_layer(self, layers: tuple[int, ...]) -> tuple[int, ...] | None:
         """Return a better division with one layer moved, or None."""
         found = [self.fit_stage(stage, number) for stage, number in enumerate(layers)]

@@ -86,6 +86,7 @@ def describe_switches(case: TrainingCase) -> str:
         "select_recompute": case.recomputes_selected,
         "gradient_accumulation_shard": case.shards_gradients,
         f"shard size {case.optimizer_shard_size}": case.optimizer_shard_size is not None,
+        f"loss_chunks {case.loss_chunks}": case.loss_chunks > 1,
         "optimizer not sharded": not case.shards_optimizer,
         "optimizer.swap": case.swaps_optimizer,
     }

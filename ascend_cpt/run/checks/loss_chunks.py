@@ -28,9 +28,19 @@ def find_chunk_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
     if length % (chunks * layout.context_parallel):
         parts = f"{length} tokens" + (f" / context parallel {layout.context_parallel}" * (layout.context_parallel > 1))
         problems.append(f"{where} does not divide the part of a row on a device ({parts}); choose a power of 2")
+    problems += [
+        f"{where} does not work with {dotted}; remove one of them"
+        for dotted in find_keys_without_chunks(config.mindformers)
+    ]
+    return problems
+
+
+def find_keys_without_chunks(sections: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys in MindFormers' sections that do not work with a chunked loss."""
+    found = []
     for dotted in UNSUPPORTED:
         parent, _, key = dotted.rpartition(".")
-        section: Any = find_section(config.mindformers, parent)
+        section: Any = find_section(sections, parent)
         if isinstance(section, Mapping) and section.get(key):
-            problems.append(f"{where} does not work with {dotted}; remove one of them")
-    return problems
+            found.append(dotted)
+    return found

@@ -37,6 +37,7 @@ def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
         f"{OPTIMIZER}.gradient_accumulation_shard": case.shards_gradients,
         f"{OPTIMIZER}.optimizer_weight_shard_size": case.optimizer_shard_size or -1,
         "model.model_config.offset": _write_offset(case),
+        "cpt.loss_chunks": case.loss_chunks,
     }
     # Values that MindFormers or this program assumes if a key is missing.
     assumed = {
@@ -49,10 +50,12 @@ def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
         f"{OPTIMIZER}.optimizer_weight_shard_size": -1,
         "model.model_config.offset": 0,
     }
+    given = {"cpt.loss_chunks": config.cpt.loss_chunks}
     for key in ("parallel_config.micro_batch_num", "runner_config.gradient_accumulation_steps"):
         if _read(config, key, None) is not None:
             wanted[key] = case.num_micro_batches
-    return {key: value for key, value in wanted.items() if not _is_same(_read(config, key, assumed.get(key)), value)}
+    given |= {key: _read(config, key, assumed.get(key)) for key in wanted if key not in given}
+    return {key: value for key, value in wanted.items() if not _is_same(given[key], value)}
 
 
 def _is_same(given: Any, value: Any) -> bool:

@@ -95,11 +95,12 @@ def read_run_speed(run_dir: Path) -> RunSpeed:
             f"--measured {run_dir}: has {len(times)} steps after the first {SKIPPED_STEPS}; at least {MIN_STEPS} are "
             "needed"
         )
-    case = _read_case(run_dir, int(info["num_devices"]))
+    # Versions without `cpt.loss_chunks` did not record it.
+    case = _read_case(run_dir, int(info["num_devices"]), loss_chunks=int(info.get("loss_chunks", 1)))
     return RunSpeed(path=run_dir, machine=machine, case=case, step_s=statistics.median(times), num_steps=len(times))
 
 
-def _read_case(run_dir: Path, world_size: int) -> TrainingCase:
+def _read_case(run_dir: Path, world_size: int, *, loss_chunks: int) -> TrainingCase:
     path = run_dir / RESOLVED_NAME
     sections: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
@@ -120,6 +121,7 @@ def _read_case(run_dir: Path, world_size: int) -> TrainingCase:
             micro_batch_size=runner["batch_size"],
             num_micro_batches=parallel["micro_batch_num"] if is_pipeline else runner["gradient_accumulation_steps"],
             compresses_mask=True,
+            loss_chunks=loss_chunks,
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(f"--measured {path}: {error} is missing; it was not written by this program") from None

@@ -11,6 +11,7 @@ from ascend_cpt.model.parameters import count_parameters, list_mindformers_shape
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.case import DTYPE_BYTES, TrainingCase, split_layers
 from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
+from ascend_cpt.run.checks.loss_chunks import find_keys_without_chunks
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 
@@ -81,6 +82,7 @@ def build_case_of(
         swaps_optimizer=bool((sections.get("optimizer") or {}).get("swap", False)),
         compresses_mask=compresses_mask,
         loss_chunks=loss_chunks,
+        can_chunk_loss=not find_keys_without_chunks(sections),
         residuals_in_float32=bool(model.get("fp32_residual_connection")),
         param_bytes=DTYPE_BYTES[str(model.get("params_dtype", "float32"))],
         compute_bytes=DTYPE_BYTES[str(model.get("compute_dtype", "bfloat16"))],

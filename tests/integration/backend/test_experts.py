@@ -91,7 +91,8 @@ def test_experts_and_their_gradients() -> None:
         direction = rng.normal(size=value.shape)
         ends = []
         for sign in (1, -1):
-            moved = [one + sign * step * direction * (place == index) for place, one in enumerate(inputs)]
+            moved = [*inputs]
+            moved[index] = inputs[index] + sign * step * direction
             ends.append((mix(moved[0], moved[1], chosen, moved[2], moved[3]) * sens).sum())
         assert (value * direction).sum() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3)
 

@@ -11,7 +11,9 @@ import pytest
 
 pytest.importorskip("mindformers")
 
-from ascend_cpt.backend.evaluation_network import EvaluationNetwork
+from ascend_cpt.backend import evaluation_network
+from ascend_cpt.backend.evaluation_network import EvaluationNetwork, count_loss_chunks
+from ascend_cpt.backend.models.chunked_loss import TokenLosses
 from ascend_cpt.backend.training.validation import score_requests
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.task_schema import TaskConfig
@@ -40,21 +42,26 @@ def encode(text: str) -> list[int]:
     return [int(token) for token in tokenizer.encode(text, add_special_tokens=False).ids]
 
 
+@pytest.mark.parametrize("chunks", [1, 8])
 @pytest.mark.parametrize("model", list(EXPECTED["models"]))
-def test_scores_are_those_of_lm_eval(model: str) -> None:
+def test_scores_are_those_of_lm_eval(model: str, chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     facts, length = EXPECTED["models"][model], EXPECTED["seq_length"]
     config = {**read_config(REFERENCE / model), "max_position_embeddings": length, **FLOAT32}
     config = {
         key: value for key, value in config.items() if key not in ("dtype", "torch_dtype", "transformers_version")
     }
+    rows = 4
+    monkeypatch.setattr(evaluation_network, "MAX_LOGITS_TOKENS", rows * length // chunks)
     network = EvaluationNetwork(
         config,
-        row_format=RowFormat(seq_length=length, pad_id=127, eod_id=2, micro_batch_size=4),
+        row_format=RowFormat(seq_length=length, pad_id=127, eod_id=2, micro_batch_size=rows),
         layout=ParallelLayout(world_size=1, data_parallel=1),
         device="CPU",
         rank=0,
     )
     network.load(REFERENCE / model)
+    parts = [cell.num_chunks for _, cell in network.scorer.cell.cells_and_names() if isinstance(cell, TokenLosses)]
+    assert parts == [chunks] * (chunks > 1)
     for name, entry in EXPECTED["tasks"].items():
         task = load_task(
             name,
@@ -71,3 +78,10 @@ def test_scores_are_those_of_lm_eval(model: str) -> None:
         score = score_task(task, log_likelihoods, greedy)
         for ours, theirs in entry["metrics"].items():
             assert score.metrics[ours] == pytest.approx(expected["scores"][theirs], abs=1e-5), (name, ours)
+
+
+@pytest.mark.parametrize(("seq_length", "rows", "chunks"), [(4096, 1, 1), (32768, 1, 8), (4096, 8, 8), (8190, 4, 2)])
+def test_parts_of_evaluated_rows(seq_length: int, rows: int, chunks: int) -> None:
+    row_format = RowFormat(seq_length=seq_length, pad_id=0, eod_id=1, micro_batch_size=rows)
+    assert count_loss_chunks(row_format, {}) == chunks
+    assert count_loss_chunks(row_format, {"mtp_num_layers": 1}) == 1

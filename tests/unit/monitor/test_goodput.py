@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
+from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput, list_interruptions
 from ascend_cpt.monitor.goodput.timeline import ENDING, FIRST_STEP, STEPS, WRITE_EVERY_S, Timeline, read_timeline
 
 
@@ -19,14 +19,29 @@ class Run:
         self.path, self.now_s = path, 1e9
         self.timeline: Timeline
 
-    def launch(self, from_step: int, *, starting_s: float = 10, compiling_s: float = 20) -> None:
-        self.timeline = Timeline(self.path, started_s=self.now_s, from_step=from_step, read_clock=lambda: self.now_s)
+    def launch(
+        self,
+        from_step: int,
+        *,
+        starting_s: float = 10,
+        compiling_s: float = 20,
+        cause: str = "",
+        skipped: tuple[str, ...] = (),
+    ) -> None:
+        self.timeline = Timeline(
+            self.path,
+            started_s=self.now_s,
+            from_step=from_step,
+            cause=cause,
+            skipped=skipped,
+            read_clock=lambda: self.now_s,
+        )
         self.spend("starting", starting_s)
         self.step = from_step
         self.step += 1
         self.spend(FIRST_STEP, compiling_s + 1, step=self.step)
 
-    def spend(self, part: str, seconds: float, **values: float) -> None:
+    def spend(self, part: str, seconds: float, **values: float | str) -> None:
         self.now_s += seconds
         self.timeline.end(part, **values)  # type: ignore[arg-type]
 
@@ -44,6 +59,32 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path / "timeline.jsonl")
+
+
+def test_interruptions_with_their_causes(run: Run) -> None:
+    run.launch(0)
+    run.train(9)
+    run.timeline.flush()
+    assert list_interruptions(read_timeline(run.path)) == []
+    run.launch(5, cause="worker 1 was killed")
+    run.timeline.flush()
+    run.launch(4, cause="worker 1 was killed; then worker 0 failed", skipped=("iteration_5: damaged",))
+    run.train(6)
+    run.spend(ENDING, 1)
+    run.launch(11)  # An orderly end is no interruption.
+    run.train(1)
+    run.timeline.flush()
+    run.launch(12)
+    run.spend(ENDING, 1, error="the disk is full")
+    run.launch(12)
+    found = list_interruptions(read_timeline(run.path))
+    assert [interruption.describe() for interruption in found] == [
+        "after step 10, resumed at step 5: worker 1 was killed",
+        "after step 6, resumed at step 4: worker 0 failed; skipped a checkpoint: iteration_5: damaged",
+        "after step 13, resumed at step 12: cause unknown, because the launcher ended as well",
+        "after step 13, resumed at step 12: the disk is full",
+    ]
+    assert run.account().num_interruptions == 3
 
 
 def test_an_undisturbed_run(run: Run) -> None:

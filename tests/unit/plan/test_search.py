@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import product
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,14 @@ from ascend_cpt.plan.checkpoints import plan_checkpoints
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
 from ascend_cpt.plan.machines import MACHINES
 from ascend_cpt.plan.memory import estimate_memory
-from ascend_cpt.plan.search.candidates import list_layouts, list_switches, make_offset
+from ascend_cpt.plan.search.candidates import (
+    count_useful_chunks,
+    list_layouts,
+    list_switches,
+    make_offset,
+)
 from ascend_cpt.plan.search.clusters import find_cheapest, find_smallest, find_within
-from ascend_cpt.plan.search.search import bound_speed, estimate_as, find_fastest
+from ascend_cpt.plan.search.search import bound_speed, estimate_as, find_fastest, reduce_chunks
 from ascend_cpt.plan.search.stages import StageSolver
 from ascend_cpt.plan.search.table import describe_by_stage, render_table
 from ascend_cpt.plan.slices import count_slices, slice_parameters
@@ -22,7 +29,10 @@ from ascend_cpt.plan.speed.throughput import estimate_step
 
 MakeCase = Callable[..., TrainingCase]
 MACHINE = MACHINES["910B"]
+LONG: dict[str, Any] = {"model": {"vocab_size": 131072}, "seq_length": 8192}
+"""The logits dominate the last stage's peak."""
 TIGHT = Limits(device_bytes=64 * GIGABYTE, pool_bytes=int(5.5 * GIGABYTE))
+ROOMY = Limits(device_bytes=64 * GIGABYTE, pool_bytes=60 * GIGABYTE)
 
 
 def accept(case: TrainingCase) -> bool:
@@ -47,18 +57,57 @@ def test_found_cases_fit_are_legal_and_sorted(make_case: MakeCase) -> None:
     assert len({(plan.case.layout, plan.case.micro_batch_size) for plan in plans}) == 10
 
 
-def test_pruning_loses_nothing(make_case: MakeCase) -> None:
+@pytest.mark.parametrize(("limits", "is_chunked"), [(TIGHT, True), (ROOMY, False)])
+def test_pruning_loses_nothing(make_case: MakeCase, limits: Limits, is_chunked: bool) -> None:
     case = make_case((8, 1, 1, 1), num_micro_batches=2)
-    best = find_fastest(case, MACHINE, TIGHT, world_size=8, max_layouts=1)[0]
+    best = find_fastest(case, MACHINE, limits, world_size=8, max_layouts=1)[0]
     speeds = []
     for layout in list_layouts(case, 8, 8):
-        for switched in list_switches(layout, 8):
-            solved = StageSolver(case=switched, machine=MACHINE, limits=TIGHT).solve()
+        for switched, chunks in product(list_switches(layout, 8), (1, 4, 32)):
+            candidate = dataclasses.replace(switched, loss_chunks=chunks)
+            solved = StageSolver(case=candidate, machine=MACHINE, limits=limits).solve()
             if solved is not None:
                 speeds.append(solved[1].tokens_per_s)
                 assert solved[1].tokens_per_s <= bound_speed(layout, MACHINE) * (1 + 1e-9)
     assert len(speeds) > 50
     assert estimate_step(best, MACHINE, MACHINE.efficiency).tokens_per_s == pytest.approx(max(speeds))
+    assert (best.loss_chunks > 1) == is_chunked
+
+
+def test_a_chunked_loss_has_the_fewest_parts_that_need_little_memory(make_case: MakeCase) -> None:
+    found = find_fastest(make_case((8, 1, 1, 1), num_micro_batches=2, **LONG), MACHINE, TIGHT, world_size=8)
+    chunked = [case for case in found if case.loss_chunks > 2]
+    assert chunked
+    for case in chunked:
+        own, fewer, most = (
+            needed_bytes(estimate_memory(dataclasses.replace(case, loss_chunks=chunks))[-1])
+            for chunks in (case.loss_chunks, case.loss_chunks // 2, count_useful_chunks(case))
+        )
+        worth_it = most + TIGHT.usable_bytes // 100
+        assert own <= min(worth_it, TIGHT.usable_bytes) < fewer
+
+
+def test_parts_that_save_little_memory_are_joined(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), seq_length=8192, loss_chunks=16)
+    needed = {n: needed_bytes(estimate_memory(dataclasses.replace(case, loss_chunks=n))[0]) for n in (4, 8, 16)}
+    assert needed[16] * 1.01 < needed[8] < needed[4] < ROOMY.usable_bytes
+    assert needed[4] - needed[16] < ROOMY.usable_bytes // 100
+    assert reduce_chunks(case, ROOMY).loss_chunks == 4
+    assert reduce_chunks(case, dataclasses.replace(ROOMY, pool_bytes=needed[16] + 1)).loss_chunks == 16
+
+
+def test_the_loss_stays_whole_if_the_run_cannot_chunk_it(make_case: MakeCase) -> None:
+    case = make_case((8, 1, 1, 1), num_micro_batches=2, can_chunk_loss=False, loss_chunks=8, **LONG)
+    found = find_fastest(case, MACHINE, TIGHT, world_size=8)
+    assert found and {other.loss_chunks for other in found} == {1}
+
+
+@pytest.mark.parametrize(("seq_length", "context", "chunks"), [(4096, 1, 8), (4096 * 3, 1, 32), (96, 1, 1),
+                                                                (3 * 1024, 2, 4), (2**17, 1, 32)])  # fmt: skip
+def test_parts_divide_the_rows_of_a_device(make_case: MakeCase, seq_length: int, context: int, chunks: int) -> None:
+    case = make_case((1, 1, 1, context), seq_length=seq_length)
+    assert count_useful_chunks(case) == chunks
+    assert seq_length // context % chunks == 0
 
 
 def test_as_few_layers_are_recomputed_as_memory_requires(make_case: MakeCase) -> None:
@@ -81,8 +130,7 @@ def test_as_few_layers_are_recomputed_as_memory_requires(make_case: MakeCase) ->
 
 def test_layers_move_away_from_the_slowest_stage(make_case: MakeCase) -> None:
     case = make_case((1, 1, 4, 1), num_micro_batches=8, recompute=False, model={"num_hidden_layers": 32})
-    roomy = dataclasses.replace(TIGHT, pool_bytes=60 * GIGABYTE)
-    solved = StageSolver(case=case, machine=MACHINE, limits=roomy).solve()
+    solved = StageSolver(case=case, machine=MACHINE, limits=ROOMY).solve()
     assert solved is not None
     assert solved[1].step_s < estimate_step(case, MACHINE, MACHINE.efficiency).step_s
     assert solved[1].step_s == pytest.approx(estimate_step(solved[0], MACHINE, MACHINE.efficiency).step_s)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from ascend_cpt.cluster.job.launcher_files import INTERRUPTION_CAUSE
 from ascend_cpt.cluster.job.webhook import Webhook
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient, open_coordinator_client
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision
+from ascend_cpt.cluster.launch.coordination.restart_policy import HANG, End, Outcome, RestartDecision
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.supervisor import Supervisor
-from ascend_cpt.cluster.launch.workers.worker_log import archive_logs
+from ascend_cpt.cluster.launch.workers.worker_log import archive_logs, read_cause, write_cause
 
 POLL_S = 0.1
 
@@ -27,7 +28,8 @@ def run_job(
 
     0: all workers on all nodes succeeded. 2: user error. 128 + n: stopped by signal n. 1: any other failure.
     """
-    with StopRequests() as requests, open_coordinator_client(settings, requests, key) as client:
+    cause = read_cause(settings.log_dir)
+    with StopRequests() as requests, open_coordinator_client(settings, requests, key, cause=cause) as client:
         return _run_attempts(settings, command, environment, requests, client, webhook)
 
 
@@ -47,9 +49,11 @@ def _run_attempts(
             if earlier := archive_logs(settings.log_dir):
                 print_status(f"logs of the earlier {'launch' if is_first else 'attempt'} are in {earlier}")
             is_first = False
-            supervisor = Supervisor(settings, command, environment, requests, client)
+            variables = {**environment, INTERRUPTION_CAUSE: client.cause}
+            supervisor = Supervisor(settings, command, variables, requests, client)
             outcome = supervisor.run()
             decision = client.report(outcome)
+            write_cause(settings.log_dir, outcome.cause)
             _send_notices(settings, outcome, decision, webhook, is_hang=supervisor.reported_hang)
         if decision.message:
             print_status(decision.message)
@@ -70,7 +74,7 @@ def _send_notices(
     """Report a hang from the node that detected it, and restarts and the end of a failed job from node 0."""
     job = " ".join([settings.script.name, *settings.script_arguments])
     if is_hang:
-        webhook.send("hang", job, outcome.reason.removeprefix("hang: "))
+        webhook.send("hang", job, outcome.reason.removeprefix(HANG))
     if settings.node_rank != 0 or outcome.end is End.CONTINUES:
         return
     if decision.again:

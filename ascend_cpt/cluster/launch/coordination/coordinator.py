@@ -24,7 +24,13 @@ from ascend_cpt.cluster.launch.coordination.records import (
     Stop,
     StopBy,
 )
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
+from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    End,
+    Outcome,
+    RestartDecision,
+    RestartPolicy,
+    add_cause,
+)
 from ascend_cpt.cluster.launch.signals import name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.messages.peer import Peer
@@ -85,6 +91,7 @@ class Coordinator(threading.Thread):
         self._num_attempts = 0
         self._is_stopping = False
         self._is_over = False
+        self._cause = self._last_cause = ""
         self._num_errors = 0
         self._last_heartbeat_s = 0.0
         self._next_notice_s = 0.0
@@ -206,6 +213,7 @@ class Coordinator(threading.Thread):
         self._hosts[node] = launcher.host
         self._policy.count_earlier(join.num_restarts)
         self._joined[node] = launcher
+        self._cause = self._cause or join.cause
         self._start_when_complete()
 
     def _start_when_complete(self) -> None:
@@ -220,7 +228,8 @@ class Coordinator(threading.Thread):
             if abs(launcher.clock_skew_s) > MAX_CLOCK_SKEW_S
         ]
         for launcher in self._active.values():
-            self._send(launcher, Go(warnings=tuple(warnings)))
+            self._send(launcher, Go(warnings=tuple(warnings), cause=self._cause))
+        self._last_cause, self._cause = self._cause, ""
 
     def _end(self, launcher: _Launcher, outcome: Outcome) -> None:
         assert launcher.node is not None
@@ -238,9 +247,11 @@ class Coordinator(threading.Thread):
 
     def _decide(self) -> None:
         outcomes = self._outcomes.values()
-        root = min(outcomes, key=lambda outcome: _CAUSE_PRIORITY[outcome.end])
+        node, root = min(self._outcomes.items(), key=lambda item: _CAUSE_PRIORITY[item[1].end])
+        cause = f"{self._active[node]}: {root.cause}" if root.cause else ""
         steps = [outcome.step for outcome in outcomes if outcome.step is not None]
         root = Outcome(end=root.end, code=root.code, reason=root.reason, step=max(steps, default=None))
+        self._cause = add_cause(self._last_cause, root, cause)
         decision = self._policy.decide(root)
         launchers, self._active = self._active.values(), {}
         if decision.again:

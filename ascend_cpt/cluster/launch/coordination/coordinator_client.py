@@ -26,7 +26,14 @@ from ascend_cpt.cluster.launch.coordination.records import (
     StopBy,
     write_outcome,
 )
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision, RestartPolicy
+from ascend_cpt.cluster.launch.coordination.restart_policy import (
+    MAX_CAUSE_CHARACTERS,
+    End,
+    Outcome,
+    RestartDecision,
+    RestartPolicy,
+    add_cause,
+)
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.messages.connection import REFUSED_LIMIT_S, Connection, RefusedError, connect
@@ -39,6 +46,7 @@ RETRY_S = 0.5
 POLL_S = 0.1
 # Print a notice if joining takes longer than this.
 WAIT_NOTICE_S = 10.0
+LOST_NODE_0 = "lost the connection to node 0: its launcher was killed, or the network is down"
 
 
 class Lost:
@@ -50,6 +58,10 @@ Received = FromCoordinator | Lost
 
 class CoordinatorClient(Protocol):
     """The interface between a launcher's attempt loop and the coordination across nodes."""
+
+    @property
+    def cause(self) -> str:
+        """Why the attempt before the one that `join` allowed was interrupted, or "" if it was not."""
 
     def join(self) -> RestartDecision | None:
         """Wait until all nodes can start the next attempt and return None, or a decision when the job is over."""
@@ -66,18 +78,21 @@ class CoordinatorClient(Protocol):
 
 @contextmanager
 def open_coordinator_client(
-    settings: LaunchSettings, requests: StopRequests, key: bytes
+    settings: LaunchSettings, requests: StopRequests, key: bytes, *, cause: str = ""
 ) -> Iterator[CoordinatorClient]:
     """Yield a job's coordination client. With several nodes, node 0 also runs the coordinator.
+
+    `cause` is why the last attempt of an earlier launch on this node was interrupted.
 
     Raises ClusterError when node 0 cannot listen.
     """
     policy = RestartPolicy(settings.max_restarts, settings.restart_delay_s)
     if settings.num_nodes == 1:
-        yield SingleNodeClient(policy)
+        yield SingleNodeClient(policy, cause)
         return
     runner = _CoordinatorRunner(settings, policy, key) if settings.node_rank == 0 else None
-    client = RemoteCoordinatorClient(settings, requests, key, ensure_coordinator=runner.ensure if runner else None)
+    ensure = runner.ensure if runner else None
+    client = RemoteCoordinatorClient(settings, requests, key, ensure_coordinator=ensure, cause=cause)
     try:
         yield client
     finally:
@@ -110,8 +125,9 @@ class _CoordinatorRunner:
 class SingleNodeClient:
     """The client of a single-node job, which needs no coordinator."""
 
-    def __init__(self, policy: RestartPolicy) -> None:
+    def __init__(self, policy: RestartPolicy, cause: str = "") -> None:
         self._policy = policy
+        self.cause = cause
 
     def join(self) -> RestartDecision | None:
         return None
@@ -123,6 +139,7 @@ class SingleNodeClient:
         pass
 
     def report(self, outcome: Outcome) -> RestartDecision:
+        self.cause = add_cause(self.cause, outcome, outcome.cause)
         return self._policy.decide(outcome)
 
 
@@ -135,6 +152,7 @@ class RemoteCoordinatorClient:
         requests: StopRequests,
         key: bytes,
         ensure_coordinator: Callable[[], None] | None = None,
+        cause: str = "",
     ) -> None:
         self._settings, self._requests, self._key = settings, requests, key
         self._ensure_coordinator = ensure_coordinator
@@ -144,6 +162,8 @@ class RemoteCoordinatorClient:
         self._num_restarts = 0
         self._num_attempts = 0
         self._is_cancelled = False
+        self.cause = ""
+        self._own_cause = cause
 
     def join(self) -> RestartDecision | None:
         """Join the next attempt, reconnecting as needed, and wait until all nodes have joined.
@@ -173,6 +193,7 @@ class RemoteCoordinatorClient:
                 for warning in message.warnings:
                     print_status(f"warning: {warning}")
                 self._num_attempts += 1
+                self.cause, self._own_cause = message.cause, ""
                 return None
             if isinstance(message, Decision):
                 return message.to_decision()
@@ -196,7 +217,7 @@ class RemoteCoordinatorClient:
                 _print_cause(message)
                 self._is_cancelled = True
             elif isinstance(message, Lost):
-                print_status("lost the connection to node 0: its launcher was killed, or the network is down")
+                print_status(LOST_NODE_0)
                 self._is_cancelled = True
             else:
                 self._handle_signal(message)
@@ -239,6 +260,7 @@ class RemoteCoordinatorClient:
                 again=False, code=outcome.code or EXIT_FAILURE, message="node 0 was lost before the job ended"
             )
         self._num_restarts += 1
+        self._own_cause = outcome.cause or LOST_NODE_0
         return RestartDecision(
             again=True,
             message=f"waiting up to {self._settings.rejoin_timeout_s} s for node 0; then restart "
@@ -279,6 +301,7 @@ class RemoteCoordinatorClient:
             host=socket.gethostname(),
             num_restarts=self._num_restarts,
             time_s=time.time(),
+            cause=self._own_cause[:MAX_CAUSE_CHARACTERS],
         )
         return self._receiver.connection.send(encode(join))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome, RestartDecision
+from ascend_cpt.cluster.launch.coordination.restart_policy import MAX_CAUSE_CHARACTERS, End, Outcome, RestartDecision
 from ascend_cpt.cluster.launch.signals import FORWARDED_SIGNALS
 from ascend_cpt.cluster.messages.records import (
     InvalidRecord,
@@ -39,12 +39,17 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True)
 class Join:
-    """A launcher is ready for the next attempt. `size` is the number of workers and nodes it was started for."""
+    """A launcher is ready for the next attempt.
+
+    `size` is the number of workers and nodes it was started for. `cause` is why its last attempt ended, if it lost the
+    coordinator then.
+    """
 
     size: Annotated[tuple[int, int], exactly(whole(1, MAX_WORKERS), whole(1, MAX_NODES))]
     host: Annotated[str, text(255)]
     num_restarts: Annotated[int, whole(0, MAX_RESTARTS)]
     time_s: Annotated[float, real(0, 1e12)]
+    cause: Annotated[str, text(MAX_CAUSE_CHARACTERS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +102,10 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Go:
-    """All nodes have joined, so start the attempt."""
+    """All nodes have joined, so start the attempt. `cause` is why the last one was interrupted, "" if it was not."""
 
     warnings: Annotated[tuple[str, ...], several(_LINE, MAX_NODES)]
+    cause: Annotated[str, text(MAX_CAUSE_CHARACTERS)]
 
 
 @dataclass(frozen=True, kw_only=True)

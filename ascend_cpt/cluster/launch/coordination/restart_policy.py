@@ -10,6 +10,8 @@ from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK
 
 MAX_DELAY_S = 300.0
 VMSTAT = Path("/proc/vmstat")
+HANG = "hang: "
+"""Start of the reason of a hang, as the supervisor writes it."""
 
 
 class End(str, Enum):
@@ -37,6 +39,32 @@ class Outcome:
     reason: str = ""
     lines: tuple[str, ...] = ()
     step: int | None = None
+
+    @property
+    def cause(self) -> str:
+        """The reason, with the first error line if there is one, or "" if the attempt was not interrupted.
+
+        A user error before the first step is not an interruption.
+        """
+        is_interruption = self.end in (End.FAILED, End.KILLED) or (self.end is End.FINAL and self.step is not None)
+        if not is_interruption:
+            return ""
+        has_error = self.end is not End.KILLED and self.lines and not self.reason.startswith(HANG)
+        return f"{self.reason}: {self.lines[0]}" if has_error else self.reason
+
+
+MAX_CAUSE_CHARACTERS = 2000
+THEN = "; then "
+
+
+def add_cause(earlier: str, outcome: Outcome, cause: str) -> str:
+    """Return the cause to report in the next attempt, in which training may record it.
+
+    If this attempt finished no step, it may have ended before training could record the `earlier` cause.
+    """
+    if not cause or not earlier or outcome.step is not None:
+        return cause[:MAX_CAUSE_CHARACTERS]
+    return (earlier + THEN + cause)[-MAX_CAUSE_CHARACTERS:]
 
 
 DONE = Outcome(end=End.DONE, code=EXIT_OK)

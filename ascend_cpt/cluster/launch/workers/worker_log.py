@@ -28,6 +28,7 @@ MAX_MESSAGE_LINES = 12
 NUM_LAST_LINES = 10
 NUM_REMEMBERED_LINES = 100
 MAX_READ_BYTES = 4 << 20
+CAUSE_NAME = "interruption_cause"
 
 
 class LogFollower:
@@ -108,6 +109,23 @@ def explain_rendezvous(lines: list[str], settings: LaunchSettings) -> tuple[str,
             EXIT_FAILURE,
         )
     return None
+
+
+def write_cause(log_dir: Path, cause: str) -> None:
+    """Keep why an attempt ended, so that the next launch can report it. "" removes an earlier cause."""
+    path = log_dir / CAUSE_NAME
+    if cause:
+        path.write_text(strip_controls(cause), encoding="utf-8", errors="replace")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_cause(log_dir: Path) -> str:
+    """Return the cause that an earlier launch on this node kept, or "" if there is none."""
+    try:
+        return strip_controls((log_dir / CAUSE_NAME).read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return ""
 
 
 def _exception_of(lines: list[str]) -> list[str]:

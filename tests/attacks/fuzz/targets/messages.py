@@ -45,13 +45,13 @@ MAX_BYTES = 4096
 OUTCOME = Outcome(end=End.FAILED, code=1, reason="rank 3 failed", lines=("line 1", "line 2"), step=12)
 LAUNCHER_RECORDS = (
     Heartbeat(),
-    Join(size=(4, 2), host="node-1", num_restarts=0, time_s=1.7e9),
+    Join(size=(4, 2), host="node-1", num_restarts=0, time_s=1.7e9, cause="lost the connection"),
     Stop(number=15),
     Ended(outcome=write_outcome(OUTCOME)),
     Ended(outcome=write_outcome(Outcome(end=End.DONE, code=0))),
 )
 COORDINATOR_RECORDS = (
-    Go(warnings=("the clock differs",)),
+    Go(warnings=("the clock differs",), cause="node 1 (x): worker 3 failed"),
     Cancel(reason="node 1: rank 3 failed", lines=("line 1",)),
     StopBy(number=2, by="node 1 (x)"),
     Refused(message="NODE_RANK 1 is taken"),

@@ -214,6 +214,57 @@ def test_without_restarts_losing_node_0_ends_the_job(
         assert (decision.again, decision.code) == (False, 1)
 
 
+def test_every_node_gets_the_cause_of_a_restart(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+    serve(max_restarts=5)
+    nodes = start_attempt(settings)
+    assert [node.client.cause for node in nodes] == ["", ""]
+
+    def fail(outcome: Outcome) -> None:
+        failed = nodes[1].run(lambda node: node.client.report(outcome))
+        wait_for(nodes[0].client.is_cancelled)
+        assert nodes[0].client.report(CANCELLED).again
+        assert failed().again
+        waiting = nodes[0].run(lambda node: node.client.join())
+        assert nodes[1].client.join() is None
+        assert waiting() is None
+
+    host = socket.gethostname()
+    fail(BANG)
+    assert [node.client.cause for node in nodes] == [f"node 1 ({host}): worker 1 failed: RuntimeError: bang"] * 2
+    # This attempt finished a step, so training has recorded the first cause.
+    fail(replace(BANG, end=End.KILLED, reason="worker 1 was killed", step=4))
+    assert [node.client.cause for node in nodes] == [f"node 1 ({host}): worker 1 was killed"] * 2
+    # This one did not.
+    fail(replace(BANG, reason="hang: no step for 9 s", step=None))
+    both = f"node 1 ({host}): worker 1 was killed; then node 1 ({host}): hang: no step for 9 s"
+    assert [node.client.cause for node in nodes] == [both] * 2
+
+
+def test_the_loss_of_a_node_is_a_cause(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
+    first = serve(max_restarts=5)
+    nodes = start_attempt(settings)
+    nodes[1].client.close()
+    wait_for(nodes[0].client.is_cancelled)
+    assert nodes[0].client.report(replace(CANCELLED, step=3)).again
+    nodes[1] = Node(on_node(settings, 1))
+    waiting = nodes[0].run(lambda node: node.client.join())
+    assert nodes[1].client.join() is None
+    assert waiting() is None
+    reason = "disconnected: its launcher was killed or the node is down"
+    assert nodes[1].client.cause == nodes[0].client.cause == f"node 1 ({socket.gethostname()}): {reason}"
+    # If node 0 is lost, node 1 reports the cause to the next node 0.
+    nodes[0].client.close()
+    first.close()
+    wait_for(nodes[1].client.is_cancelled)
+    assert nodes[1].client.report(CANCELLED).again
+    waiting = nodes[1].run(lambda node: node.client.join())
+    serve()
+    again = Node(settings)
+    assert again.client.join() is None
+    assert waiting() is None
+    assert again.client.cause == nodes[1].client.cause == client_module.LOST_NODE_0
+
+
 def test_a_stop_reaches_every_node(settings: LaunchSettings, serve: Callable[..., Coordinator]) -> None:
     serve()
     nodes = start_attempt(settings)
@@ -322,7 +373,8 @@ def test_clock_skew_is_reported(settings: LaunchSettings, serve: Callable[..., C
     connections = []
     for node, skew_s in ((0, 0.0), (1, -90.0)):
         connection = connect(address, key=KEY, purpose=LAUNCHERS, number=node)
-        connection.send(encode(Join(host=f"h{node}", size=(4, 2), num_restarts=0, time_s=time.time() + skew_s)))
+        join = Join(host=f"h{node}", size=(4, 2), num_restarts=0, time_s=time.time() + skew_s, cause="")
+        connection.send(encode(join))
         connections.append(connection)
     for connection in connections:
         found: list[Go] = []

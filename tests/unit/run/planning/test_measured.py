@@ -31,7 +31,8 @@ def make_run(folder: Path, name: str, changes: dict[str, Any] | None = None, **i
     folder.mkdir()
     sections = make_mindformers_config(run, resume_from=None, init_from=None)
     write_text(folder / "resolved.yaml", render_yaml(sections, "test"))
-    values = {"device_name": MACHINE.chip, "num_devices": run.layout.world_size, **info}
+    chunks = run.config.cpt.loss_chunks
+    values = {"device_name": MACHINE.chip, "num_devices": run.layout.world_size, "loss_chunks": chunks, **info}
     write_text(folder / "run.json", json.dumps(values))
     step_s = estimate_step(plan.case, MACHINE, TRUTH).step_s
     times = [100.0, step_s * 3, step_s * 2, *[step_s * (1 + 0.01 * (-1) ** step) for step in range(10)]]
@@ -60,10 +61,20 @@ def test_refit_predicts_other_runs_and_says_what_changed(tmp_path: Path) -> None
     assert read_measured(path) == measured
 
 
-def test_the_case_is_read_back_from_the_run_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunks", [1, 8])
+def test_the_case_is_read_back_from_the_run_folder(tmp_path: Path, chunks: int) -> None:
     cluster = Cluster(num_nodes=None, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
-    _, plan = plan_run(REPOSITORY / "configs/qwen3/cpt_qwen3_32b_4k.yaml", {}, cluster)
-    assert read_run_speed(make_run(tmp_path / "run", "cpt_qwen3_32b_4k")).case == plan.case
+    changes = {"cpt.loss_chunks": chunks}
+    _, plan = plan_run(REPOSITORY / "configs/qwen3/cpt_qwen3_32b_4k.yaml", changes, cluster)
+    assert read_run_speed(make_run(tmp_path / "run", "cpt_qwen3_32b_4k", changes)).case == plan.case
+
+
+def test_runs_of_older_versions_have_a_whole_loss(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", "cpt_qwen3_8b", {"cpt.loss_chunks": 1})
+    info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    del info["loss_chunks"]
+    write_text(folder / "run.json", json.dumps(info))
+    assert read_run_speed(folder).case.loss_chunks == 1
 
 
 def test_unusable_runs_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,11 @@ from ascend_cpt.run.planning.suggest_runs import Goal, suggest_runs
 REPOSITORY = Path(__file__).resolve().parents[4]
 SMALL = REPOSITORY / "tests/even_layouts/cpt_qwen3_4b_4k.yaml"
 LARGE = REPOSITORY / "configs/llama3/cpt_llama3_70b.yaml"
+SLOW = {
+    "parallel_config": {"data_parallel": 1, "model_parallel": 8, "pipeline_stage": 1, "use_seq_parallel": True},
+    "recompute_config.recompute": True,
+    "model.model_config.offset": 0,
+}
 RECOMPUTED = {"recompute_config.recompute": True, "recompute_config.select_recompute": False}
 
 
@@ -42,6 +47,29 @@ def test_70b_on_64_devices_is_searched_quickly_and_written(tmp_path: Path) -> No
     _, plan = plan_run(target, {}, cluster())
     assert plan.case == found.plans[0].case and plan.time == found.plans[0].time and plan.fits
     assert [path.name for path in target.parent.iterdir()] == ["best.yaml"]
+
+
+def test_a_chunked_loss_is_suggested_and_written(tmp_path: Path) -> None:
+    path, whole = REPOSITORY / "configs/qwen3/cpt_qwen3_0_6b_32k.yaml", {"cpt.loss_chunks": 1}
+    found = suggest_runs(path, {**SLOW, **whole}, cluster(), Goal())
+    chunks = found.plans[0].case.loss_chunks
+    assert (
+        chunks > 1 and f"loss_chunks {chunks}" in found.render() and f"cpt: {{loss_chunks: {chunks}}}" in found.render()
+    )
+    found.write(tmp_path / "best.yaml")
+    run, plan = plan_run(tmp_path / "best.yaml", {}, cluster())
+    assert run.config.cpt.loss_chunks == chunks and plan.case == found.plans[0].case
+
+
+def test_the_loss_is_whole_again_where_that_is_faster() -> None:
+    found = suggest_runs(SMALL, {**RECOMPUTED, "cpt.loss_chunks": 8}, cluster(), Goal())
+    assert found.plans[0].case.loss_chunks == 1 and found.changes[0]["cpt.loss_chunks"] == 1
+
+
+def test_a_run_that_needs_the_logits_is_suggested_without_chunks() -> None:
+    given = {**SLOW, "cpt.loss_chunks": 1, "monitor_config.local_loss_format": "log"}
+    found = suggest_runs(REPOSITORY / "configs/qwen3/cpt_qwen3_0_6b_32k.yaml", given, cluster(), Goal())
+    assert found.plans and {plan.case.loss_chunks for plan in found.plans} == {1}
 
 
 def test_given_layout_is_ignored_on_other_nodes() -> None:
