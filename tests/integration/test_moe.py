@@ -93,3 +93,24 @@ def test_settings_of_another_model_are_refused(write_moe: Callable[..., Path], t
     result = train(write_moe(), "--set", "model.model_config.routed_scaling_factor=1.5")
     assert result.returncode == 2
     assert "model.model_config.routed_scaling_factor: 1.5 is not supported" in result.stderr
+
+
+def test_two_processes_record_the_loads_of_both(
+    write_moe: Callable[..., Path],
+    train: Callable[..., Completed],
+    launch: Callable[..., Completed],
+    tmp_path: Path,
+    free_ports: list[int],
+) -> None:
+    result = train(write_moe(run_name="one"), "--stop-at-step", "5")
+    assert result.returncode == 0, result.stdout + result.stderr
+    config = write_moe(run_name="two")
+    result = launch(config, "--stop-at-step", "5", port=free_ports[0], log_dir=tmp_path / "logs")
+    assert result.returncode == 0, result.stdout + result.stderr
+    one, two = (read_records(tmp_path / "output" / name, "experts")[0] for name in ("one", "two"))
+    for name in ("balance_loss", "z_loss", "entropy", "max_load", "layer_max_load"):
+        assert two[name] == pytest.approx(one[name], rel=2e-3), name
+    losses = [
+        [record["loss"] for record in read_records(tmp_path / "output" / name, "step")] for name in ("one", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
