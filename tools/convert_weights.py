@@ -1,9 +1,10 @@
-"""Convert weights between Hugging Face and MindFormers, merge checkpoints, and verify the result.
+"""Convert weights between Hugging Face and MindFormers, merge checkpoints, upcycle models, and verify the result.
 
     python tools/convert_weights.py to-hf output/my_run exported/ --like /models/Qwen3-8B-Base
     python tools/convert_weights.py verify exported/ --against output/my_run
     python tools/convert_weights.py to-mindformers /models/Qwen3-8B-Base converted/
     python tools/convert_weights.py expand /models/Qwen3-8B-Base expanded/ --every 4
+    python tools/convert_weights.py upcycle /models/Qwen3-1.7B-Base mixture/ --experts 8 --per-token 2
 
 Model sizes are read from config.json or from the run. Training reads Hugging Face folders without conversion.
 """
@@ -16,6 +17,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,7 +31,7 @@ from ascend_cpt.run.export.model_card import make_card
 from ascend_cpt.run.growth.new_blocks import add_new_blocks
 from ascend_cpt.run.trained_model import TrainedModel, open_trained
 from ascend_cpt.weights.compare import KindReport, compare_folders, compare_round_trip
-from ascend_cpt.weights.convert import Options, convert_to_hf, convert_to_mindformers
+from ascend_cpt.weights.convert import Options, Upcycling, convert_to_hf, convert_to_mindformers, upcycle
 from ascend_cpt.weights.dtypes import DTYPES
 from ascend_cpt.weights.folder_writer import DEFAULT_SHARD_BYTES
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder
@@ -54,13 +56,24 @@ def parse_args() -> argparse.Namespace:
     expand = commands.add_parser("expand", help="add blocks to a Hugging Face model that first change nothing")
     expand.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     expand.add_argument("--every", type=int, required=True, metavar="K", help="add a block after every K blocks")
-    for command in (to_mindformers, to_hf, expand):
+    upcycle_parser = commands.add_parser(
+        "upcycle", help="make a mixture of experts whose experts are copies of a dense model's MLP"
+    )
+    upcycle_parser.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder of a dense Qwen3")
+    upcycle_parser.add_argument("--experts", type=int, required=True, metavar="N", help="experts per layer")
+    upcycle_parser.add_argument("--per-token", type=int, required=True, metavar="K", help="experts per token")
+    upcycle_parser.add_argument(
+        "--noise", type=float, default=0.0, metavar="X", help="noise on every expert, relative to its weights [0]"
+    )
+    upcycle_parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of routers and noise [0]")
+    for command in (to_mindformers, to_hf, expand, upcycle_parser):
         command.add_argument("target", type=Path, metavar="TARGET", help="folder to write; must not exist")
         command.add_argument(
             "--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]"
         )
-    for command in (to_mindformers, to_hf):
+    for command in (to_mindformers, to_hf, upcycle_parser):
         command.add_argument("--dtype", choices=sorted(DTYPES), help="data type of the written weights [unchanged]")
+    for command in (to_mindformers, to_hf):
         command.add_argument(
             "--resize-vocab",
             type=int,
@@ -85,7 +98,12 @@ def main() -> int:
         return verify(args)
     if args.command == "expand":
         return expand(args)
-    options = Options(dtype=args.dtype, vocab_size=args.resize_vocab, max_shard_bytes=int(args.max_shard_gb * 1e9))
+    options = Options(dtype=args.dtype, max_shard_bytes=int(args.max_shard_gb * 1e9))
+    if args.command == "upcycle":
+        upcycling = Upcycling(num_experts=args.experts, num_per_token=args.per_token, noise=args.noise, seed=args.seed)
+        print(upcycle(HfFolder(args.source), args.target, upcycling, options))
+        return EXIT_OK
+    options = replace(options, vocab_size=args.resize_vocab)
     if args.command == "to-mindformers":
         print(convert_to_mindformers(HfFolder(args.source), args.target, options))
         return EXIT_OK

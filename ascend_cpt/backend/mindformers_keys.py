@@ -129,11 +129,16 @@ def _add_yaml_keys(node: Any, section: str, sections: dict[str, set[str]]) -> No
 def _collect_model_keys() -> set[str]:
     from mindformers.models.qwen3.config_converter_qwen3 import Qwen3ConfigConverter
     from mindformers.models.qwen3.configuration_qwen3 import Qwen3Config
+    from mindformers.models.qwen3_moe.config_converter_qwen3_moe import Qwen3MoeConfigConverter
+    from mindformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
     from mindformers.parallel_core.config_converter import ConfigLogHandler
     from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY
 
-    keys = set(Qwen3ConfigConverter._get_final_mapping(ConfigLogHandler()))
-    keys.update(inspect.signature(Qwen3Config.__init__).parameters, DEFAULT_WHITE_KEY)
+    keys = set(DEFAULT_WHITE_KEY)
+    for converter in (Qwen3ConfigConverter, Qwen3MoeConfigConverter):
+        keys.update(converter._get_final_mapping(ConfigLogHandler()))
+    for config in (Qwen3Config, Qwen3MoeConfig):
+        keys.update(inspect.signature(config.__init__).parameters)
     keys.update({"model_type", "architectures", "pad_token_id", "bos_token_id", "eos_token_id"})
     return keys - {"self", "kwargs"}
 

@@ -55,6 +55,8 @@ class MonitorConfig:
     """Any of `tensorboard`, `wandb` and `swanlab`; the last two must be installed separately."""
     project: str = "ascend_cpt"
     """Project name for W&B and SwanLab; the run is called `run_name`."""
+    expert_every_steps: AtLeastOne = 10
+    """Interval of the records of the experts' loads and the routers' losses, in steps (mixtures of experts)."""
     slow_rank_excess: float = 0.1
     """Warn about a rank that computes this much slower than the median rank, or makes the others wait for this share
     of the step time."""
@@ -85,3 +87,6 @@ class GuardConfig:
     """Skip the update of a step whose gradient norm is a spike (`{}` for the defaults)."""
     max_skips_in_a_row: AtLeastOne = 10
     """Stop after this many consecutive skipped steps."""
+    max_expert_load: float | None = None
+    """Stop when an expert computes more than this many times the mean number of tokens of its layer's experts, over the
+    steps of a record of the experts' loads."""

@@ -17,6 +17,8 @@ class ParallelLayout:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     context_parallel: int = 1
+    expert_parallel: int = 1
+    """Not part of the product: the experts are split over ranks of data and tensor parallelism."""
 
 
 def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
@@ -29,13 +31,15 @@ def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
     tensor = section.get("model_parallel") or 1
     pipeline = section.get("pipeline_stage") or 1
     context = section.get("context_parallel") or 1
+    expert = section.get("expert_parallel") or 1
     data = section.get("data_parallel")
     where = config.locate("parallel_config")
     if uses_cpu(config):
-        if (tensor, pipeline, context) != (1, 1, 1):
+        if (tensor, pipeline, context, expert) != (1, 1, 1, 1):
             raise ConfigError(
-                f"{where}: parallel_config: a CPU run supports only data parallelism; "
-                f"set model_parallel, pipeline_stage and context_parallel to 1 (got {tensor}, {pipeline}, {context})"
+                f"{where}: parallel_config: a CPU run supports only data parallelism; set model_parallel, "
+                "pipeline_stage, context_parallel and expert_parallel to 1 "
+                f"(got {tensor}, {pipeline}, {context}, {expert})"
             )
         return ParallelLayout(world_size=world_size, data_parallel=world_size)
     inner = tensor * pipeline * context
@@ -58,6 +62,7 @@ def derive_layout(config: RunConfig, world_size: int) -> ParallelLayout:
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         context_parallel=context,
+        expert_parallel=expert,
     )
 
 

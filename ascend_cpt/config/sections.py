@@ -35,6 +35,9 @@ INT_KEYS = {
         "num_attention_heads",
         "num_key_value_heads",
         "head_dim",
+        "num_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
         "max_position_embeddings",
         "seq_length",
     ],
@@ -45,13 +48,28 @@ TEXT_KEYS = {"": ["output_dir", "load_checkpoint", "run_mode"]}
 FLOAT_KEYS = {
     "optimizer": ["learning_rate", "eps", "weight_decay"],
     "lr_schedule": ["learning_rate", "lr_end", "warmup_ratio", "warmup_lr_init"],
-    "model.model_config": ["rms_norm_eps", "rope_theta", "initializer_range", "hidden_dropout", "attention_dropout"],
+    "model.model_config": [
+        "rms_norm_eps",
+        "rope_theta",
+        "initializer_range",
+        "hidden_dropout",
+        "attention_dropout",
+        "moe_aux_loss_coeff",
+        "moe_z_loss_coeff",
+        "router_aux_loss_coef",
+    ],
     "runner_wrapper": ["max_grad_norm"],
 }
 BOOL_KEYS = {
     "runner_config": ["sink_mode"],
     "parallel_config": ["use_seq_parallel", "vocab_emb_dp"],
-    "model.model_config": ["tie_word_embeddings", "qk_layernorm", "attention_bias", "use_flash_attention"],
+    "model.model_config": [
+        "tie_word_embeddings",
+        "qk_layernorm",
+        "attention_bias",
+        "use_flash_attention",
+        "norm_topk_prob",
+    ],
     "runner_wrapper": ["use_clip_grad"],
     "": ["use_parallel"],
 }

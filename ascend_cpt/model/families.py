@@ -1,7 +1,7 @@
 """One table per model family that maps Hugging Face tensors to MindFormers tensors, with their shapes.
 
-`{}` is the layer number. Both directions of the conversion, the checks of names and shapes, and the loading of Hugging
-Face weights by MindFormers are derived from these tables.
+`{}` is the layer number, and `{expert}` the number of an expert. Both directions of the conversion, the checks of names
+and shapes, and the loading of Hugging Face weights by MindFormers are derived from these tables.
 """
 
 from __future__ import annotations
@@ -9,14 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ascend_cpt.model.sizes import ModelSizes
-from ascend_cpt.model.tensor_layout import GroupedQkv, InterleavedRows, TensorLayout, Unchanged
+from ascend_cpt.model.sizes import Experts, ModelSizes
+from ascend_cpt.model.tensor_layout import GroupedQkv, InterleavedRows, Shape, StackedExperts, TensorLayout, Unchanged
 
 HF_OUTPUT = "lm_head.weight"
 HF_EMBEDDING = "model.embed_tokens.weight"
 _EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 # Tensors with one row per token of the vocabulary, by their names in both formats.
 VOCABULARY_TENSORS = {HF_OUTPUT, HF_EMBEDDING, _EMBEDDING, _OUTPUT}
+
+_ROUTER_STATE = (".mlp.router.fi_accu", ".mlp.router.load_sum", ".mlp.router.loss_sums")
+
+
+def is_router_state(name: str) -> bool:
+    """Return whether a MindFormers tensor is a router's sum over micro batches, which is saved but is not a weight."""
+    return name.endswith(_ROUTER_STATE)
+
+
+def _get_experts(sizes: ModelSizes) -> Experts:
+    assert sizes.experts is not None
+    return sizes.experts
+
 
 # Names of dimensions in the tables.
 _DIMENSIONS: dict[str, Callable[[ModelSizes], int]] = {
@@ -26,6 +39,8 @@ _DIMENSIONS: dict[str, Callable[[ModelSizes], int]] = {
     "queries": lambda sizes: sizes.num_heads * sizes.head_dim,
     "keys": lambda sizes: sizes.num_kv_heads * sizes.head_dim,
     "head": lambda sizes: sizes.head_dim,
+    "experts": lambda sizes: _get_experts(sizes).num_experts,
+    "expert_mlp": lambda sizes: _get_experts(sizes).intermediate_size,
 }
 
 
@@ -41,9 +56,19 @@ class Row:
     def is_per_layer(self) -> bool:
         return "{}" in self.mindformers
 
-    def list_hf_shapes(self, sizes: ModelSizes) -> list[tuple[int, ...]]:
+    @property
+    def is_per_expert(self) -> bool:
+        return "{expert}" in self.hf[0][0]
+
+    def list_hf_names(self, sizes: ModelSizes, layer: int | None) -> list[str]:
+        """Return the name of each part. Parts of experts are in expert order."""
+        experts = range(_get_experts(sizes).num_experts) if self.is_per_expert else (0,)
+        return [name.format(layer, expert=expert) for expert in experts for name, _ in self.hf]
+
+    def list_hf_shapes(self, sizes: ModelSizes) -> list[Shape]:
         """Return the shape of each part."""
-        return [tuple(_DIMENSIONS[name](sizes) for name in dimensions.split()) for _, dimensions in self.hf]
+        shapes = [tuple(_DIMENSIONS[name](sizes) for name in dimensions.split()) for _, dimensions in self.hf]
+        return shapes * (_get_experts(sizes).num_experts if self.is_per_expert else 1)
 
 
 _LAYER = "model.layers.{}."
@@ -84,6 +109,22 @@ _QWEN3 = (
     _rename(f"{_LAYER}self_attn.k_norm.weight", f"{_DECODER}self_attention.k_layernorm.weight", "head"),
 )
 
+_EXPERT = f"{_LAYER}mlp.experts.{{expert}}."
+_QWEN3_MOE = (
+    *(row for row in _QWEN3 if ".mlp." not in row.mindformers),
+    _rename(f"{_LAYER}mlp.gate.weight", f"{_DECODER}mlp.router.weight", "experts hidden"),
+    Row(
+        mindformers=f"{_DECODER}mlp.experts.weight1",
+        hf=((f"{_EXPERT}gate_proj.weight", "expert_mlp hidden"), (f"{_EXPERT}up_proj.weight", "expert_mlp hidden")),
+        layout=StackedExperts(2),
+    ),
+    Row(
+        mindformers=f"{_DECODER}mlp.experts.weight2",
+        hf=((f"{_EXPERT}down_proj.weight", "hidden expert_mlp"),),
+        layout=StackedExperts(1),
+    ),
+)
+
 _QWEN2 = (
     *_LLAMA,
     Row(
@@ -103,6 +144,13 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 
-FAMILIES: dict[str, tuple[Row, ...]] = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}
+FAMILIES: dict[str, tuple[Row, ...]] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
+    "qwen3_moe": _QWEN3_MOE,
+}

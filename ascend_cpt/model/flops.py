@@ -6,9 +6,16 @@ from ascend_cpt.model.sizes import ModelSizes
 
 
 def count_layer_matmul_parameters(sizes: ModelSizes) -> int:
-    """Return the number of parameters in the matrices of one decoder layer: projections and SwiGLU."""
+    """Return the number of parameters in the matrices that compute a token in one decoder layer.
+
+    These are the projections and SwiGLU. In a mixture of experts, they are the projections, the router and the SwiGLU
+    of the token's experts.
+    """
     attention = sizes.hidden_size * (2 * sizes.query_size + 2 * sizes.kv_size)
-    return attention + 3 * sizes.hidden_size * sizes.intermediate_size
+    if sizes.experts is None:
+        return attention + 3 * sizes.hidden_size * sizes.intermediate_size
+    chosen = 3 * sizes.experts.num_per_token * sizes.experts.intermediate_size
+    return attention + sizes.hidden_size * (sizes.experts.num_experts + chosen)
 
 
 def count_training_flops_per_token(sizes: ModelSizes, seq_length: int) -> float:

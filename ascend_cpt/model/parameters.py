@@ -33,15 +33,14 @@ def list_groups(sizes: ModelSizes) -> list[Group]:
     rows = [row for row in FAMILIES[sizes.family] if not (sizes.tie_word_embeddings and row.hf[0][0] == HF_OUTPUT)]
     per_layer = [row for row in rows if row.is_per_layer]
     first = rows.index(per_layer[0])
-    before = [_make_group(row, None) for row in rows[:first]]
-    layers = [_make_group(row, layer) for layer in range(sizes.num_layers) for row in per_layer]
-    after = [_make_group(row, None) for row in rows[first:] if not row.is_per_layer]
+    before = [_make_group(row, sizes, None) for row in rows[:first]]
+    layers = [_make_group(row, sizes, layer) for layer in range(sizes.num_layers) for row in per_layer]
+    after = [_make_group(row, sizes, None) for row in rows[first:] if not row.is_per_layer]
     return before + layers + after
 
 
-def _make_group(row: Row, layer: int | None) -> Group:
-    hf = tuple(name if layer is None else name.format(layer) for name, _ in row.hf)
-    return Group(row=row, mindformers=row.mindformers if layer is None else row.mindformers.format(layer), hf=hf)
+def _make_group(row: Row, sizes: ModelSizes, layer: int | None) -> Group:
+    return Group(row=row, mindformers=row.mindformers.format(layer), hf=tuple(row.list_hf_names(sizes, layer)))
 
 
 def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
@@ -54,14 +53,21 @@ def list_hf_shapes(sizes: ModelSizes) -> dict[str, Shape]:
 
 
 def list_mindformers_shapes(sizes: ModelSizes) -> dict[str, Shape]:
-    """Return name → shape for every MindFormers tensor in a model. Parts are joined along the first axis."""
-    shapes: dict[str, Shape] = {}
-    for group in list_groups(sizes):
-        parts = group.row.list_hf_shapes(sizes)
-        shapes[group.mindformers] = (sum(part[0] for part in parts), *parts[0][1:])
-    return shapes
+    """Return name → shape for every MindFormers tensor in a model."""
+    return {
+        group.mindformers: group.row.layout.join_shapes(group.row.list_hf_shapes(sizes)) for group in list_groups(sizes)
+    }
 
 
 def count_parameters(sizes: ModelSizes) -> int:
     """Return a model's number of parameters, counting tied embeddings once."""
     return sum(math.prod(shape) for shape in list_mindformers_shapes(sizes).values())
+
+
+def count_active_parameters(sizes: ModelSizes) -> int:
+    """Return the number of parameters that compute one token: without the experts that the router does not choose."""
+    if sizes.experts is None:
+        return count_parameters(sizes)
+    per_expert = 3 * sizes.hidden_size * sizes.experts.intermediate_size
+    num_idle = sizes.experts.num_experts - sizes.experts.num_per_token
+    return count_parameters(sizes) - sizes.num_layers * num_idle * per_expert

@@ -24,11 +24,31 @@ _FIXED_FIELDS: dict[str, Any] = {
 }
 _MISTRAL_WINDOW = 4096
 """transformers' default."""
+# The same for a mixture of experts: every layer has experts.
+_FIXED_MOE_FIELDS: dict[str, Any] = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+MOE_FAMILIES = ("qwen3_moe",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The experts of every layer in a mixture-of-experts model: gated MLPs, of which a router chooses a few per token.
+
+    The router's probabilities are a softmax over all experts. With `normalizes`, those of a token's chosen experts are
+    divided by their sum.
+    """
+
+    num_experts: int
+    num_per_token: int
+    intermediate_size: int
+    normalizes: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """Sizes, in elements, and options of a decoder-only model that determine its weights and computation."""
+    """Sizes, in elements, and options of a decoder-only model that determine its weights and computation.
+
+    `intermediate_size` is that of the MLP of a dense model; a mixture of experts does not use it.
+    """
 
     family: str
     vocab_size: int
@@ -42,6 +62,7 @@ class ModelSizes:
     tie_word_embeddings: bool
     rms_norm_eps: float
     rope: Rope
+    experts: Experts | None = None
 
     @property
     def query_size(self) -> int:
@@ -86,7 +107,9 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
     Raises:
         ConfigError: a field is missing or its value is not supported.
     """
-    for key, supported in _FIXED_FIELDS.items():
+    family = str(config.get("model_type"))
+    is_moe = family in MOE_FAMILIES
+    for key, supported in {**_FIXED_FIELDS, **(_FIXED_MOE_FIELDS if is_moe else {})}.items():
         if unify_value(key, config.get(key, supported)) not in (supported, None):
             raise ConfigError(f"{key}: {config[key]} is not supported; only {supported} is")
     num_heads = _read_count(config, "num_attention_heads")
@@ -97,7 +120,7 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
     if num_heads % num_kv_heads:
         raise ConfigError(f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}")
     return ModelSizes(
-        family=str(config.get("model_type")),
+        family=family,
         vocab_size=_read_count(config, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=_read_count(config, "intermediate_size"),
@@ -106,10 +129,23 @@ def read_sizes(config: Mapping[str, Any]) -> ModelSizes:
         num_kv_heads=num_kv_heads,
         head_dim=_read_count(config, "head_dim") if config.get("head_dim") else hidden_size // num_heads,
         # Not in Qwen2's configuration, because its query, key and value projections always have a bias.
-        has_qkv_bias=config.get("model_type") == "qwen2",
+        has_qkv_bias=family == "qwen2",
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         rms_norm_eps=read_number(config, "rms_norm_eps", 1e-6),
         rope=read_rope(config),
+        experts=_read_experts(config) if is_moe else None,
+    )
+
+
+def _read_experts(config: Mapping[str, Any]) -> Experts:
+    num_experts, num_per_token = _read_count(config, "num_experts"), _read_count(config, "num_experts_per_tok")
+    if num_per_token > num_experts:
+        raise ConfigError(f"num_experts_per_tok {num_per_token} is above num_experts {num_experts}")
+    return Experts(
+        num_experts=num_experts,
+        num_per_token=num_per_token,
+        intermediate_size=_read_count(config, "moe_intermediate_size"),
+        normalizes=bool(config.get("norm_topk_prob", False)),
     )
 
 

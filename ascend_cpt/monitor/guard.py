@@ -86,8 +86,9 @@ class StepJudge:
         """Restore a resumed run's last recorded steps and its total number of skipped steps."""
         for record in records:
             grad_norm = record.get("grad_norm")
+            loss = float(record["loss"]) + float(record.get("extra_loss") or 0.0)
             self._remember(
-                int(record["step"]), float(record["loss"]), None if grad_norm is None else float(grad_norm),
+                int(record["step"]), loss, None if grad_norm is None else float(grad_norm),
                 str(record.get("skipped", "")),
             )  # fmt: skip
         self.num_skipped = num_skipped
@@ -97,7 +98,7 @@ class StepJudge:
 
         Args:
             step: Counted from 1.
-            loss: Mean over the batch, in nats per token.
+            loss: The training loss: mean over the batch, in nats per token, with the extra losses.
             grad_norm: Global gradient norm before clipping, or None if not computed.
             is_skipped: Whether the device skipped the update because of non-finite gradients or the loss.
             scaled: Whether the loss scale is dynamic, so that gradients overflow occasionally.

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypedDict
 
+from ascend_cpt.monitor.experts.load import ExpertsRecord, to_expert_scalars
 from ascend_cpt.monitor.goodput.nodes import NodesRecord
 from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord
+from ascend_cpt.monitor.goodput.start import StartRecord
 from ascend_cpt.strict_json import JsonError, parse_json, shorten
 
 
@@ -46,6 +48,8 @@ class StepRecord:
     skipped: str = ""
     num_skipped: int = 0
     """Skipped steps of the run so far."""
+    extra_loss: float | None = None
+    """The weighted losses of the routers, which are added to `loss` in training; None without experts."""
     peak_memory_bytes: int | None = None
     """Most memory that tensors have taken so far on the device of the reporting rank; None on a CPU."""
 
@@ -109,29 +113,11 @@ class DataRecord:
     """Epochs of each source."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StartRecord:
-    """Time from the start of the process to the end of the first step of a launch, in parts (seconds)."""
-
-    step: int
-    """The first step of the launch."""
-    total_s: float
-    """Sum of the parts."""
-    import_s: float
-    """Importing packages, opening the device, and connecting to the other processes."""
-    data_s: float
-    """Reading and checking configuration, datasets and checkpoints, with their checksums."""
-    weights_s: float
-    """Building the network and loading the weights. With several devices MindFormers may compile here."""
-    validation_s: float
-    """Validation before the first step, with the compilation of its graph, and waiting for the first batch."""
-    compile_s: float
-    """The first step: compilation, or loading from the compile cache, and the step itself."""
-
-
 Judged = ValidationRecord | TaskRecord
 """Records with a baseline and an alarm."""
-Record = StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord | RanksRecord | NodesRecord
+Record = (
+    StepRecord | ValidationRecord | TaskRecord | DataRecord | StartRecord | RanksRecord | NodesRecord | ExpertsRecord
+)
 KINDS: dict[type, str] = {
     StepRecord: "step",
     ValidationRecord: "validation",
@@ -140,6 +126,7 @@ KINDS: dict[type, str] = {
     StartRecord: "start",
     RanksRecord: "ranks",
     NodesRecord: "nodes",
+    ExpertsRecord: "experts",
 }
 
 
@@ -277,12 +264,15 @@ def to_scalars(record: Record) -> dict[str, float]:
         return {"ranks/slow": float(len({one["rank"] for one in record.slow})), "ranks/probe_s": record.probe_s}
     if isinstance(record, NodesRecord):
         return {"nodes/nodes": float(record.num_nodes), "nodes/devices": float(record.num_devices)}
+    if isinstance(record, ExpertsRecord):
+        return to_expert_scalars(record)
     if isinstance(record, StartRecord):
         return {f"start/{name}": value for name, value in vars(record).items() if name != "step"}
     numbers = {
         "train/loss": record.loss,
         "train/learning_rate": record.learning_rate,
         "train/grad_norm": record.grad_norm,
+        "train/extra_loss": record.extra_loss,
         "train/skipped": record.num_skipped,
         "speed/tokens_per_s": record.tokens_per_s,
         "speed/tokens_per_s_per_device": record.tokens_per_s_per_device,

@@ -11,17 +11,10 @@ from typing import Protocol, TextIO
 
 from ascend_cpt.config.values import format_count
 from ascend_cpt.files import write_text
+from ascend_cpt.monitor.experts.load import ExpertsRecord, format_experts
+from ascend_cpt.monitor.goodput.start import StartRecord
 from ascend_cpt.monitor.history import read_lines
-from ascend_cpt.monitor.record import (
-    DataRecord,
-    Record,
-    StartRecord,
-    StepRecord,
-    TaskRecord,
-    ValidationRecord,
-    is_cell,
-    to_values,
-)
+from ascend_cpt.monitor.record import DataRecord, Record, StepRecord, TaskRecord, ValidationRecord, is_cell, to_values
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +81,8 @@ class ConsoleSink:
             print(format_validation(record), file=self._stream, flush=True)
         elif isinstance(record, TaskRecord):
             print(format_task(record), file=self._stream, flush=True)
+        elif isinstance(record, ExpertsRecord):
+            print(format_experts(record), file=self._stream, flush=True)
         elif isinstance(record, StartRecord):
             print(format_start(record), file=self._stream, flush=True)
         elif isinstance(record, StepRecord) and (

@@ -7,13 +7,15 @@ from typing import Any
 
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.experts.load import describe_experts
 from ascend_cpt.monitor.goodput.account import Goodput, compute_goodput
 from ascend_cpt.monitor.goodput.nodes import describe_node_changes
 from ascend_cpt.monitor.goodput.restarts import Restart, find_restarts
 from ascend_cpt.monitor.goodput.slow_ranks import MAX_LISTED, SlowRank, describe_slow
+from ascend_cpt.monitor.goodput.start import StartRecord
 from ascend_cpt.monitor.goodput.timeline import FILE_NAME, read_timeline
 from ascend_cpt.monitor.history import read_metrics
-from ascend_cpt.monitor.record import DataRecord, StartRecord
+from ascend_cpt.monitor.record import DataRecord
 from ascend_cpt.monitor.sinks import format_account, format_duration, format_start
 
 MAX_INTERRUPTIONS = 10
@@ -38,6 +40,9 @@ def summarize_run(run_dir: Path) -> list[str]:
     ]
     lines.extend(_describe_set(name, points) for name, points in collect_by_name(records, "validation").items())
     lines.extend(_describe_task(name, points) for name, points in collect_by_name(records, "task").items())
+    lines.extend(
+        f"  experts          {describe_experts(one)}" for one in [r for r in records if r["kind"] == "experts"][-1:]
+    )
     if last.get("num_skipped"):
         lines.append(f"  skipped          {last['num_skipped']} of {last['step']} steps, by cpt.guards")
     lines.extend(f"  last start       {line}" for line in _describe_start(records))

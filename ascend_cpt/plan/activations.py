@@ -1,7 +1,8 @@
 """Activation memory of MindFormers' decoder layer and loss, in bytes on one rank for one micro batch.
 
 Notation: t: tokens; s: tokens per sequence-parallel rank; h: hidden size. Per tensor-parallel rank: q and k: widths of
-the query and key heads; f: MLP width; v: share of the vocabulary.
+the query and key heads; f: MLP width; v: share of the vocabulary. In a mixture of experts, every rank routes its s
+tokens, and its experts compute c of them, counting a token once per chosen expert. c assumes equal loads.
 """
 
 from __future__ import annotations
@@ -41,15 +42,25 @@ def count_layer_bytes(case: TrainingCase) -> int:
     """Return the bytes that a layer keeps for its backward pass without recomputation."""
     width = _Widths(case)
     norm_inputs = 2 * width.s * width.h * FLOAT32_BYTES
-    linear_inputs = 2 * width.t * width.h * case.compute_bytes
+    linear_inputs = (width.t + (width.t if case.model.experts is None else width.s)) * width.h * case.compute_bytes
     # The sum after attention and the output of the MLP's norm (MindFormers' transformer_layer.py).
     residuals = 2 * width.s * width.h * (FLOAT32_BYTES - case.compute_bytes) if case.residuals_in_float32 else 0
     query_key_norms = width.t * (width.q + width.k) * FLOAT32_BYTES if width.normalizes_query_key else 0
     attention = width.t * (3 * width.q + 2 * width.k) * case.compute_bytes
     softmax = width.t * width.heads * SOFTMAX_BYTES_PER_ROW
-    mlp_copies = 3 if case.recomputes_selected else 4
-    mlp = mlp_copies * width.t * width.f * case.compute_bytes
-    return norm_inputs + residuals + linear_inputs + query_key_norms + attention + softmax + mlp
+    return norm_inputs + residuals + linear_inputs + query_key_norms + attention + softmax + _count_mlp_bytes(case)
+
+
+def _count_mlp_bytes(case: TrainingCase) -> int:
+    """Return the bytes that a layer's MLP, or its router and experts, keep for the backward pass."""
+    width = _Widths(case)
+    if case.model.experts is None:
+        mlp_copies = 3 if case.recomputes_selected else 4
+        return mlp_copies * width.t * width.f * case.compute_bytes
+    # The router's input, logits and probabilities are float32.
+    router = width.s * (width.h + 2 * case.model.experts.num_experts) * FLOAT32_BYTES
+    # The experts' inputs, gate and up (MindFormers recomputes SiLU), and the outputs before they are weighted.
+    return router + width.c * (2 * width.h + 2 * width.f) * case.compute_bytes
 
 
 def count_backward_bytes(case: TrainingCase, stage: int) -> int:
@@ -66,7 +77,8 @@ def count_backward_bytes(case: TrainingCase, stage: int) -> int:
     if recomputed:
         # Recomputed layers come first in the stage, so the others have finished their backward pass and are freed.
         left = saved - kept * count_layer_bytes(case)
-        moments.append(left + output_gradient + 2 * width.t * width.f * case.compute_bytes + count_layer_bytes(case))
+        inner = 2 * width.c * width.f * case.compute_bytes
+        moments.append(left + output_gradient + inner + count_layer_bytes(case))
     return max(moments)
 
 
@@ -128,7 +140,9 @@ class _Widths:
         self.h = model.hidden_size
         self.q = model.query_size // tensor
         self.k = model.kv_size // tensor
-        self.f = model.intermediate_size // tensor
+        self.f, self.c = model.intermediate_size // tensor, self.t
+        if model.experts is not None:
+            self.f, self.c = model.experts.intermediate_size, self.s * model.experts.num_per_token
         self.v = model.vocab_size // tensor
         self.heads = model.num_heads // tensor
         self.normalizes_query_key = QUERY_NORM in case.parameters

@@ -7,6 +7,7 @@ from typing import Any
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.values import format_number
+from ascend_cpt.model.sizes import MOE_FAMILIES
 
 MIN_COMPRESSED_SEQ_LENGTH = 2048
 NODE_DEVICES = 8  # hard-coded in MindSpore and MindFormers
@@ -38,6 +39,7 @@ def find_layout_problems(
     layers = model.get("num_hidden_layers")
     if layers is not None:
         problems.extend(find_stage_problems(layers, layout.pipeline_parallel, model.get("offset"), recompute))
+    problems.extend(_find_expert_problems(model, layout))
     if seq_length % layout.context_parallel:
         problems.append(f"context_parallel {layout.context_parallel} does not divide seq_length {seq_length}")
     hidden_size = model.get("hidden_size")
@@ -46,6 +48,21 @@ def find_layout_problems(
         problems.append(f"num_attention_heads {heads} does not divide hidden_size {hidden_size}")
     if heads and kv_heads and heads % kv_heads:
         problems.append(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
+    return problems
+
+
+def _find_expert_problems(model: Mapping[str, Any], layout: ParallelLayout) -> list[str]:
+    """Return a problem if the experts cannot be divided among the ranks that share them."""
+    expert, ranks = layout.expert_parallel, layout.data_parallel * layout.tensor_parallel
+    if expert == 1:
+        return []
+    if model.get("model_type") not in MOE_FAMILIES:
+        return [f"expert_parallel {expert}: the model has no experts; set it to 1"]
+    problems = []
+    if (model.get("num_experts") or 0) % expert:
+        problems.append(f"expert_parallel {expert} does not divide num_experts {model.get('num_experts')}")
+    if ranks % expert:
+        problems.append(f"expert_parallel {expert} does not divide data_parallel × model_parallel {ranks}")
     return problems
 
 
@@ -67,6 +84,8 @@ def find_switch_problems(
     problems: list[str] = []
     if sequence_parallel and layout.tensor_parallel == 1:
         problems.append("use_seq_parallel needs model_parallel above 1; set it to False")
+    if not sequence_parallel and layout.tensor_parallel > 1 and model.get("model_type") in MOE_FAMILIES:
+        problems.append("a mixture of experts with model_parallel above 1 needs use_seq_parallel; set it to True")
     parts = layout.context_parallel * (layout.tensor_parallel if sequence_parallel else 1)
     if seq_length % parts:
         problems.append(

@@ -23,7 +23,8 @@ def render(plan: Estimate) -> str:
         f"model     {format_count(case.num_parameters)} parameters, {case.model.num_layers} layers; "
         f"rows of {case.seq_length} tokens",
         f"cluster   {format_number(layout.world_size, 'device')}, {plan.machine.name} "
-        f"({plan.machine.chip}): data {sizes} × context {layout.context_parallel}",
+        f"({plan.machine.chip}): data {sizes} × context {layout.context_parallel}"
+        + (f", experts over {layout.expert_parallel}" if layout.expert_parallel > 1 else ""),
         f"step      {format_count(case.tokens_per_step)} tokens: {format_rows(case.micro_batch_size)} × "
         f"{case.num_micro_batches} micro batches × data {layout.data_parallel}; {recompute}",
         "",

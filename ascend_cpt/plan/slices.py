@@ -31,6 +31,8 @@ TENSOR_AXES = {
     "mlp.linear_fc1.weight": 0,
     "mlp.linear_fc2.weight": 1,
 }
+EXPERT_NAMES = ("mlp.experts.weight1", "mlp.experts.weight2")
+"""Ends of the names of the experts' parameters. Expert parallelism shards their first axis; tensor parallelism none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class ParameterSlice:
     name: str
     shape: Shape
     tensor_shape: Shape
-    """After tensor parallel: the shape used in computation, and of the gradient."""
+    """After tensor or expert parallel: the shape used in computation, and of the gradient."""
     stored_shape: Shape
     """After optimizer sharding: the shape that the rank stores, with its optimizer states."""
 
@@ -48,6 +50,11 @@ class ParameterSlice:
     def is_sharded(self) -> bool:
         """Whether the optimizer shards the parameter, so that it is gathered before use."""
         return self.stored_shape != self.tensor_shape
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether expert parallelism shards the parameter."""
+        return self.name.endswith(EXPERT_NAMES)
 
     @property
     def num_tensor_elements(self) -> int:
@@ -124,6 +131,7 @@ class _Rule:
     """Everything that a parameter's slices depend on, apart from its name and shape."""
 
     tensor: int
+    expert: int
     replicas: int
     shards_optimizer: bool
     optimizer_shard_size: int | None
@@ -136,6 +144,7 @@ class _Rule:
 def _make_rule(case: TrainingCase) -> _Rule:
     return _Rule(
         tensor=case.layout.tensor_parallel,
+        expert=case.layout.expert_parallel,
         replicas=case.layout.data_parallel * case.layout.context_parallel,
         shards_optimizer=case.shards_optimizer,
         optimizer_shard_size=case.optimizer_shard_size,
@@ -152,6 +161,9 @@ def _slice_parameter(name: str, shape: Shape, rule: _Rule) -> ParameterSlice:
     if axis is None:
         # A parameter without tensor parallelism is replicated on these ranks, which also shard its optimizer states.
         replicas *= rule.tensor
+        if name.endswith(EXPERT_NAMES):
+            cut[0] //= rule.expert
+            replicas //= rule.expert
     else:
         assert cut[axis] % rule.tensor == 0, f"{name}: {shape} is not divisible by model_parallel {rule.tensor}"
         cut[axis] //= rule.tensor

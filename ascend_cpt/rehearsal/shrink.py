@@ -11,6 +11,8 @@ from typing import Any
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.data.packed.network_inputs import WITHIN
+from ascend_cpt.errors import ConfigError
+from ascend_cpt.model.sizes import MOE_FAMILIES
 from ascend_cpt.rehearsal.shrink_layout import shrink_layout
 from ascend_cpt.rehearsal.shrink_model import LAYERS_PER_STAGE, choose_seq_length, shrink_model
 from ascend_cpt.rehearsal.shrink_recipe import NUM_STEPS, shrink_lr_schedule, shrink_recipe
@@ -62,8 +64,14 @@ def shrink(run: ResolvedRun, max_processes: int) -> Rehearsal:
 
     Raises:
         ClusterError: when `max_processes` is too small.
+        ConfigError: when the model is a mixture of experts.
     """
     config, before = run.config, run.layout
+    if run.model["model_type"] in MOE_FAMILIES:
+        raise ConfigError(
+            f"{config.path}: {run.model['model_type']} cannot be rehearsed: the emulated devices lack operators of its "
+            "experts; check the layout with tools/plan.py"
+        )
     after = shrink_layout(before, max_processes)
     sections = copy.deepcopy(config.mindformers)
     model = sections["model"]["model_config"]

@@ -54,6 +54,7 @@ def make_mindformers_config(
         use_legacy=False,
         use_legacy_format=False,
         load_ckpt_format="safetensors",
+        print_separate_loss=True,  # the loss of a mixture of experts is recorded without those of its routers
         resume_training=resume_from is not None,
         load_checkpoint=str((resume_from.folder if resume_from else init_from) or ""),
         callbacks=[{"type": "MFLossMonitor"}],

@@ -326,6 +326,10 @@ MODEL_IDENTITY_KEYS = (
     "rope_theta",
     "rope_scaling",
     "rope_parameters",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
 )
 
 

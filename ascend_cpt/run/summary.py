@@ -25,7 +25,8 @@ def describe(run: ResolvedRun) -> str:
         f"run      {run.run_dir}",
         f"model    {model['model_type']}: {sizes}",
         f"layout   {format_number(layout.world_size, 'device')} = data {layout.data_parallel} × "
-        f"tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel} × context {layout.context_parallel}",
+        f"tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel} × context {layout.context_parallel}"
+        + (f", experts over {layout.expert_parallel}" if layout.expert_parallel > 1 else ""),
         *_describe_batch(run),
         f"budget   {budget.total_steps} steps = {format_count(budget.total_tokens)} tokens",
         f"rows     {budget.seq_length} tokens, attention {run.config.cpt.document_attention} documents",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
+from ascend_cpt.model.families import is_router_state
 from ascend_cpt.plan.case import TrainingCase
 from ascend_cpt.plan.slices import slice_parameters
 from ascend_cpt.simulate.run_rank import RankResult
@@ -21,7 +22,9 @@ def select_model_parameters(parameters: Iterable[ParameterOnRank]) -> list[Param
     return [
         parameter
         for parameter in parameters
-        if not parameter.name.startswith(ADDED_PREFIXES) and parameter.name not in SCALARS
+        if not parameter.name.startswith(ADDED_PREFIXES)
+        and parameter.name not in SCALARS
+        and not is_router_state(parameter.name)
     ]
 
 

@@ -63,7 +63,7 @@ def compare_round_trip(folder: HfFolder) -> list[KindReport]:
 def _compare(folder: HfFolder, tensors: Iterable[tuple[str, Array]]) -> list[KindReport]:
     differences: dict[str, list[float]] = {}
     for name, tensor in tensors:
-        kind = re.sub(r"^model\.|layers\.\d+\.|\.weight$", "", name)
+        kind = re.sub(r"^model\.|layers\.\d+\.|\.weight$|(?<=experts\.)\d+\.", "", name)
         expected = folder.read(name)
         differences.setdefault(kind, []).append(_measure(expected, tensor, folder.tensors[name].dtype))
     return [

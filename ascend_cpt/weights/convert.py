@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascend_cpt.errors import CheckpointError
-from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.model.families import ARCHITECTURES, HF_EMBEDDING, HF_OUTPUT
 from ascend_cpt.model.parameters import list_groups, list_hf_shapes, list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.weights.dtypes import DTYPES, Array, cast
@@ -25,7 +25,7 @@ from ascend_cpt.weights.folder_writer import (
 from ascend_cpt.weights.hf_folder import HfFolder, list_companions
 from ascend_cpt.weights.mapping import check_mindformers_names, check_tied, iterate_to_hf, iterate_to_mindformers
 from ascend_cpt.weights.safetensors_file import TensorInfo
-from ascend_cpt.weights.sources import ResizedVocabulary, TensorSource
+from ascend_cpt.weights.sources import ResizedVocabulary, TensorSource, UpcycledModel
 
 CARD_NAME = "README.md"
 
@@ -148,6 +148,55 @@ def write_hf(
     infos = [source.tensors[name] for name in list_hf_shapes(read_sizes(config))]
     tensors = ((info.name, source.read(info.name)) for info in infos)
     return _write(target, infos, tensors, config, companions, options, is_hf=True, texts=texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upcycling:
+    """How to make a mixture of experts from a dense model; see `UpcycledModel`."""
+
+    num_experts: int
+    num_per_token: int
+    noise: float
+    seed: int
+
+
+UPCYCLED = {"qwen3": "qwen3_moe"}
+"""Family of a dense model → family of the mixture of experts whose other layers are the same."""
+
+
+def upcycle(folder: HfFolder, target: Path, upcycling: Upcycling, options: Options) -> Summary:
+    """Write a mixture of experts in which every expert is a copy of the dense model's MLP, as a Hugging Face folder.
+
+    Raises:
+        CheckpointError: the tensors do not match config.json, or `target` exists or cannot be written.
+        ConfigError: there is no mixture of experts for the family, or the numbers of experts do not fit.
+    """
+    folder.check()
+    if folder.sizes.family not in UPCYCLED:
+        raise ConfigError(
+            f"{folder.path}: model_type {folder.sizes.family} cannot be upcycled; only {', '.join(UPCYCLED)} can "
+            "(Mixtral, the mixture of experts for Llama, is not supported)"
+        )
+    if upcycling.noise < 0:
+        raise ConfigError(f"--noise {upcycling.noise:g}: must not be negative")
+    family = UPCYCLED[folder.sizes.family]
+    config = {
+        **folder.config,
+        "model_type": family,
+        "architectures": [ARCHITECTURES[family]],
+        "num_experts": upcycling.num_experts,
+        "num_experts_per_tok": upcycling.num_per_token,
+        "moe_intermediate_size": folder.sizes.intermediate_size,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    sizes = read_sizes(config)
+    source = UpcycledModel(folder, sizes, noise=upcycling.noise, seed=upcycling.seed)
+    types = _choose_types(source, [(name,) for name in list_hf_shapes(sizes)], options.dtype)
+    infos = [TensorInfo(name=name, dtype=types[name], shape=shape) for name, shape in list_hf_shapes(sizes).items()]
+    tensors = ((name, _read_as(source, name, types[name])) for name in types)
+    return _write(target, infos, tensors, config, list_companions(folder.path), options, is_hf=True)
 
 
 def _read_as(source: TensorSource, name: str, dtype: str) -> Array:

@@ -1,7 +1,7 @@
 """A NumPy forward pass for the supported decoders, for checking converted weights without torch.
 
 It implements the published architecture (RMSNorm, rotary embedding on half-split pairs, grouped-query causal attention,
-gated MLP) in float32 and reads the weights layer by layer by their Hugging Face names. It is not optimized.
+gated MLP or experts) in float32 and reads the weights layer by layer by their Hugging Face names. It is not optimized.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
 from ascend_cpt.model.rope import compute_inverse_frequencies
-from ascend_cpt.model.sizes import ModelSizes
+from ascend_cpt.model.sizes import Experts, ModelSizes
 
 Floats = NDArray[np.float32]
 Reader = Callable[[str], Floats]
@@ -36,7 +36,9 @@ def compute_logits(sizes: ModelSizes, read: Reader, tokens: NDArray[np.integer])
         normed = _norm(hidden, read_layer("input_layernorm.weight"), sizes)
         hidden = hidden + _attend(sizes, read_layer, normed, rotation)
         normed = _norm(hidden, read_layer("post_attention_layernorm.weight"), sizes)
-        hidden = hidden + _mlp(read_layer, normed)
+        hidden = hidden + (
+            _mlp(read_layer, "mlp", normed) if sizes.experts is None else _mix(sizes.experts, read_layer, normed)
+        )
     hidden = _norm(hidden, read("model.norm.weight"), sizes)
     output = embedding if sizes.tie_word_embeddings else read(HF_OUTPUT)
     logits: Floats = hidden @ output.T
@@ -60,7 +62,7 @@ def _attend(sizes: ModelSizes, read: Reader, x: Floats, rotation: tuple[Floats, 
         return by_head
 
     query, key, value = project("q_proj"), project("k_proj"), project("v_proj")
-    if sizes.family == "qwen3":
+    if sizes.family in ("qwen3", "qwen3_moe"):
         query = _norm(query, read("self_attn.q_norm.weight"), sizes)
         key = _norm(key, read("self_attn.k_norm.weight"), sizes)
     query, key = _rotate(query, rotation), _rotate(key, rotation)
@@ -82,10 +84,27 @@ def _rotate(x: Floats, rotation: tuple[Floats, Floats]) -> Floats:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _mlp(read: Reader, x: Floats) -> Floats:
-    gate = x @ read("mlp.gate_proj.weight").T
+def _mlp(read: Reader, name: str, x: Floats) -> Floats:
+    gate = x @ read(f"{name}.gate_proj.weight").T
     # For a large negative gate, exp overflows to infinity, and the quotient is correctly 0.
     with np.errstate(over="ignore"):
-        activated = gate / (1 + np.exp(-gate)) * (x @ read("mlp.up_proj.weight").T)
-    down: Floats = activated @ read("mlp.down_proj.weight").T
+        activated = gate / (1 + np.exp(-gate)) * (x @ read(f"{name}.up_proj.weight").T)
+    down: Floats = activated @ read(f"{name}.down_proj.weight").T
     return down
+
+
+def _mix(experts: Experts, read: Reader, x: Floats) -> Floats:
+    """Return the outputs of each token's most probable experts, weighted with the router's probabilities."""
+    tokens = x.reshape(-1, x.shape[-1])
+    scores = tokens @ read("mlp.gate.weight").T
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    chosen = np.argsort(-weights, axis=-1, kind="stable")[:, : experts.num_per_token]
+    if experts.normalizes:
+        weights /= np.take_along_axis(weights, chosen, axis=-1).sum(axis=-1, keepdims=True)
+    mixed = np.zeros_like(tokens)
+    for expert in range(experts.num_experts):
+        (rows,) = np.nonzero((chosen == expert).any(axis=-1))
+        if len(rows):
+            mixed[rows] += weights[rows, expert, None] * _mlp(read, f"mlp.experts.{expert}", tokens[rows])
+    return mixed.reshape(x.shape)

@@ -27,6 +27,10 @@ _FIELDS = (
     "tie_word_embeddings",
     "bos_token_id",
     "eos_token_id",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "router_aux_loss_coef",
 )
 
 
@@ -55,4 +59,6 @@ def make_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
     if sizes.family == "mistral":
         # transformers takes 4096 if the field is missing.
         config["sliding_window"] = read_attention_window(model_config)
+    if sizes.experts is not None:
+        config.update(norm_topk_prob=sizes.experts.normalizes, decoder_sparse_step=1, mlp_only_layers=[])
     return config

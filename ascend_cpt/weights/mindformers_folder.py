@@ -3,7 +3,8 @@
 A checkpoint from one process has `*model-*.safetensors` files with whole tensors. A distributed one has a file per rank
 and metadata.json (`mindformers.checkpoint.metadata.save_metadata`) with the global shape of every tensor, the grid of
 its slices (`axis_fragmentations`), the row-major index of each slice in the grid (called `global_offset`), and the
-files that contain each slice. Optimizer states are in `*opt-*` files, which are not read.
+files that contain each slice. Optimizer states are in `*opt-*` files, which are not read. The sums kept by the routers
+of a mixture of experts are skipped.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.errors import CheckpointError
+from ascend_cpt.model.families import is_router_state
 from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.strict_json import JsonError, check_plain_name, read_json_object, shorten
 from ascend_cpt.weights.dtypes import STORAGE, Array
@@ -75,6 +77,8 @@ class MindFormersFolder:
         for path in paths:
             file = SafetensorsFile(path)
             for name, info in file.tensors.items():
+                if is_router_state(name):
+                    continue
                 if name in self.tensors:
                     raise CheckpointError(
                         f"{self.path}: {name} is in {path.name} and in {self._slices[name][0].file.path.name}, but "
@@ -88,7 +92,8 @@ class MindFormersFolder:
             metadata = read_json_object(metadata_path)
             storage = {read_shard_id(key): places for key, places in metadata["storage_data"].items()}
             for name, entry in metadata["state_dict_metadata"].items():
-                self._add_sliced(name, entry, storage)
+                if not is_router_state(name):
+                    self._add_sliced(name, entry, storage)
         except CheckpointError:
             raise
         except JsonError as error:

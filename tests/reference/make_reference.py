@@ -5,7 +5,8 @@ Run it where both are installed, from the repository root:
     python tests/reference/make_reference.py
 
 For every model it writes a Hugging Face folder (config.json, model.safetensors in float16) and expected.npz: tokens,
-labels, the logits and the loss of transformers in float32 from those weights, and the rotary inverse frequencies.
+labels, the logits and the loss of transformers in float32 from those weights, the rotary inverse frequencies, and the
+router logits (layer, token, expert) of a mixture of experts.
 Same versions, same bytes.
 """
 
@@ -46,6 +47,7 @@ _LLAMA31_ROPE = {
     "high_freq_factor": 5.0,
     "original_max_position_embeddings": 32,
 }
+_MOE_SIZES = {**_SIZES, "rope_theta": 1e6, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 # Qwen2 has no field for the size of a head.
 _QWEN2_SIZES = {key: value for key, value in _SIZES.items() if key != "head_dim"}
 # name → (model_type, fields of config.json). Qwen3's heads are wider than hidden_size / heads, as in Qwen3-0.6B.
@@ -59,6 +61,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen25_tied": ("qwen2", {**_QWEN2_SIZES, "rope_theta": 1e6, "tie_word_embeddings": True}),
     # Heads narrower than hidden_size / heads, as in Mistral Nemo, and a window that is longer than the samples.
     "mistral": ("mistral", {**_SIZES, "head_dim": 8, "rope_theta": 1e6, "sliding_window": 40}),
+    "qwen3_moe": ("qwen3_moe", {**_MOE_SIZES, "norm_topk_prob": True, "tie_word_embeddings": False}),
+    "qwen3_moe_tied": (
+        "qwen3_moe",
+        {
+            **_MOE_SIZES,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": True,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+        },
+    ),
 }
 
 
@@ -87,13 +100,18 @@ def compute_expected(model: Any, seed: int) -> dict[str, np.ndarray]:
         loss = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), torch.tensor(labels).reshape(-1), ignore_index=IGNORED_LABEL
         )
-    return {
+    expected = {
         "tokens": tokens.astype(np.int32),
         "labels": labels.astype(np.int32),
         "logits": logits.numpy(),
         "loss": loss.numpy(),
         "inverse_frequencies": model.model.rotary_emb.inv_freq.numpy(),
     }
+    if hasattr(model.config, "num_experts"):
+        with torch.no_grad():
+            of_layers = model(input_ids=torch.tensor(tokens), output_router_logits=True).router_logits
+        expected["router_logits"] = torch.stack(of_layers).numpy()
+    return expected
 
 
 def main() -> None:

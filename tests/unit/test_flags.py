@@ -54,6 +54,14 @@ FLAGS: dict[str, list[str]] = {
         "--every",
         "--max-shard-gb",
     ],
+    "tools/convert_weights.py upcycle": [
+        "--dtype",
+        "--experts",
+        "--max-shard-gb",
+        "--noise",
+        "--per-token",
+        "--seed",
+    ],
     "tools/convert_weights.py verify": [
         "--against",
         "--average",

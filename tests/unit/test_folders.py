@@ -39,7 +39,8 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"launch", "merging"},
     ),
     "backend": (
-        {"collectives", "compile_cache", "cpu", "models", "mindformers_keys"},
+        {"collectives", "compile_cache", "cpu", "mindformers_keys"},
+        {"models"},
         {"checkpointing", "inference"},
         {"training"},
         {"evaluation_network", "simulated_rank"},

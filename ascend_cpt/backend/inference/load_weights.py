@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
 from ascend_cpt.errors import CheckpointError
-from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT
+from ascend_cpt.model.families import HF_EMBEDDING, HF_OUTPUT, is_router_state
 from ascend_cpt.model.parameters import list_hf_shapes, list_mindformers_shapes
 from ascend_cpt.model.tensor_layout import Shape
 from ascend_cpt.weights.dtypes import to_float32
@@ -91,7 +91,11 @@ def _check_network(network: Any, folder: HfFolder) -> None:
 
 
 def _check_parameters(network: nn.Cell, shapes: Mapping[str, Shape], path: Path) -> None:
-    given = {name: tuple(parameter.shape) for name, parameter in network.parameters_dict().items()}
+    given = {
+        name: tuple(parameter.shape)
+        for name, parameter in network.parameters_dict().items()
+        if not is_router_state(name)
+    }
     wrong = sorted(name for name in {*shapes, *given} if shapes.get(name) != given.get(name))
     if wrong:
         name = wrong[0]

@@ -2,7 +2,7 @@
 
 Importing this package registers them with MindFormers, so that `model_config: {model_type: llama, architectures:
 [LlamaForCausalLM]}` with `use_legacy: False` builds the classes here. MindFormers registers its legacy Llama under
-another prefix. Its Qwen2, which cannot be trained, is replaced.
+another prefix. Its Qwen2, which cannot be trained, and its Qwen3-MoE are replaced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from ascend_cpt.backend.models.llama import LlamaConfig, LlamaForCausalLM
 from ascend_cpt.backend.models.mistral import MistralConfig, MistralForCausalLM
 from ascend_cpt.backend.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
+from ascend_cpt.backend.models.qwen3_moe import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 __all__ = [
     "LlamaConfig",
@@ -20,10 +21,17 @@ __all__ = [
     "MistralForCausalLM",
     "Qwen2Config",
     "Qwen2ForCausalLM",
+    "Qwen3MoeConfig",
+    "Qwen3MoeForCausalLM",
     "register_models",
 ]
 
-_FAMILIES = ((LlamaConfig, LlamaForCausalLM), (MistralConfig, MistralForCausalLM), (Qwen2Config, Qwen2ForCausalLM))
+_FAMILIES = (
+    (LlamaConfig, LlamaForCausalLM),
+    (MistralConfig, MistralForCausalLM),
+    (Qwen2Config, Qwen2ForCausalLM),
+    (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+)
 
 
 def register_models() -> None:

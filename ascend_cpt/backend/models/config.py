@@ -1,4 +1,4 @@
-"""The configuration of a dense decoder for MindFormers' GPTModel, made from Hugging Face config.json fields."""
+"""The configuration of a decoder for MindFormers' GPTModel, made from Hugging Face config.json fields."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from mindformers.parallel_core.transformer_config import TransformerConfig
 from mindformers.parallel_core.transformer_config_utils import DEFAULT_WHITE_KEY, is_float_32
 
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.model.moe_settings import (
+    BALANCE_KEY,
+    FIXED_SETTINGS,
+    HF_BALANCE_KEY,
+    LOGITS_KEY,
+    find_moe_problems,
+    read_loss_weights,
+)
 from ascend_cpt.model.sizes import ModelSizes, read_sizes, unify_value
 
 # MindFormers masks tokens equal to pad_token_id in the loss and attention. No token has id -1.
@@ -80,8 +88,26 @@ class DecoderConverter(ConfigConverter):
             )
 
 
+class MoeConverter(DecoderConverter):
+    """The same for a mixture of experts."""
+
+    CONFIG_MAPPING: ClassVar[dict[str, Any]] = {
+        **DecoderConverter.CONFIG_MAPPING,
+        "moe_intermediate_size": "moe_ffn_hidden_size",
+        "num_experts": "num_moe_experts",
+        "num_experts_per_tok": "moe_router_topk",
+        "routed_scaling_factor": "moe_router_topk_scaling_factor",
+    }
+
+    @classmethod
+    def _pre_process(cls, model_config: dict[str, Any], ctx: ConversionContext) -> None:
+        for key in ("decoder_sparse_step", "mlp_only_layers", "output_router_logits", HF_BALANCE_KEY):
+            model_config.pop(key, None)
+        super()._pre_process(model_config, ctx)
+
+
 class DecoderConfig(PretrainedConfig):
-    """A dense decoder with RMSNorm, rotary embeddings and a gated MLP; fields and defaults as in transformers.
+    """A decoder with RMSNorm, rotary embeddings and a gated MLP or experts; fields and defaults as in transformers.
 
     MindFormers' TransformerConfig fields are accepted in addition to the config.json fields.
 
@@ -99,6 +125,11 @@ class DecoderConfig(PretrainedConfig):
                 )
         sizes = read_sizes({**fields, "model_type": self.model_type})
         given = {**_DEFAULTS, **_ARCHITECTURE, **fields, **_list_resolved_fields(sizes)}
+        if sizes.experts is not None:
+            for key, problem in find_moe_problems({**fields, "model_type": self.model_type}):
+                raise ConfigError(f"model_config.{key}: {problem}")
+            weights = dict(zip((BALANCE_KEY, LOGITS_KEY), read_loss_weights(fields), strict=True))
+            given |= {**FIXED_SETTINGS, **weights, "norm_topk_prob": sizes.experts.normalizes}
         if given.get("pad_token_id") is None:
             given["pad_token_id"] = NO_PADDING
         super().__init__(**given)
@@ -110,7 +141,8 @@ class DecoderConfig(PretrainedConfig):
 
     def convert_to_transformer_config(self, is_mla_model: bool = False) -> TransformerConfig:
         """Return the configuration as MindFormers' TransformerConfig; called by MindFormers."""
-        return DecoderConverter.convert(self.to_dict(), is_mla_model=is_mla_model)
+        converter = DecoderConverter if self.sizes.experts is None else MoeConverter
+        return converter.convert(self.to_dict(), is_mla_model=is_mla_model)
 
 
 def _list_resolved_fields(sizes: ModelSizes) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from mindformers.checkpoint.converter.convert_op import (
     ConcatConvertOp,
     ConvertOp,
+    ExpertsConvertOp,
     QKVBiasConvertOp,
     QKVConvertOp,
     RenameConvertOp,
@@ -15,7 +16,7 @@ from mindformers.checkpoint.converter.convert_op import (
 from mindformers.checkpoint.converter.template import WeightTemplate
 
 from ascend_cpt.model.families import FAMILIES, Row
-from ascend_cpt.model.tensor_layout import Array, GroupedQkv, InterleavedRows, Unchanged
+from ascend_cpt.model.tensor_layout import Array, GroupedQkv, InterleavedRows, StackedExperts, Unchanged
 
 
 class GroupedBiasConvertOp(QKVBiasConvertOp):
@@ -53,13 +54,19 @@ class DecoderTemplate(WeightTemplate):
 
 
 # MindFormers' ConcatConvertOp interleaves rows.
-_OPS = {Unchanged: RenameConvertOp, GroupedQkv: QKVConvertOp, InterleavedRows: ConcatConvertOp}
+_OPS = {
+    Unchanged: RenameConvertOp,
+    GroupedQkv: QKVConvertOp,
+    InterleavedRows: ConcatConvertOp,
+    StackedExperts: ExpertsConvertOp,
+}
 
 
 def make_convert_ops(family: str) -> list[ConvertOp]:
     """Return MindFormers' weight converters for a family's table."""
     return [
-        _choose_op(row)(hf_names=[name for name, _ in row.hf], mf_names=[row.mindformers]) for row in FAMILIES[family]
+        _choose_op(row)(hf_names=[name.replace("{expert}", "{}") for name, _ in row.hf], mf_names=[row.mindformers])
+        for row in FAMILIES[family]
     ]
 
 

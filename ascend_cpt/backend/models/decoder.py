@@ -1,4 +1,4 @@
-"""A dense decoder built from a DecoderConfig on MindFormers' mcore GPTModel."""
+"""A decoder built from a DecoderConfig on MindFormers' mcore GPTModel."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
     """Base class of the model families. MindFormers builds the subclasses.
 
     The inputs are the same as for GPTModel: int32 input_ids and labels (batch, seq_length), labels already shifted. In
-    training, it returns four losses, of which only the first (language model) is nonzero. Otherwise, it returns the
+    training, it returns four losses: the first is the language model's, the third the routers' in a mixture of experts,
+    and the others are zero. Otherwise, it returns the
     float32 logits (batch * seq_length, vocab_size).
     """
 
     base_model_prefix: ClassVar[str] = "model"
+    normalizes_queries: ClassVar[bool] = False
+    """Whether queries and keys are normalized, as in Qwen3."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config, auto_prefix=False)
         transformer_config = self.convert_to_transformer_config(config)
         self.model = GPTModel(
             config=transformer_config,
-            transformer_layer_spec=get_gpt_layer_local_spec(qk_layernorm=False),
+            transformer_layer_spec=get_gpt_layer_local_spec(
+                num_experts=transformer_config.num_moe_experts,
+                moe_grouped_gemm=True,
+                qk_layernorm=self.normalizes_queries,
+            ),
             vocab_size=transformer_config.vocab_size,
             max_sequence_length=transformer_config.max_position_embeddings,
             position_embedding_type=transformer_config.position_embedding_type,

@@ -14,6 +14,7 @@ from mindspore.train import Callback
 
 from ascend_cpt import __version__
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter, KeepBest
+from ascend_cpt.backend.models.experts.monitor import LOADS_NAME, ExpertMonitor
 from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.backend.training.run_controller import RunController
@@ -102,6 +103,7 @@ def build_callbacks(
         gives_loss=reports if run.layout.pipeline_parallel > 1 else None,
         clock=clock,
         timeline=timeline,
+        experts=_build_expert_monitor(run, reports),
     )
     controller = RunController(
         total_steps=budget.total_steps,
@@ -151,6 +153,21 @@ def _make_speed(run: ResolvedRun) -> Speed:
         num_devices=run.layout.world_size,
         flops_per_token=count_training_flops_per_token(read_sizes(run.model), run.budget.seq_length),
         peak_flops=find_peak_flops(_get_device_name(run)),
+    )
+
+
+def _build_expert_monitor(run: ResolvedRun, reports: bool) -> ExpertMonitor | None:
+    sizes = read_sizes(run.model)
+    if sizes.experts is None:
+        return None
+    return ExpertMonitor(
+        sizes,
+        budget=run.budget,
+        num_ranks=run.layout.world_size,
+        num_stages=run.layout.pipeline_parallel,
+        every_steps=run.config.cpt.monitor.expert_every_steps,
+        max_load=run.config.cpt.guards.max_expert_load,
+        loads_path=run.run_dir / LOADS_NAME if reports else None,
     )
 
 

@@ -158,7 +158,7 @@ class RowScorer:
         # Outside training mode, an mcore network returns no loss. The configuration checks reject dropout.
         self.cell = cell.set_train(True)
         """The scoring graph."""
-        self._training_network = network
+        self.training_network = network
         self._loss_owner = _find_loss_owner(network)
         loss = self._loss_owner.loss
         row_sums = ChunkedRowSums if isinstance(loss, ChunkedLoss) else LogitsRowSums
@@ -194,7 +194,7 @@ class RowScorer:
     def _run(self, rows: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_] | None]]) -> tuple[Sums, Sums, int]:
         """Return losses and hits by micro-batch position, summed over micro batches, and the number of labels."""
         columns, num_labels = self._make_columns(rows)
-        with without_accumulation(), self._sum_rows(), keep_compile_phase(self._training_network):
+        with without_accumulation(), self._sum_rows(), keep_compile_phase(self.training_network):
             output = self.cell(*(Tensor(column) for column in columns))
         values = self._share(output.asnumpy())
         return values[0].astype(np.float64), values[1].astype(np.float64), num_labels

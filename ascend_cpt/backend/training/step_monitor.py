@@ -15,6 +15,7 @@ from mindspore import RunContext, Tensor
 from mindspore.train import Callback
 
 from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
+from ascend_cpt.backend.models.experts.monitor import ExpertMonitor
 from ascend_cpt.backend.training.spike_guards import StepGuard
 from ascend_cpt.errors import RunStopped
 from ascend_cpt.monitor.accounting import DataAccount, PhaseSpan, is_tally_due
@@ -83,6 +84,7 @@ class StepMonitor(Callback):
             without stages, where every rank has a loss.
         clock: The start clock, whose parts are recorded after the first step.
         timeline: The timeline in which every step is recorded.
+        experts: The monitor of a mixture of experts.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class StepMonitor(Callback):
         gives_loss: bool | None = None,
         clock: StartClock | None = None,
         timeline: Timeline = NO_TIMELINE,
+        experts: ExpertMonitor | None = None,
     ) -> None:
         super().__init__()
         self._budget, self._initial_step, self._speed, self._gives_loss = budget, initial_step, speed, gives_loss
@@ -106,13 +109,16 @@ class StepMonitor(Callback):
         self._recent_s: deque[float] = deque(maxlen=RATE_STEPS)
         self._num_steps = 0
         self._since_taken: list[tuple[float, float]] = []
-        self._clock, self._timeline = clock, timeline
+        self._clock, self._timeline, self._experts = clock, timeline, experts
         self.ending: RunStopped | None = None
         """Why a guard ended the run, to be raised after the training loop has released its data queue."""
 
     def on_train_begin(self, run_context: RunContext) -> None:
         """Set the limits of the first step and start the clock."""
-        self._guard.set_limits(run_context.original_args().network)
+        network = run_context.original_args().network
+        self._guard.set_limits(network)
+        if self._experts is not None:
+            self._experts.begin(network, self._initial_step)
         if self._clock is not None:
             self._clock.end("weights")
         self._timeline.end("starting")
@@ -128,8 +134,7 @@ class StepMonitor(Callback):
         """Write the step's record. If a guard stops the run, set `ending` and request the stop."""
         cb_params = run_context.original_args()
         loss, is_skipped, _, learning_rate, grad_norm = cb_params.net_outputs[:5]
-        # MindFormers sums the losses of the micro batches.
-        loss_value = self._agree(float(np.mean(loss.asnumpy())) / self._budget.num_accumulation_steps)
+        loss_value, language_loss = self._agree_on_losses(float(np.mean(loss.asnumpy())))
         norm_value = None if grad_norm is None else float(np.mean(grad_norm.asnumpy()))
         end_s = time.perf_counter()  # the device has finished, because the loss has been read
         step = self._initial_step + cb_params.cur_step_num
@@ -151,7 +156,8 @@ class StepMonitor(Callback):
         record = StepRecord(
             step=step,
             total_steps=self._budget.total_steps,
-            loss=loss_value,
+            loss=language_loss,
+            extra_loss=None if self._experts is None else loss_value - language_loss,
             learning_rate=float(np.mean(learning_rate.asnumpy())),
             grad_norm=norm_value,
             tokens=self._budget.count_tokens(step),
@@ -170,8 +176,9 @@ class StepMonitor(Callback):
         self._sinks.write(record)
         if self._account is not None and (verdict.stop or is_tally_due(step, record.total_steps, self._phases)):
             self._sinks.write(self._account.tally(step))
-        if verdict.stop:
-            self.ending = self._guard.stop(verdict.stop, step=step, loss=loss_value, grad_norm=norm_value)
+        stop = self._observe_experts(step, verdict.stop)
+        if stop:
+            self.ending = self._guard.stop(stop, step=step, loss=loss_value, grad_norm=norm_value)
             run_context.request_stop()
 
     def take_times(self) -> tuple[float, float]:
@@ -197,8 +204,28 @@ class StepMonitor(Callback):
             return ""
         return next((phase.name for phase in self._phases if phase.first_step < step <= phase.stop_step), "")
 
+    def _observe_experts(self, step: int, stop: str) -> str:
+        """Write the record of the experts if it is due. Return why the run stops, if it does not stop already."""
+        if self._experts is None or stop:
+            return stop
+        record, overload = self._experts.observe(step)
+        if record is not None:
+            self._sinks.write(record)
+        return overload
+
+    def _agree_on_losses(self, total: float) -> tuple[float, float]:
+        """Return the run's loss and its language model's part, which are the same on every rank.
+
+        MindFormers sums the losses of the micro batches.
+        """
+        num_batches = self._budget.num_accumulation_steps
+        loss = self._agree(total / num_batches)
+        if self._experts is None:
+            return loss, loss
+        return loss, self._agree(self._experts.language_model_loss / num_batches)
+
     def _agree(self, loss: float) -> float:
-        """Return the run's loss, which is the same on every rank.
+        """Return a loss of the run, which is the same on every rank.
 
         It is the last stage's loss with pipeline stages, and the mean over ranks in pure data parallelism.
         """

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ascend_cpt.backend.models.experts.sums import keep_router_state
 from ascend_cpt.backend.training.data_loader import PackedRows
 from ascend_cpt.backend.training.row_scorer import RowScorer
 from ascend_cpt.data.packed.manifest import Manifest
@@ -28,8 +29,9 @@ class Evaluator:
 
     def evaluate(self, step: int) -> list[Judged]:
         """Return the loss on each set, weighted by the number of labels, and the score on each task."""
-        losses = [self._evaluate_set(dataset, step) for dataset in self._datasets]
-        return [*losses, *(self._evaluate_task(task, step) for task in self._tasks)]
+        with keep_router_state(self._scorer.training_network):
+            losses = [self._evaluate_set(dataset, step) for dataset in self._datasets]
+            return [*losses, *(self._evaluate_task(task, step) for task in self._tasks)]
 
     def _evaluate_set(self, dataset: Dataset, step: int) -> ValidationRecord:
         rows = PackedRows([dataset.manifest], dataset.seq_length)

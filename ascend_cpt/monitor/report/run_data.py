@@ -44,6 +44,8 @@ class RunData:
     tasks: Mapping[str, Sequence[Mapping[str, Any]]]
     account: Mapping[str, Any] | None
     info: Mapping[str, Any]
+    experts: Mapping[str, Any] | None = None
+    """The last record of the experts' loads; None for dense models."""
     goodput: Goodput | None = None
     """None for a run without a timeline."""
     restarts: Sequence[Restart] = ()
@@ -68,6 +70,7 @@ class RunReader:
         self._judged: list[dict[str, Any]] = []
         self._nodes: list[dict[str, Any]] = []
         self._account: Mapping[str, Any] | None = None
+        self._experts: Mapping[str, Any] | None = None
 
     def find_version(self) -> tuple[tuple[int, int, int], ...]:
         """Return a value that changes whenever a file that the report is made from does."""
@@ -105,6 +108,7 @@ class RunReader:
             goodput=compute_goodput(timeline),
             restarts=find_restarts(timeline),
             nodes=tuple(self._nodes),
+            experts=self._experts,
         )
 
     def _read_new_lines(self) -> None:
@@ -156,6 +160,8 @@ class RunReader:
                 self._nodes.append(parse_record(line))
             elif record["kind"] == "data":
                 self._account = parse_record(line)
+            elif record["kind"] == "experts":
+                self._experts = parse_record(line)
         except (ValueError, KeyError, TypeError, AttributeError):
             where = self._num_lines + number + 1
             raise DataError(f"{METRICS_NAME}: line {where} is not a valid record; correct or remove it") from None

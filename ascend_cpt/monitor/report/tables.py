@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ascend_cpt.config.values import format_count
+from ascend_cpt.monitor.experts.load import describe_experts
 from ascend_cpt.monitor.goodput.account import Goodput
 from ascend_cpt.monitor.goodput.nodes import describe_node_changes
 from ascend_cpt.monitor.report.curves import Floats, smooth
@@ -101,6 +102,7 @@ def render_summary(run: RunData) -> str:
         ("Goodput", _format_goodput(run.goodput)),
         ("Interruptions", run.goodput.describe_interruptions() if run.goodput else ""),
         ("Restarts", str(len(run.restarts)) if run.restarts else ""),
+        ("Experts", describe_experts(run.experts) if run.experts else ""),
         ("Changed nodes", describe_node_changes(run.nodes)),
         ("Training loss", f"{losses[0]:.4f} at step {int(steps[0])} → {losses[-1]:.4f} at step {int(steps[-1])}"),
         *((f"Validation: {name}", _format_validation(points)) for name, points in run.validation.items()),

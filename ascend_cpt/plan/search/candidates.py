@@ -50,7 +50,17 @@ def list_layouts(case: TrainingCase, world_size: int, devices_per_node: int) -> 
                 context_parallel=context,
             )
             if not cuts_nodes_unevenly(layout):
-                yield from _list_rows(case, layout, global_rows // data)
+                for expert in _list_expert_sizes(case, data * tensor):
+                    yield from _list_rows(
+                        case, dataclasses.replace(layout, expert_parallel=expert), global_rows // data
+                    )
+
+
+def _list_expert_sizes(case: TrainingCase, num_ranks: int) -> list[int]:
+    """Return the sizes of expert parallelism for ranks that share a stage's experts."""
+    if case.model.experts is None:
+        return [1]
+    return [size for size in divisors(num_ranks) if case.model.experts.num_experts % size == 0]
 
 
 def _list_rows(case: TrainingCase, layout: ParallelLayout, rows_per_rank: int) -> Iterator[TrainingCase]:

@@ -22,6 +22,8 @@ BACKWARD_ATTENTION = 2.5  # FlashAttention recomputes the scores
 # Tensors as large as a micro batch's hidden states, exchanged per layer between tensor-parallel ranks.
 FORWARD_EXCHANGES = 4
 BACKWARD_EXCHANGES = 4
+# Of these, with experts instead of an MLP, which compute the tokens where they are: those of the attention.
+MOE_EXCHANGES = 2
 # Float32 tensors as large as the logits, read or written by the loss and its gradient.
 LOGITS_PASSES = 14
 LOGITS_PASSES_AGAIN = 6  # to compute them, and the log-softmax, once more (`cpt.loss_chunks`)
@@ -162,7 +164,7 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
     attention = _count_layer_attention(case) * ((1 + BACKWARD_ATTENTION) * layers + recomputed)
     moved = efficiency.activation_passes * _count_elementwise_bytes(case) * (3 * layers + recomputed)
     if case.recomputes_selected:
-        inner = tokens / tensor * case.model.intermediate_size * case.compute_bytes
+        inner = tokens / tensor * _count_inner_size(case) * case.compute_bytes
         moved += SELECTED_PASSES * inner * (layers - recomputed)
     if stage == case.num_stages - 1:
         computed_again = int(case.loss_chunks > 1)  # the backward pass recomputes each part's logits
@@ -175,8 +177,9 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
         + moved / machine.memory_bytes_per_s
     )
     # This also holds with `mp_comm_recompute: False`, which does not change the compiled graph.
-    again = (FORWARD_EXCHANGES - 1) * recomputed
-    exchanges = (FORWARD_EXCHANGES + BACKWARD_EXCHANGES) * layers + again
+    is_moe = case.model.experts is not None
+    forward, backward = (MOE_EXCHANGES, MOE_EXCHANGES) if is_moe else (FORWARD_EXCHANGES, BACKWARD_EXCHANGES)
+    exchanges = (forward + backward) * layers + (forward - 1) * recomputed
     exchange_bytes = tokens * case.model.hidden_size * case.compute_bytes * (tensor - 1) / tensor
     rate = _choose_rate(machine, tensor) * efficiency.exchange
     shown = 1 - efficiency.tensor_hidden if case.overlaps_exchange else 1.0
@@ -185,8 +188,31 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
     return StageTime(
         compute_s=compute_s,
         fixed_s=efficiency.layer_s * (3 * layers + recomputed),
-        exchange_s=exchange_s + _estimate_context_exchange(case, layers, recomputed, context_rate),
+        exchange_s=exchange_s
+        + _estimate_context_exchange(case, layers, recomputed, context_rate)
+        + _estimate_expert_exchange(case, layers, recomputed, machine, efficiency),
     )
+
+
+def _count_inner_size(case: TrainingCase) -> int:
+    """Return the width of the MLP, or of all experts of a token."""
+    experts = case.model.experts
+    return case.model.intermediate_size if experts is None else experts.num_per_token * experts.intermediate_size
+
+
+def _estimate_expert_exchange(
+    case: TrainingCase, layers: int, recomputed: int, machine: Rates, efficiency: Efficiency
+) -> float:
+    """Return seconds for sending tokens to the ranks of their experts and back, forward and backward.
+
+    Expert loads are assumed to be equal. The time for sorting tokens by expert is not included.
+    """
+    experts, parts = case.model.experts, case.layout.expert_parallel
+    if experts is None or parts == 1:
+        return 0.0
+    tokens = case.tokens_per_rank // _sequence_parts(case) * experts.num_per_token
+    sent_bytes = tokens * case.model.hidden_size * case.compute_bytes * (parts - 1) / parts
+    return (4 * layers + 2 * recomputed) * sent_bytes / (_choose_rate(machine, parts) * efficiency.exchange)
 
 
 def _estimate_context_exchange(case: TrainingCase, layers: int, recomputed: int, rate: float) -> float:
@@ -199,20 +225,40 @@ def _estimate_context_exchange(case: TrainingCase, layers: int, recomputed: int,
 def _count_elementwise_bytes(case: TrainingCase) -> float:
     model, tensor = case.model, case.layout.tensor_parallel
     hidden = case.tokens_per_rank / _sequence_parts(case) * model.hidden_size * FLOAT32_BYTES
-    inner = case.tokens_per_rank / tensor * (model.query_size + model.kv_size + 2 * model.intermediate_size)
+    inner = case.tokens_per_rank / tensor * (model.query_size + model.kv_size + 2 * _count_inner_size(case))
     return hidden + inner * case.compute_bytes
 
 
 def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Efficiency) -> float:
     """Return the seconds of communication between data-parallel ranks on the largest stage."""
+    tensor, expert = case.layout.tensor_parallel, case.layout.expert_parallel
     replicas = case.layout.data_parallel * case.layout.context_parallel
-    if replicas == 1:
+
+    def estimate(stage: int) -> float:
+        slices = count_slices(case, stage)
+        of_experts = sum(number * part.num_tensor_elements for part, number in slices if part.is_expert)
+        others = sum(number * part.num_tensor_elements for part, number in slices if not part.is_expert)
+        seconds = _estimate_replicas(case, others, replicas, tensor, machine, efficiency)
+        return seconds + _estimate_replicas(case, of_experts, replicas * tensor // expert, expert, machine, efficiency)
+
+    return max(map(estimate, range(case.num_stages)))
+
+
+def _estimate_replicas(
+    case: TrainingCase, elements: int, replicas: int, inner: int, machine: Rates, efficiency: Efficiency
+) -> float:
+    """Return the seconds for reducing the gradients and gathering the weights of parameters.
+
+    Args:
+        case: The training case.
+        elements: Elements of the parameters on each rank before optimizer sharding.
+        replicas: Ranks that hold the same part.
+        inner: Distance of these ranks: the ranks that hold different parts are adjacent.
+        machine: Peak rates.
+        efficiency: Efficiencies.
+    """
+    if replicas == 1 or not elements:
         return 0.0
-    elements = max(
-        sum(number * part.num_tensor_elements for part, number in count_slices(case, stage))
-        for stage in range(case.num_stages)
-    )
-    tensor = case.layout.tensor_parallel
     shards = min(case.optimizer_shard_size or replicas, replicas) if case.shards_optimizer else 1
     # Accumulated gradients are reduced once per step, but sharded ones after every micro batch.
     reductions = case.num_micro_batches if case.shards_gradients else 1
@@ -223,8 +269,8 @@ def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Effi
         reduced_bytes += elements / shards * FLOAT32_BYTES * (groups - 1) / groups
     gathers = 1 + case.regathers_weights * case.num_micro_batches
     gathered_bytes = elements * case.compute_bytes * (shards - 1) / shards * gathers
-    reduce_rate = _choose_rate(machine, tensor * replicas) * efficiency.exchange
-    gather_rate = _choose_rate(machine, tensor * shards) * efficiency.exchange
+    reduce_rate = _choose_rate(machine, inner * replicas) * efficiency.exchange
+    gather_rate = _choose_rate(machine, inner * shards) * efficiency.exchange
     return reduced_bytes / reduce_rate + gathered_bytes / gather_rate
 
 

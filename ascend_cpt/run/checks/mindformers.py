@@ -12,6 +12,7 @@ from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.config.values import format_number
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.model.frozen import find_freeze_problem
+from ascend_cpt.model.moe_settings import find_moe_problems
 from ascend_cpt.model.sizes import find_window_problem, read_sizes
 from ascend_cpt.model.unsupported import find_difference
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
@@ -134,6 +135,8 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
             sequence_parallel=bool(parallel.get("use_seq_parallel", False)),
         )
     problems += [f"{config.locate('parallel_config')}: {problem}" for problem in found]
+    for key, problem in find_moe_problems(model):
+        problems.append(f"{config.locate('model', 'model_config', key)}: model.model_config.{key}: {problem}")
     if not problems and model.get("pet_config") is not None:
         problem = find_freeze_problem(read_sizes(model), model["pet_config"])
         if problem:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.monitoring_schema import OPTIONAL_SINKS
 from ascend_cpt.config.parallel_layout import ParallelLayout
-from ascend_cpt.config.sections import nearest
+from ascend_cpt.config.sections import find_section, nearest
 from ascend_cpt.config.task_schema import ALARM_ACTIONS
 from ascend_cpt.config.values import Patience
+from ascend_cpt.model.sizes import MOE_FAMILIES
 from ascend_cpt.monitor.trackers import PACKAGES, is_installed
 from ascend_cpt.tasks.check import find_task_problems
 
@@ -120,6 +121,12 @@ def _check_guards(config: RunConfig, layout: ParallelLayout) -> list[str]:
             problems.append(f"{where}.{name}: needs runner_wrapper.type {GUARDED_WRAPPERS[0]}")
     if guards.grad_norm_spike and not wrapper.get("use_clip_grad"):
         problems.append(f"{where}.grad_norm_spike: needs the gradient norm; set runner_wrapper.use_clip_grad to True")
+    if guards.max_expert_load is not None:
+        if not guards.max_expert_load > 1:
+            problems.append(f"{where}.max_expert_load {guards.max_expert_load:g}: must be above 1, the mean load")
+        model = find_section(config.mindformers, "model.model_config") or {}
+        if model.get("model_type") not in MOE_FAMILIES:
+            problems.append(f"{where}.max_expert_load: the model has no experts; remove it")
     if guards.loss_spike and layout.pipeline_parallel > 1:
         problems.append(
             f"{where}.loss_spike: with pipeline stages only the last stage has the loss before the update; "

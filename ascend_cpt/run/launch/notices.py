@@ -10,7 +10,8 @@ from ascend_cpt.cluster.job.webhook import Webhook
 from ascend_cpt.cluster.launch.workers.worker_entry import LAUNCHER_PID
 from ascend_cpt.errors import CptError
 from ascend_cpt.monitor.goodput.slow_ranks import NewSlowRanks, RanksRecord
-from ascend_cpt.monitor.record import Record, StartRecord, TaskRecord, ValidationRecord
+from ascend_cpt.monitor.goodput.start import StartRecord
+from ascend_cpt.monitor.record import Record, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.sinks import format_start, format_task, format_validation
 
 

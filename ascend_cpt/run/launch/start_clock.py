@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from ascend_cpt.monitor.record import StartRecord
+from ascend_cpt.monitor.goodput.start import StartRecord
 
 PARTS = ("import", "data", "weights", "validation", "compile")
 

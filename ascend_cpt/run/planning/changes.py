@@ -27,6 +27,7 @@ def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
         "parallel_config.model_parallel": layout.tensor_parallel,
         "parallel_config.pipeline_stage": layout.pipeline_parallel,
         "parallel_config.context_parallel": layout.context_parallel,
+        "parallel_config.expert_parallel": layout.expert_parallel,
         "parallel_config.use_seq_parallel": case.sequence_parallel,
         "runner_config.batch_size": case.micro_batch_size,
         "recompute_config.recompute": _write_recompute(case),
@@ -41,6 +42,7 @@ def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
     # Values that MindFormers or this program assumes if a key is missing.
     assumed = {
         "parallel_config.context_parallel": 1,
+        "parallel_config.expert_parallel": 1,
         "parallel_config.use_seq_parallel": False,
         "recompute_config.select_recompute": False,
         "recompute_config.parallel_optimizer_comm_recompute": False,

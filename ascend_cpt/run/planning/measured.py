@@ -113,6 +113,7 @@ def _read_case(run_dir: Path, world_size: int, *, loss_chunks: int) -> TrainingC
             tensor_parallel=parallel["model_parallel"],
             pipeline_parallel=parallel["pipeline_stage"],
             context_parallel=parallel.get("context_parallel") or 1,
+            expert_parallel=parallel.get("expert_parallel") or 1,
         )
         is_pipeline = layout.pipeline_parallel > 1
         return build_case_of(

@@ -180,6 +180,7 @@ def _plan_anything(config: RunConfig, overrides: Mapping[str, Any], cluster: Clu
                 "parallel_config.model_parallel": tensor,
                 "parallel_config.pipeline_stage": stages,
                 "parallel_config.context_parallel": 1,
+                "parallel_config.expert_parallel": 1,
                 "parallel_config.use_seq_parallel": tensor > 1,
                 "runner_config.batch_size": 1,
                 "recompute_config.recompute": True,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ascend_cpt.devices import PEAK_FLOPS, find_peak_flops
-from ascend_cpt.model.flops import count_training_flops_per_token
+from ascend_cpt.model.flops import count_layer_matmul_parameters, count_training_flops_per_token
 from ascend_cpt.model.parameters import count_parameters
 from ascend_cpt.model.sizes import read_sizes
 
@@ -59,3 +59,17 @@ def test_peaks_are_cores_times_clock() -> None:
     assert find_peak_flops("Ascend910B3") == pytest.approx(20 * 8192 * 1.8e9)
     assert find_peak_flops("Ascend910B4") == pytest.approx(20 * 8192 * 1.5e9)
     assert all(2e14 < peak < 4e14 for peak in PEAK_FLOPS.values())
+
+
+def test_only_the_chosen_experts_count() -> None:
+    sizes = read_sizes(
+        {
+            **QWEN3_8B,
+            "model_type": "qwen3_moe",
+            "num_experts": 16,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 768,
+        }
+    )
+    attention = 2 * 4096 * (4096 + 1024)
+    assert count_layer_matmul_parameters(sizes) == attention + 4096 * 16 + 2 * 3 * 4096 * 768

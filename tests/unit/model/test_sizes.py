@@ -9,7 +9,7 @@ import pytest
 
 from ascend_cpt.errors import CheckpointError, ConfigError
 from ascend_cpt.model.parameters import list_hf_shapes
-from ascend_cpt.model.sizes import find_window_problem, read_attention_window, read_config, read_sizes
+from ascend_cpt.model.sizes import Experts, find_window_problem, read_attention_window, read_config, read_sizes
 from ascend_cpt.model.unsupported import find_difference
 from ascend_cpt.weights.hf_config import make_config
 
@@ -48,6 +48,30 @@ def test_defaults_are_those_of_transformers() -> None:
 def test_unsupported_values_are_refused(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         read_sizes({**CONFIG, **change})
+
+
+MOE = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 3}
+
+
+def test_experts_are_read_for_mixtures_of_experts_only() -> None:
+    experts = read_sizes({**CONFIG, **MOE}).experts
+    assert experts == Experts(num_experts=4, num_per_token=2, intermediate_size=3, normalizes=False)
+    assert read_sizes({**CONFIG, **MOE, "model_type": "qwen3"}).experts is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ({"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ({"num_experts": None}, "num_experts"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok 5"),
+        ({"moe_intermediate_size": 0}, "moe_intermediate_size"),
+    ],
+)
+def test_unsupported_mixtures_are_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        read_sizes({**CONFIG, **MOE, **change})
 
 
 def test_sliding_window_fields_without_effect_are_ignored() -> None:

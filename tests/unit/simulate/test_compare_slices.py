@@ -14,7 +14,7 @@ from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
 from ascend_cpt.plan import slices
 from ascend_cpt.plan.case import GIGABYTE, TrainingCase
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
-from ascend_cpt.simulate.compare_slices import find_differences
+from ascend_cpt.simulate.compare_slices import find_differences, select_model_parameters
 from ascend_cpt.simulate.run_rank import RankResult
 from tests.small_model import SMALL
 
@@ -92,3 +92,9 @@ def test_parameters_of_another_stage_are_detected(case: TrainingCase) -> None:
     added = ParameterOnRank(name="decoder.layers.2.x", shape=[1], tensor_shape=[1], stored_shape=[1])
     with_more = dataclasses.replace(RESULT, parameters=(*RESULT.parameters, added))
     assert find_differences(case, with_more) == ["decoder.layers.2.x: not planned on stage 0"]
+
+
+def test_the_sums_of_routers_are_not_part_of_the_plan() -> None:
+    names = ("decoder.layers.0.mlp.router.fi_accu", "decoder.layers.0.mlp.router.load_sum")
+    added = [ParameterOnRank(name=name, shape=[8], tensor_shape=[8], stored_shape=[8]) for name in names]
+    assert select_model_parameters(added) == []

@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from ascend_cpt.errors import CheckpointError, ConfigError
-from ascend_cpt.model.parameters import list_hf_shapes, list_mindformers_shapes
+from ascend_cpt.model.parameters import (
+    count_active_parameters,
+    count_parameters,
+    list_hf_shapes,
+    list_mindformers_shapes,
+)
 from ascend_cpt.model.sizes import ModelSizes, read_sizes
 from ascend_cpt.weights.mapping import to_hf, to_mindformers
 
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
+MODELS += ["qwen3_moe", "qwen3_moe_tied"]
+MOE = {"model_type": "qwen3_moe", "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 4}
 
 
 def make_sizes(**changes: Any) -> ModelSizes:
@@ -57,12 +64,13 @@ def test_round_trip_of_transformers_models_is_bit_exact(name: str) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    family=st.sampled_from(["llama", "qwen2", "qwen3"]),
+    family=st.sampled_from(["llama", "qwen2", "qwen3", "qwen3_moe"]),
     num_kv_heads=st.integers(1, 3),
     num_groups=st.integers(1, 3),
     head_dim=st.integers(1, 3),
     intermediate_size=st.integers(1, 5),
     num_layers=st.integers(1, 3),
+    num_experts=st.integers(1, 4),
     tied=st.booleans(),
     dtype=st.sampled_from([np.float32, np.float16, np.uint16]),
 )
@@ -73,6 +81,7 @@ def test_round_trip_with_any_sizes_and_dtypes_is_bit_exact(
     head_dim: int,
     intermediate_size: int,
     num_layers: int,
+    num_experts: int,
     tied: bool,
     dtype: Any,
 ) -> None:
@@ -83,6 +92,9 @@ def test_round_trip_with_any_sizes_and_dtypes_is_bit_exact(
         head_dim=head_dim,
         intermediate_size=intermediate_size,
         num_hidden_layers=num_layers,
+        num_experts=num_experts,
+        num_experts_per_tok=1,
+        moe_intermediate_size=intermediate_size,
         tie_word_embeddings=tied,
     )
     weights = {name: np.abs(100 * tensor).astype(dtype) for name, tensor in make_weights(sizes).items()}
@@ -108,6 +120,24 @@ def test_gate_and_up_are_interleaved_row_by_row() -> None:
         weights[f"model.layers.0.mlp.{projection}_proj.weight"] = np.array([[f"{projection}{i}"] * 6 for i in range(4)])
     joined = to_mindformers(weights, sizes)["decoder.layers.0.mlp.linear_fc1.weight"]
     assert list(joined[:, 0]) == ["gate0", "up0", "gate1", "up1", "gate2", "up2", "gate3", "up3"]
+
+
+def test_experts_are_stacked_with_gate_and_up_side_by_side() -> None:
+    sizes = make_sizes(num_hidden_layers=1, **MOE)
+    weights = make_weights(sizes)
+    converted = to_mindformers(weights, sizes)
+    prefix, first, second = (
+        "model.layers.0.mlp.experts",
+        *(converted[f"decoder.layers.0.mlp.experts.weight{number}"] for number in (1, 2)),
+    )
+    assert (first.shape, second.shape) == ((3 * 6, 2 * 4), (3 * 4, 6))
+    for expert in range(3):
+        gate, up, down = (weights[f"{prefix}.{expert}.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        np.testing.assert_array_equal(first[6 * expert : 6 * expert + 6], np.concatenate([gate.T, up.T], axis=1))
+        np.testing.assert_array_equal(second[4 * expert : 4 * expert + 4], down.T)
+    np.testing.assert_array_equal(
+        converted["decoder.layers.0.mlp.router.weight"], weights["model.layers.0.mlp.gate.weight"]
+    )
 
 
 def test_tied_embeddings_have_one_tensor_and_a_copy_must_be_equal() -> None:
@@ -145,6 +175,14 @@ def test_mismatches_are_reported() -> None:
         to_hf({**converted, "decoder.layers.1.mlp.linear_fc2.weight": np.ones((4, 6))}, sizes)
     with pytest.raises(ConfigError, match="gpt_neox"):
         to_hf({}, make_sizes(model_type="gpt_neox"))
+
+
+def test_a_missing_expert_is_reported() -> None:
+    sizes = make_sizes(**MOE)
+    weights = make_weights(sizes)
+    del weights["model.layers.1.mlp.experts.2.up_proj.weight"]
+    with pytest.raises(CheckpointError, match=r"missing: model\.layers\.1\.mlp\.experts\.2\.up_proj\.weight$"):
+        to_mindformers(weights, sizes)
 
 
 # Published parameter counts, or counted by transformers for the published checkpoint.
@@ -190,3 +228,26 @@ def test_parameter_counts_of_published_models(name: str) -> None:
     )
     for shapes in (list_hf_shapes(sizes), list_mindformers_shapes(sizes)):
         assert sum(int(np.prod(shape)) for shape in shapes.values()) == num_parameters
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "heads", "mlp", "total", "active"),
+    [(2048, 48, 32, 768, 30_532_122_624, 3_353_032_704), (4096, 94, 64, 1536, 235_093_634_560, 22_190_763_520)],
+)
+def test_parameter_counts_of_published_mixtures_of_experts(
+    hidden: int, layers: int, heads: int, mlp: int, total: int, active: int
+) -> None:
+    """Qwen3-30B-A3B and Qwen3-235B-A22B."""
+    sizes = make_sizes(
+        model_type="qwen3_moe",
+        vocab_size=151936,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=mlp,
+    )
+    assert (count_parameters(sizes), count_active_parameters(sizes)) == (total, active)
