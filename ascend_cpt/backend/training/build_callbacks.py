@@ -77,8 +77,7 @@ def build_callbacks(
 ) -> list[Callback]:
     """Return a rank's callbacks; only the reporting rank has sinks. Call this before the network is built.
 
-    Without shared storage, the first rank on each node completes that node's checkpoints and writes the metrics.jsonl
-    that a resumed run reads.
+    Without shared storage, a node's first rank completes the node's checkpoints and writes the records for a resume.
     """
     cpt, budget = run.config.cpt, run.budget
     reports = rank == run.report_rank
