@@ -78,13 +78,13 @@ def build_callbacks(
     """Return a rank's callbacks; only the reporting rank has sinks. Call this before the network is built.
 
     Without shared storage, a node's first rank completes the node's checkpoints and writes the records for a resume.
+    Every rank restores the same history, so that all make the same decisions.
     """
     cpt, budget = run.config.cpt, run.budget
     reports = rank == run.report_rank
     install_guards(cpt.guards)
     phases = [PhaseSpan(name=one.name, first_step=one.first_step, stop_step=one.stop_step) for one in run.phases]
     judge = StepJudge(cpt.guards, first_steps=[phase.first_step for phase in phases])
-    # Every rank restores the same history, so that all make the same decisions.
     history = read_history(run.run_dir / METRICS_NAME, initial_step, judge.window_steps)
     judge.restore(history.steps, history.num_skipped)
     keeps_records = is_first_on_node and _keeps_records(run, rank, num_local_ranks)
