@@ -71,7 +71,7 @@ def _report(order: Order, results: SweepResults, general: tuple[str, ...], evalu
     evaluation.print(f"{picture}: {'gain against forgetting' if has_trade_off else 'losses and scores'}")
     if not has_trade_off:
         evaluation.print(
-            "for gain against forgetting, evaluate sets of both kinds and name those of forgetting: --general"
+            "to plot gain against forgetting, evaluate sets for both, and name those for forgetting with --general"
         )
     evaluation.print(f"to write a merge, repeat the command without --sweep, with a number for {results.variable}")
 

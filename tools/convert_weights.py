@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
     to_hf.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
-    expand = commands.add_parser("expand", help="add blocks to a Hugging Face model that first change nothing")
+    expand = commands.add_parser("expand", help="add blocks to a Hugging Face model without changing its output")
     expand.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     expand.add_argument("--every", type=int, required=True, metavar="K", help="add a block after every K blocks")
     upcycle_parser = commands.add_parser(

@@ -40,25 +40,25 @@ def parse_args() -> NewTokenSettings:
     add("--heldout", nargs="+", metavar="PATH", help="texts for the comparison [a share of the corpus]")
     add("--heldout-share", type=float, default=0.01, metavar="SHARE", help="share of the corpus [%(default)s]")
     add("--general", nargs="+", metavar="PATH", help="other texts, to count the documents whose ids do not change")
-    add("--max-bytes", default="100M", metavar="BYTES", help="text to learn from, a random part [%(default)s]")
+    add("--max-bytes", default="100M", metavar="BYTES", help="learn from a random part of this size [%(default)s]")
     add("--format", choices=INPUT_FORMATS, help="format of files with other extensions; as in preprocess_data.py")
     add("--json-key", default="text", metavar="KEY", help="key or column of the text [%(default)s]")
     add("--handler-name", default="GeneralPretrainHandler", help="as in preprocess_data.py [%(default)s]")
-    add("--txt-documents", choices=TXT_DOCUMENTS, default="line", help="one document in .txt files [%(default)s]")
+    add("--txt-documents", choices=TXT_DOCUMENTS, default="line", help="what counts as a .txt document [%(default)s]")
 
     add = parser.add_argument_group("new tokens").add_argument
-    add("--min-count", type=int, default=10, metavar="N", help="least occurrences of a pair to merge [%(default)s]")
-    add("--max-chars", type=int, default=16, metavar="N", help="most characters of a new token [%(default)s]")
+    add("--min-count", type=int, default=10, metavar="N", help="minimum occurrences of a merged pair [%(default)s]")
+    add("--max-chars", type=int, default=16, metavar="N", help="maximum characters in a new token [%(default)s]")
 
     add = parser.add_argument_group("weights").add_argument
     add(
         "--init",
         choices=METHODS,
         default=MEAN,
-        help="values of new rows: mean of the old tokens that a new one replaces, mean of all rows with little noise, "
+        help="values of new rows: mean of the old tokens that a new one replaces, mean of all rows plus slight noise, "
         "or random [%(default)s]",
     )
-    add("--pad-to", type=int, default=128, metavar="N", help="the vocabulary size becomes a multiple [%(default)s]")
+    add("--pad-to", type=int, default=128, metavar="N", help="pad the vocabulary to a multiple of N [%(default)s]")
     add("--seed", type=int, default=42, metavar="N", help="for mean-all and random [%(default)s]")
     add("--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]")
     args = parser.parse_args()
@@ -111,7 +111,7 @@ def print_result(settings: NewTokenSettings, extension: Extension) -> None:
         )
     if extension.equal_models:
         print(f"  tokenizer.json and tokenizer.model give the same ids for {extension.equal_models} documents")
-    print(f"  {settings.target / RECORD_NAME} has all new tokens and these figures")
+    print(f"  {settings.target / RECORD_NAME} lists all new tokens and these figures")
     if extension.summary is None:
         print(f"{settings.target}: a tokenizer without weights, because {settings.base} has none")
         return

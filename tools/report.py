@@ -27,13 +27,13 @@ def main() -> int:
         "--output", type=Path, metavar="HTML", help="file to write (default: report.html in the first run folder)"
     )
     parser.add_argument(
-        "--serve", action="store_true", help="serve the report on this machine instead; the page follows running runs"
+        "--serve", action="store_true", help="serve the report on this machine instead; the page updates during a run"
     )
     parser.add_argument("--port", type=int, metavar="PORT", help="port for --serve (default: a free one)")
     args = parser.parse_args()
     if args.serve:
         if args.output:
-            parser.error("--output does not go with --serve, which writes no file")
+            parser.error("--output cannot be combined with --serve, which writes no file")
         return serve(args.runs, args.port or 0)
     if args.port is not None:
         parser.error("--port needs --serve")

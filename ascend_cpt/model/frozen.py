@@ -58,7 +58,7 @@ def find_trainable_problem(sizes: ModelSizes, trainable: Sequence[str]) -> str:
             return _describe_no_match(text, pattern, list(shapes))
         others = [name for name in found if name not in VOCABULARY_TENSORS]
         if row and others:
-            return f"{text!r}: only the embedding and the output layer can be trained by rows, not {others[0]}"
+            return f"{text!r}: [N:] works only for the embedding and the output layer, not for {others[0]}"
         if row >= sizes.vocab_size:
             return f"{text!r}: there are only {sizes.vocab_size} rows, numbered from 0"
     return ""

@@ -11,7 +11,7 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 
 GATHER_FIRST = (
     "without shared storage, combine the files of all nodes with tools/gather_checkpoint.py, copy the folder to every "
-    "node, and give its path with --resume_training"
+    "node, and pass its path with --resume_training"
 )
 
 
@@ -37,11 +37,11 @@ def check_layout(
     if uses_cpu(run.config):  # every process loads the whole model, in any layout
         reshard = True
     if not reshard and dry:
-        return (f"step {step} was saved with another parallel layout ({what}); give --reshard to continue from it",)
+        return (f"step {step} was saved with another parallel layout ({what}); pass --reshard to continue from it",)
     if not reshard:
         raise CheckpointError(
-            f"{chosen.folder}: saved with another parallel layout ({what}); restore it, or give --reshard to continue "
-            "with the new one (the losses are the same within rounding)"
+            f"{chosen.folder}: saved with another parallel layout ({what}); use that layout, or pass --reshard to "
+            "continue with the new one (the losses are the same within rounding)"
         )
     _, missing = find_missing_ranks(chosen.state.files)
     if missing and not shared:

@@ -74,7 +74,7 @@ def describe_frozen(run: ResolvedRun) -> list[str]:
     total = count_parameters(sizes)
     return [
         f"frozen   {len(frozen)} of {len(shapes)} tensors, {format_count(held)} of {format_count(total)} parameters; "
-        "the plan and the size of checkpoints count them as trained",
+        "the plan and the checkpoint size include them as if they were trained",
         *(f"frozen   rows 0 to {row - 1} of {name}" for name, row in first_rows.items()),
     ]
 

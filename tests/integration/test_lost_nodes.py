@@ -182,7 +182,7 @@ def test_the_job_continues_on_one_node_with_the_same_batch(
         (
             "--min-nodes 2",
             {},
-            "--min-nodes 2: the run fits on no smaller number of nodes; with 2 workers: ",
+            "--min-nodes 2: the run does not fit on fewer nodes; with 2 workers: ",
         ),
         ("--min-nodes 1", {"storage": {"shared": False}}, "need shared storage, because a lost node's part of the"),
         ("--spare-nodes 1", {"storage": {"shared": False}}, "need shared storage, because a lost node's part of the"),

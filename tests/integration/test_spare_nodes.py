@@ -31,7 +31,7 @@ def test_a_spare_replaces_a_lost_node_which_then_waits_as_a_spare(job: Job) -> N
     lose(job, 1)
     wait_for(lambda: "a spare, takes its place" in job.text(0), LIMIT_S)
     job.start(1, total=400, options="--spare-nodes 1")
-    wait_for(lambda: "the job runs without node 1 for now, which waits as a spare" in job.text(1), LIMIT_S)
+    wait_for(lambda: "node 1 waits as a spare: the job currently runs without it" in job.text(1), LIMIT_S)
     job.nodes[1].send_signal(signal.SIGTERM)
     assert job.wait(1) == 143
     assert [job.wait(0), job.wait(2)] == [0, 0], job.text(0) + job.text(2)

@@ -26,7 +26,7 @@ def test_an_unfinished_stage_continues_in_another_layout(
     layout = {**plan.describe_layout(), "data_parallel": 4}
     state = RunState(step=3, total_steps=10, tokens=1, position=1, fingerprint=plan.fingerprint(), layout=layout)
     write_state(folder, state)
-    with pytest.raises(CheckpointError, match=r"data_parallel: 4 → 2\); restore it, or give --reshard"):
+    with pytest.raises(CheckpointError, match=r"data_parallel: 4 → 2\); use that layout, or pass --reshard"):
         run(path)
     assert run(path, reshard=True) == 0
     assert len(launcher.commands) == 2 and all(command.endswith(" --reshard") for command in launcher.commands)

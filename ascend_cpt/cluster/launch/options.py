@@ -51,7 +51,7 @@ OPTIONS = (
         name=MIN_NODES,
         variable="ASCEND_CPT_MIN_NODES",
         default=0,
-        help="continue without lost nodes if N are left, with the same global batch; 0: never",
+        help="continue without lost nodes if at least N nodes are left, with the same global batch; 0: never",
     ),
     Option(
         name="--lost-node-timeout",

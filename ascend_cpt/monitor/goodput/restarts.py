@@ -28,7 +28,7 @@ class Restart:
 
     def describe_cause(self) -> str:
         """Return why the launch before ended, and which checkpoints were skipped."""
-        end = (self.cause or UNKNOWN_CAUSE) if self.is_interruption else "stopped in an orderly way"
+        end = (self.cause or UNKNOWN_CAUSE) if self.is_interruption else "stopped normally"
         return "; ".join([end, *(f"skipped a checkpoint: {line}" for line in self.skipped)])
 
     def describe(self) -> str:

@@ -132,7 +132,7 @@ def render_restarts(run: RunData) -> str:
         (f"{restart.last_step:,}", f"{restart.from_step:,}", restart.describe_cause())
         for restart in run.restarts[-MAX_RESTARTS:]
     ]
-    return render_table(("Last step", "Resumed at step", "Why the launch before ended"), rows, kind="restarts")
+    return render_table(("Last step", "Resumed at step", "Why the previous launch ended"), rows, kind="restarts")
 
 
 def _format_layouts(layouts: Sequence[Mapping[str, int]]) -> str:

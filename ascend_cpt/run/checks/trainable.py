@@ -25,7 +25,7 @@ def find_trainable_problems(config: RunConfig) -> list[str]:
     if not isinstance(model, Mapping):
         return []  # reported by the checks of the model
     if model.get("pet_config") is not None:
-        return [f"{where}: also model.model_config.pet_config selects the trained weights; remove one of them"]
+        return [f"{where}: model.model_config.pet_config also selects the trained weights; remove one of them"]
     try:
         sizes = read_sizes(model)
     except ConfigError:
@@ -35,5 +35,5 @@ def find_trainable_problems(config: RunConfig) -> list[str]:
     optimizer: Any = find_section(config.mindformers, "optimizer")
     kind = optimizer.get("type") if isinstance(optimizer, Mapping) else None
     if list_first_rows(sizes, trainable) and kind != ROW_OPTIMIZER:
-        return [f"{where}: rows can only be trained with optimizer.type {ROW_OPTIMIZER}, not {kind}"]
+        return [f"{where}: [N:] requires optimizer.type {ROW_OPTIMIZER}, not {kind}"]
     return []

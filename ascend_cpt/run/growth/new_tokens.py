@@ -113,7 +113,7 @@ def add_new_tokens(settings: NewTokenSettings) -> Extension:
     if len(learned.pieces) < settings.num_tokens:
         raise DataError(
             f"--new-tokens {settings.num_tokens}: the corpus has only {len(learned.pieces)} new pieces that occur at "
-            f"least {settings.min_count} times; give fewer tokens, more text or a lower --min-count"
+            f"least {settings.min_count} times; request fewer tokens, add text or lower --min-count"
         )
     if settings.held_out is not None:
         held_out = list(_limit(iter_texts(settings.held_out)))

@@ -57,7 +57,7 @@ def _find_fitting(run: ResolvedRun, config: RunConfig, nodes: JobNodes) -> list[
     if nodes.smaller and not fitting:
         per_node = nodes.num_workers // nodes.num_nodes
         raise ConfigError(
-            f"--min-nodes {min(nodes.smaller) // per_node}: the run fits on no smaller number of nodes; {problem}"
+            f"--min-nodes {min(nodes.smaller) // per_node}: the run does not fit on fewer nodes; {problem}"
         )
     return fitting
 

@@ -149,7 +149,7 @@ def choose_general(settings: EvaluationSettings, given: Sequence[str]) -> tuple[
     """
     names = (*settings.sets, *settings.tasks)
     if unknown := [name for name in given if name not in names]:
-        raise ConfigError(f"--general {unknown[0]}: not a set or task that is evaluated; evaluated: {', '.join(names)}")
+        raise ConfigError(f"--general {unknown[0]}: not among the evaluated sets and tasks: {', '.join(names)}")
     if given:
         return tuple(given)
     guarded = [name for name, entry in settings.sets.items() if entry.max_increase is not None]

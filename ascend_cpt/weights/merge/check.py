@@ -63,8 +63,8 @@ def _check_sizes(model: HfFolder, reference: HfFolder) -> None:
     ]
     if others:
         raise CheckpointError(
-            f"{model.path}: not of the same architecture as {reference.path}: {'; '.join(others)}; merge models that "
-            "were trained from one another"
+            f"{model.path}: its architecture differs from that of {reference.path}: {'; '.join(others)}; merge models "
+            "that were trained from the same base model"
         )
     if rows != expected:
         raise CheckpointError(
@@ -91,7 +91,7 @@ def _compare_vocabularies(
     moved = [token for token, number in tokens.items() if expected.get(token, number) != number]
     if moved:
         raise CheckpointError(
-            f"{path}: its tokenizer gives other ids than that of {reference} (tokens with different ids: {len(moved)}, "
+            f"{path}: its tokenizer and that of {reference} have different ids for {len(moved)} tokens ("
             f"such as {min(moved)!a}: {tokens[min(moved)]}, not {expected[min(moved)]}), so rows of the embedding "
             "have different meanings; merge models with the same tokenizer"
         )
@@ -120,5 +120,5 @@ def _read_vocabulary(folder: Path) -> dict[str, int] | None:
     except (OSError, JsonError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a tokenizer of Hugging Face; copy it again") from error
+        raise CheckpointError(f"{path}: not a Hugging Face tokenizer; copy it again") from error
     return vocabulary

@@ -74,7 +74,7 @@ class Recipe:
             ConfigError: a variable has no value, or a number is not possible.
         """
         if missing := sorted(self.variables - variables.keys()):
-            raise ConfigError(f"{missing[0]}: has no value; give numbers, or values with --sweep {missing[0]}=0,0.5,1")
+            raise ConfigError(f"{missing[0]}: has no value; use numbers, or pass --sweep {missing[0]}=0,0.5,1")
         weights = tuple(weight.at(variables) for weight in self.weights)
         t = self.t.at(variables) if self.t else None
         if t is not None and not 0 <= t <= 1:
@@ -148,9 +148,9 @@ def make_recipe(
         if normalize is not None:
             raise ConfigError("--normalize: slerp has no weights to normalize; remove it")
     elif t is not None:
-        raise ConfigError(f"--t: belongs to slerp, not to {method}; give weights with --model FOLDER=WEIGHT")
+        raise ConfigError(f"--t: applies only to slerp, not to {method}; give weights with --model FOLDER=WEIGHT")
     if len(parsed) < (2 if method == LINEAR else 1):
-        raise ConfigError("--model: missing; give every model that is merged with --model FOLDER=WEIGHT")
+        raise ConfigError("--model: missing; pass each model to merge as --model FOLDER=WEIGHT")
     position = parse_coefficient(t) if t is not None else None
     if t is not None and position is None:
         raise ConfigError(f"--t {shorten(t)}: expected a number from 0 to 1, NAME or 1-NAME")

@@ -61,7 +61,7 @@ def test_trainable_patterns() -> None:
     [
         ("*.layer.0.*", "'*.layer.0.*' matches no weight of the model; the closest one is "),
         ("model.embed_tokens.weight[5:]", "'model.embed_tokens.weight[5:]' matches no weight of the model"),
-        ("*layernorm*[5:]", "'*layernorm*[5:]': only the embedding and the output layer can be trained by rows, not"),
+        ("*layernorm*[5:]", "'*layernorm*[5:]': [N:] works only for the embedding and the output layer, not for"),
         ("output_layer.weight[128:]", "'output_layer.weight[128:]': there are only 128 rows, numbered from 0"),
     ],
 )

@@ -83,7 +83,7 @@ def test_restarts_with_their_causes(run: Run) -> None:
     assert [restart.describe() for restart in found] == [
         "after step 10, resumed at step 5: worker 1 was killed",
         "after step 6, resumed at step 4: worker 0 failed; skipped a checkpoint: iteration_5: damaged",
-        "after step 11, resumed at step 11: stopped in an orderly way",
+        "after step 11, resumed at step 11: stopped normally",
         "after step 13, resumed at step 12: cause unknown, because the launcher ended as well",
         "after step 13, resumed at step 12: the disk is full",
     ]

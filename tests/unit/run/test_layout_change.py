@@ -100,13 +100,13 @@ def test_another_layout_needs_the_flag(
     with pytest.raises(CheckpointError) as caught:
         choose_start(changed, None)
     assert str(caught.value) == (
-        f"{folder}: saved with another parallel layout ({what}); restore it, or give --reshard to continue with the "
-        "new one (the losses are the same within rounding)"
+        f"{folder}: saved with another parallel layout ({what}); use that layout, or pass --reshard to continue with "
+        "the new one (the losses are the same within rounding)"
     )
     start = choose_start(changed, None, reshard=True)
     assert (start.step, start.notes) == (300, (f"new parallel layout from step 300 on: {what}",))
     (note,) = choose_start(changed, None, dry=True).notes
-    assert note == f"step 300 was saved with another parallel layout ({what}); give --reshard to continue from it"
+    assert note == f"step 300 was saved with another parallel layout ({what}); pass --reshard to continue from it"
     assert choose_start(changed, None, dry=True, reshard=True).notes == start.notes
 
 
@@ -132,7 +132,7 @@ def test_a_longer_run_in_another_layout_needs_both_flags(resolve_run: ResolveRun
     settings = {"schedule": {"kind": "constant", "peak_lr": 1e-3}}
     save(place(resolve_run(**settings), tmp_path / "run", data=2), 300)
     longer = place(resolve_run(train_tokens=2000 * 8 * 256, **settings), tmp_path / "run")
-    with pytest.raises(CheckpointError, match="give --reshard"):
+    with pytest.raises(CheckpointError, match="pass --reshard"):
         choose_start(longer, None, extend=True)
     notes = choose_start(longer, None, extend=True, reshard=True).notes
     assert notes[0].startswith("extended at step 300") and notes[-1].endswith("data_parallel: 2 → 1")

@@ -158,7 +158,7 @@ def test_the_fitting_sizes_are_recorded_for_the_launcher(make_manifest: MakeMani
     assert read_fitting(tmp_path / "fitting") is None
     check_lost_nodes(run, config, nodes, writes=True)
     assert read_fitting(tmp_path / "fitting") == {16, 32}
-    with pytest.raises(ConfigError, match="--min-nodes 5: the run fits on no smaller number of nodes; with 56"):
+    with pytest.raises(ConfigError, match="--min-nodes 5: the run does not fit on fewer nodes; with 56"):
         check_lost_nodes(run, config, make_nodes(tmp_path, smaller=(40, 48, 56)), writes=True)
     check_lost_nodes(run, config, make_nodes(tmp_path), writes=True)
     assert read_fitting(tmp_path / "fitting") == set()

@@ -32,12 +32,12 @@ def resolve_run(manifest: Manifest, *assignments: str) -> ResolvedRun:
         (["cpt.trainable=['output_layer.weight[4096:]']"], "there are only 4096 rows, numbered from 0"),
         (
             ["cpt.trainable=['*linear_fc1.weight[5:]']"],
-            "only the embedding and the output layer can be trained by rows",
+            "[N:] works only for the embedding and the output layer",
         ),
-        ([ROWS, "optimizer.type=Muon"], "rows can only be trained with optimizer.type AdamW, not Muon"),
+        ([ROWS, "optimizer.type=Muon"], "[N:] requires optimizer.type AdamW, not Muon"),
         (
             ["cpt.trainable=['*.layers.1.*']", "model.model_config.pet_config={freeze_include: ['*norm*']}"],
-            "also model.model_config.pet_config selects the trained weights; remove one of them",
+            "model.model_config.pet_config also selects the trained weights; remove one of them",
         ),
     ],
 )

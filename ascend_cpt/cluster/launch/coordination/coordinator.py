@@ -214,8 +214,8 @@ class Coordinator(threading.Thread):
         master = f"{self._settings.master_addr}:{self._settings.master_port}"
         if size != expected:
             message = (
-                f"node {node} was started for {size[0]} workers on {size[1]} nodes and {size[2]} spare, but node 0 for "
-                f"{expected[0]} on {expected[1]} and {expected[2]} spare; start all nodes with the same WORKER_NUM, "
+                f"node {node} was started with {size[0]} workers, {size[1]} nodes and {size[2]} spares, but node 0 "
+                f"with {expected[0]}, {expected[1]} and {expected[2]}; start all nodes with the same WORKER_NUM, "
                 f"LOCAL_WORKER and {SPARE_NODES}"
             )
             self._send(launcher, Refused(message=message))
@@ -279,9 +279,9 @@ class Coordinator(threading.Thread):
         for node, launcher in self._joined.items():
             if not launcher.is_on_standby and node not in self._placement.members:
                 launcher.is_on_standby = True
-                message = f"node {node} is a spare: it waits until it is needed in the place of another node"
+                message = f"node {node} is a spare: it waits until it is needed to replace another node"
                 if node < self._settings.num_nodes:
-                    message = f"the job runs without node {node} for now, which waits as a spare"
+                    message = f"node {node} waits as a spare: the job currently runs without it"
                 self._send(launcher, Standby(message=message))
 
     def _read_fitting_numbers(self) -> set[int] | None:

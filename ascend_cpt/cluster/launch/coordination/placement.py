@@ -97,7 +97,7 @@ class Placement:
     def exclude(self, number: int, *, now_s: float, reason: str) -> None:
         """Do not use a launcher until it has disconnected and joined again."""
         self._excluded.add(number)
-        text = f"is not used any more: {reason}"
+        text = f"is no longer used: {reason}"
         self._absent[number] = _Absence(text=text, replace_at_s=now_s, leave_out_at_s=now_s)
 
     def can_lose(self, numbers: Set[int], connected: Set[int], fitting: Set[int] | None) -> bool:
@@ -116,7 +116,7 @@ class Placement:
         usable = joined - self._excluded
         if self.is_fixed or not 0 < self._min_nodes <= len(usable) or self._find_size(len(usable), fitting):
             return ""
-        return f"; the run fits on none of the {len(usable)} nodes left (--min-nodes {self._min_nodes})"
+        return f"; the run does not fit on the remaining nodes ({len(usable)}; --min-nodes {self._min_nodes})"
 
     def choose(self, joined: Set[int], *, now_s: float, fitting: Set[int] | None = None) -> tuple[int, ...] | None:
         """Return the members of the next attempt in order of rank, or None to wait for launchers.

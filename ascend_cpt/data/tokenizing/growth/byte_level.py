@@ -38,7 +38,7 @@ class ByteLevelTokenizer:
             raise DataError(f"{path}: the tokenizers library cannot load it: {error}") from error
         if self._content["model"].get("type") != "BPE" or "ByteLevel" not in _list_types(self._content):
             raise DataError(
-                f"{path}: not a byte-level BPE tokenizer; only these and SentencePiece BPE models are extended"
+                f"{path}: not a byte-level BPE tokenizer; only these and SentencePiece BPE models can be extended"
             )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -328,4 +328,4 @@ observer = new IntersectionObserver(entries => {
 }, { rootMargin: "400px" });
 darkness.addEventListener("change", redraw);
 show(JSON.parse(element("data").textContent));
-if (data.version) { announce(data.problem || "follows the run", Boolean(data.problem)); follow(); }
+if (data.version) { announce(data.problem || "updates automatically", Boolean(data.problem)); follow(); }

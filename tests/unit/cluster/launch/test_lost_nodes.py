@@ -91,7 +91,7 @@ def test_a_spare_takes_the_place_of_a_lost_node(
     again = Node(on_node(settings, 1))
     answer = again.run(lambda node: node.client.join())
     wait_for(lambda: again.client._is_on_standby)
-    assert "the job runs without node 1 for now, which waits as a spare" in capsys.readouterr().err
+    assert "node 1 waits as a spare: the job currently runs without it" in capsys.readouterr().err
     spare_node = spare_job[2]
     waits = [node.run(lambda node: node.client.report(DONE)) for node in (nodes[0], spare_node)]
     assert [wait() for wait in waits] == [RestartDecision(again=False)] * 2
@@ -204,7 +204,7 @@ def test_the_job_waits_for_a_lost_node_if_fewer_nodes_do_not_fit(
     assert lose(nodes[1], nodes[0]).again
     decision = nodes[0].client.join()
     assert isinstance(decision, RestartDecision)
-    assert "did not rejoin within 2 s; start the job again to resume; the run fits on none of the 1" in decision.message
+    assert "start the job again to resume; the run does not fit on the remaining nodes (1; " in decision.message
 
 
 def test_a_new_node_0_goes_on_without_a_node_that_is_gone(settings: LaunchSettings, serve: Serve) -> None:
@@ -276,7 +276,7 @@ def test_a_launcher_beyond_the_spares_is_refused(spare_job: tuple[LaunchSettings
 
 def test_a_launcher_with_another_number_of_spares_is_refused(settings: LaunchSettings, serve: Serve) -> None:
     serve(**vars(replace(settings, spare_nodes=1)))
-    with pytest.raises(ClusterError, match="on 2 nodes and 0 spare, but node 0 for 4 on 2 and 1 spare"):
+    with pytest.raises(ClusterError, match="2 nodes and 0 spares, but node 0 with 4, 2 and 1;"):
         RemoteCoordinatorClient(on_node(settings, 1), StopRequests(), KEY).join()
 
 

@@ -125,7 +125,9 @@ def test_fewer_nodes_than_the_minimum_never_run(fitting: frozenset[int]) -> None
     placement.lose(2, now_s=0.0, reason="disconnected")
     assert not placement.can_lose({2}, {0, 1}, fitting)
     assert placement.choose({0, 1}, now_s=1e6, fitting=fitting) is None
-    assert placement.explain_waiting({0, 1}, fitting) == "; the run fits on none of the 2 nodes left (--min-nodes 2)"
+    assert (
+        placement.explain_waiting({0, 1}, fitting) == "; the run does not fit on the remaining nodes (2; --min-nodes 2)"
+    )
 
 
 def test_which_losses_the_job_survives() -> None:
@@ -147,7 +149,7 @@ def test_an_excluded_node_is_not_chosen_until_its_launcher_is_started_again() ->
     placement.exclude(1, now_s=0.0, reason="its workers failed twice in a row")
     assert placement.choose({0, 1, 2}, now_s=0.0) == (0, 2)
     assert placement.reason == (
-        "node 1 (b) is not used any more: its workers failed twice in a row; node 2 (c), a spare, takes its place"
+        "node 1 (b) is no longer used: its workers failed twice in a row; node 2 (c), a spare, takes its place"
     )
     assert placement.choose({0, 1}, now_s=1.0) is None
     placement.lose(2, now_s=0.0, reason="disconnected")

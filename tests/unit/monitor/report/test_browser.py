@@ -209,7 +209,7 @@ def test_page_follows_a_run_and_keeps_the_zoom(
     run = write_long_run(tmp_path / "one", 2.0)
     served = serve(run)
     page = open_page(f"http://127.0.0.1:{served.port}/")
-    assert page.locator("#status").text_content() == "follows the run"
+    assert page.locator("#status").text_content() == "updates automatically"
     page.evaluate("zoom([100, 200])")
     sink = JsonlSink(run / "metrics.jsonl", 400)
     sink.write(replace(make_step(401, loss=2.5), total_steps=500))

@@ -230,7 +230,7 @@ def test_restarts_and_goodput(tmp_path: Path) -> None:
     data = read_data(page)
     assert data["runs"][0]["restarts"] == [12, 18]
     marks = [mark for mark in data["charts"][0]["marks"] if mark["kind"] == "restart"]
-    causes = ["cause unknown, because the launcher ended as well", "stopped in an orderly way"]
+    causes = ["cause unknown, because the launcher ended as well", "stopped normally"]
     texts = [f"after step 15, resumed at step 12: {causes[0]}", f"after step 18, resumed at step 18: {causes[1]}"]
     assert [(mark["x"], mark["y"], mark["text"]) for mark in marks] == [(12, 2.4, texts[0]), (18, 2.1, texts[1])]
     for cells in ((15, 12, causes[0]), (18, 18, causes[1])):

@@ -170,7 +170,7 @@ def test_wrong_arguments_give_a_one_line_error(tmp_path: Path, repo_root: Path) 
         assert message.startswith(f"error: --port {port}: cannot listen on 127.0.0.1:{port} (Address already in use)")
     assert "must be between 0 and 65535" in fail(run, "--serve", "--port", 70000)
     assert "--port needs --serve" in fail(run, "--port", 5000)
-    assert "--output does not go with --serve" in fail(run, "--serve", "--output", "x.html")
+    assert "--output cannot be combined with --serve" in fail(run, "--serve", "--output", "x.html")
     assert "not a run folder" in fail(tmp_path / "missing", "--serve")
 
 

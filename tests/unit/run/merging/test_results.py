@@ -100,7 +100,7 @@ def test_sets_that_measure_forgetting(models: Path) -> None:
     assert choose_general(both, []) == ("code", "mmlu")
     assert choose_general(settings, []) == ()
     with pytest.raises(
-        ConfigError, match="--general prose: not a set or task that is evaluated; evaluated: code, general, mmlu"
+        ConfigError, match="--general prose: not among the evaluated sets and tasks: code, general, mmlu"
     ):
         choose_general(plain, ["prose"])
 

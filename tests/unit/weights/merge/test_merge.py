@@ -157,12 +157,12 @@ def test_tokenizers(tmp_path: Path) -> None:
     (warning,) = merge(first, second, target=tmp_path / "more").warnings
     assert "differ in 1 tokens, such as '<chat>'" in warning
     add_tokenizer(second, {"a": 1, "b": 0})
-    with pytest.raises(CheckpointError, match=r"tokens with different ids: 2, such as 'a': 1, not 0\)"):
+    with pytest.raises(CheckpointError, match=r"different ids for 2 tokens \(such as 'a': 1, not 0\)"):
         merge(first, second, target=tmp_path / "moved")
     (second / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["a", -1.0], ["b", -2.0]]}}))  # unigram
     assert "<s>" in merge(first, second, target=tmp_path / "unigram").warnings[0]
     (second / "tokenizer.json").write_text('{"model": {"vocab": {"a": "x"}}}')
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer of Hugging Face"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a Hugging Face tokenizer"):
         merge(first, second, target=tmp_path / "damaged")
 
 

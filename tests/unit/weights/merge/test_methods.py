@@ -112,7 +112,7 @@ def test_a_folder_may_contain_an_equals_sign(tmp_path: Path) -> None:
         ("ties", ["a", "b"], {}, "--method 'ties': not a known merge method; known: linear, slerp, task_arithmetic"),
         ("linear", ["a=1"], {}, "--model: missing"),
         ("linear", ["a=1", "b=1"], {"base": Path("c")}, "--base: linear has no base"),
-        ("linear", ["a=1", "b=1"], {"t": "0.5"}, "--t: belongs to slerp"),
+        ("linear", ["a=1", "b=1"], {"t": "0.5"}, "--t: applies only to slerp"),
         ("linear", ["a=1", "b=half!"], {}, "--model 'b=half!': expected FOLDER or FOLDER=WEIGHT"),
         ("linear", ["a=1", "=1"], {}, "--model '=1': expected FOLDER or FOLDER=WEIGHT"),
         ("task_arithmetic", ["a=1"], {}, "--base: missing; task_arithmetic needs"),
@@ -136,7 +136,7 @@ def test_wrong_values() -> None:
     assert slerp.variables == {"t"}
     with pytest.raises(ConfigError, match=r"--t 1\.5: must be from 0"):
         slerp.at({"t": 1.5})
-    with pytest.raises(ConfigError, match=r"t: has no value; give numbers, or values with --sweep t=0,0\.5,1"):
+    with pytest.raises(ConfigError, match=r"t: has no value; use numbers, or pass --sweep t=0,0\.5,1"):
         slerp.at({})
     with pytest.raises(ConfigError, match="sum to 0"):
         make_recipe("linear", ["a=1", "b=-1"], **UNUSED).at({})
