@@ -287,7 +287,10 @@ def test_a_kill_takes_precedence_over_a_failure_as_cause(
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"node_rank": 0}, "NODE_RANK 0 is taken"), ({"node_rank": 1, "num_workers": 6}, "started with 6 workers, 3 nodes")],
+    [
+        ({"node_rank": 0}, "NODE_RANK 0 is taken"),
+        ({"node_rank": 1, "num_workers": 6}, "started with 6 workers, 3 nodes"),
+    ],
 )
 def test_a_node_with_conflicting_settings_is_refused(
     settings: LaunchSettings, serve: Callable[..., Coordinator], changes: dict[str, int], message: str
