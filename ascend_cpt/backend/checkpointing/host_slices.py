@@ -25,7 +25,7 @@ def cut_tensor(tensor: Any, slice_ranges: Sequence[tuple[int, int]], load_from_m
     """Return a part of a tensor like MindFormers' `smart_slice`: an array if it is one of several parts.
 
     Args:
-        tensor: A parameter that MindSpore has loaded.
+        tensor: A parameter that MindSpore has loaded, or an array.
         slice_ranges: The first and the last index (excluded) of each dimension.
         load_from_multi_rank: Whether the part is combined with parts from other files.
 
@@ -37,5 +37,8 @@ def cut_tensor(tensor: Any, slice_ranges: Sequence[tuple[int, int]], load_from_m
     ranges = [(int(first), int(stop)) for first, stop in slice_ranges]
     if not load_from_multi_rank and ranges == [(0, size) for size in tensor.shape]:
         return tensor
-    part = np.array(tensor.asnumpy()[tuple(slice(first, stop) for first, stop in ranges)], order="C")
+    area = tuple(slice(first, stop) for first, stop in ranges)
+    if isinstance(tensor, np.ndarray):  # converted from a Hugging Face file
+        return tensor[area]
+    part = np.array(tensor.asnumpy()[area], order="C")
     return part if load_from_multi_rank else ms.Tensor.from_numpy(part)

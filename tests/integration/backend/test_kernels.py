@@ -194,6 +194,7 @@ class WeightedSum(nn.Cell):
 def test_step_with_non_finite_gradient_is_skipped_and_reported(
     bad: float | None, overflows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # tests of models in the same process use graphs
     wrapper = importlib.import_module("mindformers.wrapper.wrapper")
     monkeypatch.setattr(wrapper, "is_legacy_model", lambda: True)  # which takes a network of one loss
     network = WeightedSum()

@@ -121,7 +121,7 @@ def test_two_processes_build_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (sources / "calls.cc").write_text(f'extern "C" {{ {" ".join(functions)} }}\n')
     tools = tmp_path / "bin"
     tools.mkdir()
-    count = f'case "$*" in *-c*) echo x >> {tmp_path}/calls; sleep 1;; esac'
+    count = f'case " $* " in *" -c "*) echo x >> {tmp_path}/calls; sleep 1;; esac'
     (tools / "g++").write_text(f'#!/bin/sh\n{count}\nexec {shutil.which("g++")} "$@"\n')
     (tools / "g++").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")

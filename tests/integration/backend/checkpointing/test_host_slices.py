@@ -39,6 +39,15 @@ def test_parts_are_those_of_mindformers(tmp_path: Path, dtype: Any, area: Any, i
     assert parameter.dtype == dtype and parameter.shape == tuple(stop - first for first, stop in area)
 
 
+@pytest.mark.parametrize("area", AREAS)
+@pytest.mark.parametrize("is_one_of_several", [False, True])
+def test_parts_of_an_array(area: Any, is_one_of_several: bool) -> None:
+    """MindFormers passes arrays for tensors that it has converted from a Hugging Face file."""
+    array = np.arange(40, dtype=np.float32).reshape(8, 5)
+    part = cut_tensor(array, area, is_one_of_several)
+    np.testing.assert_array_equal(part, reshard.smart_slice(array, area, is_one_of_several), strict=True)
+
+
 def test_a_scalar_has_no_ranges() -> None:
     scalar = Parameter(Tensor(3.0))
     assert cut_tensor(scalar, ()) is scalar
