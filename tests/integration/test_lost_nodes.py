@@ -121,6 +121,7 @@ def read_nodes(run: Path) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == "nodes"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_spare_takes_over_and_the_losses_are_the_same(
     make_nodes: Callable[..., Nodes], calm: list[tuple[Any, ...]], tmp_path: Path
@@ -154,6 +155,7 @@ def test_a_spare_takes_over_and_the_losses_are_the_same(
     assert "Changed nodes" in page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_job_continues_on_one_node_with_the_same_batch(
     make_nodes: Callable[..., Nodes], calm: list[tuple[Any, ...]], tmp_path: Path

@@ -76,6 +76,7 @@ def read_points(folder: Path) -> dict[float, list[dict[str, Any]]]:
     return {point["value"]: point["records"] for point in stored["points"]}
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_evaluation_of_a_written_merge(models: Path, packed: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     result = run_command([*TOOL, str(sweep), *list_words(models, packed, "0,0.25,1")])
@@ -105,6 +106,7 @@ def test_results_are_those_of_the_evaluation_of_a_written_merge(models: Path, pa
     assert sorted(path.name for path in both.iterdir()) == ["sweep.json", "sweep.md", "sweep.png"]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_continues(models: Path, packed: Path, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     command = [*TOOL, str(sweep), *list_words(models, packed, "0,0.2,0.4,0.6,0.8,1")]

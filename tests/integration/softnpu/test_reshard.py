@@ -36,8 +36,8 @@ BACK = [
 LLAMA = Reference(family="llama3")
 CASES = [
     pytest.param(GUARDED, {}, TWO_DEVICES, id="two_devices"),
-    pytest.param(GUARDED, {}, LAYOUTS, id="qwen3", marks=pytest.mark.slow),
-    pytest.param(LLAMA, {**SCALED, **PARTS}, [*LAYOUTS, *BACK], id="llama3", marks=pytest.mark.slow),
+    pytest.param(GUARDED, {}, LAYOUTS, id="qwen3"),
+    pytest.param(LLAMA, {**SCALED, **PARTS}, [*LAYOUTS, *BACK], id="llama3"),
 ]
 
 
@@ -103,6 +103,7 @@ def check_loaded(loaded: Path, before: Path, after: Path, workers: int) -> None:
     assert not any(found.values()), "a rank has loaded parameters that it should not have"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize(("reference", "sections", "layouts"), CASES)
 def test_a_run_continues_in_other_layouts(
