@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ascend_cpt.files import write_text
+
 JOB_NODES_VARIABLE = "ASCEND_CPT_JOB_NODES"
 FITTING_NAME = "fitting_sizes"
 """Name of the file in which rank 0 records the numbers of workers that fit the run."""
@@ -48,9 +50,7 @@ def read_job_nodes(environ: Mapping[str, str] = os.environ) -> JobNodes | None:
 
 def write_fitting(path: Path, sizes: Iterable[int]) -> None:
     """Record the numbers of workers that fit the run. Called by rank 0."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(" ".join(map(str, sizes)), encoding="ascii")
-    temporary.replace(path)
+    write_text(path, " ".join(map(str, sizes)))
 
 
 def read_fitting(path: Path) -> frozenset[int] | None:

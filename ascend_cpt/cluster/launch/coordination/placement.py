@@ -60,11 +60,6 @@ class Placement:
         self._absent: dict[int, _Absence] = dict.fromkeys(range(num_nodes), never)
         self._excluded: set[int] = set()
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether the job always runs on the same nodes."""
-        return not self._num_spares and not 0 < self._min_nodes < self._num_nodes
-
     def allow_leaving_out(self) -> None:
         """Record that the job started before: a node that has not connected to this node 0 counts as lost."""
         for number, absence in self._absent.items():
@@ -114,7 +109,7 @@ class Placement:
     def explain_waiting(self, joined: Set[int], fitting: Set[int] | None) -> str:
         """Return the end of the message about nodes that did not return: why the job does not go on without them."""
         usable = joined - self._excluded
-        if self.is_fixed or not 0 < self._min_nodes <= len(usable) or self._find_size(len(usable), fitting):
+        if not 0 < self._min_nodes <= len(usable) or self._find_size(len(usable), fitting):
             return ""
         return f"; the run does not fit on the remaining nodes ({len(usable)}; --min-nodes {self._min_nodes})"
 

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK
+from ascend_cpt.terminal_text import strip_controls
 
 MAX_DELAY_S = 300.0
 VMSTAT = Path("/proc/vmstat")
@@ -57,13 +58,14 @@ class Outcome:
     def cause(self) -> str:
         """The reason, with the first error line if there is one, or "" if the attempt was not interrupted.
 
-        A user error before the first step is not an interruption.
+        A user error before the first step is not an interruption. The text has no control characters of a log, because
+        the launcher passes it on in an environment variable.
         """
         is_interruption = self.end in (End.FAILED, End.KILLED) or (self.end is End.FINAL and self.step is not None)
         if not is_interruption:
             return ""
         has_error = self.end is not End.KILLED and self.lines and not self.reason.startswith(HANG)
-        return f"{self.reason}: {self.lines[0]}" if has_error else self.reason
+        return strip_controls(f"{self.reason}: {self.lines[0]}" if has_error else self.reason)
 
 
 MAX_CAUSE_CHARACTERS = 2000

@@ -22,13 +22,7 @@ import psutil
 from ascend_cpt.cluster.job.launcher_files import read_result, read_step, result_path
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination.coordinator_client import CoordinatorClient
-from ascend_cpt.cluster.launch.coordination.restart_policy import (
-    CONTINUES,
-    DONE,
-    End,
-    Outcome,
-    count_memory_kills,
-)
+from ascend_cpt.cluster.launch.coordination.restart_policy import CONTINUES, DONE, End, Outcome, count_memory_kills
 from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.hang_diagnosis import (

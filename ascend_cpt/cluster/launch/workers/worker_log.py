@@ -10,7 +10,9 @@ from typing import TextIO
 
 from ascend_cpt.cluster.job.launcher_files import READY_NAME
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
+from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_USER_ERROR
+from ascend_cpt.files import write_text
 from ascend_cpt.terminal_text import strip_controls
 
 # A record of MindSpore ("[WARNING] DEVICE(3992,7f..,python):2026-...") or of MindFormers ("2026-... - mindformers...").
@@ -112,12 +114,18 @@ def explain_rendezvous(lines: list[str], settings: LaunchSettings) -> tuple[str,
 
 
 def write_cause(log_dir: Path, cause: str) -> None:
-    """Keep why an attempt ended, so that the next launch can report it. "" removes an earlier cause."""
+    """Keep why an attempt ended, so that the next launch can report it. "" removes an earlier cause.
+
+    A failure, for example on a full disk, is only a warning, because the job can still be restarted.
+    """
     path = log_dir / CAUSE_NAME
-    if cause:
-        path.write_text(strip_controls(cause), encoding="utf-8", errors="replace")
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        if cause:
+            write_text(path, cause)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        print_status(f"warning: {path}: {error.strerror}; a later launch cannot report why this attempt ended")
 
 
 def read_cause(log_dir: Path) -> str:

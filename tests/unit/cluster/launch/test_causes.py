@@ -5,11 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from ascend_cpt.cluster.launch.arguments import LaunchSettings
 from ascend_cpt.cluster.launch.coordination import coordinator_client as client_module
 from ascend_cpt.cluster.launch.coordination.coordinator import Coordinator
 from ascend_cpt.cluster.launch.coordination.restart_policy import End, Outcome
+from ascend_cpt.cluster.launch.workers.worker_log import CAUSE_NAME, read_cause, write_cause
 from tests.unit.cluster.launch.test_coordination import (
     BANG,
     CANCELLED,
@@ -74,3 +78,18 @@ def test_the_loss_of_a_node_is_a_cause(settings: LaunchSettings, serve: Callable
     assert is_start(again.client.join())
     assert is_start(waiting())
     assert again.client.cause == nodes[1].client.cause == client_module.LOST_NODE_0
+
+
+def test_a_cause_has_no_control_characters() -> None:
+    outcome = replace(BANG, lines=("Runtime\0Error: \x1b[31mbang\x1b[0m",))
+    assert outcome.cause == f"{BANG.reason}: RuntimeError: bang"
+
+
+def test_a_cause_that_cannot_be_kept_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_cause(tmp_path, "worker 1 failed")
+    assert read_cause(tmp_path) == "worker 1 failed"
+    assert [path.name for path in tmp_path.iterdir()] == [CAUSE_NAME]
+    assert capsys.readouterr().err == ""
+    missing = tmp_path / "missing"
+    write_cause(missing, "worker 1 failed")
+    assert capsys.readouterr().err.startswith(f"warning: {missing / CAUSE_NAME}: No such file or directory; ")
