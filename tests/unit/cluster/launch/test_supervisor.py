@@ -16,6 +16,8 @@ def test_a_child_is_a_worker_if_it_runs_the_script_or_has_ended(tmp_path: Path) 
     script = tmp_path / "train.py"
     script.write_text("import time; time.sleep(60)")
     with subprocess.Popen([sys.executable, str(script)]) as running:
+        while not psutil.Process(running.pid).cmdline():  # Popen returns shortly before the command is set
+            time.sleep(0.01)
         assert _runs_script(running.pid, script) and not _runs_script(running.pid, tmp_path / "other.py")
         running.kill()
         while psutil.Process(running.pid).status() != psutil.STATUS_ZOMBIE:
