@@ -371,6 +371,7 @@ def test_the_launcher_works_from_a_path_with_spaces(tmp_path: Path, environ: dic
         "scripts/python_env.sh",
         "ascend_cpt/__init__.py",
         "ascend_cpt/errors.py",
+        "ascend_cpt/files.py",
         "ascend_cpt/installed.py",
         "ascend_cpt/locks.py",
         "ascend_cpt/terminal_text.py",

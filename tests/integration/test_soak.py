@@ -26,7 +26,8 @@ import psutil
 import pytest
 
 from ascend_cpt.checkpoint.locate import list_complete
-from ascend_cpt.monitor.goodput.account import compute_goodput, list_interruptions
+from ascend_cpt.monitor.goodput.account import compute_goodput
+from ascend_cpt.monitor.goodput.restarts import find_restarts
 from ascend_cpt.monitor.goodput.timeline import read_timeline
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, find_worker
 from tests.integration.network import CAN_MAKE_NAMESPACES, address_of, connected_nodes, cut, mend, run_on
@@ -49,7 +50,7 @@ EXPECTED = {
     "disk": r"the disk is full",
     "rot": r"worker {node} was killed by SIGKILL.*; skipped a checkpoint: .*does not match the checksum",
 }
-"""Kind → what the list of interruptions states about it. A slowed rank does not interrupt the run."""
+"""Kind → what the list of restarts states about it. A slowed rank does not interrupt the run."""
 KINDS = (*EXPECTED, "slowed")
 
 pytestmark = [
@@ -272,8 +273,8 @@ def launch_undisturbed(folders: list[Path], configs: list[Path], port: int, stop
 
 
 def check_names(soak: Soak, run_dir: Path) -> None:
-    """Check that the list of interruptions names each fault, in order."""
-    found = [interruption.describe() for interruption in list_interruptions(read_timeline(run_dir / "timeline.jsonl"))]
+    """Check that the list of restarts names each fault, in order."""
+    found = [restart.describe() for restart in find_restarts(read_timeline(run_dir / "timeline.jsonl"))]
     print("\n".join(found))
     rest = iter(found)
     for fault in soak.faults:

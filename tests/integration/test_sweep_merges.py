@@ -141,7 +141,7 @@ def test_errors(models: Path, packed: Path, tmp_path: Path) -> None:
         os.close(descriptor)
     assert result.returncode == 2 and "another process is writing a sweep there" in result.stderr
     result = run_command([*TOOL, str(sweep), *words, "--general", "prose"])
-    assert result.returncode == 2 and "evaluated: general, facts" in result.stderr
+    assert result.returncode == 2 and "not among the evaluated sets and tasks: general, facts" in result.stderr
     result = run_command([*TOOL, str(sweep), *words[: words.index("--validation")]])
     assert result.returncode == 2 and "nothing to evaluate" in result.stderr
     assert list(sweep.iterdir()) == []

@@ -44,13 +44,11 @@ class OneWeight(nn.Cell):
 def _mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     install_cpu_kernels()
     monkeypatch.setattr("mindformers.wrapper.wrapper.is_legacy_model", lambda: False)
-    before = ms.get_context("mode")
     ms.set_context(mode=request.param)
     registered = MindFormerRegister.get_cls(MindFormerModuleType.WRAPPER, "MFTrainOneStepCell")
     yield
     MindFormerRegister.register_cls(registered, MindFormerModuleType.WRAPPER, alias="MFTrainOneStepCell")
     guards._Guarded.guards_loss = False
-    ms.set_context(mode=before)
 
 
 class Run:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -15,11 +13,8 @@ WEIGHT = np.arange(16, dtype=np.float32).reshape(8, 2)
 
 
 @pytest.fixture(autouse=True)
-def _use_graph_mode() -> Iterator[None]:
-    before = ms.get_context("mode")
+def _use_graph_mode() -> None:
     ms.set_context(mode=ms.GRAPH_MODE)
-    yield
-    ms.set_context(mode=before)
 
 
 class SquaredOutput(nn.Cell):
