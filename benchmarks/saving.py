@@ -133,8 +133,7 @@ def main() -> int:
     rounds: list[Round] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         writers = make_writer(Path(folder) / "foreground", False), make_writer(Path(folder) / "background", True)
-        if hasattr(writers[1], "prepare"):
-            writers[1].prepare(wrapper)
+        writers[1].prepare(wrapper)
         for number in range(1, args.rounds + 1):
             one = run_round(number, wrapper, train, writers)
             rounds.append(one)

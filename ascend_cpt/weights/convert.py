@@ -138,15 +138,17 @@ def write_hf(
         source: The tensors, with the shapes described by `config`.
         config: The content of config.json.
         target: Folder to create.
-        options: The shard size; the tensors are not converted.
+        options: dtype and shard size.
         companions: Files to copy: tokenizer, generation_config.json.
         texts: More files to write, as name → content.
 
     Raises:
         CheckpointError: `target` exists or cannot be written.
     """
-    infos = [source.tensors[name] for name in list_hf_shapes(read_sizes(config))]
-    tensors = ((info.name, source.read(info.name)) for info in infos)
+    shapes = list_hf_shapes(read_sizes(config))
+    types = _choose_types(source, [(name,) for name in shapes], options.dtype)
+    infos = [TensorInfo(name=name, dtype=types[name], shape=shape) for name, shape in shapes.items()]
+    tensors = ((name, _read_as(source, name, dtype)) for name, dtype in types.items())
     return _write(target, infos, tensors, config, companions, options, is_hf=True, texts=texts)
 
 
@@ -193,10 +195,7 @@ def upcycle(folder: HfFolder, target: Path, upcycling: Upcycling, options: Optio
     }
     sizes = read_sizes(config)
     source = UpcycledModel(folder, sizes, noise=upcycling.noise, seed=upcycling.seed)
-    types = _choose_types(source, [(name,) for name in list_hf_shapes(sizes)], options.dtype)
-    infos = [TensorInfo(name=name, dtype=types[name], shape=shape) for name, shape in list_hf_shapes(sizes).items()]
-    tensors = ((name, _read_as(source, name, types[name])) for name in types)
-    return _write(target, infos, tensors, config, list_companions(folder.path), options, is_hf=True)
+    return write_hf(source, config, target, options, list_companions(folder.path))
 
 
 def _read_as(source: TensorSource, name: str, dtype: str) -> Array:

@@ -32,6 +32,12 @@ def name_mindformers_file(index: int, num_files: int) -> str:
     return f"model-{index:07d}-{num_files:07d}.safetensors"
 
 
+def check_new_folder(path: Path) -> None:
+    """Raise CheckpointError if `path` exists."""
+    if path.exists():
+        raise CheckpointError(f"{path}: already exists: remove it or choose another folder")
+
+
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder next to `path`. Rename it to `path` at the end, or remove it after an error.
@@ -39,8 +45,7 @@ def create_folder(path: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: `path` exists, or the disk is full or not writable.
     """
-    if path.exists():
-        raise CheckpointError(f"{path}: already exists: remove it or choose another folder")
+    check_new_folder(path)
     try:
         with write_folder_whole(path) as temporary:
             yield temporary

@@ -36,7 +36,7 @@ from mindspore.ops.auto_generate import (
 )
 from mindspore.ops.operations import Morph
 
-from ascend_cpt.backend.models.built_networks import change_built_networks
+from ascend_cpt.backend.models.built_networks import change_built_networks, find_gpt_model
 
 NOTHING: tuple[Any, ...] = ()
 
@@ -233,7 +233,7 @@ class ChunkedGPTModel(GPTModel):
 
 def chunk_loss(network: Any, num_chunks: int) -> None:
     """Make a network compute the loss in parts."""
-    (model,) = [cell for _, cell in network.cells_and_names() if isinstance(cell, GPTModel)]
+    model = find_gpt_model(network)
     model.__class__ = ChunkedGPTModel
     model.loss = ChunkedLoss(model.loss, model.config, num_chunks)
     if model.pp > 1:

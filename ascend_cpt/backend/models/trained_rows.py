@@ -16,13 +16,12 @@ from typing import Any
 
 import mindspore as ms
 from mindformers.parallel_core.inference.parallel_state import get_tensor_model_parallel_group
-from mindformers.parallel_core.training_graph.base_models.gpt.gpt_model import GPTModel
 from mindformers.parallel_core.training_graph.device_matrix import layout
 from mindspore import Tensor, nn, ops
 from mindspore.ops.auto_generate import Concat
 from mindspore.ops.operations import Morph
 
-from ascend_cpt.backend.models.built_networks import change_built_networks
+from ascend_cpt.backend.models.built_networks import change_built_networks, find_gpt_model
 from ascend_cpt.backend.models.chunked_loss import ChunkedLoss
 
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
@@ -89,7 +88,7 @@ def train_rows(first_rows: Mapping[str, int]) -> None:
     """
 
     def change(network: Any) -> None:
-        (model,) = [cell for _, cell in network.cells_and_names() if isinstance(cell, GPTModel)]
+        model = find_gpt_model(network)
         tensor = model.config.tensor_model_parallel_size or 1
         if EMBEDDING in first_rows and model.pre_process:
             embedding = model.embedding.word_embeddings

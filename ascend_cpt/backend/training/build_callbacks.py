@@ -107,7 +107,7 @@ def build_callbacks(
     controller = RunController(
         total_steps=budget.total_steps,
         initial_step=initial_step,
-        writer=_build_writer(run, rank, is_first_on_node, num_local_ranks, partial(_print_warning, console)),
+        writer=_build_writer(run, rank, is_first_on_node, num_local_ranks, SinkGroup([], console).warn),
         save_every_steps=to_steps(cpt.checkpoint.every, budget.tokens_per_step),
         saves=cpt.checkpoint.save,
         build_evaluator=partial(_build_evaluator, run, tasks, data_rank, reports) if cpt.validation else None,
@@ -348,10 +348,6 @@ def _copy_outputs(run: ResolvedRun) -> list[Callback]:
         return []
     run_first(HostOutputs)
     return [HostOutputs()]
-
-
-def _print_warning(console: TextIO, message: str) -> None:
-    print(f"warning: {message}", file=console, flush=True)
 
 
 def _build_writer(

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import RunContext, Tensor
 from mindspore.train import Callback
 
-from ascend_cpt.backend.collectives import is_pure_data_parallel, sum_over_ranks
+from ascend_cpt.backend.collectives import is_on_cpu, is_pure_data_parallel, sum_over_ranks
 from ascend_cpt.backend.models.experts.monitor import ExpertMonitor
 from ascend_cpt.backend.training.spike_guards import StepGuard
 from ascend_cpt.errors import RunStopped
@@ -49,7 +49,7 @@ class Speed:
 
 def read_peak_memory() -> int | None:
     """Return this process's peak tensor memory on its device in bytes, or None on a CPU."""
-    if ms.get_context("device_target") == "CPU":
+    if is_on_cpu():
         return None
     return int(ms.runtime.max_memory_allocated())
 

@@ -57,6 +57,12 @@ class NoSteps(DataError):
     """The run has not finished its first step."""
 
 
+def check_run_folder(run_dir: Path) -> None:
+    """Raise DataError if `run_dir` is not the folder of a run."""
+    if not (run_dir / METRICS_NAME).is_file():
+        raise DataError(f"{run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run")
+
+
 class RunReader:
     """Reads a run folder. A second call of `read` parses only the lines that were added since the first one."""
 
@@ -85,8 +91,7 @@ class RunReader:
             NoSteps: there are no steps yet.
             DataError: when the folder contains no run, or a record before the last line is damaged.
         """
-        if not self._path.is_file():
-            raise DataError(f"{self._run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run")
+        check_run_folder(self._run_dir)
         try:
             self._read_new_lines()
         except DataError as error:

@@ -11,10 +11,9 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ascend_cpt.errors import CptError, DataError
-from ascend_cpt.monitor.history import METRICS_NAME
+from ascend_cpt.errors import CptError
 from ascend_cpt.monitor.report.page import Content, load_plotly, render_page, to_json
-from ascend_cpt.monitor.report.run_data import RunReader
+from ascend_cpt.monitor.report.run_data import RunReader, check_run_folder
 from ascend_cpt.monitor.report.write_report import build_content
 
 ADDRESS = "127.0.0.1"
@@ -26,8 +25,7 @@ class LiveReport:
 
     def __init__(self, run_dirs: Sequence[Path]) -> None:
         for run_dir in run_dirs:
-            if not (run_dir / METRICS_NAME).is_file():
-                raise DataError(f"{run_dir}: not a run folder ({METRICS_NAME} is missing); give the folder of a run")
+            check_run_folder(run_dir)
         self._readers = [RunReader(run_dir) for run_dir in run_dirs]
         self._title = run_dirs[0].resolve().name if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
         self._lock = Lock()

@@ -27,7 +27,7 @@ from ascend_cpt.data.tokenizing.names import HUGGING_FACE, SENTENCE_PIECE
 from ascend_cpt.data.tokenizing.reference_engines import make_reference_engine
 from ascend_cpt.errors import CheckpointError, DataError
 from ascend_cpt.weights.convert import Options, Summary, write_hf
-from ascend_cpt.weights.folder_writer import DEFAULT_SHARD_BYTES, create_folder
+from ascend_cpt.weights.folder_writer import DEFAULT_SHARD_BYTES, check_new_folder, create_folder
 from ascend_cpt.weights.growth.rows import MEAN, ExtendedVocabulary, NewRows, pad_rows
 from ascend_cpt.weights.hf_folder import HfFolder, is_hf_folder, list_companions
 
@@ -97,8 +97,7 @@ def add_new_tokens(settings: NewTokenSettings) -> Extension:
         DataError: the tokenizer cannot be extended, there is no text, or the corpus has too few frequent pairs.
         CheckpointError: the model is damaged, the target exists, or it cannot be written.
     """
-    if settings.target.exists():
-        raise CheckpointError(f"{settings.target}: already exists: remove it or choose another folder")
+    check_new_folder(settings.target)
     folder = HfFolder(settings.base) if is_hf_folder(settings.base) else None
     tokenizer = open_growable(settings.base)
     if folder is not None:

@@ -122,7 +122,7 @@ class SweepResults:
             stored = build(_Stored, read_json_object(self._path))
         except (OSError, JsonError) as error:
             raise CheckpointError(
-                f"{self._path}: cannot be read: {error}; remove it to start the sweep anew"
+                f"{self._path}: cannot be read: {error}; remove it to start the sweep again"
             ) from error
         differences = describe_differences(
             {key: value for key, value in vars(stored).items() if key != "points"},
@@ -131,7 +131,7 @@ class SweepResults:
         if differences:
             raise ConfigError(
                 f"{self._path}: from another sweep ({'; '.join(differences[:3])}); give another TARGET, or remove it "
-                "to start anew"
+                "to start again"
             )
         return stored
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +94,3 @@ def pad_rows(num_tokens: int, num_old_rows: int, multiple: int) -> int:
     """Return the rows of the new model: enough for all tokens, at least the old ones, and a multiple of `multiple`."""
     needed = max(num_tokens, num_old_rows)
     return -(-needed // multiple) * multiple
-
-
-def describe_rows(first_id: int, parts: Sequence[Sequence[int]]) -> str:
-    """Return `N tokens with the ids A to B`."""
-    return f"{len(parts)} tokens with the ids {first_id} to {first_id + len(parts) - 1}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ascend_cpt.data.tokenizing.growth.learn_merges import Learned, LearnSetting
 from ascend_cpt.errors import DataError
 
 TOKENIZER_JSON = "tokenizer.json"
-_BATCH = 256
+_BATCH_DOCUMENTS = 256
 
 
 class ByteLevelTokenizer:
@@ -44,7 +45,7 @@ class ByteLevelTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._vocabulary: dict[str, int] = self._content["model"]["vocab"]
-        self._added = {token["content"]: token["id"] for token in self._content.get("added_tokens") or ()}
+        self._added = read_added_tokens(self._content)
         self.first_id = max((*self._vocabulary.values(), *self._added.values())) + 1
 
     def learn(self, documents: Iterable[str], settings: LearnSettings) -> Learned:
@@ -59,8 +60,8 @@ class ByteLevelTokenizer:
 
     def _split(self, documents: Iterable[str]) -> Iterator[Split]:
         added = np.array(sorted(self._added.values()), np.int32)
-        for batch in in_batches(documents, _BATCH):
-            for encoding in self._tokenizer.encode_batch(list(batch), add_special_tokens=False):
+        for batch in in_batches(documents):
+            for encoding in self._tokenizer.encode_batch(batch, add_special_tokens=False):
                 ids = np.array(encoding.ids, np.int32)
                 words = np.array(encoding.word_ids, np.int64)
                 ids[np.isin(ids, added)] = -1
@@ -88,8 +89,7 @@ def write_tokenizer_json(content: dict[str, Any], new_ids: dict[str, int], merge
     vocabulary contains them. They are therefore put into the vocabulary, where no merge leads to them.
     """
     model = content["model"]
-    added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
-    vocabulary = sorted((model["vocab"] | added | new_ids).items(), key=lambda item: item[1])
+    vocabulary = sorted((model["vocab"] | read_added_tokens(content) | new_ids).items(), key=lambda item: item[1])
     old_merges = model["merges"]
     as_text = bool(old_merges) and isinstance(old_merges[0], str)
     new_merges = [f"{left} {right}" if as_text else [left, right] for left, right in merges]
@@ -97,15 +97,15 @@ def write_tokenizer_json(content: dict[str, Any], new_ids: dict[str, int], merge
     return orjson.dumps(extended) + b"\n"
 
 
-def in_batches(items: Iterable[str], size: int) -> Iterator[Sequence[str]]:
-    """Yield lists of `size` items; the last one may be shorter."""
-    batch: list[str] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def read_added_tokens(content: dict[str, Any]) -> dict[str, int]:
+    """Return the added tokens of a tokenizer.json with their ids."""
+    return {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+
+
+def in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Yield lists of documents to encode in one call."""
+    stream = iter(documents)
+    while batch := list(islice(stream, _BATCH_DOCUMENTS)):
         yield batch
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from ascend_cpt.data.tokenizing.base import Engine
 from ascend_cpt.data.tokenizing.growth.byte_level import in_batches
 
-_BATCH = 256
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -53,7 +51,7 @@ def compare_tokenizers(old: Engine, new: Engine, first_id: int, texts: Iterable[
     """Encode texts with both tokenizers. New ids are those from `first_id` on."""
     num_documents = num_bytes = num_old = num_new = num_unchanged = 0
     used: set[int] = set()
-    for batch in in_batches(texts, _BATCH):
+    for batch in in_batches(texts):
         before, after = old.encode_batch(batch), new.encode_batch(batch)
         for k, text in enumerate(batch):
             ids = after.ids[after.offsets[k] : after.offsets[k + 1]]

@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ascend_cpt.data.tokenizing.growth.byte_level import TOKENIZER_JSON, in_batches, write_tokenizer_json
+from ascend_cpt.data.tokenizing.growth.byte_level import (
+    TOKENIZER_JSON,
+    in_batches,
+    read_added_tokens,
+    write_tokenizer_json,
+)
 from ascend_cpt.data.tokenizing.growth.learn_merges import Learned, LearnSettings, Piece, Split, learn_merges
 from ascend_cpt.data.tokenizing.growth.model_proto import CONTROL, UNUSED, append_pieces, is_bpe
 from ascend_cpt.errors import DataError
@@ -26,7 +31,6 @@ TOKENIZER_MODEL = "tokenizer.model"
 # New characters cover this share of the characters that the old model splits into bytes, as in SentencePiece.
 CHARACTER_COVERAGE = 0.9995
 _SPACE = "\u2581"
-_BATCH = 256
 _DIGIT, _OTHER = "digit", "other"
 
 
@@ -74,16 +78,15 @@ class SentencePieceTokenizer:
         """Return text → id of the pieces and added tokens of the tokenizer.json."""
         if self._json is None:
             return {}
-        added: dict[str, int] = {token["content"]: token["id"] for token in self._json.get("added_tokens") or ()}
         vocabulary: dict[str, int] = self._json["model"]["vocab"]
-        return vocabulary | added
+        return vocabulary | read_added_tokens(self._json)
 
     def learn(self, documents: Iterable[str], settings: LearnSettings) -> Learned:
         """Return new characters and pieces learned on `documents`."""
         symbols = _Symbols(self._texts, self._bytes)
         splits = []
-        for batch in in_batches(documents, _BATCH):
-            splits += [symbols.split(ids) for ids in self._model.encode(list(batch), out_type=int)]
+        for batch in in_batches(documents):
+            splits += [symbols.split(ids) for ids in self._model.encode(batch, out_type=int)]
         characters = symbols.choose_characters(settings)
         chosen = {symbols.numbers[character] for character in characters}
         first = min(symbols.numbers.values(), default=len(self._texts))

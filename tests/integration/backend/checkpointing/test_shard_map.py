@@ -71,6 +71,13 @@ def describe_all(layout: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]
     return _NetStrategyInfo(NETWORK, global_layout={"train": layout}, local_layout={}).get_rank_layout()
 
 
+def cut(tensor: np.ndarray, tensor_layout: Any, shape: tuple[int, ...], rank_in_stage: int) -> np.ndarray:
+    """Return the slice of a tensor that a rank of a stage has."""
+    described = tensor_layout.to_dict()
+    area = infer_slice_area_by_rank(described["device_matrix"], described["tensor_map"], rank_in_stage, shape)
+    return tensor[tuple(slice(*bounds) for bounds in area)]
+
+
 def write_checkpoint(folder: Path, layout: dict[int, dict[str, Any]], monkeypatch: Any, *, ours: bool) -> Any:
     """Write every rank's files and metadata.json, by us or by MindFormers; return the whole tensors."""
     folder.mkdir()
@@ -83,11 +90,7 @@ def write_checkpoint(folder: Path, layout: dict[int, dict[str, Any]], monkeypatc
             if name.startswith("accu_grads"):
                 continue
             tensor = tensors.setdefault(name, generator.normal(size=shape).astype(np.float32))
-            described = tensor_layout.to_dict()
-            area = infer_slice_area_by_rank(
-                described["device_matrix"], described["tensor_map"], rank % RANKS_PER_STAGE, shape
-            )
-            part = np.ascontiguousarray(tensor[tuple(slice(*bounds) for bounds in area)])
+            part = np.ascontiguousarray(cut(tensor, tensor_layout, shape, rank % RANKS_PER_STAGE))
             parts["opt" if name.startswith("adam") else "model"][name] = part
         for kind, values in parts.items():
             save_file(values, folder / f"cpt-{kind}-{rank:07d}-{NUM_RANKS:07d}.safetensors")
@@ -107,6 +110,22 @@ def write_checkpoint(folder: Path, layout: dict[int, dict[str, Any]], monkeypatc
     return tensors
 
 
+def load_and_compare(
+    folder: Path, wanted: dict[str, Any], tensors: dict[str, np.ndarray], rank: int, ranks_per_stage: int
+) -> int:
+    """Load a rank's parts with MindFormers' loader and compare them; return how many are less than the tensor."""
+    sources, files = load_metadata(str(folder / "metadata.json"))
+    metas = get_sharded_tensor_from_strategy_metadata(param_infos=wanted, cur_npu_rank=rank)
+    loaded = ReshardLoader(str(folder), metas, sources, files).load()
+    assert loaded.keys() == wanted.keys()
+    num_cut = 0
+    for name, (tensor_layout, _, shape) in wanted.items():
+        expected = cut(tensors[name], tensor_layout, shape, rank % ranks_per_stage)
+        num_cut += expected.size < tensors[name].size
+        np.testing.assert_array_equal(loaded[name].asnumpy(), expected, strict=True)
+    return num_cut
+
+
 @pytest.mark.parametrize("ours", [True, False])
 @pytest.mark.parametrize("rank", [0, 5, 11])
 def test_every_rank_loads_its_parts(tmp_path: Path, monkeypatch: Any, ours: bool, rank: int) -> None:
@@ -114,23 +133,13 @@ def test_every_rank_loads_its_parts(tmp_path: Path, monkeypatch: Any, ours: bool
     layout = make_layout()
     tensors = write_checkpoint(tmp_path / "step", layout, monkeypatch, ours=ours)
     verify_ckpt_valid(str(tmp_path / "step"))
-    sources, files = load_metadata(str(tmp_path / "step/metadata.json"))
     monkeypatch.setattr(mindformers_reshard, "get_real_rank", lambda: rank)
     other = describe_all(
         {rank: {name: info(rank // 8, [[1]] + [[-1]] * (len(t.shape) - 1), 0, t.shape) for name, t in tensors.items()}}
     )
     for wanted in (describe_all(layout)[rank], other[rank]):
         wanted = {name: value for name, value in wanted.items() if not name.startswith("accu_grads")}
-        metas = get_sharded_tensor_from_strategy_metadata(param_infos=wanted, cur_npu_rank=rank)
-        loaded = ReshardLoader(str(tmp_path / "step"), metas, sources, files).load()
-        assert loaded.keys() == wanted.keys()
-        for name, (tensor_layout, _, shape) in wanted.items():
-            described = tensor_layout.to_dict()
-            area = infer_slice_area_by_rank(
-                described["device_matrix"], described["tensor_map"], rank % RANKS_PER_STAGE, shape
-            )
-            expected = tensors[name][tuple(slice(*bounds) for bounds in area)]
-            np.testing.assert_array_equal(loaded[name].asnumpy(), expected, strict=True)
+        load_and_compare(tmp_path / "step", wanted, tensors, rank, RANKS_PER_STAGE)
     source = MindFormersFolder(tmp_path / "step")
     assert source.tensors.keys() == {name for name in tensors if not name.startswith("adam")}
     for name in source.tensors:
@@ -147,7 +156,6 @@ def test_a_run_in_other_sizes_loads_its_parts(
 ) -> None:
     """As with `--reshard`: other sizes of data, tensor and pipeline, and other layers in the stages."""
     tensors = write_checkpoint(tmp_path / "step", make_layout(), monkeypatch, ours=True)
-    sources, files = load_metadata(str(tmp_path / "step/metadata.json"))
     monkeypatch.setattr(mindformers_reshard, "smart_slice", mindformers_reshard.smart_slice)
     slice_on_host()
     num_ranks = math.prod(devices)
@@ -167,17 +175,7 @@ def test_a_run_in_other_sizes_loads_its_parts(
     num_cut = 0
     for rank, wanted in describe_all(layout).items():
         monkeypatch.setattr(mindformers_reshard, "get_real_rank", lambda rank=rank: rank)
-        metas = get_sharded_tensor_from_strategy_metadata(param_infos=wanted, cur_npu_rank=rank)
-        loaded = ReshardLoader(str(tmp_path / "step"), metas, sources, files).load()
-        assert loaded.keys() == wanted.keys()
-        for name, (tensor_layout, _, shape) in wanted.items():
-            described = tensor_layout.to_dict()
-            area = infer_slice_area_by_rank(
-                described["device_matrix"], described["tensor_map"], rank % num_ranks, shape
-            )
-            expected = tensors[name][tuple(slice(*bounds) for bounds in area)]
-            num_cut += expected.size < tensors[name].size
-            np.testing.assert_array_equal(loaded[name].asnumpy(), expected, strict=True)
+        num_cut += load_and_compare(tmp_path / "step", wanted, tensors, rank, num_ranks)
     assert bool(num_cut) == (num_ranks > 1)
 
 

@@ -64,7 +64,7 @@ def serve_with_losses(serve: Serve, settings: LaunchSettings, max_losses: int) -
 
 
 def lose(node: Node, other: Node) -> RestartDecision:
-    """Kill the launcher of one node; return what another is told."""
+    """Close the launcher of one node, and return the decision that another one receives."""
     node.client.close()
     wait_for(other.client.is_cancelled)
     return other.client.report(CANCELLED)

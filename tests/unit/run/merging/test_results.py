@@ -83,7 +83,7 @@ def test_results_of_another_sweep_are_not_continued(models: Path, tmp_path: Path
         SweepResults(tmp_path, order, make_settings(order))
     assert (tmp_path / "sweep.json").read_bytes() == before
     (tmp_path / "sweep.json").write_bytes(before[:-20])
-    with pytest.raises(CheckpointError, match="remove it to start the sweep anew"):
+    with pytest.raises(CheckpointError, match="remove it to start the sweep again"):
         SweepResults(tmp_path, order, make_settings(order))
 
 
