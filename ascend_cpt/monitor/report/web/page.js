@@ -27,7 +27,7 @@ const MARKS = {
 const PARTS = { steps: "#3f9b5c", data: "#d9a521", lost: "#c8453b", compiling: "#5b86c9", starting: "#8d6cc0",
   waiting: "#c77db0", validation: "#3aa3a8", saving: "#8c6d4f", ending: "#b0b6bd", down: "#6b727a" };
 const SCORES = [[0, "#f0938a"], [0.5, "#f5e08d"], [1, "#8fd0a3"]];
-// By default plotly has a button that sends the chart to a server of its makers.
+// By default, plotly shows a button that uploads the chart to its developers' server.
 const CONFIG = { responsive: true, displaylogo: false, showTips: false, showSendToCloud: false, plotlyServerURL: "",
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
