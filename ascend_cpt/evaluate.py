@@ -200,7 +200,7 @@ class Evaluation:
                     self.print(f"asked the run to stop: {message}")
                     report_own_stop()
                     return 1
-        self.print(f"{run.main}: the run is over, and all its checkpoints are evaluated")
+        self.print(f"{run.main}: the run has ended, and all its checkpoints have been evaluated")
         return 0
 
     def _wait(self, run: RunFolders, names: Collection[tuple[str, str]], given_up: Collection[int]) -> int | None:

@@ -1,4 +1,4 @@
-"""Convert weights between Hugging Face and MindFormers, merge checkpoints, upcycle models, and verify the result.
+"""Convert weights between Hugging Face and MindFormers, add blocks, upcycle models, and verify the result.
 
     python tools/convert_weights.py to-hf output/my_run exported/ --like /models/Qwen3-8B-Base
     python tools/convert_weights.py verify exported/ --against output/my_run

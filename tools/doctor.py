@@ -47,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         SECRET_OPTION,
         metavar="PATH",
-        help=f"file with the job secret of several nodes ({SECRET_VARIABLE}; default: ~/.config/ascend_cpt/secret)",
+        help=f"file with the job secret, for several nodes ({SECRET_VARIABLE}; default: ~/.config/ascend_cpt/secret)",
     )
     return parser.parse_args()
 

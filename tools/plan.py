@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
         "--efficiencies",
         type=Path,
         metavar="JSON",
-        help="file of efficiencies to use, or with --measured to write (then plan_efficiencies.json by default)",
+        help="file of efficiencies to use or, with --measured, to write (default then: plan_efficiencies.json)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--suggest", action="store_true", help="rank the layouts that fit")

@@ -88,5 +88,5 @@ class GuardConfig:
     max_skips_in_a_row: AtLeastOne = 10
     """Stop after this many consecutive skipped steps."""
     max_expert_load: float | None = None
-    """Stop when an expert computes more than this many times the mean number of tokens of its layer's experts, over the
-    steps of a record of the experts' loads."""
+    """Stop when an expert processes more than this many times the mean number of tokens of its layer's experts in a
+    record of the experts' loads."""

@@ -207,7 +207,7 @@ class CptConfig:
     """Rows per optimizer step over all devices, or a ramp (a list of stages). Default: `runner_config.batch_size` ×
     data parallel × accumulation steps."""
     loss_chunks: Positive = 1
-    """Parts in which the loss of a micro batch is computed, so that only one part's logits exist at a time."""
+    """Chunks in which the loss of a micro batch is computed, so that the logits of only one chunk exist at a time."""
     trainable: tuple[str, ...] = ()
     """Patterns of MindFormers' names of the weights to train; all others are frozen. `NAME[N:]` trains the rows of an
     embedding or output layer from N on. Default: all weights are trained."""

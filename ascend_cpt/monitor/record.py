@@ -322,7 +322,7 @@ class RunInfo:
     trackers: dict[str, Any] = field(default_factory=dict)
     """`sinks` and `project` of `cpt.monitor`, for the records of tools/evaluate.py."""
     nodes: list[str] = field(default_factory=list)
-    """Host names of the last launch, in a job that goes on without lost nodes."""
+    """Host names of the last launch, in a job that can continue without lost nodes."""
     software: dict[str, str] = field(default_factory=dict)
     """Package → version, of the last launch."""
     layouts: list[dict[str, int]] = field(default_factory=list)

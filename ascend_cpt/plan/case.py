@@ -55,9 +55,9 @@ class TrainingCase:
     compresses_mask: bool = True
     """Whether attention uses a compressed mask instead of one of seq_length²."""
     loss_chunks: int = 1
-    """Parts of the rows whose logits exist one after another (`cpt.loss_chunks`)."""
+    """Chunks of the rows whose logits exist one after another (`cpt.loss_chunks`)."""
     can_chunk_loss: bool = True
-    """Whether the other settings of the run allow several parts."""
+    """Whether the other settings of the run allow several chunks."""
     residuals_in_float32: bool = False
     """Whether residuals are added in float32 (`fp32_residual_connection`)."""
     param_bytes: int = 4

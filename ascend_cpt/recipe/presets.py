@@ -69,7 +69,7 @@ REWARM = Preset(
 
 Ibrahim et al. (arXiv 2403.08763): warm up over 1 % of the tokens, cosine decay to 1/10 of the peak, and replay old
 data: 5 % for a weak shift, 25 % for a strong one. The paper uses the base model's peak; the default here is half of it,
-which causes less forgetting. Set `peak_lr` for another value. The length of the warmup matters little, the peak does.
+which causes less forgetting. Set `peak_lr` for another value. The peak matters more than the length of the warmup.
 """
 
 GENTLE = Preset(

@@ -41,7 +41,7 @@ def check_layout(
     if not reshard:
         raise CheckpointError(
             f"{chosen.folder}: saved with another parallel layout ({what}); use that layout, or pass --reshard to "
-            "continue with the new one (the losses are the same within rounding)"
+            "continue with the new one (the losses are the same up to rounding)"
         )
     _, missing = find_missing_ranks(chosen.state.files)
     if missing and not shared:

@@ -134,7 +134,7 @@ def _choose_checkpoint(
     if requested.lower() in ("never", "false"):
         if newest is not None:
             raise CheckpointError(
-                f"{run.run_dir}: has checkpoints up to step {newest.state.step}; continue them with "
+                f"{run.run_dir}: has checkpoints up to step {newest.state.step}; resume from it with "
                 "--resume_training auto, or start another run with --set cpt.run_name=NAME"
             )
         return None, ()

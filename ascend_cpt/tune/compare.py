@@ -11,7 +11,7 @@ from ascend_cpt.tune.overlays import BASE
 from ascend_cpt.tune.trial import TrialResult
 
 MIN_GAIN = 0.01
-"""Smaller gains do not count, however small the noise of a few rounds looks."""
+"""Smaller gains are ignored, because a few rounds give only a rough estimate of the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -209,7 +209,7 @@ def test_watcher_neither_repeats_nor_skips(packed: Path, tmp_path: Path) -> None
         assert "another process is already evaluating this run" in second.stderr
     last = run_command([*TOOL, str(run), "--config", str(judged), "--watch"])
     assert last.returncode == 0, last.stderr
-    assert "the run is over, and all its checkpoints are evaluated" in last.stdout
+    assert "the run has ended, and all its checkpoints have been evaluated" in last.stdout
     assert [record["step"] for record in read_records(run, "evaluations.jsonl")] == [4, 8, 12]
     assert list_tracked_steps(run) == [4, 8, 12]
     summary = run_command([sys.executable, "tools/summarize_run.py", str(run)])

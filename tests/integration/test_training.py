@@ -187,7 +187,7 @@ def test_the_number_of_workers_may_change_between_launches(
     tmp_path: Path,
     free_port: int,
 ) -> None:
-    """1 → 2 → 1 processes: the same losses within rounding, and every change is printed and recorded."""
+    """1 → 2 → 1 processes: the same losses up to rounding, and every change is printed and recorded."""
     whole = train(write_config(run_name="whole", validation=None), "--stop-at-step", "12")
     assert whole.returncode == 0, whole.stderr
     config = write_config(run_name="changed", validation=None)

@@ -103,14 +103,14 @@ class TokenLosses(nn.Cell):
         done = labels
         for index in range(self.num_chunks):
             start = index * part
-            # The dependency keeps MindSpore from computing several parts' logits at the same time.
+            # The dependency keeps MindSpore from computing several chunks' logits at the same time.
             rows = self.reshape(ops.depend(hidden[start : start + part], done), (part * batch, size))
             logits = self.cast(self.logits_of(rows, weight), ms.float32)
             _, top = self.max(logits)
             if self.shards > 1:
                 top = self.max_over_shards(top)
             centred = self.sub(logits, top)
-            # One-hot labels have no other dependency, so MindSpore would compute and keep them for all parts first.
+            # One-hot labels have no other dependency, so MindSpore would compute and keep them for all chunks first.
             own_labels = ops.depend(labels[:, start : start + part], centred)
             target = self.one_hot_labels(own_labels, part * batch, weight.shape[0])
             total = self.sum(self.exp(centred), -1, True)
@@ -232,7 +232,7 @@ class ChunkedGPTModel(GPTModel):
 
 
 def chunk_loss(network: Any, num_chunks: int) -> None:
-    """Make a network compute the loss in parts."""
+    """Make a network compute the loss in chunks."""
     model = find_gpt_model(network)
     model.__class__ = ChunkedGPTModel
     model.loss = ChunkedLoss(model.loss, model.config, num_chunks)
@@ -241,5 +241,5 @@ def chunk_loss(network: Any, num_chunks: int) -> None:
 
 
 def chunk_losses(num_chunks: int) -> None:
-    """Make networks that MindFormers' trainer builds after this call compute the loss in parts."""
+    """Make networks that MindFormers' trainer builds after this call compute the loss in chunks."""
     change_built_networks(partial(chunk_loss, num_chunks=num_chunks))

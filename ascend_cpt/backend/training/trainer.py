@@ -43,7 +43,7 @@ class Launch:
     webhook: Webhook = NO_WEBHOOK
     """Receives notices of the run; only on the rank that reports it."""
     nodes: NodesRecord | None = None
-    """The nodes of this launch, in a job that goes on without lost nodes."""
+    """The nodes of this launch, in a job that can continue without lost nodes."""
 
 
 def train(run: ResolvedRun, launch: Launch) -> None:

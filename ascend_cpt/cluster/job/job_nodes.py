@@ -18,7 +18,7 @@ MAX_REASON_CHARACTERS = 2000  # of an environment variable
 
 @dataclass(frozen=True, kw_only=True)
 class JobNodes:
-    """The nodes of an attempt, in a job that can go on without some of its nodes."""
+    """The nodes of an attempt, in a job that can continue without some of its nodes."""
 
     attempt: int
     """Counted from 1 since the start of the launcher on node 0."""
@@ -31,7 +31,7 @@ class JobNodes:
     smaller: tuple[int, ...]
     """The numbers of workers, below this, on which it may continue."""
     reason: str
-    """Why these are other nodes than in the attempt before; empty if they are the same."""
+    """Why the nodes differ from those of the previous attempt; empty if they are the same."""
     fitting_file: str
 
     def to_text(self) -> str:

@@ -100,7 +100,7 @@ class LaunchSettings:
 
     @property
     def can_lose_nodes(self) -> bool:
-        """Whether the job may go on without some of its nodes."""
+        """Whether the job may continue without some of its nodes."""
         return self.spare_nodes > 0 or 0 < self.min_nodes < self.num_nodes
 
     def worker_log(self, rank: int) -> Path:

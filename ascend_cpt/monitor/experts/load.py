@@ -79,7 +79,7 @@ def find_overload(record: ExpertsRecord, max_load: float | None) -> str:
     if max_load is None or record.max_load <= max_load:
         return ""
     return (
-        f"expert {record.max_load_expert} of layer {record.max_load_layer} computed {record.max_load:.2f} times the "
+        f"expert {record.max_load_expert} of layer {record.max_load_layer} processed {record.max_load:.2f} times the "
         f"mean number of tokens in the last {record.num_steps} steps, more than cpt.guards.max_expert_load {max_load:g}"
     )
 

@@ -1,4 +1,4 @@
-"""The nodes of a run's launches, in a job that goes on without lost nodes."""
+"""The nodes of a run's launches, in a job that can continue without lost nodes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NodesRecord:
     """Rows."""
     num_accumulation_steps: int
     reason: str = ""
-    """Why these are other nodes than in the launch before; empty if they are the same."""
+    """Why the nodes differ from those of the previous launch; empty if they are the same."""
 
 
 def describe_node_changes(records: Sequence[Mapping[str, Any]]) -> str:

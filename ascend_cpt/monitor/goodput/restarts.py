@@ -13,21 +13,21 @@ UNKNOWN_CAUSE = "cause unknown, because the launcher ended as well"
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """A launch after the first one, and the end of the launch before it."""
+    """A launch after the first one, and the end of the previous launch."""
 
     last_step: int
-    """The last step that the launch before recorded, or the step it started from."""
+    """The last step recorded by the previous launch, or the step that it started from."""
     from_step: int
     """The step from which this launch continued."""
     is_interruption: bool
-    """Whether the launch before crashed, was killed or ended with an error."""
+    """Whether the previous launch crashed, was killed or ended with an error."""
     cause: str
-    """The error of the launch before, or the cause that the launcher found, or "" if neither is known."""
+    """The error of the previous launch, or the cause that the launcher found, or "" if neither is known."""
     skipped: tuple[str, ...]
     """Why newer checkpoints could not be used."""
 
     def describe_cause(self) -> str:
-        """Return why the launch before ended, and which checkpoints were skipped."""
+        """Return why the previous launch ended, and which checkpoints were skipped."""
         end = (self.cause or UNKNOWN_CAUSE) if self.is_interruption else "stopped normally"
         return "; ".join([end, *(f"skipped a checkpoint: {line}" for line in self.skipped)])
 

@@ -50,7 +50,7 @@ class RunData:
     """None for a run without a timeline."""
     restarts: Sequence[Restart] = ()
     nodes: Sequence[Mapping[str, Any]] = ()
-    """A record for each launch of a job that goes on without lost nodes."""
+    """A record for each launch of a job that can continue without lost nodes."""
 
 
 class NoSteps(DataError):

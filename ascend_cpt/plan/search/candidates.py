@@ -106,7 +106,7 @@ def list_switches(case: TrainingCase, devices_per_node: int) -> Iterator[Trainin
 
 
 def count_useful_chunks(case: TrainingCase) -> int:
-    """Return the number of parts of the loss, a power of 2, beyond which its peak hardly falls.
+    """Return the number of chunks of the loss, a power of 2, beyond which its peak hardly falls.
 
     The peak is then in the sum of the output weight's gradients, not in the logits of a part.
     """

@@ -18,7 +18,7 @@ Accepts = Callable[[TrainingCase], bool]
 Shape = tuple[ParallelLayout, int]
 # Speeds that differ by less than this count as equal, so that the simplest switches are tried first.
 MARGIN = 1e-6
-# Share of the usable memory that is not worth twice as many parts of the loss.
+# Share of the usable memory that is not worth twice as many chunks of the loss.
 CHUNK_MARGIN = 0.01
 
 
@@ -94,7 +94,7 @@ def _solve_layout(
 
 
 def reduce_chunks(case: TrainingCase, limits: Limits) -> TrainingCase:
-    """Return the case with the fewest parts of the loss with which the last stage needs hardly more memory."""
+    """Return the case with the fewest chunks of the loss with which the last stage needs hardly more memory."""
 
     def count_needed(chunks: int) -> int:
         split = dataclasses.replace(case, loss_chunks=chunks)

@@ -51,7 +51,7 @@ class StageSolver:
         return case, self._combine(layers, stages)
 
     def split_loss(self, chunks: int) -> StageSolver:
-        """Return the solver with a loss in `chunks` parts, which changes only the last stage."""
+        """Return the solver with a loss in `chunks` chunks, which changes only the last stage."""
         last = self.case.num_stages - 1
         return StageSolver(
             case=dataclasses.replace(self.case, loss_chunks=chunks),

@@ -26,7 +26,7 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "callbacks": ((), "set cpt.checkpoint, cpt.validation and cpt.monitor"),
     "checkpoint": ((), "set cpt.init_from and cpt.checkpoint"),
     "do_eval": ((False,), "set cpt.validation"),
-    "data_skip_steps": ((0,), "a resumed run automatically skips the data that it was trained on"),
+    "data_skip_steps": ((0,), "a resumed run automatically skips the data that it has already trained on"),
     "ignore_data_skip": ((False,), "a resumed run continues with the next row"),
     "only_save_strategy": ((False,), "this program only trains"),
     "auto_trans_ckpt": ((False,), "checkpoints are resharded when they are loaded"),

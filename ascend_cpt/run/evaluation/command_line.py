@@ -72,7 +72,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="MODEL",
-        help="run, checkpoint (iteration_*) or Hugging Face folder; without shared storage the folders of all nodes",
+        help="run, checkpoint (iteration_*) or Hugging Face folder; without shared storage, the folders of all nodes",
     )
     add_evaluation_options(parser)
     add("--json", type=Path, metavar="FILE", help="also write the results to this file")

@@ -50,7 +50,7 @@ class NewTokenSettings:
     general: TextInput | None = None
     """Texts of other kinds, whose ids should rarely change."""
     max_bytes: int = 100_000_000
-    """Text of the corpus to learn from; of a larger corpus, a random part is used."""
+    """Amount of text to learn from; from a larger corpus, a random part of this size is used."""
     min_count: int = 10
     max_chars: int = 16
     method: str = MEAN

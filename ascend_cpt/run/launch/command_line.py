@@ -30,11 +30,11 @@ class Process:
     world_size: int
     launched: bool
     nodes: JobNodes | None = None
-    """The nodes of a job that can go on without some of them; None for other jobs."""
+    """The nodes of a job that can continue without some of them; None for other jobs."""
 
     @property
     def full_world_size(self) -> int | None:
-        """The world size of the whole job, if it can go on without some of its nodes."""
+        """The world size of the whole job, if it can continue without some of its nodes."""
         return self.nodes.num_workers if self.nodes else None
 
 
@@ -64,7 +64,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume_training",
         metavar="auto|PATH|never",
-        help="resume from the newest complete checkpoint (auto or True, the default), from PATH, or not (never, False)",
+        help="resume from the newest complete checkpoint (auto or True, the default), "
+        "from PATH, or do not resume (never or False)",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key, such as cpt.train_tokens=1B"
@@ -216,7 +217,7 @@ def load_run_of_arguments(
 ) -> ResolvedRun:
     """Return the run that the command line describes. `packed` is as for `load_run`.
 
-    If the job can go on without some of its nodes, also check that the run can.
+    If the job can continue without some of its nodes, also check that the run can.
 
     Raises:
         CptError: when either is invalid.

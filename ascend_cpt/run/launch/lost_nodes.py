@@ -1,4 +1,4 @@
-"""Runs of jobs that go on without lost nodes (`--spare-nodes`, `--min-nodes`): checks, summary line and record."""
+"""Jobs that can continue without lost nodes (`--spare-nodes`, `--min-nodes`): checks, summary line and record."""
 
 from __future__ import annotations
 

@@ -47,14 +47,14 @@ def parse_arguments(description: str, argv: list[str] | None = None) -> Order:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("target", type=Path, metavar="TARGET", help="folder to write: the merged model, or the results of --sweep")
-    add("--method", required=True, metavar="NAME", help=f"{', '.join(METHODS)} (the terms and results of mergekit)")
+    add("--method", required=True, metavar="NAME", help=f"{', '.join(METHODS)} (as in mergekit)")
     add("--base", type=Path, metavar="FOLDER", help="base model of slerp (t = 0) and task_arithmetic")
     add(
         "--model",
         action="append",
         default=[],
         metavar="FOLDER[=WEIGHT]",
-        help="model to merge; repeat for each one. WEIGHT is a number [1] or, with --sweep, NAME or 1-NAME",
+        help="model to merge; repeat for each one. WEIGHT is a number [1] or, with --sweep, NAME, 1-NAME or -NAME",
     )
     add("--t", metavar="T", help="slerp: position from 0 (the base) to 1 (the model)")
     add(
@@ -63,7 +63,12 @@ def parse_arguments(description: str, argv: list[str] | None = None) -> Order:
         default=None,
         help="divide by the sum of the weights [linear: yes, task_arithmetic: no]",
     )
-    add("--like", type=Path, metavar="FOLDER", help="model whose config.json and tokenizer are written [the first]")
+    add(
+        "--like",
+        type=Path,
+        metavar="FOLDER",
+        help="model whose config.json and tokenizer are used [--base, or the first]",
+    )
     add("--out-dtype", choices=sorted(DTYPES), help="data type of the written weights [that of --like]")
     add("--max-shard-gb", type=float, default=DEFAULT_SHARD_BYTES / 1e9, metavar="GB", help="[%(default)g]")
     add("--sweep", metavar="NAME=V1,V2,...", help="evaluate the merge at each value of NAME instead of writing it")

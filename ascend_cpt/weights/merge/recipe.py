@@ -114,7 +114,9 @@ def parse_model(text: str) -> tuple[Path, Coefficient]:
         return Path(text), Coefficient(constant=1.0)
     coefficient = parse_coefficient(rest)
     if coefficient is None or not path:
-        raise ConfigError(f"--model {shorten(text)}: expected FOLDER or FOLDER=WEIGHT; WEIGHT is 0.5, NAME or 1-NAME")
+        raise ConfigError(
+            f"--model {shorten(text)}: expected FOLDER or FOLDER=WEIGHT; WEIGHT is 0.5, NAME, 1-NAME or -NAME"
+        )
     return Path(path), coefficient
 
 

@@ -33,7 +33,7 @@ def test_tokens_of_every_expert() -> None:
 def test_the_guard_names_the_overloaded_expert() -> None:
     assert find_overload(RECORD, None) == "" and find_overload(RECORD, 2.0) == ""
     assert find_overload(RECORD, 1.9) == (
-        "expert 0 of layer 1 computed 2.00 times the mean number of tokens in the last 3 steps, more than "
+        "expert 0 of layer 1 processed 2.00 times the mean number of tokens in the last 3 steps, more than "
         "cpt.guards.max_expert_load 1.9"
     )
 

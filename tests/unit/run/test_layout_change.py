@@ -101,7 +101,7 @@ def test_another_layout_needs_the_flag(
         choose_start(changed, None)
     assert str(caught.value) == (
         f"{folder}: saved with another parallel layout ({what}); use that layout, or pass --reshard to continue with "
-        "the new one (the losses are the same within rounding)"
+        "the new one (the losses are the same up to rounding)"
     )
     start = choose_start(changed, None, reshard=True)
     assert (start.step, start.notes) == (300, (f"new parallel layout from step 300 on: {what}",))

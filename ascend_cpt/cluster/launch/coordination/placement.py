@@ -96,7 +96,7 @@ class Placement:
         self._absent[number] = _Absence(text=text, replace_at_s=now_s, leave_out_at_s=now_s)
 
     def can_lose(self, numbers: Set[int], connected: Set[int], fitting: Set[int] | None) -> bool:
-        """Return whether the job can go on without these members.
+        """Return whether the job can continue without these members.
 
         Args:
             numbers: The members.
@@ -107,7 +107,7 @@ class Placement:
         return 0 in left and (len(left) >= self._num_nodes or self._find_size(len(left), fitting) is not None)
 
     def explain_waiting(self, joined: Set[int], fitting: Set[int] | None) -> str:
-        """Return the end of the message about nodes that did not return: why the job does not go on without them."""
+        """Return the end of the message about nodes that did not return: why the job does not continue without them."""
         usable = joined - self._excluded
         if not 0 < self._min_nodes <= len(usable) or self._find_size(len(usable), fitting):
             return ""

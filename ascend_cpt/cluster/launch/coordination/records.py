@@ -107,7 +107,7 @@ class Go:
 
     `cause` is why the last one was interrupted, "" if it was not.
     `place` is the receiver's node rank for msrun, and `hosts` are the host names of all nodes in order of rank.
-    `reason` states why other nodes take part than in the attempt before; empty if they are the same.
+    `reason` states why the nodes differ from those of the previous attempt; empty if they are the same.
     """
 
     warnings: Annotated[tuple[str, ...], several(_LINE, MAX_NODES)]
