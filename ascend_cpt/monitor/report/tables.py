@@ -142,6 +142,7 @@ def _format_layouts(layouts: Sequence[Mapping[str, int]]) -> str:
     return ", ".join(
         f"from step {layout.get('step', 0) + 1:,}: "
         + (" × ".join(f"{name} {layout[key]}" for key, name in SIZES.items() if layout.get(key, 1) > 1) or "1 device")
+        + (f", experts over {layout['expert_parallel']}" if layout.get("expert_parallel", 1) > 1 else "")
         for layout in layouts
     )
 

@@ -116,13 +116,15 @@ def test_layouts_are_shown_if_they_changed(tmp_path: Path) -> None:
     info = json.loads(path.read_text(encoding="utf-8"))
     sizes = {"data_parallel": 2, "model_parallel": 4, "pipeline_stage": 1, "context_parallel": 1}
     last = dict.fromkeys(sizes, 1)
-    for layouts, shown in (
-        ([{"step": 0, **sizes}], False),
-        ([{"step": 0, **sizes}, {"step": 12, **sizes, "data_parallel": 1}, {"step": 15, **last}], True),
-    ):
+    experts = {**sizes, "expert_parallel": 2}
+    changed = [{"step": 12, **sizes, "data_parallel": 1}, {"step": 13, **experts}, {"step": 15, **last}]
+    for layouts, shown in (([{"step": 0, **sizes}], False), ([{"step": 0, **sizes}, *changed], True)):
         path.write_text(json.dumps({**info, "layouts": layouts}), encoding="utf-8")
         page = render_report([load_run(tmp_path / "one")])
-        row = "<td>from step 1: data 2 × tensor 4, from step 13: tensor 4, from step 16: 1 device</td>"
+        row = (
+            "<td>from step 1: data 2 × tensor 4, from step 13: tensor 4, "
+            "from step 14: data 2 × tensor 4, experts over 2, from step 16: 1 device</td>"
+        )
         assert ("<th>Layouts</th>" in page, row in page) == (shown, shown)
     path.write_text(json.dumps({**info, "layouts": [{"step": "x"}]}), encoding="utf-8")
     with pytest.raises(DataError, match=r"run\.layouts\[0\]\['step'\]: expected int"):
