@@ -223,7 +223,8 @@ class Soak:
     def _cause_rot(self, node: Node) -> None:
         """Change a byte of the newest checkpoint, and make the job read it."""
         self._send(node, signal.SIGSTOP)
-        newest = node.run_dir / f"checkpoint/iteration_{max(list_complete(node.run_dir / 'checkpoint')[0]):08d}"
+        step = max(list_complete(node.run_dir / "checkpoint")[0])
+        newest = node.run_dir / f"checkpoint/iteration_{step:08d}"
         path = max(newest.glob("*.safetensors"), key=lambda file: file.stat().st_size)
         with path.open("r+b") as file:
             file.seek(-100, os.SEEK_END)
@@ -231,13 +232,9 @@ class Soak:
             file.seek(-100, os.SEEK_END)
             file.write(bytes([value[0] ^ 0x40]))
         self._send(node, signal.SIGKILL)
-        # The next newest step is an earlier one.
-        self._wait_for_worker(node)
-
-    def _wait_for_worker(self, node: Node) -> None:
+        # The damaged checkpoint, whose size is right, counts as complete until the step is saved again.
         deadline = time.monotonic() + TIMEOUT_S
-        old = len(read_timeline(self.nodes[0].run_dir / "timeline.jsonl"))
-        while len(read_timeline(self.nodes[0].run_dir / "timeline.jsonl")) == old:
+        while self.newest_step() <= step:
             assert time.monotonic() < deadline, self._describe()
             time.sleep(0.5)
 
