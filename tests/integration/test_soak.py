@@ -32,7 +32,7 @@ from ascend_cpt.monitor.goodput.timeline import read_timeline
 from tests.integration.conftest import REPOSITORY, SEQ_LENGTH, find_worker
 from tests.integration.network import CAN_MAKE_NAMESPACES, address_of, connected_nodes, cut, mend, run_on
 from tests.integration.test_nodes import steps_of
-from tests.integration.test_slow_ranks import half_speed
+from tests.integration.test_slow_ranks import busy_core
 
 NUM_STEPS = 200_000
 NUM_FAULTS = int(os.environ.get("ASCEND_CPT_SOAK_FAULTS", "24"))
@@ -242,7 +242,7 @@ class Soak:
         worker = find_worker(psutil.Process(node.process.pid), node.rank)
         assert worker is not None
         deadline = time.monotonic() + 240
-        with half_speed(worker):
+        with busy_core(worker):
             while not self.has_slow_record(self.faults[-1]) and time.monotonic() < deadline:
                 time.sleep(1)
 
