@@ -32,7 +32,7 @@ class DeviceSpeed:
         self.measure()
 
     def measure(self) -> tuple[float, float]:
-        """Return the time of the product in seconds, twice: it is also what measuring costs. (0, 0) without a matrix."""
+        """Return the time of the product in seconds twice, since it is also the cost; (0, 0) without a matrix."""
         if self._matrix is None:
             return 0.0, 0.0
         start_s = time.perf_counter()

@@ -55,7 +55,7 @@ class RankExchange:
         self._next_step = 0
         self._speed = BusyTime() if is_on_cpu() else DeviceSpeed()
         self._num_exchanges = 0
-        # Measured since the last exchange (0: not measured), what it took, and the most that the last one took on any rank.
+        # Measured since the last exchange (0: not measured), what it took, and the most that it last took on any rank.
         self._computing_s = self._cost_s = self._highest_cost_s = 0.0
         self._wait_s = 0.0
         self.node_names: tuple[str, ...] = ()
