@@ -241,7 +241,7 @@ class Soak:
     def _cause_slowed(self, node: Node) -> None:
         worker = find_worker(psutil.Process(node.process.pid), node.rank)
         assert worker is not None
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         with busy_core(worker):
             while not self.has_slow_record(self.faults[-1]) and time.monotonic() < deadline:
                 time.sleep(1)

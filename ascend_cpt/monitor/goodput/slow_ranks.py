@@ -58,8 +58,9 @@ class RanksRecord:
     step_s: float
     """Medians over the ranks, in seconds."""
     data_wait_s: float
-    computing_s: float
     late_s: float
+    computing_s: float = 0.0
+    """0 if it was not measured, as in records of earlier versions."""
     slow: list[SlowRank] = field(default_factory=list)
     """At most `MAX_LISTED`, the slowest first."""
 

@@ -24,7 +24,7 @@ from ascend_cpt.monitor.history import (
 from ascend_cpt.monitor.record import parse_record
 from ascend_cpt.monitor.report.curves import Floats
 from ascend_cpt.monitor.report.step_columns import StepColumns, check_names, parse_object
-from ascend_cpt.monitor.summary import collect_by_name
+from ascend_cpt.monitor.summary import collect_by_name, describe_slow_ranks
 from ascend_cpt.terminal_text import strip_controls
 
 CHUNK_BYTES = 2 << 20
@@ -51,6 +51,8 @@ class RunData:
     restarts: Sequence[Restart] = ()
     nodes: Sequence[Mapping[str, Any]] = ()
     """A record for each launch of a job that goes on without lost nodes."""
+    slow_ranks: Sequence[str] = ()
+    """A line for each rank that was slow in the last window or in several windows."""
 
 
 class NoSteps(DataError):
@@ -75,6 +77,7 @@ class RunReader:
         self._steps = StepColumns()
         self._judged: list[dict[str, Any]] = []
         self._nodes: list[dict[str, Any]] = []
+        self._ranks: list[dict[str, Any]] = []
         self._account: Mapping[str, Any] | None = None
         self._experts: Mapping[str, Any] | None = None
 
@@ -113,6 +116,7 @@ class RunReader:
             goodput=compute_goodput(timeline),
             restarts=find_restarts(timeline),
             nodes=tuple(self._nodes),
+            slow_ranks=describe_slow_ranks(self._ranks),
             experts=self._experts,
         )
 
@@ -163,6 +167,8 @@ class RunReader:
                 self._judged.append(parse_record(line))
             elif record["kind"] == "nodes":
                 self._nodes.append(parse_record(line))
+            elif record["kind"] == "ranks":
+                self._ranks.append(parse_record(line))
             elif record["kind"] == "data":
                 self._account = parse_record(line)
             elif record["kind"] == "experts":

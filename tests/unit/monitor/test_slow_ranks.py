@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ascend_cpt.monitor.goodput.slow_ranks import (
+    NUM_EXCEPTIONS,
     NUM_MEASUREMENTS,
     WINDOW,
     NewSlowRanks,
@@ -27,7 +29,7 @@ def times(**of_rank_2: float) -> list[RankTimes]:
 
 
 def fill(detector: SlowRankDetector, *, step: int = 200, **of_rank_2: float) -> RanksRecord:
-    """Return the record after enough probes for a judgement, which are two windows."""
+    """Return the record after enough measurements for a judgement, which are two windows."""
     records = [detector.add(step, times(**of_rank_2), NODES) for _ in range(NUM_MEASUREMENTS)]
     assert [k for k, record in enumerate(records, 1) if record] == [WINDOW, 2 * WINDOW]
     assert records[-1] is not None
@@ -62,17 +64,42 @@ def test_one_hiccup_is_not_a_slow_rank() -> None:
     assert records[-1] is not None and records[-1].slow == []
 
 
-def test_most_probes_may_be_disturbed_by_other_processes() -> None:
+def test_most_measurements_may_be_disturbed_by_other_processes() -> None:
     detector = SlowRankDetector(0.1)
     for k in range(NUM_MEASUREMENTS):
         record = detector.add(25, times(computing_s=0.02 if k % 3 else 0.002), NODES)
     assert record is not None and record.slow == []
 
 
-def test_a_judgement_of_the_probes_holds_until_the_next_one() -> None:
+@pytest.mark.parametrize(("num_normal", "is_slow"), [(NUM_EXCEPTIONS, True), (NUM_EXCEPTIONS + 1, False)])
+def test_a_slow_rank_exceeds_the_others_in_nearly_all_measurements(num_normal: int, is_slow: bool) -> None:
+    detector = SlowRankDetector(0.1)
+    for k in range(NUM_MEASUREMENTS):
+        record = detector.add(25, times(computing_s=0.002 if k < num_normal else 0.003), NODES)
+    assert record is not None and bool(record.slow) == is_slow
+
+
+def test_noise_that_is_the_same_on_all_ranks_causes_no_warning() -> None:
+    generator = np.random.default_rng(0)
+    detector, slow = SlowRankDetector(0.1), 0
+    for _ in range(100 * NUM_MEASUREMENTS):
+        pair = [replace(NORMAL, computing_s=float(value)) for value in generator.lognormal(0, 0.4, 2)]
+        record = detector.add(25, pair, ("a", "b"))
+        slow += bool(record is not None and record.slow)
+    assert slow <= 2, "windows of 200"
+
+
+def test_records_of_earlier_versions_are_read() -> None:
+    values = {**to_values(fill(SlowRankDetector(0.1))), "probe_s": 0.1}
+    del values["computing_s"]
+    line = json.dumps(values).encode()
+    assert parse_record(line)["probe_s"] == 0.1
+
+
+def test_a_judgement_of_computing_holds_until_the_next_one() -> None:
     detector = SlowRankDetector(0.1)
     assert [one["cause"] for one in fill(detector, computing_s=0.003).slow] == ["computing"]
-    # Exchanges without a probe: those of short steps.
+    # Exchanges without a measurement: those of short steps.
     records = [detector.add(25, [replace(one, computing_s=0.0) for one in times()], NODES) for _ in range(WINDOW)]
     assert records[-1] is not None and [one["rank"] for one in records[-1].slow] == [2]
     assert fill(detector).slow == []

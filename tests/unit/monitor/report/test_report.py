@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord, SlowRank
 from ascend_cpt.monitor.goodput.timeline import Interval
 from ascend_cpt.monitor.record import DataRecord, RunInfo, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.report import page as page_module
@@ -129,6 +130,19 @@ def test_layouts_are_shown_if_they_changed(tmp_path: Path) -> None:
     path.write_text(json.dumps({**info, "layouts": [{"step": "x"}]}), encoding="utf-8")
     with pytest.raises(DataError, match=r"run\.layouts\[0\]\['step'\]: expected int"):
         load_run(tmp_path / "one")
+
+
+def test_slow_ranks_are_listed_with_their_nodes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    assert "Slow ranks" not in render_report([load_run(run)])
+    sink = JsonlSink(run / "metrics.jsonl", 20)
+    slow: SlowRank = {"rank": 13, "node": "atlas-<07>", "cause": "computing", "excess": 0.41}
+    for step, ranks in ((5, []), (10, [slow]), (15, [slow])):
+        sink.write(RanksRecord(step=step, num_ranks=16, step_s=1.0, data_wait_s=0.0, late_s=0.0, slow=ranks))
+    sink.close()
+    page = render_report([load_run(run)])
+    line = "rank 13 (node atlas-&lt;07&gt;) computes 41% slower than the median rank in 2 of 3 windows"
+    assert f"<th>Slow ranks</th></tr></thead><tbody><tr><td>{line}</td></tr>" in page
 
 
 def test_rise_and_recovery_of_a_loss_are_marked(tmp_path: Path) -> None:
