@@ -58,21 +58,24 @@ def busy_core(process: psutil.Process) -> Iterator[None]:
     command = ["taskset", "--cpu-list", str(max(cores)), sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(command) for _ in range(2)]
     try:
-        schedule(threads, {max(cores)}, niceness=5)
+        schedule(process.pid, threads, {max(cores)}, niceness=5)
         yield
     finally:
         for other in others:
             other.kill()
             other.wait()
-        schedule(threads, cores, niceness=0)
+        schedule(process.pid, threads, cores, niceness=0)
 
 
-def schedule(threads: list[int], cores: set[int], *, niceness: int) -> None:
+def schedule(process: int, threads: list[int], cores: set[int], *, niceness: int) -> None:
     """Give threads cores and a priority. Only root can raise a priority."""
     for thread in threads:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.sched_setaffinity(thread, cores)
             os.setpriority(os.PRIO_PROCESS, thread, niceness)
+    # Linux may share the cores among sessions first.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process}/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 @pytest.mark.timeout(1500)

@@ -291,6 +291,8 @@ def test_faults_do_not_change_the_losses(
         "validation": None,
         "checkpoint": {"every": "20 steps", "keep_last": 3, "background": background},
         "monitor": {"print_every_steps": 100, "slow_rank_excess": 0.3},
+        # Most of the time is spent on restarts.
+        "compile_cache": True,
     }
     folders = [tmp_path / f"node{rank}" for rank in range(2)]
     configs = []
