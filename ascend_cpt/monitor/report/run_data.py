@@ -143,18 +143,20 @@ class RunReader:
         The step records are added at once. One value that is not a number makes that impossible; it is then tried again
         with each half of the lines, and a few lines are added one by one.
         """
-        num_lines = chunk.count(b"\n")
-        others = self._steps.add_lines(chunk)
-        if others is not None:
+        added = self._steps.add_lines(chunk)
+        if added is not None:
+            num_lines, others = added
             for number, line in others:
                 self._add(first + number, line)
-        elif num_lines <= FEW_LINES:
+            return num_lines
+        num_lines = chunk.count(b"\n")
+        if num_lines <= FEW_LINES:
             records = [self._add(first + number, line) for number, line in enumerate(chunk.split(b"\n")[:-1])]
             self._steps.add_records([record for record in records if record is not None])
         else:
             middle = chunk.index(b"\n", len(chunk) // 2) + 1
-            added = self._add_chunk(chunk[:middle], first)
-            self._add_chunk(chunk[middle:], first + added)
+            num_added = self._add_chunk(chunk[:middle], first)
+            self._add_chunk(chunk[middle:], first + num_added)
         return num_lines
 
     def _add(self, number: int, line: bytes) -> dict[str, Any] | None:
