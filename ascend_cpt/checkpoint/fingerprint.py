@@ -18,7 +18,9 @@ def describe_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -
     ]
 
 
-LAYOUT_SIZES = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
+LAYOUT_SIZES = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel", "expert_parallel")
+NOT_IN_OLD_LAYOUTS = {"expert_parallel": 1}
+"""The values of keys that earlier versions did not record."""
 
 
 def describe_layout_change(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -26,6 +28,7 @@ def describe_layout_change(saved: Mapping[str, Any], current: Mapping[str, Any])
 
     If the parallel sizes differ, only they are listed, because the rest depends on them.
     """
+    saved = {**NOT_IN_OLD_LAYOUTS, **saved}
     sizes = [{key: layout.get(key) for key in LAYOUT_SIZES} for layout in (saved, current)]
     return describe_differences(*sizes) or describe_differences(saved, current)
 

@@ -59,10 +59,10 @@ def extend_layouts(recorded: Sequence[Mapping[str, int]], step: int, sizes: Mapp
     Args:
         recorded: `layouts` in `run.json`. Later ones are dropped, because the run was set back to an earlier step.
         step: Number of steps that are already trained.
-        sizes: The parallel sizes from now on.
+        sizes: The parallel sizes from now on. A size that an earlier version did not record is 1.
     """
     layouts = [dict(layout) for layout in recorded if layout.get("step", 0) < step]
-    if not layouts or {key: value for key, value in layouts[-1].items() if key != "step"} != sizes:
+    if not layouts or any(layouts[-1].get(key, 1) != size for key, size in sizes.items()):
         layouts.append({"step": step, **sizes})
     return layouts
 

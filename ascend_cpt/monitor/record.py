@@ -261,7 +261,7 @@ def to_scalars(record: Record) -> dict[str, float]:
                 totals[f"tokens/{source}"] = totals.get(f"tokens/{source}", 0) + tokens
         return totals | {f"epochs/{source}": epochs for source, epochs in record.epochs.items()}
     if isinstance(record, RanksRecord):
-        return {"ranks/slow": float(len({one["rank"] for one in record.slow})), "ranks/probe_s": record.probe_s}
+        return {"ranks/slow": float(len({one["rank"] for one in record.slow})), "ranks/computing_s": record.computing_s}
     if isinstance(record, NodesRecord):
         return {"nodes/nodes": float(record.num_nodes), "nodes/devices": float(record.num_devices)}
     if isinstance(record, ExpertsRecord):

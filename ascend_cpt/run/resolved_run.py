@@ -144,6 +144,7 @@ class ResolvedRun:
             "model_parallel": layout.tensor_parallel,
             "pipeline_stage": stages,
             "context_parallel": layout.context_parallel,
+            "expert_parallel": layout.expert_parallel,
             "stage_layers": [share + more for more in (offset if isinstance(offset, list) else [0] * stages)],
             "optimizer_sharding": self._describe_optimizer_sharding(),
         }

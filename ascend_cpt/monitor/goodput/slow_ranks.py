@@ -1,7 +1,7 @@
 """Finds slow ranks from timings that all ranks exchange every few steps.
 
-In synchronous training, all ranks take the same time per step because the fast ones wait. A slow rank shows up in work
-that it does alone: a matrix product of fixed size, waiting for its data, and its work between two steps.
+In synchronous training, all ranks take the same time per step because the fast ones wait. A slow rank shows up in what
+it does alone: computing, waiting for its data, and its work between two steps.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import TypedDict
 
 WINDOW = 8
 """Exchanges that are judged together."""
-MIN_PROBES = 16
-"""Matrix products that are judged together. They are timed less often than the ranks exchange."""
+NUM_MEASUREMENTS = 16
+"""Measurements of computing that are judged together. There may be fewer than exchanges."""
+NUM_EXCEPTIONS = 2
+"""Measurements of these in which a slow rank may be as fast as the others."""
 MAX_LISTED = 16
 COMPUTING, DATA, BETWEEN_STEPS = "computing", "data", "between steps"
 
@@ -26,8 +28,12 @@ class RankTimes:
     step_s: float
     data_wait_s: float
     """Part of the step in which the rank waited for its batch; 0 with data sinking."""
-    probe_s: float
-    """A matrix product of the same size on every rank; 0 if none was timed."""
+    computing_s: float
+    """How slowly the rank computes; 0 if it was not measured. Only the ratio between ranks has a meaning.
+
+    On an NPU, the time of a matrix product of the same size on every rank. On a CPU, the seconds per second in which
+    the computing threads run or wait for a core, summed over the threads.
+    """
     late_s: float
     """How much shorter this rank waited in the collective than the one that waited longest: how late it arrived."""
 
@@ -40,7 +46,7 @@ class SlowRank(TypedDict):
     cause: str
     """`computing`, `data` or `between steps`."""
     excess: float
-    """Of the median of the probe (`computing`), otherwise of the step time: 0.5 is one half."""
+    """Of the median rank's value (`computing`), otherwise of the step time: 0.5 is one half."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +58,9 @@ class RanksRecord:
     step_s: float
     """Medians over the ranks, in seconds."""
     data_wait_s: float
-    probe_s: float
     late_s: float
+    computing_s: float = 0.0
+    """0 if it was not measured, as in records of earlier versions."""
     slow: list[SlowRank] = field(default_factory=list)
     """At most `MAX_LISTED`, the slowest first."""
 
@@ -61,8 +68,8 @@ class RanksRecord:
 class SlowRankDetector:
     """Judges the times of all ranks, `WINDOW` exchanges at a time.
 
-    A single matrix product takes milliseconds and is disturbed by other processes, so the lower quartile of
-    `MIN_PROBES` products is compared. A verdict holds until the next one.
+    Other processes disturb the measurements of computing. A rank is therefore slow only if it exceeds the median rank
+    in all but `NUM_EXCEPTIONS` of `NUM_MEASUREMENTS` measurements. A verdict holds until the next one.
 
     Args:
         max_excess: A rank is slow above this excess over the median of all ranks.
@@ -71,19 +78,17 @@ class SlowRankDetector:
     def __init__(self, max_excess: float) -> None:
         self._max_excess = max_excess
         self._window: list[list[RankTimes]] = []
-        self._probes: list[list[float]] = []
-        self._probe_s: list[float] = []
+        self._ratios: list[list[float]] = []
+        self._medians_s: list[float] = []
+        self._excesses: list[float] = []
+        self._computing_s = 0.0
 
     def add(self, step: int, times: Sequence[RankTimes], node_names: Sequence[str]) -> RanksRecord | None:
         """Add the times from an exchange, one element per rank. Return a record when the window is full."""
         if not times:
             return None
         self._window.append(list(times))
-        if all(one.probe_s for one in times):
-            self._probes.append([one.probe_s for one in times])
-        if len(self._probes) == MIN_PROBES:
-            self._probe_s = [sorted(of_rank)[MIN_PROBES // 4] for of_rank in zip(*self._probes, strict=True)]
-            self._probes.clear()
+        self._judge_computing([one.computing_s for one in times])
         if len(self._window) < WINDOW:
             return None
         ranks = [_average(of_rank) for of_rank in zip(*self._window, strict=True)]
@@ -91,11 +96,10 @@ class SlowRankDetector:
         step_s, data_s, late_s = (
             statistics.median_low(getattr(rank, name) for rank in ranks) for name in ("step_s", "data_wait_s", "late_s")
         )
-        probe_s = statistics.median_low(self._probe_s) if self._probe_s else 0.0
         slow: list[SlowRank] = []
         for number, rank in enumerate(ranks):
             excesses = {
-                COMPUTING: self._probe_s[number] / probe_s - 1 if probe_s else 0.0,
+                COMPUTING: self._excesses[number] if self._excesses else 0.0,
                 DATA: (rank.data_wait_s - data_s) / step_s,
                 BETWEEN_STEPS: (rank.late_s - late_s) / step_s,
             }
@@ -108,10 +112,24 @@ class SlowRankDetector:
             num_ranks=len(ranks),
             step_s=step_s,
             data_wait_s=data_s,
-            probe_s=probe_s,
+            computing_s=self._computing_s,
             late_s=late_s,
             slow=slow[:MAX_LISTED],
         )
+
+    def _judge_computing(self, values: Sequence[float]) -> None:
+        """Add a measurement, one value per rank, and judge the last ones if there are enough."""
+        if not all(values):
+            return
+        median_s = statistics.median_low(values)
+        self._medians_s.append(median_s)
+        self._ratios.append([value / median_s for value in values])
+        if len(self._ratios) < NUM_MEASUREMENTS:
+            return
+        self._excesses = [sorted(of_rank)[NUM_EXCEPTIONS] - 1 for of_rank in zip(*self._ratios, strict=True)]
+        self._computing_s = statistics.median(self._medians_s)
+        self._ratios.clear()
+        self._medians_s.clear()
 
 
 class NewSlowRanks:

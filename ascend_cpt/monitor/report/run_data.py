@@ -24,7 +24,7 @@ from ascend_cpt.monitor.history import (
 from ascend_cpt.monitor.record import parse_record
 from ascend_cpt.monitor.report.curves import Floats
 from ascend_cpt.monitor.report.step_columns import StepColumns, check_names, parse_object
-from ascend_cpt.monitor.summary import collect_by_name
+from ascend_cpt.monitor.summary import collect_by_name, describe_slow_ranks
 from ascend_cpt.terminal_text import strip_controls
 
 CHUNK_BYTES = 2 << 20
@@ -51,6 +51,8 @@ class RunData:
     restarts: Sequence[Restart] = ()
     nodes: Sequence[Mapping[str, Any]] = ()
     """A record for each launch of a job that can continue without lost nodes."""
+    slow_ranks: Sequence[str] = ()
+    """A line for each rank that was slow in the last window or in several windows."""
 
 
 class NoSteps(DataError):
@@ -75,6 +77,7 @@ class RunReader:
         self._steps = StepColumns()
         self._judged: list[dict[str, Any]] = []
         self._nodes: list[dict[str, Any]] = []
+        self._ranks: list[dict[str, Any]] = []
         self._account: Mapping[str, Any] | None = None
         self._experts: Mapping[str, Any] | None = None
 
@@ -113,6 +116,7 @@ class RunReader:
             goodput=compute_goodput(timeline),
             restarts=find_restarts(timeline),
             nodes=tuple(self._nodes),
+            slow_ranks=describe_slow_ranks(self._ranks),
             experts=self._experts,
         )
 
@@ -139,18 +143,20 @@ class RunReader:
         The step records are added at once. One value that is not a number makes that impossible; it is then tried again
         with each half of the lines, and a few lines are added one by one.
         """
-        num_lines = chunk.count(b"\n")
-        others = self._steps.add_lines(chunk)
-        if others is not None:
+        added = self._steps.add_lines(chunk)
+        if added is not None:
+            num_lines, others = added
             for number, line in others:
                 self._add(first + number, line)
-        elif num_lines <= FEW_LINES:
+            return num_lines
+        num_lines = chunk.count(b"\n")
+        if num_lines <= FEW_LINES:
             records = [self._add(first + number, line) for number, line in enumerate(chunk.split(b"\n")[:-1])]
             self._steps.add_records([record for record in records if record is not None])
         else:
             middle = chunk.index(b"\n", len(chunk) // 2) + 1
-            added = self._add_chunk(chunk[:middle], first)
-            self._add_chunk(chunk[middle:], first + added)
+            num_added = self._add_chunk(chunk[:middle], first)
+            self._add_chunk(chunk[middle:], first + num_added)
         return num_lines
 
     def _add(self, number: int, line: bytes) -> dict[str, Any] | None:
@@ -163,6 +169,8 @@ class RunReader:
                 self._judged.append(parse_record(line))
             elif record["kind"] == "nodes":
                 self._nodes.append(parse_record(line))
+            elif record["kind"] == "ranks":
+                self._ranks.append(parse_record(line))
             elif record["kind"] == "data":
                 self._account = parse_record(line)
             elif record["kind"] == "experts":

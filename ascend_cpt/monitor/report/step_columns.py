@@ -25,6 +25,7 @@ STEP_HEAD = b'{"kind": "step", '
 
 _OTHER_HEAD = re.compile(rb'\{"kind": "(?!step")\w+", ')
 _FIELD = re.compile(rb', "(\w+)": [-0-9n][^",{}\[\]]*(?=,)')
+_NOT_SKIPPED = b', "skipped": ""'
 _SKIPPED = re.compile(rb'(?m)^\{"kind": "step", "step": (\d+),.*"skipped": ("(?:[^"\\\n]|\\.)+")')
 
 
@@ -44,8 +45,10 @@ class StepColumns:
             self._blocks = [joined]
         return self._blocks[0]
 
-    def add_lines(self, lines: bytes) -> list[tuple[int, bytes]] | None:
-        """Add the step records among whole lines at once, and return the other records with their line numbers from 0.
+    def add_lines(self, lines: bytes) -> tuple[int, list[tuple[int, bytes]]] | None:
+        """Add the step records among whole lines at once.
+
+        Return the number of lines, and the other records with their line numbers from 0.
 
         Return None, without adding anything, if a line is not as `JsonlSink` writes it, or if a step record has other
         keys than the first one or a value that is not a number, such as a loss of "nan". The caller then reads each
@@ -61,16 +64,16 @@ class StepColumns:
             return None
         num_steps = len(ends) - len(others)
         if num_steps:
-            found = _parse_steps(lines, starts[is_step], ends[is_step])
+            commas = np.flatnonzero(characters == ord(","))
+            found = _parse_steps(lines, commas, starts[is_step], ends[is_step])
             if found is None:
                 return None
             columns = {name: found[name] if name in found else np.full(num_steps, math.nan) for name in NAMES}
             _check_positive(columns)
-            reasons = [] if lines.count(b'"skipped": ""') == num_steps else _SKIPPED.finditer(lines)
-            for reason in reasons:
+            for reason in [] if _are_none_skipped(lines, commas, ends[is_step]) else _SKIPPED.finditer(lines):
                 self.skipped[int(reason[1])] = str(orjson.loads(reason[2]))
             self._blocks.append(columns)
-        return others
+        return len(ends), others
 
     def add_records(self, records: Sequence[dict[str, Any]]) -> None:
         """Add parsed step records, which `check_names` has checked.
@@ -88,11 +91,24 @@ class StepColumns:
         self._blocks.append(columns)
 
 
-def _parse_steps(lines: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> dict[str, Floats] | None:
+def _are_none_skipped(lines: bytes, commas: NDArray[np.int64], ends: NDArray[np.int64]) -> bool:
+    """Return whether all step records certainly say that their step was not skipped.
+
+    In all records, as many commas as in the first one follow the one before `skipped`.
+    """
+    last = np.searchsorted(commas, ends)
+    place = lines.rfind(_NOT_SKIPPED, 0, int(ends[0]))
+    num_after = int(last[0] - np.searchsorted(commas, place))
+    return place >= 0 and bool(_are_at(lines, _NOT_SKIPPED, commas[np.maximum(last - num_after, 0)]).all())
+
+
+def _parse_steps(
+    lines: bytes, commas: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> dict[str, Floats] | None:
     """Return the columns of the step records in the lines between `starts` and `ends`.
 
-    Only the positions of the commas are computed, for all lines at once, and only the needed numbers are parsed. None
-    if a record has other keys than the first one, if it lacks a needed value, or if a value is not a number.
+    All lines are parsed at once, from the positions of the commas, and only the needed numbers. None if a record has
+    other keys than the first one, if it lacks a needed value, or if a value is not a number.
     """
     import pyarrow as pa
 
@@ -102,16 +118,21 @@ def _parse_steps(lines: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64
     if not set(NEEDED) <= set(names):
         return None
     characters = np.frombuffer(lines, np.uint8)
-    commas = np.flatnonzero(characters == ord(","))
     # The comma before the first key of each line. The commas in texts come later than the numbers.
     first = np.searchsorted(commas, starts)
     if first[-1] + len(keys) >= len(commas) or not (characters[ends - 1] == ord("}")).all():
         return None
     bounds = commas[first[:, None] + np.arange(len(keys) + 1)]
-    if not (bounds[:, -1] < ends).all() or not all(_are_at(lines, keys[i], bounds[:, i]).all() for i in places):
-        return None
-    starts = np.stack([bounds[:, i] + len(keys[i]) for i in places], axis=1)
+    starts = bounds[:, places] + np.array([len(keys[i]) for i in places])
     stops = bounds[:, [i + 1 for i in places]]
+    # The whole keys of the first and the last record, and the end of each key of the others.
+    tails = np.array([int.from_bytes(keys[i][-8:], "little") for i in places], np.uint64)
+    if not (
+        (bounds[:, -1] < ends).all()
+        and all(_are_at(lines, keys[i], bounds[[0, -1], i]).all() for i in places)
+        and (_view_words(lines)[starts - 8] == tails).all()
+    ):
+        return None
     # Texts that alternate: a number, what is between it and the next one, the next number, and so on.
     offsets = np.stack([starts, stops], axis=2).astype(np.int32).ravel()
     if not (np.diff(offsets) >= 0).all():
@@ -132,10 +153,15 @@ def _are_at(lines: bytes, text: bytes, places: NDArray[np.int64]) -> NDArray[np.
     found = np.ones(len(places), bool)
     if not len(places):
         return found
-    words: NDArray[np.uint64] = np.ndarray((len(lines) - 7,), "<u8", lines, strides=(1,))
+    words = _view_words(lines)
     for offset in sorted({*range(0, len(text) - 7, 8), len(text) - 8}):
         found &= words[places + offset] == int.from_bytes(text[offset : offset + 8], "little")
     return found
+
+
+def _view_words(lines: bytes) -> NDArray[np.uint64]:
+    """Return the eight bytes at every place, as numbers."""
+    return np.ndarray((len(lines) - 7,), "<u8", lines, strides=(1,))
 
 
 def _list_keys(lines: bytes, start: int) -> list[bytes]:

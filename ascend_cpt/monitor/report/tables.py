@@ -135,6 +135,11 @@ def render_restarts(run: RunData) -> str:
     return render_table(("Last step", "Resumed at step", "Why the previous launch ended"), rows, kind="restarts")
 
 
+def render_slow_ranks(run: RunData) -> str:
+    """Return a table of the run's slow ranks with their nodes, or "" if there are none."""
+    return render_table(("Slow ranks",), ((line,) for line in run.slow_ranks)) if run.slow_ranks else ""
+
+
 def _format_layouts(layouts: Sequence[Mapping[str, int]]) -> str:
     """Return the layouts of a run that changed its layout, or "" for any other run."""
     if len(layouts) < 2:
@@ -142,6 +147,7 @@ def _format_layouts(layouts: Sequence[Mapping[str, int]]) -> str:
     return ", ".join(
         f"from step {layout.get('step', 0) + 1:,}: "
         + (" × ".join(f"{name} {layout[key]}" for key, name in SIZES.items() if layout.get(key, 1) > 1) or "1 device")
+        + (f", experts over {layout['expert_parallel']}" if layout.get("expert_parallel", 1) > 1 else "")
         for layout in layouts
     )
 

@@ -13,7 +13,13 @@ from ascend_cpt.monitor.report.curves import encode_axes
 from ascend_cpt.monitor.report.page import Content, PlotlyMissing, render_page
 from ascend_cpt.monitor.report.quality import render_tasks
 from ascend_cpt.monitor.report.run_data import RunData, load_runs
-from ascend_cpt.monitor.report.tables import render_account, render_comparison, render_restarts, render_summary
+from ascend_cpt.monitor.report.tables import (
+    render_account,
+    render_comparison,
+    render_restarts,
+    render_slow_ranks,
+    render_summary,
+)
 
 REPORT_NAME = "report.html"
 MAX_OPEN = 3
@@ -65,7 +71,7 @@ def build_content(runs: Sequence[RunData]) -> Content:
     is_open = " open" if len(runs) <= MAX_OPEN else ""
     sections = "".join(
         f'<details class="run"{is_open}><summary><h2>{html.escape(name)}</h2></summary>{render_summary(run)}'
-        f"{render_restarts(run)}{render_tasks(run)}"
+        f"{render_restarts(run)}{render_slow_ranks(run)}{render_tasks(run)}"
         f'<div class="charts" data-maps="{index}"></div>{render_account(run)}</details>'
         for index, (name, run) in enumerate(zip(names, runs, strict=True))
     )

@@ -79,5 +79,7 @@ def test_layouts_of_a_run_that_is_set_back() -> None:
     assert layouts == [{"step": 0, **wide}, {"step": 200, **narrow}]
     assert extend_layouts(layouts, 200, narrow) == layouts, "a restart before the first step"
     assert extend_layouts(layouts, 300, wide) == [*layouts, {"step": 300, **wide}]
+    assert extend_layouts(layouts, 300, {**narrow, "expert_parallel": 1}) == layouts, "of an earlier version"
+    assert extend_layouts(layouts, 300, {**narrow, "expert_parallel": 2})[2]["expert_parallel"] == 2
     # No step of a later layout is kept.
     assert extend_layouts(layouts, 200, wide) == extend_layouts(layouts, 100, wide) == [{"step": 0, **wide}]

@@ -33,8 +33,9 @@ def place(
     **sizes: int,
 ) -> ResolvedRun:
     """Return the run in a folder and in a layout. Sizes are 1 unless they are given."""
+    experts = sizes.pop("experts", 1)
     sizes = {f"{name}_parallel": sizes.get(name, 1) for name in ("data", "tensor", "pipeline", "context")}
-    layout = ParallelLayout(world_size=math.prod(sizes.values()), **sizes)
+    layout = ParallelLayout(world_size=math.prod(sizes.values()), expert_parallel=experts, **sizes)
     sections = {
         **run.config.mindformers,
         "context": {"device_target": target},
@@ -75,6 +76,7 @@ CHANGES = [
     ),
     pytest.param({"tensor": 4}, {"pipeline": 2}, "model_parallel: 4 → 1; pipeline_stage: 1 → 2", id="stages"),
     pytest.param({"data": 2}, {"context": 2}, "context_parallel: 1 → 2; data_parallel: 2 → 1", id="context"),
+    pytest.param({"data": 2}, {"data": 2, "experts": 2}, "expert_parallel: 1 → 2", id="experts"),
     pytest.param(
         {"pipeline": 2, "offset": 0},
         {"pipeline": 2, "offset": [1, -1]},
@@ -185,3 +187,20 @@ def test_a_node_without_the_step_does_not_start_the_run_again(resolve_run: Resol
     save(run, 300)
     with pytest.raises(CheckpointError, match="--reshard: step 300 is not complete on every node; without shared"):
         check_common_step(run, ALONE)
+
+
+@pytest.mark.parametrize("experts", [1, 2])
+def test_a_layout_that_was_recorded_without_expert_parallel_has_a_size_of_1(
+    resolve_run: ResolveRun, tmp_path: Path, experts: int
+) -> None:
+    folder = save(place(resolve_run(), tmp_path / "run", data=2), 300)
+    state = read_state(folder)
+    layout = {key: value for key, value in state.layout.items() if key != "expert_parallel"}
+    assert layout != state.layout
+    write_state(folder, dataclasses.replace(state, layout=layout))
+    run = place(resolve_run(), tmp_path / "run", data=2, experts=experts)
+    if experts == 1:
+        assert choose_start(run, None).notes == ()
+    else:
+        with pytest.raises(CheckpointError, match=r"another parallel layout \(expert_parallel: 1 → 2\)"):
+            choose_start(run, None)

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ascend_cpt.backend.collectives import sum_over_ranks
+from ascend_cpt.backend.collectives import is_on_cpu, sum_over_ranks
 from ascend_cpt.backend.training import stop_signals
-from ascend_cpt.backend.training.ranks.speed_probe import SpeedProbe
+from ascend_cpt.backend.training.ranks.busy_time import BusyTime
+from ascend_cpt.backend.training.ranks.device_speed import DeviceSpeed
 from ascend_cpt.monitor.goodput.slow_ranks import RankTimes
 
 MAX_STEPS = 25
 MAX_DELAY_S = 5.0
-MAX_PROBE_SHARE = 0.001
+MAX_SHARE = 0.001
+"""Of the time, for measuring how fast a rank computes."""
 _NAME_BYTES = 64
 _NUM_REQUESTS = len(stop_signals.SIGNALS) + 1
 
@@ -51,10 +53,10 @@ class RankExchange:
     def __init__(self, rank: int, num_ranks: int) -> None:
         self._rank, self._num_ranks = rank, num_ranks
         self._next_step = 0
-        self._probe = SpeedProbe()
+        self._speed = BusyTime() if is_on_cpu() else DeviceSpeed()
         self._num_exchanges = 0
-        # The probe time measured since the last exchange (0: none), and the longest one on any rank.
-        self._probe_s = self._longest_probe_s = 0.0
+        # Measured since the last exchange (0: not measured), what it took, and the most that it last took on any rank.
+        self._computing_s = self._cost_s = self._highest_cost_s = 0.0
         self._wait_s = 0.0
         self.node_names: tuple[str, ...] = ()
         """Host name of each rank, known after the first exchange of several ranks."""
@@ -74,12 +76,12 @@ class RankExchange:
         """
         requests = [*stop_signals.list_received(), float(is_stop_requested)]
         start_s = time.perf_counter()
-        rows = self._gather([*requests, step_s, data_wait_s, self._probe_s, self._wait_s])
+        rows = self._gather([*requests, step_s, data_wait_s, self._computing_s, self._wait_s, self._cost_s])
         self._wait_s = time.perf_counter() - start_s
-        self._probe_s = 0.0
+        self._computing_s = self._cost_s = 0.0
         counts, times = rows[:, :_NUM_REQUESTS].sum(axis=0), rows[:, _NUM_REQUESTS:]
         if self._num_ranks > 1:
-            self._longest_probe_s = max(self._longest_probe_s, float(times[:, 2].max()))
+            self._highest_cost_s = float(times[:, 4].max()) or self._highest_cost_s
             self._plan_next(step, mean_step_s=float(times[:, 0].mean()))
         return Exchanged(
             signal=stop_signals.choose_signal(counts[:-1]),
@@ -88,22 +90,24 @@ class RankExchange:
         )
 
     def _plan_next(self, step: int, *, mean_step_s: float) -> None:
-        """Set the next exchange step from values received by all ranks, and measure the probe if due."""
+        """Set the next exchange step from values received by all ranks, and measure the computing speed if due."""
         num_steps = max(1, min(MAX_STEPS, int(MAX_DELAY_S / max(mean_step_s, 1e-9))))
         self._next_step = step + num_steps
         if not self.node_names:
             self._prepare()
         self._num_exchanges += 1
         interval_s = max(num_steps * mean_step_s, 1e-9)
-        every = max(1, math.ceil(self._longest_probe_s / (MAX_PROBE_SHARE * interval_s)))
+        every = max(1, math.ceil(self._highest_cost_s / (MAX_SHARE * interval_s)))
         if self._num_exchanges % every == 0:
-            self._probe_s = self._probe.measure()
+            self._computing_s, self._cost_s = self._speed.measure()
 
     def _prepare(self) -> None:
-        """Exchange host names and agree on the probe size: the smallest found by any rank."""
+        """Exchange host names, and agree on the size of the matrices on NPUs: the smallest found by any rank."""
         name = socket.gethostname().encode()[:_NAME_BYTES]
-        rows = self._gather([self._probe.find_size(), *name.ljust(_NAME_BYTES, b"\0")])
-        self._probe.set_size(int(rows[:, 0].min()))
+        size = self._speed.find_size() if isinstance(self._speed, DeviceSpeed) else 0
+        rows = self._gather([size, *name.ljust(_NAME_BYTES, b"\0")])
+        if isinstance(self._speed, DeviceSpeed):
+            self._speed.set_size(int(rows[:, 0].min()))
         self.node_names = tuple(
             bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="replace") for row in rows[:, 1:]
         )
@@ -122,8 +126,8 @@ class RankExchange:
             RankTimes(
                 step_s=float(step_s),
                 data_wait_s=float(data_wait_s),
-                probe_s=float(probe_s),
+                computing_s=float(computing_s),
                 late_s=float(longest_wait_s - wait_s),
             )
-            for step_s, data_wait_s, probe_s, wait_s in rows
+            for step_s, data_wait_s, computing_s, wait_s, _ in rows
         ]

@@ -106,7 +106,7 @@ function drawShapes(chart, width) {
   const right = state.range ? state.range[1] - state.range[0] : Math.max(0, ...ends);
   (chart.phases || []).forEach((phase, index) => {
     const [x0, x1] = place(0, [phase.first_step, phase.stop_step]);
-    const room = Math.floor((x1 - x0) / (right || 1) * (width - 70) / 6.5);
+    const room = Math.floor((x1 - x0) / (right || 1) * (width - 70) / 7.2);
     const name = phase.name.length > room ? phase.name.slice(0, Math.max(0, room - 1)) + "…" : phase.name;
     shapes.push({ type: "rect", yref: "paper", y0: 0, y1: 1, x0, x1, layer: "below", line: { width: 0 },
       fillcolor: `rgba(125, 145, 175, ${index % 2 ? 0.05 : 0.16})`,

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from ascend_cpt.errors import DataError
+from ascend_cpt.monitor.goodput.slow_ranks import RanksRecord, SlowRank
 from ascend_cpt.monitor.goodput.timeline import Interval
 from ascend_cpt.monitor.record import DataRecord, RunInfo, TaskRecord, ValidationRecord
 from ascend_cpt.monitor.report import page as page_module
@@ -116,17 +117,32 @@ def test_layouts_are_shown_if_they_changed(tmp_path: Path) -> None:
     info = json.loads(path.read_text(encoding="utf-8"))
     sizes = {"data_parallel": 2, "model_parallel": 4, "pipeline_stage": 1, "context_parallel": 1}
     last = dict.fromkeys(sizes, 1)
-    for layouts, shown in (
-        ([{"step": 0, **sizes}], False),
-        ([{"step": 0, **sizes}, {"step": 12, **sizes, "data_parallel": 1}, {"step": 15, **last}], True),
-    ):
+    experts = {**sizes, "expert_parallel": 2}
+    changed = [{"step": 12, **sizes, "data_parallel": 1}, {"step": 13, **experts}, {"step": 15, **last}]
+    for layouts, shown in (([{"step": 0, **sizes}], False), ([{"step": 0, **sizes}, *changed], True)):
         path.write_text(json.dumps({**info, "layouts": layouts}), encoding="utf-8")
         page = render_report([load_run(tmp_path / "one")])
-        row = "<td>from step 1: data 2 × tensor 4, from step 13: tensor 4, from step 16: 1 device</td>"
+        row = (
+            "<td>from step 1: data 2 × tensor 4, from step 13: tensor 4, "
+            "from step 14: data 2 × tensor 4, experts over 2, from step 16: 1 device</td>"
+        )
         assert ("<th>Layouts</th>" in page, row in page) == (shown, shown)
     path.write_text(json.dumps({**info, "layouts": [{"step": "x"}]}), encoding="utf-8")
     with pytest.raises(DataError, match=r"run\.layouts\[0\]\['step'\]: expected int"):
         load_run(tmp_path / "one")
+
+
+def test_slow_ranks_are_listed_with_their_nodes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    assert "Slow ranks" not in render_report([load_run(run)])
+    sink = JsonlSink(run / "metrics.jsonl", 20)
+    slow: SlowRank = {"rank": 13, "node": "atlas-<07>", "cause": "computing", "excess": 0.41}
+    for step, ranks in ((5, []), (10, [slow]), (15, [slow])):
+        sink.write(RanksRecord(step=step, num_ranks=16, step_s=1.0, data_wait_s=0.0, late_s=0.0, slow=ranks))
+    sink.close()
+    page = render_report([load_run(run)])
+    line = "rank 13 (node atlas-&lt;07&gt;) computes 41% slower than the median rank in 2 of 3 windows"
+    assert f"<th>Slow ranks</th></tr></thead><tbody><tr><td>{line}</td></tr>" in page
 
 
 def test_rise_and_recovery_of_a_loss_are_marked(tmp_path: Path) -> None:
