@@ -179,7 +179,8 @@ def compute_inverse_frequencies(rope: Rope, head_dim: int) -> NDArray[np.float32
     if isinstance(rope.scaling, YarnScaling):
         kept = _share_kept(rope.scaling, rope.theta, head_dim)
         interpolated = np.float32(1.0) / (np.float32(rope.scaling.factor) * powers)
-        return interpolated * (np.float32(1) - kept) + frequencies * kept
+        frequencies = interpolated * (np.float32(1) - kept) + frequencies * kept
+        return frequencies
     return _scale_as_llama3(rope.scaling, frequencies)
 
 
@@ -213,5 +214,6 @@ def _share_kept(scaling: YarnScaling, theta: float, head_dim: int) -> NDArray[np
     if first == last:
         last += 0.001  # as in transformers, so that the slope is finite
     dimensions = np.arange(head_dim // 2, dtype=np.float32)
-    replaced = np.clip((dimensions - np.float32(first)) / np.float32(last - first), np.float32(0), np.float32(1))
-    return np.float32(1) - replaced
+    slope = (dimensions - np.float32(first)) / np.float32(last - first)
+    kept: NDArray[np.float32] = np.float32(1) - np.clip(slope, np.float32(0), np.float32(1))
+    return kept
