@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ascend_cpt.config.loader import RunConfig, raise_problems
 from ascend_cpt.config.parallel_layout import ParallelLayout
@@ -12,6 +13,7 @@ from ascend_cpt.config.schema import PhaseConfig, SourceConfig
 from ascend_cpt.config.sections import nearest
 from ascend_cpt.config.values import Patience, format_count
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.model.rope import YarnScaling, read_rope
 from ascend_cpt.recipe.budget import BatchSteps, Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.presets import find_preset, resolve_schedule
@@ -352,11 +354,24 @@ def _note_advice(config: RunConfig, total_tokens: int) -> list[str]:
             f"unused: pad_length {config.cpt.pad_length} ({config.locate('cpt', 'pad_length')}): accepted for "
             "compatibility, but has no effect"
         )
-    longest = config.mindformers["model"]["model_config"].get("max_position_embeddings")
-    if longest is not None and config.cpt.seq_length > longest:
+    notes += _note_positions(config.mindformers["model"]["model_config"], config.cpt.seq_length)
+    return notes
+
+
+def _note_positions(model: Mapping[str, Any], seq_length: int) -> list[str]:
+    """Return a warning for each length of the model that the rows exceed."""
+    notes = []
+    longest, scaling = model.get("max_position_embeddings"), read_rope(model).scaling
+    if longest is not None and seq_length > longest:
         notes.append(
-            f"warning: cpt.seq_length {config.cpt.seq_length} is more than model.model_config.max_position_embeddings"
-            f" ({longest}), which is copied to an exported config.json; raise max_position_embeddings, and rope "
-            "theta or scaling if needed"
+            f"warning: cpt.seq_length {seq_length} is more than model.model_config.max_position_embeddings "
+            f"({longest}), which is copied to an exported config.json; raise max_position_embeddings, and rope theta "
+            "or scaling if needed"
+        )
+    if isinstance(scaling, YarnScaling) and seq_length > scaling.max_length:
+        notes.append(
+            f"warning: cpt.seq_length {seq_length} is more than the {scaling.max_length} tokens for which YaRN scales "
+            f"the rotary frequencies (factor {scaling.factor:g} x original_max_position_embeddings "
+            f"{scaling.original_max_position_embeddings:g}); raise rope_scaling.factor"
         )
     return notes

@@ -15,6 +15,7 @@ from ascend_cpt.cluster.job.channel import JobChannel
 from ascend_cpt.cluster.job.checks import check_same
 from ascend_cpt.config.values import format_count
 from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.model.rope import read_rope
 from ascend_cpt.model.sizes import unify_value
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
 from ascend_cpt.run.layout_change import check_common_step, check_layout
@@ -25,6 +26,7 @@ from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
+ROPE_CHANGED = "rotary embeddings differ from those that the weights were trained with"
 JUMP = 1.2  # a rise in the learning rate by more than this factor counts as re-warming
 
 
@@ -269,8 +271,10 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifi
     if dry and not Path(requested).exists():
         return Start(init_from=Path(requested), notes=("warning: these weights were not found",), warnings=skipped)
     if is_hf_folder(Path(requested)):
-        open_checked(Path(requested), run.model)
-        return Start(init_from=Path(requested), warnings=skipped)
+        folder = open_checked(Path(requested), run.model)
+        is_extended = read_rope(run.model) != folder.sizes.rope
+        added = (f"{ROPE_CHANGED}: YaRN is added",) if is_extended else ()
+        return Start(init_from=Path(requested), notes=added, warnings=skipped)
     weights = dataclasses.replace(verifier, weights_only=True)
     checkpoint, damaged = weights.locate(Path(requested), own=not verifier.shared)
     skipped = (*skipped, *damaged)
@@ -289,7 +293,7 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifi
     if rope_before != rope_now:
         # A long-context stage may change the rope scaling. This affects no weight shapes but is worth a note.
         changes = "; ".join(describe_differences(rope_before, rope_now))
-        notes = (f"rotary embeddings differ from those that the weights were trained with: {changes}", *notes)
+        notes = (f"{ROPE_CHANGED}: {changes}", *notes)
     return Start(init_from=checkpoint.folder, notes=notes, warnings=skipped)
 
 

@@ -26,7 +26,8 @@ def compute_logits(sizes: ModelSizes, read: Reader, tokens: NDArray[np.integer])
     angles = np.arange(tokens.shape[1], dtype=np.float32)[:, None] * compute_inverse_frequencies(
         sizes.rope, sizes.head_dim
     )
-    rotation = np.cos(angles), np.sin(angles)
+    scaling = np.float32(sizes.rope.attention_scaling)
+    rotation = np.cos(angles) * scaling, np.sin(angles) * scaling
     for layer in range(sizes.num_layers):
         prefix = f"model.layers.{layer}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -76,11 +77,15 @@ class HfFolder:
     def check_model(self, model_config: Mapping[str, Any]) -> None:
         """Check that `model_config` (fields as in config.json) describes the model of this folder.
 
+        YaRN may be added to a model without scaled rotary frequencies, because it is chosen when training continues.
+
         Raises:
             CheckpointError: fields differ. The message lists them.
             ConfigError: the model in `model_config` is not supported.
         """
         wanted = read_sizes(model_config)
+        if wanted.rope.extends(self.sizes.rope):
+            wanted = dataclasses.replace(wanted, rope=self.sizes.rope)
         differences = [
             f"{field.name} is {getattr(self.sizes, field.name)} in config.json and {getattr(wanted, field.name)} in "
             "model.model_config"

@@ -5,8 +5,8 @@ Run it where both are installed, from the repository root:
     python tests/reference/make_reference.py
 
 For every model it writes a Hugging Face folder (config.json, model.safetensors in float16) and expected.npz: tokens,
-labels, the logits and the loss of transformers in float32 from those weights, the rotary inverse frequencies, and the
-router logits (layer, token, expert) of a mixture of experts.
+labels, the logits and the loss of transformers in float32 from those weights, the rotary inverse frequencies, the
+factor of cos and sin with YaRN, and the router logits (layer, token, expert) of a mixture of experts.
 Same versions, same bytes.
 """
 
@@ -47,6 +47,15 @@ _LLAMA31_ROPE = {
     "high_freq_factor": 5.0,
     "original_max_position_embeddings": 32,
 }
+# The samples are twice as long as the original length. With these betas, some frequencies are kept, some divided by
+# `factor`, and some in between.
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 2.0,
+    "beta_slow": 0.25,
+}
 _MOE_SIZES = {**_SIZES, "rope_theta": 1e6, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 # Qwen2 has no field for the size of a head.
 _QWEN2_SIZES = {key: value for key, value in _SIZES.items() if key != "head_dim"}
@@ -70,6 +79,31 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
             "num_experts": 5,
             "num_experts_per_tok": 3,
+        },
+    ),
+    "qwen3_yarn": ("qwen3", {**_SIZES, "rope_theta": 1e4, "rope_scaling": _YARN_ROPE, "tie_word_embeddings": False}),
+    "llama_yarn": (
+        "llama",
+        {
+            **_SIZES,
+            "rope_scaling": {**_YARN_ROPE, "mscale": 1.5, "mscale_all_dim": 0.5, "truncate": False},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen25_yarn": ("qwen2", {**_QWEN2_SIZES, "rope_scaling": _YARN_ROPE, "tie_word_embeddings": True}),
+    "mistral_yarn": (
+        "mistral",
+        {**_SIZES, "rope_scaling": _YARN_ROPE, "sliding_window": None, "tie_word_embeddings": True},
+    ),
+    "qwen3_moe_yarn": (
+        "qwen3_moe",
+        {
+            **_MOE_SIZES,
+            "rope_theta": 1e4,
+            "rope_scaling": {**_YARN_ROPE, "attention_factor": 1.3},
+            "norm_topk_prob": True,
+            "tie_word_embeddings": True,
+            "num_experts": 5,
         },
     ),
 }
@@ -107,6 +141,8 @@ def compute_expected(model: Any, seed: int) -> dict[str, np.ndarray]:
         "loss": loss.numpy(),
         "inverse_frequencies": model.model.rotary_emb.inv_freq.numpy(),
     }
+    if getattr(model.config, "rope_scaling", None) and model.config.rope_scaling["rope_type"] == "yarn":
+        expected["attention_scaling"] = np.array(model.model.rotary_emb.attention_scaling)
     if hasattr(model.config, "num_experts"):
         with torch.no_grad():
             of_layers = model(input_ids=torch.tensor(tokens), output_router_logits=True).router_logits

@@ -21,6 +21,8 @@ from tests.unit.test_train_stages import write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIX_STAGES = "llama3_8b_8k_128k"
+YARN = "qwen3_8b_32k_128k_yarn"
+CLUSTER = Cluster(num_nodes=8, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
 PACKED_256 = ("packed", "packed_new_tokens")
 NEW_TOKENS = "qwen3_tiny_new_tokens"
 
@@ -31,6 +33,7 @@ NEW_TOKENS = "qwen3_tiny_new_tokens"
         ("qwen3_tiny_256_512", 2, {"256": 256, "512": 512}),
         (NEW_TOKENS, 2, {"rows": 256, "all": 256}),
         ("qwen3_8b_8k_32k", 64, {"8k": 8192, "32k": 32768}),
+        (YARN, 64, {"32k": 32768, "128k": 131072}),
         (SIX_STAGES, 64, {f"{length}k": 1024 * length for length in (8, 16, 32, 64, 96, 128)}),
     ],
 )
@@ -62,8 +65,14 @@ def test_the_shipped_stages_resolve(
         assert before.advance_when is not None
         assert after.run.row_format.boundaries == ("ends" if num_workers == 64 else "mask")
         assert after.run.model["max_position_embeddings"] >= after.run.budget.seq_length
-        if name != SIX_STAGES:
+        if name not in (SIX_STAGES, YARN):
             assert before.run.model["rope_theta"] < after.run.model["rope_theta"]
+    if name == YARN:
+        before, after = (stage.run.model.get("rope_scaling") for stage in stages)
+        # From the model card of Qwen3-8B.
+        assert before is None
+        assert after == {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+        assert not any("warning: cpt.seq_length" in note for stage in stages for note in stage.run.notes)
     if name == SIX_STAGES:
         assert [bool(stage.run.model.get("rope_scaling")) for stage in stages] == [False, *[True] * 5]
         assert [stage.advance_when is not None and stage.advance_when.needle for stage in stages] == [
@@ -74,11 +83,10 @@ def test_the_shipped_stages_resolve(
 
 def read_plan_rows() -> list[str]:
     """Return the rows that the table of the six stages in docs/long_context.md should have."""
-    cluster = Cluster(num_nodes=8, devices_per_node=8, device="910B", device_bytes=64 * GIGABYTE)
     path = REPOSITORY / f"configs/stages/{SIX_STAGES}.yaml"
     rows = []
     for stage in load_stages(path):
-        run, plan = plan_run(path.parent / stage.config, stage.set, cluster)
+        run, plan = plan_run(path.parent / stage.config, stage.set, CLUSTER)
         record = to_record(plan)
         assert record["fits"], stage.name
         layout, (part,) = run.layout, record["stages"]
@@ -96,3 +104,9 @@ def test_the_six_stages_fit_as_documented() -> None:
     guide = (REPOSITORY / "docs/long_context.md").read_text(encoding="utf-8")
     rows = read_plan_rows()
     assert len(rows) == 6 and "\n".join(rows) in guide, "\n".join(rows)
+
+
+def test_the_stages_with_yarn_fit() -> None:
+    path = REPOSITORY / f"configs/stages/{YARN}.yaml"
+    plans = [plan_run(path.parent / stage.config, stage.set, CLUSTER)[1] for stage in load_stages(path)]
+    assert [to_record(plan)["fits"] for plan in plans] == [True, True]

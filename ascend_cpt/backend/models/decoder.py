@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import mindspore as ms
@@ -9,11 +10,13 @@ from mindformers.models.modeling_utils import PreTrainedModel
 from mindformers.parallel_core.training_graph.base_models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from mindformers.parallel_core.training_graph.base_models.gpt.gpt_model import GPTModel
 from mindformers.parallel_core.utils.model_mixin import ModelMixin, TrainModelMixin
+from mindformers.parallel_core.utils.spec_utils import ModuleSpec
 from mindspore import Tensor
 
 from ascend_cpt.backend.models.config import DecoderConfig
 from ascend_cpt.backend.models.convert_ops import DecoderTemplate, make_convert_ops
 from ascend_cpt.model.rope import compute_inverse_frequencies
+from ascend_cpt.model.sizes import ModelSizes
 
 
 class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
@@ -32,13 +35,16 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config, auto_prefix=False)
         transformer_config = self.convert_to_transformer_config(config)
+        sizes = config.sizes
+        layer = get_gpt_layer_local_spec(
+            num_experts=transformer_config.num_moe_experts,
+            moe_grouped_gemm=True,
+            qk_layernorm=self.normalizes_queries,
+        )
+        _scale_attention(layer, sizes)
         self.model = GPTModel(
             config=transformer_config,
-            transformer_layer_spec=get_gpt_layer_local_spec(
-                num_experts=transformer_config.num_moe_experts,
-                moe_grouped_gemm=True,
-                qk_layernorm=self.normalizes_queries,
-            ),
+            transformer_layer_spec=layer,
             vocab_size=transformer_config.vocab_size,
             max_sequence_length=transformer_config.max_position_embeddings,
             position_embedding_type=transformer_config.position_embedding_type,
@@ -46,7 +52,6 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
             share_embeddings_and_output_weights=config.tie_word_embeddings,
             post_process=transformer_config.post_process,
         )
-        sizes = config.sizes
         # GPTModel hard-codes one set of Llama 3.1 scaling factors; use the configured ones instead.
         frequencies = compute_inverse_frequencies(sizes.rope, sizes.head_dim)
         self.model.rotary_pos_emb.inv_freq = Tensor(frequencies, ms.float32)
@@ -77,3 +82,16 @@ class DecoderForCausalLM(TrainModelMixin, PreTrainedModel, ModelMixin):
             loss_mask,
             actual_seq_len,
         )
+
+
+def _scale_attention(layer: ModuleSpec, sizes: ModelSizes) -> None:
+    """Apply the rope's attention factor, whose square scales the products of queries and keys, to the softmax.
+
+    All dimensions of a head are rotated (`read_sizes`), so this is the same as scaling the cosines and sines.
+    """
+    factor = sizes.rope.attention_scaling
+    if factor == 1.0:
+        return
+    attention = layer.submodules.self_attention.submodules
+    scale = factor**2 / math.sqrt(sizes.head_dim)
+    attention.core_attention = ModuleSpec(module=attention.core_attention, params={"softmax_scale": scale})

@@ -10,9 +10,11 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.config.sections import find_section, load_key_table
 from ascend_cpt.config.values import format_number
+from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.families import ARCHITECTURES
 from ascend_cpt.model.frozen import find_freeze_problem
 from ascend_cpt.model.moe_settings import find_moe_problems
+from ascend_cpt.model.rope import read_rope
 from ascend_cpt.model.sizes import find_window_problem, read_sizes
 from ascend_cpt.model.unsupported import find_difference
 from ascend_cpt.plan.layout import find_layout_problems, find_switch_problems
@@ -44,6 +46,7 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
         "split",
     ),
     "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
+    "model.model_config.position_embedding_type": (("rope",), "set rope_scaling as in the model's config.json"),
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
     "model.model_config.use_eod_attn_mask_compression": ((False,), "set cpt.document_attention: within"),
 }
@@ -70,14 +73,6 @@ def find_refusals(config: RunConfig, layout: ParallelLayout) -> list[str]:
     }
     for dotted, names in known_names.items():
         problems += _find_unknown_name(config, dotted, names)
-    model = find_section(sections, "model.model_config")
-    for key in ("rope_scaling", "rope_parameters"):
-        # MindFormers' class silently ignores everything but rope_theta.
-        if isinstance(model, Mapping) and model.get("model_type") == "qwen3" and model.get(key):
-            problems.append(
-                f"{config.locate('model', 'model_config', key)}: model.model_config.{key}: MindFormers' Qwen3 "
-                "ignores it; set rope_theta instead"
-            )
     given = (sections.get("parallel_config") or {}).get("data_parallel")
     if uses_cpu(config) and given is not None and given != layout.world_size:
         problems.append(
@@ -124,6 +119,11 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
     if window_problem := find_window_problem(model, config.cpt.seq_length):
         where_window = config.locate("model", "model_config", "sliding_window")
         problems.append(f"{where_window}: model.model_config.{window_problem}")
+    try:
+        read_rope(model)
+    except ConfigError as error:
+        key = "rope_parameters" if model.get("rope_parameters") else "rope_scaling"
+        problems.append(f"{config.locate('model', 'model_config', key)}: model.model_config.{error}")
     parallel = config.mindformers.get("parallel_config") or {}
     recompute = False if uses_cpu(config) else (config.mindformers.get("recompute_config") or {}).get("recompute")
     found = find_layout_problems(model, layout, config.cpt.seq_length, recompute=recompute)

@@ -100,7 +100,7 @@ def test_defaults_are_those_of_transformers() -> None:
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
         ({"position_embedding_type": "learned_absolute"}, "position_embedding_type"),
         ({"normalization": "LayerNorm"}, "normalization"),
         ({"use_contiguous_weight_layout_attention": True}, "use_contiguous_weight_layout_attention"),

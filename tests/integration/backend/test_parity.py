@@ -26,7 +26,7 @@ from mindspore import Tensor
 from safetensors.numpy import load_file
 
 from ascend_cpt.backend.cpu import install_cpu_kernels
-from ascend_cpt.backend.models import LlamaForCausalLM, register_models
+from ascend_cpt.backend.models import LlamaForCausalLM, ScaledQwen3ForCausalLM, register_models
 from ascend_cpt.model.families import is_router_state
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.weights.mapping import to_hf, to_mindformers
@@ -34,7 +34,8 @@ from ascend_cpt.weights.mapping import to_hf, to_mindformers
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
 MODELS += ["qwen3_moe", "qwen3_moe_tied"]
-PAD_TOKEN = 127
+MODELS += ["qwen3_yarn", "llama_yarn", "qwen25_yarn", "mistral_yarn", "qwen3_moe_yarn"]
+PAD_TOKEN, SEQ_LENGTH = 127, 32
 ATTENTION = "decoder.layers.0.self_attention"
 LOSS_TOLERANCE = 1e-4
 LOGITS_TOLERANCE = 1e-4
@@ -62,13 +63,16 @@ def read_model(name: str) -> tuple[dict[str, Any], Arrays, Arrays]:
 @cache
 def build(name: str, keep_float16_cast: bool = False) -> Any:
     """Build a network as MindFormers does from a YAML whose model_config holds the fields of config.json."""
-    config, _, expected = read_model(name)
+    return build_from(read_model(name)[0], keep_float16_cast)
+
+
+def build_from(config: dict[str, Any], keep_float16_cast: bool = False) -> Any:
     install_cpu_kernels(keep_float16_cast=keep_float16_cast)
     fields = {key: value for key, value in config.items() if key not in ("dtype", "transformers_version")}
     types = dict.fromkeys(("params_dtype", "compute_dtype", "layernorm_compute_dtype", "rotary_dtype"), "float32")
     if "num_experts" in config:
         types["moe_aux_loss_coeff"] = 0.0  # the expected loss is the language model's
-    settings = {"seq_length": expected["tokens"].shape[1], "pad_token_id": PAD_TOKEN, "hidden_dropout": 0.0, **types}
+    settings = {"seq_length": SEQ_LENGTH, "pad_token_id": PAD_TOKEN, "hidden_dropout": 0.0, **types}
     return build_network(MindFormerConfig(model_config={**fields, **settings}))
 
 
@@ -159,9 +163,21 @@ def test_weights_round_trip_bit_for_bit(name: str) -> None:
         np.testing.assert_array_equal(back[key], weight, strict=True)
 
 
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("_yarn")])
+@pytest.mark.parametrize("missing", ["rope_scaling", "attention_factor"])
+def test_comparison_detects_missing_yarn(name: str, missing: str) -> None:
+    config, weights, expected = read_model(name)
+    other = {**config, "rope_scaling": None}
+    if missing == "attention_factor":
+        other["rope_scaling"] = {**config["rope_scaling"], "attention_factor": 1.0}
+    loss_error, logits_error = compare(build_from(other), to_mindformers(weights, read_sizes(config)), expected)
+    assert loss_error > LOSS_TOLERANCE and logits_error > 100 * LOGITS_TOLERANCE
+
+
 def test_llama_is_ours_and_qwen3_is_mindformers() -> None:
     assert type(build("llama3")) is LlamaForCausalLM
     assert type(build("qwen3")).__module__.startswith("mindformers.models.qwen3")
+    assert type(build("qwen3_yarn")) is ScaledQwen3ForCausalLM
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -104,6 +104,16 @@ LONG = Reference(seq_length=LONG_ROWS, global_batch_size=4)
 WITHIN = Reference(seq_length=LONG_ROWS, global_batch_size=4, cpt={"document_attention": "within"})
 # The window is full after two steps; a gradient norm above 0.1 standard deviations is a spike: steps are skipped.
 GUARDED = Reference(cpt={"guards": {"grad_norm_spike": {"sigmas": 0.1, "window_steps": 4}}})
+# Rows of four times the original length.
+YARN = Reference(
+    sections=_with_model(
+        rope_scaling={
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0,
+            "beta_slow": 0.25,
+        },
+        **FEW_KV_HEADS,
+    )
+)  # fmt: skip
 COMPRESSED = _with_model(use_attn_mask_compression=True)
 SCALED = {
     "runner_wrapper": {
@@ -150,6 +160,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "data 2, tensor 2, Llama": Layout(data=2, tensor=2, reference=LLAMA),
     "data 2, tensor 2, Qwen2": Layout(data=2, tensor=2, reference=QWEN2),
+    "data 2, tensor 2, YaRN": Layout(data=2, tensor=2, reference=YARN),
     "tensor 2, compressed mask": Layout(tensor=2, sections=COMPRESSED, reference=LONG),
     "data 2, documents within": Layout(data=2, reference=WITHIN),
     "tensor 2, context 2, documents within": Layout(

@@ -38,7 +38,7 @@ def test_defaults_are_those_of_transformers() -> None:
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_type: linear"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type: yarn"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope_type: longrope"),
         ({"vocab_size": None}, "vocab_size"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3"),

@@ -135,6 +135,20 @@ def test_note_on_rows_longer_than_max_position_embeddings(make_manifest: MakeMan
     assert not any("max_position_embeddings" in note for note in resolve_run(TINY, make_manifest()).notes)
 
 
+def test_note_on_rows_longer_than_yarn_scales_for(make_manifest: MakeManifest) -> None:
+    yarn = "model.model_config.rope_scaling={rope_type: yarn, factor: 2.0, original_max_position_embeddings: 128}"
+    manifest = make_manifest(seq_length=512)
+    positions = "model.model_config.max_position_embeddings=512"
+    run = resolve_run(TINY, manifest, "cpt.seq_length=512", yarn, positions)
+    (note,) = (note for note in run.notes if "position" in note)
+    assert note == (
+        "warning: cpt.seq_length 512 is more than the 256 tokens for which YaRN scales the rotary frequencies (factor "
+        "2 x original_max_position_embeddings 128); raise rope_scaling.factor"
+    )
+    enough = resolve_run(TINY, manifest, "cpt.seq_length=512", yarn.replace("2.0", "4.0"), positions)
+    assert not any("position" in note for note in enough.notes)
+
+
 def test_datasets_padded_with_different_tokens_are_refused(make_manifest: MakeManifest) -> None:
     with pytest.raises(ConfigError, match=r"padded with different tokens: code \(1\), general \(7\)"):
         resolve_run(TINY, make_manifest(), validation=make_manifest(pad_id=7))

@@ -59,10 +59,16 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         ("parallel_config.data_parallel=7", 2, "the launch has 2 workers; remove the key"),
         ("micro_batch_interleave_num=2", 1, "micro_batch_interleave_num: remove it"),
         (
-            "model.model_config.rope_parameters={rope_theta: 5e6}",
+            "model.model_config.rope_scaling={rope_type: longrope, factor: 4.0}",
             1,
-            "MindFormers' Qwen3 ignores it; set rope_theta",
+            "model.model_config.rope_scaling.rope_type: longrope is not supported (it has other frequencies for short",
         ),
+        (
+            "model.model_config.rope_parameters={rope_type: yarn, factor: 4.0}",
+            1,
+            "command line: model.model_config.rope_parameters: rope_type yarn needs original_max_position_embeddings",
+        ),
+        ("model.model_config.position_embedding_type=yarn", 1, "position_embedding_type: remove it; set rope_scaling"),
         ("runner_config.sink_size=10", 1, "runner_config.sink_size: remove it"),
         (
             "model.model_config.pet_config={pet_type: lora, lora_rank: 8}",

@@ -11,6 +11,7 @@ import pytest
 
 from ascend_cpt.checkpoint.state import RunState, read_state, write_state
 from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.model.sizes import read_config, select_model_fields
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.starting_point import Start, choose_start
 
@@ -162,6 +163,20 @@ def set_model(run: ResolvedRun, run_dir: Path, **fields: Any) -> ResolvedRun:
     model = {"model_config": {**run.model, **fields}}
     config = dataclasses.replace(run.config, mindformers={**run.config.mindformers, "model": model})
     return dataclasses.replace(run, run_dir=run_dir, config=config)
+
+
+def test_yarn_may_be_added_to_hugging_face_weights(resolve_run: ResolveRun, tmp_path: Path) -> None:
+    folder = Path(__file__).resolve().parents[2] / "reference" / "qwen3"
+    config = read_config(folder)
+    run = set_model(resolve_run(init_from=str(folder)), tmp_path / "run", **select_model_fields(config))
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert choose_start(run, None).notes == ()
+    start = choose_start(set_model(run, tmp_path / "run", rope_scaling=yarn), None)
+    assert start.init_from == folder
+    assert start.notes == ("rotary embeddings differ from those that the weights were trained with: YaRN is added",)
+    for changes in ({"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": yarn}):
+        with pytest.raises(CheckpointError, match="a different model: rope is "):
+            choose_start(set_model(run, tmp_path / "run", **changes), None)
 
 
 def test_rope_may_change_in_a_new_run_but_not_on_resume(resolve_run: ResolveRun, tmp_path: Path) -> None:

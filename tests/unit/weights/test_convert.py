@@ -219,12 +219,13 @@ def test_joined_tensors_must_have_the_same_dtype(tmp_path: Path) -> None:
         convert_to_mindformers(folder, tmp_path / "new", Options())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "qwen3_yarn", "llama_yarn", "qwen25_yarn", "mistral_yarn", "qwen3_moe_yarn"])
 def test_config_of_a_trained_model(name: str) -> None:
     config = read_config(REFERENCE / name)
     made = make_config({**config, "seq_length": 32, "compute_dtype": "bfloat16", "pad_token_id": 127})
     assert read_sizes(made) == read_sizes(config)
     assert made["architectures"] == config["architectures"]
+    assert made.get("rope_scaling") == config.get("rope_scaling")
     assert "seq_length" not in made
 
 
@@ -234,6 +235,20 @@ def test_model_with_other_sizes_is_refused() -> None:
     for key, value in (("num_attention_heads", 2), ("rms_norm_eps", 1e-6), ("rope_theta", 5e5), ("vocab_size", 256)):
         with pytest.raises(CheckpointError, match="a different model"):
             folder.check_model({**folder.config, key: value})
+
+
+def test_yarn_may_be_added_but_not_removed_or_changed() -> None:
+    base, extended = HfFolder(REFERENCE / "qwen3"), HfFolder(REFERENCE / "qwen3_yarn")
+    yarn = extended.config["rope_scaling"]
+    base.check_model({**base.config, "rope_scaling": yarn})
+    for folder, changes in (
+        (base, {"rope_scaling": yarn, "num_hidden_layers": 1}),
+        (extended, {"rope_scaling": None}),
+        (extended, {"rope_scaling": {**yarn, "factor": 2.0}}),
+        (HfFolder(REFERENCE / "llama31"), {"rope_scaling": yarn}),
+    ):
+        with pytest.raises(CheckpointError, match="a different model"):
+            folder.check_model({**folder.config, **changes})
 
 
 def test_invalid_mindformers_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ascend_cpt.weights.hf_folder import HfFolder
 REFERENCE = Path(__file__).resolve().parents[2] / "reference"
 MODELS = ["qwen3", "qwen3_tied", "llama2", "llama3", "llama31", "llama32_tied", "mistral", "qwen25_tied"]
 MODELS += ["qwen3_moe", "qwen3_moe_tied"]
+MODELS += ["qwen3_yarn", "llama_yarn", "qwen25_yarn", "mistral_yarn", "qwen3_moe_yarn"]
 
 
 @pytest.mark.parametrize("name", MODELS)
