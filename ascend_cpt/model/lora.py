@@ -85,7 +85,8 @@ class AdaptedLayer:
             np.random.default_rng([seed, zlib.crc32(module.encode())]).uniform(-bound, bound, (self.rank, columns))
             for module in self.modules
         ]
-        return np.concatenate(parts).astype(np.float32)
+        whole: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
+        return whole
 
     def make_mask(self) -> NDArray[np.float32]:
         """Return (rows, adapted modules × rank): 1 where a row of the layer belongs to the module whose A this is."""
