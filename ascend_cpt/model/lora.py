@@ -147,7 +147,7 @@ def find_lora_problem(sizes: ModelSizes, settings: LoraSettings) -> str:
         return (
             "adapters are not supported for a mixture of experts; remove it, or train some weights with cpt.trainable"
         )
-    if settings.alpha <= 0:
+    if not 0 < settings.alpha < math.inf:
         return f"alpha must be above 0, got {settings.alpha:g}"
     groups = _list_linear(sizes)
     smallest = min(min(shape) for group in groups for shape in group.row.list_hf_shapes(sizes))
