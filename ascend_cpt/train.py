@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -100,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         lock = hold_run_folder(run.run_dir) if holds else nullcontext()
         with report_full_disk(run.run_dir, "writing to the run folder"), lock:
             start = choose_start(run, args.resume_training, extend=args.extend, reshard=args.reshard, channel=channel)
+            run = replace(run, base=start.base)
             stage = run.at_step(min(start.step, run.budget.total_steps - 1))
             sections = make_mindformers_config(stage, resume_from=start.resume_from, init_from=start.init_from)
             cache = choose_compile_cache(run, sections, channel)

@@ -2,6 +2,8 @@
 
     python tools/convert_weights.py to-hf output/my_run exported/ --like /models/Qwen3-8B-Base
     python tools/convert_weights.py verify exported/ --against output/my_run
+    python tools/convert_weights.py to-hf output/my_lora adapters/
+    python tools/convert_weights.py to-hf output/my_lora exported/ --merge
     python tools/convert_weights.py to-mindformers /models/Qwen3-8B-Base converted/
     python tools/convert_weights.py expand /models/Qwen3-8B-Base expanded/ --every 4
     python tools/convert_weights.py upcycle /models/Qwen3-1.7B-Base mixture/ --experts 8 --per-token 2
@@ -27,6 +29,7 @@ from ascend_cpt.installed import require
 require()
 
 from ascend_cpt.errors import EXIT_FAILURE, EXIT_OK, run_command
+from ascend_cpt.run.export.adapters import check_merge, export_adapters
 from ascend_cpt.run.export.model_card import make_card
 from ascend_cpt.run.growth.new_blocks import add_new_blocks
 from ascend_cpt.run.trained_model import TrainedModel, open_trained
@@ -53,6 +56,9 @@ def parse_args() -> argparse.Namespace:
     to_hf.add_argument("--like", type=Path, metavar="FOLDER", help="take tokenizer and config.json from this folder")
     to_hf.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
+    to_hf.add_argument(
+        "--merge", action="store_true", help="for a run with adapters: write the whole model, not PEFT's adapters"
+    )
     expand = commands.add_parser("expand", help="add blocks to a Hugging Face model without changing its output")
     expand.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
     expand.add_argument("--every", type=int, required=True, metavar="K", help="add a block after every K blocks")
@@ -86,6 +92,10 @@ def parse_args() -> argparse.Namespace:
     verify.add_argument("--against", type=Path, metavar="PATH", help="run, checkpoint or folder it was converted from")
     verify.add_argument("--average", type=int, default=1, metavar="K", help="FOLDER is the mean of K checkpoints [1]")
     verify.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files of PATH")
+    for command in (to_hf, verify):
+        command.add_argument(
+            "--base", type=Path, metavar="FOLDER", help="weights that the run's adapters belong to [where they were]"
+        )
     verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
     return parser.parse_args()
 
@@ -107,8 +117,19 @@ def main() -> int:
     if args.command == "to-mindformers":
         print(convert_to_mindformers(HfFolder(args.source), args.target, options))
         return EXIT_OK
-    trained = open_trained(args.source, num_averaged=args.average, like=args.like, verify=not args.no_verify)
+    trained = open_trained(
+        args.source,
+        num_averaged=args.average,
+        like=args.like,
+        verify=not args.no_verify,
+        base=args.base,
+        dtype=args.dtype,
+    )
+    check_merge(trained, args.source, merge=args.merge)
     print(f"from {', '.join(str(path) for path in trained.origins)}")
+    if trained.adapters is not None and not args.merge:
+        print(export_adapters(trained, args.target, options))
+        return EXIT_OK
     card = make_card(args.target, trained, options)
     print(convert_to_hf(trained.source, trained.config, args.target, options, trained.companions, card=card))
     return EXIT_OK
@@ -131,7 +152,7 @@ def verify(args: argparse.Namespace) -> int:
     is_equal = print_tensors("converted to MindFormers and back", compare_round_trip(folder))
     if args.against:
         is_hf = is_hf_folder(args.against)
-        other = HfFolder(args.against) if is_hf else open_against(args).source
+        other = HfFolder(args.against) if is_hf else open_against(args, folder).source
         is_equal &= print_tensors(f"against {args.against}", compare_folders(folder, other))
     if not args.no_logits:
         is_equal &= print_logits(args.source)
@@ -139,9 +160,11 @@ def verify(args: argparse.Namespace) -> int:
     return EXIT_OK if is_equal else EXIT_FAILURE
 
 
-def open_against(args: argparse.Namespace) -> TrainedModel:
-    """Return the run or checkpoint named by --against."""
-    return open_trained(args.against, num_averaged=args.average, verify=not args.no_verify)
+def open_against(args: argparse.Namespace, folder: HfFolder) -> TrainedModel:
+    """Return the run or checkpoint named by --against. Adapters are merged in the dtype of `folder`."""
+    stored = next(iter(folder.tensors.values())).dtype
+    dtype = next(name for name, kind in DTYPES.items() if kind == stored)
+    return open_trained(args.against, num_averaged=args.average, verify=not args.no_verify, base=args.base, dtype=dtype)
 
 
 def print_tensors(title: str, reports: Sequence[KindReport]) -> bool:

@@ -26,6 +26,7 @@ class RunState:
     `files` has the size in bytes of every checkpoint file. `checksums` has each file's checksum, and is empty in
     checkpoints from earlier versions. `position` is the number of rows consumed by all ranks since the run started.
     `layout` decides which slices of the parameters each rank saved; it is empty in checkpoints from earlier versions.
+    `base` names and identifies the weights that adapters belong to; it is empty if the checkpoint has all weights.
     """
 
     step: int
@@ -36,6 +37,7 @@ class RunState:
     files: dict[str, int] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     layout: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, str] = field(default_factory=dict)
     version: int = STATE_VERSION
 
 

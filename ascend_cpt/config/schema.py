@@ -192,6 +192,20 @@ class BatchStageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters. Only they are trained; all weights of the model are frozen."""
+
+    rank: Positive
+    """Rank of every adapter."""
+    alpha: float
+    """The adapters' product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear modules with an adapter in every layer, by their names in transformers."""
+    rank_stabilized: bool = False
+    """Scale by alpha / √rank instead (rsLoRA)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CptConfig:
     """Configuration of a continued-pretraining run."""
 
@@ -211,6 +225,8 @@ class CptConfig:
     trainable: tuple[str, ...] = ()
     """Patterns of MindFormers' names of the weights to train; all others are frozen. `NAME[N:]` trains the rows of an
     embedding or output layer from N on. Default: all weights are trained."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of the weights (docs/lora.md)."""
     train_tokens: Tokens | None = None
     """Token budget; default: the sum of the phases, or `runner_config.epochs` passes over the data."""
     schedule: ScheduleConfig | None = None

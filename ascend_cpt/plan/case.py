@@ -23,7 +23,9 @@ class TrainingCase:
 
     model: ModelSizes
     parameters: Mapping[str, Shape]
-    """Shape of every parameter of the model, by MindFormers name."""
+    """Shape of every parameter of the model and of its adapters, by MindFormers name."""
+    frozen: frozenset[str] = frozenset()
+    """The parameters that are not trained. They have no gradients and no optimizer states."""
     layout: ParallelLayout
     layers_per_stage: tuple[int, ...]
     seq_length: int
@@ -65,8 +67,13 @@ class TrainingCase:
 
     @property
     def num_parameters(self) -> int:
-        """Number of trainable parameters in the whole model."""
+        """Number of parameters in the whole model, with adapters."""
         return sum(math.prod(shape) for shape in self.parameters.values())
+
+    @property
+    def num_trained(self) -> int:
+        """Number of trained parameters in the whole model."""
+        return sum(math.prod(shape) for name, shape in self.parameters.items() if name not in self.frozen)
 
     @property
     def tokens_per_rank(self) -> int:

@@ -14,8 +14,11 @@ class Checkpoints:
     """A run's checkpoints, of which the newest `num_kept` and `num_lasting` permanent ones are kept."""
 
     num_parameters: int
-    element_bytes: int
-    """Per parameter, with its optimizer states."""
+    """Saved parameters: those of the model, or of the adapters."""
+    param_bytes: int
+    """Size of one of them."""
+    num_trained: int
+    """Parameters with optimizer states."""
     num_written: int
     num_kept: int
     num_lasting: int = 0
@@ -27,7 +30,7 @@ class Checkpoints:
     @property
     def num_bytes(self) -> int:
         """Size of one checkpoint: weights and optimizer states."""
-        return self.num_parameters * self.element_bytes
+        return self.num_parameters * self.param_bytes + self.num_trained * ADAM_STATES * FLOAT32_BYTES
 
     @property
     def num_held(self) -> int:
@@ -49,19 +52,21 @@ def plan_checkpoints(
     keep_last: int,
     keep_every_steps: int | None = None,
     num_best: int = 0,
-    exports: bool = False,
+    num_trained: int | None = None,
+    export_bytes: int = 0,
 ) -> Checkpoints:
     """Return the checkpoints of a run with `num_steps` steps.
 
     Args:
-        num_parameters: Number of parameters of the whole model.
+        num_parameters: Number of saved parameters.
         param_bytes: Size of one parameter.
         num_steps: None if the run's length is unknown. Then `num_written` is the maximum on disk.
         save_every_steps: None saves only at the end.
         keep_last: Number of newest checkpoints to keep, or 0 for all.
         keep_every_steps: Checkpoints at multiples of this are kept permanently.
         num_best: Number of best checkpoints kept in addition.
-        exports: Whether the weights are exported at the end.
+        num_trained: Number of parameters with optimizer states; default: all.
+        export_bytes: Size of the export at the end; 0 without one.
     """
     if num_steps is None:
         num_written = keep_last + 1 + num_best
@@ -72,10 +77,11 @@ def plan_checkpoints(
         num_lasting = num_steps // math.lcm(save_every_steps, keep_every_steps)
     return Checkpoints(
         num_parameters=num_parameters,
-        element_bytes=param_bytes + ADAM_STATES * FLOAT32_BYTES,
+        param_bytes=param_bytes,
+        num_trained=num_parameters if num_trained is None else num_trained,
         num_written=num_written,
         num_kept=keep_last or num_written,
         num_lasting=num_lasting,
         num_best=num_best,
-        export_bytes=num_parameters * param_bytes if exports else 0,
+        export_bytes=export_bytes,
     )

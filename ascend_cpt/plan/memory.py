@@ -88,16 +88,18 @@ def estimate_stage_memory(case: TrainingCase, stage: int) -> StageMemory:
     """Return the memory of one pipeline stage."""
     slices = count_slices(case, stage)
     stored = sum(number * part.num_stored_elements for part, number in slices)
+    trained = [(part, number) for part, number in slices if part.is_trained]
+    trained_stored = sum(number * part.num_stored_elements for part, number in trained)
     return StageMemory(
         stage=stage,
         num_layers=case.layers_per_stage[stage],
         num_parameters=sum(number * part.num_tensor_elements for part, number in slices),
         num_stored_parameters=stored,
-        weights_bytes=stored * case.param_bytes,
-        optimizer_bytes=0 if case.swaps_optimizer else stored * ADAM_STATES * FLOAT32_BYTES,
-        accumulated_bytes=_count_accumulated_bytes(case, slices) if case.accumulates else 0,
+        weights_bytes=sum(number * part.num_stored_elements * part.element_bytes for part, number in slices),
+        optimizer_bytes=0 if case.swaps_optimizer else trained_stored * ADAM_STATES * FLOAT32_BYTES,
+        accumulated_bytes=_count_accumulated_bytes(case, trained) if case.accumulates else 0,
         training=max(_list_training_moments(case, stage, slices), key=lambda moment: moment.total_bytes),
-        updating=max(_list_updating_moments(slices), key=lambda moment: moment.total_bytes),
+        updating=max(_list_updating_moments(trained), key=lambda moment: moment.total_bytes),
         constants_bytes=CONSTANT_BYTES + (0 if case.compresses_mask else _count_mask_bytes(case)),
     )
 
@@ -117,7 +119,9 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: Slices) -> li
     )
     gathered += _count_tied_output_bytes(case, stage, slices)
     stored = (
-        0 if case.accumulates else FLOAT32_BYTES * sum(number * part.num_stored_elements for part, number in slices)
+        0
+        if case.accumulates
+        else FLOAT32_BYTES * sum(number * part.num_stored_elements for part, number in slices if part.is_trained)
     )
     backward = Moment(
         name="backward",
@@ -138,6 +142,8 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: Slices) -> li
 
 
 def _list_updating_moments(slices: Slices) -> list[Moment]:
+    if not slices:
+        return [Moment(name="update")]  # all of the stage's weights are frozen
     stored = sum(number * part.num_stored_elements for part, number in slices) * FLOAT32_BYTES
     largest_tensor = max(part.num_tensor_elements for part, _ in slices) * FLOAT32_BYTES
     largest_stored = max(part.num_stored_elements for part, _ in slices) * FLOAT32_BYTES
@@ -150,8 +156,8 @@ def _list_updating_moments(slices: Slices) -> list[Moment]:
 
 def _count_accumulated_bytes(case: TrainingCase, slices: Slices) -> int:
     """Return the bytes of accumulated gradients, which have the parameters' shapes and dtypes."""
-    return case.param_bytes * sum(
-        number * (part.num_stored_elements if case.shards_gradients else part.num_tensor_elements)
+    return sum(
+        part.element_bytes * number * (part.num_stored_elements if case.shards_gradients else part.num_tensor_elements)
         for part, number in slices
     )
 
@@ -167,7 +173,7 @@ def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: Slices) -> 
 
 def _count_gathered_bytes(case: TrainingCase, part: ParameterSlice) -> int:
     """Return the bytes of the weight copy used for computation. The embedding keeps params_dtype."""
-    if len(part.shape) == 1:
+    if len(part.shape) == 1 or (not part.is_sharded and part.element_bytes == case.compute_bytes):
         return 0
     if part.name == EMBEDDING:
         return part.num_tensor_elements * case.param_bytes if part.is_sharded else 0

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from ascend_cpt.model.lora import LORA_A, LORA_B
 from ascend_cpt.model.tensor_layout import Shape
-from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
@@ -30,6 +31,11 @@ TENSOR_AXES = {
     "self_attention.linear_proj.weight": 1,
     "mlp.linear_fc1.weight": 0,
     "mlp.linear_fc2.weight": 1,
+    # Adapters: B of a column-parallel layer has its rows, and A of a row-parallel layer its columns.
+    f"self_attention.linear_qkv{LORA_B}": 0,
+    f"mlp.linear_fc1{LORA_B}": 0,
+    f"self_attention.linear_proj{LORA_A}": 1,
+    f"mlp.linear_fc2{LORA_A}": 1,
 }
 EXPERT_NAMES = ("mlp.experts.weight1", "mlp.experts.weight2")
 """Ends of the names of the experts' parameters. Expert parallelism shards their first axis; tensor parallelism none."""
@@ -45,11 +51,19 @@ class ParameterSlice:
     """After tensor or expert parallel: the shape used in computation, and of the gradient."""
     stored_shape: Shape
     """After optimizer sharding: the shape that the rank stores, with its optimizer states."""
+    element_bytes: int
+    """Of the stored parameter."""
+    is_trained: bool = True
 
     @property
     def is_sharded(self) -> bool:
         """Whether the optimizer shards the parameter, so that it is gathered before use."""
         return self.stored_shape != self.tensor_shape
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the parameter belongs to an adapter."""
+        return self.name.endswith((LORA_A, LORA_B))
 
     @property
     def is_expert(self) -> bool:
@@ -69,7 +83,9 @@ def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
     """Return the slices of a pipeline stage's parameters on each of the stage's ranks."""
     rule = _make_rule(case)
     return [
-        _slice_parameter(name, shape, rule) for name, shape in case.parameters.items() if is_in_stage(case, name, stage)
+        _mark_trained(_slice_parameter(name, shape, rule), name not in case.frozen)
+        for name, shape in case.parameters.items()
+        if is_in_stage(case, name, stage)
     ]
 
 
@@ -79,12 +95,30 @@ def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, i
     All decoder layers are alike, so the first layer's slices stand for the others. The layout search needs this to be
     fast. `slice_parameters` names every parameter.
     """
-    layers = case.layers_per_stage[stage]
-    return [
-        (part, layers if part.name.startswith(LAYER_PREFIX) else 1)
-        for part in _slice_distinct(_Parameters(case.parameters), _make_rule(case))
-        if part.name.startswith(LAYER_PREFIX) or is_in_stage(case, part.name, stage)
-    ]
+    found = []
+    for part in _slice_distinct(_Parameters(case.parameters), _make_rule(case)):
+        if part.name.startswith(LAYER_PREFIX):
+            layers = case.layers_per_stage[stage]
+            num_trained = layers - _count_frozen(case, stage, part.name)
+            counts = ((part, num_trained), (_mark_trained(part, False), layers - num_trained))
+            found += [(one, number) for one, number in counts if number]
+        elif is_in_stage(case, part.name, stage):
+            found.append((_mark_trained(part, part.name not in case.frozen), 1))
+    return found
+
+
+def _count_frozen(case: TrainingCase, stage: int, first_name: str) -> int:
+    """Return the number of a stage's layers in which a parameter is frozen, given its name in the first layer."""
+    if not case.frozen:
+        return 0
+    ending = first_name.removeprefix(f"{LAYER_PREFIX}0")
+    first = case.first_layer(stage)
+    layers = range(first, first + case.layers_per_stage[stage])
+    return sum(f"{LAYER_PREFIX}{layer}{ending}" in case.frozen for layer in layers)
+
+
+def _mark_trained(part: ParameterSlice, is_trained: bool) -> ParameterSlice:
+    return part if is_trained else replace(part, is_trained=False)
 
 
 class _Parameters:
@@ -169,10 +203,17 @@ def _slice_parameter(name: str, shape: Shape, rule: _Rule) -> ParameterSlice:
         cut[axis] //= rule.tensor
     stored = list(cut)
     # The threshold applies to the whole parameter, before tensor parallelism.
-    num_bytes = math.prod(shape) * rule.param_bytes
+    element_bytes = FLOAT32_BYTES if name.endswith((LORA_A, LORA_B)) else rule.param_bytes
+    num_bytes = math.prod(shape) * element_bytes
     # The configured size is a maximum; if it does not divide the number of replicas, the parameter is not sharded.
     shards = min(rule.optimizer_shard_size or replicas, replicas)
     divides = replicas % shards == 0 and cut[0] % shards == 0
     if rule.shards_optimizer and num_bytes >= rule.threshold_bytes and divides:
         stored[0] //= shards
-    return ParameterSlice(name=name, shape=shape, tensor_shape=tuple(cut), stored_shape=tuple(stored))
+    return ParameterSlice(
+        name=name,
+        shape=shape,
+        tensor_shape=tuple(cut),
+        stored_shape=tuple(stored),
+        element_bytes=element_bytes,
+    )

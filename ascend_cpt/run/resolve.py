@@ -17,6 +17,7 @@ from ascend_cpt.errors import DataError
 from ascend_cpt.run.checks.checkpoints import find_checkpoint_problems, note_keep_best
 from ascend_cpt.run.checks.datasets import VALIDATION, find_dataset_problems, find_tokenizer_problems, note_padding
 from ascend_cpt.run.checks.environment import find_environment_problems
+from ascend_cpt.run.checks.lora import find_lora_problems
 from ascend_cpt.run.checks.loss_chunks import find_chunk_problems
 from ascend_cpt.run.checks.mindformers import find_model_problems, find_refusals
 from ascend_cpt.run.checks.monitoring import find_monitoring_problems
@@ -97,7 +98,8 @@ def resolve(
         + find_checkpoint_problems(config)
         + find_environment_problems(config, layout)
         + find_chunk_problems(config, layout)
-        + find_trainable_problems(config),
+        + find_trainable_problems(config)
+        + find_lora_problems(config),
     )
     raise_problems(config.path, _find_subset_problems(config))
     subsets = {

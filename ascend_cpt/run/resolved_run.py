@@ -15,10 +15,15 @@ from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.data.packed.megatron_rows import count_rows
 from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.model.frozen import list_frozen
+from ascend_cpt.model.lora import LoraSettings, list_adapter_shapes
+from ascend_cpt.model.parameters import list_mindformers_shapes
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.schedule import Schedule
 from ascend_cpt.run.document_attention import choose_boundaries
+from ascend_cpt.weights.lora.base import BaseWeights
 
 RANDOM_INIT = "random"
 
@@ -66,6 +71,8 @@ class ResolvedRun:
     open_sources: frozenset[str] = frozenset()
     ramp_step: int | None = None
     """With a batch ramp, a step with the batch of `budget`; None without one."""
+    base: BaseWeights | None = None
+    """The weights under the adapters, once they are found; None without adapters."""
 
     def at_step(self, step: int) -> ResolvedRun:
         """Return the run with the batch used at `step`, counted from 0. Without a batch ramp, return the run itself."""
@@ -112,6 +119,24 @@ class ResolvedRun:
         section: Mapping[str, Any] = self.config.mindformers["model"]["model_config"]
         return section
 
+    @property
+    def lora(self) -> LoraSettings | None:
+        """The adapters that are trained instead of the weights, if any."""
+        return read_lora(self.config)
+
+    @property
+    def frozen(self) -> list[str]:
+        """MindFormers' names of the weights that are not trained at all."""
+        sizes = read_sizes(self.model)
+        if self.lora is not None:
+            return list(list_mindformers_shapes(sizes))
+        return list_frozen(sizes, self.model.get("pet_config"), self.config.cpt.trainable)
+
+    @property
+    def saved_weights(self) -> list[str] | None:
+        """The parameters that checkpoints contain: those of the adapters, or None for all weights."""
+        return list(list_adapter_shapes(read_sizes(self.model), self.lora)) if self.lora else None
+
     def fingerprint(self) -> dict[str, Any]:
         """Return the values that must not change when a run is resumed."""
         subsets = [[name, self.order.num_rows[name]] for name in self.order.pool_rows]
@@ -129,6 +154,7 @@ class ResolvedRun:
             "seed": self.seed,
             **({"subsets": subsets} if subsets else {}),
             **({"trainable": list(self.config.cpt.trainable)} if self.config.cpt.trainable else {}),
+            **({"lora": {**dataclasses.asdict(self.lora), "targets": list(self.lora.targets)}} if self.lora else {}),
             **{name: self.config.mindformers.get(name) for name in ("optimizer", "runner_wrapper", "lr_schedule")},
         }
 
@@ -164,6 +190,14 @@ class ResolvedRun:
     def report_rank(self) -> int:
         """The rank that writes records. With pipeline stages, only the last stage has the loss."""
         return self.layout.world_size - self.layout.world_size // self.layout.pipeline_parallel
+
+
+def read_lora(config: RunConfig) -> LoraSettings | None:
+    """Return the settings of `cpt.lora`."""
+    lora = config.cpt.lora
+    if lora is None:
+        return None
+    return LoraSettings(rank=lora.rank, alpha=lora.alpha, targets=lora.targets, rank_stabilized=lora.rank_stabilized)
 
 
 def without_stage_layers(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from ascend_cpt.model.rope import read_rope
 from ascend_cpt.model.sizes import unify_value
 from ascend_cpt.recipe.schedule import Schedule, learning_rate_at
 from ascend_cpt.run.layout_change import check_common_step, check_layout
+from ascend_cpt.run.lora.base import identify_base
 from ascend_cpt.run.resolved_run import RANDOM_INIT, ResolvedRun, without_stage_layers
 from ascend_cpt.run.verified import ALONE, Verifier
 from ascend_cpt.strict_json import shorten
 from ascend_cpt.weights.hf_folder import is_hf_folder, open_checked
+from ascend_cpt.weights.lora.base import FOLDER, IDENTITY, BaseWeights
 
 EXTENDABLE = ("total_steps", "schedule", "phases", "sources")
 ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
@@ -39,6 +41,8 @@ class Start:
 
     resume_from: Checkpoint | None = None
     init_from: Path | None = None
+    base: BaseWeights | None = None
+    """The weights under the adapters, also when a run with adapters is resumed."""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -85,6 +89,8 @@ def choose_start(
     if channel is not None:
         weights = start.resume_from.folder if start.resume_from else start.init_from
         facts = {"step": start.step, "weights": identify_weights(weights) if weights else RANDOM_INIT}
+        if start.base is not None:
+            facts["base"] = start.base.identity
         check_same(channel, "starting point", facts)
     return start
 
@@ -109,7 +115,8 @@ def _choose(
             raise CheckpointError(f"{run.run_dir}: no checkpoint to extend; remove --extend")
         if reshard and not verifier.shared:
             check_common_step(run, verifier.channel)
-        return _choose_weights(run, skipped, verifier, dry)
+        start = _choose_weights(run, skipped, verifier, dry)
+        return dataclasses.replace(start, base=_identify(start, verifier)) if run.lora else start
     differences = describe_differences(_ignore_stages(chosen.state.fingerprint), run.fingerprint())
     notes = verifier.note_unverified(chosen)
     if differences and extend:
@@ -122,7 +129,33 @@ def _choose(
         )
     if chosen.state.step < run.budget.total_steps:
         notes = (*notes, *check_layout(run, chosen, reshard=reshard, shared=verifier.shared, dry=dry))
-    return Start(resume_from=chosen, notes=notes, warnings=skipped)
+    base, base_notes = _find_base(run, chosen, verifier, dry) if run.lora else (None, ())
+    return Start(resume_from=chosen, base=base, notes=(*notes, *base_notes), warnings=skipped)
+
+
+def _identify(start: Start, verifier: Verifier) -> BaseWeights | None:
+    """Return the identity of the initial weights; None if a dry run did not find them."""
+    folder = start.init_from
+    return identify_base(folder, shared=verifier.shared) if folder is not None and folder.is_dir() else None
+
+
+def _find_base(
+    run: ResolvedRun, chosen: Checkpoint, verifier: Verifier, dry: bool
+) -> tuple[BaseWeights | None, tuple[str, ...]]:
+    """Return the weights under the adapters of a checkpoint, and lines about them.
+
+    Raises:
+        CheckpointError: `cpt.init_from` has other weights than those that the adapters were trained on.
+    """
+    found = _choose_weights(run, (), verifier, dry)
+    base = _identify(found, verifier)
+    recorded = chosen.state.base
+    if base is not None and base.identity != recorded.get(IDENTITY):
+        raise CheckpointError(
+            f"{chosen.folder}: its adapters were trained on the weights of {recorded.get(FOLDER)}, but "
+            f"{base.folder} (cpt.init_from) has other weights; set cpt.init_from to the former"
+        )
+    return base, tuple(note for note in found.notes if note.startswith("warning: these weights were not found"))
 
 
 def _choose_checkpoint(
@@ -279,6 +312,11 @@ def _choose_weights(run: ResolvedRun, skipped: tuple[str, ...], verifier: Verifi
     checkpoint, damaged = weights.locate(Path(requested), own=not verifier.shared)
     skipped = (*skipped, *damaged)
     _check_fingerprint(checkpoint)
+    if checkpoint.state.base:
+        raise CheckpointError(
+            f"{checkpoint.folder}: has only adapters; write the whole model with tools/convert_weights.py to-hf "
+            "--merge, and start from it"
+        )
     before, now = (select_model_identity(model) for model in (checkpoint.state.fingerprint["model"], run.model))
     rope_before, rope_now = (
         {key: fields.pop(key) for key in ROPE_KEYS if fields[key] is not None} for fields in (before, now)

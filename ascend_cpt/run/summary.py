@@ -6,9 +6,10 @@ import math
 
 from ascend_cpt.config.values import format_bytes, format_count, format_number, format_rows
 from ascend_cpt.data.packed.packing import CONCAT
-from ascend_cpt.model.frozen import list_first_rows, list_frozen
+from ascend_cpt.model.frozen import list_first_rows
+from ascend_cpt.model.lora import LoraSettings, count_adapter_parameters
 from ascend_cpt.model.parameters import count_parameters, list_hf_shapes, list_mindformers_shapes
-from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.model.sizes import ModelSizes, read_sizes
 from ascend_cpt.recipe.schedule import learning_rate_at
 from ascend_cpt.run.planning.training_case import count_checkpoints
 from ascend_cpt.run.resolved_run import Dataset, ResolvedRun
@@ -64,7 +65,9 @@ def _describe_batch(run: ResolvedRun) -> list[str]:
 def describe_frozen(run: ResolvedRun) -> list[str]:
     """Return lines with the number of weights that are not trained, and the weights trained by rows, if any."""
     sizes, trainable = read_sizes(run.model), run.config.cpt.trainable
-    frozen = list_frozen(sizes, run.model.get("pet_config"), trainable)
+    if run.lora is not None:
+        return [_describe_adapters(sizes, run.lora)]
+    frozen = run.frozen
     first_rows = list_first_rows(sizes, trainable)
     if not frozen and not first_rows:
         return []
@@ -73,10 +76,18 @@ def describe_frozen(run: ResolvedRun) -> list[str]:
     held += sum(row * math.prod(shapes[name][1:]) for name, row in first_rows.items())
     total = count_parameters(sizes)
     return [
-        f"frozen   {len(frozen)} of {len(shapes)} tensors, {format_count(held)} of {format_count(total)} parameters; "
-        "the plan and the checkpoint size include them as if they were trained",
+        f"frozen   {len(frozen)} of {len(shapes)} tensors, {format_count(held)} of {format_count(total)} parameters",
         *(f"frozen   rows 0 to {row - 1} of {name}" for name, row in first_rows.items()),
     ]
+
+
+def _describe_adapters(sizes: ModelSizes, lora: LoraSettings) -> str:
+    trained, total = count_adapter_parameters(sizes, lora), count_parameters(sizes)
+    kind = "rsLoRA" if lora.rank_stabilized else "LoRA"
+    return (
+        f"adapters {kind}: rank {lora.rank}, scale {lora.scale:.4g}, on {', '.join(lora.targets)}: "
+        f"{format_count(trained)} trained parameters, {100 * trained / total:.2g} % of {format_count(total)}"
+    )
 
 
 def describe_rate(run: ResolvedRun) -> list[str]:
@@ -135,10 +146,12 @@ def describe_disk(run: ResolvedRun) -> str:
         return "disk     nothing is saved (cpt.checkpoint.save is False)"
     checkpoints = count_checkpoints(run, run.budget.total_steps)
     export = f" with an export of {format_bytes(checkpoints.export_bytes)}" if checkpoints.export_bytes else ""
+    num, trained = checkpoints.num_parameters, checkpoints.num_trained
+    states = "" if trained == num else f", {format_count(trained)} trained"
     return (
-        f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(checkpoints.num_parameters)} "
-        f"parameters × {checkpoints.element_bytes} bytes with the optimizer); {checkpoints.num_written} saved, at "
-        f"most {checkpoints.num_held} on disk at once: {format_bytes(checkpoints.disk_bytes)}{export}"
+        f"disk     a checkpoint is {format_bytes(checkpoints.num_bytes)} ({format_count(num)} parameters{states}, with "
+        f"the optimizer); {checkpoints.num_written} saved, at most {checkpoints.num_held} on disk at once: "
+        f"{format_bytes(checkpoints.disk_bytes)}{export}"
     )
 
 

@@ -18,9 +18,11 @@ from ascend_cpt.checkpoint.locate import (
 from ascend_cpt.config.yaml_file import read_yaml
 from ascend_cpt.errors import CheckpointError
 from ascend_cpt.model.sizes import CONFIG_NAME, ModelSizes, read_config, read_sizes
+from ascend_cpt.run.lora.adapted import open_adapted
 from ascend_cpt.run.verified import Verifier
 from ascend_cpt.weights.hf_config import make_config
 from ascend_cpt.weights.hf_folder import list_companions
+from ascend_cpt.weights.lora.merge import Adapters
 from ascend_cpt.weights.mindformers_folder import MindFormersFolder
 from ascend_cpt.weights.sources import MeanOfFolders, TensorSource
 
@@ -36,9 +38,21 @@ class TrainedModel:
     companions: tuple[Path, ...]
     origins: tuple[Path, ...]
     """The checkpoint folders that the tensors come from; several if they are averaged."""
+    adapters: Adapters | None = None
+    """The adapters of a run that trained only them. `source` has their base merged with them."""
+    base: Path | None = None
+    """The folder with the weights that the adapters belong to."""
 
 
-def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None, verify: bool = True) -> TrainedModel:
+def open_trained(
+    path: Path,
+    *,
+    num_averaged: int = 1,
+    like: Path | None = None,
+    verify: bool = True,
+    base: Path | None = None,
+    dtype: str | None = None,
+) -> TrainedModel:
     """Open the checkpoint at `path`, which is a run (its newest step is used), a single step or a converted folder.
 
     Args:
@@ -47,9 +61,12 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None,
         like: A folder to copy tokenizer files, generation_config.json and, if present, config.json from.
         verify: Compare the files to be read with the checksums recorded at saving. In a run, damaged steps are
             skipped with a warning, like incomplete ones.
+        base: For a run that trained adapters, the folder of the weights they belong to; default: where they were.
+        dtype: The dtype of the merged weights, such as "float32"; default: that of the base.
 
     Raises:
-        CheckpointError: when the checkpoint is missing or damaged, or `like` holds a different model.
+        CheckpointError: when the checkpoint is missing or damaged, its base is missing or has other weights, or `like`
+            holds a different model.
     """
     if (path / CONFIG_NAME).is_file():
         folders, config, own = [path], read_config(path), list_companions(path)
@@ -64,12 +81,19 @@ def open_trained(path: Path, *, num_averaged: int = 1, like: Path | None = None,
         own = list_companions(like)
         if (like / CONFIG_NAME).is_file():
             config = _adopt_config(read_config(like), config, like)
-    sources = [MindFormersFolder(folder) for folder in folders]
+    sources: list[TensorSource] = [MindFormersFolder(folder) for folder in folders]
+    adapted = open_adapted(folders, sources, config, base=base, dtype=dtype)
+    if base is not None and adapted is None:
+        raise CheckpointError(f"{path}: has all weights, not adapters; remove --base")
+    if adapted is not None:
+        sources = list(adapted.merged)
     return TrainedModel(
         source=sources[0] if len(sources) == 1 else MeanOfFolders(sources),
         config=config,
         companions=tuple(own),
         origins=tuple(folders),
+        adapters=adapted.adapters[0] if adapted else None,
+        base=adapted.base if adapted else None,
     )
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ascend_cpt.backend.simulated_rank.messages import ParameterOnRank
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.model.lora import LORA_A, LORA_B
 from ascend_cpt.plan.case import FLOAT32_BYTES, GIGABYTE, TrainingCase
-from ascend_cpt.plan.memory import estimate_memory
+from ascend_cpt.plan.memory import ADAM_STATES, estimate_memory
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
 from ascend_cpt.run.planning.training_case import build_case
 from ascend_cpt.run.resolved_run import ResolvedRun
@@ -92,6 +94,13 @@ def render_reports(case: TrainingCase, reports: Sequence[RankReport], *, shows_p
     return "\n\n".join(_render_report(case, report, shows_peaks, pool_bytes) for report in reports)
 
 
+def count_kept_bytes(case: TrainingCase, parameter: ParameterOnRank) -> int:
+    """Return the bytes of a parameter on its rank, with its optimizer states if it is trained."""
+    weight = FLOAT32_BYTES if parameter.name.endswith((LORA_A, LORA_B)) else case.param_bytes
+    states = 0 if parameter.name in case.frozen else ADAM_STATES * FLOAT32_BYTES
+    return count_elements([parameter]) * (weight + states)
+
+
 def _render_report(case: TrainingCase, report: RankReport, shows_peaks: bool, pool_bytes: int) -> str:
     result = report.result
     where = f"rank {result.rank} (pipeline stage {result.stage})"
@@ -100,7 +109,7 @@ def _render_report(case: TrainingCase, report: RankReport, shows_peaks: bool, po
     own = select_model_parameters(result.parameters)
     stored = count_elements(own)
     largest = max(own, key=lambda parameter: count_elements([parameter]))
-    kept_bytes = stored * (case.param_bytes + 2 * FLOAT32_BYTES)
+    kept_bytes = sum(count_kept_bytes(case, parameter) for parameter in own)
     lines = [
         f"{where}: compiled in {result.duration_s:.0f} s with {result.host_bytes / GIGABYTE:.1f} GB of host memory",
         f"  parameters  {len(own)} with {stored:,} elements on this rank; weights and optimizer "

@@ -90,6 +90,8 @@ def simulate_rank(
             uses_cann=cann is not None,
             parent_pid=os.getpid(),
             loss_chunks=run.config.cpt.loss_chunks,
+            frozen=[] if run.lora else run.frozen,
+            lora=dataclasses.asdict(run.lora) if run.lora else {},
         )
         text = render_yaml(make_sections(run, num_steps, work), "Compiled by ascend_cpt for the simulated device")
         Path(job.yaml_path).write_text(text, encoding="utf-8")

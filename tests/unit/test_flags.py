@@ -44,9 +44,11 @@ FLAGS: dict[str, list[str]] = {
     ],
     "tools/convert_weights.py to-hf": [
         "--average",
+        "--base",
         "--dtype",
         "--like",
         "--max-shard-gb",
+        "--merge",
         "--no-verify",
         "--resize-vocab",
     ],
@@ -65,6 +67,7 @@ FLAGS: dict[str, list[str]] = {
     "tools/convert_weights.py verify": [
         "--against",
         "--average",
+        "--base",
         "--no-logits",
         "--no-verify",
     ],

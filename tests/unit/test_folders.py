@@ -27,7 +27,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
     ),
     "cluster": ({"messages", "node"}, {"job"}, {"launch"}),
     "run": (
-        {"document_attention", "growth", "raw_sources", "recipe", "verified"},
+        {"document_attention", "growth", "lora", "raw_sources", "recipe", "verified"},
         {"resolve_recipe"},
         {"resolved_run"},
         {"layout_change"},

@@ -8,7 +8,7 @@ until the model file is written.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +31,17 @@ def name_files(folder: Path, prefix: str, rank: int, num_ranks: int) -> tuple[Pa
     return Path(f"{names[0]}.safetensors"), Path(f"{names[1]}.safetensors")
 
 
-def read_shards(network: nn.Cell, optimizer: nn.Cell) -> tuple[Arrays, Arrays]:
-    """Return this rank's shards of the model and of the optimizer, by parameter name.
+def read_shards(
+    network: nn.Cell, optimizer: nn.Cell, saved_weights: Collection[str] | None = None
+) -> tuple[Arrays, Arrays]:
+    """Return this rank's shards of the model (all weights, or `saved_weights`) and of the optimizer, by parameter name.
 
     On a CPU, the arrays share the parameters' memory. On Ascend, they are copies. All ranks must call this, because
     parameters shared by pipeline stages are synchronized first.
     """
     model_names = set(network.parameters_dict())
-    return _read(network, None), _read(optimizer, lambda name: name not in model_names)
+    choose = None if saved_weights is None else saved_weights.__contains__
+    return _read(network, choose), _read(optimizer, lambda name: name not in model_names)
 
 
 def _read(cell: nn.Cell, choose: Callable[[str], bool] | None) -> Arrays:

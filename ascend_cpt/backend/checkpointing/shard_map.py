@@ -32,7 +32,14 @@ class _Placement:
     layout_json: str
 
 
-def make_shard_map(network: Any, *, prefix: str, model_names: Collection[str], num_ranks: int) -> tuple[str, ...]:
+def make_shard_map(
+    network: Any,
+    *,
+    prefix: str,
+    model_names: Collection[str],
+    num_ranks: int,
+    saved_weights: Collection[str] | None = None,
+) -> tuple[str, ...]:
     """Return the text of metadata.json in parts, without communication between ranks.
 
     Args:
@@ -40,6 +47,7 @@ def make_shard_map(network: Any, *, prefix: str, model_names: Collection[str], n
         prefix: Prefix of the checkpoint file names.
         model_names: Names of the parameters in model files. All others are in optimizer files.
         num_ranks: Number of ranks in the job.
+        saved_weights: The parameters in the model files, if not all of `model_names` are saved.
 
     Raises:
         RuntimeError: when the network was not compiled for distributed training.
@@ -47,9 +55,13 @@ def make_shard_map(network: Any, *, prefix: str, model_names: Collection[str], n
     global_layout = _NetStrategyInfo._get_layout_handle().global_network_layout().get(network.compile_phase)
     if not global_layout or not any(global_layout.values()):
         raise RuntimeError(f"MindSpore has no tensor layouts for phase {network.compile_phase!r}")
-    return render_shard_map(
-        describe_stages(network, global_layout), prefix=prefix, model_names=model_names, num_ranks=num_ranks
-    )
+    stages = describe_stages(network, global_layout)
+    if saved_weights is not None:
+        left_out = set(model_names) - set(saved_weights)
+        stages = {
+            rank: {name: info for name, info in infos.items() if name not in left_out} for rank, infos in stages.items()
+        }
+    return render_shard_map(stages, prefix=prefix, model_names=model_names, num_ranks=num_ranks)
 
 
 def describe_stages(network: Any, global_layout: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -7,7 +7,7 @@ import importlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,8 @@ class CheckpointWriter:
     One rank completes each folder: rank 0 with shared storage, otherwise the first rank on each node. All ranks must
     call each method at the same steps.
 
+    If only adapters are trained, `saved_weights` are their names, and the frozen weights are not saved.
+
     With `background`, `save` only copies this rank's tensors to host memory. A thread writes the files, computes their
     checksums, writes the state and removes old checkpoints. There is one copy, so a save waits for the previous one.
     """
@@ -84,6 +86,7 @@ class CheckpointWriter:
         background: bool = False,
         num_local_ranks: int = 1,
         warn: Callable[[str], None] | None = None,
+        saved_weights: Collection[str] | None = None,
     ) -> None:
         self._root, self._state = root, initial_state
         self._budget = budget
@@ -93,6 +96,7 @@ class CheckpointWriter:
         self._rank, self._num_ranks = rank, num_ranks
         self._background = background
         self._num_local_ranks, self._warn = num_local_ranks, warn
+        self._saved_weights = saved_weights
         self._pending: _Pending | None = None
         self._removal: Task[None] | None = None
         self._shard_map: tuple[str, ...] | None = None
@@ -112,6 +116,9 @@ class CheckpointWriter:
         if not self._background or not self._writes_files:
             return
         parameters = {parameter.name: parameter for parameter in wrapper.get_parameters()}
+        if self._saved_weights is not None:
+            frozen = wrapper.network.parameters_dict().keys() - set(self._saved_weights)
+            parameters = {name: parameter for name, parameter in parameters.items() if name not in frozen}
         needed_bytes = count_buffer_bytes(parameter.size * parameter.itemsize for parameter in parameters.values())
         if is_on_cpu():
             self._reservation = Task(lambda: self._buffer.reserve(needed_bytes), background=True)
@@ -258,7 +265,7 @@ class CheckpointWriter:
 
     def _copy_shards(self, wrapper: nn.Cell) -> tuple[Tensors, ...]:
         """Return this rank's shards of the model and the optimizer. In the background, training cannot change them."""
-        shards = read_shards(wrapper.network, wrapper.optimizer)
+        shards = read_shards(wrapper.network, wrapper.optimizer, self._saved_weights)
         if not self._background or not is_on_cpu():
             return shards
         if self._reservation is not None:
@@ -269,7 +276,11 @@ class CheckpointWriter:
         """Return the text of metadata.json. It is made once, because layouts do not change during a launch."""
         if self._shard_map is None:
             self._shard_map = make_shard_map(
-                wrapper, prefix=PREFIX, model_names=wrapper.network.parameters_dict(), num_ranks=self._num_ranks
+                wrapper,
+                prefix=PREFIX,
+                model_names=wrapper.network.parameters_dict(),
+                num_ranks=self._num_ranks,
+                saved_weights=self._saved_weights,
             )
         return self._shard_map
 

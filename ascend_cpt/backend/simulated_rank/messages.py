@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,10 @@ class Job:
     uses_cann: bool
     parent_pid: int
     loss_chunks: int = 1
+    frozen: list[str] = field(default_factory=list)
+    """Weights that are not trained, without those frozen for adapters."""
+    lora: dict[str, Any] = field(default_factory=dict)
+    """Settings of the adapters; empty without adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from typing import Any
 
 from ascend_cpt.backend.simulated_rank.messages import Job, ParameterOnRank, RankOutcome
 from ascend_cpt.files import write_text
+from ascend_cpt.model.lora import read_settings
+from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.processes import die_with_parent
 
 LOADER_NAME = "SimulatedRows"
@@ -64,6 +66,14 @@ def _run(job: Job) -> None:
         chunk_losses(job.loss_chunks)
     set_output_path(os.getcwd())
     config = MindFormerConfig(job.yaml_path)
+    if job.lora:
+        from ascend_cpt.backend.models.lora.network import train_adapters
+
+        train_adapters(read_sizes(config.model.model_config), read_settings(job.lora), seed=0)
+    elif job.frozen:
+        from ascend_cpt.backend.models.freeze import freeze_weights
+
+        freeze_weights(job.frozen)
     build_context(config)
     write_phase("building the network")
     Trainer(config).train()

@@ -150,7 +150,7 @@ def _choose_sinks(
 def _make_speed(run: ResolvedRun) -> Speed:
     return Speed(
         num_devices=run.layout.world_size,
-        flops_per_token=count_training_flops_per_token(read_sizes(run.model), run.budget.seq_length),
+        flops_per_token=count_training_flops_per_token(read_sizes(run.model), run.budget.seq_length, run.frozen),
         peak_flops=find_peak_flops(_get_device_name(run)),
     )
 
@@ -193,7 +193,7 @@ def describe_run(run: ResolvedRun, nodes: NodesRecord | None = None) -> RunInfo:
         num_parameters=count_parameters(sizes),
         num_devices=run.layout.world_size,
         device_name=device_name,
-        flops_per_token=count_training_flops_per_token(sizes, budget.seq_length),
+        flops_per_token=count_training_flops_per_token(sizes, budget.seq_length, run.frozen),
         peak_flops=find_peak_flops(device_name),
         total_steps=budget.total_steps,
         tokens_per_step=budget.total_tokens // budget.total_steps,
@@ -363,7 +363,9 @@ def _build_writer(
             position=0,
             fingerprint=run.fingerprint(),
             layout=run.describe_layout(),
+            base=run.base.to_record() if run.base else {},
         ),
+        saved_weights=run.saved_weights,
         budget=budget,
         keep_last=checkpoint.keep_last,
         keep_every_steps=to_steps(checkpoint.keep_every, budget.tokens_per_step),

@@ -12,7 +12,7 @@ from ascend_cpt.cluster.job.launcher_files import report_own_stop
 from ascend_cpt.cluster.job.webhook import NO_WEBHOOK, Webhook
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.errors import RunStopped
-from ascend_cpt.model.frozen import list_first_rows, list_frozen
+from ascend_cpt.model.frozen import list_first_rows
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.monitor.goodput.nodes import NodesRecord
 from ascend_cpt.monitor.goodput.timeline import NO_TIMELINE, Timeline
@@ -106,7 +106,7 @@ def train(run: ResolvedRun, launch: Launch) -> None:
 
 
 def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
-    """Patch how MindFormers builds the network (frozen weights, chunked loss) and loads checkpoints."""
+    """Patch how MindFormers builds the network (adapters, frozen weights, chunked loss) and loads checkpoints."""
     from ascend_cpt.backend.checkpointing.complete_load import require_optimizer_state
     from ascend_cpt.backend.checkpointing.header_metadata import use_checked_shard_maps, use_headers
     from ascend_cpt.backend.checkpointing.host_slices import slice_on_host
@@ -118,7 +118,14 @@ def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
 
         use_own_shards(PREFIX, *get_rank_and_size(run.layout.world_size > 1))
     sizes, trainable = read_sizes(run.model), run.config.cpt.trainable
-    if frozen := list_frozen(sizes, run.model.get("pet_config"), trainable):
+    if run.lora is not None:
+        from ascend_cpt.backend.checkpointing.base_weights import load_base_first
+        from ascend_cpt.backend.models.lora.network import train_adapters
+
+        train_adapters(sizes, run.lora, seed=run.seed)
+        assert run.base is not None, "adapters have a base"
+        load_base_first(run.base.folder)
+    elif frozen := run.frozen:
         from ascend_cpt.backend.models.freeze import freeze_weights
 
         freeze_weights(frozen)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ascend_cpt.model.flops import count_layer_matmul_parameters, count_training_flops_per_token
+from ascend_cpt.model.lora import LORA_A, LORA_B
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
-from ascend_cpt.plan.slices import count_slices
+from ascend_cpt.plan.slices import EMBEDDING, LAYER_PREFIX, OUTPUT, count_slices
 from ascend_cpt.plan.speed.efficiency import Efficiency
 
-BACKWARD_MATMUL = 2.0  # input gradients and weight gradients
+BACKWARD_INPUT, BACKWARD_WEIGHT = 1.0, 1.0  # the latter only for trained weights
 BACKWARD_ATTENTION = 2.5  # FlashAttention recomputes the scores
 # Tensors as large as a micro batch's hidden states, exchanged per layer between tensor-parallel ranks.
 FORWARD_EXCHANGES = 4
@@ -141,7 +142,7 @@ def combine_stages(case: TrainingCase, stages: Sequence[StageTime], machine: Rat
         update_s=_estimate_update(case, machine),
         tokens=case.tokens_per_step,
         num_devices=case.layout.world_size,
-        model_flops=count_training_flops_per_token(case.model, case.seq_length) * case.tokens_per_step,
+        model_flops=count_training_flops_per_token(case.model, case.seq_length, case.frozen) * case.tokens_per_step,
         peak_flops=machine.peak_flops,
     )
 
@@ -160,7 +161,9 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
     layers = case.layers_per_stage[stage]
     recomputed = min(case.recomputed_layers[stage], layers)
     tensor, tokens = case.layout.tensor_parallel, case.tokens_per_rank
-    matmul = 2.0 * count_layer_matmul_parameters(case.model) * ((1 + BACKWARD_MATMUL) * layers + recomputed)
+    products = (1 + BACKWARD_INPUT + BACKWARD_WEIGHT * count_trained_share(case, stage)) * layers + recomputed
+    matmul = 2.0 * count_layer_matmul_parameters(case.model) * products
+    matmul += 2.0 * count_adapter_products(case) * ((1 + BACKWARD_INPUT + BACKWARD_WEIGHT) * layers + recomputed)
     attention = _count_layer_attention(case) * ((1 + BACKWARD_ATTENTION) * layers + recomputed)
     moved = efficiency.activation_passes * _count_elementwise_bytes(case) * (3 * layers + recomputed)
     if case.recomputes_selected:
@@ -168,7 +171,9 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
         moved += SELECTED_PASSES * inner * (layers - recomputed)
     if stage == case.num_stages - 1:
         computed_again = int(case.loss_chunks > 1)  # the backward pass recomputes each part's logits
-        matmul += (1 + BACKWARD_MATMUL + computed_again) * 2 * case.model.hidden_size * case.model.vocab_size
+        output = OUTPUT if OUTPUT in case.parameters else EMBEDDING
+        products = 1 + BACKWARD_INPUT + BACKWARD_WEIGHT * (output not in case.frozen) + computed_again
+        matmul += products * 2 * case.model.hidden_size * case.model.vocab_size
         passes = LOGITS_PASSES + computed_again * LOGITS_PASSES_AGAIN
         moved += passes * tokens * case.model.vocab_size / tensor * FLOAT32_BYTES
     compute_s = (
@@ -191,6 +196,32 @@ def estimate_stage(case: TrainingCase, stage: int, machine: Rates, efficiency: E
         exchange_s=exchange_s
         + _estimate_context_exchange(case, layers, recomputed, context_rate)
         + _estimate_expert_exchange(case, layers, recomputed, machine, efficiency),
+    )
+
+
+def count_trained_share(case: TrainingCase, stage: int) -> float:
+    """Return the share of the elements of a stage's layer matrices that are trained; adapters are not counted."""
+    if not case.frozen:
+        return 1.0
+    matrices = [
+        (part.num_tensor_elements * number, part.is_trained)
+        for part, number in count_slices(case, stage)
+        if part.name.startswith(LAYER_PREFIX) and len(part.shape) == 2 and not part.is_adapter
+    ]
+    return sum(elements for elements, is_trained in matrices if is_trained) / sum(elements for elements, _ in matrices)
+
+
+def count_adapter_products(case: TrainingCase) -> int:
+    """Return the multiplications of one token with the adapters of one layer.
+
+    B is multiplied with the inner values of all modules of its layer.
+    """
+    first = f"{LAYER_PREFIX}0."
+    shapes = {name: shape for name, shape in case.parameters.items() if name.startswith(first)}
+    return sum(
+        shapes[name][0] * (shapes[name][1] + shapes[name.removesuffix(LORA_A) + LORA_B][0])
+        for name in shapes
+        if name.endswith(LORA_A)
     )
 
 
@@ -235,7 +266,8 @@ def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Effi
     replicas = case.layout.data_parallel * case.layout.context_parallel
 
     def estimate(stage: int) -> float:
-        slices = count_slices(case, stage)
+        # Frozen weights have no gradients, and are not sharded by the optimizer.
+        slices = [(part, number) for part, number in count_slices(case, stage) if part.is_trained]
         of_experts = sum(number * part.num_tensor_elements for part, number in slices if part.is_expert)
         others = sum(number * part.num_tensor_elements for part, number in slices if not part.is_expert)
         seconds = _estimate_replicas(case, others, replicas, tensor, machine, efficiency)
@@ -277,7 +309,7 @@ def _estimate_replicas(
 def _estimate_update(case: TrainingCase, machine: Rates) -> float:
     """Return the seconds that the optimizer takes on the largest stage."""
     elements = max(
-        sum(number * part.num_stored_elements for part, number in count_slices(case, stage))
+        sum(number * part.num_stored_elements for part, number in count_slices(case, stage) if part.is_trained)
         for stage in range(case.num_stages)
     )
     update_s = UPDATE_PASSES * elements * FLOAT32_BYTES / machine.memory_bytes_per_s

@@ -71,6 +71,7 @@ def export_at_end(run: ResolvedRun, show: Callable[[str], None]) -> None:
         raise ExportError(f"the run is complete, but its export to {export.to} failed: {error}") from error
     target, step = Path(export.to), checkpoint.state.step
     to_hf = ["to-hf", str(checkpoint.folder), str(target), *(["--like", str(like)] if like else [])]
+    to_hf += ["--merge"] if run.lora else []
     verify = ["verify", str(target), "--against", str(checkpoint.folder)]
     if not _has_memory_for_logits(run, show):
         verify.append("--no-logits")

@@ -144,6 +144,11 @@ def _list_recipe(state: RunState, info: Mapping[str, Any], recorded: _Recorded) 
         *(("learning rate", line) for line in _describe_schedule(saved.get("schedule"))),
         *(("phase", line) for line in _describe_phases(saved.get("phases") or ())),
     ]
+    if lora := saved.get("lora"):
+        kind = "rsLoRA" if lora["rank_stabilized"] else "LoRA"
+        rows.append(
+            ("trained", f"{kind}: rank {lora['rank']}, alpha {lora['alpha']:g}, on {', '.join(lora['targets'])}")
+        )
     if saved.get("document_attention"):
         rows.append(("attention", f"{saved['document_attention']} documents"))
     if optimizer := saved.get("optimizer"):

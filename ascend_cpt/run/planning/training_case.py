@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.values import to_steps
+from ascend_cpt.model.lora import LoraSettings, list_adapter_shapes
 from ascend_cpt.model.parameters import count_parameters, list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
-from ascend_cpt.plan.case import DTYPE_BYTES, TrainingCase, split_layers
+from ascend_cpt.plan.case import DTYPE_BYTES, FLOAT32_BYTES, TrainingCase, split_layers
 from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
 from ascend_cpt.run.checks.loss_chunks import find_keys_without_chunks
 from ascend_cpt.run.resolved_run import ResolvedRun
@@ -18,15 +20,22 @@ from ascend_cpt.run.resolved_run import ResolvedRun
 def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
     """Return how many checkpoints a run writes in `total_steps` (None if the length is unknown)."""
     checkpoint, tokens_per_step = run.config.cpt.checkpoint, run.budget.tokens_per_step
+    sizes, param_bytes = read_sizes(run.model), DTYPE_BYTES[str(run.model.get("params_dtype", "float32"))]
+    shapes, frozen = list_mindformers_shapes(sizes), set(run.frozen)
+    num_parameters = count_parameters(sizes)
+    saved, trained = num_parameters, sum(math.prod(shapes[name]) for name in shapes if name not in frozen)
+    if run.lora is not None:
+        saved = trained = sum(math.prod(shape) for shape in list_adapter_shapes(sizes, run.lora).values())
     return plan_checkpoints(
-        count_parameters(read_sizes(run.model)),
-        DTYPE_BYTES[str(run.model.get("params_dtype", "float32"))],
+        saved,
+        FLOAT32_BYTES if run.lora else param_bytes,
         num_steps=total_steps,
         save_every_steps=to_steps(checkpoint.every, tokens_per_step),
         keep_last=checkpoint.keep_last,
         keep_every_steps=to_steps(checkpoint.keep_every, tokens_per_step),
         num_best=checkpoint.keep_best.n if checkpoint.keep_best else 0,
-        exports=run.config.cpt.export is not None,
+        num_trained=trained,
+        export_bytes=num_parameters * param_bytes if run.config.cpt.export is not None else 0,
     )
 
 
@@ -41,6 +50,8 @@ def build_case(run: ResolvedRun) -> TrainingCase:
         num_micro_batches=run.budget.num_accumulation_steps,
         compresses_mask=bool(run.model.get("use_attn_mask_compression")) or run.row_format.boundaries == "ends",
         loss_chunks=run.config.cpt.loss_chunks,
+        lora=run.lora,
+        frozen=run.frozen,
     )
 
 
@@ -53,6 +64,8 @@ def build_case_of(
     num_micro_batches: int,
     compresses_mask: bool,
     loss_chunks: int = 1,
+    lora: LoraSettings | None = None,
+    frozen: Iterable[str] = (),
 ) -> TrainingCase:
     """Return the training case for the MindFormers sections."""
     model = sections["model"]["model_config"]
@@ -64,7 +77,8 @@ def build_case_of(
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(
         model=sizes,
-        parameters=list_mindformers_shapes(sizes),
+        parameters={**list_mindformers_shapes(sizes), **(list_adapter_shapes(sizes, lora) if lora else {})},
+        frozen=frozenset(frozen),
         layout=layout,
         layers_per_stage=layers,
         seq_length=seq_length,

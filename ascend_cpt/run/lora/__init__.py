@@ -1,0 +1,1 @@
+"""Runs that train low-rank adapters: the weights under the adapters, and their checkpoints."""

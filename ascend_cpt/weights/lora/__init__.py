@@ -1,0 +1,1 @@
+"""Low-rank adapters in folders: the weights they belong to, merging, and PEFT's format."""
