@@ -122,6 +122,7 @@ def build_callbacks(
         monitor=monitor,
         stop_file=run.run_dir / STOP_NAME,
         timeline=timeline,
+        restart_steps=[phase.first_step for phase in run.phases[1:]] if run.order.restarts else (),
     )
     return [*_copy_outputs(run), monitor, controller]
 
