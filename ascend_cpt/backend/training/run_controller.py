@@ -10,8 +10,8 @@ from typing import Any
 from mindspore import RunContext, nn
 from mindspore.train import Callback
 
-from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.checkpointing.initial_values import InitialValues
+from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.step_monitor import StepMonitor
 from ascend_cpt.backend.training.stop_signals import StoppedBySignal, reinstall_handlers

@@ -1,7 +1,7 @@
 """Chooses the blends to train proxies on.
 
-The design is RegMix's (arXiv 2407.01492, section 3.1): shares are drawn from a Dirichlet distribution around the shares of
-the tokens, flattened by a temperature, with different concentrations. Blends are arrays of shares that add up to 1.
+The design is RegMix's (arXiv 2407.01492): shares are drawn from a Dirichlet distribution around the shares of the
+tokens, flattened by a temperature, with different concentrations. Blends are arrays of shares that add up to 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_TRIES = 200
 
 
 def round_shares(shares: Sequence[float] | Floats, min_share: float = MIN_SHARE) -> Floats:
-    """Return shares rounded to multiples of 1 / UNITS, float64 of shape (sources,). Shares below `min_share` become 0."""
+    """Return shares rounded to multiples of 1 / UNITS, float64 (sources,). Shares below `min_share` become 0."""
     values = np.asarray(shares, dtype=np.float64)
     values = np.where(values / values.sum() < min_share, 0.0, values)
     exact = [Fraction(float(value)) for value in values]

@@ -123,10 +123,7 @@ def recommend(surface: Surface, goals: Goals, candidates: Floats, max_forgetting
     """
     gain = _predict_sum(surface, goals.gain, candidates) - goals.sum_base(goals.gain)
     forgetting = _predict_sum(surface, goals.forgetting, candidates) - goals.sum_base(goals.forgetting)
-    if max_forgetting is None:
-        merit = gain - forgetting
-    else:
-        merit = np.where(forgetting <= max_forgetting, gain, -np.inf)
+    merit = gain - forgetting if max_forgetting is None else np.where(forgetting <= max_forgetting, gain, -np.inf)
     index = int(merit.argmax())
     if not np.isfinite(merit[index]):
         return None

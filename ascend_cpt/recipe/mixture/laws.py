@@ -4,7 +4,7 @@ With shares r, which add up to 1:
     linear       log L = Σ bᵢ rᵢ (RegMix's linear regression, arXiv 2407.01492)
     quadratic    log L = Σ bᵢ rᵢ + Σ cᵢⱼ rᵢ rⱼ, with a ridge penalty on c
     exponential  L = E + exp(Σ tᵢ rᵢ) (data mixing laws, arXiv 2403.16952)
-    power        L = E + (Σ aᵢ rᵢ)^-γ, a > 0: with two sources, the term of the D-CPT law in the share (arXiv 2406.01375)
+    power        L = E + (Σ aᵢ rᵢ)^-γ, a > 0: for two sources, the share's term of the D-CPT law (arXiv 2406.01375)
 
 Scores, and values that are not above 0, have only the first two laws, of the value instead of its logarithm.
 """

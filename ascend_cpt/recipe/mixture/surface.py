@@ -197,4 +197,6 @@ def _root_mean_square(values: Floats) -> float:
 def list_outside(shares: Floats, measured: Floats, names: Sequence[str]) -> list[str]:
     """Return the sources whose share in a blend is outside the range of the measured shares."""
     low, high = measured.min(axis=0), measured.max(axis=0)
-    return [name for name, share, least, most in zip(names, shares, low, high, strict=True) if not least <= share <= most]
+    return [
+        name for name, share, least, most in zip(names, shares, low, high, strict=True) if not least <= share <= most
+    ]

@@ -214,5 +214,7 @@ def test_candidates_are_within_the_measured_range_and_the_limits() -> None:
 
 
 def test_scores_where_higher_is_better() -> None:
-    goals = Goals(general=("acc",), others=("loss",), base={"acc": 0.5, "loss": 3.0}, higher_is_better=frozenset({"acc"}))
+    goals = Goals(
+        general=("acc",), others=("loss",), base={"acc": 0.5, "loss": 3.0}, higher_is_better=frozenset({"acc"})
+    )
     assert goals.forgetting == {"acc": -1.0} and goals.gain == {"loss": -1.0}
