@@ -1,10 +1,10 @@
-"""Test the mixture search on four sources: compare its blend with a grid of measured blends, and its bands with new runs.
+"""Test the mixture search on four sources: its blend against a grid of measured blends, and its bands with new runs.
 
     python benchmarks/mixture.py [--output-dir output/mixture] [--proxies 16] [--confirm 10] [--steps 30]
 
 The sources are parts of the Python installation: language reference (topics), docstrings, source code, and tables of
-character encodings. A tiny Qwen3 (0.6M parameters) is trained on the first two, and its training is continued on blends of
-all four. Everything is resumed by the same command. Writes results.json.
+character encodings. A tiny Qwen3 (0.6M parameters) is trained on the first two, and its training is continued on blends
+of all four. Everything is resumed by the same command. Writes results.json.
 """
 
 from __future__ import annotations

@@ -72,12 +72,13 @@ def list_candidates(surface: Surface, tokens: Sequence[float], limits: Sequence[
     drawn = [draw_blends(sizes, NUM_CANDIDATES // 2, temperature=t, generator=generator) for t in (0.0, 0.5)]
     points = np.unique(np.vstack([measured, *drawn]), axis=0)
     inside = (points >= measured.min(axis=0)) & (points <= np.minimum(measured.max(axis=0), limits))
-    return points[inside.all(axis=1)]
+    chosen: Floats = points[inside.all(axis=1)]
+    return chosen
 
 
 def predict_blends(surface: Surface, goals: Goals, shares: Floats) -> list[Predicted]:
     """Return the predictions for blends, with bands."""
-    sides = []
+    sides: list[list[tuple[float | None, tuple[float, float] | None]]] = []
     for weights in (goals.forgetting, goals.gain):
         if not weights:
             sides.append([(None, None)] * len(shares))

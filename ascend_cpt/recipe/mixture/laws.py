@@ -68,7 +68,8 @@ def _fit_regression(name: str, shares: Floats, values: Floats, *, uses_log: bool
     first, second = np.triu_indices(shares.shape[1], k=1)
 
     def make_features(points: Floats) -> Floats:
-        return points if name == "linear" else np.hstack([points, points[:, first] * points[:, second]])
+        products: Floats = np.hstack([points, points[:, first] * points[:, second]])
+        return points if name == "linear" else products
 
     features = make_features(shares)
     # Rows of the penalty only for products of shares; the linear terms carry the mean, which must not shrink.
@@ -80,8 +81,8 @@ def _fit_regression(name: str, shares: Floats, values: Floats, *, uses_log: bool
     weights = np.linalg.lstsq(np.vstack([features, penalty]), targets, rcond=None)[0]
 
     def predict(points: Floats) -> Floats:
-        result = make_features(points) @ weights
-        return np.exp(result) if uses_log else result
+        result: Floats = make_features(points) @ weights
+        return np.asarray(np.exp(result)) if uses_log else result
 
     return Law(name=name, predict=predict)
 
