@@ -1,10 +1,10 @@
 """Test the mixture search on four sources: its blend against a grid of measured blends, and its bands with new runs.
 
-    python benchmarks/mixture.py [--output-dir output/mixture] [--proxies 16] [--confirm 10] [--steps 30]
+    python benchmarks/mixture.py [--output-dir output/mixture] [--proxies 14] [--confirm 10] [--steps 16]
 
 The sources are parts of the Python installation: language reference (topics), docstrings, source code, and tables of
-character encodings. A tiny Qwen3 (0.6M parameters) is trained on the first two, and its training is continued on blends
-of all four. Everything is resumed by the same command. Writes results.json.
+character encodings. A tiny Qwen3 (one layer, 0.6M parameters) is trained on the first two, and its training is
+continued on blends of all four. Everything is resumed by the same command. Writes results.json.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ sys.path.insert(0, str(REPOSITORY))
 from ascend_cpt.data.sample import Document, collect_domains, split_documents
 
 SOURCES = ("topics", "docstrings", "code", "tables")
-SEQ_LENGTH, BATCH, BASE_STEPS = 128, 4, 150
+SEQ_LENGTH, BATCH, BASE_STEPS = 128, 4, 80
 SIZES = {
     "hidden_size": 64,
+    "num_hidden_layers": 1,
     "intermediate_size": 192,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -39,11 +40,11 @@ def main() -> int:
     """Run what is missing and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("output/mixture"))
-    parser.add_argument("--proxies", type=int, default=16, help="sampled blends [%(default)s]")
+    parser.add_argument("--proxies", type=int, default=14, help="sampled blends [%(default)s]")
     parser.add_argument("--confirm", type=int, default=10, help="new runs of blends of the frontier [%(default)s]")
-    parser.add_argument("--steps", type=int, default=30, help="steps of a proxy [%(default)s]")
+    parser.add_argument("--steps", type=int, default=16, help="steps of a proxy [%(default)s]")
     parser.add_argument(
-        "--parts", type=int, default=3, help="shares of the grid are multiples of 1 / PARTS [%(default)s]"
+        "--parts", type=int, default=2, help="shares of the grid are multiples of 1 / PARTS [%(default)s]"
     )
     args = parser.parse_args()
     output = args.output_dir.resolve()
@@ -109,7 +110,7 @@ def write_configs(output: Path, steps: int) -> Path:
         "seq_length": SEQ_LENGTH,
         "global_batch_size": BATCH,
         "validation": {
-            "max_rows": 24,
+            "max_rows": 12,
             "sets": {name: {"path": str(data / f"{name}_valid_text_document")} for name in SOURCES},
         },
     }
@@ -125,7 +126,7 @@ def write_configs(output: Path, steps: int) -> Path:
     proxy = {
         "init_from": str(output / "base"),
         "train_tokens": steps * BATCH * SEQ_LENGTH,
-        "schedule": {**rate, "peak_lr": 3e-3, "final_lr": 3e-4},
+        "schedule": {**rate, "peak_lr": 5e-3, "final_lr": 5e-4},
         "sources": paths,
     }
     for name, cpt in (("base", base), ("search", proxy)):
