@@ -105,7 +105,7 @@ def test_results_are_continued_only_for_the_same_search(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"search\.json: from another search \(settings\.weights"):
         make_results(tmp_path, weights=2)
     (tmp_path / "search.json").write_text("{", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="cannot be read: .*; remove it to start again"):
+    with pytest.raises(CheckpointError, match="cannot be read: .*; remove it to start the search again"):
         make_results(tmp_path)
 
 
