@@ -235,6 +235,9 @@ class CptConfig:
     """Training datasets by name."""
     phases: tuple[PhaseConfig, ...] = ()
     """Parts of the run with their own blends; default: all rows of all sources are shuffled together."""
+    restart_phases: bool = False
+    """Every phase is a run of its own, from the initial weights and the first row of every source. All phases have the
+    same length. For tools/search_mixture.py, which compiles once for many short runs; CPU only."""
     replay: ReplayConfig | None = None
     """Replay data."""
     validation: ValidationConfig | None = None

@@ -45,7 +45,7 @@ class SampleOrder:
     """The rows of a whole run: `num_rows` for each source, in a fixed order, and consecutive phases from step 0.
 
     A source in `pool_rows` is a random subset of that many rows. With a batch ramp, `ramp` gives the rows in each step,
-    and `global_batch_size` is the last size.
+    and `global_batch_size` is the last size. With `restarts`, every phase begins with the first rows of its sources.
     """
 
     num_rows: dict[str, int]
@@ -54,6 +54,7 @@ class SampleOrder:
     seed: int
     pool_rows: dict[str, int] = field(default_factory=dict)
     ramp: BatchSteps | None = None
+    restarts: bool = False
 
     def __post_init__(self) -> None:
         """Assert what resolving the configuration guarantees."""
@@ -137,6 +138,8 @@ class SampleOrder:
     def _drawn_before(self) -> list[np.ndarray]:
         """For each phase, the number of rows from each source used by earlier phases."""
         drawn = [np.zeros(len(self.num_rows), dtype=np.int64)]
+        if self.restarts:
+            return drawn * len(self.phases)
         for index, phase in enumerate(self.phases[:-1]):
             counts = drawn[-1].copy()
             rows = self.first_position(phase.stop_step) - self.first_position(phase.first_step)
@@ -200,6 +203,8 @@ class SampleOrder:
         }
         if self.pool_rows:
             record["pool_rows"] = [[name, rows] for name, rows in self.pool_rows.items()]
+        if self.restarts:
+            record["restarts"] = True
         if self.ramp is not None:
             record["ramp"] = [list(stage) for stage in zip(self.ramp.first_steps, self.ramp.sizes, strict=True)]
         return record
@@ -226,4 +231,5 @@ class SampleOrder:
             ramp=BatchSteps(first_steps=tuple(first for first, _ in ramp), sizes=tuple(size for _, size in ramp))
             if ramp
             else None,
+            restarts=bool(record.get("restarts")),
         )

@@ -20,6 +20,7 @@ from ascend_cpt.recipe.presets import find_preset, resolve_schedule
 from ascend_cpt.recipe.schedule import Schedule, find_lr_fraction
 from ascend_cpt.run.recipe.batch import place_stages, resolve_batch
 from ascend_cpt.run.recipe.blends import fill_lengths, resolve_blend
+from ascend_cpt.run.recipe.restarts import count_rows_of_run, divide_budget, repeat_schedule
 
 MANY_EPOCHS = 4  # up to this many epochs, repeated data is nearly as good as new: Muennighoff et al., arXiv 2305.16264
 FEW_TOKENS = 1_000_000_000  # rule of thumb: continued pretraining needs at least a few billion tokens
@@ -61,7 +62,11 @@ def resolve_recipe(
     config = fill_lengths(config, num_rows)
     budget = _resolve_budget(config, layout, sum(num_rows.values()))
     raise_problems(config.path, _find_interval_problems(config, budget))
-    schedule, notes = _resolve_rate(config, budget, sum(num_rows.values()))
+    restarts = config.cpt.restart_phases
+    phase_budget = divide_budget(config, budget) if restarts else budget
+    schedule, notes = _resolve_rate(config, phase_budget, sum(num_rows.values()))
+    if restarts and schedule is not None:
+        schedule = repeat_schedule(schedule, len(config.cpt.phases))
     if schedule is not None:
         budget = dataclasses.replace(budget, warmup_steps=schedule.warmup_steps)
     phases = _resolve_phases(config, budget, schedule, num_rows)
@@ -72,6 +77,7 @@ def resolve_recipe(
         seed=seed,
         pool_rows=pool_rows or {},
         ramp=BatchSteps.of(budget.ramp) if budget.ramp else None,
+        restarts=restarts,
     )
     problems, epoch_notes = _check_epochs(config, order)
     raise_problems(config.path, problems)
@@ -245,7 +251,7 @@ def _find_stop(
 def _check_epochs(config: RunConfig, order: SampleOrder) -> tuple[list[str], list[str]]:
     """Return a problem for each source that exceeds `max_epochs`, and warnings about high epoch counts."""
     problems, notes = [], []
-    for name, drawn in order.count(0, order.total_rows).items():
+    for name, drawn in count_rows_of_run(order).items():
         epochs = drawn / order.num_rows[name]
         limit = config.cpt.sources.get(name, SourceConfig()).max_epochs
         have, need = (format_count(rows * config.cpt.seq_length) for rows in (order.num_rows[name], drawn))

@@ -36,7 +36,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"resolve"},
         {"planning"},
         {"summary", "export"},
-        {"launch", "merging"},
+        {"launch", "merging", "replay"},
     ),
     "backend": (
         {"collectives", "compile_cache", "cpu", "mindformers_keys"},

@@ -23,7 +23,7 @@ LAYERS = (
     {"run"},
     {"backend"},
     {"rehearsal", "simulate", "train", "tune"},
-    {"train_stages", "evaluate"},
+    {"train_stages", "evaluate", "mixture_search"},
     {"sweep_merges"},
 )
 LAYER_INDEX = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}

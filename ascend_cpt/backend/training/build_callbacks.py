@@ -80,8 +80,7 @@ def build_callbacks(
     Without shared storage, a node's first rank completes the node's checkpoints and writes the records for a resume.
     Every rank restores the same history, so that all make the same decisions.
     """
-    cpt, budget = run.config.cpt, run.budget
-    reports = rank == run.report_rank
+    cpt, budget, reports = run.config.cpt, run.budget, rank == run.report_rank
     install_guards(cpt.guards)
     phases = [PhaseSpan(name=one.name, first_step=one.first_step, stop_step=one.stop_step) for one in run.phases]
     judge = StepJudge(cpt.guards, first_steps=[phase.first_step for phase in phases])
@@ -122,6 +121,7 @@ def build_callbacks(
         monitor=monitor,
         stop_file=run.run_dir / STOP_NAME,
         timeline=timeline,
+        restart_steps=[phase.first_step for phase in run.phases[1:]] if run.order.restarts else (),
     )
     return [*_copy_outputs(run), monitor, controller]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mindspore import RunContext, nn
 from mindspore.train import Callback
 
+from ascend_cpt.backend.checkpointing.initial_values import InitialValues
 from ascend_cpt.backend.checkpointing.writer import CheckpointWriter
 from ascend_cpt.backend.training.ranks.rank_exchange import RankExchange
 from ascend_cpt.backend.training.step_monitor import StepMonitor
@@ -47,8 +48,10 @@ class RunController(Callback):
         stop_file: Path | None = None,
         saves: bool = True,
         timeline: Timeline = NO_TIMELINE,
+        restart_steps: Collection[int] = (),
     ) -> None:
         super().__init__()
+        self._restart_steps, self._initial_values = restart_steps, InitialValues()
         self._total_steps, self._initial_step = total_steps, initial_step
         self._writer, self._save_every, self._saves = writer, save_every_steps, saves
         self._build_evaluator, self._validate_every = build_evaluator, validate_every_steps
@@ -100,8 +103,18 @@ class RunController(Callback):
         self._monitor.mark_step_over()
 
     def on_train_step_begin(self, run_context: RunContext) -> None:
-        """Reinstall the signal handlers, because starting a data pipeline replaces the Ctrl-C handler."""
+        """Reinstall the signal handlers, because starting a data pipeline replaces the Ctrl-C handler.
+
+        With `cpt.restart_phases`, also set weights and optimizer to their initial values where a phase begins.
+        """
         reinstall_handlers()
+        if self._restart_steps:
+            args = run_context.original_args()
+            step = self._initial_step + args.cur_step_num - 1
+            if step in self._restart_steps:
+                self._initial_values.restore()
+            elif step == 0:
+                self._initial_values.keep(args.train_network)
 
     def on_train_step_end(self, run_context: RunContext) -> None:
         """Validate, save or stop if due after this step.

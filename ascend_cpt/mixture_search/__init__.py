@@ -1,0 +1,1 @@
+"""Mixture search: trains proxies on sampled blends, fits laws and recommends a blend (docs/mixtures.md)."""
