@@ -26,7 +26,11 @@ from ascend_cpt.config.values import format_number
 from ascend_cpt.data.packed.manifest import OUTPUT_FORMATS, Manifest, describe_packing
 from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.settings import (
+    DECONTAMINATION_ACTIONS,
     INPUT_FORMATS,
+    MINHASH_FUNCTIONS,
+    MINHASH_PRECISIONS,
+    MINHASH_WORDS,
     RUN_ENGINES,
     TAILS,
     TXT_DOCUMENTS,
@@ -85,12 +89,7 @@ def parse_args() -> PreprocessSettings:
         metavar="N",
         help="reject longer records and documents; a worker needs up to 50 times as much memory [16 MiB]",
     )
-    add("--drop-duplicates", action="store_true", help="drop documents with the same text as an earlier one")
-    add(
-        "--filters",
-        metavar="YAML",
-        help="drop documents with datatrove's filters and MinHash (docs/preprocessing.md)",
-    )
+    add_selection(parser)
 
     add = parser.add_argument_group("tokenizer").add_argument
     add("--tokenizer-type", default=HUGGING_FACE, metavar="TYPE", help=TYPE_HELP)
@@ -159,6 +158,16 @@ def parse_args() -> PreprocessSettings:
         txt_documents=args.txt_documents,
         drop_duplicates=args.drop_duplicates,
         filters_path=args.filters,
+        decontaminate=tuple(args.decontaminate),
+        decontaminate_ngram=args.decontaminate_ngram,
+        decontaminate_action=args.decontaminate_action,
+        drop_near_duplicates=args.drop_near_duplicates,
+        minhash_ngram=args.minhash_ngram,
+        minhash_buckets=args.minhash_buckets,
+        minhash_hashes=args.minhash_hashes,
+        minhash_hash=args.minhash_hash,
+        minhash_precision=args.minhash_precision,
+        minhash_words=args.minhash_words,
         max_bad_fraction=args.max_bad_fraction,
         max_record_bytes=args.max_record_bytes,
         tokenizer_type=tokenizer_type,
@@ -180,6 +189,45 @@ def parse_args() -> PreprocessSettings:
         tail=args.tail,
         packing=args.packing,
         overwrite=args.overwrite,
+    )
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that select documents to drop."""
+    add = parser.add_argument_group("dropping documents").add_argument
+    add("--drop-duplicates", action="store_true", help="drop documents with the same text as an earlier one")
+    add(
+        "--decontaminate",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="drop documents that share an n-gram of words with these validation texts or task items",
+    )
+    add("--decontaminate-ngram", type=int, default=13, metavar="N", help="words of an n-gram [%(default)s]")
+    add(
+        "--decontaminate-action",
+        choices=DECONTAMINATION_ACTIONS,
+        default="drop",
+        help="drop these documents, or only list them in {output-prefix}.contamination.jsonl [%(default)s]",
+    )
+    add("--filters", metavar="YAML", help="drop documents with datatrove's filters (docs/preprocessing.md)")
+    add(
+        "--drop-near-duplicates",
+        action="store_true",
+        help="drop all but the first document of each cluster of near-duplicates, found with MinHash",
+    )
+    add("--minhash-ngram", type=int, default=5, metavar="N", help="words of a shingle [%(default)s]")
+    add(
+        "--minhash-buckets", type=int, default=14, metavar="N", help="near-duplicates agree in one bucket [%(default)s]"
+    )
+    add("--minhash-hashes", type=int, default=8, metavar="N", help="hashes of a bucket [%(default)s]")
+    add("--minhash-hash", choices=MINHASH_FUNCTIONS, default="xxhash", help="hash of a shingle [%(default)s]")
+    add("--minhash-precision", type=int, choices=MINHASH_PRECISIONS, default=64, help="bits of a hash [%(default)s]")
+    add(
+        "--minhash-words",
+        choices=MINHASH_WORDS,
+        default="english",
+        help="english: as datatrove; characters: each Chinese character is a word [%(default)s]",
     )
 
 

@@ -43,8 +43,28 @@ class RawConfig:
     """With `concat`: `pad` or `drop` the last, incomplete row of each file."""
     drop_duplicates: bool = False
     """Drop documents with the same text as an earlier one."""
+    decontaminate: tuple[str, ...] = ()
+    """Validation texts and task items: files, folders or globs. Drop documents that share an n-gram with them."""
+    decontaminate_ngram: AtLeastOne = 13
+    """Words of an n-gram."""
+    decontaminate_action: str = "drop"
+    """`drop` these documents, or only `list` them."""
     filters: str | None = None
     """YAML file with datatrove's filters."""
+    drop_near_duplicates: bool = False
+    """Drop all but the first document of each cluster of near-duplicates, found with MinHash."""
+    minhash_ngram: AtLeastOne = 5
+    """Words of a shingle."""
+    minhash_buckets: AtLeastOne = 14
+    """Near-duplicates agree in at least one bucket."""
+    minhash_hashes: AtLeastOne = 8
+    """Hashes of a bucket."""
+    minhash_hash: str = "xxhash"
+    """`xxhash` or `sha1`: hash of a shingle."""
+    minhash_precision: AtLeastOne = 64
+    """Bits of a hash: 64 or 32."""
+    minhash_words: str = "english"
+    """`english`, or `characters`: each Chinese character is a word."""
     max_bad_fraction: float = 0.001
     """Fail above this fraction of invalid records."""
     max_record_bytes: AtLeastOne | None = None

@@ -40,16 +40,22 @@ def make_identity(
     tokenizer: TokenizerInfo,
     filters: dict[str, Any] | None,
     named_format: str | None = None,
+    *,
+    decontaminate: dict[str, Any] | None = None,
+    minhash: dict[str, Any] | None = None,
 ) -> Identity:
     """Return the identity of the dataset that this run will create.
 
-    `handler` and `filters` are descriptions. `named_format` is the input format if it differs from the file ending's.
+    `handler`, `filters`, `decontaminate` and `minhash` are descriptions. `named_format` is the input format if it
+    differs from the file ending's.
     """
     record = {
         "settings": {key: getattr(settings, name) for key, name in _DECISIVE_SETTINGS.items()}
         | {"handler": handler, "filters": filters}
         | ({} if named_format is None else {"format": named_format})
         | ({} if settings.max_record_bytes is None else {"max_record_bytes": settings.max_record_bytes})
+        | ({} if decontaminate is None else {"decontaminate": decontaminate})
+        | ({} if minhash is None else {"minhash": minhash})
         | ({} if settings.packing == CONCAT else {"packing": settings.packing}),
         "sources": [dataclasses.asdict(source) for source in sources],
         "tokenizer": dataclasses.asdict(tokenizer),

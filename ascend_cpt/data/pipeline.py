@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ascend_cpt import __version__
 from ascend_cpt.data import workspace
+from ascend_cpt.data.contamination import write_contamination
 from ascend_cpt.data.identity import Identity, hash_identity, make_identity
 from ascend_cpt.data.packed.manifest import Manifest, Shard, SourceFile
 from ascend_cpt.data.packed.packing import RowLayout
@@ -31,8 +32,8 @@ from ascend_cpt.data.readers.handlers import (
 from ascend_cpt.data.readers.input_files import InputFile, find_input_files, fingerprint_file
 from ascend_cpt.data.readers.spans import split_input
 from ascend_cpt.data.rejects import add_counts, check_rejects, write_rejects
-from ascend_cpt.data.selection.choose_documents import select_documents
-from ascend_cpt.data.selection.datatrove_filters import FilterSettings, check_installed, load_filters
+from ascend_cpt.data.selection.choose_documents import Selection, make_selection, select_documents
+from ascend_cpt.data.selection.datatrove_filters import check_installed
 from ascend_cpt.data.settings import PreprocessSettings
 from ascend_cpt.data.shards.batches import INDEXED_FORMAT
 from ascend_cpt.data.shards.documents import LISTING_FILE
@@ -56,13 +57,13 @@ _LARGE_INPUT_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """A run's input, tokenizer and filters, and the identity of the dataset that the run creates."""
+    """A run's input, tokenizer and selection, and the identity of the dataset that the run creates."""
 
     files: list[InputFile]
     handler: Handler
     options: ReadOptions
     tokenizer: TokenizerFile
-    filters: FilterSettings | None
+    selection: Selection
     identity: Identity
 
 
@@ -70,7 +71,7 @@ def prepare(settings: PreprocessSettings) -> Preparation:
     """Find the input files, compute their content fingerprints, and open the tokenizer. Writes nothing.
 
     Raises:
-        DataError: there is no input, or the handler, tokenizer or filter file is unusable.
+        DataError: there is no input, or the handler, tokenizer, evaluation items or filter file are unusable.
     """
     files = find_input_files(settings.inputs, only_format=settings.input_format)
     handler = load_handler(settings.handler_name)
@@ -83,17 +84,19 @@ def prepare(settings: PreprocessSettings) -> Preparation:
     )
     if settings.append_bos and tokenizer.info.bos_id is None:
         raise DataError(f"--append-bos: the tokenizer {settings.tokenizer_path} has no BOS token")
-    filters = None if settings.filters_path is None else load_filters(settings.filters_path)
+    selection = make_selection(settings)
     identity = make_identity(
         settings,
         describe_handler(handler),
         _describe_sources(files),
         tokenizer.info,
-        None if filters is None else filters.describe(),
+        None if selection.filters is None else selection.filters.describe(),
         files[0].format if any(file.is_format_named for file in files) else None,
+        decontaminate=None if selection.decontamination is None else selection.decontamination.describe(),
+        minhash=None if selection.minhash is None else selection.minhash.describe(),
     )
     return Preparation(
-        files=files, handler=handler, options=options, tokenizer=tokenizer, filters=filters, identity=identity
+        files=files, handler=handler, options=options, tokenizer=tokenizer, selection=selection, identity=identity
     )
 
 
@@ -112,19 +115,19 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     prepared = prepare(settings)
     files, handler, options = prepared.files, prepared.handler, prepared.options
-    tokenizer, filters, identity = prepared.tokenizer, prepared.filters, prepared.identity
+    tokenizer, selection, identity = prepared.tokenizer, prepared.selection, prepared.identity
     fork = fork and is_built_in(handler)
     with workspace.lock_output(settings):
         finished = workspace.find_finished(settings, identity)
         if finished:
             logger.info("%s: already complete; reusing it", settings.output_prefix)
             return finished
-        if filters is not None:
-            check_installed(filters)
+        if selection.filters is not None:
+            check_installed(selection.filters)
         if files[0].format == INDEXED_FORMAT:
-            if settings.selects:
+            if settings.selection_flags:
                 raise DataError(
-                    "--drop-duplicates, --filters: they need text, but the input is already tokenized; remove the flags"
+                    f"{', '.join(settings.selection_flags)}: need text, but the input is already tokenized; remove them"
                 )
             engine = EngineChoice(name="none", version="", check="the input holds ids")
         else:
@@ -134,7 +137,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
         _note_parts(settings, files)
         work = workspace.open_work_folder(settings, identity)
         tasks = _make_tasks(settings, identity, files, options, tokenizer, engine, work)
-        tasks = select_documents(settings, tasks, filters, work, fork)
+        tasks = select_documents(settings, tasks, selection, work, fork)
         if settings.sub_range is not None:
             _run_shards(settings, tasks[slice(*settings.sub_range)], fork)
             logger.info(
@@ -144,6 +147,7 @@ def preprocess(settings: PreprocessSettings, *, fork: bool = False) -> list[Mani
             return []
         results = _run_shards(settings, tasks, fork)
         rejects = write_rejects(settings.output_prefix, results, [task.folder / LISTING_FILE for task in tasks])
+        write_contamination(settings.output_prefix, tasks, selection)
         check_rejects(settings.output_prefix, rejects, results, settings.max_bad_fraction)
         shards = workspace.join_shards(settings, tasks, results)
         manifests = _make_manifests(settings, identity, tokenizer, engine, results, shards)

@@ -26,7 +26,7 @@ def write_rejects(output_prefix: str, results: Sequence[ShardResult], listings: 
 
     The dropped documents in the `listings` of the shards, if they exist, are appended.
     """
-    rejects = _number_lines([reject for result in results for reject in result.rejects])
+    rejects = number_lines([reject for result in results for reject in result.rejects])
     path = rejects_path(output_prefix)
     listings = [listing for listing in listings if listing.is_file() and listing.stat().st_size]
     try:
@@ -71,12 +71,7 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _iter_lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as lines:
-        yield from lines
-
-
-def _number_lines(rejects: list[Reject]) -> list[Reject]:
+def number_lines(rejects: Sequence[Reject]) -> list[Reject]:
     """Fill in missing line numbers, which are unknown for shards that start inside a file."""
     positions: dict[str, list[int]] = {}
     for reject in rejects:
@@ -87,6 +82,11 @@ def _number_lines(rejects: list[Reject]) -> list[Reject]:
         reject if reject.line is not None else dataclasses.replace(reject, line=lines[reject.file][reject.position])
         for reject in rejects
     ]
+
+
+def _iter_lines(path: Path) -> Iterator[str]:
+    with open(path, encoding="utf-8") as lines:
+        yield from lines
 
 
 def _count_lines(file: str, positions: list[int]) -> dict[int, int]:

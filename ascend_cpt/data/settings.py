@@ -17,6 +17,12 @@ TXT_DOCUMENTS = ("line", "blank-line", "file")
 MAX_RECORD_BYTES = 1 << 30
 MAX_SEQ_LENGTH = 1 << 24
 MAX_SHARDS = 100_000
+MAX_NGRAM = 1000
+MAX_HASHES = 4096
+DECONTAMINATION_ACTIONS = ("drop", "list")
+MINHASH_FUNCTIONS = ("xxhash", "sha1")
+MINHASH_PRECISIONS = (64, 32)
+MINHASH_WORDS = ("english", "characters")
 INPUT_FORMATS = tuple(sorted(set(FORMATS.values())))
 
 
@@ -57,6 +63,22 @@ class PreprocessSettings:
     """Longer records are rejected; None for the default, which keeps a worker below 1 GB."""
     drop_duplicates: bool = False
     """Drop documents with identical text."""
+    decontaminate: tuple[str, ...] = ()
+    """Files, folders or globs with evaluation items; see `selection/decontamination.py`."""
+    decontaminate_ngram: int = 13
+    """Words of an n-gram that must not be shared with an evaluation item."""
+    decontaminate_action: str = "drop"
+    """`drop` documents that share an n-gram, or only `list` them."""
+    drop_near_duplicates: bool = False
+    """Drop near-duplicates, found with MinHash; see `selection/near_duplicates.py`."""
+    minhash_ngram: int = 5
+    minhash_buckets: int = 14
+    minhash_hashes: int = 8
+    """Hashes of a bucket."""
+    minhash_hash: str = "xxhash"
+    minhash_precision: int = 64
+    minhash_words: str = "english"
+    """`english`, or `characters`: each Han character is a word."""
     filters_path: str | None = None
     """YAML file with the filters for datatrove; see `selection/datatrove_filters.py`."""
     overwrite: bool = False
@@ -112,18 +134,40 @@ class PreprocessSettings:
         if self.sub_range is not None and not 0 <= self.sub_range[0] < self.sub_range[1] <= self.num_shards:
             first, after = self.sub_range
             raise DataError(f"--sub-range {first}:{after}: must be A:B with 0 <= A < B <= --n-subs ({self.num_shards})")
-        if self.sub_range is not None and self.selects:
-            raise DataError("--sub-range: --drop-duplicates and --filters need all documents; run without a range")
+        self._check_selection()
         assert self.engine in RUN_ENGINES
         assert self.packing in PACKINGS
         assert self.tail in TAILS and self.txt_documents in TXT_DOCUMENTS and self.output_format in OUTPUT_FORMATS
         assert self.tokenizer_engine in ENGINES and self.tokenizer_type in TOKENIZER_TYPES
         assert self.input_format is None or self.input_format in INPUT_FORMATS
 
+    def _check_selection(self) -> None:
+        if self.sub_range is not None and self.selection_flags:
+            flags = " and ".join(self.selection_flags)
+            need = "need" if len(self.selection_flags) > 1 else "needs"
+            raise DataError(f"--sub-range: {flags} {need} all documents; run without a range")
+        for flag, value, maximum in (
+            ("--decontaminate-ngram", self.decontaminate_ngram, MAX_NGRAM),
+            ("--minhash-ngram", self.minhash_ngram, MAX_NGRAM),
+            ("--minhash-buckets", self.minhash_buckets, MAX_HASHES),
+            ("--minhash-hashes", self.minhash_hashes, MAX_HASHES),
+            ("--minhash-buckets * --minhash-hashes", self.minhash_buckets * self.minhash_hashes, MAX_HASHES),
+        ):
+            if not 1 <= value <= maximum:
+                raise DataError(f"{flag} {value}: must be from 1 to {maximum}")
+        assert self.decontaminate_action in DECONTAMINATION_ACTIONS
+        assert self.minhash_hash in MINHASH_FUNCTIONS and self.minhash_precision in MINHASH_PRECISIONS
+        assert self.minhash_words in MINHASH_WORDS
+
     @property
-    def selects(self) -> bool:
-        """Whether documents are dropped as duplicates or by filters."""
-        return self.drop_duplicates or self.filters_path is not None
+    def selection_flags(self) -> tuple[str, ...]:
+        """The given flags that select documents to drop or to list."""
+        return (
+            *(("--drop-duplicates",) if self.drop_duplicates else ()),
+            *(("--decontaminate",) if self.decontaminate else ()),
+            *(("--filters",) if self.filters_path is not None else ()),
+            *(("--drop-near-duplicates",) if self.drop_near_duplicates else ()),
+        )
 
     def dataset_prefix(self, key: str) -> str:
         """Return the prefix of the dataset for `key`."""

@@ -24,7 +24,16 @@ from ascend_cpt.data.pack_program import run_program
 from ascend_cpt.data.packed.manifest import check_shards, describe_packing, load_manifest, manifest_path
 from ascend_cpt.data.packed.packing import CONCAT, PACKINGS
 from ascend_cpt.data.pipeline import Preparation, prepare
-from ascend_cpt.data.settings import INPUT_FORMATS, TAILS, TXT_DOCUMENTS, PreprocessSettings
+from ascend_cpt.data.settings import (
+    DECONTAMINATION_ACTIONS,
+    INPUT_FORMATS,
+    MINHASH_FUNCTIONS,
+    MINHASH_PRECISIONS,
+    MINHASH_WORDS,
+    TAILS,
+    TXT_DOCUMENTS,
+    PreprocessSettings,
+)
 from ascend_cpt.data.tokenizing.names import (
     ENGINES,
     HUGGING_FACE,
@@ -179,10 +188,14 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
         ("tokenizer_engine", ENGINES),
         ("packing", PACKINGS),
         ("tail", TAILS),
+        ("decontaminate_action", DECONTAMINATION_ACTIONS),
+        ("minhash_hash", MINHASH_FUNCTIONS),
+        ("minhash_precision", MINHASH_PRECISIONS),
+        ("minhash_words", MINHASH_WORDS),
     ):
         value = getattr(raw, key)
         if value is not None and value not in known:
-            raise ConfigError(f"{key}: {value!r} is unknown; choose one of {', '.join(known)}")
+            raise ConfigError(f"{key}: {value!r} is unknown; choose one of {', '.join(map(str, known))}")
     if raw.packing != CONCAT and raw.tail != "pad":
         raise ConfigError(
             f"tail: {raw.tail}: needs packing: {CONCAT}, because with {raw.packing} every row may be padded"
@@ -201,6 +214,16 @@ def _make_settings(config: RunConfig, raw: RawConfig) -> PreprocessSettings:
         txt_documents=raw.txt_documents,
         drop_duplicates=raw.drop_duplicates,
         filters_path=raw.filters,
+        decontaminate=raw.decontaminate,
+        decontaminate_ngram=raw.decontaminate_ngram,
+        decontaminate_action=raw.decontaminate_action,
+        drop_near_duplicates=raw.drop_near_duplicates,
+        minhash_ngram=raw.minhash_ngram,
+        minhash_buckets=raw.minhash_buckets,
+        minhash_hashes=raw.minhash_hashes,
+        minhash_hash=raw.minhash_hash,
+        minhash_precision=raw.minhash_precision,
+        minhash_words=raw.minhash_words,
         max_bad_fraction=raw.max_bad_fraction,
         max_record_bytes=raw.max_record_bytes,
         tokenizer_type=tokenizer_type,

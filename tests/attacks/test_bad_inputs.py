@@ -197,7 +197,7 @@ SETTINGS: list[tuple[Sequence[object], str]] = [
     (["--sub-range", "x"], "argument --sub-range: invalid"),
     (["--sub-range", "1:0"], "--sub-range 1:0: must be A:B"),
     (["--sub-range", "0:5"], "--sub-range 0:5: must be A:B with 0 <= A < B <= --n-subs (1)"),
-    (["--sub-range", "0:1", "--drop-duplicates"], "--sub-range: --drop-duplicates and --filters need all documents"),
+    (["--sub-range", "0:1", "--drop-duplicates"], "--sub-range: --drop-duplicates needs all documents"),
     (["--format", "csv"], "in: contains no csv files to read"),
     (["--format", "docx"], "argument --format: invalid choice"),
     (["--nsubs", 2], "unrecognized arguments: --nsubs 2"),

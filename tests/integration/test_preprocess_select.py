@@ -82,7 +82,7 @@ def test_other_selection_is_another_dataset(sample: Path, tmp_path: Path) -> Non
     done = run(
         sample / "tokenizer", tmp_path, "out3", "--drop-duplicates", "--input", f"{tmp_path}/out_text_document.idx"
     )
-    assert done.returncode == 2 and "they need text" in done.stderr
+    assert done.returncode == 2 and "--drop-duplicates: need text" in done.stderr
 
 
 def test_filters_with_duplicates(sample: Path, tmp_path: Path) -> None:

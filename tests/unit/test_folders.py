@@ -21,7 +21,7 @@ LEVELS: dict[str, tuple[set[str], ...]] = {
         {"readers", "inspection", "sample", "adoption"},
         {"settings", "preview", "shards"},
         {"identity", "rejects", "selection", "texts"},
-        {"workspace"},
+        {"contamination", "workspace"},
         {"pipeline"},
         {"pack_program"},
     ),

@@ -42,7 +42,11 @@ class Reject:
 
 def format_reject(reject: Reject) -> str:
     """Return a reject's line for the list. File names and keys need not be valid Unicode."""
-    record = asdict(reject)
+    return escape_line(asdict(reject))
+
+
+def escape_line(record: dict[str, Any]) -> str:
+    """Return a record as a line of JSON. If it has a lone surrogate, all characters above ASCII are escaped."""
     line = json.dumps(record, ensure_ascii=False)
     return (json.dumps(record) if _SURROGATE.search(line) else line) + "\n"
 

@@ -22,9 +22,8 @@ import numpy as np
 import orjson
 
 from ascend_cpt.config.yaml_file import read_yaml
-from ascend_cpt.data.readers.documents import Tally
 from ascend_cpt.data.selection import datatrove_program
-from ascend_cpt.data.shards.documents import iter_documents, load_dropped, save_dropped
+from ascend_cpt.data.shards.documents import iter_remaining, save_dropped
 from ascend_cpt.data.shards.task import Progress, ShardTask
 from ascend_cpt.errors import DataError
 
@@ -116,12 +115,10 @@ def check_installed(filters: FilterSettings) -> None:
 def export_shard(task: ShardTask, report: Callable[[Progress], None]) -> None:
     """Export a shard's documents for datatrove, except those already dropped."""
     assert task.dropped is not None
-    dropped = set(load_dropped(task.dropped)[0].tolist())
     with open(_text_folder(task) / f"{task.number:06d}.jsonl", "wb") as file:
-        for located in iter_documents(task, Tally()):
-            if located.number not in dropped:
-                text = "\n\n".join(located.document.texts)
-                file.write(orjson.dumps({"id": f"{task.number} {located.number}", "text": text}) + b"\n")
+        for located in iter_remaining(task):
+            text = "\n\n".join(located.document.texts)
+            file.write(orjson.dumps({"id": f"{task.number} {located.number}", "text": text}) + b"\n")
             report(Progress(weight=located.weight, num_documents=located.number, num_tokens=0))
 
 
@@ -160,8 +157,11 @@ def filter_documents(tasks: Sequence[ShardTask], filters: FilterSettings, worker
 
 
 def make_text_folder(task: ShardTask) -> None:
-    """Create the folder for exported documents."""
-    _text_folder(task).mkdir()
+    """Create the folder for exported documents. Remove what an interrupted run has left."""
+    folder = _text_folder(task)
+    for left in (folder, folder.with_name("survivors"), folder.with_name("scratch")):
+        shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir()
 
 
 def _text_folder(task: ShardTask) -> Path:

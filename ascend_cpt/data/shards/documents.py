@@ -1,7 +1,7 @@
 """Yields a shard's documents, without those dropped as duplicates or by filters.
 
-Documents to drop are selected before packing, in passes over the same shards. The work folder has one file per shard
-with the index and kind of each dropped document. Packing counts and lists these documents with the rejects.
+Documents to drop are selected before packing, in passes over the same shards. For each shard, the work folder has one
+file per kind with the indices of the dropped documents. Packing counts and lists these documents with the rejects.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
     if task.dropped is None:
         yield from iter_documents(task, tally)
         return
-    numbers, kinds = load_dropped(task.dropped)
     names = task.drop_kinds
+    numbers, kinds = load_dropped(task.dropped, len(names))
     cursor = 0
     with open(task.folder / LISTING_FILE, "w", encoding="utf-8") as listing:
         for located in iter_documents(task, tally):
@@ -73,18 +73,34 @@ def iter_selected(task: ShardTask, tally: Tally) -> Iterator[Located]:
     assert cursor == len(numbers), "the input changed after the documents to drop were selected"
 
 
+def iter_remaining(task: ShardTask) -> Iterator[Located]:
+    """Yield the documents that have not been dropped so far, without counting or listing anything."""
+    assert task.dropped is not None
+    dropped = set(load_dropped(task.dropped, len(task.drop_kinds))[0].tolist())
+    return (located for located in iter_documents(task, Tally()) if located.number not in dropped)
+
+
 def save_dropped(path: Path, numbers: npt.NDArray[np.int64], kind: int) -> None:
     """Append dropped documents of one kind to a shard's file, in any order."""
-    entries = np.stack([numbers, np.full(len(numbers), kind, np.int64)], 1)
-    with open(path, "ab") as file:
-        file.write(entries.astype("<i8").tobytes())
+    with open(_kind_path(path, kind), "ab") as file:
+        file.write(numbers.astype("<i8").tobytes())
 
 
-def load_dropped(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def load_dropped(path: Path, num_kinds: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the sorted indices of the documents dropped from a shard, and the kind of each."""
-    entries = np.fromfile(path, "<i8").reshape(-1, 2) if path.exists() else np.empty((0, 2), np.int64)
-    entries = entries[np.argsort(entries[:, 0], kind="stable")]
-    return entries[:, 0], entries[:, 1]
+    files = [_kind_path(path, kind) for kind in range(num_kinds)]
+    parts = [np.fromfile(file, "<i8") if file.exists() else np.empty(0, np.int64) for file in files]
+    numbers = np.concatenate([np.empty(0, np.int64), *parts])
+    kinds = np.repeat(np.arange(num_kinds), [len(part) for part in parts])
+    order = np.argsort(numbers, kind="stable")
+    return numbers[order], kinds[order]
+
+
+def forget_dropped(tasks: Sequence[ShardTask], kind: int) -> None:
+    """Remove the dropped documents of one kind."""
+    for task in tasks:
+        assert task.dropped is not None
+        _kind_path(task.dropped, kind).unlink(missing_ok=True)
 
 
 def with_dropped(tasks: Sequence[ShardTask], folder: Path, kinds: Sequence[str]) -> list[ShardTask]:
@@ -92,6 +108,10 @@ def with_dropped(tasks: Sequence[ShardTask], folder: Path, kinds: Sequence[str])
     return [
         dataclasses.replace(task, dropped=folder / f"{task.number}.left_out", drop_kinds=tuple(kinds)) for task in tasks
     ]
+
+
+def _kind_path(path: Path, kind: int) -> Path:
+    return path.with_name(f"{path.name}.{kind}")
 
 
 def _list(listing: IO[str], located: Located, kind: str) -> None:

@@ -36,9 +36,9 @@ class ShardTask:
     limits_tokenizer: bool = True
     """Whether to reject texts for which the engine would need too much memory."""
     dropped: Path | None = None
-    """File with the dropped documents, None without deduplication and filters."""
+    """Prefix of the files with the dropped documents, None without deduplication and filters."""
     drop_kinds: tuple[str, ...] = ()
-    """Names of the kinds in that file."""
+    """Names of the kinds in these files."""
 
 
 @dataclass(frozen=True, kw_only=True)

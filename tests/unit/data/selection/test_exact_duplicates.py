@@ -15,6 +15,7 @@ from ascend_cpt.data.readers.formats import ReadOptions, load_reader
 from ascend_cpt.data.readers.input_files import find_input_files
 from ascend_cpt.data.readers.spans import split_input
 from ascend_cpt.data.selection import exact_duplicates as duplicates
+from ascend_cpt.data.selection import hash_blocks
 from ascend_cpt.data.selection.exact_duplicates import drop_duplicates, hash_shard
 from ascend_cpt.data.shards.documents import LISTING_FILE, iter_selected, with_dropped
 from ascend_cpt.data.shards.task import ShardTask
@@ -76,7 +77,7 @@ def test_first_occurrence_is_kept(
     folder = tmp_path_factory.mktemp("duplicates")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duplicates, "_BLOCK_DOCUMENTS", block)
-        patch.setattr(duplicates, "_PASS_BYTES", pass_bytes)
+        patch.setattr(hash_blocks, "_PASS_BYTES", pass_bytes)
         kept, tally = select(folder, make_tasks(folder, [{"text": text} for text in texts], num_shards))
     good = [text for text in texts if text]
     assert kept == list(dict.fromkeys(good))
