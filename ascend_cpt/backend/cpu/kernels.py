@@ -134,7 +134,11 @@ class FlashAttentionScore(nn.Cell):
         # Queries in a group share a key, so one product per key-value head suffices, without repeating keys and values.
         grouped = (batch, num_kv_heads, num_heads // num_kv_heads * length, head_dim)
         grouped_query = ops.reshape(ops.cast(query, ms.float32) * self.scale, grouped)
-        added = ops.zeros((1, 1), ms.float32) if attn_mask is None else ops.cast(attn_mask, ms.float32) * MASKED_SCORE
+        added = (
+            ops.zeros((1, 1), ms.float32)
+            if attn_mask is None
+            else ops.cast(ops.stop_gradient(attn_mask), ms.float32) * MASKED_SCORE
+        )
         scores_shape = (batch, num_heads, length, kv_length)
         output, _ = self.attend(
             grouped_query, ops.cast(key, ms.float32), ops.cast(value, ms.float32), added, scores_shape

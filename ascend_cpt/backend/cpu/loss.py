@@ -20,7 +20,7 @@ class LogSoftmax(nn.Cell):
     """The logarithm of the softmax as one operator. Replaces MindFormers' cell of the same name.
 
     Inputs: logits (N, C) and labels (N,) int32. Outputs: float32 of shape (N, C), and the labels, where MindFormers
-    returns them as one-hot rows.
+    returns them as one-hot rows. As in MindFormers, the backward pass of `TokenLosses` includes that of this cell.
     """
 
     def __init__(self, _config: Any = None) -> None:
@@ -31,20 +31,33 @@ class LogSoftmax(nn.Cell):
     def construct(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         return self.log_softmax(ops.cast(logits, ms.float32)), label
 
+    def bprop(self, logits: Tensor, label: Tensor, _out: Any, dout: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return ops.cast(dout[0], logits.dtype), ops.zeros_like(label)
+
 
 class TokenLosses(nn.Cell):
-    """Each token's loss. Replaces MindFormers' `_NLLLoss`; a label of -100 has the loss 0.
+    """Each token's loss. Replaces MindFormers' `_NLLLoss`; a negative label has the loss 0.
 
     Inputs: the outputs of `LogSoftmax`. Output: float32 of shape (N,), in nats.
     """
 
     def __init__(self, _config: Any = None) -> None:
         super().__init__()
-        self.select = ops.NLLLoss(reduction="none", ignore_index=-100)
+        self.select = ops.GatherD()
+        self.add_at = ops.TensorScatterAdd()
 
     def construct(self, log_softmax: Tensor, label: Tensor) -> Tensor:
-        class_weights = ops.ones((log_softmax.shape[-1],), ms.float32)
-        return self.select(log_softmax, label, class_weights)[0]
+        chosen = self.select(log_softmax, 1, ops.reshape(ops.maximum(label, 0), (-1, 1)))
+        return ops.neg(ops.reshape(chosen, (-1,))) * ops.cast(label >= 0, ms.float32)
+
+    def bprop(self, log_softmax: Tensor, label: Tensor, _out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the logits: (softmax - one-hot label) * dout."""
+        gradient = ops.exp(log_softmax) * ops.reshape(dout, (-1, 1))
+        column = ops.maximum(label, 0)
+        row = ops.arange(0, label.shape[0]).astype(label.dtype)
+        is_label = ops.cast(label >= 0, ms.float32)
+        gradient = self.add_at(gradient, ops.stack((row, column), 1), ops.neg(dout) * is_label)
+        return gradient, ops.zeros_like(label)
 
 
 class GlobalMean(nn.Cell):

@@ -12,6 +12,7 @@ from typing import Any
 from mindformers.parallel_core.training_graph.tensor_parallel.layers import ColumnParallelLinear
 from mindformers.parallel_core.training_graph.transformer.mlp import MLPInterleaved
 from mindspore import Tensor, ops
+from mindspore.ops.operations import Morph
 
 
 class SplitWeightMLP(MLPInterleaved):
@@ -24,8 +25,9 @@ class SplitWeightMLP(MLPInterleaved):
 
     def construct(self, hidden_states: Tensor, per_token_scale: Any = None, extra_loss: Any = 0.0) -> Any:
         layer = self.linear_fc1
-        # The layer may have been replaced, for example by one with a low-rank adapter.
-        is_plain = isinstance(layer, ColumnParallelLinear) and not layer.has_bias and layer.transpose_b
+        # The layer or its product may have been replaced, for example by one with a low-rank adapter.
+        is_plain = type(layer) is ColumnParallelLinear and isinstance(layer.morphed_forward, Morph)
+        is_plain = is_plain and not layer.has_bias and layer.transpose_b
         if not is_plain or not self.gated_linear_unit or self.has_own_activation:
             return super().construct(hidden_states, per_token_scale, extra_loss)
         seq_length, batch, size = hidden_states.shape
