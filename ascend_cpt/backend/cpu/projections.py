@@ -21,15 +21,24 @@ class SplitWeightMLP(MLPInterleaved):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.multiply = ops.MatMul(transpose_b=True)
-        self.has_own_activation = self.activation_type in ("swiglu", "fusedswiglu")
+
+    @property
+    def can_split_weight(self) -> bool:
+        """Whether gate and up projection come from one plain layer. MindSpore reads this once, when it compiles.
+
+        After the network is built, the layer or its product may be replaced, for example to add a low-rank adapter.
+        """
+        layer = self.linear_fc1
+        is_plain = type(layer) is ColumnParallelLinear and isinstance(layer.morphed_forward, Morph)
+        has_own_activation = self.activation_type in ("swiglu", "fusedswiglu")
+        return bool(
+            is_plain and not layer.has_bias and layer.transpose_b and self.gated_linear_unit and not has_own_activation
+        )
 
     def construct(self, hidden_states: Tensor, per_token_scale: Any = None, extra_loss: Any = 0.0) -> Any:
-        layer = self.linear_fc1
-        # The layer or its product may have been replaced, for example by one with a low-rank adapter.
-        is_plain = type(layer) is ColumnParallelLinear and isinstance(layer.morphed_forward, Morph)
-        is_plain = is_plain and not layer.has_bias and layer.transpose_b
-        if not is_plain or not self.gated_linear_unit or self.has_own_activation:
+        if not self.can_split_weight:
             return super().construct(hidden_states, per_token_scale, extra_loss)
+        layer = self.linear_fc1
         seq_length, batch, size = hidden_states.shape
         weight = ops.cast(layer.weight, layer.compute_dtype)
         pairs = ops.reshape(weight, (weight.shape[0] // 2, 2, size))

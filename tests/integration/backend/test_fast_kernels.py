@@ -103,6 +103,7 @@ def make_mlp(mlp_class: Any) -> Any:
         num_layers=1, num_attention_heads=1, hidden_size=8, ffn_hidden_size=12, gated_linear_unit=True,
         hidden_act="silu", add_bias_linear=False, params_dtype="float32", compute_dtype="float32",
     )  # fmt: skip
+    importlib.import_module("mindformers.parallel_core.training_graph.device_matrix").layout.init_layout(config)
     submodules = mlp_module.MLPSubmodules(linear_fc1=layers.ColumnParallelLinear, linear_fc2=layers.RowParallelLinear)
     mlp = mlp_class(config, submodules)
     for parameter in mlp.get_parameters():
