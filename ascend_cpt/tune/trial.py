@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -25,6 +24,7 @@ from ascend_cpt.errors import ConfigError
 from ascend_cpt.files import write_text
 from ascend_cpt.monitor.history import METRICS_NAME, read_metrics, read_run_info
 from ascend_cpt.processes import die_with_parent
+from ascend_cpt.run.launch.reason import find_reason
 from ascend_cpt.tune.overlays import Candidate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +33,6 @@ RUN_NAME = "trial"
 CONNECT_TIMEOUT_S = 600
 KILL_AFTER_S = 30.0
 STOP_GRACE_S = 10
-MAX_REASON_CHARACTERS = 300
 
 # These settings do not change step speed, and make the trial write only logs and metrics.
 MEASURING: dict[str, Any] = {
@@ -48,8 +47,6 @@ MEASURING: dict[str, Any] = {
         "monitor": {"print_every_steps": 1, "sinks": []},
     },
 }
-_EXCEPTION = re.compile(r"^(?:\[rank\d+\]: )?[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b")
-_ENDED = re.compile(r"^(?:\S+: )?worker \d+.* (?:was killed|failed with exit code)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,26 +189,6 @@ def _stop(job: subprocess.Popen[bytes]) -> None:
             job.wait(wait_s)
         except subprocess.TimeoutExpired:
             continue
-
-
-def find_reason(console: str, code: int) -> str:
-    """Return the first error line of a job's output, or else its last line."""
-    # MindSpore draws rules of dashes within its messages.
-    lines = [line for text in console.splitlines() if (line := text.strip()).strip("-")]
-    for is_reason in (
-        lambda line: line.startswith("error:"),
-        lambda line: bool(_EXCEPTION.match(line)),
-        lambda line: bool(_ENDED.match(line)),
-    ):
-        for index, line in enumerate(lines):
-            if is_reason(line):
-                reason = line
-                for more in lines[index + 1 :]:
-                    if not reason.endswith(":"):
-                        break
-                    reason = f"{reason} {more.removeprefix('- ')}"
-                return reason[:MAX_REASON_CHARACTERS]
-    return f"exit code {code}: {lines[-1] if lines else 'no output'}"[:MAX_REASON_CHARACTERS]
 
 
 def read_result(name: str, number: int, run_dir: Path, settings: TrialSettings, seconds: float) -> TrialResult:

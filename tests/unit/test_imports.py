@@ -22,7 +22,7 @@ LAYERS = (
     {"data", "recipe", "tasks", "weights", "monitor", "checkpoint", "cluster", "plan"},
     {"run"},
     {"backend"},
-    {"rehearsal", "simulate", "train", "tune"},
+    {"experiment", "rehearsal", "simulate", "train", "tune"},
     {"train_stages", "evaluate", "mixture_search"},
     {"sweep_merges"},
 )

@@ -10,7 +10,7 @@ from typing import Any
 import mindspore as ms
 from mindformers.wrapper.wrapper import MFTrainOneStepCell
 
-from ascend_cpt.backend.cpu import attention, experts, kernels, loss, overflow
+from ascend_cpt.backend.cpu import attention, experts, kernels, loss, optimizer, overflow, projections
 
 logger = logging.getLogger(__name__)
 _is_installed = False
@@ -48,6 +48,11 @@ def install_cpu_kernels(*, keep_float16_cast: bool = False) -> None:
         (MFTrainOneStepCell, "start_overflow_check", overflow.start_overflow_check),
         (MFTrainOneStepCell, "get_overflow_status", overflow.get_overflow_status),
         (_import("base_models.gpt.gpt_model"), "CrossEntropyLoss", loss.make_loss),
+        (_import("loss_func"), "_LogSoftmax", loss.LogSoftmax),
+        (_import("loss_func"), "_NLLLoss", loss.TokenLosses),
+        (_import("base_models.gpt.gpt_model"), "ColumnParallelLinear", projections.BatchFirstOutputLayer),
+        (_import("base_models.gpt.gpt_layer_specs"), "MLPInterleaved", projections.SplitWeightMLP),
+        (importlib.import_module("mindformers.core.optim.adamw"), "_adamw_opt", optimizer.adamw_update),
         (_import("transformer.moe.router"), "TopkExt", experts.TopK),
         (_import("base_models.gpt.moe_module_specs"), "FFNGroupedGEMM", experts.DenseExperts),
         _skip_parallel_groups(),

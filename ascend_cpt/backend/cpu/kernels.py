@@ -28,6 +28,57 @@ class Outer(nn.Cell):
         return self
 
 
+class _Attention(nn.Cell):
+    """Attention of grouped queries, with a backward pass that reads the attention weights twice instead of four times.
+
+    Inputs: query (B, N_kv, N / N_kv * S, D), already scaled; key and value (B, N_kv, S_kv, D); the summand of the
+    scores, which has no gradient; and the scores' shape (B, N, S, S_kv). All tensors are float32.
+    Outputs: the attention output, in the query's shape, and the attention weights, which must have no gradient.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(auto_prefix=False)
+        self.multiply = ops.BatchMatMul()
+        self.multiply_by_transposed = ops.BatchMatMul(transpose_b=True)
+        self.multiply_transposed = ops.BatchMatMul(transpose_a=True)
+        self.softmax = ops.Softmax(axis=-1)
+        self.sum = ops.ReduceSum(keep_dims=True)
+
+    def construct(
+        self, query: Tensor, key: Tensor, value: Tensor, added: Tensor, scores_shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        scores = ops.reshape(self.multiply_by_transposed(query, key), scores_shape)
+        weights = ops.reshape(self.softmax(scores + added), (*query.shape[:3], scores_shape[3]))
+        return self.multiply(weights, value), weights
+
+    def bprop(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        added: Tensor,
+        scores_shape: tuple[int, ...],
+        out: tuple[Tensor, Tensor],
+        dout: tuple[Tensor, Tensor],
+    ) -> tuple[Any, ...]:
+        """Return the gradients of query, key and value.
+
+        The sum over weights * (their gradients) equals the sum over output * (its gradient), which is much smaller.
+        """
+        output, weights = out
+        gradient = dout[0]
+        value_gradient = self.multiply_transposed(weights, gradient)
+        mean = self.sum(output * gradient, -1)
+        scores_gradient = weights * (self.multiply_by_transposed(gradient, value) - mean)
+        return (
+            self.multiply(scores_gradient, key),
+            self.multiply_transposed(scores_gradient, query),
+            value_gradient,
+            ops.zeros_like(added),
+            scores_shape,
+        )
+
+
 class FlashAttentionScore(nn.Cell):
     """Scaled dot-product attention in float32. Replaces `mindspore.ops.operations.nn_ops.FlashAttentionScore`.
 
@@ -35,8 +86,8 @@ class FlashAttentionScore(nn.Cell):
         query (B, N, S, D); key and value (B, N_kv, S_kv, D); attn_mask (B, 1, S, S_kv), (B, N, S, S_kv) or (S, S_kv)
         with 1 where a query must not attend to a key, or None.
     Outputs:
-        Four, as for the operator: the row maximum of the scores (B, N, S, 1), two unused outputs (None), and the
-        attention output (B, N, S, D) in the query's dtype.
+        Four, as for the operator: three unused outputs (None), and the attention output (B, N, S, D) in the query's
+        dtype.
 
     Raises:
         ConfigError: for unsupported features (other layouts, dropout, compressed or sliding masks).
@@ -65,9 +116,7 @@ class FlashAttentionScore(nn.Cell):
             )
         self.num_heads = head_num
         self.scale = scale_value
-        self.scores_of = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-        self.softmax = ops.Softmax(axis=-1)
+        self.attend = _Attention()
 
     def construct(
         self,
@@ -79,19 +128,22 @@ class FlashAttentionScore(nn.Cell):
         padding_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         prefix: Tensor | None = None,
-    ) -> tuple[Tensor, None, None, Tensor]:
+    ) -> tuple[None, None, None, Tensor]:
         batch, num_heads, length, head_dim = query.shape
         num_kv_heads, kv_length = key.shape[1], key.shape[2]
         # Queries in a group share a key, so one product per key-value head suffices, without repeating keys and values.
         grouped = (batch, num_kv_heads, num_heads // num_kv_heads * length, head_dim)
-        whole = (batch, num_heads, length, kv_length)
         grouped_query = ops.reshape(ops.cast(query, ms.float32) * self.scale, grouped)
-        scores = ops.reshape(self.scores_of(grouped_query, ops.cast(key, ms.float32)), whole)
-        if attn_mask is not None:
-            scores = scores + ops.cast(attn_mask, ms.float32) * MASKED_SCORE
-        weights = ops.reshape(self.softmax(scores), (*grouped[:3], kv_length))
-        output = ops.reshape(self.mix(weights, ops.cast(value, ms.float32)), query.shape)
-        return ops.ReduceMax(keep_dims=True)(scores, -1), None, None, ops.cast(output, query.dtype)
+        added = (
+            ops.zeros((1, 1), ms.float32)
+            if attn_mask is None
+            else ops.cast(ops.stop_gradient(attn_mask), ms.float32) * MASKED_SCORE
+        )
+        scores_shape = (batch, num_heads, length, kv_length)
+        output, _ = self.attend(
+            grouped_query, ops.cast(key, ms.float32), ops.cast(value, ms.float32), added, scores_shape
+        )
+        return None, None, None, ops.cast(ops.reshape(output, query.shape), query.dtype)
 
     def shard(self, *_strategies: Any) -> FlashAttentionScore:
         """Ignore the sharding strategy: operators are not sharded on a CPU."""

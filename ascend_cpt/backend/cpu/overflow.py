@@ -16,9 +16,13 @@ _count_overflow = ops.MultitypeFuncGraph("count_overflow")
 
 @_count_overflow.register("Tensor")
 def _count_tensor_overflow(gradient: Tensor) -> Tensor:
-    """Return 1.0 if a gradient contains an infinity or a NaN, otherwise 0.0."""
-    finite = ops.ReduceAll()(ops.IsFinite()(gradient), ())
-    return ops.cast(ops.logical_not(finite), ms.float32)
+    """Return 1.0 if a gradient contains an infinity or a NaN, otherwise 0.0.
+
+    An infinity or a NaN makes the sum of the gradient infinite or NaN. Reading the gradient once is much faster than
+    testing each element. A sum above 3e38 also counts as an overflow.
+    """
+    total = ops.ReduceSum()(gradient, ())
+    return ops.cast(ops.logical_not(ops.IsFinite()(total)), ms.float32)
 
 
 def start_overflow_check(self: nn.Cell, _pre_cond: Any, compute_input: Any) -> tuple[Tensor, Any]:

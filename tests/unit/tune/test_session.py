@@ -13,10 +13,11 @@ import yaml
 
 from ascend_cpt.config.loader import load_config
 from ascend_cpt.errors import ConfigError
+from ascend_cpt.run.launch.reason import find_reason
 from ascend_cpt.tune.compare import Comparison, compare, render_table
 from ascend_cpt.tune.overlays import combine, load_overlays
 from ascend_cpt.tune.session import Outcome, Session, TuneError, open_session
-from ascend_cpt.tune.trial import TrialResult, TrialSettings, find_reason
+from ascend_cpt.tune.trial import TrialResult, TrialSettings
 from ascend_cpt.tune.write_winner import write_winner
 from tests.unit.tune import job
 
