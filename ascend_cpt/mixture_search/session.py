@@ -23,7 +23,8 @@ from ascend_cpt.mixture_search.results import Result, Results, read_value
 from ascend_cpt.monitor.history import JUDGED_KINDS, METRICS_NAME, read_metrics
 from ascend_cpt.monitor.sinks import format_duration
 from ascend_cpt.processes import die_with_parent
-from ascend_cpt.tune.trial import REPOSITORY, TrialSettings, find_reason, make_command
+from ascend_cpt.run.launch.reason import find_reason
+from ascend_cpt.tune.trial import REPOSITORY, TrialSettings, make_command
 
 POLL_S = 0.5
 KILL_AFTER_S = 30.0
