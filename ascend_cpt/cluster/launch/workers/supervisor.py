@@ -130,9 +130,9 @@ class Supervisor:
         if self._received:
             return self._stop()
         self._follower.pump(at_end=True)
-        if self._failures or self._scheduler_code or self._client.is_cancelled():
-            if stopped := find_stopped({rank: pid for pid, rank in self._ranks.items()}):
-                return self._report_stopped(stopped)
+        has_failed = bool(self._failures or self._scheduler_code) or self._client.is_cancelled()
+        if has_failed and (stopped := find_stopped({rank: pid for pid, rank in self._ranks.items()})):
+            return self._report_stopped(stopped)
         # A scheduler failure does not matter once all workers have succeeded.
         if self._failures or (self._scheduler_code and self._ranks):
             return self._report_failure()
