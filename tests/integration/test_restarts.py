@@ -31,6 +31,10 @@ if os.environ.get("MS_ROLE") == "MS_SCHED":
     (folder / f"pid_scheduler").write_text(str(os.getpid()))
     while len(list(folder.glob("done_*"))) < int(os.environ["MS_WORKER_NUM"]):
         time.sleep(0.05)
+        if (folder / "scheduler_gives_up").exists() and (folder / "has_hung").exists():
+            (folder / "scheduler_gives_up").unlink()
+            time.sleep(2)
+            raise RuntimeError("Timed out node list is: [const vector]{1}")
     sys.exit(0)
 rank = int(os.environ["RANK_ID"])
 report_stacks_on_request(rank)
@@ -301,6 +305,19 @@ def test_a_stopped_worker_of_another_node_is_named_on_both(job: Job) -> None:
         assert "worker 1 is stopped (SIGSTOP)" in job.text(node), job.text(node)
         assert "likely cause: worker 1; stacks in output/msrun_log/node_1/stacks_*.txt" in job.text(node)
         assert "likely cause: none" not in job.text(node)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_worker_is_the_cause_if_the_scheduler_gives_it_up(job: Job, rank: int) -> None:
+    (job.folder / f"hang_{rank}_7").write_text("stop")
+    (job.folder / "scheduler_gives_up").touch()
+    for node in (1, 0):
+        job.start(node, options="--max-restarts 1")
+    assert [job.wait(0), job.wait(1)] == [0, 0], job.text(0) + job.text(1)
+    assert f"worker {rank} is stopped (SIGSTOP), so the others could not continue" in job.text(rank)
+    for worker in (0, 1):
+        first, cause = job.causes(worker)
+        assert first == "" and f"node {rank} (" in cause and f": worker {rank} is stopped (SIGSTOP)" in cause, cause
 
 
 def test_the_next_launch_gets_the_cause(job: Job) -> None:

@@ -45,7 +45,8 @@ EXPECTED = {
     "worker": r"node {node} .*worker {node} was killed by SIGKILL",
     "scheduler": r"node 0 .*the scheduler was killed by SIGKILL",
     "node": r"node 1 .*disconnected: its launcher was killed|lost the connection to node 0: its launcher was killed",
-    "stopped": r"hang: no step for .*likely cause: worker {node};",
+    # MindSpore's scheduler gives up a worker that does not answer for 30 s.
+    "stopped": r"node {node} .*worker {node} is stopped \(SIGSTOP\)|hang: no step for .*likely cause: worker {node};",
     "partition": r"node 1 .*sent no heartbeat|hang: no step for|lost the connection to node 0",
     "disk": r"the disk is full",
     "rot": r"worker {node} was killed by SIGKILL.*; skipped a checkpoint: .*does not match the checksum",

@@ -125,13 +125,16 @@ def _parse_steps(
     bounds = commas[first[:, None] + np.arange(len(keys) + 1)]
     starts = bounds[:, places] + np.array([len(keys[i]) for i in places])
     stops = bounds[:, [i + 1 for i in places]]
-    # The whole keys of the first and the last record, and the end of each key of the others.
-    tails = np.array([int.from_bytes(keys[i][-8:], "little") for i in places], np.uint64)
-    if not (
-        (bounds[:, -1] < ends).all()
-        and all(_are_at(lines, keys[i], bounds[[0, -1], i]).all() for i in places)
-        and (_view_words(lines)[starts - 8] == tails).all()
-    ):
+    # The first and the last eight bytes of each key are compared: keys of the same length that differ only in between
+    # do not occur.
+    words = _view_words(lines)
+    heads, tails = (
+        np.array([int.from_bytes(part, "little") for part in parts], np.uint64)
+        for parts in zip(*((keys[i][:8], keys[i][-8:]) for i in places), strict=True)
+    )
+    if not ((bounds[:, -1] < ends).all() and (words[bounds[:, places]] == heads).all()):
+        return None
+    if not (words[starts - 8] == tails).all():
         return None
     # Texts that alternate: a number, what is between it and the next one, the next number, and so on.
     offsets = np.stack([starts, stops], axis=2).astype(np.int32).ravel()

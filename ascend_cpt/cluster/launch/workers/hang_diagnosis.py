@@ -79,6 +79,19 @@ def diagnose(pids: Mapping[int, int], stacks_dir: Path) -> tuple[list[WorkerStat
     return states, [state for state in states if state.priority == worst < WAITING]
 
 
+def find_stopped(pids: Mapping[int, int]) -> list[WorkerState]:
+    """Return the workers that SIGSTOP or a debugger has stopped.
+
+    MindSpore's scheduler gives up such a worker after 30 s, long before a hang is found, and the others then fail.
+
+    Args:
+        pids: Rank to process.
+    """
+    stopped = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    states = [(rank, read_process_state(pid)) for rank, pid in sorted(pids.items())]
+    return [judge(rank, status, "") for rank, status in states if status in stopped]
+
+
 def read_process_state(pid: int) -> str:
     """Return psutil's status of a process."""
     try:

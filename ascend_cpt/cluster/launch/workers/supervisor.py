@@ -27,8 +27,10 @@ from ascend_cpt.cluster.launch.signals import StopRequests, name_signal
 from ascend_cpt.cluster.launch.terminal import print_status
 from ascend_cpt.cluster.launch.workers.hang_diagnosis import (
     EXTERNAL,
+    WorkerState,
     describe_states,
     diagnose,
+    find_stopped,
     format_ranks,
 )
 from ascend_cpt.cluster.launch.workers.hang_watchdog import Hang, HangWatchdog
@@ -128,6 +130,9 @@ class Supervisor:
         if self._received:
             return self._stop()
         self._follower.pump(at_end=True)
+        has_failed = bool(self._failures or self._scheduler_code) or self._client.is_cancelled()
+        if has_failed and (stopped := find_stopped({rank: pid for pid, rank in self._ranks.items()})):
+            return self._report_stopped(stopped)
         # A scheduler failure does not matter once all workers have succeeded.
         if self._failures or (self._scheduler_code and self._ranks):
             return self._report_failure()
@@ -244,6 +249,13 @@ class Supervisor:
         is_external = bool(causes) and causes[0].priority == EXTERNAL
         end = End.KILLED if is_external or not causes else End.FAILED
         return Outcome(end=end, code=EXIT_FAILURE, lines=tuple(lines), reason=reason)
+
+    def _report_stopped(self, stopped: list[WorkerState]) -> Outcome:
+        """Print which workers are stopped, which made the other processes fail, and return the outcome."""
+        log = _relative(self._settings.worker_log(stopped[0].rank))
+        reason = f"{'; '.join(describe_states(stopped))}, so the others could not continue; its log: {log}"
+        print_status(reason)
+        return Outcome(end=End.KILLED, code=EXIT_FAILURE, reason=reason)
 
     def _classify_exit(self, code: int) -> End:
         """Classify a worker's exit code for the restart decision."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +19,7 @@ from ascend_cpt.cluster.launch.workers.hang_diagnosis import (
     SILENT,
     WAITING,
     describe_states,
+    find_stopped,
     format_ranks,
     judge,
 )
@@ -127,6 +132,20 @@ def test_states_of_workers() -> None:
     assert describe_states([busy, *others])[0] == "worker 1 is in write (monitor/sinks.py:7)"
     assert describe_states([busy, *others])[1].startswith("workers 4-5, 7 wait for the others in asnumpy")
     assert format_ranks([0]) == "worker 0"
+
+
+def test_only_stopped_workers_are_found() -> None:
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleeps) as running, subprocess.Popen(sleeps) as stopped:
+        try:
+            stopped.send_signal(signal.SIGSTOP)
+            while psutil.Process(stopped.pid).status() != psutil.STATUS_STOPPED:
+                time.sleep(0.01)
+            found = find_stopped({3: running.pid, 5: stopped.pid, 7: 2**22 + 1})
+        finally:
+            running.kill()
+            stopped.kill()
+    assert [(state.rank, state.text) for state in found] == [(5, "is stopped (SIGSTOP)")]
 
 
 def test_a_process_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,3 +218,12 @@ def test_values_belong_to_their_keys(tmp_path: Path) -> None:
     exchanged |= {"step": 2, "loss": 9}
     columns = load_run(write_lines(tmp_path, [first, exchanged])).columns
     assert columns["step"].tolist() == [1, 2] and columns["loss"].tolist() == [7, 9]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("other", ["yearning_rate", "learning_cost"])
+def test_a_record_with_another_key_at_the_same_place(tmp_path: Path, number: int, other: str) -> None:
+    records = [{"kind": "step", **vars(make_step(step, loss=7.0))} for step in (1, 2, 3)]
+    records[number] = {{"learning_rate": other}.get(key, key): value for key, value in records[number].items()}
+    with pytest.raises(DataError, match=f"line {number + 1} is not a valid record"):
+        load_run(write_lines(tmp_path, records))
