@@ -137,10 +137,11 @@ def test_starts_from_a_run_validates_evaluates_and_exports(write_config: Callabl
     losses = []
     for model in (run, exported):
         evaluate = [sys.executable, "tools/evaluate.py", str(model), "--validation", f"held={held}", "--max-rows", "10"]
-        result = run_command([*evaluate, "--output", str(tmp_path / f"{model.name}.json")], timeout_s=TIMEOUT_S)
-        check(result)
-        losses.append(json.dumps(result.stdout.split("held")[1][:40]))
-    assert losses[0] == losses[1], losses
+        records = tmp_path / f"{model.name}.json"
+        check(run_command([*evaluate, "--json", str(records)], timeout_s=TIMEOUT_S))
+        losses.append(json.loads(records.read_text(encoding="utf-8"))[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0] == pytest.approx(validations[-1], abs=1e-4)
     assert validations[-1] < validations[0]
     # Adapters are no start for another run.
     refused = train(write(write_config, run, run_name="next"))
