@@ -1,13 +1,15 @@
 """Measure replay against forgetting, and re-warming against a constant rate, with a tiny model on the CPU.
 
     python benchmarks/forgetting.py [--seeds 1 2 3] [--workers 2] [--output-dir output/forgetting]
+    python benchmarks/forgetting.py --trials replay_00 lora_04 lora_16 lora_16_fast     all weights against adapters
 
 For each seed a tiny Qwen3 is trained on English prose (general), and training is continued with the same number of
 tokens
-  - on source code with 0, 5 and 25 % of the prose replayed (re-warming and cosine decay), and
+  - on source code with 0, 5 and 25 % of the prose replayed (re-warming and cosine decay),
+  - on source code with adapters (LoRA) instead of all weights, at the same and at twice the rate, and
   - on the same prose, at the constant final rate of the base and re-warmed to its peak.
 Each run is a `run_cpt.py` command; complete runs are reused, and interrupted ones are resumed. Writes results.json,
-results.md and forgetting.png. Takes about 20 minutes on two idle cores.
+results.md and, with all kinds of runs, forgetting.png. Without adapters, it takes about 20 minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ GENERAL = "data/sample/packed/general_train_text_document"
 BASE_TOKENS, NEXT_TOKENS = 450_000, 150_000
 PEAK_LR, BASE_FINAL_LR = 4e-3, 4e-4  # from the base's configuration
 REPLAYS = (0.0, 0.05, 0.25)
+ADAPTERS = {"lora_04": (4, 1.0), "lora_16": (16, 1.0), "lora_16_fast": (16, 2.0)}  # rank, factor of the rate
 SETS = ("general", "code")
 
 
@@ -42,7 +45,7 @@ class Trial:
 
 def list_trials() -> list[Trial]:
     """Return the continuations to compare."""
-    rewarm = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR / 2}, final_lr: {PEAK_LR / 20}, warmup_tokens: 10K}}"
+    rewarm = make_schedule(PEAK_LR / 2)
     trials = []
     for fraction in REPLAYS:
         settings = [rewarm]
@@ -50,6 +53,9 @@ def list_trials() -> list[Trial]:
             settings.append(f"cpt.sources.general={{path: {GENERAL}}}")
             settings.append(f"cpt.replay={{source: general, fraction: {fraction}}}")
         trials.append(Trial(name=f"replay_{round(fraction * 100):02d}", settings=tuple(settings)))
+    for name, (rank, factor) in ADAPTERS.items():
+        adapters = f"cpt.lora={{rank: {rank}, alpha: {2 * rank}}}"
+        trials.append(Trial(name=name, settings=(make_schedule(factor * PEAK_LR / 2), adapters)))
     same = ("--train_dataset_dir", GENERAL)
     constant = f"cpt.schedule={{kind: constant, peak_lr: {BASE_FINAL_LR}, final_lr: {BASE_FINAL_LR}, warmup_tokens: 0}}"
     again = f"cpt.schedule={{kind: cosine, peak_lr: {PEAK_LR}, final_lr: {BASE_FINAL_LR}, warmup_tokens: 10K}}"
@@ -58,40 +64,50 @@ def list_trials() -> list[Trial]:
     return trials
 
 
+def make_schedule(peak_lr: float) -> str:
+    """Return the setting of a warmup to `peak_lr` and a cosine decay to a tenth of it."""
+    return f"cpt.schedule={{kind: cosine, peak_lr: {peak_lr}, final_lr: {peak_lr / 10}, warmup_tokens: 10K}}"
+
+
 def main() -> int:
     """Run all missing trials, and print and write the results. Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=2, help="number of concurrent runs")
     parser.add_argument("--output-dir", type=Path, default=Path("output/forgetting"))
+    names = [trial.name for trial in list_trials()]
+    parser.add_argument("--trials", nargs="+", choices=names, default=names, metavar="NAME", help=f"{', '.join(names)}")
+    parser.add_argument("--base-tokens", type=int, default=BASE_TOKENS, metavar="N", help="[%(default)s]")
+    parser.add_argument("--next-tokens", type=int, default=NEXT_TOKENS, metavar="N", help="[%(default)s]")
     args = parser.parse_args()
     subprocess.run(["bash", str(REPOSITORY / "scripts/prepare_sample.sh")], cwd=REPOSITORY, check=True)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     output_dir = args.output_dir.resolve()
-    trials = list_trials()
+    trials = [trial for trial in list_trials() if trial.name in args.trials]
     with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(lambda seed: train_base(output_dir, seed), args.seeds))
+        list(pool.map(lambda seed: train_base(output_dir, seed, args.base_tokens), args.seeds))
         jobs = [(seed, trial) for seed in args.seeds for trial in trials]
-        list(pool.map(lambda job: train_trial(output_dir, *job), jobs))
+        list(pool.map(lambda job: train_trial(output_dir, *job, args.next_tokens), jobs))
     results = {
         trial.name: [read_changes(output_dir / f"{trial.name}_{seed}") for seed in args.seeds] for trial in trials
     }
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = render_table(results)
     (output_dir / "results.md").write_text(table, encoding="utf-8")
-    draw(results, output_dir / "forgetting.png")
-    print(f"{table}\n{output_dir}/results.json, results.md and forgetting.png")
+    if args.trials == names:
+        draw(results, output_dir / "forgetting.png")
+    print(f"{table}\n{output_dir}/results.json and results.md")
     return 0
 
 
-def train_base(output_dir: Path, seed: int) -> None:
+def train_base(output_dir: Path, seed: int, num_tokens: int) -> None:
     """Train the base model for a seed."""
-    train(BASE_CONFIG, output_dir, f"base_{seed}", seed, "random", (f"cpt.train_tokens={BASE_TOKENS}",))
+    train(BASE_CONFIG, output_dir, f"base_{seed}", seed, "random", (f"cpt.train_tokens={num_tokens}",))
 
 
-def train_trial(output_dir: Path, seed: int, trial: Trial) -> None:
+def train_trial(output_dir: Path, seed: int, trial: Trial, num_tokens: int) -> None:
     """Train one continuation of a seed's base."""
-    settings = (f"cpt.train_tokens={NEXT_TOKENS}", *trial.settings)
+    settings = (f"cpt.train_tokens={num_tokens}", *trial.settings)
     train(NEXT_CONFIG, output_dir, f"{trial.name}_{seed}", seed, str(output_dir / f"base_{seed}"), settings)
 
 

@@ -118,6 +118,11 @@ class EvaluationNetwork:
             load_hf_checkpoint(pretrained_model_dir=str(path), network=network)
         else:
             trained = open_trained(path, verify=False)
+            if trained.adapters is not None:
+                raise CheckpointError(
+                    f"{path}: has only adapters, which are merged for one device or data parallelism; export it with "
+                    "tools/convert_weights.py to-hf --merge, and evaluate the exported folder"
+                )
             _check_shapes(trained.source, self._model)
             load_checkpoint(checkpoint=str(trained.origins[0]), network=network)
 

@@ -20,8 +20,8 @@ def render(plan: Estimate) -> str:
     recompute = _describe_recompute(plan)
     sizes = f"{layout.data_parallel} × tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel}"
     lines = [
-        f"model     {format_count(case.num_parameters)} parameters, {case.model.num_layers} layers; "
-        f"rows of {case.seq_length} tokens",
+        f"model     {format_count(case.num_parameters)} parameters{_describe_trained(plan)}, {case.model.num_layers} "
+        f"layers; rows of {case.seq_length} tokens",
         f"cluster   {format_number(layout.world_size, 'device')}, {plan.machine.name} "
         f"({plan.machine.chip}): data {sizes} × context {layout.context_parallel}"
         + (f", experts over {layout.expert_parallel}" if layout.expert_parallel > 1 else ""),
@@ -139,6 +139,10 @@ def _render_verdict(plan: Estimate) -> str:
         f"{format_gigabytes(plan.limits.usable_bytes)} are usable; peak in `{worst.peak.name}`; list layouts that fit "
         "with --suggest"
     )
+
+
+def _describe_trained(plan: Estimate) -> str:
+    return f", {format_count(plan.case.num_trained)} of them trained" if plan.case.frozen else ""
 
 
 def _describe_recompute(plan: Estimate) -> str:

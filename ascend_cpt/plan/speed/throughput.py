@@ -15,7 +15,7 @@ from typing import Protocol
 from ascend_cpt.model.flops import count_layer_matmul_parameters, count_training_flops_per_token
 from ascend_cpt.model.lora import LORA_A, LORA_B
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
-from ascend_cpt.plan.slices import EMBEDDING, LAYER_PREFIX, OUTPUT, count_slices
+from ascend_cpt.plan.slices import EMBEDDING, LAYER_PREFIX, OUTPUT, ParameterSlice, count_slices
 from ascend_cpt.plan.speed.efficiency import Efficiency
 
 BACKWARD_INPUT, BACKWARD_WEIGHT = 1.0, 1.0  # the latter only for trained weights
@@ -266,10 +266,9 @@ def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Effi
     replicas = case.layout.data_parallel * case.layout.context_parallel
 
     def estimate(stage: int) -> float:
-        # Frozen weights have no gradients, and are not sharded by the optimizer.
-        slices = [(part, number) for part, number in count_slices(case, stage) if part.is_trained]
-        of_experts = sum(number * part.num_tensor_elements for part, number in slices if part.is_expert)
-        others = sum(number * part.num_tensor_elements for part, number in slices if not part.is_expert)
+        slices = count_slices(case, stage)
+        of_experts = [entry for entry in slices if entry[0].is_expert]
+        others = [entry for entry in slices if not entry[0].is_expert]
         seconds = _estimate_replicas(case, others, replicas, tensor, machine, efficiency)
         return seconds + _estimate_replicas(case, of_experts, replicas * tensor // expert, expert, machine, efficiency)
 
@@ -277,28 +276,35 @@ def _estimate_data_exchange(case: TrainingCase, machine: Rates, efficiency: Effi
 
 
 def _estimate_replicas(
-    case: TrainingCase, elements: int, replicas: int, inner: int, machine: Rates, efficiency: Efficiency
+    case: TrainingCase,
+    slices: Sequence[tuple[ParameterSlice, int]],
+    replicas: int,
+    inner: int,
+    machine: Rates,
+    efficiency: Efficiency,
 ) -> float:
     """Return the seconds for reducing the gradients and gathering the weights of parameters.
 
     Args:
         case: The training case.
-        elements: Elements of the parameters on each rank before optimizer sharding.
+        slices: The parameters, and how many there are of each.
         replicas: Ranks that hold the same part.
         inner: Distance of these ranks: the ranks that hold different parts are adjacent.
         machine: Peak rates.
         efficiency: Efficiencies.
     """
-    if replicas == 1 or not elements:
+    if replicas == 1 or not slices:
         return 0.0
+    elements = sum(number * part.num_tensor_elements for part, number in slices)
+    trained = sum(number * part.num_tensor_elements for part, number in slices if part.is_trained)
     shards = min(case.optimizer_shard_size or replicas, replicas) if case.shards_optimizer else 1
     # Accumulated gradients are reduced once per step, but sharded ones after every micro batch.
     reductions = case.num_micro_batches if case.shards_gradients else 1
-    reduced_bytes = elements * FLOAT32_BYTES * (replicas - 1) / replicas * reductions
+    reduced_bytes = trained * FLOAT32_BYTES * (replicas - 1) / replicas * reductions
     if shards < replicas:
         # Shard gradients are then summed over the groups of ranks that hold the same shards.
         groups = replicas // shards
-        reduced_bytes += elements / shards * FLOAT32_BYTES * (groups - 1) / groups
+        reduced_bytes += trained / shards * FLOAT32_BYTES * (groups - 1) / groups
     gathers = 1 + case.regathers_weights * case.num_micro_batches
     gathered_bytes = elements * case.compute_bytes * (shards - 1) / shards * gathers
     reduce_rate = _choose_rate(machine, inner * replicas) * efficiency.exchange

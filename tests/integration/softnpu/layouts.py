@@ -128,6 +128,11 @@ SCALED = {
 PARTS = {"cpt": {"loss_chunks": 4}}
 # With tensor 2, each rank has 256 of the 512 rows: the first trained row is on the second rank, and on the first.
 ROWS = Reference(cpt={"trainable": ["embedding.word_embeddings.weight[300:]", "output_layer.weight[200:]"]})
+# Their base is the reference's start, which is trained without adapters.
+ADAPTERS = Reference(cpt={"lora": {"rank": 4, "alpha": 8}})
+SOME_ADAPTERS = Reference(
+    cpt={"lora": {"rank": 3, "alpha": 4, "rank_stabilized": True, "targets": ["q_proj", "v_proj", "down_proj"]}}
+)
 BFLOAT16 = _with_model(compute_dtype="bfloat16")
 
 LAYOUTS: dict[str, Layout] = {
@@ -147,6 +152,10 @@ LAYOUTS: dict[str, Layout] = {
     "tensor 2, new rows": Layout(tensor=2, reference=ROWS),
     "tensor 2, pipeline 2, new rows, loss in parts": Layout(
         tensor=2, pipeline=2, accumulation=4, sections=PARTS, reference=ROWS
+    ),
+    "tensor 2, adapters": Layout(tensor=2, reference=ADAPTERS),
+    "data 2, tensor 2, pipeline 2, some adapters": Layout(
+        data=2, tensor=2, pipeline=2, accumulation=4, reference=SOME_ADAPTERS
     ),
     "pipeline 2": Layout(pipeline=2, accumulation=4),
     "pipeline 2, recompute list": Layout(

@@ -90,8 +90,8 @@ def make_reference(folder: Path, dataset: Path, reference: Reference) -> CpuRun:
         check(run_command(command, timeout_s=TIMEOUT_S))
         return folder / name / "output/run"
 
-    start = train("start", 2, validation=None)
-    export(start, folder / "start_hf")
+    start = train("start", 2, validation=None, lora=None)
+    export(start, folder / "start_hf", merge=False)
     return CpuRun(start, folder / "start_hf", train("cpu", NUM_STEPS, init_from=str(start)))
 
 
@@ -99,8 +99,9 @@ def check(result: subprocess.CompletedProcess[str]) -> None:
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-6000:]
 
 
-def export(run: Path, target: Path) -> None:
-    check(run_command([sys.executable, "tools/convert_weights.py", "to-hf", str(run), str(target)]))
+def export(run: Path, target: Path, *, merge: bool) -> None:
+    options = ["--merge"] if merge else []
+    check(run_command([sys.executable, "tools/convert_weights.py", "to-hf", str(run), str(target), *options]))
 
 
 def describe_layout(layout: Layout, dataset: Path, folder: Path, init_from: Path, **cpt: Any) -> Path:
@@ -143,8 +144,9 @@ def try_layout(layout: Layout, cpu: CpuRun, dataset: Path, folder: Path) -> Outc
     gathered = folder / "gathered"
     tool = [sys.executable, "tools/gather_checkpoint.py", *map(str, part_runs), "--output", str(gathered)]
     check(run_command(tool))
-    export(whole_run, folder / "whole_hf")
-    export(gathered, folder / "parts_hf")
+    merge = "lora" in layout.reference.cpt
+    export(whole_run, folder / "whole_hf", merge=merge)
+    export(gathered, folder / "parts_hf", merge=merge)
     expected, found = (read_exported(folder / name) for name in ("whole_hf", "parts_hf"))
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
