@@ -62,6 +62,7 @@ def write_rules() -> None:
     import spacy  # type: ignore[import-not-found]
     from datatrove.utils.text import simplify_text  # type: ignore[import-not-found]
     from spacy.attrs import ORTH  # type: ignore[import-not-found]
+    from spacy.lang.char_classes import UNITS  # type: ignore[import-not-found]
 
     tokenizer = spacy.blank("en").tokenizer
     record = {
@@ -72,6 +73,7 @@ def write_rules() -> None:
             for word, parts in sorted(tokenizer.rules.items())
             if simplify_text(word) == word
         },
+        "units": sorted(unit for unit in set(UNITS.split("|")) if unit.isalpha() and unit.isascii() and unit.islower()),
         "prefix": tokenizer.prefix_search.__self__.pattern,
         "suffix": tokenizer.suffix_search.__self__.pattern,
         "infix": tokenizer.infix_finditer.__self__.pattern,

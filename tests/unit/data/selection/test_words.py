@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascend_cpt.data.selection.words import compiled
+from ascend_cpt.data.selection.words import compiled, english
 from ascend_cpt.data.selection.words.compiled import CompiledHasher, build_library, load_hasher
 from ascend_cpt.data.selection.words.english import list_contractions, split_words
 from ascend_cpt.data.selection.words.hashing import HASH_FUNCTIONS, Hasher, Scheme, WindowIndex
@@ -43,6 +44,17 @@ def test_words_are_those_of_datatrove(library: Path) -> None:
     for text, words in zip(REFERENCE["texts"], REFERENCE["words"], strict=False):
         assert list(split_words(text)) == words
         assert CompiledHasher(library, ideographs=False).write_words(text).decode() == "".join(f"{w} " for w in words)
+
+
+@settings(max_examples=300, deadline=None)
+@given(chunk=st.one_of(st.text("ak0mgsth", max_size=6), st.text(st.characters(categories=["L"]), max_size=6)))
+def test_shortcuts_equal_the_patterns(chunk: str) -> None:
+    rules = english._load_rules()
+    if chunk and chunk not in rules.contractions and unicodedata.is_normalized("NFD", chunk):
+        found = rules.suffix.search(chunk)
+        end = found.start() if found else len(chunk)
+        assert list(english._split_chunk(chunk)) == [part for part in (chunk[:end], chunk[end:]) if part]
+        assert not rules.prefix.search(chunk) and not list(rules.infix.finditer(chunk))
 
 
 def test_ideographs_are_words() -> None:
