@@ -104,6 +104,42 @@ def test_filters_with_duplicates(sample: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "error: --filters: datatrove failed: ValueError: bad filter" in done.stderr
 
 
+def test_near_duplicates_and_decontamination(sample: Path, tmp_path: Path) -> None:
+    words = [f"w{chr(97 + k % 26)}{chr(97 + k // 26)}" for k in range(400)]
+    original, other = " ".join(words), " ".join(reversed(words))
+    near = " ".join([*words[:200], "edited", *words[201:]])
+    item = "this sentence of exactly thirteen words is in the validation set of us"
+    texts = [original, other, "no words", f"Begin. {item.title()}!", near, "no words", original, "plain text"] * 2
+    write_input(tmp_path, texts)
+    (tmp_path / "valid.jsonl").write_text(json.dumps({"text": item}) + "\n")
+    flags = ["--drop-duplicates", "--decontaminate", str(tmp_path / "valid.jsonl"), "--drop-near-duplicates"]
+    for name, more in (("out1", ()), ("out3", ("--n-subs", "3", "--workers", "2"))):
+        done = run(sample / "tokenizer", tmp_path, name, *flags, *more)
+        assert done.returncode == 0, done.stderr
+        manifest = load_manifest(tmp_path / f"{name}_text_document")
+        assert manifest.left_out == {"contaminated": 1, "duplicate": 10, "near-duplicate": 1}
+        assert manifest.num_documents == 4
+        listed = json.loads((tmp_path / f"{name}.contamination.jsonl").read_text())
+        assert (listed["line"], listed["item"], listed["ngram"]) == (4, f"{tmp_path}/valid.jsonl:1", item)
+        assert "1 documents share a 13-gram with an evaluation item, dropped and listed in" in done.stderr
+    assert read_documents(tmp_path / "out1") == read_documents(tmp_path / "out3")
+    done = run(sample / "tokenizer", tmp_path, "out4", *flags[1:3], "--decontaminate-action", "list", "--n-subs", "5")
+    assert done.returncode == 0 and load_manifest(tmp_path / "out4_text_document").num_documents == len(texts)
+    listed = [json.loads(line)["line"] for line in (tmp_path / "out4.contamination.jsonl").read_text().splitlines()]
+    assert listed == [4, 12], "also with line numbers for parts that begin inside the file"
+    (tmp_path / "valid.jsonl").write_text(json.dumps({"text": item + " more"}) + "\n")
+    done = run(sample / "tokenizer", tmp_path, "out4", *flags[1:3], "--decontaminate-action", "list", "--n-subs", "5")
+    assert done.returncode == 2 and "settings: decontaminate was" in done.stderr
+
+
+def test_minhash_twice_is_an_error(sample: Path, tmp_path: Path) -> None:
+    write_input(tmp_path, ["one"])
+    (tmp_path / "filters.yaml").write_text("minhash: {}\n")
+    flags = ("--filters", str(tmp_path / "filters.yaml"), "--drop-near-duplicates")
+    done = run(sample / "tokenizer", tmp_path, "out", *flags)
+    assert done.returncode == 2 and "has `minhash` too; remove one of them" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(PYTHON_VARIABLE not in os.environ, reason=f"{PYTHON_VARIABLE} names no Python with datatrove")
 def test_real_datatrove(sample: Path, tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ class _Rules(NamedTuple):
     prefix: re.Pattern[str]
     suffix: re.Pattern[str]
     infix: re.Pattern[str]
+    units: frozenset[str]
+    """Units that are split from a number."""
     contractions: dict[str, tuple[str, ...]]
     """Words that are split into these parts, or kept if there is one part."""
 
@@ -102,6 +104,7 @@ def _load_rules() -> _Rules:
         re.compile(record["prefix"]),
         re.compile(record["suffix"]),
         re.compile(record["infix"]),
+        frozenset(record["units"]),
         {word: tuple(parts) for word, parts in record["contractions"].items()},
     )
 
@@ -117,6 +120,14 @@ def _split_chunk(chunk: str) -> Iterator[str]:
     rules = _load_rules()
     if chunk in rules.contractions:
         yield from rules.contractions[chunk]
+        return
+    # The patterns are slow. No pattern matches among letters, and in ASCII letters and digits only the one for units.
+    if chunk.isalpha():
+        yield chunk
+        return
+    if chunk.isascii() and chunk.isalnum():
+        number, zero, unit = chunk.rpartition("0")
+        yield from (number + zero, unit) if unit in rules.units else (chunk,)
         return
     suffixes: list[str] = []
     rest = chunk

@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ascend_cpt.data.readers.documents import Tally
-from ascend_cpt.data.readers.formats import ReadOptions, load_reader
-from ascend_cpt.data.readers.input_files import find_input_files
-from ascend_cpt.data.readers.spans import split_input
 from ascend_cpt.data.selection import exact_duplicates as duplicates
 from ascend_cpt.data.selection import hash_blocks
 from ascend_cpt.data.selection.exact_duplicates import drop_duplicates, hash_shard
 from ascend_cpt.data.shards.documents import LISTING_FILE, iter_selected, with_dropped
 from ascend_cpt.data.shards.task import ShardTask
-
-NOTHING = cast(Any, None)
-
-
-def make_tasks(folder: Path, records: list[Any], num_shards: int, keys: tuple[str, ...] = ("text",)) -> list[ShardTask]:
-    path = folder / "in.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    files = find_input_files([str(path)])
-    parts = split_input(
-        files, [load_reader(file.format).measure(file, ReadOptions(columns=keys)) for file in files], num_shards
-    )
-    return [
-        ShardTask(
-            number=number,
-            run="",
-            spans=tuple(spans),
-            folder=folder / f"sub-{number}",
-            file_names=(),
-            keys=keys,
-            handler_name="GeneralPretrainHandler",
-            read_options=ReadOptions(columns=keys),
-            tokenizer=NOTHING,
-            engine=NOTHING,
-            layout=NOTHING,
-            output_format="mindrecord",
-        )
-        for number, spans in enumerate(parts)
-    ]
+from tests.selection import make_tasks
 
 
 def select(folder: Path, tasks: list[ShardTask]) -> tuple[list[str], Tally]:
@@ -76,6 +46,7 @@ def test_first_occurrence_is_kept(
 ) -> None:
     folder = tmp_path_factory.mktemp("duplicates")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # slow, and not needed here
         patch.setattr(duplicates, "_BLOCK_DOCUMENTS", block)
         patch.setattr(hash_blocks, "_PASS_BYTES", pass_bytes)
         kept, tally = select(folder, make_tasks(folder, [{"text": text} for text in texts], num_shards))
