@@ -2,7 +2,7 @@
 
 python tools/generate_replay.py base/ replay.jsonl --num-texts 2000 --max-tokens 256
 python tools/generate_replay.py base/ replay.jsonl --prompts general.jsonl --prompt-tokens 16 --top-p 0.95
-python tools/generate_replay.py --from-vllm outputs.jsonl -- replay.jsonl
+python tools/generate_replay.py replay.jsonl --from-vllm outputs.jsonl
 
 On the CPU, this is for tiny models; for large ones, generate with vLLM and filter its outputs here. The same command
 continues after an interruption. Pack OUTPUT with tools/preprocess_data.py. See docs/mixtures.md.
@@ -69,7 +69,7 @@ def _check(args: argparse.Namespace) -> None:
         if not 0 < getattr(args, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must be above 0 and at most 1")
     if (args.model is None) == (not args.from_vllm):
-        raise ConfigError("give either MODEL to generate from, or --from-vllm FILES with `--` before OUTPUT")
+        raise ConfigError("give either MODEL to generate from, or OUTPUT --from-vllm FILES")
     if args.prompts and args.prompt_tokens >= args.max_tokens:
         raise ConfigError(f"--prompt-tokens {args.prompt_tokens}: leaves nothing to generate; raise --max-tokens")
     if args.output.suffix != ".jsonl":

@@ -8,6 +8,7 @@ The same command continues an interrupted search. See docs/mixtures.md.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -21,5 +22,16 @@ from ascend_cpt.errors import run_command
 from ascend_cpt.mixture_search.command_line import parse_arguments
 from ascend_cpt.mixture_search.search import main
 
+
+def start() -> int:
+    """Search. SIGTERM ends the launch in progress, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    return main(parse_arguments(str(__doc__)))
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(parse_arguments(str(__doc__)))))
+    sys.exit(run_command(start))

@@ -84,6 +84,8 @@ def prepare(order: Order, folder: Path) -> Setup:
         raise ConfigError(f"{order.config}: cpt.sources has {len(cpt.sources)} source; a search needs at least 2")
     if cpt.validation is None or not (cpt.validation.sets or cpt.validation.tasks):
         raise ConfigError(f"{order.config}: nothing to measure; add validation sets or tasks to cpt.validation")
+    if order.microanneal and (cpt.schedule is None or cpt.schedule.peak_lr is None):
+        raise ConfigError("--microanneal: decays from cpt.schedule.peak_lr, which is not set; add it with --set")
     if order.workers is not None:
         workers = order.workers
     else:
@@ -109,9 +111,11 @@ def _find_limits(order: Order, tokens: Mapping[str, int]) -> tuple[float, ...]:
     cpt = load_config(order.config).cpt
     limits = []
     for name, size in tokens.items():
-        source = cpt.sources.get(name)
-        is_limited = source is not None and source.max_epochs is not None and cpt.train_tokens
-        limits.append(min(1.0, source.max_epochs * size / cpt.train_tokens) if is_limited else 1.0)  # type: ignore
+        max_epochs = cpt.sources[name].max_epochs if name in cpt.sources else None
+        if max_epochs is None or cpt.train_tokens is None:
+            limits.append(1.0)
+        else:
+            limits.append(min(1.0, max_epochs * size / cpt.train_tokens))
     return tuple(limits)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,7 +52,6 @@ _FITTED_KINDS = ("design", "given")
 
 def main(order: Order) -> int:
     """Run the search and return the exit code: 1 if the fit has failed."""
-    signal.signal(signal.SIGTERM, _interrupt)
     with _hold_folder(order.folder):
         setup = prepare(order, order.folder)
         general = choose_general(setup, order.general)
@@ -347,7 +345,3 @@ def _hold_folder(folder: Path) -> Iterator[None]:
 def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt

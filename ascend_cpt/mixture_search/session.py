@@ -100,7 +100,13 @@ class Session:
         config = folder / "proxies.yaml"
         write_text(config, yaml.safe_dump(sections, sort_keys=False))
         launch = _Launch(folder, self._make_command(config, folder, len(group) * steps))
-        harvest = _Harvest(folder / "output" / RUN_NAME / METRICS_NAME, group, self._setup, self._results)
+        harvest = Harvest(
+            folder / "output" / RUN_NAME / METRICS_NAME,
+            group,
+            self._results,
+            steps=steps,
+            measures=self._setup.measures,
+        )
         try:
             reason = self._follow(launch, harvest)
         finally:
@@ -130,7 +136,7 @@ class Session:
         )
         return make_command(config, folder, settings)
 
-    def _follow(self, launch: _Launch, harvest: _Harvest) -> str:
+    def _follow(self, launch: _Launch, harvest: Harvest) -> str:
         """Wait for the end of a launch and store results meanwhile. Return why it ended, if it failed."""
         last_step, since_s, printed_s = 0, time.monotonic(), time.monotonic()
         while (code := launch.poll()) is None:
@@ -146,7 +152,7 @@ class Session:
                 printed_s = now_s
         return launch.find_reason(code) if code else "the launch ended early"
 
-    def _collect(self, harvest: _Harvest) -> None:
+    def _collect(self, harvest: Harvest) -> None:
         for result in harvest.collect():
             self._num_done += 1
             changes = ", ".join(
@@ -162,7 +168,7 @@ class Session:
         blend = to_blend(self._setup.names, proxy.shares)
         return f"{{{', '.join(f'{name}: {share:g}' for name, share in blend.items())}}} seed {proxy.seed}"
 
-    def _estimate(self, harvest: _Harvest) -> str:
+    def _estimate(self, harvest: Harvest) -> str:
         """Return the time left, from the speed of this launch."""
         left_steps = (self._num_total - self._num_done) * self._setup.steps - harvest.step % self._setup.steps
         if left_steps <= 0 or not harvest.step:
@@ -207,11 +213,22 @@ class _Launch:
         return find_reason(self.console.read_text(encoding="utf-8", errors="replace"), code)
 
 
-class _Harvest:
-    """Reads the results of a launch from its `metrics.jsonl`: the values at the end of each proxy."""
+class Harvest:
+    """Reads the results of a launch from its `metrics.jsonl`: the values at the end of each proxy.
 
-    def __init__(self, path: Path, group: Sequence[Proxy], setup: Setup, results: Results) -> None:
-        self._path, self._group, self._setup, self._results = path, group, setup, results
+    Args:
+        path: The `metrics.jsonl`.
+        group: The proxies of the launch.
+        results: Where they are stored.
+        steps: Number of steps of a proxy.
+        measures: Names of the sets and tasks that a result needs.
+    """
+
+    def __init__(
+        self, path: Path, group: Sequence[Proxy], results: Results, *, steps: int, measures: Sequence[str]
+    ) -> None:
+        self._path, self._group, self._results = path, group, results
+        self._steps, self._measures = steps, measures
         self.num_done = 0
         """Number of proxies with a result."""
         self.step = 0
@@ -223,12 +240,12 @@ class _Harvest:
 
     @property
     def total_steps(self) -> int:
-        return len(self._group) * self._setup.steps
+        return len(self._group) * self._steps
 
     @property
     def has_begun(self) -> bool:
         """Whether the proxy in training has finished a step, so that a failure is its own."""
-        return self.step > self.num_done * self._setup.steps
+        return self.step > self.num_done * self._steps
 
     def collect(self) -> list[Result]:
         """Store and return the results that are new."""
@@ -245,16 +262,16 @@ class _Harvest:
         self._store_base(judged)
         new = []
         while self.num_done < len(self._group):
-            step = (self.num_done + 1) * self._setup.steps
+            step = (self.num_done + 1) * self._steps
             values = {record["name"]: read_value(record) for record in judged if int(record["step"]) == step}
-            if set(values) != set(self._setup.measures):
+            if set(values) != set(self._measures):
                 break
             new.append(self._add(values))
         return new
 
     def _store_base(self, judged: Sequence[dict[str, Any]]) -> None:
         first = [record for record in judged if int(record["step"]) == 0]
-        if not self._results.base and {record["name"] for record in first} == set(self._setup.measures):
+        if not self._results.base and {record["name"] for record in first} == set(self._measures):
             self._results.set_base(first)
 
     def _add(self, values: dict[str, float]) -> Result:
@@ -264,7 +281,7 @@ class _Harvest:
             kind=proxy.kind,
             shares=proxy.shares,
             seed=proxy.seed,
-            values={} if bad else {name: values[name] for name in self._setup.measures},
+            values={} if bad else {name: values[name] for name in self._measures},
             error=f"{bad[0]} is not finite" if bad else "",
             seconds=now_s - self._last_s,
         )

@@ -28,13 +28,15 @@ def sections(tmp_path: Path) -> dict[str, Any]:
     data = tmp_path / "data"
     data.mkdir()
     paths = {name: str(pack_rows(data / name, num_rows=50 + 10 * n, pads=False)) for n, name in enumerate("abc")}
-    return make_sections(
+    sections = make_sections(
         Path(paths["a"]),
         tmp_path / "output",
         train_tokens=STEPS * 8 * SEQ_LENGTH,
         sources={name: {"path": path} for name, path in paths.items()},
         validation={"max_rows": 8, "sets": {name: {"path": paths[name]} for name in "ab"}},
     )
+    sections["model"]["model_config"]["num_hidden_layers"] = 1
+    return sections
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 
 from ascend_cpt.config.loader import load_config
-from ascend_cpt.errors import CheckpointError, ConfigError
+from ascend_cpt.errors import CheckpointError, ConfigError, CptError
 from ascend_cpt.mixture_search.command_line import parse_arguments
 from ascend_cpt.mixture_search.proxies import Proxy, make_sections, to_blend
 from ascend_cpt.mixture_search.report import describe_annealing, measure_sides, write_blend
 from ascend_cpt.mixture_search.results import Result, Results
+from ascend_cpt.mixture_search.search import main
+from ascend_cpt.mixture_search.session import Harvest
+from ascend_cpt.monitor.record import Record, StepRecord, ValidationRecord, to_values
 from ascend_cpt.recipe.mixture.frontier import Goals
 
 CONFIG = """
@@ -140,3 +144,71 @@ def test_changes_of_a_microanneal_are_paired_by_seed() -> None:
     assert "| web | -0.1500 ± 0.0707 |" in table and "| code | +0.5000 |" in table
     assert values["web"]["web"]["seeds"] == 2 and values["code"]["web"]["deviation"] is None
     json.dumps(values)
+
+
+def step(number: int) -> StepRecord:
+    return StepRecord(
+        step=number,
+        total_steps=30,
+        loss=3.0,
+        learning_rate=1e-3,
+        grad_norm=1.0,
+        tokens=number,
+        step_time_s=0.5,
+        tokens_per_s=2.0,
+    )
+
+
+def loss(number: int, name: str, value: float) -> ValidationRecord:
+    return ValidationRecord(step=number, name=name, loss=value, num_labels=8)
+
+
+def test_results_are_collected_while_a_launch_is_running(tmp_path: Path) -> None:
+    """A launch of three proxies of 10 steps: the second diverges, and the third is not done."""
+    results, metrics = make_results(tmp_path), tmp_path / "metrics.jsonl"
+    group = [Proxy(kind="design", shares=(share, 1 - share), seed=1) for share in (0.1, 0.2, 0.3)]
+    harvest = Harvest(metrics, group, results, steps=10, measures=("web", "code"))
+    assert harvest.collect() == [] and not harvest.has_begun
+
+    def write(*records: Record) -> None:
+        with metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(to_values(record)) + "\n" for record in records)
+
+    write(loss(0, "web", 3.0), loss(0, "code", 4.0), step(1))
+    assert harvest.collect() == [] and results.base == {"web": 3.0, "code": 4.0} and harvest.has_begun
+    write(step(10), loss(10, "web", 2.5))
+    assert harvest.collect() == []  # the second set is not written yet
+    write(loss(10, "code", 3.5))
+    (first,) = harvest.collect()
+    assert first.values == {"web": 2.5, "code": 3.5} and not harvest.has_begun and harvest.num_done == 1
+    write(step(11), step(20), loss(20, "web", float("nan")), loss(20, "code", 3.0), step(21))
+    (second,) = harvest.collect()
+    assert second.error == "web is not finite" and second.values == {} and harvest.has_begun
+    again = make_results(tmp_path)
+    assert [one.error for one in again.list_results(["design"])] == ["", "web is not finite"]
+    assert harvest.step == 21 and harvest.elapsed_s == 2.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "web"),  # the dataset is missing
+        (["--set", "cpt.validation=null"], "nothing to measure"),
+        (["--set", "cpt.sources.code=null"], "cpt.sources"),
+        (["--set", "cpt.sourcs.x=1"], "did you mean 'sources'"),
+        (["--microanneal", "--set", "cpt.schedule.peak_lr=null"], "--microanneal: decays from cpt.schedule.peak_lr"),
+    ],
+)
+def test_mistakes(config: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(CptError) as caught:
+        main(parse_arguments("", [str(config), str(tmp_path / "search"), *words]))
+    assert message in str(caught.value) and not (tmp_path / "search/search.json").exists()
+
+
+def test_a_folder_has_one_search_at_a_time(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="another search is running there"):
+            main(parse_arguments("", [str(config), str(folder)]))

@@ -108,6 +108,15 @@ def test_a_law_recovers_itself(name: str) -> None:
     assert error < (0.02 if name in ("power", "exponential", "quadratic") else 1e-9)
 
 
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, 2.0])
+def test_the_power_law_has_different_exponents(gamma: float) -> None:
+    shares, new = design(30), design(50, seed=9)
+    law = fit_law("power", shares, 3 + (shares @ FACTORS) ** -gamma)
+    assert law is not None
+    expected = 3 + (new @ FACTORS) ** -gamma
+    assert np.abs(law.predict(new) - expected).max() / np.ptp(expected) < 0.03
+
+
 def test_a_law_needs_more_blends_than_parameters() -> None:
     shares = design(8)
     values = power(shares)

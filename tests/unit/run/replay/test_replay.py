@@ -151,7 +151,7 @@ def test_outputs_of_vllm(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
     assert list(read_vllm(path)) == ["one", "two", "three", None, "Once upon", "Once more", "plain"]
     output = tmp_path / "replay.jsonl"
-    result = run("--from-vllm", path, "--min-chars", 1, "--", output)
+    result = run(output, "--from-vllm", path, "--min-chars", 1)
     assert result.returncode == 0, result.stderr
     assert "7 texts" not in result.stdout and "6 texts" in result.stdout and "1 failed" in result.stdout
     assert len(output.read_text(encoding="utf-8").splitlines()) == 6
@@ -164,7 +164,7 @@ def test_a_line_in_no_format_is_named(line: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"outputs\.jsonl:2: .*; correct or remove this line"):
         list(read_vllm(path))
     output = tmp_path / "replay.jsonl"
-    result = run("--from-vllm", path, "--", output) if line == "{" else None
+    result = run(output, "--from-vllm", path) if line == "{" else None
     assert result is None or (result.returncode == 2 and not output.exists())
 
 
