@@ -123,6 +123,7 @@ def test_losses_of_a_complete_run(tmp_path: Path) -> None:
         (validation(0, 3.0),),
         (validation(0, 3.0), step(1)),
         (validation(0, 3.0), step(1), step(2)),
+        (validation(0, 3.0), step(1), validation(1, 2.5)),
         (step(1), step(2)),
     ],
 )

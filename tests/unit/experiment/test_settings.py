@@ -105,5 +105,19 @@ def test_each_setting_changes_the_name_of_the_run() -> None:
     assert make(cpt__schedule__peak_lr=2e-3) == make(), "the value that the configuration has anyway"
 
 
+def test_a_new_key_does_not_change_the_names() -> None:
+    """The name of a run, whose settings are in the configuration and the call."""
+    assert make(cpt__loss_chunks=1, cpt__schedule__cycles=1) == make(), "defaults"
+    assert make(cpt__loss_chunks=2) != make()
+
+
+def test_a_changed_dataset_is_another_run(tmp_path: Path) -> None:
+    names = set()
+    for text in ("{}", "[]"):
+        (tmp_path / "d.manifest.json").write_text(text, encoding="utf-8")
+        names.add(make(cpt__sources__code__path=str(tmp_path / "d")))
+    assert len(names) == 2
+
+
 def test_slug() -> None:
     assert to_slug("5 % replay, 1/10") == "5_replay_1_10"
