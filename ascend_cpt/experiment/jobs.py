@@ -115,8 +115,8 @@ def _drop_defaults(value: Any) -> Any:
     kept = {}
     for one in dataclasses.fields(value):
         item = getattr(value, one.name)
-        has_factory = one.default_factory is not dataclasses.MISSING
-        default = one.default_factory() if has_factory else one.default  # type: ignore[misc]
+        factory = one.default_factory
+        default = one.default if factory is dataclasses.MISSING else factory()
         if item != default:
             kept[one.name] = _drop_defaults(item)
     return kept
