@@ -207,6 +207,8 @@ def print_times(sides: list[Side], num_rounds: int) -> None:
         for side in sides if number % 2 == 0 else sides[::-1]:
             side.start_block()
             times[side.name].append(side.read_times())
+        latest = ", ".join(f"{name} {values[-1][0] * 1e3:.0f} ms" for name, values in times.items())
+        print(f"round {number + 1}: CPU {latest}", file=sys.stderr, flush=True)
     print(f"{num_rounds} rounds; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     ours = times[sides[0].name]
     for name, values in times.items():

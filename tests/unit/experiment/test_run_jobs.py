@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from ascend_cpt.experiment.jobs import Job
 from ascend_cpt.experiment.run_jobs import Runner
 
 TRAIN = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 folder, code, seconds = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 folder.mkdir(exist_ok=True)
 with (folder / "started").open("a") as file:
     file.write("x")
+(folder / "pid").write_text(str(os.getpid()))
 time.sleep(seconds)
 if code:
     print("INFO: reading")
@@ -89,8 +93,12 @@ def test_a_run_waits_for_its_base(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_stops_the_running_job(tmp_path: Path) -> None:
+    pid = tmp_path / "long" / "pid"
+
     def interrupt(line: str) -> None:
         if line.startswith("1/"):
+            while not pid.is_file() or not pid.read_text():
+                time.sleep(0.01)
             raise KeyboardInterrupt
 
     start_s = time.monotonic()
@@ -102,4 +110,5 @@ def test_an_interrupt_stops_the_running_job(tmp_path: Path) -> None:
     else:
         raise AssertionError("the interrupt was lost")
     assert time.monotonic() - start_s < 30
-    assert not (tmp_path / "long" / "metrics.jsonl").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
