@@ -87,7 +87,7 @@ def make_job(training: Training, variant: str, seed: int, needs: str | None, tok
     if config.cpt.validation is None:
         raise ConfigError(f"{training.config}: {variant}: has no cpt.validation; the results are read from it")
     settings = {
-        "cpt": dataclasses.asdict(dataclasses.replace(config.cpt, run_name=None, init_from=needs)),
+        "cpt": _drop_defaults(dataclasses.replace(config.cpt, run_name=None, init_from=needs)),
         "mindformers": {key: value for key, value in config.mindformers.items() if key != "output_dir"},
         "data": _hash_datasets(config.cpt),
     }
@@ -102,6 +102,24 @@ def make_job(training: Training, variant: str, seed: int, needs: str | None, tok
         overrides=overrides,
         tokens=config.cpt.train_tokens,
     )
+
+
+def _drop_defaults(value: Any) -> Any:
+    """Return a configuration without the keys that have their defaults, so that a new key leaves the hash unchanged."""
+    if isinstance(value, Mapping):
+        return {key: _drop_defaults(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_drop_defaults(item) for item in value]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    kept = {}
+    for one in dataclasses.fields(value):
+        item = getattr(value, one.name)
+        factory = one.default_factory
+        default = one.default if factory is dataclasses.MISSING else factory()
+        if item != default:
+            kept[one.name] = _drop_defaults(item)
+    return kept
 
 
 def _hash_datasets(cpt: CptConfig) -> dict[str, str]:

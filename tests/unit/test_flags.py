@@ -81,6 +81,14 @@ FLAGS: dict[str, list[str]] = {
         "--output-dir",
         "--secret-file",
     ],
+    "tools/experiment.py": [
+        "--output-dir",
+        "--publish",
+        "--quick",
+        "--render",
+        "--seeds",
+        "--workers",
+    ],
     "tools/extend_vocabulary.py": [
         "--format",
         "--general",
