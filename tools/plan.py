@@ -27,10 +27,12 @@ from ascend_cpt.plan.estimate import Estimate
 from ascend_cpt.plan.machines import MACHINES
 from ascend_cpt.plan.picture import draw_plan
 from ascend_cpt.plan.report import render, to_record
+from ascend_cpt.plan.speed.compile_time import CompileTime, estimate_compile
+from ascend_cpt.run.planning.compile_records import find_compile_records, read_compile_records
 from ascend_cpt.run.planning.measured import read_measured, read_run_speed, refit, render_changes_of, write_measured
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.suggest_runs import OBJECTIVES, Goal, Suggestions, suggest_runs
-from ascend_cpt.simulate.compile_ranks import render_reports, reports_to_records, simulate_run
+from ascend_cpt.simulate.compile_ranks import record_compiles, render_reports, reports_to_records, simulate_run
 
 STEPS = {"compile": 1, "simulate": 3}
 
@@ -159,7 +161,9 @@ def suggest(args: argparse.Namespace, overrides: dict[str, Any], cluster: Cluste
     return suggestions
 
 
-def show_plan(args: argparse.Namespace, plan: Estimate, suggestions: Suggestions | None) -> None:
+def show_plan(
+    args: argparse.Namespace, plan: Estimate, compile_time: CompileTime, suggestions: Suggestions | None
+) -> None:
     """Print and plot the plan, and print the suggestions."""
     for flag, folder in (("--picture", args.picture and args.picture.parent), ("--log-dir", args.log_dir)):
         if folder:
@@ -167,7 +171,7 @@ def show_plan(args: argparse.Namespace, plan: Estimate, suggestions: Suggestions
     if args.picture:
         draw_plan(plan, args.picture, title=args.config.stem)
     if not args.json:
-        print(render(plan))
+        print(render(plan, compile_time))
         if suggestions is not None:
             print(f"\n{suggestions.render()}")
 
@@ -191,9 +195,11 @@ def main() -> int:
         return EXIT_OK if suggestions.plans else EXIT_FAILURE
     run, plan = plan_run(args.config, overrides, cluster)
     record = to_record(plan)
+    compile_time = estimate_compile(plan.case, read_compile_records(find_compile_records()))
+    record["compile"] = dataclasses.asdict(compile_time)
     if suggestions is not None:
         record["suggestions"] = suggestions.to_records()
-    show_plan(args, plan, suggestions)
+    show_plan(args, plan, compile_time, suggestions)
     is_ok = plan.fits
     if args.compile or args.simulate:
         case, reports = simulate_run(
@@ -208,6 +214,7 @@ def main() -> int:
             log_dir=args.log_dir,
         )
         is_ok = is_ok and not any(report.result.error or report.differences for report in reports)
+        record_compiles(case, reports)
         record["ranks"] = reports_to_records(reports)
         if not args.json:
             text = render_reports(case, reports, shows_peaks=args.simulate, pool_bytes=plan.limits.pool_bytes)
