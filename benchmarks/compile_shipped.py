@@ -128,8 +128,17 @@ def is_good(record: dict[str, Any]) -> bool:
 
 def render_table(work: Sequence[Work], found: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Yield the rows of the table, one for each configuration."""
-    yield "| configuration | data × tensor × pipeline | stages | seconds | simulated GB | planned GB | largest difference |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    columns = (
+        "configuration",
+        "data × tensor × pipeline",
+        "stages",
+        "seconds",
+        "simulated GB",
+        "planned GB",
+        "difference",
+    )
+    yield f"| {' | '.join(columns)} |"
+    yield f"| {' | '.join('---' for _ in columns)} |"
     for name in dict.fromkeys(one.shipped.name for one in list_shipped_in_order(work)):
         own = sorted((one for one in work if one.shipped.name == name), key=lambda one: one.stage)
         records = [found[one.key] for one in own if one.key in found and is_good(found[one.key])]

@@ -69,6 +69,9 @@ def parse_arguments() -> argparse.Namespace:
         help="speed on these devices, cost in device hours on up to --nodes, or fewest nodes for --days",
     )
     output.add_argument("--days", type=float, metavar="N", help="deadline of the run for --objective cost or nodes")
+    output.add_argument(
+        "--interleave", action="store_true", help="also search interleaved pipeline stages (pp_interleave_num)"
+    )
     output.add_argument("--json", action="store_true", help="print JSON instead of text")
     output.add_argument("--picture", type=Path, metavar="PNG", help="plot memory and time to this file")
     compiling = parser.add_argument_group("compiling without NPUs")
@@ -98,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
         if getattr(args, name) not in (None, False) and not (args.compile or args.simulate):
             parser.error(f"--{name.replace('_', '-')}: needs --compile or --simulate")
     if not args.suggest:
-        for name, unset in (("write", None), ("objective", "speed"), ("days", None)):
+        for name, unset in (("write", None), ("objective", "speed"), ("days", None), ("interleave", False)):
             if getattr(args, name) != unset:
                 parser.error(f"--{name}: needs --suggest")
     if args.objective == "nodes" and args.days is None:
@@ -154,7 +157,7 @@ def apply_measured(args: argparse.Namespace, cluster: Cluster) -> Cluster:
 
 def suggest(args: argparse.Namespace, overrides: dict[str, Any], cluster: Cluster) -> Suggestions:
     """Return the suggestions. Write the first one's configuration if asked to."""
-    goal = Goal(objective=args.objective, days=args.days)
+    goal = Goal(objective=args.objective, days=args.days, interleaves=args.interleave)
     suggestions = suggest_runs(args.config, overrides, cluster, goal)
     if args.write:
         print(f"written {suggestions.write(args.write)}", file=sys.stderr)

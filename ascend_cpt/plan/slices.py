@@ -8,7 +8,7 @@ that MindSpore compiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,18 +73,35 @@ def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
     ]
 
 
-def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, int]]:
+class StageSlices:
+    """A stage's distinct slices, the number of parameters with each, and their sums."""
+
+    def __init__(self, counted: list[tuple[ParameterSlice, int]]) -> None:
+        self.counted = counted
+        self.num_stored_elements = sum(number * part.num_stored_elements for part, number in counted)
+        self.num_tensor_elements = sum(number * part.num_tensor_elements for part, number in counted)
+        self.largest_stored = max(part.num_stored_elements for part, _ in counted)
+        self.largest_tensor = max(part.num_tensor_elements for part, _ in counted)
+        matrices = [(part, number) for part, number in counted if len(part.shape) > 1]
+        self.gathered_elements = sum(
+            number * part.num_tensor_elements for part, number in matrices if part.name != EMBEDDING
+        )
+        """Elements of the copies used for computation, without the embedding's."""
+        self.embedding = next((part for part, _ in counted if part.name == EMBEDDING), None)
+
+    def __iter__(self) -> Iterator[tuple[ParameterSlice, int]]:
+        return iter(self.counted)
+
+
+def count_slices(case: TrainingCase, stage: int) -> StageSlices:
     """Return a stage's distinct slices and the number of parameters with each.
 
     All decoder layers are alike, so the first layer's slices stand for the others. The layout search needs this to be
     fast. `slice_parameters` names every parameter.
     """
-    layers = case.layers_per_stage[stage]
-    return [
-        (part, layers if part.name.startswith(LAYER_PREFIX) else 1)
-        for part in _slice_distinct(_Parameters(case.parameters), _make_rule(case))
-        if part.name.startswith(LAYER_PREFIX) or is_in_stage(case, part.name, stage)
-    ]
+    is_first, is_last = stage == 0, stage == case.num_stages - 1
+    parameters = _Parameters(case.parameters)
+    return _count_slices(parameters, _make_rule(case), case.layers_per_stage[stage], is_first, is_last)
 
 
 class _Parameters:
@@ -98,6 +115,19 @@ class _Parameters:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Parameters) and other.shapes is self.shapes
+
+
+@lru_cache(maxsize=8192)
+def _count_slices(parameters: _Parameters, rule: _Rule, layers: int, is_first: bool, is_last: bool) -> StageSlices:
+    is_tied = OUTPUT not in parameters.shapes
+    present = {EMBEDDING: is_first or (is_tied and is_last), OUTPUT: is_last, FINAL_NORM: is_last}
+    return StageSlices(
+        [
+            (part, layers if part.name.startswith(LAYER_PREFIX) else 1)
+            for part in _slice_distinct(parameters, rule)
+            if present.get(part.name, True)
+        ]
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -122,8 +152,7 @@ def is_in_stage(case: TrainingCase, name: str, stage: int) -> bool:
     if name in (OUTPUT, FINAL_NORM):
         return stage == last
     layer = int(name.removeprefix(LAYER_PREFIX).partition(".")[0])
-    first = case.first_layer(stage)
-    return first <= layer < first + case.layers_per_stage[stage]
+    return case.has_layer(stage, layer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import Any
 from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import FLOAT32_BYTES, GIGABYTE, TrainingCase
+from ascend_cpt.plan.layout import count_stage_parts
 from ascend_cpt.plan.memory import estimate_memory
 from ascend_cpt.plan.speed.compile_time import CompileRecord
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
@@ -165,7 +166,8 @@ def load_shortened(
     Args:
         run: The resolved run.
         overrides: The overrides that the run was loaded with.
-        layers_per_stage: Number of layers to keep on every pipeline stage, or None for all.
+        layers_per_stage: Number of layers to keep on every pipeline stage, or None for all. Interleaved stages keep
+            the next multiple of their parts.
         micro_batches: Maximum number of micro batches per step, or None for all.
     """
     config = run.config
@@ -179,7 +181,9 @@ def load_shortened(
         if (config.mindformers.get(section) or {}).get(key) is not None:
             changed[f"{section}.{key}"] = num_micro
     if layers_per_stage is not None:
-        changed["model.model_config.num_hidden_layers"] = layers_per_stage * run.layout.pipeline_parallel
+        parts = count_stage_parts(run.model, run.layout)
+        per_stage = -(-layers_per_stage // parts) * parts
+        changed["model.model_config.num_hidden_layers"] = per_stage * run.layout.pipeline_parallel
         if run.model.get("offset") is not None:
             changed["model.model_config.offset"] = 0
     return load_config(config.path, changed)

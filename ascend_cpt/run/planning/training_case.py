@@ -11,6 +11,7 @@ from ascend_cpt.model.parameters import count_parameters, list_mindformers_shape
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.case import DTYPE_BYTES, TrainingCase, split_layers
 from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
+from ascend_cpt.plan.layout import count_stage_parts
 from ascend_cpt.run.checks.loss_chunks import find_keys_without_chunks
 from ascend_cpt.run.resolved_run import ResolvedRun
 
@@ -60,7 +61,8 @@ def build_case_of(
     parallel = sections.get("parallel") or {}
     optimizer = parallel.get("parallel_optimizer_config") or {}
     shard_size = int(optimizer.get("optimizer_weight_shard_size") or -1)
-    layers = split_layers(sizes.num_layers, layout.pipeline_parallel, model.get("offset"))
+    parts = count_stage_parts(model, layout)
+    layers = split_layers(sizes.num_layers, layout.pipeline_parallel, model.get("offset"), parts)
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(
         model=sizes,
@@ -81,6 +83,7 @@ def build_case_of(
         regathers_weights=bool(recompute.get("parallel_optimizer_comm_recompute", False)),
         swaps_optimizer=bool((sections.get("optimizer") or {}).get("swap", False)),
         compresses_mask=compresses_mask,
+        interleave=parts,
         loss_chunks=loss_chunks,
         can_chunk_loss=not find_keys_without_chunks(sections),
         residuals_in_float32=bool(model.get("fp32_residual_connection")),

@@ -70,6 +70,7 @@ def test_records_without_time_are_ignored(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
+    record = CompileRecord(num_layers=1, num_micro_batches=1, cpu_s=1)
     with caplog.at_level(logging.WARNING):
-        add_compile_records(tmp_path / "file" / "records.json", [CompileRecord(num_layers=1, num_micro_batches=1, cpu_s=1)])  # fmt: skip
+        add_compile_records(tmp_path / "file" / "records.json", [record])
     assert "cannot be written" in caplog.text
