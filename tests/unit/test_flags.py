@@ -189,6 +189,7 @@ FLAGS: dict[str, list[str]] = {
         "--devices-per-node",
         "--efficiencies",
         "--hbm",
+        "--interleave",
         "--json",
         "--layers-per-stage",
         "--log-dir",
