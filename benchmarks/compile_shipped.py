@@ -51,7 +51,9 @@ class Work:
     def key(self) -> str:
         """Identifies the compiled case; configurations with the same sizes, rope and layout have the same key."""
         rope = {name: value for name, value in sorted(self.run.model.items()) if "rope" in name or "theta" in name}
-        text = json.dumps([dataclasses.asdict(self.case), rope, self.rank], default=str, sort_keys=True)
+        case = dataclasses.asdict(self.case)
+        del case["can_interleave"]  # only the search reads it
+        text = json.dumps([case, rope, self.rank], default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.config.sections import find_section
 from ascend_cpt.config.values import to_steps
 from ascend_cpt.model.parameters import count_parameters, list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
@@ -29,6 +30,24 @@ def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
         num_best=checkpoint.keep_best.n if checkpoint.keep_best else 0,
         exports=run.config.cpt.export is not None,
     )
+
+
+# Dotted key → the values that a plan assumes, and why.
+UNPLANNED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "swap_config.swap": ((None, False), "activations in the host's memory (use recomputation or optimizer.swap)"),
+    "parallel.pipeline_config.pipeline_scheduler": ((None, "1f1b"), "pipeline schedules other than 1f1b"),
+}
+
+
+def find_unplanned(sections: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the dotted key and the problem of a setting that the plan does not model, or None."""
+    for dotted, (assumed, what) in UNPLANNED.items():
+        parent, _, key = dotted.rpartition(".")
+        section = find_section(sections, parent)
+        value = section.get(key) if isinstance(section, Mapping) else None
+        if value not in assumed:
+            return dotted, f"{dotted} {value}: plans do not cover {what}"
+    return None
 
 
 def build_case(run: ResolvedRun) -> TrainingCase:
