@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     for name in ("nodes", "devices_per_node", "hbm", "days", "layers_per_stage", "timeout"):
         value = getattr(args, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be a number above 0")
     for name in ("ranks", "layers_per_stage", "all_micro_batches", "log_dir"):
         if getattr(args, name) not in (None, False) and not (args.compile or args.simulate):
             parser.error(f"--{name.replace('_', '-')}: needs --compile or --simulate")
