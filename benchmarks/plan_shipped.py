@@ -51,15 +51,16 @@ class Shipped:
 
     def plan(self, device: str = MACHINE) -> Estimate:
         """Return the configuration's plan."""
-        return plan_run(self.path, dict(self.overrides), self._make_cluster(device))[1]
+        return plan_run(self.path, dict(self.overrides), self.make_cluster(device))[1]
 
     def find_best(self) -> tuple[Estimate, Estimate]:
         """Return the configuration's plan and the fastest plan found by the search, which may be the same."""
-        found = suggest_runs(self.path, self.overrides, self._make_cluster(MACHINE), Goal())
+        found = suggest_runs(self.path, self.overrides, self.make_cluster(MACHINE), Goal())
         assert found.given is not None, found.problem
         return found.given, max((found.given, *found.plans), key=lambda plan: plan.time.tokens_per_s)
 
-    def _make_cluster(self, device: str) -> Cluster:
+    def make_cluster(self, device: str) -> Cluster:
+        """Return the cluster that the configuration is planned for."""
         return Cluster(num_nodes=self.num_nodes, devices_per_node=8, device=device, device_bytes=64 * GIGABYTE)
 
 

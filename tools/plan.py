@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from ascend_cpt.plan.estimate import Estimate
 from ascend_cpt.plan.machines import MACHINES
 from ascend_cpt.plan.picture import draw_plan
 from ascend_cpt.plan.report import render, to_record
+from ascend_cpt.plan.speed.compile_time import CompileTime, estimate_compile
+from ascend_cpt.run.planning.compile_records import find_compile_records, read_compile_records
 from ascend_cpt.run.planning.measured import read_measured, read_run_speed, refit, render_changes_of, write_measured
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.suggest_runs import OBJECTIVES, Goal, Suggestions, suggest_runs
-from ascend_cpt.simulate.compile_ranks import render_reports, reports_to_records, simulate_run
+from ascend_cpt.simulate.compile_ranks import record_compiles, render_reports, reports_to_records, simulate_run
 
 STEPS = {"compile": 1, "simulate": 3}
 
@@ -67,6 +70,9 @@ def parse_arguments() -> argparse.Namespace:
         help="speed on these devices, cost in device hours on up to --nodes, or fewest nodes for --days",
     )
     output.add_argument("--days", type=float, metavar="N", help="deadline of the run for --objective cost or nodes")
+    output.add_argument(
+        "--interleave", action="store_true", help="also search interleaved pipeline stages (pp_interleave_num)"
+    )
     output.add_argument("--json", action="store_true", help="print JSON instead of text")
     output.add_argument("--picture", type=Path, metavar="PNG", help="plot memory and time to this file")
     compiling = parser.add_argument_group("compiling without NPUs")
@@ -90,13 +96,13 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     for name in ("nodes", "devices_per_node", "hbm", "days", "layers_per_stage", "timeout"):
         value = getattr(args, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} {value}: must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be a number above 0")
     for name in ("ranks", "layers_per_stage", "all_micro_batches", "log_dir"):
         if getattr(args, name) not in (None, False) and not (args.compile or args.simulate):
             parser.error(f"--{name.replace('_', '-')}: needs --compile or --simulate")
     if not args.suggest:
-        for name, unset in (("write", None), ("objective", "speed"), ("days", None)):
+        for name, unset in (("write", None), ("objective", "speed"), ("days", None), ("interleave", False)):
             if getattr(args, name) != unset:
                 parser.error(f"--{name}: needs --suggest")
     if args.objective == "nodes" and args.days is None:
@@ -152,14 +158,16 @@ def apply_measured(args: argparse.Namespace, cluster: Cluster) -> Cluster:
 
 def suggest(args: argparse.Namespace, overrides: dict[str, Any], cluster: Cluster) -> Suggestions:
     """Return the suggestions. Write the first one's configuration if asked to."""
-    goal = Goal(objective=args.objective, days=args.days)
+    goal = Goal(objective=args.objective, days=args.days, interleaves=args.interleave)
     suggestions = suggest_runs(args.config, overrides, cluster, goal)
     if args.write:
         print(f"written {suggestions.write(args.write)}", file=sys.stderr)
     return suggestions
 
 
-def show_plan(args: argparse.Namespace, plan: Estimate, suggestions: Suggestions | None) -> None:
+def show_plan(
+    args: argparse.Namespace, plan: Estimate, compile_time: CompileTime, suggestions: Suggestions | None
+) -> None:
     """Print and plot the plan, and print the suggestions."""
     for flag, folder in (("--picture", args.picture and args.picture.parent), ("--log-dir", args.log_dir)):
         if folder:
@@ -167,7 +175,7 @@ def show_plan(args: argparse.Namespace, plan: Estimate, suggestions: Suggestions
     if args.picture:
         draw_plan(plan, args.picture, title=args.config.stem)
     if not args.json:
-        print(render(plan))
+        print(render(plan, compile_time))
         if suggestions is not None:
             print(f"\n{suggestions.render()}")
 
@@ -191,9 +199,11 @@ def main() -> int:
         return EXIT_OK if suggestions.plans else EXIT_FAILURE
     run, plan = plan_run(args.config, overrides, cluster)
     record = to_record(plan)
+    compile_time = estimate_compile(plan.case, read_compile_records(find_compile_records()))
+    record["compile"] = dataclasses.asdict(compile_time)
     if suggestions is not None:
         record["suggestions"] = suggestions.to_records()
-    show_plan(args, plan, suggestions)
+    show_plan(args, plan, compile_time, suggestions)
     is_ok = plan.fits
     if args.compile or args.simulate:
         case, reports = simulate_run(
@@ -208,6 +218,7 @@ def main() -> int:
             log_dir=args.log_dir,
         )
         is_ok = is_ok and not any(report.result.error or report.differences for report in reports)
+        record_compiles(case, reports)
         record["ranks"] = reports_to_records(reports)
         if not args.json:
             text = render_reports(case, reports, shows_peaks=args.simulate, pool_bytes=plan.limits.pool_bytes)

@@ -50,7 +50,9 @@ class TrainingCase:
     swaps_optimizer: bool = False
     """Whether the optimizer states are in the host's memory (`optimizer.swap`)."""
     interleave: int = 1
-    """Parts of the model on every stage (`pp_interleave_num`). Runs of this program have one; published ones more."""
+    """Parts of the model on every stage (`pp_interleave_num`)."""
+    can_interleave: bool = False
+    """Whether a search may choose other parts than one."""
     overlaps_exchange: bool = False
     """Whether communication between tensor-parallel ranks overlaps with computation. Only in published runs:
     MindFormers' legacy models with `fine_grain_interleave`, MindSpeed-LLM with `use-mc2`."""
@@ -94,19 +96,40 @@ class TrainingCase:
         """Whether gradients are accumulated over several micro batches, which needs a buffer."""
         return self.num_micro_batches > 1 or self.num_stages > 1
 
-    def first_layer(self, stage: int) -> int:
-        """Return the index of a stage's first layer."""
-        return sum(self.layers_per_stage[:stage])
+    def has_layer(self, stage: int, layer: int) -> bool:
+        """Return whether a stage has the layer with this index."""
+        first = 0
+        for part in split_parts(self.layers_per_stage, self.interleave):
+            start = first + sum(part[:stage])
+            if start <= layer < start + part[stage]:
+                return True
+            first += sum(part)
+        return False
 
 
-def split_layers(num_layers: int, num_stages: int, offset: Any = None) -> tuple[int, ...]:
-    """Return the number of layers in every stage: the even share plus the stage's entry in `offset`.
+def split_layers(num_layers: int, num_stages: int, offset: Any = None, num_parts: int = 1) -> tuple[int, ...]:
+    """Return the number of layers in every stage: the even share plus the stage's entries in `offset`.
+
+    With interleaving, `offset` has a list for each of the `num_parts` parts of the model on every stage.
 
     Raises:
-        ValueError: when the numbers do not add up to `num_layers`.
+        ValueError: when the numbers do not add up to `num_layers`, or the parts of a stage are not as in `split_parts`.
     """
-    extra: Sequence[int] = offset if isinstance(offset, list) else [0] * num_stages
-    layers = tuple(num_layers // num_stages + more for more in extra)
-    if len(layers) != num_stages or sum(layers) != num_layers or min(layers) < 1:
+    lists: Sequence[Any] = offset if isinstance(offset, list) else [[0] * num_stages] * num_parts
+    if num_parts == 1 and isinstance(offset, list):
+        lists = [offset]
+    share = num_layers // (num_stages * num_parts)
+    parts = [[share + more for more in extra] for extra in lists]
+    layers = tuple(sum(stage) for stage in zip(*parts, strict=True))
+    if len(layers) != num_stages or sum(layers) != num_layers or min(layers) < num_parts:
         raise ValueError(f"{list(layers)} layers in {num_stages} stages do not add up to {num_layers} layers")
+    if parts != split_parts(layers, num_parts):
+        raise ValueError(f"the parts {parts} are not {split_parts(layers, num_parts)}")
     return layers
+
+
+def split_parts(layers_per_stage: Sequence[int], num_parts: int) -> list[list[int]]:
+    """Return the layers of every stage in each of its parts: an even share, and one more in the first parts."""
+    return [
+        [layers // num_parts + (part < layers % num_parts) for layers in layers_per_stage] for part in range(num_parts)
+    ]

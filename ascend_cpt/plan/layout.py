@@ -8,6 +8,7 @@ from typing import Any
 from ascend_cpt.config.parallel_layout import ParallelLayout
 from ascend_cpt.config.values import format_number
 from ascend_cpt.model.sizes import MOE_FAMILIES
+from ascend_cpt.plan.case import split_parts
 
 MIN_COMPRESSED_SEQ_LENGTH = 2048
 NODE_DEVICES = 8  # hard-coded in MindSpore and MindFormers
@@ -38,7 +39,8 @@ def find_layout_problems(
             problems.append(f"model_parallel {tensor} does not divide {name} {value}")
     layers = model.get("num_hidden_layers")
     if layers is not None:
-        problems.extend(find_stage_problems(layers, layout.pipeline_parallel, model.get("offset"), recompute))
+        parts = count_stage_parts(model, layout)
+        problems.extend(find_stage_problems(layers, layout.pipeline_parallel, model.get("offset"), recompute, parts))
     problems.extend(_find_expert_problems(model, layout))
     if seq_length % layout.context_parallel:
         problems.append(f"context_parallel {layout.context_parallel} does not divide seq_length {seq_length}")
@@ -140,8 +142,52 @@ def _is_uneven(layout: ParallelLayout, size: int) -> bool:
     return layout.world_size > NODE_DEVICES and bool(size % NODE_DEVICES) and bool(NODE_DEVICES % size)
 
 
-def find_stage_problems(layers: int, stages: int, offset: Any, recompute: Any) -> list[str]:
+def count_stage_parts(model: Mapping[str, Any], layout: ParallelLayout) -> int:
+    """Return the number of parts of the model on every stage (`pp_interleave_num`), 1 without stages."""
+    return int(model.get("pp_interleave_num") or 1) if layout.pipeline_parallel > 1 else 1
+
+
+def _find_part_problems(layers: int, stages: int, offset: Any, recompute: Any, parts: int) -> list[str]:
+    """Return any problems with interleaved stages, each with several parts of the model."""
+    if layers < stages * parts:
+        return [
+            f"pipeline_stage {stages} × model.model_config.pp_interleave_num {parts} is more than num_hidden_layers "
+            f"{layers}"
+        ]
+    if isinstance(recompute, list) and len(recompute) != stages:
+        return [
+            f"pipeline_stage is {stages}, but recompute_config.recompute has {format_number(len(recompute), 'value')}; "
+            "give one value per stage, also with pp_interleave_num, or set recompute to True"
+        ]
+    share, rest = divmod(layers, stages * parts)
+    if not isinstance(offset, list):
+        given: list[list[int]] = [[0] * stages] * parts
+    elif len(offset) == parts and all(isinstance(part, list) and len(part) == stages for part in offset):
+        given = offset
+    else:
+        return [
+            f"pp_interleave_num is {parts}: model.model_config.offset needs {parts} lists of {stages} values, with the "
+            f"sum {rest}" + ("" if rest else ", or 0")
+        ]
+    per_part = [[share + extra for extra in part] for part in given]
+    per_stage = [sum(stage) for stage in zip(*per_part, strict=True)]
+    if sum(per_stage) != layers or min(map(min, per_part)) < 1:
+        return [
+            f"pp_interleave_num {parts}: {per_part} layers in the parts of the stages, but num_hidden_layers is "
+            f"{layers}; every part needs one, and the sum of model.model_config.offset is {rest}"
+        ]
+    if per_part != split_parts(per_stage, parts):
+        return [
+            f"pp_interleave_num {parts}: model.model_config.offset {offset} divides a stage's layers unevenly; use "
+            f"{[[number - share for number in part] for part in split_parts(per_stage, parts)]}"
+        ]
+    return []
+
+
+def find_stage_problems(layers: int, stages: int, offset: Any, recompute: Any, parts: int = 1) -> list[str]:
     """Return any problems with the division of `layers` into `stages` and with the per-stage lists."""
+    if parts > 1:
+        return _find_part_problems(layers, stages, offset, recompute, parts)
     share, rest = divmod(layers, stages)
     lists = {"model.model_config.offset": offset, "recompute_config.recompute": recompute}
     wrong = [name for name, value in lists.items() if isinstance(value, list) and len(value) != stages]

@@ -16,9 +16,7 @@ from ascend_cpt.plan.activations import (
     count_saved_bytes,
 )
 from ascend_cpt.plan.case import FLOAT32_BYTES, TrainingCase
-from ascend_cpt.plan.slices import EMBEDDING, OUTPUT, ParameterSlice, count_slices
-
-Slices = list[tuple[ParameterSlice, int]]
+from ascend_cpt.plan.slices import OUTPUT, StageSlices, count_slices
 
 ADAM_STATES = 2  # first and second moments, float32
 # Unfused AdamW keeps the scaled gradient and both new moments of all parameters at the same time.
@@ -87,19 +85,16 @@ def estimate_memory(case: TrainingCase) -> tuple[StageMemory, ...]:
 def estimate_stage_memory(case: TrainingCase, stage: int) -> StageMemory:
     """Return the memory of one pipeline stage."""
     slices = count_slices(case, stage)
-    stored = sum(number * part.num_stored_elements for part, number in slices)
-    trained = [(part, number) for part, number in slices if part.is_trained]
-    trained_stored = sum(number * part.num_stored_elements for part, number in trained)
     return StageMemory(
         stage=stage,
         num_layers=case.layers_per_stage[stage],
-        num_parameters=sum(number * part.num_tensor_elements for part, number in slices),
-        num_stored_parameters=stored,
-        weights_bytes=sum(number * part.num_stored_elements * part.element_bytes for part, number in slices),
-        optimizer_bytes=0 if case.swaps_optimizer else trained_stored * ADAM_STATES * FLOAT32_BYTES,
-        accumulated_bytes=_count_accumulated_bytes(case, trained) if case.accumulates else 0,
+        num_parameters=slices.num_tensor_elements,
+        num_stored_parameters=slices.num_stored_elements,
+        weights_bytes=slices.weights_bytes,
+        optimizer_bytes=0 if case.swaps_optimizer else slices.trained_stored_elements * ADAM_STATES * FLOAT32_BYTES,
+        accumulated_bytes=_count_accumulated_bytes(case, slices) if case.accumulates else 0,
         training=max(_list_training_moments(case, stage, slices), key=lambda moment: moment.total_bytes),
-        updating=max(_list_updating_moments(trained), key=lambda moment: moment.total_bytes),
+        updating=max(_list_updating_moments(slices), key=lambda moment: moment.total_bytes),
         constants_bytes=CONSTANT_BYTES + (0 if case.compresses_mask else _count_mask_bytes(case)),
     )
 
@@ -109,20 +104,14 @@ def _count_mask_bytes(case: TrainingCase) -> int:
     return case.seq_length**2 * (case.compute_bytes + case.micro_batch_size)
 
 
-def _list_training_moments(case: TrainingCase, stage: int, slices: Slices) -> list[Moment]:
+def _list_training_moments(case: TrainingCase, stage: int, slices: StageSlices) -> list[Moment]:
     in_flight = count_micro_batches_in_flight(case, stage)
-    # The gathered embedding is freed after the forward pass of the last micro batch.
-    gathered = sum(
-        number * _count_gathered_bytes(case, part)
-        for part, number in slices
-        if part.name != EMBEDDING or case.num_micro_batches > in_flight
-    )
+    gathered = slices.gathered_elements * case.compute_bytes
+    # The gathered embedding is freed after the forward pass of the last micro batch. It keeps params_dtype.
+    if slices.embedding is not None and slices.embedding.is_sharded and case.num_micro_batches > in_flight:
+        gathered += slices.embedding.num_tensor_elements * case.param_bytes
     gathered += _count_tied_output_bytes(case, stage, slices)
-    stored = (
-        0
-        if case.accumulates
-        else FLOAT32_BYTES * sum(number * part.num_stored_elements for part, number in slices if part.is_trained)
-    )
+    stored = 0 if case.accumulates else FLOAT32_BYTES * slices.trained_stored_elements
     backward = Moment(
         name="backward",
         gradients_bytes=stored,
@@ -141,12 +130,12 @@ def _list_training_moments(case: TrainingCase, stage: int, slices: Slices) -> li
     return [backward, loss]
 
 
-def _list_updating_moments(slices: Slices) -> list[Moment]:
-    if not slices:
+def _list_updating_moments(slices: StageSlices) -> list[Moment]:
+    if not slices.trained_stored_elements:
         return [Moment(name="update")]  # all of the stage's weights are frozen
-    stored = sum(number * part.num_stored_elements for part, number in slices) * FLOAT32_BYTES
-    largest_tensor = max(part.num_tensor_elements for part, _ in slices) * FLOAT32_BYTES
-    largest_stored = max(part.num_stored_elements for part, _ in slices) * FLOAT32_BYTES
+    stored = slices.trained_stored_elements * FLOAT32_BYTES
+    largest_tensor = slices.largest_trained_tensor * FLOAT32_BYTES
+    largest_stored = slices.largest_trained_stored * FLOAT32_BYTES
     return [
         # Gradients are scaled parameter by parameter, then reduced to the stored shard.
         Moment(name="reduce", gradients_bytes=stored + 2 * largest_tensor),
@@ -154,27 +143,16 @@ def _list_updating_moments(slices: Slices) -> list[Moment]:
     ]
 
 
-def _count_accumulated_bytes(case: TrainingCase, slices: Slices) -> int:
+def _count_accumulated_bytes(case: TrainingCase, slices: StageSlices) -> int:
     """Return the bytes of accumulated gradients, which have the parameters' shapes and dtypes."""
-    return sum(
-        part.element_bytes * number * (part.num_stored_elements if case.shards_gradients else part.num_tensor_elements)
-        for part, number in slices
-    )
+    return slices.trained_stored_bytes if case.shards_gradients else slices.trained_tensor_bytes
 
 
-def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: Slices) -> int:
+def _count_tied_output_bytes(case: TrainingCase, stage: int, slices: StageSlices) -> int:
     """Return the bytes of a tied embedding on the last stage, which receives it if it is not also the first."""
     if OUTPUT in case.parameters or stage != case.num_stages - 1:
         return 0
-    elements = next(part.num_tensor_elements for part, _ in slices if part.name == EMBEDDING)
+    assert slices.embedding is not None
+    elements = slices.embedding.num_tensor_elements
     sent = 2 * case.param_bytes if case.num_stages > 1 else 0  # the received weight and a buffer of the same size
     return elements * (case.compute_bytes + sent)
-
-
-def _count_gathered_bytes(case: TrainingCase, part: ParameterSlice) -> int:
-    """Return the bytes of the weight copy used for computation. The embedding keeps params_dtype."""
-    if len(part.shape) == 1 or (not part.is_sharded and part.element_bytes == case.compute_bytes):
-        return 0
-    if part.name == EMBEDDING:
-        return part.num_tensor_elements * case.param_bytes if part.is_sharded else 0
-    return part.num_tensor_elements * case.compute_bytes

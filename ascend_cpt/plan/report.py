@@ -10,12 +10,13 @@ from ascend_cpt.config.values import format_count, format_number, format_rows
 from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, needed_bytes, reserve_bytes
 from ascend_cpt.plan.memory import Moment, StageMemory
+from ascend_cpt.plan.speed.compile_time import CompileTime
 
 MEMORY_PARTS = ("weights", "optimizer", "gradients", "activations", "communication", "constants")
 
 
-def render(plan: Estimate) -> str:
-    """Return the plan as text."""
+def render(plan: Estimate, compile_time: CompileTime | None = None) -> str:
+    """Return the plan as text, with the time to compile if it is given."""
     case, time, layout = plan.case, plan.time, plan.case.layout
     recompute = _describe_recompute(plan)
     sizes = f"{layout.data_parallel} × tensor {layout.tensor_parallel} × pipeline {layout.pipeline_parallel}"
@@ -41,6 +42,7 @@ def render(plan: Estimate) -> str:
         _render_budget(plan),
         f"disk      {format_gigabytes(plan.checkpoints.num_bytes)} per checkpoint, at most "
         f"{plan.checkpoints.num_held} on disk at once: {format_gigabytes(plan.checkpoints.disk_bytes)}",
+        *([] if compile_time is None else [f"compile   {compile_time.describe()}"]),
         _render_verdict(plan),
     ]
     return "\n".join(lines)

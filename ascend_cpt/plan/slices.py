@@ -8,7 +8,7 @@ that MindSpore compiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -89,12 +89,52 @@ def slice_parameters(case: TrainingCase, stage: int) -> list[ParameterSlice]:
     ]
 
 
-def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, int]]:
+class StageSlices:
+    """A stage's distinct slices, the number of parameters with each, and their sums."""
+
+    def __init__(self, counted: list[tuple[ParameterSlice, int]], compute_bytes: int) -> None:
+        self.counted = counted
+        self.num_stored_elements = sum(number * part.num_stored_elements for part, number in counted)
+        self.num_tensor_elements = sum(number * part.num_tensor_elements for part, number in counted)
+        self.weights_bytes = sum(number * part.num_stored_elements * part.element_bytes for part, number in counted)
+        trained = [(part, number) for part, number in counted if part.is_trained]
+        self.trained_stored_elements = sum(number * part.num_stored_elements for part, number in trained)
+        self.trained_stored_bytes = sum(
+            number * part.num_stored_elements * part.element_bytes for part, number in trained
+        )
+        self.trained_tensor_bytes = sum(
+            number * part.num_tensor_elements * part.element_bytes for part, number in trained
+        )
+        self.largest_trained_stored = max((part.num_stored_elements for part, _ in trained), default=0)
+        self.largest_trained_tensor = max((part.num_tensor_elements for part, _ in trained), default=0)
+        self.gathered_elements = sum(
+            number * part.num_tensor_elements
+            for part, number in counted
+            if len(part.shape) > 1
+            and part.name != EMBEDDING
+            and (part.is_sharded or part.element_bytes != compute_bytes)
+        )
+        """Elements of the copies used for computation, without the embedding's."""
+        self.embedding = next((part for part, _ in counted if part.name == EMBEDDING), None)
+
+    def __iter__(self) -> Iterator[tuple[ParameterSlice, int]]:
+        return iter(self.counted)
+
+
+def count_slices(case: TrainingCase, stage: int) -> StageSlices:
     """Return a stage's distinct slices and the number of parameters with each.
 
     All decoder layers are alike, so the first layer's slices stand for the others. The layout search needs this to be
     fast. `slice_parameters` names every parameter.
     """
+    if case.frozen:
+        return StageSlices(_count_partly_frozen(case, stage), case.compute_bytes)
+    is_first, is_last = stage == 0, stage == case.num_stages - 1
+    parameters, layers = _Parameters(case.parameters), case.layers_per_stage[stage]
+    return _count_slices(parameters, _make_rule(case), layers, is_first, is_last, case.compute_bytes)
+
+
+def _count_partly_frozen(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, int]]:
     found = []
     for part in _slice_distinct(_Parameters(case.parameters), _make_rule(case)):
         if part.name.startswith(LAYER_PREFIX):
@@ -109,11 +149,8 @@ def count_slices(case: TrainingCase, stage: int) -> list[tuple[ParameterSlice, i
 
 def _count_frozen(case: TrainingCase, stage: int, first_name: str) -> int:
     """Return the number of a stage's layers in which a parameter is frozen, given its name in the first layer."""
-    if not case.frozen:
-        return 0
     ending = first_name.removeprefix(f"{LAYER_PREFIX}0")
-    first = case.first_layer(stage)
-    layers = range(first, first + case.layers_per_stage[stage])
+    layers = (layer for layer in range(sum(case.layers_per_stage)) if case.has_layer(stage, layer))
     return sum(f"{LAYER_PREFIX}{layer}{ending}" in case.frozen for layer in layers)
 
 
@@ -132,6 +169,22 @@ class _Parameters:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Parameters) and other.shapes is self.shapes
+
+
+@lru_cache(maxsize=8192)
+def _count_slices(
+    parameters: _Parameters, rule: _Rule, layers: int, is_first: bool, is_last: bool, compute_bytes: int
+) -> StageSlices:
+    is_tied = OUTPUT not in parameters.shapes
+    present = {EMBEDDING: is_first or (is_tied and is_last), OUTPUT: is_last, FINAL_NORM: is_last}
+    return StageSlices(
+        [
+            (part, layers if part.name.startswith(LAYER_PREFIX) else 1)
+            for part in _slice_distinct(parameters, rule)
+            if present.get(part.name, True)
+        ],
+        compute_bytes,
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -156,8 +209,7 @@ def is_in_stage(case: TrainingCase, name: str, stage: int) -> bool:
     if name in (OUTPUT, FINAL_NORM):
         return stage == last
     layer = int(name.removeprefix(LAYER_PREFIX).partition(".")[0])
-    first = case.first_layer(stage)
-    return first <= layer < first + case.layers_per_stage[stage]
+    return case.has_layer(stage, layer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ _HALF_PRECISION = ("bfloat16", "float16", "bf16", "fp16")
 
 _MODEL_KEYS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
                "head_dim", "vocab_size", "max_position_embeddings", "initializer_range", "offset",
-               "rope_scaling", "rope_parameters")  # fmt: skip
+               "pp_interleave_num", "rope_scaling", "rope_parameters")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,8 @@ def shrink_to_one_device(rehearsal: Rehearsal) -> Rehearsal:
     stages = rehearsal.layout.pipeline_parallel
     _set_layout(sections, one)
     sections["runner_config"]["batch_size"] = rehearsal.global_batch_size
-    sections["model"]["model_config"].pop("offset", None)
+    for key in ("offset", "pp_interleave_num"):
+        sections["model"]["model_config"].pop(key, None)
     if sections.get("recompute_config"):
         sections["recompute_config"] = _cut_by_stage(sections["recompute_config"], stages, 1)
     shards = sections["parallel"]

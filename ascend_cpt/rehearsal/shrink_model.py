@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
-from ascend_cpt.plan.layout import MIN_COMPRESSED_SEQ_LENGTH
+from ascend_cpt.plan.layout import MIN_COMPRESSED_SEQ_LENGTH, count_stage_parts
 from ascend_cpt.run.document_attention import MIN_SEQ_LENGTH_ON_ASCEND
 
 VOCAB_SIZE = 512
@@ -64,7 +64,11 @@ def shrink_model(
     small.update(hidden_size=width, vocab_size=VOCAB_SIZE, initializer_range=INITIALIZER_RANGE)
     if model.get("intermediate_size") is not None:
         small["intermediate_size"] = 3 * width
-    small["num_hidden_layers"], offset = _shrink_layers(model.get("offset"), after.pipeline_parallel)
+    offset = model.get("offset")
+    if "pp_interleave_num" in small:
+        parts = min(count_stage_parts(small, after), LAYERS_PER_STAGE)
+        small["pp_interleave_num"], offset = parts, offset if parts == 1 else 0
+    small["num_hidden_layers"], offset = _shrink_layers(offset, after.pipeline_parallel)
     if "offset" in small:
         small["offset"] = offset
     for key in NOT_IN_DATA:

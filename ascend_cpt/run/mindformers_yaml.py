@@ -15,6 +15,7 @@ import yaml
 from ascend_cpt.checkpoint.locate import Checkpoint
 from ascend_cpt.config.parallel_layout import ParallelLayout, uses_cpu
 from ascend_cpt.data.packed.network_inputs import RowFormat
+from ascend_cpt.plan.layout import count_stage_parts
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 LOADER_NAME = "CptPackedDataLoader"
@@ -69,7 +70,8 @@ def make_mindformers_config(
         sink_size=1,  # callbacks see every step
     )
     sections["parallel_config"] = _compile_parallel_config(run, sections.get("parallel_config") or {})
-    sections["parallel"] = compile_parallel(sections.get("parallel") or {}, run.layout, run.row_format, cpu=cpu)
+    parallel = _switch_interleaving(run, sections.get("parallel") or {})
+    sections["parallel"] = compile_parallel(parallel, run.layout, run.row_format, cpu=cpu)
     columns = list(run.row_format.columns)
     dataset = {
         "data_loader": {"type": LOADER_NAME, **compile_loader(run)},
@@ -121,6 +123,13 @@ def _compile_parallel_config(run: ResolvedRun, section: dict[str, Any]) -> dict[
     if layout.pipeline_parallel > 1:
         compiled["micro_batch_num"] = run.budget.num_accumulation_steps
     return compiled
+
+
+def _switch_interleaving(run: ResolvedRun, section: dict[str, Any]) -> dict[str, Any]:
+    """Return the user's `parallel` section with the switch without which MindFormers ignores `pp_interleave_num`."""
+    if count_stage_parts(run.model, run.layout) == 1:
+        return section
+    return {**section, "pipeline_config": {**(section.get("pipeline_config") or {}), "pipeline_interleave": True}}
 
 
 def compile_row_settings(row_format: RowFormat) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from ascend_cpt.model.frozen import list_frozen
 from ascend_cpt.model.lora import LoraSettings, list_adapter_shapes
 from ascend_cpt.model.parameters import list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
+from ascend_cpt.plan.case import split_layers
+from ascend_cpt.plan.layout import count_stage_parts
 from ascend_cpt.recipe.budget import Budget
 from ascend_cpt.recipe.phases import Phase, SampleOrder
 from ascend_cpt.recipe.schedule import Schedule
@@ -165,13 +167,19 @@ class ResolvedRun:
         """
         layout, stages = self.layout, self.layout.pipeline_parallel
         share, offset = self.model["num_hidden_layers"] // stages, self.model.get("offset")
+        parts = count_stage_parts(self.model, layout)
+        if parts == 1:
+            per_stage = [share + more for more in (offset if isinstance(offset, list) else [0] * stages)]
+        else:
+            per_stage = list(split_layers(self.model["num_hidden_layers"], stages, offset, parts))
         return {
             "data_parallel": layout.data_parallel,
             "model_parallel": layout.tensor_parallel,
             "pipeline_stage": stages,
             "context_parallel": layout.context_parallel,
             "expert_parallel": layout.expert_parallel,
-            "stage_layers": [share + more for more in (offset if isinstance(offset, list) else [0] * stages)],
+            "stage_layers": per_stage,
+            **({"stage_parts": parts} if parts > 1 else {}),
             "optimizer_sharding": self._describe_optimizer_sharding(),
         }
 
@@ -202,4 +210,4 @@ def read_lora(config: RunConfig) -> LoraSettings | None:
 
 def without_stage_layers(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return model settings without the layers of pipeline stages, which are part of the layout, not of the model."""
-    return {key: value for key, value in model.items() if key != "offset"}
+    return {key: value for key, value in model.items() if key not in ("offset", "pp_interleave_num")}

@@ -14,8 +14,11 @@ from ascend_cpt.config.loader import RunConfig, load_config
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.model.lora import LORA_A, LORA_B
 from ascend_cpt.plan.case import FLOAT32_BYTES, GIGABYTE, TrainingCase
+from ascend_cpt.plan.layout import count_stage_parts
 from ascend_cpt.plan.memory import ADAM_STATES, estimate_memory
+from ascend_cpt.plan.speed.compile_time import CompileRecord
 from ascend_cpt.run.planning.assumed_run import resolve_without_data
+from ascend_cpt.run.planning.compile_records import add_compile_records, find_compile_records
 from ascend_cpt.run.planning.training_case import build_case
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.simulate.compare_slices import count_elements, find_differences, select_model_parameters
@@ -89,6 +92,21 @@ def simulate_run(
     return case, reports
 
 
+def record_compiles(case: TrainingCase, reports: Sequence[RankReport]) -> None:
+    """Record how long the compiled ranks took, for the estimates of later plans."""
+    records = [
+        CompileRecord(
+            num_layers=case.layers_per_stage[report.result.stage],
+            num_micro_batches=case.num_micro_batches,
+            cpu_s=report.result.compile_cpu_s,
+        )
+        for report in reports
+        if not report.result.error
+    ]
+    if records:
+        add_compile_records(find_compile_records(), records)
+
+
 def render_reports(case: TrainingCase, reports: Sequence[RankReport], *, shows_peaks: bool, pool_bytes: int) -> str:
     """Return the reports as text."""
     return "\n\n".join(_render_report(case, report, shows_peaks, pool_bytes) for report in reports)
@@ -111,7 +129,8 @@ def _render_report(case: TrainingCase, report: RankReport, shows_peaks: bool, po
     largest = max(own, key=lambda parameter: count_elements([parameter]))
     kept_bytes = sum(count_kept_bytes(case, parameter) for parameter in own)
     lines = [
-        f"{where}: compiled in {result.duration_s:.0f} s with {result.host_bytes / GIGABYTE:.1f} GB of host memory",
+        f"{where}: compiled in {result.duration_s:.0f} s (CPU time of the compiler: {result.compile_cpu_s:.0f} s) with "
+        f"{result.host_bytes / GIGABYTE:.1f} GB of host memory",
         f"  parameters  {len(own)} with {stored:,} elements on this rank; weights and optimizer "
         f"{kept_bytes / GIGABYTE:.2f} GB",
         f"  largest     {largest.name} {largest.shape}, after tensor parallel {largest.tensor_shape}, "
@@ -156,7 +175,8 @@ def load_shortened(
     Args:
         run: The resolved run.
         overrides: The overrides that the run was loaded with.
-        layers_per_stage: Number of layers to keep on every pipeline stage, or None for all.
+        layers_per_stage: Number of layers to keep on every pipeline stage, or None for all. Interleaved stages keep
+            the next multiple of their parts.
         micro_batches: Maximum number of micro batches per step, or None for all.
     """
     config = run.config
@@ -170,7 +190,9 @@ def load_shortened(
         if (config.mindformers.get(section) or {}).get(key) is not None:
             changed[f"{section}.{key}"] = num_micro
     if layers_per_stage is not None:
-        changed["model.model_config.num_hidden_layers"] = layers_per_stage * run.layout.pipeline_parallel
+        parts = count_stage_parts(run.model, run.layout)
+        per_stage = -(-layers_per_stage // parts) * parts
+        changed["model.model_config.num_hidden_layers"] = per_stage * run.layout.pipeline_parallel
         if run.model.get("offset") is not None:
             changed["model.model_config.offset"] = 0
     return load_config(config.path, changed)

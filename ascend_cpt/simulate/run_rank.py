@@ -47,6 +47,9 @@ class RankResult:
     peak_bytes: int = 0
     host_bytes: int = 0
     duration_s: float = 0.0
+    compile_s: float = 0.0
+    """The part of `duration_s` until the first step ended, without imports and building the network."""
+    compile_cpu_s: float = 0.0
     error: str = ""
 
 
@@ -114,6 +117,8 @@ def simulate_rank(
             peak_bytes=outcome.peak_bytes,
             host_bytes=outcome.host_bytes,
             duration_s=duration_s,
+            compile_s=outcome.compile_s,
+            compile_cpu_s=outcome.compile_cpu_s,
         )
 
 

@@ -216,6 +216,7 @@ FLAGS: dict[str, list[str]] = {
         "--devices-per-node",
         "--efficiencies",
         "--hbm",
+        "--interleave",
         "--json",
         "--layers-per-stage",
         "--log-dir",

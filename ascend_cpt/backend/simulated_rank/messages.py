@@ -44,4 +44,8 @@ class RankOutcome:
     """Peak memory that MindSpore allocated on the simulated device."""
     host_bytes: int = 0
     """Peak resident memory of the process."""
+    compile_s: float = 0.0
+    """Seconds until the first step ended, without imports and building the network."""
+    compile_cpu_s: float = 0.0
+    """CPU seconds of all threads in this time."""
     error: str = ""

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,13 @@ def register_loader_and_callback(job: Job) -> None:
 
         def on_train_begin(self, run_context: Any) -> None:
             write_phase("compiling")
+            self.started = (time.monotonic(), time.process_time())
+            self.compiled = self.started
 
         def on_train_step_end(self, run_context: Any) -> None:
             params = run_context.original_args()
+            if params.cur_step_num == 1:
+                self.compiled = (time.monotonic(), time.process_time())
             write_phase(f"step {params.cur_step_num}")
             if params.cur_step_num < job.num_steps:
                 return
@@ -151,6 +156,8 @@ def register_loader_and_callback(job: Job) -> None:
                 num_steps=job.num_steps,
                 peak_bytes=int(runtime.max_memory_allocated()),
                 host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILOBYTE,
+                compile_s=self.compiled[0] - self.started[0],
+                compile_cpu_s=self.compiled[1] - self.started[1],
             )
             write_text(Path(job.result_path), json.dumps(dataclasses.asdict(outcome)))
             run_context.request_stop()

@@ -1,8 +1,8 @@
 """Lists a model's layouts on a cluster, without choosing layers or recomputation per stage.
 
 The list excludes tensor parallelism without sequence parallelism, which is never better in the plan. It also excludes
-a vocabulary not split by tensor parallelism (`vocab_emb_dp`) and interleaved stages, which the models do not support,
-and `mp_comm_recompute`, which has no effect on these models.
+a vocabulary not split by tensor parallelism (`vocab_emb_dp`), which the models do not support, and
+`mp_comm_recompute`, which has no effect on these models.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ascend_cpt.plan.layout import NODE_DEVICES, cuts_nodes_unevenly
 
 MAX_MICRO_BATCH = 8
 MAX_CONTEXT = 8
+# Parts of the model on every stage (`pp_interleave_num`).
+STAGE_PARTS = (1, 2)
 # Every part adds its own operators to the graph.
 MAX_LOSS_CHUNKS = 32
 
@@ -96,13 +98,21 @@ def list_switches(case: TrainingCase, devices_per_node: int) -> Iterator[Trainin
     sizes = [None, in_node] if 1 < in_node < replicas and replicas % in_node == 0 else [None]
     # Without stages, MindSpore 2.9 did not finish compiling sharded gradients (docs/planning.md).
     gradients = (False, True) if replicas > 1 and case.accumulates and case.num_stages > 1 else (False,)
-    for selected, size, sharded in product((False, True), sizes, gradients):
+    for number, selected, size, sharded in product(list_stage_parts(case), (False, True), sizes, gradients):
         yield dataclasses.replace(
             case,
+            interleave=number,
             recomputes_selected=selected,
             optimizer_shard_size=size,
             shards_gradients=sharded,
         )
+
+
+def list_stage_parts(case: TrainingCase) -> list[int]:
+    """Return the numbers of parts of the model that the stages of a layout can have."""
+    if not case.can_interleave or case.num_stages == 1 or case.num_micro_batches % case.num_stages:
+        return [1]
+    return [number for number in STAGE_PARTS if number <= min(case.layers_per_stage)]
 
 
 def count_useful_chunks(case: TrainingCase) -> int:

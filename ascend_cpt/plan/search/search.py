@@ -10,7 +10,7 @@ from ascend_cpt.plan.case import TrainingCase
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate, needed_bytes
 from ascend_cpt.plan.machines import Machine
 from ascend_cpt.plan.memory import estimate_stage_memory
-from ascend_cpt.plan.search.candidates import count_useful_chunks, list_layouts, list_switches
+from ascend_cpt.plan.search.candidates import count_useful_chunks, list_layouts, list_stage_parts, list_switches
 from ascend_cpt.plan.search.stages import StageSolver
 from ascend_cpt.plan.speed.throughput import combine_stages, estimate_stage
 
@@ -45,7 +45,8 @@ def find_fastest(
         accepts: Called with the best case of a layout; False drops it.
     """
     bounded = [
-        (bound_speed(layout, machine), layout) for layout in list_layouts(case, world_size, machine.devices_per_node)
+        (bound_speed(layout, machine, max(list_stage_parts(layout))), layout)
+        for layout in list_layouts(case, world_size, machine.devices_per_node)
     ]
     found: list[tuple[float, TrainingCase]] = []
     for bound, layout in sorted(bounded, key=lambda pair: -pair[0]):
@@ -58,14 +59,21 @@ def find_fastest(
     return [best for _, best in found]
 
 
-def bound_speed(case: TrainingCase, machine: Machine) -> float:
-    """Return an upper bound on tokens per second for any division into stages: equal times, unlimited memory."""
+def bound_speed(case: TrainingCase, machine: Machine, more_parts: int = 1) -> float:
+    """Return an upper bound on tokens per second for any division into stages: equal times, unlimited memory.
+
+    Args:
+        case: The case.
+        machine: The machine.
+        more_parts: How many times more parts the stages may have, which divides the bubble.
+    """
     stages = [estimate_stage(case, stage, machine, machine.efficiency) for stage in range(case.num_stages)]
     time = combine_stages(case, stages, machine, machine.efficiency)
     slowest_s = max(stage.total_s for stage in stages)
     mean_s = sum(stage.total_s for stage in stages) / len(stages)
-    # A step takes (micro batches - 1) × the slowest stage + every stage once.
-    gained_s = (case.num_micro_batches - 1) * (slowest_s - mean_s)
+    # A step takes (micro batches - 1 / parts) × the slowest stage + every stage once / parts.
+    gained_s = (case.num_micro_batches - 1 / case.interleave) * (slowest_s - mean_s)
+    gained_s += (len(stages) - 1) * mean_s / case.interleave * (1 - 1 / more_parts)
     # Sharding the optimizer within a node saves at most the whole exchange over the network.
     return time.tokens / (time.step_s - gained_s - time.data_exchange_s)
 

@@ -70,7 +70,7 @@ class StageSolver:
         source = unfit[0] if unfit else max(range(len(layers)), key=times.__getitem__)
         best = None
         for target in range(len(layers)):
-            if target == source or layers[source] == 1:
+            if target == source or layers[source] == self.case.interleave:
                 continue
             taken = self.fit_stage(target, layers[target] + 1)
             if taken is None:

@@ -83,6 +83,7 @@ def describe_switches(case: TrainingCase) -> str:
     """Return a case's switches that trade memory for time, with their key names."""
     switches = {
         f"expert_parallel {case.layout.expert_parallel}": case.layout.expert_parallel > 1,
+        f"interleave {case.interleave}": case.interleave > 1,
         "select_recompute": case.recomputes_selected,
         "gradient_accumulation_shard": case.shards_gradients,
         f"shard size {case.optimizer_shard_size}": case.optimizer_shard_size is not None,

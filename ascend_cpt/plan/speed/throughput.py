@@ -314,10 +314,7 @@ def _estimate_replicas(
 
 def _estimate_update(case: TrainingCase, machine: Rates) -> float:
     """Return the seconds that the optimizer takes on the largest stage."""
-    elements = max(
-        sum(number * part.num_stored_elements for part, number in count_slices(case, stage) if part.is_trained)
-        for stage in range(case.num_stages)
-    )
+    elements = max(count_slices(case, stage).trained_stored_elements for stage in range(case.num_stages))
     update_s = UPDATE_PASSES * elements * FLOAT32_BYTES / machine.memory_bytes_per_s
     if case.swaps_optimizer:
         update_s += SWAPPED_TENSORS * elements * FLOAT32_BYTES / machine.host_bytes_per_s

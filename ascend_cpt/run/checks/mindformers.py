@@ -40,17 +40,13 @@ OWNED_KEYS: dict[str, tuple[tuple[Any, ...], str]] = {
     "runner_config.stop_step": ((0,), "use --stop-at-step"),
     "runner_config.sink_size": ((1,), "callbacks must run after every step"),
     "model.model_config.seq_length": ((), "set cpt.seq_length"),
-    "model.model_config.pp_interleave_num": (
-        (1,),
-        "interleaved stages (parallel.pipeline_config.pipeline_interleave) are not supported by the plan and the layer "
-        "split",
-    ),
     "use_skip_data_by_global_norm": ((False,), "set cpt.guards.grad_norm_spike, which counts what it skips"),
     "model.model_config.position_embedding_type": (("rope",), "set rope_scaling as in the model's config.json"),
     "model.model_config.use_eod_reset": ((False,), "set cpt.document_attention: within"),
     "model.model_config.use_eod_attn_mask_compression": ((False,), "set cpt.document_attention: within"),
 }
 _FAMILY_KEY = "model.model_config.model_type"
+SCHEDULER = "1f1b"  # the only pipeline schedule for which interleaved stages are planned
 DEVICE_TARGETS = ("Ascend", "CPU")
 
 
@@ -126,6 +122,9 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
         problems.append(f"{config.locate('model', 'model_config', key)}: model.model_config.{error}")
     parallel = config.mindformers.get("parallel_config") or {}
     recompute = False if uses_cpu(config) else (config.mindformers.get("recompute_config") or {}).get("recompute")
+    problems += _find_interleave_problems(config, model, layout)
+    if problems:
+        return problems
     found = find_layout_problems(model, layout, config.cpt.seq_length, recompute=recompute)
     if not found and not uses_cpu(config):
         found = find_switch_problems(
@@ -143,3 +142,20 @@ def find_model_problems(config: RunConfig, layout: ParallelLayout) -> list[str]:
             where = config.locate("model", "model_config", "pet_config")
             problems.append(f"{where}: model.model_config.pet_config: {problem}")
     return problems
+
+
+def _find_interleave_problems(config: RunConfig, model: Mapping[str, Any], layout: ParallelLayout) -> list[str]:
+    """Return a problem if the parts of the model on every stage are no number, or need settings that are missing."""
+    parts = model.get("pp_interleave_num")
+    if parts in (None, 1) and not isinstance(parts, bool):
+        return []
+    where = f"{config.locate('model', 'model_config', 'pp_interleave_num')}: model.model_config.pp_interleave_num"
+    if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
+        return [f"{where}: {parts!r}; expected a number of parts on every pipeline stage, such as 2"]
+    if layout.pipeline_parallel == 1:
+        return [f"{where} {parts} needs pipeline_stage above 1; remove it"]
+    pipeline = find_section(config.mindformers, "parallel.pipeline_config")
+    scheduler = (pipeline if isinstance(pipeline, Mapping) else {}).get("pipeline_scheduler", SCHEDULER)
+    if scheduler != SCHEDULER:
+        return [f"{where} {parts} needs parallel.pipeline_config.pipeline_scheduler {SCHEDULER}, not {scheduler}"]
+    return []

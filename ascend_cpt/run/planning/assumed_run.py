@@ -44,12 +44,17 @@ def resolve_without_data(config: RunConfig, world_size: int) -> ResolvedRun:
     Raises:
         ConfigError: naming every problem.
     """
+    reject_cpu(config)
+    return resolve_with_placeholders(config, world_size)
+
+
+def reject_cpu(config: RunConfig) -> None:
+    """Raise ConfigError if the configuration trains on a CPU."""
     if uses_cpu(config):
         raise ConfigError(
             f"{config.locate('context', 'device_target')}: context.device_target is CPU, but plans are for Ascend; "
             "add --set context.device_target=Ascend to plan this model there"
         )
-    return resolve_with_placeholders(config, world_size)
 
 
 def resolve_with_placeholders(config: RunConfig, world_size: int) -> ResolvedRun:

@@ -13,7 +13,7 @@ from ascend_cpt.config.loader import RunConfig
 from ascend_cpt.config.sections import find_section
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.files import write_whole
-from ascend_cpt.plan.case import TrainingCase
+from ascend_cpt.plan.case import TrainingCase, split_parts
 
 OPTIMIZER = "parallel.parallel_optimizer_config"
 MISSING = object()
@@ -37,6 +37,7 @@ def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
         f"{OPTIMIZER}.gradient_accumulation_shard": case.shards_gradients,
         f"{OPTIMIZER}.optimizer_weight_shard_size": case.optimizer_shard_size or -1,
         "model.model_config.offset": _write_offset(case),
+        "model.model_config.pp_interleave_num": case.interleave,
         "cpt.loss_chunks": case.loss_chunks,
     }
     # Values that MindFormers or this program assumes if a key is missing.
@@ -49,6 +50,7 @@ def list_changes(case: TrainingCase, config: RunConfig) -> dict[str, Any]:
         f"{OPTIMIZER}.gradient_accumulation_shard": False,
         f"{OPTIMIZER}.optimizer_weight_shard_size": -1,
         "model.model_config.offset": 0,
+        "model.model_config.pp_interleave_num": 1,
     }
     given = {"cpt.loss_chunks": config.cpt.loss_chunks}
     for key in ("parallel_config.micro_batch_num", "runner_config.gradient_accumulation_steps"):
@@ -77,10 +79,12 @@ def _write_recompute(case: TrainingCase) -> bool | list[int]:
     return list(case.recomputed_layers)
 
 
-def _write_offset(case: TrainingCase) -> int | list[int]:
-    share = case.model.num_layers // case.num_stages
-    offset = [layers - share for layers in case.layers_per_stage]
-    return offset if any(offset) else 0
+def _write_offset(case: TrainingCase) -> int | list[int] | list[list[int]]:
+    share = case.model.num_layers // (case.num_stages * case.interleave)
+    offset = [[layers - share for layers in part] for part in split_parts(case.layers_per_stage, case.interleave)]
+    if not any(map(any, offset)):
+        return 0
+    return offset[0] if case.interleave == 1 else offset
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

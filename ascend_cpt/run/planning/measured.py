@@ -21,7 +21,7 @@ from ascend_cpt.plan.case import TrainingCase
 from ascend_cpt.plan.machines import MACHINES, Machine
 from ascend_cpt.plan.speed.efficiency import Efficiency, ErrorBand
 from ascend_cpt.plan.speed.fit import Prior, Speed, fit, predict
-from ascend_cpt.run.planning.training_case import build_case_of
+from ascend_cpt.run.planning.training_case import build_case_of, find_unplanned
 from ascend_cpt.strict_json import JsonError, read_json_object
 
 # The first steps include compilation and cache warm-up.
@@ -105,6 +105,8 @@ def read_run_speed(run_dir: Path) -> RunSpeed:
 def _read_case(run_dir: Path, world_size: int, *, loss_chunks: int) -> TrainingCase:
     path = run_dir / RESOLVED_NAME
     sections: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if (unplanned := find_unplanned(sections)) is not None:
+        raise ConfigError(f"--measured {path}: {unplanned[1]}; give other runs")
     try:
         parallel, runner = sections["parallel_config"], sections["runner_config"]
         layout = ParallelLayout(

@@ -14,8 +14,8 @@ from ascend_cpt.plan.case import GIGABYTE
 from ascend_cpt.plan.estimate import Estimate, Limits, estimate
 from ascend_cpt.plan.machines import Machine, find_machine
 from ascend_cpt.plan.speed.efficiency import Efficiency, ErrorBand
-from ascend_cpt.run.planning.assumed_run import choose_world_size, has_token_budget, resolve_without_data
-from ascend_cpt.run.planning.training_case import build_case, count_checkpoints
+from ascend_cpt.run.planning.assumed_run import choose_world_size, has_token_budget, reject_cpu, resolve_without_data
+from ascend_cpt.run.planning.training_case import build_case, count_checkpoints, find_unplanned
 from ascend_cpt.run.resolved_run import ResolvedRun
 
 
@@ -62,8 +62,12 @@ def plan_config(config: RunConfig, cluster: Cluster) -> tuple[ResolvedRun, Estim
     Raises:
         ConfigError: naming every problem.
     """
+    reject_cpu(config)
     world_size = choose_world_size(config, cluster.num_nodes, cluster.devices_per_node)
     run = resolve_without_data(config, world_size)
+    if (unplanned := find_unplanned(config.mindformers)) is not None:
+        key, problem = unplanned
+        raise ConfigError(f"{config.locate(*key.split('.'))}: {problem}; remove it for planning")
     machine = cluster.find_machine()
     is_length_known = has_token_budget(config)
     return run, estimate(

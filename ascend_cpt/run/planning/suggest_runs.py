@@ -31,6 +31,8 @@ class Goal:
     """`speed`: tokens per second on the given devices; `cost`: device hours; `nodes`: fewest nodes for a deadline."""
     days: float | None = None
     """Deadline of the run."""
+    interleaves: bool = False
+    """Also search interleaved pipeline stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,8 @@ def suggest_runs(path: Path, overrides: Mapping[str, Any], cluster: Cluster, goa
     own = cluster if goal.objective == "speed" else dataclasses.replace(cluster, num_nodes=None)
     given, problem = _plan_given(config, own)
     start = given or _plan_anything(config, overrides, cluster, problem)
+    can_interleave = goal.interleaves or start.case.interleave > 1
+    start = dataclasses.replace(start, case=dataclasses.replace(start.case, can_interleave=can_interleave))
     if goal.objective != "speed" and start.total_tokens is None:
         raise ConfigError(
             f"--objective {goal.objective}: the length of the run is unknown without its datasets; add --set "
@@ -185,6 +189,7 @@ def _plan_anything(config: RunConfig, overrides: Mapping[str, Any], cluster: Clu
                 "runner_config.batch_size": 1,
                 "recompute_config.recompute": True,
                 "model.model_config.offset": 0,
+                "model.model_config.pp_interleave_num": 1,
             }
             try:
                 loaded = load_config(config.path, {**flatten(overrides), **changes})
@@ -210,4 +215,4 @@ class _Check:
         except ConfigError:
             return False
         # Without accumulation or sharding, some switches have no effect and are allowed to differ.
-        return dataclasses.replace(planned, parameters=case.parameters) == case
+        return dataclasses.replace(planned, parameters=case.parameters, can_interleave=case.can_interleave) == case

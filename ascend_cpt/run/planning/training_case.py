@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ascend_cpt.config.parallel_layout import ParallelLayout
+from ascend_cpt.config.sections import find_section
 from ascend_cpt.config.values import to_steps
 from ascend_cpt.model.lora import LoraSettings, list_adapter_shapes
 from ascend_cpt.model.parameters import count_parameters, list_mindformers_shapes
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.plan.case import DTYPE_BYTES, FLOAT32_BYTES, TrainingCase, split_layers
 from ascend_cpt.plan.checkpoints import Checkpoints, plan_checkpoints
+from ascend_cpt.plan.layout import count_stage_parts
 from ascend_cpt.run.checks.loss_chunks import find_keys_without_chunks
 from ascend_cpt.run.resolved_run import ResolvedRun
 
@@ -37,6 +39,24 @@ def count_checkpoints(run: ResolvedRun, total_steps: int | None) -> Checkpoints:
         num_trained=trained,
         export_bytes=num_parameters * param_bytes if run.config.cpt.export is not None else 0,
     )
+
+
+# Dotted key → the values that a plan assumes, and why.
+UNPLANNED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "swap_config.swap": ((None, False), "activations in the host's memory (use recomputation or optimizer.swap)"),
+    "parallel.pipeline_config.pipeline_scheduler": ((None, "1f1b"), "pipeline schedules other than 1f1b"),
+}
+
+
+def find_unplanned(sections: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the dotted key and the problem of a setting that the plan does not model, or None."""
+    for dotted, (assumed, what) in UNPLANNED.items():
+        parent, _, key = dotted.rpartition(".")
+        section = find_section(sections, parent)
+        value = section.get(key) if isinstance(section, Mapping) else None
+        if value not in assumed:
+            return dotted, f"{dotted} {value}: plans do not cover {what}"
+    return None
 
 
 def build_case(run: ResolvedRun) -> TrainingCase:
@@ -73,7 +93,8 @@ def build_case_of(
     parallel = sections.get("parallel") or {}
     optimizer = parallel.get("parallel_optimizer_config") or {}
     shard_size = int(optimizer.get("optimizer_weight_shard_size") or -1)
-    layers = split_layers(sizes.num_layers, layout.pipeline_parallel, model.get("offset"))
+    parts = count_stage_parts(model, layout)
+    layers = split_layers(sizes.num_layers, layout.pipeline_parallel, model.get("offset"), parts)
     recompute = sections.get("recompute_config") or {}
     return TrainingCase(
         model=sizes,
@@ -95,6 +116,7 @@ def build_case_of(
         regathers_weights=bool(recompute.get("parallel_optimizer_comm_recompute", False)),
         swaps_optimizer=bool((sections.get("optimizer") or {}).get("swap", False)),
         compresses_mask=compresses_mask,
+        interleave=parts,
         loss_chunks=loss_chunks,
         can_chunk_loss=not find_keys_without_chunks(sections),
         residuals_in_float32=bool(model.get("fp32_residual_connection")),

@@ -125,6 +125,7 @@ SCALED = {
         "max_grad_norm": 1.0,
     }
 }  # fmt: skip
+FOUR_LAYERS = Reference(sections=_with_model(num_hidden_layers=4))
 PARTS = {"cpt": {"loss_chunks": 4}}
 # With tensor 2, each rank has 256 of the 512 rows: the first trained row is on the second rank, and on the first.
 ROWS = Reference(cpt={"trainable": ["embedding.word_embeddings.weight[300:]", "output_layer.weight[200:]"]})
@@ -160,6 +161,10 @@ LAYOUTS: dict[str, Layout] = {
     "pipeline 2": Layout(pipeline=2, accumulation=4),
     "pipeline 2, recompute list": Layout(
         pipeline=2, accumulation=4, sections={"recompute_config": {"recompute": [1, 0]}}
+    ),
+    # Stage 0 has layers 0 and 2, stage 1 has layers 1 and 3.
+    "pipeline 2, interleaved": Layout(
+        pipeline=2, accumulation=4, sections=_with_model(pp_interleave_num=2), reference=FOUR_LAYERS
     ),
     "tensor 2, pipeline 2": Layout(tensor=2, pipeline=2, accumulation=4),
     "context 2": Layout(context=2, parallel_config={"context_parallel_algo": "colossalai_cp"}),

@@ -76,6 +76,7 @@ def describe_run(dataset: Path, folder: Path, reference: Reference, bases: Seque
         },
     )
     sections["model"]["model_config"]["max_position_embeddings"] = max(256, length)
+    sections["model"]["model_config"] |= reference.sections.get("model", {}).get("model_config", {})
     sections["base_config"] += [str(write(folder, "reference", reference.sections)), *map(str, bases)]
     return write(folder, "run", sections)
 

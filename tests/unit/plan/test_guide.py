@@ -51,6 +51,19 @@ def test_plan_that_does_not_fit_exits_with_1() -> None:
     assert done.returncode == 1 and "fits      NO" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("configs/qwen3/cpt_qwen3_tiny.yaml",), "device_target is CPU, but plans are for Ascend"),
+        (("configs/qwen3/cpt_qwen3_8b.yaml", "--hbm", "nan"), "--hbm nan: must be a number above 0"),
+        (("configs/qwen3/cpt_qwen3_8b.yaml", "--interleave"), "--interleave: needs --suggest"),
+    ],
+)
+def test_obvious_mistakes_exit_with_2(arguments: tuple[str, ...], words: str) -> None:
+    done = run_plan(*arguments)
+    assert done.returncode == 2 and words in done.stderr
+
+
 def test_wrong_configuration_exits_with_2_and_one_line() -> None:
     done = run_plan("configs/qwen3/cpt_qwen3_8b.yaml", "--nodes", "3")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

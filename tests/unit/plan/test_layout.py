@@ -117,3 +117,57 @@ def test_lists_by_stage_that_do_not_fit_are_one_line(stages: int, offset: Any, r
     model = {**MODEL, "offset": offset}
     problems = find_layout_problems(model, make_layout(pipeline=stages), 4096, recompute=recompute)
     assert problems == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("stages", "parts", "offset", "recompute", "expected"),
+    [
+        (2, 2, 0, [4, True], ""),
+        (4, 3, None, True, ""),
+        (5, 2, [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], True, ""),
+        (
+            8,
+            2,
+            0,
+            True,
+            "pp_interleave_num 2: [[2, 2, 2, 2, 2, 2, 2, 2], [2, 2, 2, 2, 2, 2, 2, 2]] layers in the parts of the "
+            "stages, but num_hidden_layers is 36; every part needs one, and the sum of model.model_config.offset is 4",
+        ),
+        (
+            8,
+            2,
+            [0] * 8,
+            True,
+            "pp_interleave_num is 2: model.model_config.offset needs 2 lists of 8 values, with the sum 4",
+        ),
+        (
+            2,
+            2,
+            [[0, -1], [0, 1]],
+            True,
+            "pp_interleave_num 2: model.model_config.offset [[0, -1], [0, 1]] divides a stage's layers unevenly; "
+            "use [[0, 0], [0, 0]]",
+        ),
+        (
+            4,
+            2,
+            0,
+            [1, 0, 0],
+            "pipeline_stage is 4, but recompute_config.recompute has 3 values; give one value per stage, also with "
+            "pp_interleave_num, or set recompute to True",
+        ),
+        (
+            4,
+            10,
+            0,
+            True,
+            "pipeline_stage 4 × model.model_config.pp_interleave_num 10 is more than num_hidden_layers 36",
+        ),
+    ],
+)
+def test_layers_of_interleaved_stages_are_checked(
+    stages: int, parts: int, offset: Any, recompute: Any, expected: str
+) -> None:
+    model = {**MODEL, "offset": offset, "pp_interleave_num": parts}
+    problems = find_layout_problems(model, make_layout(pipeline=stages), 4096, recompute=recompute)
+    assert problems == ([expected] if expected else [])

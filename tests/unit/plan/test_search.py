@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -17,13 +18,14 @@ from ascend_cpt.plan.memory import estimate_memory
 from ascend_cpt.plan.search.candidates import (
     count_useful_chunks,
     list_layouts,
+    list_stage_parts,
     list_switches,
     make_offset,
 )
 from ascend_cpt.plan.search.clusters import find_cheapest, find_smallest, find_within
 from ascend_cpt.plan.search.search import bound_speed, estimate_as, find_fastest, reduce_chunks
 from ascend_cpt.plan.search.stages import StageSolver
-from ascend_cpt.plan.search.table import describe_by_stage, render_table
+from ascend_cpt.plan.search.table import describe_by_stage, describe_switches, render_table
 from ascend_cpt.plan.slices import count_slices, slice_parameters
 from ascend_cpt.plan.speed.throughput import estimate_step
 
@@ -184,3 +186,34 @@ def test_table_starts_with_the_given_layout_and_shows_gains(make_case: MakeCase)
                                                                    (7, 4, [1, 1, 1, 0]), (5, 2, [1, 0])])  # fmt: skip
 def test_remaining_layers_go_to_the_middle_stages(num_layers: int, num_stages: int, offset: list[int]) -> None:
     assert make_offset(num_layers, num_stages) == offset
+
+
+def test_interleaved_stages_are_searched_only_if_asked(make_case: MakeCase) -> None:
+    case = make_case((1, 1, 4, 1), num_micro_batches=4, model={"num_hidden_layers": 16})
+    plain = find_fastest(case, MACHINE, ROOMY, world_size=4)
+    case = dataclasses.replace(case, can_interleave=True)
+    found = find_fastest(case, MACHINE, ROOMY, world_size=4)
+    assert {other.interleave for other in plain} == {1}
+    interleaved = [other for other in found if other.interleave == 2]
+    assert interleaved and all(other.layout.pipeline_parallel > 1 for other in interleaved)
+    for other in found:
+        assert other.num_micro_batches % other.num_stages == 0 or other.interleave == 1
+        speed = estimate_step(other, MACHINE, MACHINE.efficiency).tokens_per_s
+        for layout in list_layouts(case, 4, 8):
+            if (layout.layout, layout.micro_batch_size) == (other.layout, other.micro_batch_size):
+                assert speed <= bound_speed(layout, MACHINE, max(list_stage_parts(layout))) * (1 + 1e-9)
+    assert "interleave 2" in describe_switches(interleaved[0])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_slower_than_the_given_layout_is_ranked(make_case: MakeCase, seed: int) -> None:
+    generator = random.Random(seed)
+    layout = generator.choice([(8, 1, 1, 1), (4, 2, 1, 1), (2, 2, 2, 1), (1, 2, 4, 1), (1, 1, 8, 1)])
+    limits = dataclasses.replace(ROOMY, pool_bytes=int(generator.choice([5.5, 7, 9, 20]) * GIGABYTE))
+    case = make_case(layout, num_micro_batches=8, recompute=generator.random() < 0.5)
+    found = find_fastest(dataclasses.replace(case, can_interleave=True), MACHINE, limits, world_size=8, max_layouts=1)
+    given = estimate_as(plan_of(case, limits), case)
+    if given.fits:
+        assert estimate_step(found[0], MACHINE, MACHINE.efficiency).tokens_per_s >= given.time.tokens_per_s * (1 - 1e-9)
+    for other in found:
+        assert all(needed_bytes(stage) <= limits.usable_bytes for stage in estimate_memory(other))

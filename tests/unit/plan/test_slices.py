@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascend_cpt.plan.case import TrainingCase, split_layers
+from ascend_cpt.plan.case import TrainingCase, split_layers, split_parts
 from ascend_cpt.plan.slices import slice_parameters
 
 MakeCase = Callable[..., TrainingCase]
@@ -83,3 +85,37 @@ def test_split_layers(num_layers: int, num_stages: int) -> None:
             split_layers(num_layers, num_stages)
     else:
         assert split_layers(num_layers, num_stages) == (num_layers // num_stages,) * num_stages
+
+
+@pytest.mark.parametrize(
+    ("layers_per_stage", "parts", "expected"),
+    [
+        ((4, 4), 2, {0: [0, 1, 4, 5], 1: [2, 3, 6, 7]}),
+        ((5, 3), 2, {0: [0, 1, 2, 5, 6], 1: [3, 4, 7]}),
+        ((2, 2, 2, 2), 1, {0: [0, 1], 3: [6, 7]}),
+        ((3, 3), 3, {0: [0, 2, 4], 1: [1, 3, 5]}),
+    ],
+)
+def test_interleaved_stages_have_several_parts_of_the_model(
+    make_case: MakeCase, layers_per_stage: tuple[int, ...], parts: int, expected: dict[int, list[int]]
+) -> None:
+    num_layers = sum(layers_per_stage)
+    case = dataclasses.replace(
+        make_case((1, 1, len(layers_per_stage), 1), model={"num_hidden_layers": num_layers}, offset=[
+            layers - num_layers // len(layers_per_stage) for layers in layers_per_stage]),
+        interleave=parts,
+    )  # fmt: skip
+    for stage, layers in expected.items():
+        assert [layer for layer in range(num_layers) if case.has_layer(stage, layer)] == layers
+    assert all(
+        sum(case.has_layer(stage, layer) for stage in range(case.num_stages)) == 1 for layer in range(num_layers)
+    )
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.lists(st.integers(0, 2), min_size=1, max_size=5))
+def test_interleaved_layers_are_read_as_written(num_parts: int, share: int, more: list[int]) -> None:
+    layers = tuple(num_parts * share + extra for extra in more)
+    parts = split_parts(layers, num_parts)
+    share = sum(layers) // (len(layers) * num_parts)
+    offset: Any = [[number - share for number in part] for part in parts]
+    assert split_layers(sum(layers), len(layers), offset if num_parts > 1 else offset[0], num_parts) == layers

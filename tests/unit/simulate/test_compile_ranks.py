@@ -140,3 +140,18 @@ def test_cluster_size_is_required(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the size of the cluster is unknown"):
         plan_run(config, {}, make_cluster())
     assert plan_run(config, {}, make_cluster(2))[0].layout.data_parallel == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"swap_config.swap": True}, "swap_config.swap True: plans do not cover activations in the host's memory"),
+        (
+            {"parallel.pipeline_config.pipeline_scheduler": "gpipe"},
+            "pipeline_scheduler gpipe: plans do not cover pipeline schedules other than 1f1b",
+        ),
+    ],
+)
+def test_settings_that_the_plan_does_not_cover_are_rejected(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        plan_run(QWEN3_8B, changes, make_cluster())

@@ -126,14 +126,30 @@ def test_child_that_hangs_after_its_result_is_ended(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model.model_config.pp_interleave_num": 2}, "parallel.pipeline_config.pipeline_interleave"),
+        ({"model.model_config.pp_interleave_num": "2"}, "pp_interleave_num: '2'; expected a number of parts"),
+        ({"model.model_config.pp_interleave_num": True}, "pp_interleave_num: True; expected a number of parts"),
+        ({"model.model_config.pp_interleave_num": 0}, "pp_interleave_num: 0; expected a number of parts"),
+        (
+            {
+                "model.model_config.pp_interleave_num": 2,
+                "parallel.pipeline_config": {"pipeline_scheduler": "zero_bubble_v"},
+            },
+            "pp_interleave_num 2 needs parallel.pipeline_config.pipeline_scheduler 1f1b, not zero_bubble_v",
+        ),
+        (
+            {
+                "model.model_config.pp_interleave_num": 2,
+                "parallel_config": {"data_parallel": 8, "model_parallel": 8, "pipeline_stage": 1},
+            },
+            "pp_interleave_num 2 needs pipeline_stage above 1; remove it",
+        ),
         (
             {"recompute_config.recompute": [[4, 4, 4, 4], [4, 4, 4, 4]]},
             "one entry .True, False or number of layers. per pipeline stage",
         ),
     ],
 )
-def test_interleaved_pipelines_are_refused_by_name(change: dict[str, Any], named: str) -> None:
+def test_interleaved_pipelines_that_are_not_supported_are_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         plan_run(CONFIG, change, CLUSTER)
 

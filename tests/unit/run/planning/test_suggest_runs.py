@@ -10,6 +10,7 @@ import pytest
 
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.plan.case import GIGABYTE
+from ascend_cpt.run.mindformers_yaml import make_mindformers_config
 from ascend_cpt.run.planning.plan_run import Cluster, plan_run
 from ascend_cpt.run.planning.suggest_runs import Goal, suggest_runs
 
@@ -113,3 +114,44 @@ def test_micro_batches_of_the_configuration_are_replaced() -> None:
              "cpt.global_batch_size": 128, "recompute_config.recompute": True}  # fmt: skip
     found = suggest_runs(SMALL, given, cluster(), Goal())
     assert found.plans and any("runner_config.gradient_accumulation_steps" in changes for changes in found.changes)
+
+
+FEW_MICRO_BATCHES = {
+    "parallel_config": {"data_parallel": 1, "model_parallel": 2, "pipeline_stage": 4, "use_seq_parallel": True},
+    "runner_config.batch_size": 1,
+    "cpt.global_batch_size": 4,
+    "recompute_config.recompute": True,
+    "model.model_config.offset": 0,
+    "model.model_config.num_hidden_layers": 18,
+}
+
+
+def test_interleaved_stages_are_written_and_accepted(tmp_path: Path) -> None:
+    found = suggest_runs(SMALL, FEW_MICRO_BATCHES | {"model.model_config.offset": [1, 1, 0, 0]}, cluster(),
+                         Goal(interleaves=True))  # fmt: skip
+    place, best = next((place, plan) for place, plan in enumerate(found.plans) if plan.case.interleave == 2)
+    changes = found.changes[place]
+    assert changes["model.model_config.pp_interleave_num"] == 2
+    run, plan = plan_run(SMALL, FEW_MICRO_BATCHES | dict(changes), cluster())
+    assert plan.time == best.time and plan.case == dataclasses.replace(best.case, can_interleave=False)
+    sections = make_mindformers_config(run, resume_from=None, init_from=None)
+    assert sections["parallel"]["pipeline_config"] == {"pipeline_interleave": True}
+    assert run.describe_layout()["stage_parts"] == 2
+    assert sum(run.describe_layout()["stage_layers"]) == 18
+
+
+def test_no_suggestion_is_slower_than_the_given_layout() -> None:
+    """Whatever is given, no row is slower."""
+    for given in (
+        RECOMPUTED,
+        SLOW,
+        FEW_MICRO_BATCHES,
+        {"recompute_config.recompute": False},
+        {"runner_config.batch_size": 1},
+    ):
+        found = suggest_runs(SMALL, given, cluster(), Goal())
+        assert found.given is not None
+        if found.given.fits:
+            assert all(plan.time.tokens_per_s > found.given.time.tokens_per_s for plan in found.plans)
+        speeds = [plan.time.tokens_per_s for plan in found.plans]
+        assert speeds == sorted(speeds, reverse=True)
