@@ -73,7 +73,7 @@ def parse_arguments(description: str, argv: list[str] | None = None) -> Order:
     add("--max-forgetting", type=float, metavar="NATS", help="largest mean increase of the losses of --general")
     add("--confirm", type=int, default=0, metavar="N", help="train N blends of the frontier and compare [%(default)s]")
     add("--microanneal", action="store_true", help="instead of a search: upweight each source over a linear decay")
-    add("--upweight", type=float, default=0.5, metavar="S", help="share of the upweighted source [%(default)s]")
+    add("--upweight", type=float, default=0.5, metavar="S", help="share replaced by each source [%(default)s]")
     add("--workers", type=int, metavar="N", help="processes of a proxy [as the layout needs]")
     add("--launch", metavar="CMD", help="command that starts a job on several nodes; {} is the training command")
     add("--timeout", type=float, default=1800, metavar="S", help="limit for the time without a new step [%(default)s]")

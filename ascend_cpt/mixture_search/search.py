@@ -34,7 +34,7 @@ from ascend_cpt.mixture_search.report import (
 )
 from ascend_cpt.mixture_search.results import Result, Results
 from ascend_cpt.mixture_search.session import Session
-from ascend_cpt.recipe.mixture.design import round_shares, sample_blends
+from ascend_cpt.recipe.mixture.design import round_shares, sample_blends, upweight_source
 from ascend_cpt.recipe.mixture.frontier import (
     Goals,
     Predicted,
@@ -295,11 +295,7 @@ def _anneal(order: Order, setup: Setup, session: Session) -> int:
     reference = round_shares(sizes)
     blends = {"": reference}
     for index, name in enumerate(setup.names):
-        others = sizes.copy()
-        others[index] = 0.0
-        shares = others / others.sum() * (1 - order.upweight)
-        shares[index] = order.upweight
-        blends[name] = round_shares(shares)
+        blends[name] = upweight_source(reference, index, order.upweight)
     found: dict[str, list[Result]] = {name: [] for name in blends}
     proxies = [
         Proxy(kind="anneal", shares=tuple(shares.tolist()), seed=seed)
@@ -311,8 +307,8 @@ def _anneal(order: Order, setup: Setup, session: Session) -> int:
         found[list(blends)[index % len(blends)]].append(result)
     table, values = describe_annealing(setup.names, found, setup.measures)
     heading = (
-        f"change relative to {write_blend(setup.names, reference.tolist())} when a source has the share "
-        f"{order.upweight:g}, over {len(order.seeds)} seeds:"
+        f"change relative to {write_blend(setup.names, reference.tolist())} when {order.upweight:.0%} of the tokens "
+        f"are replaced by one source (seeds: {len(order.seeds)}):"
     )
     _print(f"{heading}\n{table}")
     write_text(order.folder / TABLE_NAME, f"{heading}\n\n{table}")

@@ -59,6 +59,13 @@ def sample_blends(tokens: Sequence[float], num_blends: int, *, temperature: floa
     return blends[:num_blends]
 
 
+def upweight_source(reference: Floats, source: int, part: float) -> Floats:
+    """Return a blend in which `part` of the reference is replaced by one source, float64 of shape (sources,)."""
+    shares = reference * (1 - part)
+    shares[source] += part
+    return round_shares(shares, min_share=0.0)
+
+
 def draw_blends(tokens: Floats, num_blends: int, *, temperature: float, generator: np.random.Generator) -> Floats:
     """Return random blends, float64 of shape (blends, sources)."""
     mean = (tokens / tokens.sum()) ** temperature

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ascend_cpt.recipe.mixture.design import UNITS, round_shares, sample_blends
+from ascend_cpt.recipe.mixture.design import UNITS, round_shares, sample_blends, upweight_source
 from ascend_cpt.recipe.mixture.frontier import (
     Goals,
     find_frontier,
@@ -91,6 +91,13 @@ def test_the_design_has_printable_shares_and_begins_with_the_token_shares() -> N
     assert (np.ptp(shares, axis=0) > 0.3).all() and shares.mean(axis=0)[0] > shares.mean(axis=0)[3]
     assert [list(one) for one in blends] == [list(one) for one in sample_blends(TOKENS, 40, temperature=0.5, seed=3)]
     assert not np.array_equal(blends[1], sample_blends(TOKENS, 40, temperature=0.5, seed=4)[1])
+
+
+def test_an_upweighted_source_always_gets_more() -> None:
+    reference = round_shares((0.55, 0.3, 0.15))
+    assert upweight_source(reference, 0, 0.5).tolist() == [0.775, 0.15, 0.075]
+    assert upweight_source(reference, 2, 0.2).tolist() == [0.44, 0.24, 0.32]
+    assert reference.tolist() == [0.55, 0.3, 0.15]
 
 
 def test_a_design_of_one_source_is_refused() -> None:
