@@ -69,8 +69,8 @@ def shrink(run: ResolvedRun, max_processes: int) -> Rehearsal:
     config, before = run.config, run.layout
     if run.model["model_type"] in MOE_FAMILIES:
         raise ConfigError(
-            f"{config.path}: {run.model['model_type']} cannot be rehearsed: the emulated devices lack operators for "
-            "its experts; check the layout with tools/plan.py"
+            f"{config.path}: {run.model['model_type']} cannot be rehearsed: its experts have not been run on the "
+            "emulated devices; check the layout with tools/plan.py"
         )
     after = shrink_layout(before, max_processes)
     sections = copy.deepcopy(config.mindformers)

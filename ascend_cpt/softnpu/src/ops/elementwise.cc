@@ -65,6 +65,7 @@ OP(Divs, "tst") {
   need_float(call.tensor(2));
   with_scalar(call, [](double x, double k) { return x / k; });
 }
+OP(FmodScalar, "tst") { with_scalar(call, [](double x, double k) { return std::fmod(x, k); }); }
 OP(Neg, "tt") { unary(call, [](double x) { return -x; }); }
 OP(Abs, "tt") { unary(call, [](double x) { return std::fabs(x); }); }
 OP(Relu, "tt") { unary(call, [](double x) { return x > 0 || x != x ? x : 0.0; }); }

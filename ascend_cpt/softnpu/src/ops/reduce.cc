@@ -1,4 +1,4 @@
-// Sums, means, extremes along axes.
+// Sums, means, extremes along axes; softmax and cumulative sums.
 #include "arrays.h"
 
 namespace softnpu {
@@ -49,6 +49,26 @@ template <class F, class Row> void fold(const Tensor &in, const std::vector<bool
   }
 }
 double larger(double x, double y) { return x != x || x > y ? x : y; }
+Tensor with_axis_last(const Tensor &t, int64_t axis) {
+  Dims order;
+  axis = find_axis(axis, t.rank());
+  for (int64_t d = 0; d < t.rank(); d++) if (d != axis) order.push_back(d);
+  order.push_back(axis);
+  return permute(t, order);
+}
+// Calls f(line, length) for a copy of each line along an axis, and writes the line to the output.
+template <class F> void each_line(const Tensor &in, int64_t axis, const Tensor &out, F f) {
+  if (in.count() == 0) return;
+  Tensor lines = with_axis_last(in, axis), results = with_axis_last(out, axis);
+  int64_t n = lines.dims.back();
+  std::vector<double> line(n);
+  Cursor from(lines), to(results);
+  for (int64_t r = 0; r < in.count() / n; r++) {
+    from.read(n, line.data());
+    f(line.data(), n);
+    to.write(n, line.data());
+  }
+}
 void need_kept(Call &call, size_t out, const std::vector<bool> &reduced, bool keep) {
   Dims dims = reduced_dims(call.tensor(0).dims, reduced), squeezed;
   for (size_t d = 0; d < dims.size(); d++) if (!reduced[d]) squeezed.push_back(dims[d]);
@@ -62,6 +82,56 @@ OP(ReduceSum, "tIbwt") {
   need(call.integer(3) == call.tensor(4).dtype, "requested dtype " + std::to_string(call.integer(3)) + ", but the output has " + std::to_string(call.tensor(4).dtype));
   need_kept(call, 4, reduced, call.integer(2) != 0);
   fold(call.tensor(0), reduced, call.tensor(4), 0.0, [](double x, double y) { return x + y; }, add_up, 1.0);
+}
+// The same, divided by the number of elements.
+OP(Mean, "tIbwt") {
+  const Tensor &in = call.tensor(0);
+  auto reduced = mark_axes(in.rank(), axes_of(call, 1));
+  need(call.integer(3) == call.tensor(4).dtype, "requested dtype " + std::to_string(call.integer(3)) + ", but the output has " + std::to_string(call.tensor(4).dtype));
+  need_kept(call, 4, reduced, call.integer(2) != 0);
+  double count = (double)in.count() / (double)count_elements(reduced_dims(in.dims, reduced));
+  fold(in, reduced, call.tensor(4), 0.0, [](double x, double y) { return x + y; }, add_up, 1.0 / count);
+}
+// Input, axes, whether reduced dimensions stay as 1, largest values.
+OP(Amax, "tIbt") {
+  auto reduced = mark_axes(call.tensor(0).rank(), axes_of(call, 1));
+  need_kept(call, 3, reduced, call.integer(2) != 0);
+  auto row = [](const double *x, int64_t n) { double top = x[0]; for (int64_t i = 1; i < n; i++) top = larger(top, x[i]); return top; };
+  fold(call.tensor(0), reduced, call.tensor(3), -std::numeric_limits<double>::infinity(), larger, row, 1.0);
+}
+// Input, axis, dtype, result.
+OP(Cumsum, "tiwt") {
+  need(call.integer(2) == call.tensor(3).dtype, "requested dtype " + std::to_string(call.integer(2)) + ", but the output has " + std::to_string(call.tensor(3).dtype));
+  need_shape(call.tensor(3), call.tensor(0).dims);
+  each_line(call.tensor(0), call.integer(1), call.tensor(3), [](double *x, int64_t n) { for (int64_t i = 1; i < n; i++) x[i] += x[i - 1]; });
+}
+// Input, axis, result.
+OP(Softmax, "tit") {
+  need_float(call.tensor(2));
+  need_shape(call.tensor(2), call.tensor(0).dims);
+  each_line(call.tensor(0), call.integer(1), call.tensor(2), [](double *x, int64_t n) {
+    double top = x[0], total = 0;
+    for (int64_t i = 1; i < n; i++) top = larger(top, x[i]);
+    for (int64_t i = 0; i < n; i++) total += x[i] = exp_fast(x[i] - top);
+    for (int64_t i = 0; i < n; i++) x[i] /= total;
+  });
+}
+// Gradient, softmax y, axis, result: y · (gradient - Σ gradient · y)
+OP(SoftmaxBackward, "ttit") {
+  const Tensor &gradient = call.tensor(0), &y = call.tensor(1), &out = call.tensor(3);
+  need_float(out);
+  need_shape(y, gradient.dims);
+  need_shape(out, gradient.dims);
+  int64_t n = y.rank() ? y.dims[find_axis(call.integer(2), y.rank())] : 1;
+  std::vector<double> line(n);
+  Tensor lines = with_axis_last(y, call.integer(2));
+  Cursor from(lines);
+  each_line(gradient, call.integer(2), out, [&](double *g, int64_t count) {
+    from.read(count, line.data());
+    double dot = 0;
+    for (int64_t i = 0; i < count; i++) dot += g[i] * line[i];
+    for (int64_t i = 0; i < count; i++) g[i] = line[i] * (g[i] - dot);
+  });
 }
 // Input, axis, whether it stays as 1, largest values, their places (the first of equal ones).
 OP(MaxDim, "tibtt") {
