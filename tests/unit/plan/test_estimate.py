@@ -115,7 +115,9 @@ def test_checkpoints_and_disk(
 
 
 def test_best_checkpoints_and_an_export_take_disk_space() -> None:
-    checkpoints = plan_checkpoints(1000, 4, num_steps=100, save_every_steps=10, keep_last=2, num_best=3, export_bytes=4000)
+    checkpoints = plan_checkpoints(
+        1000, 4, num_steps=100, save_every_steps=10, keep_last=2, num_best=3, export_bytes=4000
+    )
     assert checkpoints.num_held == 2 + 1 + 3 and checkpoints.export_bytes == 4000
     assert checkpoints.disk_bytes == 6 * checkpoints.num_bytes + 4000
     unknown = plan_checkpoints(1000, 4, num_steps=None, save_every_steps=10, keep_last=2, num_best=3)
