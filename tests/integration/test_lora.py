@@ -118,7 +118,8 @@ def test_resumed_exported_and_tied_to_its_base(write_config: Callable[..., Path]
 
 @pytest.mark.slow
 def test_starts_from_a_run_validates_evaluates_and_exports(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    check(train(write_config(run_name="first", train_tokens=2 * 8 * SEQ_LENGTH, validation=None)))
+    settings = {"train_tokens": 2 * 8 * SEQ_LENGTH, "schedule": {"peak_lr": 1e-3}, "validation": None}
+    check(train(write_config(run_name="first", **settings)))
     first = tmp_path / "output/first"
     exported = tmp_path / "exported"
     held = yaml.safe_load(write_config().read_text(encoding="utf-8"))["cpt"]["validation"]["sets"]["held"]["path"]
