@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import subprocess
 import sys
 import tarfile
@@ -61,7 +62,10 @@ class Shipped:
 
     def make_cluster(self, device: str) -> Cluster:
         """Return the cluster that the configuration is planned for."""
-        return Cluster(num_nodes=self.num_nodes, devices_per_node=8, device=device, device_bytes=64 * GIGABYTE)
+        layout = load_config(self.path, self.overrides).mindformers["parallel_config"]
+        sizes = ("data_parallel", "model_parallel", "pipeline_stage", "context_parallel")
+        devices = min(math.prod(layout.get(size, 1) for size in sizes), 8)
+        return Cluster(num_nodes=self.num_nodes, devices_per_node=devices, device=device, device_bytes=64 * GIGABYTE)
 
 
 def list_shipped(root: Path = REPOSITORY) -> Iterator[Shipped]:

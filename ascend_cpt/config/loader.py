@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -122,7 +123,7 @@ def _overrides_to_tree(overrides: Mapping[str, Any]) -> YamlTree:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{COMMAND_LINE}: {dotted} and one of its parents are both set; keep one")
-        node[keys[-1]] = value
+        node[keys[-1]] = copy.deepcopy(value)  # dotted keys may add to it
         for length in range(1, len(keys) + 1):
             origins.setdefault(keys[:length], COMMAND_LINE)
     rename_keys(data, origins)

@@ -20,6 +20,9 @@ _RATES = ("peak_lr", "final_lr", "base_final_lr", "base_peak_lr", "constant_lr")
 _TOKENS = {"warmup_tokens": 1, "decay_tokens": 1, "cooldown_tokens": 1}  # steps of the rehearsal
 _RATES_OF_MINDFORMERS = ("learning_rate", "lr_end", "warmup_lr_init")
 
+MAX_LORA_RANK = 8
+"""The small model's layers have fewer rows and columns than a usual rank."""
+
 
 def shrink_recipe(
     cpt: Mapping[str, Any], run: ResolvedRun, *, seq_length: int, global_batch_size: int
@@ -44,6 +47,8 @@ def shrink_recipe(
     )
     small.pop("storage", None)
     small.pop("trainable", None)  # the small model has other layers and a smaller vocabulary
+    if small.get("lora"):
+        small["lora"]["rank"] = min(small["lora"]["rank"], MAX_LORA_RANK)
     if cpt.get("loss_chunks", 1) > 1:
         small["loss_chunks"] = 2  # divides the number of rows in every rehearsal
     small["train_tokens"] = NUM_STEPS * tokens

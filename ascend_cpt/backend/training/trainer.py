@@ -129,6 +129,12 @@ def _prepare_loading(run: ResolvedRun, *, on_cpu: bool) -> None:
         from ascend_cpt.backend.models.freeze import freeze_weights
 
         freeze_weights(frozen)
+    if run.frozen or run.lora is not None:
+        from ascend_cpt.backend.checkpointing.frozen_layouts import add_frozen_layouts, require_frozen_weights
+
+        if not on_cpu and run.layout.world_size > 1:
+            add_frozen_layouts()
+        require_frozen_weights(on_resume=run.lora is None)
     if run.config.cpt.loss_chunks > 1:
         from ascend_cpt.backend.models.chunked_loss import chunk_losses
 

@@ -119,6 +119,12 @@ def test_overrides(tmp_path: Path) -> None:
         parse_assignments(["cpt.seq_length"])
 
 
+def test_overrides_are_not_changed(tmp_path: Path) -> None:
+    overrides = {"cpt.schedule": {"peak_lr": 2e-4}, "cpt.schedule.final_lr": 1e-6}
+    load_config(write(tmp_path, GOOD), overrides)
+    assert overrides == {"cpt.schedule": {"peak_lr": 2e-4}, "cpt.schedule.final_lr": 1e-6}
+
+
 def test_replaced_mapping(tmp_path: Path) -> None:
     overrides = {"cpt.sources": {"other": {"path": "y"}}}
     assert list(load_config(write(tmp_path, GOOD), overrides).cpt.sources) == ["train", "other"]

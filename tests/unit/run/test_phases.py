@@ -69,7 +69,7 @@ def test_summary(resolve_run: ResolveRun) -> None:
         "note     preset reuse (arXiv 2407.07263): peak 0.0001, final 1e-06",
         "note     rounded: train_tokens 2,050,000 → 1,000 steps = 2,048,000 tokens",
         "note     unused: pad_length 128",
-        "disk     a checkpoint is 17.3 MB (1.44M parameters × 12 bytes with the optimizer); 1 saved",
+        "disk     a checkpoint is 17.3 MB (1.44M parameters, with the optimizer); 1 saved",
     ):
         assert part in text, text
 

@@ -148,7 +148,8 @@ def test_layers_of_interleaved_stages_are_written_for_each_part() -> None:
 
 
 def test_no_suggestion_is_slower_than_the_given_layout() -> None:
-    for given in (RECOMPUTED, FEW_MICRO_BATCHES, {"recompute_config.recompute": False}):
+    few = FEW_MICRO_BATCHES | {"model.model_config.offset": [1, 1, 0, 0]}
+    for given in (RECOMPUTED, few, {"recompute_config.recompute": False}):
         found = suggest_runs(SMALL, given, cluster(), Goal())
         assert found.given is not None
         if found.given.fits:
