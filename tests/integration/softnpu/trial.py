@@ -91,7 +91,9 @@ def make_reference(folder: Path, dataset: Path, reference: Reference) -> CpuRun:
         check(run_command(command, timeout_s=TIMEOUT_S))
         return folder / name / "output/run"
 
-    start = train("start", 2, validation=None, lora=None)
+    # All weights of the start differ from their initial values, so that frozen weights that are not loaded are seen.
+    whole = {"trainable": ["*"]} if "trainable" in reference.cpt else {}
+    start = train("start", 2, validation=None, lora=None, **whole)
     export(start, folder / "start_hf", merge=False)
     return CpuRun(start, folder / "start_hf", train("cpu", NUM_STEPS, init_from=str(start)))
 
