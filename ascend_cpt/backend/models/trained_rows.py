@@ -5,7 +5,9 @@ exclude them. These weights have no weight decay. AdamW therefore never changes 
 zero, and so does the update.
 
 The operator is a Morph: MindSpore shards its inputs and outputs by layout and runs its functions on each device's slice
-of the weight. The functions compute the first trained row of the slice from the index of the tensor-parallel rank.
+of the weight. The trained rows of the slice are given by the index of the tensor-parallel rank. All ranks select them
+with a mask: if a rank without trained rows returned zeros instead, MindSpore would remove the communication of the
+gradient from its graph only, and the ranks would wait for different collectives.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindformers.parallel_core.inference.parallel_state import get_tensor_model_parallel_group
 from mindformers.parallel_core.training_graph.device_matrix import layout
 from mindspore import Tensor, nn, ops
-from mindspore.ops.auto_generate import Concat
 from mindspore.ops.operations import Morph
 
 from ascend_cpt.backend.models.built_networks import change_built_networks, find_gpt_model
@@ -37,15 +39,20 @@ def infer_dtype(weight: Any) -> Any:
     return weight
 
 
+def mask_rows(first_row: int, num_rows: int, num_shards: int, shard_index: int) -> np.ndarray:
+    """Return whether the rows of a slice are trained, of shape (rows of the slice, 1)."""
+    size = num_rows // num_shards
+    return np.arange(shard_index * size, (shard_index + 1) * size)[:, None] >= first_row
+
+
 class TrainedRows(nn.Cell):
     """Returns the weight (rows, hidden size) unchanged. The gradient of its rows before `first_row` is zero."""
 
-    def __init__(self, first_row: int, num_shards: int) -> None:
+    def __init__(self, first_row: int, num_rows: int, num_shards: int) -> None:
         super().__init__(auto_prefix=False)
-        self.first_row = first_row
         is_sharded = ms.get_auto_parallel_context("parallel_mode") == ms.ParallelMode.SEMI_AUTO_PARALLEL
-        self.shard_index = get_tensor_model_parallel_group().rank if is_sharded and num_shards > 1 else 0
-        self.join = Concat(0)
+        shard_index = get_tensor_model_parallel_group().rank if is_sharded and num_shards > 1 else 0
+        self.is_trained = Tensor(mask_rows(first_row, num_rows, num_shards, shard_index))
         self.operator = Morph(self.compute, infer_shape, infer_dtype, self.differentiate)
         self.operator.add_prim_attr("self_define_shard", True)
         if is_sharded:
@@ -59,15 +66,9 @@ class TrainedRows(nn.Cell):
         """Return the weight, this device's slice."""
         return weight
 
-    def differentiate(self, weight: Tensor, _out: Tensor, dout: Tensor) -> Any:
+    def differentiate(self, _weight: Tensor, _out: Tensor, dout: Tensor) -> Any:
         """Return the gradient of this device's slice."""
-        num_rows = weight.shape[0]
-        first = self.first_row - self.shard_index * num_rows
-        if first <= 0:
-            return (dout,)
-        if first >= num_rows:
-            return (ops.zeros_like(dout),)
-        return (self.join((ops.zeros_like(dout[:first]), dout[first:])),)
+        return (ops.select(self.is_trained, dout, ops.zeros_like(dout)),)
 
 
 class WithTrainedRows(nn.Cell):
@@ -93,11 +94,11 @@ def train_rows(first_rows: Mapping[str, int]) -> None:
         if EMBEDDING in first_rows and model.pre_process:
             embedding = model.embedding.word_embeddings
             num_shards = tensor if embedding.enable_embedding_tp else 1
-            rows = TrainedRows(first_rows[EMBEDDING], num_shards)
+            rows = TrainedRows(first_rows[EMBEDDING], embedding.weight.shape[0], num_shards)
             embedding.embedding_morph = WithTrainedRows(embedding.embedding_morph, rows)
         output = EMBEDDING if model.share_embeddings_and_output_weights else OUTPUT
         if output in first_rows and model.post_process:
-            rows = TrainedRows(first_rows[output], tensor)
+            rows = TrainedRows(first_rows[output], model.vocab_size, tensor)
             # ChunkedLoss computes the logits itself.
             if isinstance(model.loss, ChunkedLoss):
                 losses = model.loss.token_losses

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from ascend_cpt.backend.models.trained_rows import TrainedRows, WithTrainedRows
+from ascend_cpt.backend.models.trained_rows import TrainedRows, WithTrainedRows, mask_rows
 
 WEIGHT = np.arange(16, dtype=np.float32).reshape(8, 2)
 
@@ -43,11 +43,11 @@ def test_slices_have_the_gradient_of_the_whole(first_row: int) -> None:
     loss, expected = differentiate(WEIGHT, None)
     expected[:first_row] = 0
     assert np.count_nonzero(expected) > 0
-    whole = differentiate(WEIGHT, TrainedRows(first_row, 1))
+    whole = differentiate(WEIGHT, TrainedRows(first_row, 8, 1))
     assert whole[0] == loss and np.array_equal(whole[1], expected)
     found = []
     for index, part in enumerate(np.split(WEIGHT, 2)):
-        rows = TrainedRows(first_row, 1)
-        rows.shard_index = index  # of rank `index` of 2
+        rows = TrainedRows(first_row, 8, 1)
+        rows.is_trained = Tensor(mask_rows(first_row, 8, 2, index))
         found.append(differentiate(part, rows)[1])
     assert np.array_equal(np.concatenate(found), expected)

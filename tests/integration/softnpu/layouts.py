@@ -151,8 +151,8 @@ LAYOUTS: dict[str, Layout] = {
     "tensor 2, accumulation 4": Layout(tensor=2, accumulation=4),
     "tensor 2, no sequence parallel": Layout(tensor=2, parallel_config={"use_seq_parallel": False}),
     "tensor 2, new rows": Layout(tensor=2, reference=ROWS),
-    "tensor 2, pipeline 2, new rows, loss in parts": Layout(
-        tensor=2, pipeline=2, accumulation=4, sections=PARTS, reference=ROWS
+    "tensor 2, accumulation 4, new rows, loss in parts": Layout(
+        tensor=2, accumulation=4, sections=PARTS, reference=ROWS
     ),
     "tensor 2, adapters": Layout(tensor=2, reference=ADAPTERS),
     "data 2, tensor 2, pipeline 2, some adapters": Layout(

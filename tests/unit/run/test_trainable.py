@@ -11,12 +11,14 @@ from ascend_cpt.config.loader import load_config, parse_assignments
 from ascend_cpt.data.packed.manifest import Manifest
 from ascend_cpt.errors import ConfigError
 from ascend_cpt.rehearsal.shrink_recipe import shrink_recipe
+from ascend_cpt.run.checks.trainable import find_trainable_problems
 from ascend_cpt.run.resolve import resolve
 from ascend_cpt.run.resolved_run import ResolvedRun
 from ascend_cpt.run.summary import describe_frozen
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = REPOSITORY / "configs/qwen3/cpt_qwen3_tiny.yaml"
+ATLAS = REPOSITORY / "configs/qwen3/cpt_qwen3_0_6b_4k.yaml"
 ROWS = "cpt.trainable=['*word_embeddings.weight[4000:]', 'output_layer.weight[4000:]']"
 
 
@@ -45,6 +47,18 @@ def test_refused(assignments: list[str], message: str, make_manifest: Callable[.
     with pytest.raises(ConfigError) as caught:
         resolve_run(make_manifest(), *assignments)
     assert message in str(caught.value)
+
+
+def test_frozen_weights_in_stages_are_refused_on_npus() -> None:
+    stages = {"parallel_config": {"data_parallel": 4, "model_parallel": 1, "pipeline_stage": 2}}
+    stages |= {"recompute_config.recompute": True, "model.model_config.offset": 0}
+    include = {"model.model_config.pet_config": {"freeze_include": ["*norm*"]}}
+    refused = "checkpoints of frozen weights need pipeline_stage 1, not 2"
+    for frozen in ({"cpt.trainable": ["*.layers.1.*"]}, include):
+        (problem,) = find_trainable_problems(load_config(ATLAS, stages | frozen))
+        assert refused in problem
+    assert find_trainable_problems(load_config(ATLAS, stages | {"cpt.trainable": ["*"]})) == []
+    assert find_trainable_problems(load_config(ATLAS, include)) == []
 
 
 def test_other_optimizers_train_whole_weights(make_manifest: Callable[..., Manifest]) -> None:
