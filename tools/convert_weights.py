@@ -94,7 +94,7 @@ def parse_args() -> argparse.Namespace:
     verify.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files of PATH")
     for command in (to_hf, verify):
         command.add_argument(
-            "--base", type=Path, metavar="FOLDER", help="weights that the run's adapters belong to [where they were]"
+            "--base", type=Path, metavar="FOLDER", help="base weights of the run's adapters [the recorded folder]"
         )
     verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
     return parser.parse_args()
