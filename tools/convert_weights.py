@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     to_hf.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
     to_hf.add_argument(
-        "--merge", action="store_true", help="for a run with adapters: write the whole model, not PEFT's adapters"
+        "--merge", action="store_true", help="for a run with adapters: write the whole model, not only the adapters"
     )
     expand = commands.add_parser("expand", help="add blocks to a Hugging Face model without changing its output")
     expand.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
