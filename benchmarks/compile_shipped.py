@@ -177,7 +177,7 @@ def main() -> int:
     parser.add_argument("results", type=Path, metavar="RESULTS.jsonl", help="file of results; appended to")
     parser.add_argument("--table", action="store_true", help="print the table instead of compiling")
     parser.add_argument("--layers-per-stage", type=int, default=2, metavar="K", help="layers per stage (default: 2)")
-    parser.add_argument("--timeout", type=float, default=900, metavar="S", help="time limit of a rank (default: 900)")
+    parser.add_argument("--timeout", type=float, default=900, metavar="S", help="time limit per rank (default: 900)")
     args = parser.parse_args()
     if args.table:
         print("\n".join(render_table(list_work(args.layers_per_stage), read_results(args.results))))

@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     to_hf.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files")
     to_hf.add_argument("--average", type=int, default=1, metavar="K", help="mean of the K newest checkpoints [1]")
     to_hf.add_argument(
-        "--merge", action="store_true", help="for a run with adapters: write the whole model, not PEFT's adapters"
+        "--merge", action="store_true", help="for a run with adapters: write the whole model, not only the adapters"
     )
     expand = commands.add_parser("expand", help="add blocks to a Hugging Face model without changing its output")
     expand.add_argument("source", type=Path, metavar="FOLDER", help="Hugging Face folder")
@@ -94,7 +94,7 @@ def parse_args() -> argparse.Namespace:
     verify.add_argument("--no-verify", action="store_true", help="do not verify the checksums of the files of PATH")
     for command in (to_hf, verify):
         command.add_argument(
-            "--base", type=Path, metavar="FOLDER", help="weights that the run's adapters belong to [where they were]"
+            "--base", type=Path, metavar="FOLDER", help="base weights of the run's adapters [the recorded folder]"
         )
     verify.add_argument("--no-logits", action="store_true", help="compare tensors only, without building the network")
     return parser.parse_args()

@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("experiments", nargs="+", metavar="NAME|YAML", help="experiments, by name or file")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="seeds (default: those of the experiment)")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at the same time (default: 1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="concurrent runs (default: 1)")
     parser.add_argument(
         "--output-dir",
         type=Path,
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         help="runs, results and pictures (default: output/experiments)",
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--quick", action="store_true", help="one seed and small budgets; shows only that it runs")
+    mode.add_argument("--quick", action="store_true", help="one seed and small budgets; shows only that the runs work")
     mode.add_argument("--render", action="store_true", help="render the checked-in results without running anything")
     mode.add_argument(
         "--publish", action="store_true", help="also write the results to experiments/results and docs/pictures"

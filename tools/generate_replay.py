@@ -1,4 +1,4 @@
-"""Write replay text with the base model itself, for use when its original data is not available.
+"""Generate replay text with the base model itself, for use when its original data is not available.
 
 python tools/generate_replay.py base/ replay.jsonl --num-texts 2000 --max-tokens 256
 python tools/generate_replay.py base/ replay.jsonl --prompts general.jsonl --prompt-tokens 16 --top-p 0.95
@@ -36,11 +36,11 @@ def parse_args() -> argparse.Namespace:
     add("output", type=Path, metavar="OUTPUT", help='JSONL file to write, with one {"text": ...} per line')
     add("--from-vllm", type=Path, nargs="+", default=[], metavar="JSONL", help="filter these outputs of vLLM instead")
     add("--num-texts", type=int, default=1000, metavar="N", help="number of texts to generate [%(default)s]")
-    add("--max-tokens", type=int, default=256, metavar="N", help="tokens of a text, with its prompt [%(default)s]")
+    add("--max-tokens", type=int, default=256, metavar="N", help="tokens per text, with the prompt [%(default)s]")
     add("--batch-size", type=int, default=64, metavar="N", help="texts generated at the same time [%(default)s]")
     add("--prompts", nargs="+", default=[], metavar="PATH", help="texts whose first tokens begin the generated texts")
     add("--json-key", default="text", metavar="KEY", help="key of the texts in --prompts [%(default)s]")
-    add("--prompt-tokens", type=int, default=16, metavar="N", help="tokens of a prompt [%(default)s]")
+    add("--prompt-tokens", type=int, default=16, metavar="N", help="tokens per prompt [%(default)s]")
     add("--temperature", type=float, default=1.0, help="0 selects the most likely token [%(default)s]")
     add("--top-p", type=float, default=1.0, help="nucleus sampling threshold [%(default)s]")
     add("--seed", type=int, default=0, help="random seed [%(default)s]")

@@ -203,7 +203,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="drop documents that share an n-gram of words with these validation texts or task items",
     )
-    add("--decontaminate-ngram", type=int, default=13, metavar="N", help="words of an n-gram [%(default)s]")
+    add("--decontaminate-ngram", type=int, default=13, metavar="N", help="words per n-gram [%(default)s]")
     add(
         "--decontaminate-action",
         choices=DECONTAMINATION_ACTIONS,
@@ -216,13 +216,11 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="drop all but the first document of each cluster of near-duplicates, found with MinHash",
     )
-    add("--minhash-ngram", type=int, default=5, metavar="N", help="words of a shingle [%(default)s]")
-    add(
-        "--minhash-buckets", type=int, default=14, metavar="N", help="near-duplicates agree in one bucket [%(default)s]"
-    )
-    add("--minhash-hashes", type=int, default=8, metavar="N", help="hashes of a bucket [%(default)s]")
+    add("--minhash-ngram", type=int, default=5, metavar="N", help="words per shingle [%(default)s]")
+    add("--minhash-buckets", type=int, default=14, metavar="N", help="near-duplicates share at least one [%(default)s]")
+    add("--minhash-hashes", type=int, default=8, metavar="N", help="hashes per bucket [%(default)s]")
     add("--minhash-hash", choices=MINHASH_FUNCTIONS, default="xxhash", help="hash of a shingle [%(default)s]")
-    add("--minhash-precision", type=int, choices=MINHASH_PRECISIONS, default=64, help="bits of a hash [%(default)s]")
+    add("--minhash-precision", type=int, choices=MINHASH_PRECISIONS, default=64, help="bits per hash [%(default)s]")
     add(
         "--minhash-words",
         choices=MINHASH_WORDS,

@@ -120,7 +120,7 @@ class EvaluationNetwork:
             trained = open_trained(path, verify=False)
             if trained.adapters is not None:
                 raise CheckpointError(
-                    f"{path}: has only adapters, which are merged for one device or data parallelism; export it with "
+                    f"{path}: has only adapters, which cannot be merged in memory in this layout; export the run with "
                     "tools/convert_weights.py to-hf --merge, and evaluate the exported folder"
                 )
             _check_shapes(trained.source, self._model)

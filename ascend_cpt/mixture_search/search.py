@@ -164,8 +164,8 @@ class _Search:
         for name, one in surface.fitted.items():
             if one.has_failed:
                 self._say(
-                    f"failed fit: {name}: the error on left-out blends is not below that of the mean; it is not used. "
-                    "Raise --proxies or the budget of a proxy"
+                    f"failed fit: {name}: the error on left-out blends is not below that of the mean, so it is not "
+                    "used. Raise --proxies or the budget of a proxy"
                 )
         return surface
 

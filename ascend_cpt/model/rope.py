@@ -16,8 +16,8 @@ DEFAULT_THETA = 10000.0
 # rope_type → why it is not supported.
 _UNSUPPORTED = {
     "dynamic": "its frequencies depend on the length of the text, but a graph is compiled with fixed ones",
-    "linear": "it scales all frequencies alike; YaRN replaces it",
-    "longrope": "it has other frequencies for short than for long texts, but a graph is compiled with fixed ones",
+    "linear": "it scales all frequencies by the same factor; use yarn instead",
+    "longrope": "it has different frequencies for short and long texts, but a graph is compiled with fixed ones",
     "mrope": "it has several positions per token, for images",
 }
 

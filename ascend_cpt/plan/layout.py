@@ -173,8 +173,8 @@ def _find_part_problems(layers: int, stages: int, offset: Any, recompute: Any, p
     per_stage = [sum(stage) for stage in zip(*per_part, strict=True)]
     if sum(per_stage) != layers or min(map(min, per_part)) < 1:
         return [
-            f"pp_interleave_num {parts}: {per_part} layers in the parts of the stages, but num_hidden_layers is "
-            f"{layers}; every part needs one, and the sum of model.model_config.offset is {rest}"
+            f"pp_interleave_num {parts}: the parts of the stages have {per_part} layers, but num_hidden_layers is "
+            f"{layers}; every part needs a layer, and the sum of model.model_config.offset must be {rest}"
         ]
     if per_part != split_parts(per_stage, parts):
         return [

@@ -61,7 +61,7 @@ def open_trained(
         like: A folder to copy tokenizer files, generation_config.json and, if present, config.json from.
         verify: Compare the files to be read with the checksums recorded at saving. In a run, damaged steps are
             skipped with a warning, like incomplete ones.
-        base: For a run that trained adapters, the folder of the weights they belong to; default: where they were.
+        base: For a run that trained adapters, the folder of the weights they belong to; default: the recorded one.
         dtype: The dtype of the merged weights, such as "float32"; default: that of the base.
 
     Raises:
@@ -84,7 +84,7 @@ def open_trained(
     sources: list[TensorSource] = [MindFormersFolder(folder) for folder in folders]
     adapted = open_adapted(folders, sources, config, base=base, dtype=dtype)
     if base is not None and adapted is None:
-        raise CheckpointError(f"{path}: has all weights, not adapters; remove --base")
+        raise CheckpointError(f"{path}: has no adapters; remove --base")
     if adapted is not None:
         sources = list(adapted.merged)
     return TrainedModel(

@@ -12,7 +12,7 @@ from ascend_cpt.model.lora import find_lora_problem
 from ascend_cpt.model.sizes import read_sizes
 from ascend_cpt.run.resolved_run import RANDOM_INIT, read_lora
 
-# Others treat weights by their names or layers, and were not tried with adapters.
+# Other optimizers treat weights by name or layer, and have not been tried with adapters.
 OPTIMIZER = "AdamW"
 
 

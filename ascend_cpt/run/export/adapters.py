@@ -15,7 +15,7 @@ from ascend_cpt.weights.lora.peft import write_peft
 def check_merge(trained: TrainedModel, path: Path, *, merge: bool) -> None:
     """Raise CheckpointError if `--merge` was given for a run that trained all weights."""
     if merge and trained.adapters is None:
-        raise CheckpointError(f"{path}: has all weights, no adapters to merge; remove --merge")
+        raise CheckpointError(f"{path}: has no adapters to merge; remove --merge")
 
 
 def export_adapters(trained: TrainedModel, target: Path, options: Options) -> Summary:

@@ -45,7 +45,7 @@ def open_adapted(
         folders: The checkpoint folders.
         sources: The tensors in them.
         config: The model's Hugging Face configuration.
-        base: Folder of the base, if it is no longer where it was.
+        base: Folder of the base, if it has been moved.
         dtype: The dtype of the merged weights, such as "float32"; default: that of the base.
 
     Raises:
@@ -85,13 +85,13 @@ def _find_base(checkpoint: Path, recorded: Mapping[str, str], given: Path | None
     if not folder.is_dir():
         raise CheckpointError(
             f"{checkpoint}: its adapters belong to the weights of {folder}, which is missing; copy it back, or give "
-            "its new place with tools/convert_weights.py to-hf --merge --base"
+            "its new location with tools/convert_weights.py to-hf --merge --base"
         )
     if not is_hf_folder(folder):
         folder = locate_checkpoint(folder).folder
     if recorded.get(IDENTITY) not in [identify_base(folder, shared=shared).identity for shared in (True, False)]:
         raise CheckpointError(
-            f"{folder}: has other weights than those that the adapters of {checkpoint} were trained on; give the "
-            "folder of these"
+            f"{folder}: the adapters of {checkpoint} were trained on other weights; give the folder that contains "
+            "those weights"
         )
     return folder

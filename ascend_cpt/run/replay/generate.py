@@ -162,7 +162,7 @@ def generate_parts(order: ReplayOrder, folder: Path, report: Callable[[str], Non
     path = folder / _SETTINGS_NAME
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
         raise ConfigError(
-            f"{folder}: has parts generated with other settings; repeat the command that began them, give another "
+            f"{folder}: has parts generated with other settings; repeat the command that started them, give another "
             "OUTPUT, or remove this folder"
         )
     write_text(path, json.dumps(settings, indent=1) + "\n")

@@ -104,9 +104,9 @@ def test_all_forms_of_the_fields_are_read(config: dict[str, Any], theta: float, 
 @pytest.mark.parametrize(
     ("scaling", "named"),
     [
-        ({"type": "linear", "factor": 2.0}, "linear is not supported .it scales all frequencies alike"),
+        ({"type": "linear", "factor": 2.0}, "linear is not supported .it scales all frequencies by the same factor"),
         ({"type": "dynamic", "factor": 2.0}, "dynamic is not supported .its frequencies depend on the length"),
-        ({"rope_type": "longrope", "factor": 2.0}, "longrope is not supported .it has other frequencies for short"),
+        ({"rope_type": "longrope", "factor": 2.0}, "longrope is not supported .it has different frequencies for short"),
         ({"rope_type": "su"}, "su is not supported; only default, llama3 and yarn are"),
         ({"rope_type": "yarn", "factor": 4.0}, "rope_type yarn needs original_max_position_embeddings"),
         ({**YARN, "factor": None}, "rope_type yarn needs factor"),

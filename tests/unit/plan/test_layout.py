@@ -130,8 +130,9 @@ def test_lists_by_stage_that_do_not_fit_are_one_line(stages: int, offset: Any, r
             2,
             0,
             True,
-            "pp_interleave_num 2: [[2, 2, 2, 2, 2, 2, 2, 2], [2, 2, 2, 2, 2, 2, 2, 2]] layers in the parts of the "
-            "stages, but num_hidden_layers is 36; every part needs one, and the sum of model.model_config.offset is 4",
+            "pp_interleave_num 2: the parts of the stages have [[2, 2, 2, 2, 2, 2, 2, 2], [2, 2, 2, 2, 2, 2, 2, 2]] "
+            "layers, but num_hidden_layers is 36; every part needs a layer, and the sum of model.model_config.offset "
+            "must be 4",
         ),
         (
             8,

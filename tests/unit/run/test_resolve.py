@@ -61,7 +61,7 @@ def big_manifest(make_manifest: Callable[..., Manifest]) -> Manifest:
         (
             "model.model_config.rope_scaling={rope_type: longrope, factor: 4.0}",
             1,
-            "model.model_config.rope_scaling.rope_type: longrope is not supported (it has other frequencies for short",
+            "model.model_config.rope_scaling.rope_type: longrope is not supported (it has different frequencies",
         ),
         (
             "model.model_config.rope_parameters={rope_type: yarn, factor: 4.0}",
