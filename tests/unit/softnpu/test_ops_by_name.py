@@ -55,6 +55,16 @@ def test_products_and_quotients(device: Device, dtype: str) -> None:
     assert_rounded(out, x.values / make((150,), dtype, 3).values)
 
 
+@pytest.mark.parametrize("axes", [(1,), (-1, 0), (0, 1, 2)])
+@pytest.mark.parametrize("keep_dims", [True, False])
+def test_sum(device: Device, axes: tuple[int, ...], keep_dims: bool) -> None:
+    x = make((4, 1, 5), "float32", 1)
+    expected = x.values.sum(axes, keepdims=keep_dims)
+    out = make_zeros(expected.shape, "float32")
+    device.run_by_name("ReduceSum", [x, DeviceTensor(np.array(axes), "int64")], [out], {"keep_dims": int(keep_dims)})
+    assert_rounded(out, expected)
+
+
 def test_step_of_adamw(device: Device) -> None:
     """The sequence of MindFormers' AdamW for one parameter, against the formula of the paper."""
     rng = np.random.default_rng(0)

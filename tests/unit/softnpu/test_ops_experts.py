@@ -85,6 +85,8 @@ def test_scatter(device: Device, layout: str, reduction: int) -> None:
     added = source.values + (np.take_along_axis(expected, indices, -1) if reduction else 0)
     np.put_along_axis(expected, indices, added, -1)
     assert_rounded(out, expected)
+    device.run("InplaceScatter", x, -1, DeviceTensor(indices, "int64"), source, reduction)
+    assert_rounded(x, expected)
 
 
 def multiply_groups(x: Values, w: Values) -> Values:

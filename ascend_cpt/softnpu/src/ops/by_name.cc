@@ -59,6 +59,26 @@ NAMED_OP(AddN) {
   }
   store_all(out, sum);
 }
+// Input, axes; reduced dimensions stay as 1 with keep_dims.
+NAMED_OP(ReduceSum) {
+  const Tensor &in = input(call, 0);
+  Dims kept = in.dims, squeezed, axes = whole(input(call, 1));
+  std::vector<bool> reduced(in.dims.size());
+  for (int64_t axis : axes) reduced[find_axis(axis, in.rank())] = true;
+  for (size_t d = 0; d < kept.size(); d++) {
+    if (reduced[d]) kept[d] = 1;
+    else squeezed.push_back(kept[d]);
+  }
+  Dims strides = dense_strides(kept), inner = dense_strides(in.dims);
+  need_shape(output(call, 0), call.attribute("keep_dims", 0) ? kept : squeezed);
+  std::vector<double> values = load_all(in), sums(count_elements(kept), 0.0);
+  for (size_t k = 0; k < values.size(); k++) {
+    int64_t at = 0;
+    for (int64_t d = 0; d < in.rank(); d++) if (kept[d] > 1) at += (int64_t)k / inner[d] % in.dims[d] * strides[d];
+    sums[at] += values[k];
+  }
+  store_all(output(call, 0), sums);
+}
 NAMED_OP(RealDiv) {
   need_float(output(call, 0));
   need_shape(output(call, 0), broadcast(input(call, 0).dims, input(call, 1).dims));

@@ -83,9 +83,8 @@ OP(IndexAdd, "tittst") {
   }
   store_all(out, total);
 }
-// Input, axis, indices, values, how they are combined (0: replaced, 1: added), result.
-OP(Scatter, "tittit") {
-  const Tensor &in = call.tensor(0), &index = call.tensor(2), &source = call.tensor(3), &out = call.tensor(5);
+static void scatter(Call &call, const Tensor &in, const Tensor &out) {
+  const Tensor &index = call.tensor(2), &source = call.tensor(3);
   int64_t axis = find_axis(call.integer(1), in.rank());
   need(call.integer(4) == 0 || call.integer(4) == 1, "reduction " + std::to_string(call.integer(4)) + " is not supported");
   need_shape(out, in.dims);
@@ -100,6 +99,9 @@ OP(Scatter, "tittit") {
   }
   store_all(out, total);
 }
+// Input, axis, indices, values, how they are combined (0: replaced, 1: added), result.
+OP(Scatter, "tittit") { scatter(call, call.tensor(0), call.tensor(5)); }
+OP(InplaceScatter, "titti") { scatter(call, call.tensor(0), call.tensor(0)); }
 OP(InplaceZero, "t") { fill(call.tensor(0), 0.0); }
 
 OP(Permute, "tIt") {
