@@ -57,12 +57,15 @@ def test_products_and_quotients(device: Device, dtype: str) -> None:
 
 @pytest.mark.parametrize("axes", [(1,), (-1, 0), (0, 1, 2)])
 @pytest.mark.parametrize("keep_dims", [True, False])
-def test_sum(device: Device, axes: tuple[int, ...], keep_dims: bool) -> None:
-    x = make((4, 1, 5), "float32", 1)
-    expected = x.values.sum(axes, keepdims=keep_dims)
-    out = make_zeros(expected.shape, "float32")
-    device.run_by_name("ReduceSum", [x, DeviceTensor(np.array(axes), "int64")], [out], {"keep_dims": int(keep_dims)})
-    assert_rounded(out, expected)
+def test_reductions(device: Device, axes: tuple[int, ...], keep_dims: bool) -> None:
+    x, over = make((4, 1, 5), "float32", 1), DeviceTensor(np.array(axes), "int64")
+    for name, expected in (
+        ("ReduceSum", x.values.sum(axes, keepdims=keep_dims)),
+        ("ReduceMean", x.values.mean(axes, keepdims=keep_dims)),
+    ):
+        out = make_zeros(expected.shape, "float32")
+        device.run_by_name(name, [x, over], [out], {"keep_dims": int(keep_dims)})
+        assert_rounded(out, expected)
 
 
 def test_step_of_adamw(device: Device) -> None:

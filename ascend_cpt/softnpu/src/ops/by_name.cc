@@ -59,8 +59,8 @@ NAMED_OP(AddN) {
   }
   store_all(out, sum);
 }
-// Input, axes; reduced dimensions stay as 1 with keep_dims.
-NAMED_OP(ReduceSum) {
+// The sums over input 1's axes, or their means; reduced dimensions stay as 1 with keep_dims.
+static void reduce(NamedCall &call, bool is_mean) {
   const Tensor &in = input(call, 0);
   Dims kept = in.dims, squeezed, axes = whole(input(call, 1));
   std::vector<bool> reduced(in.dims.size());
@@ -77,8 +77,11 @@ NAMED_OP(ReduceSum) {
     for (int64_t d = 0; d < in.rank(); d++) if (kept[d] > 1) at += (int64_t)k / inner[d] % in.dims[d] * strides[d];
     sums[at] += values[k];
   }
+  if (is_mean) for (double &sum : sums) sum /= (double)values.size() / (double)sums.size();
   store_all(output(call, 0), sums);
 }
+NAMED_OP(ReduceSum) { reduce(call, false); }
+NAMED_OP(ReduceMean) { reduce(call, true); }
 NAMED_OP(RealDiv) {
   need_float(output(call, 0));
   need_shape(output(call, 0), broadcast(input(call, 0).dims, input(call, 1).dims));
