@@ -66,6 +66,8 @@ def test_reductions(device: Device, axes: tuple[int, ...], keep_dims: bool) -> N
         out = make_zeros(expected.shape, "float32")
         device.run_by_name(name, [x, over], [out], {"keep_dims": int(keep_dims)})
         assert_rounded(out, expected)
+        device.run_by_name("ZerosLike", [out], [out])
+        assert not out.values.any()
 
 
 def test_step_of_adamw(device: Device) -> None:

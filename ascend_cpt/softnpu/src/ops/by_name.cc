@@ -82,6 +82,10 @@ static void reduce(NamedCall &call, bool is_mean) {
 }
 NAMED_OP(ReduceSum) { reduce(call, false); }
 NAMED_OP(ReduceMean) { reduce(call, true); }
+NAMED_OP(ZerosLike) {
+  need_equal_shape(input(call, 0), output(call, 0));
+  fill(output(call, 0), 0.0);
+}
 NAMED_OP(RealDiv) {
   need_float(output(call, 0));
   need_shape(output(call, 0), broadcast(input(call, 0).dims, input(call, 1).dims));
