@@ -18,7 +18,7 @@ from ascend_cpt.run.launch.reason import find_reason
 
 POLL_S = 0.2
 STOP_GRACE_S = 120.0
-"""A run that is told to stop saves a checkpoint first."""
+"""A run that is asked to stop saves a checkpoint first."""
 
 
 def count_cores() -> int:
