@@ -19,16 +19,17 @@ NUM_STEPS = 6
 
 
 def compare(one: Path, parts: Path) -> None:
-    """Check that two runs have the same records, with losses and gradient norms equal to 1e-5."""
+    """Check that two runs have the same records, with losses equal to 1e-5 and gradient norms to 1e-4."""
     records, others = read_history(one), read_history(parts)
     assert [record[:2] for record in records] == [record[:2] for record in others]
     assert len(records) >= NUM_STEPS + 2
-    for index in (2, 4):
+    # The gradient's sums have another order. After six steps of AdamW, the norms differ by up to 2e-5.
+    for index, tolerance in ((2, 1e-5), (4, 1e-4)):
         values, changed = (
             np.array([record[index] if record[index] is not None else 0.0 for record in run], float)
             for run in (records, others)
         )
-        np.testing.assert_allclose(values, changed, rtol=1e-5)
+        np.testing.assert_allclose(values, changed, rtol=tolerance)
     assert [read_run_info(run)["loss_chunks"] for run in (one, parts)] == [1, 4]
 
 
