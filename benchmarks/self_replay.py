@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +19,11 @@ from typing import Any
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from benchmarks.forgetting import SETS, render_table
+
 PACKED = "data/sample/packed"
-SETS = ("general", "code")
 ARMS = {
     "no replay": {"code": 1},
     "25 % real replay": {"code": 0.75, "general": 0.25},
@@ -154,19 +156,6 @@ def write_replay(output: Path, seed: int, args: argparse.Namespace) -> dict[str,
 def run(script: str, *arguments: str) -> None:
     """Run a program of the repository."""
     subprocess.run([sys.executable, script, *arguments], cwd=REPOSITORY, check=True)
-
-
-def render_table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Return mean ± standard deviation over the seeds as a Markdown table."""
-    lines = ["| continuation | general loss | code loss |", "| --- | --- | --- |"]
-    for name, changes in results.items():
-        cells = []
-        for domain in SETS:
-            values = [change[domain] for change in changes]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):+.3f} ± {spread:.3f}")
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

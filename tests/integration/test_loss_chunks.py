@@ -19,12 +19,12 @@ NUM_STEPS = 6
 
 
 def compare(one: Path, parts: Path) -> None:
-    """Check that two runs have the same records, with losses equal to 1e-5 and gradient norms to 1e-4."""
+    """Check that two runs have the same records, with losses equal to 1e-5 and gradient norms to 5e-5."""
     records, others = read_history(one), read_history(parts)
     assert [record[:2] for record in records] == [record[:2] for record in others]
     assert len(records) >= NUM_STEPS + 2
     # The gradient's sums have another order. After six steps of AdamW, the norms differ by up to 2e-5.
-    for index, tolerance in ((2, 1e-5), (4, 1e-4)):
+    for index, tolerance in ((2, 1e-5), (4, 5e-5)):
         values, changed = (
             np.array([record[index] if record[index] is not None else 0.0 for record in run], float)
             for run in (records, others)

@@ -26,7 +26,7 @@ class LogSoftmax(nn.Cell):
     def __init__(self, _config: Any = None) -> None:
         super().__init__()
         self.log_softmax = ops.LogSoftmax(axis=-1)
-        self.max = ops.ArgMaxWithValue(axis=1, keep_dims=True)
+        self.max = ops.ArgMaxWithValue(axis=1, keep_dims=True)  # used by row_scorer.py, as in MindFormers' cell
 
     def construct(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         return self.log_softmax(ops.cast(logits, ms.float32)), label
